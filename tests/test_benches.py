@@ -28,7 +28,7 @@ def figures(*rates: float) -> Figures:
 
 
 @for_each("kind", KINDS.values(), ids=KINDS)
-def test_a_request_is_json_whose_id_and_first_number_agree(kind: Kind) -> None:
+def test_bench_requests_have_matching_ids(kind: Kind) -> None:
     """The load generator checks an answer by its id alone: the sum is the id plus one."""
     request = json.loads(kind.body.replace("@", "1000001"))
     assert request["id"] == 1000001
@@ -46,9 +46,7 @@ def test_a_request_is_json_whose_id_and_first_number_agree(kind: Kind) -> None:
         ((1_008, 1_008 * 398), (5_607, 5_607 * 370), False),
     ],
 )
-def test_the_size_of_an_answer_is_known_up_to_the_answers_that_were_under_way(
-    examined: tuple[int, int], timed: tuple[int, int], fine: bool
-) -> None:
+def test_response_size_is_estimated(examined: tuple[int, int], timed: tuple[int, int], fine: bool) -> None:
     """A fixed defect: 64 half-read streams in a thousand answers looked like answers of another size."""
     first, second = (
         http_load.bytes_per_answer(f"Requests/sec: 1\nTOTALS answers={answers} bytes={read}\n")
@@ -59,12 +57,12 @@ def test_the_size_of_an_answer_is_known_up_to_the_answers_that_were_under_way(
         http_load.bytes_per_answer("TOTALS answers=0 bytes=100\n")
 
 
-def test_lines_for_stdio_have_ids_of_their_own() -> None:
+def test_stdio_lines_have_unique_ids() -> None:
     """Our choice: load uses unique request ids."""
     assert [json.loads(line)["id"] for line in call_lines(7, 3)] == [7, 8, 9]
 
 
-def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
+def test_cases_name_known_targets() -> None:
     """Ours comes first, and a budget is about a server that the case measures."""
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
@@ -73,7 +71,7 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
         assert not case.kind or case.kind in {*KINDS, "client-http", "client-stdio"}
 
 
-def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case() -> None:
+def test_broadcast_cases_name_known_targets() -> None:
     """Our choice: peers run beside us in one go, and budgets are about servers that the case measures."""
     for case in BROADCASTS.values():
         assert set(case.targets) <= set(TARGETS)
@@ -82,7 +80,7 @@ def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case(
     assert {case.subscribers for case in BROADCASTS.values() if not case.websocket} == {100, 1_000, 5_000, 10_000}
 
 
-def test_a_broadcast_is_judged_by_its_ratios_and_by_the_memory_of_a_subscriber() -> None:
+def test_broadcast_budget_uses_ratios_and_memory() -> None:
     """Our choice: at 5,000 subscribers, 80 % of a bare loop, five times the peer, 8 KiB each."""
     rounds = {"ours-hub": (130_000, 8.5), "bare-sse": (150_000, 0.5), "fastapi": (30_000, 50.0)}
     results = {
@@ -93,7 +91,7 @@ def test_a_broadcast_is_judged_by_its_ratios_and_by_the_memory_of_a_subscriber()
     assert [verdict.kept for verdict in report.verdicts(results)] == [True, False, False]
 
 
-def test_endurance_without_a_figure_keeps_no_budget() -> None:
+def test_endurance_without_figures_fails() -> None:
     """A stalled reader that was not cut, or a run that broke off, must not look like a success."""
     failed = {"ours-hub": Figures(error="the stalled reader was not cut as slow")}
     results = {"stalled": failed, "mixed": failed}
@@ -101,13 +99,13 @@ def test_endurance_without_a_figure_keeps_no_budget() -> None:
     assert "the stalled reader was not cut" in report.tables(results)
 
 
-def test_the_slope_of_memory_is_that_of_the_line_through_all_samples() -> None:
+def test_memory_slope_is_a_linear_fit() -> None:
     """One high sample at the end is not a leak; what rises steadily is."""
     assert slope([(float(second), 40.0 + second / 100) for second in range(60)]) == pytest.approx(0.01)
     assert slope([(0.0, 40.0)]) == 0.0
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
+def test_ratios_are_medians_over_rounds() -> None:
     """Our choice: a machine that is slow for one round is slow for both sides of it."""
     results = {"session": {"ours": figures(200, 2000, 90), "mcp": figures(10, 50, 1), "fastmcp": figures(1, 1, 1)}}
     (verdict,) = report.verdicts(results)
@@ -116,7 +114,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     assert verdict.kept
 
 
-def test_a_server_that_gave_no_figure_keeps_no_budget() -> None:
+def test_servers_without_figures_fail_the_budget() -> None:
     """A benchmark that measured nothing must not look like a success."""
     results = {"session": {"ours": Figures(error="did not start"), "mcp": figures(10), "fastmcp": figures(1)}}
     (verdict,) = report.verdicts(results)
@@ -125,7 +123,7 @@ def test_a_server_that_gave_no_figure_keeps_no_budget() -> None:
     assert "did not start" in report.tables(results)
 
 
-def test_a_ratio_by_processor_time_stands_beside_that_by_rate_and_decides_where_the_budget_says_so() -> None:
+def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
     """On a machine that others use too, rates say how much of it each server got; processor times say what it took."""
     ours, rust = Figures([{"rate": 50.0, "cpu_us": 10.0}]), Figures([{"rate": 100.0, "cpu_us": 15.0}])
     results = {"call": {"ours": ours, "rust": rust}}
@@ -139,7 +137,7 @@ def test_a_ratio_by_processor_time_stands_beside_that_by_rate_and_decides_where_
     assert not report.verdicts(results)[0].kept
 
 
-def test_every_row_of_a_table_has_a_cell_for_each_column() -> None:
+def test_table_rows_have_a_cell_per_column() -> None:
     """A row that is shorter or longer than its head is not shown as a row."""
     failed = {name: Figures(error="did not start") for name in ("ours", "rust")}
     text = report.tables({"call": failed, "broadcast-100": {"ours-hub": failed["ours"], "nchan": figures(1)}})
@@ -148,7 +146,7 @@ def test_every_row_of_a_table_has_a_cell_for_each_column() -> None:
         assert len(set(rows)) <= 1, table
 
 
-def test_a_rival_that_this_machine_cannot_have_is_left_out_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has neither cargo nor Go nor nginx gets every other row, and is told what is missing."""
     for name, target in targets.TARGETS.items():
         if target.program is not None:
@@ -165,7 +163,7 @@ def test_a_rival_that_this_machine_cannot_have_is_left_out_in_one_line(monkeypat
     assert [one.kept for one in report.verdicts({"call": {"ours": figures(10), "rust": Figures(error="x")}})] == [False]
 
 
-def test_the_locks_of_the_rivals_name_versions_and_checksums_but_no_place() -> None:
+def test_rival_locks_have_versions_and_checksums() -> None:
     """docs/decisions/0001, for Rust and Go: every package is pinned, and the registry is the builder's business."""
     folder = processes.ROOT / "benches"
     wanted = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]
@@ -180,7 +178,7 @@ def test_the_locks_of_the_rivals_name_versions_and_checksums_but_no_place() -> N
     assert [name for name, version in modules if f"{name} {version} h1:" not in sums] == []
 
 
-def test_the_names_of_the_rivals_tell_the_versions_that_are_locked() -> None:
+def test_rival_names_show_locked_versions() -> None:
     """A table that names a version which was not measured is worse than one without."""
     folder = processes.ROOT / "benches"
     rmcp = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]["rmcp"]["version"]
@@ -190,14 +188,14 @@ def test_the_names_of_the_rivals_tell_the_versions_that_are_locked() -> None:
         assert f"{module} v{TARGETS[name].name.split()[-1]}." in modules
 
 
-def test_a_rival_in_go_has_one_core_and_a_large_heap_in_every_mode() -> None:
+def test_go_rivals_use_one_core_and_a_large_heap() -> None:
     """Every server has one core; the collector runs a quarter as often as it does by itself."""
     rivals = [target for target in TARGETS.values() if target.program in {targets.GO, targets.MCP_GO}]
     assert len(rivals) == 8
     assert all({("GOMAXPROCS", "1"), ("GOGC", "400")} <= set(target.environment) for target in rivals)
 
 
-def test_the_tables_of_one_python_replace_only_their_own() -> None:
+def test_report_replaces_only_its_own_tables() -> None:
     """Every supported version keeps its rows on the page, whichever is measured last."""
     page = "# Performance\n"
     for python, text in [("3.11", "one"), ("3.14", "two"), ("3.11", "three"), ("3.14", "four")]:

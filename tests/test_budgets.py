@@ -124,9 +124,7 @@ async def through_connection(server: Server) -> list[str]:
 
 
 @for_each(("way", "calls", "most"), [("asgi", through_asgi, 11), ("own", through_connection, 10)])
-async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
-    way: str, calls: Callable[[Server], Any], most: int
-) -> None:
+async def test_calls_stay_within_the_python_call_budget(way: str, calls: Callable[[Server], Any], most: int) -> None:
     """Our choice: eleven by ASGI, ten by our own connection."""
     server, _ = make_server()
     async with server.running() as runtime:
@@ -135,7 +133,7 @@ async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
     assert len(names) <= most, f"{way}: {len(names)} calls: {names}"
 
 
-async def test_a_list_takes_a_short_cut_too() -> None:
+async def test_lists_take_the_fast_path() -> None:
     """Our choice: fifteen calls, the nine below the endpoint's handler among them."""
     server, _ = make_server()
 
@@ -152,7 +150,7 @@ async def test_a_list_takes_a_short_cut_too() -> None:
 
 
 @for_each("calls", [through_asgi, through_connection])
-async def test_a_key_that_is_known_costs_one_python_call(calls: Callable[[Server], Any]) -> None:
+async def test_known_keys_cost_one_python_call(calls: Callable[[Server], Any]) -> None:
     """Our choice: a warm credential is one look-up, and every short cut stays on."""
     counts: list[list[str]] = []
     header_lines.forget_credentials()  # those of other tests: so many are kept, and no more
@@ -172,7 +170,7 @@ NOW_AND_THEN = ("MessageLog._begin", "PerSecond.turn")
 
 @pytest.mark.parametrize("calls", [through_asgi, through_connection])
 @pytest.mark.parametrize("key", ["", "a-key-for-the-budget"])
-async def test_a_limit_metrics_and_an_access_log_cost_a_python_call_each(
+async def test_limits_metrics_and_access_log_cost_one_call_each(
     calls: Callable[[Server], Any], key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our choice: what every server on a network has is next to nothing beside the call itself."""
@@ -196,7 +194,7 @@ async def test_a_limit_metrics_and_an_access_log_cost_a_python_call_each(
 
 
 @for_each("calls", [through_asgi, through_connection])
-async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
+async def test_at_most_seven_frames_reach_the_function(
     calls: Callable[[Server], Any],
 ) -> None:
     """Our choice: the way of a call is short enough to be read in one traceback."""

@@ -11,7 +11,7 @@ from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
 
 
-def test_an_entry_means_what_python_dotenv_reads() -> None:
+def test_env_files_are_read_like_python_dotenv() -> None:
     """Quotes, comments, and `export`; nothing is expanded."""
     for text, value in (
         ("A=b", "b"),
@@ -29,13 +29,13 @@ def test_an_entry_means_what_python_dotenv_reads() -> None:
         assert read_env(text) == {"A": value}, text
 
 
-def test_a_key_of_several_lines_is_followed_by_the_next_entry() -> None:
+def test_multiline_values_are_followed_by_the_next_entry() -> None:
     """As private keys are written."""
     key = "-----BEGIN KEY-----\nabc=\n-----END KEY-----\n"
     assert read_env(f'KEY="{key}"\nexport NEXT=1\n') == {"KEY": key, "NEXT": "1"}
 
 
-def test_an_invalid_line_is_named_and_never_shown() -> None:
+def test_invalid_lines_are_named_and_not_shown() -> None:
     """It may be a secret."""
     for text, message in (
         ("A=1\nnonsense\n", "Line 2 of .env isn't NAME=VALUE."),
@@ -50,7 +50,7 @@ def test_an_invalid_line_is_named_and_never_shown() -> None:
         assert str(caught.value) == message
 
 
-def test_every_command_reads_a_file_in_the_same_way(tmp_path: Path) -> None:
+def test_commands_read_env_files_the_same_way(tmp_path: Path) -> None:
     """`run --env-file` and `chat --env-file` have the same rules for quotes."""
     path = tmp_path / ".env"
     path.write_text('API_KEY="a\\"b"\nOTHER=\'x\ny\'\n')

@@ -58,7 +58,7 @@ def is_allowed(expression: str) -> bool:
     return any(all(part.strip() in ALLOWED for part in one.split(" AND ")) for one in expression.split(" OR "))
 
 
-def test_every_installed_runtime_dependency_has_an_allowed_licence() -> None:
+def test_runtime_dependencies_have_allowed_licenses() -> None:
     """Our choice: Apache-2.0 for us, nothing stricter than MPL-2.0 below us."""
     refused: dict[str, str] = {}
     packages = locked()
@@ -74,7 +74,7 @@ def test_every_installed_runtime_dependency_has_an_allowed_licence() -> None:
     assert refused == {}
 
 
-def test_a_licence_expression_is_read_by_its_alternatives() -> None:
+def test_license_expressions_are_parsed() -> None:
     """SPDX: OR offers a choice, AND asks for both."""
     assert is_allowed("GPL-3.0-only OR MIT")
     assert is_allowed("(Apache-2.0 OR GPL-2.0-only) AND BSD-3-Clause")

@@ -126,13 +126,13 @@ def least_growth(process: Process, work: Callable[[], object]) -> int:
     return min(growths)
 
 
-def test_ten_thousand_sessions_that_open_no_stream_take_less_than_one_mebibyte(process: Process) -> None:
+def test_ten_thousand_idle_sessions_take_under_one_mebibyte(process: Process) -> None:
     """A session is its id: nothing of it stays in the process."""
     open_sessions(process, WARM_UP)
     assert least_growth(process, lambda: open_sessions(process, SESSIONS)) < TOLERANCE
 
 
-def test_ten_thousand_sessions_that_open_and_close_a_stream_leave_memory_where_it_was(process: Process) -> None:
+def test_ten_thousand_closed_streams_leave_no_memory(process: Process) -> None:
     """A stream costs while it is open."""
     sessions = open_sessions(process, SESSIONS)
     open_streams(process, sessions[:WARM_UP])

@@ -13,7 +13,7 @@ from processes import ROOT
 pytestmark = pytest.mark.server
 
 
-def test_the_package_installs_from_both_its_files_and_answers(tmp_path: Path) -> None:
+def test_wheel_and_sdist_install_and_serve(tmp_path: Path) -> None:
     """`make dist`: built, checked, and each file used in an empty environment."""
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "dist.py", "--out", tmp_path / "dist"],

@@ -28,7 +28,7 @@ def workflow() -> dict[str, Any]:
     return dict(loaded(ROOT / ".github" / "workflows" / "checks.yml"))
 
 
-def test_the_workflow_runs_commands_that_everybody_has() -> None:
+def test_workflow_runs_documented_commands() -> None:
     """Our choice: CI does nothing that you can't do with the same words."""
     steps = [step for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step]
     commands = [step["run"] for step in steps if not step["run"].startswith("choco ")]
@@ -37,7 +37,7 @@ def test_the_workflow_runs_commands_that_everybody_has() -> None:
     assert {"check", "test", "test-python", "unit", "docs-site", "dist"} <= {each.split()[1] for each in commands}
 
 
-def test_the_workflow_covers_every_python_and_system() -> None:
+def test_workflow_covers_every_python_and_system() -> None:
     """What the classifiers promise is what is tried."""
     jobs = workflow()["jobs"]
     promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
@@ -48,7 +48,7 @@ def test_the_workflow_covers_every_python_and_system() -> None:
 
 
 @for_each("page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"])
-def test_a_page_for_contributors_names_commands_that_exist(page: str) -> None:
+def test_contributing_page_names_existing_commands(page: str) -> None:
     """A command that is gone is the first thing that a newcomer meets."""
     named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
     assert named
@@ -56,14 +56,14 @@ def test_a_page_for_contributors_names_commands_that_exist(page: str) -> None:
 
 
 @for_each("page", ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_of_the_project_files_lead_somewhere(page: str) -> None:
+def test_project_file_links_resolve(page: str) -> None:
     """The other pages have this test in tests/docs."""
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 @for_each("form", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
-def test_a_form_for_issues_has_what_github_wants(form: Path) -> None:
+def test_issue_forms_are_valid(form: Path) -> None:
     """https://docs.github.com/communities: a name, a description, and fields with an id and a label each."""
     content = loaded(form)
     assert content["name"]
@@ -73,7 +73,7 @@ def test_a_form_for_issues_has_what_github_wants(form: Path) -> None:
     assert all(field["attributes"]["label"] for field in fields)
 
 
-def test_hooks_before_a_commit_run_what_check_runs() -> None:
+def test_pre_commit_hooks_match_make_check() -> None:
     """The same tools in the same versions: a hook that differs is a fight."""
     (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"
@@ -83,7 +83,7 @@ def test_hooks_before_a_commit_run_what_check_runs() -> None:
         assert f"$(BIN)/{tool.removeprefix('.venv/bin/')} {rest[0] if rest else ''}".strip() in MAKEFILE
 
 
-def test_the_version_is_the_same_everywhere() -> None:
+def test_version_is_the_same_everywhere() -> None:
     """What the index says, and what the program says."""
     assert PROJECT["version"] == millstream.__version__
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")

@@ -34,7 +34,7 @@ def ask(machine: Path, version: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("place", ["python{}", "pyenv/versions/{}.7/bin/python"])
-def test_an_installed_python_is_used(machine: Path, place: str) -> None:
+def test_installed_pythons_are_used(machine: Path, place: str) -> None:
     """Our choice: PATH and pyenv come before anything is fetched."""
     python = machine / place.format(VERSION)
     python.parent.mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,13 @@ def test_an_installed_python_is_used(machine: Path, place: str) -> None:
     assert ask(machine, VERSION).stdout == f"{python}\n"
 
 
-def test_a_python_of_another_version_is_not_taken_for_it(machine: Path) -> None:
+def test_other_python_versions_are_not_used(machine: Path) -> None:
     """A wrapper such as pyenv's may stand on PATH under the name of a Python that isn't installed."""
     (machine / "python3.99").symlink_to(sys.executable)
     assert ask(machine, "3.99").returncode == 1
 
 
-def test_a_python_that_is_nowhere_is_named_in_one_line(machine: Path) -> None:
+def test_missing_pythons_are_named_in_one_line(machine: Path) -> None:
     """The command says what is missing and fails."""
     found = ask(machine, "3.99")
     assert (found.returncode, found.stdout) == (1, "")
@@ -58,7 +58,7 @@ def test_a_python_that_is_nowhere_is_named_in_one_line(machine: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["", "3", "latest", "3.14.1", "../3.14"])
-def test_only_a_version_of_two_numbers_names_a_python(machine: Path, version: str) -> None:
+def test_python_versions_have_two_numbers(machine: Path, version: str) -> None:
     """The name becomes a folder that the script empties, so nothing else may pass."""
     found = ask(machine, version)
     assert (found.returncode, found.stdout) == (1, "")

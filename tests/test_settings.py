@@ -18,7 +18,7 @@ def refusal(**variables: str) -> str:
     return str(caught.value)
 
 
-def test_variables_are_read_by_the_type_of_their_setting() -> None:
+def test_variables_are_parsed_by_setting_type() -> None:
     """docs/reference/settings.md."""
     settings = Settings.load(
         {
@@ -41,7 +41,7 @@ def test_variables_are_read_by_the_type_of_their_setting() -> None:
     )
 
 
-def test_what_is_given_in_code_wins_over_the_environment() -> None:
+def test_code_takes_precedence_over_the_environment() -> None:
     """docs/reference/settings.md."""
     assert Settings.load({"MILLSTREAM_PAGE_SIZE": "7"}, page_size=8).page_size == 8
 
@@ -64,20 +64,18 @@ def test_what_is_given_in_code_wins_over_the_environment() -> None:
         ("LOG_LEVEL", "foo", "debug, info, warning, error or critical"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_with_the_variable_and_what_it_must_be(
-    name: str, text: str, expected: str
-) -> None:
+def test_invalid_values_name_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
     """A fixed defect: such values were taken, or failed at the first request."""
     assert refusal(**{name: text}) == f"MILLSTREAM_{name} cannot be {text!r}. It must be {expected}."
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
+def test_unknown_variables_suggest_the_nearest_name() -> None:
     """A fixed defect: a misspelled variable changed nothing and said nothing."""
     assert refusal(HEARTBEET="3") == "Unknown setting MILLSTREAM_HEARTBEET. Did you mean MILLSTREAM_HEARTBEAT?"
     assert refusal(XYZ="3") == "Unknown setting MILLSTREAM_XYZ."
 
 
-def test_the_number_of_workers_is_no_variable_and_its_option_is_named() -> None:
+def test_workers_variable_is_refused_naming_the_option() -> None:
     """Our choice: it belongs to the process, and one parent decides it. Nobody could read what to use instead."""
     what = "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."
     assert refusal(WORKERS="4") == f"Unknown setting MILLSTREAM_WORKERS. {what}"
@@ -85,7 +83,7 @@ def test_the_number_of_workers_is_no_variable_and_its_option_is_named() -> None:
         Settings(workers=4)  # type: ignore[call-arg]
 
 
-def test_variables_that_kubernetes_sets_for_a_service_called_millstream_are_not_ours() -> None:
+def test_kubernetes_service_variables_are_ignored() -> None:
     """Service links: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables."""
     linked = {
         "MILLSTREAM_SERVICE_HOST": "10.0.0.11",
@@ -101,7 +99,7 @@ def test_variables_that_kubernetes_sets_for_a_service_called_millstream_are_not_
 
 
 @for_each("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
-def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
+def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
     """The same rules for code; it is no fault of the environment then."""
     with pytest.raises(ValueError, match=next(iter(given))) as caught:
         Settings.load({}, **given)
@@ -122,7 +120,7 @@ def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
         ({"allowed_hosts": "a.example"}, "allowed_hosts cannot be 'a.example'."),
     ],
 )
-def test_settings_made_in_code_are_checked_like_those_of_the_environment(given: Any, expected: str) -> None:
+def test_settings_in_code_are_validated(given: Any, expected: str) -> None:
     """A fixed defect: `Settings(max_calls=0)` made a server that refuses every call."""
     with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         Settings(**given)
@@ -131,7 +129,7 @@ def test_settings_made_in_code_are_checked_like_those_of_the_environment(given: 
         msgspec.structs.replace(Settings(), **given)
 
 
-def test_a_value_that_means_the_same_is_held_as_what_it_stands_for() -> None:
+def test_equivalent_values_are_normalized() -> None:
     """Lists and whole numbers are what people write."""
     settings = Settings(allowed_hosts=["a.example"], heartbeat=2)  # type: ignore[arg-type]  # on purpose
     assert settings == Settings(allowed_hosts=("a.example",), heartbeat=2.0)
@@ -139,14 +137,14 @@ def test_a_value_that_means_the_same_is_held_as_what_it_stands_for() -> None:
 
 
 @for_each("text", ["abc", "", "-1", "1.5"])
-def test_a_cap_on_connections_that_is_no_number_is_refused_by_its_name(text: str) -> None:
+def test_invalid_connection_caps_are_refused_by_name(text: str) -> None:
     """A fixed defect: it was ignored, and the server ran without the cap that somebody relied on."""
     with pytest.raises(VariableError) as caught:
         Settings.load({"MAX_CONNECTIONS": text})
     assert str(caught.value) == f"MAX_CONNECTIONS cannot be {text!r}. It must be a whole number, 0 or more."
 
 
-def test_max_connections_without_a_prefix_caps_the_hub_and_the_name_with_it_wins() -> None:
+def test_unprefixed_max_connections_caps_the_hub() -> None:
     """Seed 001 sets it; what is said more exactly counts."""
     assert Settings.load({"MAX_CONNECTIONS": "1000"}) == Settings(hub_connections=1000)
     both = {"MILLSTREAM_HUB_CONNECTIONS": "5", "MAX_CONNECTIONS": "1000"}
@@ -154,27 +152,27 @@ def test_max_connections_without_a_prefix_caps_the_hub_and_the_name_with_it_wins
     assert Settings.load(both, hub_connections=6).hub_connections == 6
 
 
-def test_the_limits_of_the_hub_follow_the_settings_and_have_their_defaults() -> None:
+def test_hub_limits_follow_the_settings() -> None:
     """A default that is written in two places is two defaults some day."""
     assert HubLimits.of(Settings()) == HubLimits()
     assert HubLimits.of(Settings(max_connections=9)).max_connections == 9
     assert HubLimits.of(Settings(max_connections=9, hub_connections=3)).max_connections == 3
 
 
-def test_every_default_is_a_value_that_a_variable_could_have() -> None:
+def test_defaults_are_valid_variable_values() -> None:
     """Bounds and defaults are written in the same place, and agree."""
     defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
     assert Settings.load({}, **defaults) == Settings()
 
 
-def test_what_the_command_line_puts_over_settings_is_checked_too() -> None:
+def test_command_line_overrides_are_validated() -> None:
     """A fixed defect: `--path mcp` was taken, and nothing answered there."""
     server = Server("paths", settings=Settings())
     with pytest.raises(ValueError, match="path"):
         server.definition.configure(path="mcp")
 
 
-def test_an_address_is_what_is_given_else_what_the_environment_says() -> None:
+def test_address_comes_from_argument_then_environment() -> None:
     """docs/reference/settings.md. A fixed defect: the two variables were refused."""
     said = {"MILLSTREAM_HOST": "0.0.0.0", "MILLSTREAM_PORT": "9000"}  # noqa: S104
     assert address(None, None, said) == ("0.0.0.0", 9000)  # noqa: S104
@@ -184,7 +182,7 @@ def test_an_address_is_what_is_given_else_what_the_environment_says() -> None:
 
 
 @for_each("text", ["http", "-1", "65536", "80.0"])
-def test_a_port_that_is_none_is_refused_by_the_name_of_its_variable(text: str) -> None:
+def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
     """Our choice: nobody listens where nobody looks."""
     with pytest.raises(VariableError, match="MILLSTREAM_PORT cannot be"):
         address(None, None, {"MILLSTREAM_PORT": text})
@@ -192,6 +190,6 @@ def test_a_port_that_is_none_is_refused_by_the_name_of_its_variable(text: str) -
         address(None, None, {"MILLSTREAM_HOST": " "})
 
 
-def test_levels_are_read_in_any_case() -> None:
+def test_log_levels_are_case_insensitive() -> None:
     """A fixed defect: `DEBUG` was refused in code."""
     assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ def loaded_by(*argv: str, given: bytes = b"") -> tuple[set[str], bytes]:
     return {name.decode().split(".")[0] for name in names}, done.stdout
 
 
-def test_every_house_has_a_place_in_the_order_of_layers() -> None:
+def test_every_package_has_a_layer() -> None:
     """One without could import whatever it likes."""
     assert {layer_of(path) for path in sources("src")} - set(LAYERS) == set()
 
@@ -163,7 +163,7 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     """Our choice: imports for type checkers and inside functions count, since who reads one must read all."""
     graph = module_graph()
     waiting = {module: set(targets) for module, targets in graph.items()}
@@ -191,7 +191,7 @@ def module_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_the_protocol_core_touches_nothing_outside_itself() -> None:
+def test_protocol_package_does_no_io() -> None:
     """Our choice: no event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
     for path in sources("src/millstream/_protocol"):
@@ -199,7 +199,7 @@ def test_the_protocol_core_touches_nothing_outside_itself() -> None:
         assert not used & outside, f"{path.name} imports {used & outside}"
 
 
-def test_an_optional_dependency_is_imported_in_one_package() -> None:
+def test_optional_dependencies_are_imported_in_one_package() -> None:
     """Keep each extra behind one package, which says how to install it."""
     users: dict[str, set[str]] = {}
     for path in sources("src"):
@@ -208,26 +208,26 @@ def test_an_optional_dependency_is_imported_in_one_package() -> None:
     assert {name: layers for name, layers in users.items() if len(layers) > 1} == {}
 
 
-def test_the_core_installation_brings_no_optional_dependency() -> None:
+def test_core_installation_has_no_optional_dependency() -> None:
     """Our choice: extras are extras; a library that loads pydantic by itself costs every server 10 MiB."""
     lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
     assert set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) & OPTIONAL == set()
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_modules_have_docstrings() -> None:
     """Our choice: a module starts with a docstring."""
     silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
+def test_module_names_are_specific() -> None:
     """Our choice; `stores/base.py` is the one exception."""
     names = {str(path.relative_to(ROOT)) for path in sources(*PROGRAM_FOLDERS) if path.stem in NAMELESS}
     folders = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_dir() and path.name in NAMELESS}
     assert (names | folders) - {"src/millstream/_stores/base.py"} == set()
 
 
-def test_dates_stand_only_in_the_table_of_revisions() -> None:
+def test_revision_dates_appear_only_in_the_table() -> None:
     """Our choice: code asks a revision what it does, never which one it is. Docstrings may name dates."""
     found: list[str] = []
     for path in sources("src"):
@@ -242,7 +242,7 @@ def test_dates_stand_only_in_the_table_of_revisions() -> None:
     assert found == []
 
 
-def test_the_public_surface_is_what_all_says_and_at_most_31_names() -> None:
+def test_public_names_match_all() -> None:
     """Our choice: adding a public name is a decision, such as docs/decisions/0016."""
     assert len(millstream.__all__) <= 31
     assert len(set(millstream.__all__)) == len(millstream.__all__)
@@ -280,7 +280,7 @@ def modules_after(statement: str) -> int:
     return len(set(run_python("-c", program).stdout.decode().split()) - NEWER)
 
 
-def test_importing_the_package_alone_loads_no_third_party_module() -> None:
+def test_importing_the_package_loads_no_third_party_module() -> None:
     """Our choice: the import is lazy."""
     loaded, _ = loaded_by("-c", "import millstream")
     assert not loaded & {"msgspec", "starlette", "uvicorn", "cryptography", "httpx2", "cyclopts", "rich", "websockets"}
@@ -293,14 +293,14 @@ PROGRAMS = {
 
 
 @for_each("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_a_stdio_server_starts_without_an_http_server(program: tuple[str, ...]) -> None:
+def test_stdio_servers_import_no_http_server(program: tuple[str, ...]) -> None:
     """Our choice: stdio is started once per conversation, often on a laptop; it pays only for itself."""
     loaded, printed = loaded_by(*program, given=HANDSHAKE)
     assert b'"serverInfo"' in printed
     assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2", "jsonschema_rs"}
 
 
-def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
+def test_files_name_no_machine_path_or_registry() -> None:
     """docs/decisions/0001: people install through mirrors; a path of one machine means nothing on another."""
     hosts = [r"pypi\.(?:org|io)", r"pythonhosted\.", r"npmjs\.", r"deb\.debian\.", r"crates\.io"]
     paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
@@ -321,7 +321,7 @@ def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
 
 
 @for_each("folder", ["src", "tests"])
-def test_nothing_cites_a_document_that_is_not_in_the_repository(folder: str) -> None:
+def test_citations_refer_to_repository_documents(folder: str) -> None:
     """Our choice: cite the specification ("MCP 2025-11-25, server/tools"), an RFC, or say that the choice is ours."""
     papers = ("DESIGN", "FACTS", "DEFECTS", "STYLE", "LAYOUT", "CONFORMANCE", "[Tt]he issue", "Issue")
     forbidden = re.compile(rf"\b(?:{'|'.join(papers)})(?![\w.-])|\b(?:[Dd]igest|[Dd]esign|[Ii]ssue) (?:§ ?)?\d")
@@ -337,7 +337,7 @@ def test_nothing_cites_a_document_that_is_not_in_the_repository(folder: str) -> 
     assert found == []
 
 
-def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
+def test_dependencies_have_security_floors() -> None:
     """Older releases of Starlette have published holes. Nothing has a ceiling that would bind the application around us
     (docs/decisions/0017).
     """
@@ -347,7 +347,7 @@ def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
     assert {name: bound for name, bound in floors.items() if "<" in bound or "==" in bound} == {}
 
 
-def test_every_dependency_of_the_core_is_imported() -> None:
+def test_core_dependencies_are_imported() -> None:
     """The package installs what it uses. uvloop is loaded by name."""
     used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

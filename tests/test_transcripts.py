@@ -81,7 +81,7 @@ def keep(file: Path, played: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "way"), CASES)
-async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, request: pytest.FixtureRequest) -> None:
+async def test_both_sides_match_the_transcript(file: Path, way: str, request: pytest.FixtureRequest) -> None:
     """Our choice: what a specification author reads is what happens."""
     script = FILES[file]
     servers = {"memory": memory, "stdio": stdio}
@@ -94,7 +94,7 @@ async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, req
         assert played.splitlines() == script.splitlines()
 
 
-def test_every_revision_has_its_transcripts() -> None:
+def test_every_revision_has_transcripts() -> None:
     """Our choice: each of the five revisions and each transport that it has."""
     plain, streamable = ["messages", "sse"], ["http", "http-json", "http-sessionless"]
     expected = {

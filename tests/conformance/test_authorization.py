@@ -63,7 +63,7 @@ def read(output: Path) -> list[Check]:
 
 
 @pytest.mark.parametrize("revision", ["", "2025-03-26", "2025-11-25", "2026-07-28"])
-def test_the_suite_finds_nothing_wrong_with_the_authorization_server(
+def test_official_suite_passes_for_the_authorization_server(
     revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a failure nor a warning, and nothing is left out."""

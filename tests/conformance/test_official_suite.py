@@ -111,7 +111,7 @@ def explained() -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize(("way", "name"), RUNS)
-def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str, name: str) -> None:
+def test_official_suite_passes_without_unexplained_results(runs: Runs, way: str, name: str) -> None:
     """Our choice: the number to quote is the exit code of `--requirements`; the rest is our choice."""
     report = runs.report(way, name)
     assert report.having("FAILURE") == []
@@ -123,7 +123,7 @@ def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_what_runs_in_the_lane_alone_is_looked_at_by_another_selection(runs: Runs, name: str) -> None:
+def test_single_server_selections_are_covered_by_others(runs: Runs, name: str) -> None:
     """Once it has something of its own, it has to run in every way."""
     looked_at = {
         one: {(each.scenario, each.id) for each in runs.report("lane", one).checks} for one in (name, AGAIN[name])
@@ -131,7 +131,7 @@ def test_what_runs_in_the_lane_alone_is_looked_at_by_another_selection(runs: Run
     assert looked_at[name] <= looked_at[AGAIN[name]]
 
 
-def test_the_explanations_are_about_something_that_happens(runs: Runs) -> None:
+def test_every_explanation_is_used(runs: Runs) -> None:
     """Our choice: an explanation that explains nothing any more is removed."""
     happened = {
         (check.scenario, check.id)
@@ -142,7 +142,7 @@ def test_the_explanations_are_about_something_that_happens(runs: Runs) -> None:
     assert set(explained()) - happened == set()
 
 
-def test_the_bounds_of_the_suite_wait_for_a_machine_that_stands_still() -> None:
+def test_suite_timeouts_tolerate_a_stalled_machine() -> None:
     """A fixed defect: it gave up on a stream after 0.6 or 5 seconds, and on others as soon as it woke up."""
     script = """
 const started = performance.now(), controller = new AbortController();

@@ -53,7 +53,7 @@ NOT_EXERCISED = {"initialize", "notifications_initialized"}
 """Methods of the other era, whose headers `http-standard-headers` would look at."""
 
 
-def test_these_are_all_that_count() -> None:
+def test_all_scored_client_scenarios_run() -> None:
     """As the suite's own list has them."""
     for revision in (OLD, NEW):
         command = [NODE, str(SUITE), "list", "--client", "--requirements", revision]
@@ -63,7 +63,7 @@ def test_these_are_all_that_count() -> None:
         assert names == {name for name, date in SCORED if date == revision}
 
 
-def test_for_extensions_of_authorization_the_suite_asks_clients_only_and_scores_nothing() -> None:
+def test_authorization_extension_scenarios_are_unscored() -> None:
     """DPoP, identity assertion and workload identity: once the suite asks servers, or scores these, we have to know."""
     command = [NODE, str(SUITE), "list"]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=WAIT, check=True)
@@ -113,7 +113,7 @@ def judge(checks: Checks) -> None:
 @pytest.mark.parametrize(
     ("scenario", "revision"), [*SCORED, *((name, revision) for revision in (OLD, NEW) for name in UNSCORED)]
 )
-def test_the_suite_finds_nothing_wrong_with_the_client(
+def test_official_suite_passes_for_the_client(
     of_revision: Callable[[str], dict[str, Checks]], scenario: str, revision: str
 ) -> None:
     """As it counts for a revision."""
@@ -121,15 +121,13 @@ def test_the_suite_finds_nothing_wrong_with_the_client(
 
 
 @pytest.mark.parametrize("revision", [OLD, NEW])
-def test_no_scenario_runs_that_nobody_looks_at(of_revision: Callable[[str], dict[str, Checks]], revision: str) -> None:
+def test_every_scenario_that_runs_is_checked(of_revision: Callable[[str], dict[str, Checks]], revision: str) -> None:
     """Else a new one could fail unseen."""
     assert set(of_revision(revision)) == {name for name, date in SCORED if date == revision} | set(UNSCORED)
 
 
 @pytest.mark.parametrize("scenario", OLDER)
-def test_the_suite_finds_nothing_wrong_with_what_the_client_knows_of_older_servers(
-    scenario: str, tmp_path: Path
-) -> None:
+def test_official_suite_passes_for_older_revisions(scenario: str, tmp_path: Path) -> None:
     """Each is a run of its own."""
     (checks,) = found(tmp_path, "--scenario", scenario).values()
     judge(checks)

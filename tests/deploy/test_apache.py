@@ -40,7 +40,7 @@ def configuration(folder: Path, port: int, behind: int) -> str:
     """
 
 
-async def test_calls_streams_and_sockets_pass_and_private_pages_do_not(tmp_path: Path) -> None:
+async def test_apache_passes_calls_and_blocks_private_pages(tmp_path: Path) -> None:
     """docs/how-to/behind-apache.md."""
     assert APACHE is not None
     port, behind = free_port(), free_port()

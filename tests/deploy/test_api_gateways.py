@@ -24,7 +24,7 @@ def loaded(name: str) -> Any:
     return yaml.safe_load((EXAMPLES / name).read_text("utf-8"))
 
 
-def test_traefik_sends_events_at_once_and_shuts_private_paths() -> None:
+def test_traefik_streams_events_and_blocks_private_paths() -> None:
     routes = loaded("traefik/millstream.yaml")["http"]
     balancer = routes["services"]["millstream"]["loadBalancer"]
     assert balancer["responseForwarding"]["flushInterval"].startswith("-")
@@ -39,7 +39,7 @@ def test_traefik_sends_events_at_once_and_shuts_private_paths() -> None:
     assert static["providers"]["file"]["filename"].endswith("/millstream.yaml")
 
 
-def test_kong_buffers_nothing_repeats_nothing_and_shuts_private_paths() -> None:
+def test_kong_streams_events_and_blocks_private_paths() -> None:
     configuration = loaded("kong.yaml")
     (service,), (upstream,) = configuration["services"], configuration["upstreams"]
     assert service["host"] == upstream["name"]

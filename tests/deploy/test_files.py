@@ -30,7 +30,7 @@ def compose() -> dict[str, Any]:
 
 @for_each("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
 @for_each("kind", ["names", "secrets"])
-def test_every_setting_that_is_named_exists_and_no_secret_has_a_value(file: str, kind: str) -> None:
+def test_settings_in_files_exist_and_contain_no_secrets(file: str, kind: str) -> None:
     """A misspelled variable stops the server; a default secret is one that everybody knows."""
     text = (DEPLOY / file).read_text("utf-8")
     if kind == "names":
@@ -39,7 +39,7 @@ def test_every_setting_that_is_named_exists_and_no_secret_has_a_value(file: str,
         assert re.findall(r"^ *-? *(?:\w*KEY|\w*PASSWORD) *[:=] *(?!\$\{)[^\s\\]+", text, re.MULTILINE) == []
 
 
-def test_the_settings_of_the_containers_can_be_loaded() -> None:
+def test_container_settings_load() -> None:
     """With the values that they have, or the ones that stand for yours."""
     environment = {
         name: re.sub(r"\$\{(\w+)(?::-([^}]*))?[^}]*\}", r"\2", str(value)) or "x" * 40
@@ -50,14 +50,14 @@ def test_the_settings_of_the_containers_can_be_loaded() -> None:
     assert Settings.load(dockerfile).drain_delay == 5.0
 
 
-def test_whatever_the_compose_file_wants_to_be_told_is_in_the_example() -> None:
+def test_compose_variables_are_in_the_example() -> None:
     """Copy it, fill it in: nothing else is asked."""
     asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text("utf-8")))
     offered = set(re.findall(r"^(\w+)=", (DEPLOY / ".env.example").read_text("utf-8"), re.MULTILINE))
     assert asked == offered
 
 
-def test_containers_and_pods_wait_longer_than_the_server_takes_to_end() -> None:
+def test_stop_grace_exceeds_the_drain_time() -> None:
     """Whoever is killed earlier breaks the calls that it had promised to finish."""
     takes = 5.0 + Settings().drain_timeout
     assert int(compose()["services"]["app"]["stop_grace_period"].removesuffix("s")) > takes
@@ -67,7 +67,7 @@ def test_containers_and_pods_wait_longer_than_the_server_takes_to_end() -> None:
     assert "terminationGracePeriodSeconds: {{ add .Values.drainDelay .Values.drainTimeout 15 }}" in pods
 
 
-def test_the_servers_trust_their_own_proxy_and_no_other() -> None:
+def test_servers_trust_only_their_own_proxy() -> None:
     """A fixed defect: all clients had the proxy's address, so 30 wrong keys of one of them locked out everybody."""
     network, app = compose()["networks"]["inside"], compose()["services"]["app"]
     (subnet,) = [each["subnet"] for each in network["ipam"]["config"]]
@@ -80,14 +80,14 @@ def test_the_servers_trust_their_own_proxy_and_no_other() -> None:
     assert '- name: FORWARDED_ALLOW_IPS\n              value: {{ join "," .Values.trustedProxies | quote }}' in pods
 
 
-def test_redis_keeps_what_it_acknowledged() -> None:
+def test_redis_is_configured_for_durability() -> None:
     """One that evicts, or writes no file, loses events that were acknowledged."""
     command = [str(part) for part in compose()["services"]["redis"]["command"]]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
 
 
-def test_the_image_has_files_that_are_here() -> None:
+def test_image_files_exist() -> None:
     """A build that fails is found at once, one that nobody makes is not."""
     text = (DEPLOY / "Dockerfile").read_text("utf-8")
     for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
@@ -98,7 +98,7 @@ def test_the_image_has_files_that_are_here() -> None:
     assert Path(ROOT / "requirements/image.lock").read_text("utf-8").count("hiredis==") == 1
 
 
-def test_the_page_puts_the_program_where_the_unit_looks_for_it() -> None:
+def test_page_and_systemd_unit_agree_on_the_path() -> None:
     """A fixed defect: whoever followed the page had a unit that didn't start."""
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
@@ -107,7 +107,7 @@ def test_the_page_puts_the_program_where_the_unit_looks_for_it() -> None:
     assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}
 
 
-def test_the_dashboard_for_grafana_asks_for_metrics_that_exist() -> None:
+def test_grafana_dashboard_uses_existing_metrics() -> None:
     """A panel of an unknown metric stays empty without an error."""
     known = set(
         re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8"), re.MULTILINE)

@@ -105,7 +105,7 @@ async def status(fronted: Fronted, path: str) -> int:
         return int((await asyncio.wait_for(reader.readline(), WAIT)).split()[1])
 
 
-async def test_sessions_belong_to_both_servers_and_what_is_for_this_machine_to_nobody(fronted: Fronted) -> None:
+async def test_haproxy_shares_sessions_and_blocks_private_paths(fronted: Fronted) -> None:
     """Round robin takes a session from one server to the other with each request."""
     for revision in ("2025-11-25", "2026-07-28"):
         async with Client(f"http://127.0.0.1:{fronted.port}/mcp", revision=revision) as client:
@@ -114,7 +114,7 @@ async def test_sessions_belong_to_both_servers_and_what_is_for_this_machine_to_n
         assert await status(fronted, path) == 404
 
 
-async def test_event_streams_are_not_held_back(fronted: Fronted) -> None:
+async def test_haproxy_streams_events_at_once(fronted: Fronted) -> None:
     """The head and each event come while the stream is open, from whichever server."""
     async with (
         fronted.request("GET /events?channel=news") as (one, _),
@@ -130,13 +130,13 @@ async def test_event_streams_are_not_held_back(fronted: Fronted) -> None:
             await asyncio.wait_for(reader.readuntil(b"data: now\n"), WAIT)
 
 
-async def test_websockets_pass(fronted: Fronted) -> None:
+async def test_haproxy_passes_websockets(fronted: Fronted) -> None:
     """The upgrade, and messages both ways."""
     async with Client(f"ws://127.0.0.1:{fronted.port}/ws") as client:
         assert (await client.call("add", a=20, b=22)).text == "42"
 
 
-async def test_a_client_that_has_closed_its_side_is_noticed(fronted: Fronted) -> None:
+async def test_half_closed_clients_are_noticed(fronted: Fronted) -> None:
     """Without `abortonclose`, haproxy says nothing, and the call goes on for as long as the client reads."""
 
     async def idle() -> bool:
@@ -155,6 +155,6 @@ async def test_a_client_that_has_closed_its_side_is_noticed(fronted: Fronted) ->
         await until(idle)
 
 
-def test_the_example_passes_small_pieces_on_at_once() -> None:
+def test_example_passes_small_chunks_at_once() -> None:
     """Fixed: haproxy held pieces of a stream back for 200 ms, so that clients lost the progress of short calls."""
     assert "    option http-no-delay\n" in (ROOT / "examples" / "haproxy.cfg").read_text("utf-8")

@@ -112,7 +112,7 @@ def message(method: str, **params: object) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
 
 
-async def test_two_servers_behind_the_proxy_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_servers_behind_the_proxy_act_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS, sessions that no server owns, event streams that are not held back, WebSockets, and metrics for nobody."""
     redis = RedisServer("--appendonly", "yes", "--maxmemory-policy", "noeviction")
     monkeypatch.setenv("MILLSTREAM_KEY", KEY)
@@ -171,7 +171,7 @@ async def test_two_servers_behind_the_proxy_are_one(tmp_path: Path, monkeypatch:
         assert "is serving on" in (tmp_path / "logs" / "server.log").read_text("utf-8")
 
 
-def test_the_image_runs_its_command_and_its_health_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the Dockerfile says it, on another address and port: there is no engine here to build it with."""
     text = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
     command = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[0])
@@ -195,7 +195,7 @@ def test_the_image_runs_its_command_and_its_health_check(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """Every line is known, and the program that is started exists."""
     for name in ("millstream.socket", "millstream.service"):
         text = (ROOT / "deploy" / "systemd" / name).read_text("utf-8")

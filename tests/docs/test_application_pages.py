@@ -13,7 +13,7 @@ pytestmark = pytest.mark.check
 
 
 @for_each("key", APPLICATIONS)
-def test_the_files_of_applications_are_listed_as_they_are(key: str) -> None:
+def test_application_files_are_listed(key: str) -> None:
     """People look there when something is wrong."""
     text = (ROOT / "docs" / "how-to" / "install-in-applications.md").read_text("utf-8")
     line = next(line for line in text.splitlines() if line.startswith(f"| `{key}` "))

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "millstream"
 PATH = re.compile(r"`((?:\w+/)+(?:\w+\.py)?|_\w+\.py)`")
 
 
-def test_every_file_and_folder_that_the_pages_name_exists() -> None:
+def test_paths_on_the_pages_exist() -> None:
     """A page that names a file of the past sends its reader away."""
     pages = [ROOT / "docs" / "architecture.md", *sorted((ROOT / "docs" / "architecture").glob("*.md"))]
     named = {(page.name, name) for page in pages for name in PATH.findall(page.read_text("utf-8"))}

@@ -32,7 +32,7 @@ NEEDED = {"pytest", "fastapi"}
 
 
 @for_each("page", PAGES)
-def test_code_is_copied_from_the_examples(page: Path) -> None:
+def test_code_blocks_match_the_examples(page: Path) -> None:
     """Our choice: every code block is included from a file in examples/, which a test runs."""
     for block in blocks(page.read_text("utf-8")):
         if block.language in COPIED:
@@ -42,7 +42,7 @@ def test_code_is_copied_from_the_examples(page: Path) -> None:
 
 
 @for_each("page", PAGES)
-def test_commands_are_ones_that_a_test_runs(page: Path) -> None:
+def test_documented_commands_are_tested(page: Path) -> None:
     """A command in a document that nobody runs is wrong sooner or later."""
     for block in blocks(page.read_text("utf-8")):
         assert block.language in COPIED | FREE | {"sh"}
@@ -52,13 +52,13 @@ def test_commands_are_ones_that_a_test_runs(page: Path) -> None:
 
 
 @for_each("page", PAGES)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     """Links inside the project; addresses on the network are not looked up."""
     assert broken_links(page) == []
 
 
 @for_each("page", PAGES)
-def test_a_page_says_how_to_get_what_it_uses(page: Path) -> None:
+def test_pages_name_the_extras_they_need(page: Path) -> None:
     """A fixed defect: pages started a `millstream` that was on nobody's path, and imported what nobody had."""
     text = page.read_text("utf-8")
     shell = [line for block in blocks(text) if block.language == "sh" for line in block.body.splitlines()]

@@ -13,7 +13,7 @@ from scripts.docs import ROOT, blocks
 
 
 @pytest.mark.server
-def test_the_column_of_the_official_sdk_runs_there() -> None:
+def test_official_sdk_column_runs() -> None:
     """The text of the page, with that package."""
     text = (ROOT / "docs" / "coming-from" / "official-sdk.md").read_text("utf-8")
     program = "\n\n".join(block.body for block in blocks(text) if block.language == "text")
@@ -24,7 +24,7 @@ def test_the_column_of_the_official_sdk_runs_there() -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_our_column_does_the_same() -> None:
+async def test_our_column_behaves_the_same() -> None:
     """The shop: a tool and a question."""
     await test_shop.test_search()
     asked: list[str] = []
@@ -38,7 +38,7 @@ async def test_our_column_does_the_same() -> None:
     assert asked == ["Where to?"]
 
 
-async def test_a_function_is_a_route_and_a_tool() -> None:
+async def test_function_can_be_route_and_tool() -> None:
     """The page for those who come from FastAPI-MCP."""
     transport = httpx2.ASGITransport(items.app)
     async with (

@@ -21,7 +21,7 @@ from redis_parts import until
 from seeds.programs import browser_script, running
 
 
-async def test_a_room_remembers_what_was_said() -> None:
+async def test_rooms_remember_messages() -> None:
     """docs/how-to/live-chat.md: the tools of the rooms."""
     async with connect(mcp) as client:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 heard it."
@@ -31,14 +31,14 @@ async def test_a_room_remembers_what_was_said() -> None:
         assert (await client.call("who", room="den")).data == []
 
 
-def test_only_the_program_announces() -> None:
+def test_only_the_program_can_announce() -> None:
     """docs/how-to/live-chat.md: the hook is asked about peers."""
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")
 
 
-async def test_an_application_publishes_on_the_hub_of_the_server_that_it_mounts() -> None:
+async def test_applications_publish_on_a_mounted_hub() -> None:
     """docs/how-to/mount-in-fastapi.md: one line ties the two together."""
     transport = httpx2.ASGITransport(fastapi_orders.app)
     async with fastapi_orders.app.router.lifespan_context(fastapi_orders.app):
@@ -50,7 +50,7 @@ async def test_an_application_publishes_on_the_hub_of_the_server_that_it_mounts(
 
 
 @pytest.mark.server
-async def test_a_bridge_joins_the_hub_and_a_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bridges_join_hub_and_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/how-to/join-a-message-bus.md: a message of the bus is an event, and an event of a tool a message."""
     await (node := shared_server()).wait()
     monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{node.port}")
@@ -82,7 +82,7 @@ def test_bridges_of_the_other_brokers_are_accepted() -> None:
 
 
 @pytest.mark.server
-async def test_prometheus_is_sent_where_the_metrics_are(tmp_path: Path) -> None:
+async def test_prometheus_example_scrapes_the_metrics(tmp_path: Path) -> None:
     """docs/how-to/watch-with-prometheus.md: the path answers, and the port is the usual one."""
     (job,) = yaml.safe_load((ROOT / "examples" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
@@ -106,7 +106,7 @@ def rooms(shared_rooms: Shared) -> int:
 
 
 @pytest.mark.server
-async def test_the_script_of_a_page_hears_what_it_posts_and_who_came(rooms: int) -> None:
+async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
     """docs/how-to/live-chat.md: the three parts of the script, run as they stand."""
     source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
     async with browser_script(source, rooms) as page:

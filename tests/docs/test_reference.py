@@ -68,13 +68,13 @@ def written(value: Any) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
+def test_settings_are_listed_with_defaults() -> None:
     """Settings are read by people who run servers, not by those who wrote them."""
     listed = {name: cells[1] for name, cells in rows("settings.md").items()}
     assert listed == {name: written(getattr(Settings(), name)) for name in Settings.__struct_fields__}
 
 
-def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
+def test_fixed_limits_are_listed() -> None:
     """Somebody who meets one looks for it beside the settings."""
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
@@ -87,12 +87,12 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     assert MAX_RECORD == MAX_URI_BYTES
 
 
-def test_every_option_of_run_is_listed() -> None:
+def test_run_options_are_listed() -> None:
     """The command and its page say the same."""
     assert set(long_options(dict(commands())["run"])) == {name for name in rows("cli.md") if name.startswith("--")}
 
 
-def test_every_option_of_the_other_commands_is_listed() -> None:
+def test_options_of_other_commands_are_listed() -> None:
     """The commands and their page say the same."""
     text = (REFERENCE / "commands.md").read_text("utf-8")
     names = {name.partition(" ")[0] for name, _ in commands()} - {"run"}
@@ -123,7 +123,7 @@ def test_every_member_of_the_context_is_listed(name: str) -> None:
 
 
 @for_each("parts", ["", "hub", "rest", "metrics", "all"])
-async def test_every_route_is_listed_with_its_methods_and_what_it_is_on_by(parts: str) -> None:
+async def test_routes_are_listed_with_methods_and_parts(parts: str) -> None:
     """Who runs a server must know what it answers."""
     listed = {path: cells for path, cells in rows("routes.md").items() if path.startswith("/")}
     async with Server("listed", serve=parts).running() as runtime:
@@ -177,7 +177,7 @@ def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
 
 
 @for_each("name", ["publish", "send", "presence", "history", "stats"])
-def test_the_methods_of_the_hub_are_listed(name: str) -> None:
+def test_hub_methods_are_listed(name: str) -> None:
     """Those that a program calls; subscribing is the transports' business."""
     assert hasattr(Hub, name)
     assert f"mcp.hub.{name}(" in (REFERENCE / "hub.md").read_text("utf-8")
@@ -193,7 +193,7 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
 
 
-def test_every_option_of_a_gateway_is_listed_with_its_default() -> None:
+def test_gateway_options_are_listed_with_defaults() -> None:
     """A file that is refused for an option sends its author to the page."""
     kinds: dict[str, Iterable[FieldInfo]] = {
         "Top": gateway_options().values(),

@@ -24,7 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_page_is_in_the_navigation(site: Path) -> None:
+def test_pages_are_in_the_navigation(site: Path) -> None:
     """docs/index.md lists them; one that it forgets still has a place."""
     home = (site / "index.html").read_text("utf-8")
     listed = {target.rstrip("/") for target in re.findall(r'href="([\w./-]+)/"', home)}
@@ -50,20 +50,20 @@ def test_public_names_have_an_entry(site: Path, module: str, names: list[str]) -
     assert [name for name in names if f'id="{module}.{name}"' not in page] == []
 
 
-def test_the_search_finds_pages_and_names(site: Path) -> None:
+def test_search_finds_pages_and_names(site: Path) -> None:
     """Text of pages and of docstrings is in its index."""
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
     assert {"tutorial/", "modules/millstream/#millstream.Server"} <= places
 
 
-def test_nothing_comes_from_another_host(site: Path) -> None:
+def test_site_loads_nothing_from_other_hosts(site: Path) -> None:
     """Our choice: whoever reads our pages tells nobody else."""
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")
         assert re.findall(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="https?://[^"]*"', text) == []
 
 
-def test_links_out_of_the_documents_are_plain_text(site: Path) -> None:
+def test_links_outside_the_documents_are_plain_text(site: Path) -> None:
     """Files such as those of deploy/ aren't on the site."""
     page = (site / "how-to/deploy/index.html").read_text("utf-8")
     assert "The compose file" in page

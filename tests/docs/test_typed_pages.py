@@ -183,14 +183,12 @@ def reading(
 
 
 @pytest.mark.parametrize("page", TYPED)
-def test_a_page_does_what_it_says_when_it_is_typed_into_an_empty_folder(
-    reading: dict[str, Future[None]], page: str
-) -> None:
+def test_typed_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], page: str) -> None:
     """A fixed defect: the tutorial raised NameError, and pages started commands that were on nobody's path."""
     reading[page].result()
 
 
-def test_the_tables_name_what_is_there() -> None:
+def test_tables_list_existing_names() -> None:
     """What a page no longer has would be left out in silence later."""
     texts = {page: (ROOT / page).read_text("utf-8") for page in TYPED}
     assert set(PAGES) <= set(TYPED)
@@ -215,7 +213,7 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
         yield from ([each] if {"command", "url"} & set(each) else configurations(each))
 
 
-def test_every_client_of_the_page_gets_an_answer(installed: Path, tmp_path: Path) -> None:
+def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
     """A fixed defect: no page said how a client is connected. Each command is started, each URL served."""
     name = "docs/how-to/connect-a-client.md"
     text = (ROOT / name).read_text("utf-8")
@@ -242,7 +240,7 @@ def test_every_client_of_the_page_gets_an_answer(installed: Path, tmp_path: Path
         )
 
 
-def test_a_new_project_passes_its_test_with_nothing_but_the_wheel(installed: Path, tmp_path: Path) -> None:
+def test_new_project_passes_its_test_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     """`millstream init` asks no network; the project's test needs pytest and no plugin."""
     with Reader(tmp_path, installed) as reader:
         reader.type(Typed("millstream init shop"))

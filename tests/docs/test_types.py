@@ -46,7 +46,7 @@ def tool_with(annotation: str) -> Plan:
 
 
 @for_each(("annotation", "schema", "accepted", "refused"), ROWS, ids=lambda cell: cell[:40])
-def test_a_row_is_what_a_server_does(annotation: str, schema: str, accepted: str, refused: str) -> None:
+def test_type_table_matches_behavior(annotation: str, schema: str, accepted: str, refused: str) -> None:
     """The schema, what is read, and what is not; and the schema says the same to whoever checks with it."""
     made = tool_with(annotation)
     listed = made.input_schema["properties"]["x"]
@@ -59,7 +59,7 @@ def test_a_row_is_what_a_server_does(annotation: str, schema: str, accepted: str
             read_arguments(made, b'{"x":%b}' % refused.encode())
 
 
-async def test_the_example_does_what_it_says() -> None:
+async def test_types_example_works() -> None:
     """A union is told apart by shape, on the way in and out."""
     async with connect(argument_types.mcp) as client:
         book, film = {"title": "Momo", "pages": 300}, {"title": "Momo", "minutes": 90}
@@ -67,6 +67,6 @@ async def test_the_example_does_what_it_says() -> None:
         assert (await client.call("heavier", one={"title": "Momo"}, other=film)).data == film
 
 
-def test_the_page_has_every_kind_of_type() -> None:
+def test_types_page_covers_every_type() -> None:
     """A table that lost its rows would say nothing."""
     assert len(ROWS) >= 35

@@ -30,7 +30,7 @@ TOOLS = [
 ]
 
 
-def test_its_list_is_that_of_the_document_and_its_web_socket_broadcasts(tmp_path: Path) -> None:
+def test_tool_list_matches_the_document_and_websocket_broadcasts(tmp_path: Path) -> None:
     """Seed 001."""
     port = free_port()
     with serving(millstream(str(FOLDER / "main.py"), port), port, tmp_path / "log"):

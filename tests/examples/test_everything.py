@@ -29,7 +29,7 @@ ARGUMENTS = {"test_sampling": {"prompt": "hi"}, "test_elicitation": {"message": 
 NEWEST = "2026-07-28"
 
 
-async def test_what_is_listed_first_can_be_used_as_it_is(connect: Any, revision: str) -> None:
+async def test_first_listed_items_can_be_used(connect: Any, revision: str) -> None:
     """Our choice: two scenarios call the first tool with no arguments and read the first resource."""
     async with connect(MCP, revision) as client:
         tools = (await client.request("tools/list"))["tools"]
@@ -39,7 +39,7 @@ async def test_what_is_listed_first_can_be_used_as_it_is(connect: Any, revision:
         assert (await client.request("resources/read", uri=resources[0]["uri"]))["contents"]
 
 
-async def test_everything_that_is_listed_is_described(connect: Any, revision: str) -> None:
+async def test_listed_items_have_descriptions(connect: Any, revision: str) -> None:
     """Our choice: every tool and prompt needs a description."""
     async with connect(MCP, revision) as client:
         for kind in ("tools", "prompts"):
@@ -47,14 +47,14 @@ async def test_everything_that_is_listed_is_described(connect: Any, revision: st
                 assert item["description"]
 
 
-async def test_the_hand_written_schema_is_listed_unchanged(connect: Any, revision: str) -> None:
+async def test_hand_written_schema_is_listed_unchanged(connect: Any, revision: str) -> None:
     """Our choice."""
     async with connect(MCP, revision) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
     assert tools["json_schema_2020_12_tool"]["inputSchema"] == everything.SCHEMA_2020_12
 
 
-async def test_content_of_every_kind_arrives(connect: Any, revision: str) -> None:
+async def test_every_content_type_arrives(connect: Any, revision: str) -> None:
     """Our choice; audio is as new as 2025-03-26."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_simple_text") == "This is a simple text response for testing."
@@ -76,7 +76,7 @@ async def test_content_of_every_kind_arrives(connect: Any, revision: str) -> Non
         assert failed["content"][0]["text"] == "This tool intentionally returns an error for testing"
 
 
-async def test_progress_comes_before_the_result_in_order(connect: Any, revision: str) -> None:
+async def test_progress_precedes_the_result(connect: Any, revision: str) -> None:
     """Our choice: a string token is echoed."""
     async with connect(MCP, revision) as client:
         await client.call("test_tool_with_progress", meta={"progressToken": "progress-test-1"})
@@ -87,7 +87,7 @@ async def test_progress_comes_before_the_result_in_order(connect: Any, revision:
 
 
 @for_each("tool", QUESTIONS)
-async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
+async def test_asking_tools_behave_the_same_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
     """Our choice, write once: the same function, asked by requests or by rounds."""
     _, text = QUESTIONS[tool]
     async with connect(MCP, asking_revision) as client:
@@ -95,7 +95,7 @@ async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, askin
 
 
 @for_each("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
-async def test_questions_have_the_keys_that_the_suite_knows(connect: Any, tool: str) -> None:
+async def test_questions_have_the_keys_of_the_suite(connect: Any, tool: str) -> None:
     """Our choice."""
     async with connect(MCP, NEWEST) as client:
         result = (await client.reply("tools/call", {"name": tool, "arguments": {}}))["result"]
@@ -104,7 +104,7 @@ async def test_questions_have_the_keys_that_the_suite_knows(connect: Any, tool: 
     assert isinstance(result["requestState"], str)
 
 
-async def test_two_rounds_have_two_states(connect: Any) -> None:
+async def test_each_round_has_its_own_state(connect: Any) -> None:
     """Our choice: `step1`, then `step2` with another state, then the result."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_multi_round", "arguments": {}}
@@ -120,7 +120,7 @@ async def test_two_rounds_have_two_states(connect: Any) -> None:
     assert result["content"][0]["text"] == "Ann likes blue."
 
 
-async def test_a_tampered_state_is_an_error(connect: Any) -> None:
+async def test_tampered_state_is_an_error(connect: Any) -> None:
     """Our choice: not a result, and not another question."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_tampered_state", "arguments": {}}
@@ -132,7 +132,7 @@ async def test_a_tampered_state_is_an_error(connect: Any) -> None:
     assert reply["error"]["code"] == -32602
 
 
-async def test_only_what_the_client_declared_is_asked(connect: Any) -> None:
+async def test_only_declared_questions_are_asked(connect: Any) -> None:
     """Our choice, `capability-check`."""
     async with connect(MCP, NEWEST, capabilities={"sampling": {}}) as client:
         call = {"name": "test_input_required_result_capabilities", "arguments": {}}
@@ -160,7 +160,7 @@ async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
     assert (kinds["age"], kinds["score"]) == ("integer", "number")
 
 
-async def test_logs_come_where_they_are_wanted(connect: Any, revision: str) -> None:
+async def test_logs_are_sent_on_request(connect: Any, revision: str) -> None:
     """Our choice: by session before, by request from 2026-07-28 on."""
     async with connect(MCP, revision) as client:
         if client.handshake:
@@ -171,7 +171,7 @@ async def test_logs_come_where_they_are_wanted(connect: Any, revision: str) -> N
         assert told == (expected if client.handshake else [])
 
 
-async def test_changed_lists_are_told(connect: Any) -> None:
+async def test_list_changes_are_announced(connect: Any) -> None:
     """Our choice: the tools that add and remove something."""
     async with connect(MCP, "2025-11-25") as client:
         for tool, kind in (("test_trigger_tool_change", "tools"), ("test_trigger_prompt_change", "prompts")):
@@ -182,7 +182,7 @@ async def test_changed_lists_are_told(connect: Any) -> None:
             assert f"notifications/{kind}/list_changed" in [each["method"] for each in client.notifications]
 
 
-async def test_the_header_parameter_is_marked_and_optional(connect: Any) -> None:
+async def test_header_parameter_is_marked_and_optional(connect: Any) -> None:
     """Our choice: the suite looks for the first tool with such a property."""
     async with connect(MCP, NEWEST) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
@@ -190,13 +190,13 @@ async def test_the_header_parameter_is_marked_and_optional(connect: Any) -> None
         assert await client.text("test_x_mcp_header") == "Region: none"
 
 
-async def test_a_stream_that_cannot_be_closed_is_left_alone(connect: Any, revision: str) -> None:
+async def test_streams_that_cannot_close_stay_open(connect: Any, revision: str) -> None:
     """Our choice: away from HTTP there is nothing to come back to."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_reconnection") == "Reconnection test completed."
 
 
-async def test_resources_have_the_content_of_the_list(connect: Any, revision: str) -> None:
+async def test_resources_match_the_list(connect: Any, revision: str) -> None:
     """Our choice."""
     async with connect(MCP, revision) as client:
         static = (await client.request("resources/read", uri="test://static-text"))["contents"][0]
@@ -210,7 +210,7 @@ async def test_resources_have_the_content_of_the_list(connect: Any, revision: st
         assert (await client.request("resources/read", uri="test://watched-resource"))["contents"][0]["text"]
 
 
-async def test_prompts_have_the_messages_of_the_list(connect: Any, revision: str) -> None:
+async def test_prompts_match_the_list(connect: Any, revision: str) -> None:
     """Our choice."""
 
     async with connect(MCP, revision) as client:
@@ -236,7 +236,7 @@ async def test_prompts_have_the_messages_of_the_list(connect: Any, revision: str
         assert completed["completion"]["values"] == ["test", "testing", "tested"]
 
 
-async def test_a_prompt_can_ask_too(connect: Any) -> None:
+async def test_prompts_can_ask(connect: Any) -> None:
     """Our choice: `user_context`."""
     async with connect(MCP, NEWEST) as client:
         call = {"name": "test_input_required_result_prompt", "arguments": {}}

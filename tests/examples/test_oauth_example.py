@@ -16,7 +16,7 @@ OAUTH = ROOT / "examples" / "oauth"
 MILLSTREAM = [sys.executable, "-c", "from millstream._cli import main; main()"]
 
 
-def test_a_client_signs_in_and_asks_for_more_when_a_tool_needs_it(tmp_path: Path) -> None:
+def test_client_signs_in_and_steps_up(tmp_path: Path) -> None:
     """Registration, scopes and a second consent; somebody without a token gets in nowhere."""
     users = tmp_path / "users.json"
     add = [*MILLSTREAM, "users", "add", "ada", "--scope", "myscope", "--scope", "myotherscope", "--file", str(users)]

@@ -19,7 +19,7 @@ async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:
     assert "order took" in caplog.text
 
 
-async def test_a_shop_is_closed_and_its_arguments_are_changed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_middleware_refuses_and_changes_arguments(caplog: pytest.LogCaptureFixture) -> None:
     """docs/how-to/middleware.md."""
     for is_open, said in ((True, "Thank you! 1 of 9780"), (False, "The shop is closed. Try again tomorrow.")):
         mcp = Server("shop", middleware=[guards.Audit(), guards.OpeningHours(is_open=is_open)])
@@ -33,9 +33,7 @@ async def test_a_shop_is_closed_and_its_arguments_are_changed(caplog: pytest.Log
     assert "tools/call failed: Unknown tool: 'nothing'" in caplog.text
 
 
-async def test_orders_are_committed_and_each_caller_sees_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_orders_are_committed_per_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/how-to/dependencies.md."""
     monkeypatch.chdir(tmp_path)
     async with connect(orders_db.mcp) as client:
@@ -46,7 +44,7 @@ async def test_orders_are_committed_and_each_caller_sees_theirs(
         assert (await client.call("my_orders")).data == ["1"]
 
 
-async def test_a_shop_has_a_site_and_hears_of_payments() -> None:
+async def test_shop_serves_a_site_and_receives_webhooks() -> None:
     """docs/how-to/own-routes.md."""
     transport = httpx2.ASGITransport(shop_site.mcp)  # type: ignore[arg-type]
     client = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
@@ -59,7 +57,7 @@ async def test_a_shop_has_a_site_and_hears_of_payments() -> None:
         assert (await peer.call("is_paid", order="7")).data is True
 
 
-async def test_middleware_of_http_goes_around_the_server() -> None:
+async def test_http_middleware_wraps_the_server() -> None:
     """docs/how-to/middleware.md."""
     transport = httpx2.ASGITransport(zipped.app)
     client = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
@@ -73,7 +71,7 @@ async def test_middleware_of_http_goes_around_the_server() -> None:
     assert reply.json()["result"]["content"][0]["text"].count("a book") == 1000
 
 
-async def test_a_folder_is_offered_and_a_tool_reads_one_of_its_files() -> None:
+async def test_folder_resources_can_be_read_by_tools() -> None:
     """docs/reference/server.md."""
     async with connect(docs_folder.mcp) as client:
         (listed,) = await client.read("docs://")

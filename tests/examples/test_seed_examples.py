@@ -44,7 +44,7 @@ def printed(*command: str | Path, folder: Path, **env: str) -> str:
 # Seed 000
 
 
-def test_the_agent_is_told_the_time(tmp_path: Path) -> None:
+def test_agent_gets_the_time(tmp_path: Path) -> None:
     """Seed 000, usage: two terminals, one key, and the client shows each step."""
     port = free_port()
     command = [sys.executable, str(TIME / "mcp_server.py"), "--auth-key", "my_secret_key", "--port", str(port)]
@@ -76,7 +76,7 @@ def test_the_agent_is_told_the_time(tmp_path: Path) -> None:
     assert "403" in refused.stderr
 
 
-async def test_the_time_server_answers_callers_who_know_its_key(tmp_path: Path) -> None:
+async def test_time_server_requires_its_key(tmp_path: Path) -> None:
     """Seed 000: the key may be in the environment, as the container has it; without it nobody gets in."""
     port = free_port()
     server = [sys.executable, str(TIME / "mcp_server.py"), "--port", str(port), "--debug"]
@@ -96,7 +96,7 @@ async def test_the_time_server_answers_callers_who_know_its_key(tmp_path: Path) 
     assert DOCKER_KEY not in (tmp_path / "log").read_text()
 
 
-def test_the_container_starts_what_the_example_has() -> None:
+def test_container_starts_the_example() -> None:
     """Files that are there, options that the server knows, and a port that only this machine reaches."""
     [service] = yaml.safe_load((TIME / "docker-compose.yml").read_text("utf-8"))["services"].values()
     assert service["environment"] == {"MCP_SERVER_AUTH_KEY": DOCKER_KEY}
@@ -112,7 +112,7 @@ def test_the_container_starts_what_the_example_has() -> None:
 
 
 @for_each("folder", [TIME, MATH, MOUNTED], ids=lambda folder: folder.name)
-def test_requirements_are_packages_that_the_example_uses(folder: Path) -> None:
+def test_requirements_match_the_example(folder: Path) -> None:
     """An extra that doesn't exist would install nothing, without a word."""
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     for line in (folder / "requirements.txt").read_text("utf-8").split():
@@ -122,7 +122,7 @@ def test_requirements_are_packages_that_the_example_uses(folder: Path) -> None:
         assert not extra or f"\n{extra.rstrip(']')} = [" in project
 
 
-def test_the_example_configurations_name_what_is_read() -> None:
+def test_example_configurations_use_known_variables() -> None:
     """A variable that nobody reads would be filled in for nothing."""
     source = (ROOT / "src" / "millstream" / "agent" / "_configuration.py").read_text("utf-8")
     for path in (ROOT / ".env.example", TIME / ".env.example"):
@@ -172,7 +172,7 @@ async def test_numbers_are_added_over_standard_input_and_output(
 # Seed 003
 
 
-def test_the_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
+def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
     """Seed 003: `/sse`, `initialize` as 2024-11-05 does, and the greeting that it prints."""
     port = free_port()
     with serving([sys.executable, str(GREET / "servernetwork.py"), "--port", str(port)], port, tmp_path / "log"):
@@ -186,7 +186,7 @@ def test_the_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sessions", [True, False])
-def test_two_mounted_servers_are_used_by_scripts_and_a_client(sessions: bool, tmp_path: Path) -> None:
+def test_two_mounted_servers_work_with_scripts_and_client(sessions: bool, tmp_path: Path) -> None:
     """Seed 004: `sh stateful.sh`, `sh stateless.sh`, and the client; a session only where the server has them."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"

@@ -7,7 +7,7 @@ from cases import for_each
 from examples import bookshop, greet, hub
 
 
-async def test_greet_has_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
+async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
     """The Hello server answers as its text says, in every revision."""
     async with connect(greet.mcp, revision) as client:
         assert await client.text("greet", name="Ann") == "Hello, Ann!"
@@ -18,7 +18,7 @@ async def test_greet_has_a_tool_a_resource_and_a_prompt(connect: Any, revision: 
         assert "Ann" in prompt["messages"][0]["content"]["text"]
 
 
-async def test_an_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
+async def test_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
     """Our choice: one function, which asks on every revision that can."""
     async with connect(bookshop.mcp, asking_revision) as client:
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
@@ -29,13 +29,13 @@ async def test_an_order_asks_for_the_address_and_reports_progress(connect: Any, 
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2]
 
 
-async def test_an_order_that_is_declined_is_not_made(connect: Any, asking_revision: str) -> None:
+async def test_declined_orders_are_not_placed(connect: Any, asking_revision: str) -> None:
     """The model is told, on every revision alike."""
     async with connect(bookshop.mcp, asking_revision, answer=lambda method, params: {"action": "decline"}) as client:
         assert (await client.call("order", isbn="1"))["isError"] is True
 
 
-async def test_the_bookshop_has_books_reviews_and_completion(connect: Any, revision: str) -> None:
+async def test_bookshop_has_books_reviews_and_completion(connect: Any, revision: str) -> None:
     """The search, the template, the prompt and the completion of the tutorial."""
     async with connect(bookshop.mcp, revision) as client:
         assert list(json.loads(await client.text("search", words="tolkien"))) == ["9780261103573"]
@@ -52,7 +52,7 @@ async def test_the_bookshop_has_books_reviews_and_completion(connect: Any, revis
 
 
 @for_each(("tool", "result"), [("add_numbers", 15), ("multiply_numbers", 50)])
-async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision: str, tool: str, result: int) -> None:
+async def test_hub_example_calculates_and_streams(connect: Any, revision: str, tool: str, result: int) -> None:
     """The sums of the earlier program, with ``stream`` as its option."""
     async with connect(hub.mcp, revision) as client:
         assert await client.text(tool, a=10, b=5) == str(result)
@@ -65,7 +65,7 @@ async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision:
     ("add_numbers", 10**400, 1), ("add_numbers", 10**400, 0.5), ("add_numbers", 1.7e308, 1.7e308),
     ("multiply_numbers", 10**200, 10**200), ("multiply_numbers", 1e300, 1e300),
 ])  # fmt: skip
-async def test_the_hub_refuses_a_result_that_is_too_large_for_a_number(
+async def test_hub_example_refuses_oversized_numbers(
     connect: Any, revision: str, tool: str, a: float, b: float
 ) -> None:
     """A fixed defect: an integer of 400 digits was an internal error with a traceback in the log."""
@@ -75,7 +75,7 @@ async def test_the_hub_refuses_a_result_that_is_too_large_for_a_number(
         assert "too large for a number" in refused["content"][0]["text"]
 
 
-async def test_the_hub_tells_about_itself_and_the_time(connect: Any, revision: str) -> None:
+async def test_hub_example_describes_itself(connect: Any, revision: str) -> None:
     """Structured results, an error for the model, and a template with two variables."""
     async with connect(hub.mcp, revision) as client:
         info = json.loads(await client.text("get_server_info"))
@@ -92,14 +92,14 @@ async def test_the_hub_tells_about_itself_and_the_time(connect: Any, revision: s
         assert await client.text("greet", name="Ann") == "Hello, Ann!"
 
 
-async def test_the_hub_reports_every_step_of_a_long_task(connect: Any, revision: str) -> None:
+async def test_hub_example_reports_each_step(connect: Any, revision: str) -> None:
     """Progress with a total."""
     async with connect(hub.mcp, revision) as client:
         await client.call("long_task", steps=4, seconds=0, meta={"progressToken": "t"})
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3, 4]
 
 
-async def test_the_hub_orders_and_the_order_can_be_read(connect: Any, asking_revision: str) -> None:
+async def test_hub_example_orders_can_be_read(connect: Any, asking_revision: str) -> None:
     """A tool that asks, and a live resource that shows what came of it."""
     async with connect(hub.mcp, asking_revision) as client:
         order = json.loads(await client.text("order_parcel", item="tea"))
@@ -108,14 +108,14 @@ async def test_the_hub_orders_and_the_order_can_be_read(connect: Any, asking_rev
         assert read["contents"][0]["text"] == order["status"]
 
 
-async def test_the_hub_lets_the_clients_model_summarize(connect: Any, revision: str) -> None:
+async def test_hub_example_uses_sampling(connect: Any, revision: str) -> None:
     """Sampling is in every revision."""
     async with connect(hub.mcp, revision) as client:
         assert await client.text("summarize", text="Long ago …") == "Paris, hello"
         assert client.asked[0][1]["maxTokens"] == 200
 
 
-async def test_the_hub_completes_languages(connect: Any, revision: str) -> None:
+async def test_hub_example_completes_languages(connect: Any, revision: str) -> None:
     """A prompt with completion."""
     async with connect(hub.mcp, revision) as client:
         prompt = await client.request("prompts/get", name="translate", arguments={"text": "hi", "language": "Dutch"})

@@ -32,7 +32,7 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
             assert reply.status == 200
 
 
-def test_an_event_stream_of_a_mounted_server_names_its_own_address(tmp_path: Path) -> None:
+def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
     """Our choice: every URL that the server hands out includes the root path."""
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
@@ -42,7 +42,7 @@ def test_an_event_stream_of_a_mounted_server_names_its_own_address(tmp_path: Pat
             assert b"/echo/messages/?session_id=" in reply.readline()
 
 
-def test_a_server_is_an_application_for_uvicorn(tmp_path: Path) -> None:
+def test_server_runs_under_uvicorn(tmp_path: Path) -> None:
     """The command of docs/how-to/run-under-uvicorn.md."""
     port = free_port()
     with serving(uvicorn("examples.hub:mcp", port), port, tmp_path / "log"):

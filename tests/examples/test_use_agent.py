@@ -11,7 +11,9 @@ from examples import use_agent
 pytestmark = pytest.mark.server
 
 
-async def test_the_program_orders_and_saves_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_agent_program_orders_and_saves_the_transcript(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The person allows the order, and the server asks for the address."""
     path = tmp_path / "order.jsonl"
     order = '{"isbn": "9780141439600", "copies": 2}'
@@ -25,7 +27,7 @@ async def test_the_program_orders_and_saves_what_was_said(tmp_path: Path, capsys
     assert json.loads(path.read_text().splitlines()[0])["text"] == "Order two copies of Middlemarch."
 
 
-async def test_the_program_shows_the_model_a_book_and_says_a_prompt() -> None:
+async def test_agent_program_uses_a_resource_and_a_prompt() -> None:
     """The content goes along with the sentence."""
     with ScriptedModel(says("Very."), says("Dry.")) as api:
         assert await use_agent.review(model(api), "9780141439600") == "Very.\nDry."

@@ -44,7 +44,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
 # In front of our server
 
 
-async def test_its_tokens_open_our_server_and_those_for_another_do_not(provider: Identity) -> None:
+async def test_foreign_issuer_tokens_are_checked_for_audience(provider: Identity) -> None:
     """RFC 8707, 9068: signed by RS256, found by discovery, with the scope that the tool takes."""
     client = provider.register()
     async with guarded(make_server(auth.oidc(provider.url, audience=AUDIENCE))) as world:
@@ -58,7 +58,7 @@ async def test_its_tokens_open_our_server_and_those_for_another_do_not(provider:
         assert (await world.call(provider.token(client, OPAQUE), "who")).status == 401
 
 
-async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provider: Identity) -> None:
+async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
     """RFC 7662. A client that acts for itself has no `sub` there, and is its own if the operator says so."""
     client, ours = provider.register(), provider.register()
     given = {"issuer": provider.url, "audience": OPAQUE, "endpoint": f"{provider.url}/token/introspection",
@@ -74,7 +74,7 @@ async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provide
         assert (await world.call("made-up", "who")).status == 401
 
 
-async def test_new_keys_of_it_are_found_and_the_old_ones_count_no_more(provider: Identity) -> None:
+async def test_issuer_key_rotation_is_followed(provider: Identity) -> None:
     """The pause between two fetches is the test's own."""
     client, clock = provider.register(), Clock()
     keys = FetchedKeys(Discovery(provider.url, ask_issuer).keys_url, ask_issuer, clock=clock)
@@ -90,7 +90,7 @@ async def test_new_keys_of_it_are_found_and_the_old_ones_count_no_more(provider:
     assert await method.identify(old) is None
 
 
-async def test_a_client_finds_it_by_our_server_registers_there_and_its_person_signs_in(provider: Identity) -> None:
+async def test_client_discovers_and_registers_with_the_issuer(provider: Identity) -> None:
     """MCP, basic/authorization, all of it with an authorization server of others: RFC 9728, 8414, 7591, 7636, 8707."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -149,7 +149,7 @@ async def back(window: Browser, url: str) -> Reply:
     return await window.ask("GET", parts.path, query=parts.query)
 
 
-async def test_somebody_signs_in_there_and_gets_what_their_entry_allows(provider: Identity, desk_with: Make) -> None:
+async def test_external_login_grants_the_allowlist_scopes(provider: Identity, desk_with: Make) -> None:
     """OpenID Connect with PKCE, state and nonce, `iss` in the response; Google says the address in the ID token."""
     desk = desk_with({"@example.com": ["orders:write"]})
     window = Browser(desk)
@@ -187,7 +187,7 @@ async def test_somebody_signs_in_there_and_gets_what_their_entry_allows(provider
     ],
     ids=["another", "unverified", "not-of-the-organization"],
 )
-async def test_somebody_whom_nobody_named_is_told_so(login: str, allow: list[str], desk_with: Make) -> None:
+async def test_users_not_on_the_allowlist_are_refused(login: str, allow: list[str], desk_with: Make) -> None:
     """Google: an address counts where it's verified, and Google has the mailbox or the organization's account."""
     desk = desk_with(allow)
     window = Browser(desk)
@@ -197,7 +197,7 @@ async def test_somebody_whom_nobody_named_is_told_so(login: str, allow: list[str
     assert not any("person" in name for name in window.cookies)
 
 
-async def test_an_address_at_gmail_and_everybody_can_be_named(desk_with: Make) -> None:
+async def test_allowlist_accepts_addresses_and_everyone(desk_with: Make) -> None:
     """`*` has to be written out."""
     for login, allow in (("grace@gmail.com", ["grace@gmail.com"]), ("mallory@example.com", ["*"])):
         desk = desk_with(allow)
@@ -206,9 +206,7 @@ async def test_an_address_at_gmail_and_everybody_can_be_named(desk_with: Make) -
         assert (await back(window, await sign_in_at(url, login, URL))).answer["code"]
 
 
-async def test_an_issuer_that_keeps_addresses_at_its_userinfo_endpoint_is_asked_there(
-    provider: Identity, desk_with: Make
-) -> None:
+async def test_emails_are_read_from_userinfo(provider: Identity, desk_with: Make) -> None:
     """OpenID Connect Core §5.4: that's what the specification has for the code flow. Domains are those of addresses."""
     desk = desk_with(["@example.com"], provider.strict)
     window = Browser(desk)
@@ -220,7 +218,7 @@ async def test_an_issuer_that_keeps_addresses_at_its_userinfo_endpoint_is_asked_
     assert provider.asked("/me", provider.strict) == 1
 
 
-async def test_somebody_who_does_not_agree_there_is_told_and_not_signed_in(desk_with: Make) -> None:
+async def test_denied_external_login_is_reported(desk_with: Make) -> None:
     """RFC 6749 §4.1.2.1."""
     desk = desk_with(["*"])
     window = Browser(desk)
@@ -229,7 +227,7 @@ async def test_somebody_who_does_not_agree_there_is_told_and_not_signed_in(desk_
     assert (reply.status, "let Google say who you are" in reply.text) == (403, True)
 
 
-async def test_a_code_of_somebody_else_signs_nobody_in(desk_with: Make) -> None:
+async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
     """RFC 9700 §4.5: an injected code fails, since PKCE binds each code to the browser that went away."""
     desk = desk_with(["*"])
     mine, theirs = Browser(desk), Browser(desk)
@@ -243,7 +241,7 @@ async def test_a_code_of_somebody_else_signs_nobody_in(desk_with: Make) -> None:
     assert not any("person" in name for name in mine.cookies)
 
 
-async def test_each_client_is_agreed_to_before_anybody_is_sent_there(provider: Identity, desk_with: Make) -> None:
+async def test_consent_precedes_external_login(provider: Identity, desk_with: Make) -> None:
     """MCP, security best practices: being signed in at the provider, and here, doesn't agree to another client."""
     desk = desk_with(["*"])
     window = Browser(desk)
@@ -270,7 +268,7 @@ async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tu
         return landed, await window.get(f"{url}{page}", headers={"sec-fetch-site": "same-origin"})
 
 
-async def test_people_of_google_open_the_pages_and_those_whom_nobody_named_do_not(shop: str) -> None:
+async def test_google_users_on_the_allowlist_open_the_pages(shop: str) -> None:
     """By the same flow as for a client, with state, nonce and PKCE; without a client, nobody has to agree to one."""
     server = example("google.py")
     server.definition.configure(serve="all")
@@ -284,9 +282,7 @@ async def test_people_of_google_open_the_pages_and_those_whom_nobody_named_do_no
 
 
 @pytest.mark.parametrize("public", [True, False], ids=["public", "confidential"])
-async def test_people_of_a_foreign_issuer_open_the_pages_as_whom_their_token_says(
-    provider: Identity, public: bool
-) -> None:
+async def test_external_users_open_the_pages_as_themselves(provider: Identity, public: bool) -> None:
     """The issuer knows our server as a client, and gives it a token for our server: what that may, they may."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -346,7 +342,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
     return url
 
 
-async def test_the_page_about_google_is_all_that_it_takes(shop: str) -> None:
+async def test_google_page_is_sufficient(shop: str) -> None:
     """docs/how-to/sign-in-with-google.md: a client finds the way, and a person of the organization signs in."""
     ada = Visitor("ada@example.com", "google")
     async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
@@ -360,7 +356,7 @@ async def test_the_page_about_google_is_all_that_it_takes(shop: str) -> None:
         assert "mallory@example.com may not sign in here." in mallory.pages[-1]
 
 
-async def test_several_ways_have_a_button_each_and_people_get_what_their_entry_says(shop: str) -> None:
+async def test_several_login_methods_have_buttons(shop: str) -> None:
     """docs/how-to/sign-in-with-google.md: the first entry that fits counts."""
     staff = Visitor("eve@example.com", "staff")
     async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):

@@ -112,9 +112,7 @@ def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, 
 
 
 @pytest.mark.parametrize(("client", "transport", "mode"), RUNS, ids=lambda value: value or "default")
-def test_an_official_client_gets_everything_that_the_examples_offer(
-    servers: Servers, client: str, transport: str, mode: str
-) -> None:
+def test_official_clients_can_use_everything(servers: Servers, client: str, transport: str, mode: str) -> None:
     """Initialize, list, call, progress, questions, resources, prompts, completion, cancel, subscribe, resume."""
     report = walk(servers, client, transport, mode)
     per_request = mode in ("auto", "2026-07-28")
@@ -134,9 +132,7 @@ def test_an_official_client_gets_everything_that_the_examples_offer(
 
 
 @pytest.mark.parametrize(("client", "mode"), [("python-1", ""), ("typescript-1", ""), ("typescript-2", "legacy")])
-def test_a_call_is_resumed_on_another_connection_with_no_step_lost_or_repeated(
-    servers: Servers, client: str, mode: str
-) -> None:
+def test_calls_resume_on_another_connection(servers: Servers, client: str, mode: str) -> None:
     """MCP 2025-11-25, basic/transports, resumption: `Last-Event-ID` names the last event that was seen, the third of
     the stream.
     """

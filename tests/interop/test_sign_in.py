@@ -65,7 +65,7 @@ async def signed_in(line: str, *arguments: str) -> Any:
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("described", [False, True], ids=["registers", "describes-itself"])
-async def test_the_typescript_client_signs_in_refreshes_and_steps_up(
+async def test_typescript_client_signs_in_refreshes_and_steps_up(
     line: str, described: bool, trusted: ssl.SSLContext
 ) -> None:
     """The person is asked once, and again for the scope of a tool; a token that isn't valid any more is renewed without
@@ -182,7 +182,7 @@ def spoiled(folder: Path) -> str:
     return str(tokens["refresh_token"])
 
 
-async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_path: Path) -> None:
+async def test_mcp_remote_signs_in_steps_up_and_refreshes(tmp_path: Path) -> None:
     """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
     person = Person()
     port = free_port()

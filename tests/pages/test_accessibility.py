@@ -55,7 +55,7 @@ def opened(hub: str, open_page: OpenPage, name: str, **options: object) -> Page:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None:
+def test_every_element_has_an_accessible_name(hub: str, open_page: OpenPage, name: str) -> None:
     """WCAG 2.2, 4.1.2 and 1.3.1: each control has a name, each reference a target, each id one owner."""
     page = opened(hub, open_page, name)
     assert page.evaluate(NAMELESS) == []
@@ -70,7 +70,7 @@ def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None
 
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", PAGES)
-def test_the_keyboard_reaches_everything_that_scrolls(hub: str, open_page: OpenPage, name: str, width: int) -> None:
+def test_scrollable_regions_are_reachable_by_keyboard(hub: str, open_page: OpenPage, name: str, width: int) -> None:
     """A fixed defect (axe: scrollable-region-focusable): the table of problems on a phone could not be scrolled."""
     page = opened(hub, open_page, name, width=width, height=640)
     page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
@@ -78,7 +78,7 @@ def test_the_keyboard_reaches_everything_that_scrolls(hub: str, open_page: OpenP
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_keyboard_comes_first_to_a_link_past_the_navigation(hub: str, open_page: OpenPage, name: str) -> None:
+def test_first_tab_stop_skips_the_navigation(hub: str, open_page: OpenPage, name: str) -> None:
     """WCAG 2.2, 2.4.1 and 2.4.7: a way past what repeats, and a focus that is seen."""
     page = opened(hub, open_page, name)
     page.evaluate("document.activeElement.blur()")
@@ -94,7 +94,7 @@ def test_the_keyboard_comes_first_to_a_link_past_the_navigation(hub: str, open_p
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_phone_needs_no_scrolling_sideways(hub: str, open_page: OpenPage, name: str) -> None:
+def test_phones_need_no_horizontal_scrolling(hub: str, open_page: OpenPage, name: str) -> None:
     """Our choice: phone width."""
     page = opened(hub, open_page, name, width=360)
     assert page.evaluate(SIDEWAYS) <= 0
@@ -130,7 +130,7 @@ def contrast(one: Color, other: Color) -> float:
 
 
 @for_each("dark", [False, True], ids=["light", "dark"])
-def test_text_stands_out_from_its_ground(dark: bool) -> None:
+def test_text_has_enough_contrast(dark: bool) -> None:
     """WCAG 2.2, 1.4.3 (text, 4.5) and 1.4.11 (borders of fields, 3)."""
     named = variables(dark)
     opaque = {name: over(named[name], (1.0, 1.0, 1.0)) for name in ("ground", "surface", "sunken")}
@@ -150,7 +150,7 @@ def test_text_stands_out_from_its_ground(dark: bool) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_policy_travels_with_the_page(hub: str, open_page: OpenPage, name: str) -> None:
+def test_pages_carry_their_content_security_policy(hub: str, open_page: OpenPage, name: str) -> None:
     """Our choice: a strict Content-Security-Policy. That pages stay within it, each test of a page checks."""
     page = opened(hub, open_page, name)
     reply = page.request.get(page.url)

@@ -48,14 +48,14 @@ def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> 
     expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_hidden()
 
 
-def test_the_chat_names_its_server_as_every_page_does(hub: str, open_page: OpenPage) -> None:
+def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: the bar of the chat alone had no name, so two tabs of two servers looked the same."""
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     expect(page.locator(".server")).to_have_text("hub 1.0.0")
 
 
-def test_the_chat_works_on_a_server_that_has_none_of_the_tools_of_an_example(plain: str, open_page: OpenPage) -> None:
+def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> None:
     """A fixed defect: the page called a tool of `examples/hub.py`, and could send nothing anywhere else."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
     live(ada)
@@ -70,7 +70,7 @@ def test_the_chat_works_on_a_server_that_has_none_of_the_tools_of_an_example(pla
     expect(ada.locator(".message.own", has_text="plain: hello")).to_be_visible()
 
 
-def test_a_name_is_asked_for_once(hub: str, open_page: OpenPage) -> None:
+def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
     """Our choice: a live chat with names. Later visits know it."""
     page = open_page(f"{hub}/chat")
     expect(page.get_by_label("Your name")).to_be_focused()
@@ -83,7 +83,7 @@ def test_a_name_is_asked_for_once(hub: str, open_page: OpenPage) -> None:
     expect(page.locator("#members").get_by_text("Mary (you)")).to_be_visible()
 
 
-def test_who_was_offline_misses_nothing(hub: str, open_page: OpenPage) -> None:
+def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
     """Our choice: one goes offline and comes back without a gap."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace", lossy=True)
@@ -104,7 +104,7 @@ def test_who_was_offline_misses_nothing(hub: str, open_page: OpenPage) -> None:
     expect(grace.locator(".event.gap")).to_have_count(0)
 
 
-def test_what_is_written_while_offline_is_sent_once_when_it_is_back(hub: str, open_page: OpenPage) -> None:
+def test_messages_written_offline_are_sent_once(hub: str, open_page: OpenPage) -> None:
     """Our choice: a message is never lost silently, and never sent twice."""
     page = open_page(f"{hub}/chat", name="Joan", lossy=True)
     live(page)
@@ -132,7 +132,7 @@ mcp = Server("guarded", serve="all", authorize_channel=authorize)
 """
 
 
-def test_the_rules_of_the_hub_hold_and_a_refused_message_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
+def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: channels may be closed to listeners or to writers; the page says which, and loses no words."""
     port = free_port()
     program = tmp_path / "guarded.py"
@@ -162,7 +162,7 @@ def test_the_rules_of_the_hub_hold_and_a_refused_message_can_be_edited(tmp_path:
         page.context.close()
 
 
-def test_channels_have_their_own_words_drafts_and_unread_marks(plain: str, open_page: OpenPage) -> None:
+def test_channels_have_their_own_drafts_and_unread_marks(plain: str, open_page: OpenPage) -> None:
     """Our choice: several channels, of which one is open; an address leads to each."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat#channel=ops", name="Grace")
     live(ada)
@@ -194,7 +194,7 @@ def test_channels_have_their_own_words_drafts_and_unread_marks(plain: str, open_
     expect(ada.get_by_role("link", name="# ops")).to_be_visible()
 
 
-def test_code_links_days_and_directions_are_drawn_and_nothing_else(plain: str, open_page: OpenPage) -> None:
+def test_messages_show_code_links_and_days(plain: str, open_page: OpenPage) -> None:
     """Our choice: what people paste is readable; what they type stays what they typed."""
     page = open_page(f"{plain}/chat#channel=drawn", name="Ada")
     live(page)
@@ -219,7 +219,7 @@ def test_code_links_days_and_directions_are_drawn_and_nothing_else(plain: str, o
     expect(page.locator(".day").first).to_contain_text("3 February 2024")
 
 
-def test_a_reload_shows_the_history_once_and_in_order(hub: str, open_page: OpenPage) -> None:
+def test_reload_shows_the_history_once_in_order(hub: str, open_page: OpenPage) -> None:
     """Our choice: history after reload."""
     page = open_page(f"{hub}/chat", name="Hedy")
     live(page)
@@ -232,7 +232,7 @@ def test_a_reload_shows_the_history_once_and_in_order(hub: str, open_page: OpenP
     assert heard(page, "past:") == ["past: 0", "past: 1", "past: 2"]
 
 
-def test_messages_of_other_programs_are_text_whatever_they_hold(hub: str, open_page: OpenPage) -> None:
+def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage) -> None:
     """Seed 001 sends plain text; what looks like markup must not become any."""
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
@@ -242,7 +242,7 @@ def test_messages_of_other_programs_are_text_whatever_they_hold(hub: str, open_p
     assert page.locator(".bubble img").count() == 0
 
 
-def test_somebody_of_the_same_name_is_not_you(hub: str, open_page: OpenPage) -> None:
+def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: what one Ada said stood as "You" on the page of the other. A reload knows its own still."""
     one, other = open_page(f"{hub}/chat", name="Twin"), open_page(f"{hub}/chat", name="Twin")
     live(one)
@@ -260,7 +260,7 @@ def test_somebody_of_the_same_name_is_not_you(hub: str, open_page: OpenPage) -> 
 
 
 @pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
-def test_a_message_with_a_time_that_is_none_hides_nothing_behind_it(hub: str, open_page: OpenPage, time: str) -> None:
+def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time: str) -> None:
     """A fixed defect: one such message, which any program can publish, ended everybody's chat there."""
     mark = f"odd {time}:"
     for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
@@ -270,7 +270,7 @@ def test_a_message_with_a_time_that_is_none_hides_nothing_behind_it(hub: str, op
     assert heard(page, mark) == [f"{mark} before", f"{mark} itself", f"{mark} after"]
 
 
-def test_the_keyboard_alone_joins_a_channel_and_talks_there(plain: str, open_page: OpenPage) -> None:
+def test_channels_can_be_used_by_keyboard_alone(plain: str, open_page: OpenPage) -> None:
     """WCAG 2.2, 2.1.1: the palette leads to what has no key of its own, and j and k from channel to channel."""
     page = open_page(f"{plain}/chat", name="Ada")
     live(page)
@@ -292,9 +292,7 @@ def test_the_keyboard_alone_joins_a_channel_and_talks_there(plain: str, open_pag
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
 
 
-def test_a_thousand_messages_a_second_are_drawn_together_and_the_list_stays_short(
-    plain: str, open_page: OpenPage
-) -> None:
+def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: OpenPage) -> None:
     """A fixed defect: each cost a layout of its own, which left 7 frames a second, and none was ever removed."""
     page = open_page(f"{plain}/chat#channel=flood", name="Ada")
     live(page)

@@ -52,7 +52,7 @@ def part(page: Page, name: str) -> Locator:
     return page.get_by_role("tabpanel", name=name)
 
 
-def test_the_numbers_move_and_match_the_metrics(hub: str, open_page: OpenPage) -> None:
+def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> None:
     """Our choice: the dashboard's numbers move and match `/metrics`."""
     page = open_page(f"{hub}/dashboard")
     live(page)
@@ -69,7 +69,7 @@ def test_the_numbers_move_and_match_the_metrics(hub: str, open_page: OpenPage) -
     )
 
 
-def test_a_chosen_tool_and_range_are_drawn_in_the_charts(hub: str, open_page: OpenPage) -> None:
+def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage) -> None:
     """Our choice: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")
@@ -95,9 +95,7 @@ def test_a_chosen_tool_and_range_are_drawn_in_the_charts(hub: str, open_page: Op
     expect(page.get_by_role("button", name="24 h", exact=True)).to_have_attribute("aria-pressed", "true")
 
 
-def test_recent_calls_have_arguments_without_secrets_and_lead_to_the_inspector(
-    tmp_path: Path, open_page: OpenPage
-) -> None:
+def test_recent_calls_hide_secrets_and_link_to_the_inspector(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: what failed, for whom, with which arguments; and the audit log beside it, if one is kept."""
     port = free_port()
     file = tmp_path / "loud.py"
@@ -137,7 +135,7 @@ def test_recent_calls_have_arguments_without_secrets_and_lead_to_the_inspector(
         page.context.close()
 
 
-def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
+def test_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: the stream of logs in a drawer, with filter and pause. Closed, it counts what went wrong."""
     port = free_port()
     program = tmp_path / "loud.py"
@@ -171,7 +169,7 @@ def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage)
         page.context.close()
 
 
-def test_each_worker_has_a_row_until_it_is_gone_and_its_history_counts(tmp_path: Path, open_page: OpenPage) -> None:
+def test_each_worker_has_a_row_until_it_ends(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: the dashboard adds up over all workers, and tells them apart."""
     with workers(tmp_path, 2, "--serve", "all") as served:
         page = open_page(f"http://127.0.0.1:{served.port}/dashboard", lossy=True)
@@ -197,7 +195,7 @@ def test_each_worker_has_a_row_until_it_is_gone_and_its_history_counts(tmp_path:
         page.context.close()
 
 
-def test_the_keyboard_alone_finds_a_tool_turns_the_range_and_reads_the_log(hub: str, open_page: OpenPage) -> None:
+def test_dashboard_can_be_used_by_keyboard_alone(hub: str, open_page: OpenPage) -> None:
     """WCAG 2.2, 2.1.1: filter, table, range, parts, log and palette."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")

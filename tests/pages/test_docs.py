@@ -20,7 +20,7 @@ def opened(hub: str, open_page: OpenPage, tool: str) -> Page:
     return page
 
 
-def test_a_tool_runs_from_its_form_and_the_code_beside_it_follows(hub: str, open_page: OpenPage) -> None:
+def test_tool_form_runs_and_updates_the_code_sample(hub: str, open_page: OpenPage) -> None:
     """Our choice: `/docs` lists and runs the tools. A fixed defect: "As curl" took the place of the result."""
     page = opened(hub, open_page, "add_numbers")
     form = page.get_by_role("form", name="Try add_numbers")
@@ -49,7 +49,7 @@ def chosen(page: Page, language: str) -> bool:
     return True
 
 
-def test_tools_are_found_by_words_and_keys_and_links(hub: str, open_page: OpenPage) -> None:
+def test_tools_are_found_by_search_keys_and_links(hub: str, open_page: OpenPage) -> None:
     """Our choice: a long list has a filter, works without a mouse, and each tool has an address."""
     page = open_page(f"{hub}/docs")
     tools = page.get_by_role("listbox", name="Tools")
@@ -75,7 +75,7 @@ def test_tools_are_found_by_words_and_keys_and_links(hub: str, open_page: OpenPa
     expect(page.get_by_role("heading", name="get_current_time")).to_be_visible()
 
 
-def test_schemas_can_be_read(hub: str, open_page: OpenPage) -> None:
+def test_schemas_are_readable(hub: str, open_page: OpenPage) -> None:
     """Our choice: names, types, limits and defaults, and the JSON for those who want it."""
     page = opened(hub, open_page, "long_task")
     arguments = page.locator("details.section").filter(has=page.get_by_role("heading", name="Arguments"))
@@ -87,7 +87,7 @@ def test_schemas_can_be_read(hub: str, open_page: OpenPage) -> None:
     expect(page.get_by_role("row", name="409")).to_be_visible()
 
 
-def test_a_tool_that_is_opened_again_is_as_it_was_left(hub: str, open_page: OpenPage) -> None:
+def test_reopened_tools_keep_their_state(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: one look at another tool, and the form was empty and the result gone; the language is the one
     that was chosen last, wherever that was.
     """

@@ -25,7 +25,7 @@ PARSE = """async (pieces) => {
 }"""
 
 
-def test_events_are_the_same_wherever_the_stream_is_cut(hub: str, open_page: OpenPage) -> None:
+def test_chunk_boundaries_do_not_change_events(hub: str, open_page: OpenPage) -> None:
     """HTML standard, 9.2.6: line ends of three kinds, comments, ids without data."""
     page = open_page(f"{hub}/docs")
     cuts = [[0, len(STREAM)], list(range(len(STREAM) + 1)), *([0, at, len(STREAM)] for at in range(1, len(STREAM)))]
@@ -60,7 +60,7 @@ FEED = """async () => {
 }"""
 
 
-def test_an_event_that_cannot_be_shown_does_not_take_those_behind_it_along(hub: str, open_page: OpenPage) -> None:
+def test_failing_event_handler_does_not_drop_later_events(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: the feed ended at it and came back behind everything that had arrived together with it."""
     page = open_page(f"{hub}/docs")
     heard = ["one", "told: Invalid time value", "three"]
@@ -77,6 +77,6 @@ TAKEN = """async () => {
 }"""
 
 
-def test_the_last_id_is_that_of_the_event_taken_and_not_of_the_chunk_it_came_in(hub: str, open_page: OpenPage) -> None:
+def test_last_event_id_is_that_of_the_handled_event(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: who stops in the middle of a chunk resumes there."""
     assert open_page(f"{hub}/docs").evaluate(TAKEN) == ["1", "2", "3"]

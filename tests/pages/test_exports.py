@@ -68,7 +68,7 @@ def said(language: str, code: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "TypeScript"])
-def test_what_is_copied_does_the_same_elsewhere(page: Page, tmp_path: Path, language: str) -> None:
+def test_copied_code_behaves_the_same(page: Page, tmp_path: Path, language: str) -> None:
     """Fixed defects: curl had no header for an argument that travels as one, and none for a URI beyond ASCII, so the
     server refused both calls; and the official client knows no `server/discover`.
     """

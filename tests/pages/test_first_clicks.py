@@ -25,9 +25,7 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
-def test_the_first_press_in_a_list_of_tools_opens_the_tool(
-    shared_crowd: Shared, open_page: OpenPage, touch: bool
-) -> None:
+def test_first_click_in_the_tool_list_opens_the_tool(shared_crowd: Shared, open_page: OpenPage, touch: bool) -> None:
     """A fixed defect: a redraw on focus replaced the row between mousedown and mouseup."""
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
@@ -44,7 +42,7 @@ def test_the_first_press_in_a_list_of_tools_opens_the_tool(
         expect(page.locator("#detail").get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
-def test_keys_choose_in_every_list(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_arrow_keys_select_in_every_list(shared_crowd: Shared, open_page: OpenPage) -> None:
     """Our choice: the lists of tools and the palette work without a pointer."""
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
@@ -64,7 +62,7 @@ def test_keys_choose_in_every_list(shared_crowd: Shared, open_page: OpenPage) ->
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
-def test_lists_that_change_by_themselves_take_the_first_press(plain: str, open_page: OpenPage, touch: bool) -> None:
+def test_first_click_works_in_lists_that_update(plain: str, open_page: OpenPage, touch: bool) -> None:
     """A fixed defect: the history of the inspector, its tabs, and the palette."""
     page = open_page(f"{plain}/inspect", has_touch=touch)
     press(page, page.locator("#items").get_by_role("option").first, touch=touch)

@@ -14,7 +14,7 @@ EMPTY = 'from millstream import Server\n\nmcp = Server("first")\n'
 KINDS = {"Tools": "greet", "Resources": "hours", "Templates": "book", "Prompts": "review"}
 
 
-def test_the_examples_of_an_empty_inspector_work_as_they_stand(open_page: OpenPage, tmp_path: Path) -> None:
+def test_examples_of_the_empty_inspector_work(open_page: OpenPage, tmp_path: Path) -> None:
     """A fixed defect: the middle of the window was blank, and nothing said what a first tool looks like."""
     program, port = tmp_path / "first.py", free_port()
     program.write_text(EMPTY)
@@ -31,9 +31,7 @@ def test_the_examples_of_an_empty_inspector_work_as_they_stand(open_page: OpenPa
             expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
 
 
-def test_a_link_that_is_followed_while_the_page_opens_something_itself_is_followed(
-    hub: str, open_page: OpenPage
-) -> None:
+def test_link_wins_over_automatic_navigation(hub: str, open_page: OpenPage) -> None:
     """A fixed defect: what the page opened by itself at that moment changed the address, so the link was forgotten."""
     page = open_page(f"{hub}/inspect#tool=greet")
     expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_visible()

@@ -93,7 +93,7 @@ def choose(page: Page, name: str) -> None:
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
-def test_each_upstream_has_its_state_figures_and_tools(office: str, open_page: OpenPage) -> None:
+def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: OpenPage) -> None:
     """A call moves the figures, and a tool leads to the inspector."""
     page = open_page(f"{office}/gateway")
     expect(page.locator("#verdict")).to_have_text("1 down")
@@ -116,7 +116,7 @@ def test_each_upstream_has_its_state_figures_and_tools(office: str, open_page: O
     expect(page.get_by_role("heading", name="bookshop_order")).to_be_visible()
 
 
-def test_a_definition_that_changes_is_quarantined_and_shown(office: str, folder: Path, open_page: OpenPage) -> None:
+def test_changed_definitions_are_shown_as_quarantined(office: str, folder: Path, open_page: OpenPage) -> None:
     """Text of an upstream is never markup."""
     page = open_page(f"{office}/gateway#upstream=warehouse")
     expect(page.get_by_role("tab", name="Tools")).to_contain_text("2")
@@ -135,7 +135,7 @@ def test_a_definition_that_changes_is_quarantined_and_shown(office: str, folder:
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_the_page_is_accessible_and_fits(office: str, open_page: OpenPage, width: int) -> None:
+def test_gateway_page_is_accessible_and_fits(office: str, open_page: OpenPage, width: int) -> None:
     page = open_page(f"{office}/gateway#upstream=bookshop", width=width, height=844)
     expect(page.locator("#tools")).to_contain_text("bookshop_order")
     for look in (NAMELESS, TWICE, DANGLING, UNREACHABLE):
@@ -143,7 +143,7 @@ def test_the_page_is_accessible_and_fits(office: str, open_page: OpenPage, width
     assert page.evaluate(SIDEWAYS) == 0
 
 
-def test_a_server_without_upstreams_has_no_such_page(plain: str, open_page: OpenPage) -> None:
+def test_servers_without_upstreams_have_no_gateway_page(plain: str, open_page: OpenPage) -> None:
     page = open_page(f"{plain}/docs")
     expect(page.get_by_role("link", name="Docs")).to_be_visible()
     expect(page.get_by_role("link", name="Gateway")).to_have_count(0)

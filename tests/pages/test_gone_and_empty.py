@@ -69,9 +69,7 @@ def run(page: Page) -> None:
     page.get_by_role("button", name="Run", exact=True).click()
 
 
-def test_every_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(
-    tmp_path: Path, open_page: OpenPage
-) -> None:
+def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenPage) -> None:
     """Fixed defects: "Connected" for ever, "Failed to fetch" and nothing else. Nobody reloads, and a form stays."""
     port = free_port()
     command = millstream("examples/hub.py", port, "--serve", "all", "--json")
@@ -114,9 +112,7 @@ def test_every_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(
         close(pages)
 
 
-def test_a_server_that_has_nothing_and_that_nobody_called_says_what_would_be_there(
-    tmp_path: Path, open_page: OpenPage
-) -> None:
+def test_empty_servers_show_explanations(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: empty states are designed, too. A fixed defect: as no list of such a server can change, it answers
     a request to hear of changes at once, which the inspector took for its end, and connected anew without end.
     """
@@ -168,7 +164,7 @@ def much(address: str) -> Generator[None]:
         worker.join(WAIT)
 
 
-def test_every_page_fits_and_stays_usable_while_much_happens(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_pages_stay_usable_under_load(shared_crowd: Shared, open_page: OpenPage) -> None:
     """Our choice: rows, charts, messages and logs come in while one looks, and what was chosen stays chosen."""
     address = f"http://127.0.0.1:{shared_crowd.port()}"
     with much(address):

@@ -52,7 +52,7 @@ def run(page: Page, verb: str = "Run") -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_tools_run_on_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: choose the revision, list and run tools."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "add_numbers")
@@ -64,7 +64,7 @@ def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: 
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_an_elicitation_is_answered(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: answers an elicitation at 2025-11-25 and at 2026-07-28."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
@@ -87,7 +87,7 @@ def test_an_elicitation_is_answered(hub: str, open_page: OpenPage, revision: str
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_a_question_is_declined_by_button_and_cancelled_by_key(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_questions_can_be_declined_and_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
     """The specification: accept, decline and cancel are different answers."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
@@ -103,7 +103,7 @@ def test_a_question_is_declined_by_button_and_cancelled_by_key(hub: str, open_pa
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: who inspects a server plays the model, too."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "summarize")
@@ -123,7 +123,7 @@ def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, rev
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_progress_is_shown_and_a_call_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: progress."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "long_task")
@@ -153,7 +153,7 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_resources_can_be_read(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: read resources, templates among them."""
     page = inspect(hub, open_page, revision)
     choose(page, "Resources", "about")
@@ -168,7 +168,7 @@ def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> Non
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_prompts_support_completed_arguments(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: get prompts, complete arguments."""
     page = inspect(hub, open_page, revision)
     choose(page, "Prompts", "translate")
@@ -183,7 +183,7 @@ def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage,
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_every_message_can_be_inspected(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: watch raw messages, in both directions."""
     page = inspect(hub, open_page, revision)
     page.get_by_role("button", name="Clear", exact=True).click()
@@ -200,7 +200,7 @@ def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision:
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_an_error_of_the_server_is_told_with_its_code(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_server_errors_are_shown_with_their_code(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: an inspector shows what is wrong, not that something is."""
     page = inspect(hub, open_page, revision)
     choose(page, "Server", "Any request")
@@ -211,7 +211,7 @@ def test_an_error_of_the_server_is_told_with_its_code(hub: str, open_page: OpenP
     expect(result(page)).to_contain_text("(-32602)")
 
 
-def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> None:
+def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) -> None:
     """Our choice: what went wrong is told in words, and the page goes on."""
     page = inspect(hub, open_page, "2025-11-25", lossy=True)
     page.context.set_offline(True)
@@ -224,7 +224,7 @@ def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> N
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_watched_resources_are_read_again_on_change(hub: str, open_page: OpenPage, revision: str) -> None:
     """The specification: subscriptions in the one era, `subscriptions/listen` in the other."""
     page = inspect(hub, open_page, revision)
     choose(page, "Templates", "order_status")
@@ -252,7 +252,7 @@ def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: O
     expect(result(page)).to_contain_text("a lamp to Weir Road 2, Hull")
 
 
-def test_the_focus_comes_back_when_a_question_is_answered(hub: str, open_page: OpenPage) -> None:
+def test_focus_returns_after_a_question(hub: str, open_page: OpenPage) -> None:
     """WCAG 2.2, 2.4.3: whoever uses the keyboard goes on where they were."""
     page = inspect(hub, open_page)
     choose(page, "Tools", "order_parcel")
@@ -264,7 +264,7 @@ def test_the_focus_comes_back_when_a_question_is_answered(hub: str, open_page: O
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (390, 844)])
-def test_the_list_of_tools_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
+def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
     """A fixed defect: what the server says of itself left the list 138, 6 and 0 pixels. It can be seen unscrolled."""
     page = inspect(hub, open_page, width=width, height=height)
     box = page.locator("#items").bounding_box()
@@ -276,9 +276,7 @@ def test_the_list_of_tools_has_two_fifths_of_the_window(hub: str, open_page: Ope
     expect(result(page)).to_contain_text("Hello, world!")
 
 
-def test_a_server_without_sessions_or_a_stream_of_its_own_is_missed_and_found_again(
-    open_page: OpenPage, tmp_path: Path
-) -> None:
+def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
     """A fixed defect: nothing breaks when such a server goes, so the page said "Connected" for ever."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--no-sessions")
@@ -292,7 +290,7 @@ def test_a_server_without_sessions_or_a_stream_of_its_own_is_missed_and_found_ag
         expect(result(page)).to_contain_text("Hello, world!")
 
 
-def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: OpenPage, tmp_path: Path) -> None:
+def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
     """A fixed defect: the session was gone, and each call failed until the page was loaded anew."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web")
@@ -305,7 +303,7 @@ def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: Open
         choose(page, "Tools", "add_numbers")
 
 
-def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path: Path) -> None:
+def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> None:
     """docs/tutorial.md, step 6: the person is asked for an address, and one book is ordered."""
     port = free_port()
     with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
@@ -320,7 +318,7 @@ def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path
         assert json.loads(result(page).get_by_label("Text", exact=True).inner_text()) == {"ordered": 1}
 
 
-def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp_path: Path) -> None:
+def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp_path: Path) -> None:
     """A fixed defect: the page knew only `/mcp`, and with another `--path` it connected to nothing."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
@@ -332,7 +330,7 @@ def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_a_server_without_a_version_is_shown_without_one(open_page: OpenPage, tmp_path: Path, revision: str) -> None:
+def test_servers_without_a_version_are_shown(open_page: OpenPage, tmp_path: Path, revision: str) -> None:
     """A fixed defect: it had the version 0, which is what the protocol makes such a server say. The same on `/docs`."""
     program, port = tmp_path / "plain.py", free_port()
     program.write_text(

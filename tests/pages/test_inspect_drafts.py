@@ -61,7 +61,7 @@ def outcome(page: Page) -> Locator:
     return page.get_by_role("region", name="Result").get_by_label("Text", exact=True)
 
 
-def test_a_tool_that_is_opened_again_has_what_was_typed_there(page: Page) -> None:
+def test_reopened_tools_keep_typed_values(page: Page) -> None:
     """A fixed defect: one look at another tool, and a form with ten values was empty."""
     opened(page, "order")
     tabbed(page, page.get_by_role("button", name="Add item"))
@@ -87,7 +87,7 @@ def test_a_tool_that_is_opened_again_has_what_was_typed_there(page: Page) -> Non
     expect(editor).to_have_value('{"lines": [')
 
 
-def test_a_form_begins_anew_where_somebody_wants_that(page: Page) -> None:
+def test_forms_can_be_reset(page: Page) -> None:
     """Our choice: what is kept can be thrown away; the defaults of the schema come back, and so does the focus."""
     opened(page, "order")
     tabbed(page, page.locator("#argument-1"))
@@ -102,7 +102,7 @@ def test_a_form_begins_anew_where_somebody_wants_that(page: Page) -> None:
     expect(page.locator("#argument-1")).to_have_value("3")
 
 
-def test_a_page_that_is_loaded_again_has_what_was_sent_last(page: Page) -> None:
+def test_reloaded_pages_restore_the_last_arguments(page: Page) -> None:
     """Our choice: a tool, and a prompt, are run again and again while somebody works at them."""
     opened(page, "other")
     tabbed(page, page.get_by_role("textbox", name="text"))
@@ -116,7 +116,7 @@ def test_a_page_that_is_loaded_again_has_what_was_sent_last(page: Page) -> None:
     expect(page.get_by_role("textbox", name="text")).to_have_value("once more")
 
 
-def test_a_secret_is_kept_as_long_as_the_page_and_no_longer(page: Page) -> None:
+def test_secrets_are_kept_only_while_the_page_is_open(page: Page) -> None:
     """Our choice: what was typed for a tool is in no storage of the browser if it's a secret, by its name or schema."""
     opened(page, "sign_in")
     account = page.get_by_role("group", name="account")
@@ -173,13 +173,13 @@ def test_secrets_are_found_in_every_shape(page: Page) -> None:
     ]
 
 
-def test_the_page_and_the_log_go_by_the_same_names() -> None:
+def test_page_and_log_use_the_same_secret_names() -> None:
     """Our choice: what the server hides in its log, the page doesn't keep."""
     text = Path("src/millstream/_web/assets/schema/secrets.js").read_text()
     assert f"/{_SECRET_NAME.pattern}/" in text
 
 
-def test_a_tool_that_was_changed_keeps_the_values_that_it_still_has(open_page: OpenPage, tmp_path: Path) -> None:
+def test_changed_tools_keep_matching_values(open_page: OpenPage, tmp_path: Path) -> None:
     """Our choice: somebody who edits a function and saves goes on with the values that they test it with."""
     program, port = tmp_path / "changing.py", free_port()
     command = millstream(str(program), port, "--serve", "web")

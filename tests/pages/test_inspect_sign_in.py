@@ -80,9 +80,7 @@ def ordered(page: Page) -> Locator:
     return card
 
 
-def test_somebody_signs_in_calls_a_tool_asks_for_more_and_signs_out(
-    inspector: str, shop: str, open_page: OpenPage, log: Path
-) -> None:
+def test_user_signs_in_steps_up_and_signs_out(inspector: str, shop: str, open_page: OpenPage, log: Path) -> None:
     """The whole way, and no token in a page, an address or a log."""
     page, card = asked(inspector, shop, open_page)
     tokens: list[str] = []
@@ -123,7 +121,7 @@ def test_somebody_signs_in_calls_a_tool_asks_for_more_and_signs_out(
     assert tokens == []
 
 
-def test_somebody_who_declines_is_told_and_can_try_again(inspector: str, shop: str, open_page: OpenPage) -> None:
+def test_declined_sign_in_can_be_retried(inspector: str, shop: str, open_page: OpenPage) -> None:
     """The way back leads to the inspector, where the server still asks."""
     page, card = asked(inspector, shop, open_page)
     card.get_by_role("button", name="Sign in", exact=True).click()
@@ -137,9 +135,7 @@ def test_somebody_who_declines_is_told_and_can_try_again(inspector: str, shop: s
     assert found == []
 
 
-def test_every_state_of_a_sign_in_fits_every_size_and_axe_finds_nothing(
-    inspector: str, shop: str, open_page: OpenPage
-) -> None:
+def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, open_page: OpenPage) -> None:
     """Our choice: what asks, what went wrong, what needs more, and who is signed in."""
     page, card = asked(inspector, shop, open_page)
     wrong = [f"asked {each}" for each in fits(page)]

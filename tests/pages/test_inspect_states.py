@@ -94,7 +94,7 @@ VIEWS = {"logs": "activity", "a failed message": "activity", "nothing found": "l
 """Where a phone shows what is new in a state; elsewhere it's the detail."""
 
 
-def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page: OpenPage) -> None:
+def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenPage) -> None:
     """Our choice: whatever one does with 500 tools, in whichever window and scheme."""
     page = inspect(crowd, open_page)
     page.get_by_role("tab", name="Logs").click()
@@ -119,9 +119,7 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
-    crowd: str, open_page: OpenPage, scheme: str
-) -> None:
+def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, scheme: str) -> None:
     """A fixed defect: the list was 138, 6 and 0 pixels high. And no layout shift: bar and columns stand at once."""
     page = open_page("about:blank", fresh=True, color_scheme=scheme)
     page.add_init_script(
@@ -141,7 +139,7 @@ def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
     assert page.evaluate("shifts.reduce((sum, each) => sum + each, 0)") < 0.02
 
 
-def test_the_keyboard_alone_finds_opens_and_runs_a_tool(crowd: str, open_page: OpenPage) -> None:
+def test_tools_can_be_run_by_keyboard_alone(crowd: str, open_page: OpenPage) -> None:
     """WCAG 2.2, 2.1.1: from the filter into the list, to the form, and back; of 500 rows only those in view exist."""
     page = inspect(crowd, open_page)
     page.keyboard.press("/")
@@ -173,7 +171,7 @@ def test_the_keyboard_alone_finds_opens_and_runs_a_tool(crowd: str, open_page: O
     expect(page.get_by_role("tab", name="Prompts")).to_have_attribute("aria-selected", "true")
 
 
-def test_a_nested_form_makes_the_value_that_its_schema_describes(crowd: str, open_page: OpenPage) -> None:
+def test_nested_forms_produce_valid_values(crowd: str, open_page: OpenPage) -> None:
     """Our choice: objects in lists in objects, without a line of JSON; what doesn't fit isn't sent."""
     page = inspect(crowd, open_page, "#tool=place_order")
     detail = page.locator("#detail")
@@ -200,7 +198,7 @@ def test_a_nested_form_makes_the_value_that_its_schema_describes(crowd: str, ope
     assert axe(page) == []
 
 
-def test_what_was_run_can_be_changed_and_run_again(crowd: str, open_page: OpenPage) -> None:
+def test_calls_can_be_edited_and_repeated(crowd: str, open_page: OpenPage) -> None:
     """Our choice: history, deep links, and requests that are sent again after an edit."""
     link = "#tool=tool_001&args=%7B%22number%22%3A41%7D"
     page = inspect(crowd, open_page, link, permissions=["clipboard-read", "clipboard-write"])
@@ -232,7 +230,7 @@ def test_what_was_run_can_be_changed_and_run_again(crowd: str, open_page: OpenPa
     assert any('"direction":"received"' in line and '"answers":' in line and "43" in line for line in lines)
 
 
-def test_hostile_markdown_is_text(crowd: str, open_page: OpenPage) -> None:
+def test_hostile_markdown_is_shown_as_text(crowd: str, open_page: OpenPage) -> None:
     """Our choice: what a server says is never markup, and only web addresses can be followed."""
     page = inspect(crowd, open_page)
     ran(page, "prose", "<img src=x onerror=alert(1)>")
@@ -257,7 +255,7 @@ def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage)
 
 
 @pytest.mark.parametrize("transport", ["HTTP+SSE", "WebSocket"])
-def test_the_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page: OpenPage, transport: str) -> None:
+def test_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page: OpenPage, transport: str) -> None:
     """Our choice: what the server speaks can be tried; both are one line for both directions."""
     page = inspect(hub, open_page)
     page.locator("#transport").select_option(transport)
@@ -275,7 +273,7 @@ def test_the_other_transports_carry_calls_logs_and_cancellation(hub: str, open_p
     ran(page, "greet", "Hello, world!")
 
 
-def test_roots_and_headers_of_the_person_are_sent(crowd: str, open_page: OpenPage) -> None:
+def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage) -> None:
     """Our choice: custom headers and a key go with each request, and are hidden where messages are shown."""
     page = inspect(crowd, open_page)
     page.locator("#open-settings").click()
@@ -300,7 +298,7 @@ def test_roots_and_headers_of_the_person_are_sent(crowd: str, open_page: OpenPag
     expect(result(page)).to_contain_text("gets this root")
 
 
-def test_a_chosen_theme_stays_and_does_not_flash(crowd: str, open_page: OpenPage) -> None:
+def test_theme_persists_without_a_flash(crowd: str, open_page: OpenPage) -> None:
     """Our choice: the theme is set before the first paint, by a script that the policy allows."""
     page = inspect(crowd, open_page, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -316,7 +314,7 @@ def test_a_chosen_theme_stays_and_does_not_flash(crowd: str, open_page: OpenPage
     assert page.evaluate("document.documentElement.dataset.theme ?? 'auto'") == "auto"
 
 
-def test_another_server_is_inspected_through_this_one(hub: str, open_page: OpenPage, tmp_path: Path) -> None:
+def test_other_servers_are_inspected_through_this_one(hub: str, open_page: OpenPage, tmp_path: Path) -> None:
     """Our choice: the operator names it, the page reaches it through its own host, and the policy stays as it is."""
     port = free_port()
     command = [*millstream("examples/greet.py", port, "--serve", "web"), "--inspect", f"{hub}/mcp"]
@@ -336,7 +334,7 @@ def test_another_server_is_inspected_through_this_one(hub: str, open_page: OpenP
         assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -s {hub}/mcp")
 
 
-def test_a_server_that_breaks_its_promises_is_told_where(hub: str, open_page: OpenPage) -> None:
+def test_schema_violations_are_shown_with_their_path(hub: str, open_page: OpenPage) -> None:
     """Our choice: deviations from the output schema stand in their place, and a list that is refused hides no other."""
     page = open_page("about:blank", fresh=True)
 
@@ -366,7 +364,7 @@ def test_a_server_that_breaks_its_promises_is_told_where(hub: str, open_page: Op
     expect(page.locator("#no-items")).to_contain_text("The server answered: Not here (-32601)")
 
 
-def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -> None:
+def test_keys_can_be_entered_for_protected_servers(hub: str, open_page: OpenPage) -> None:
     """Our choice: a refusal says what to do, and the button opens the place for it."""
     page = open_page("about:blank", fresh=True, lossy=True)
 
@@ -386,7 +384,7 @@ def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -
     expect(page.get_by_text("Connected again.")).to_be_visible()
 
 
-def test_what_is_copied_runs_elsewhere(hub: str, open_page: OpenPage) -> None:
+def test_copied_commands_run_elsewhere(hub: str, open_page: OpenPage) -> None:
     """Our choice: the call as curl and as Python does what the page does, quotes and all."""
     page = inspect(hub, open_page, permissions=["clipboard-read", "clipboard-write"])
     page.evaluate(

@@ -13,9 +13,7 @@ FILES = """() => performance.getEntriesByType("resource")
 
 
 @pytest.mark.parametrize("name", ["inspect", "dashboard", "docs", "chat"])
-def test_a_page_loads_each_of_its_files_once_and_none_of_them_when_it_is_opened_again(
-    hub: str, open_page: OpenPage, name: str
-) -> None:
+def test_page_files_are_loaded_once_and_cached(hub: str, open_page: OpenPage, name: str) -> None:
     """A fixed defect: whoever came again asked for each module, and was told that it's the same."""
     page = open_page(f"{hub}/{name}", fresh=True)
     page.wait_for_load_state("load")

@@ -57,14 +57,14 @@ def shown_call(page: Page, tool: str) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
-def test_every_page_with_every_state_is_looked_at_or_has_its_reason() -> None:
+def test_every_page_state_is_covered_or_excluded_with_a_reason() -> None:
     """Our choice: nothing is left out in silence."""
     assert {page for page, _ in LEFT_OUT} <= set(PAGES)
     assert {state for _, state in LEFT_OUT} <= set(STATES)
     assert all(len(reason) > 10 for reason in LEFT_OUT.values())
 
 
-def test_every_page_is_whole_with_500_tools(crowd: str, open_page: OpenPage) -> None:
+def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
     """Our choice: three sizes, both schemes, and the keyboard finds the one that's wanted."""
     for number in range(500):
         suffix = "_with_a_name_that_is_much_too_long_for_any_list_of_tools" if number % 50 == 7 else ""
@@ -79,7 +79,7 @@ def test_every_page_is_whole_with_500_tools(crowd: str, open_page: OpenPage) -> 
     assert found == [], "\n".join(found)
 
 
-def test_every_page_is_whole_with_long_texts_and_with_text_from_right_to_left(crowd: str, open_page: OpenPage) -> None:
+def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: OpenPage) -> None:
     """Our choice: names, descriptions, choices, arguments, errors and messages may be of any length and direction.
 
     Fixed defects: two texts from right to left that are neighbors in JSON changed places, so did the name of a client
@@ -128,9 +128,7 @@ class Shop:
         return f"{self.url}/authorize?{urlencode(asked)}"
 
 
-def test_a_sign_in_and_a_consent_are_whole_empty_with_long_texts_from_right_to_left_and_when_their_server_is_back(
-    tmp_path: Path, open_page: OpenPage
-) -> None:
+def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page: OpenPage) -> None:
     """Our choice: forms are pages like the others, and one that was open while its server was away still answers."""
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}

@@ -48,7 +48,7 @@ def opened(page: Page, tool: str) -> Locator:
     return detail
 
 
-def test_every_kind_of_tool_is_used_with_the_keyboard_alone(kinds: str, open_page: OpenPage) -> None:
+def test_every_kind_of_tool_works_by_keyboard(kinds: str, open_page: OpenPage) -> None:
     """WCAG 2.2, 2.1.1. Fixed defects: alternatives of a union were all called "object", and the one value that a field
     can have had to be chosen; Ctrl+Enter ran nothing before the focus was in the form; after an item of a list, Tab led
     away from the button for the next one, and the focus was lost with what was added or removed.
@@ -107,9 +107,7 @@ def test_every_kind_of_tool_is_used_with_the_keyboard_alone(kinds: str, open_pag
     expect(result).to_contain_text("Heat it up first.")
 
 
-def test_a_question_has_the_focus_where_one_answers_and_progress_counts_in_whole_numbers(
-    kinds: str, open_page: OpenPage
-) -> None:
+def test_questions_receive_focus(kinds: str, open_page: OpenPage) -> None:
     """Fixed defects: what the model was asked had the focus, not the field for its reply; "3.00 of 12.0" sacks."""
     page = open_page(f"{kinds}/inspect")
     expect(page.locator("#state")).to_have_text("Connected")
@@ -132,9 +130,7 @@ def test_a_question_has_the_focus_where_one_answers_and_progress_counts_in_whole
     expect(page.locator("#pane")).to_be_focused()
 
 
-def test_a_phone_shows_the_names_of_transport_and_revision_whole_and_an_empty_list_says_so_once(
-    kinds: str, open_page: OpenPage
-) -> None:
+def test_phones_show_whole_transport_names(kinds: str, open_page: OpenPage) -> None:
     """Fixed defects: "Streamable H…" beside an empty place; "No resources" stood in two columns."""
     page = open_page(f"{kinds}/inspect", width=360, height=740)
     expect(page.locator("#state")).to_have_text("Connected")

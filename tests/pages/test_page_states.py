@@ -112,7 +112,7 @@ STATES: dict[str, list[Callable[[Page], None]]] = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page: OpenPage, name: str) -> None:
+def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenPage, name: str) -> None:
     """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
@@ -124,9 +124,7 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
-    crowd: str, open_page: OpenPage, name: str
-) -> None:
+def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, name: str) -> None:
     """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first.
 
     A fixed defect: what the dashboard had to say about the server's health moved everything below it on a phone.
@@ -165,9 +163,7 @@ VERDICTS = """async () => {
 }"""
 
 
-def test_a_phone_keeps_no_empty_line_for_what_is_wrong_and_moves_nothing_when_something_is(
-    crowd: str, open_page: OpenPage
-) -> None:
+def test_phones_show_errors_without_layout_shift(crowd: str, open_page: OpenPage) -> None:
     """Fixed defects: a line stayed empty below "Healthy", and "Needs a look" pushed the ranges into a line of their own
     and everything below down. The figures are given, for a busy machine isn't healthy.
     """
@@ -186,15 +182,13 @@ LOOP = """async () => {
 }"""
 
 
-def test_a_loop_that_was_late_once_is_well_and_one_that_stood_for_a_tenth_of_a_minute_is_in_trouble(
-    crowd: str, open_page: OpenPage
-) -> None:
+def test_loop_health_needs_repeated_lag(crowd: str, open_page: OpenPage) -> None:
     """A fixed defect: a busy machine's first second made a server that had just started one in trouble."""
     page = open_page(f"{crowd}/dashboard")
     assert page.evaluate(LOOP) == ["", "", "warn", "warn", "bad"]
 
 
-def test_calls_of_one_moment_that_are_alike_are_all_shown(crowd: str, open_page: OpenPage) -> None:
+def test_identical_simultaneous_calls_are_all_shown(crowd: str, open_page: OpenPage) -> None:
     """A fixed defect: of two calls in one millisecond the table had one, and a row too few."""
     words = ("caller", "client", "transport", "revision", "outcome", "error", "incident")
     alike = {"at": 1.5, "method": "tools/call", "name": "add", "ms": 1, "bytes": 1, **dict.fromkeys(words, "")}
@@ -206,7 +200,7 @@ def test_calls_of_one_moment_that_are_alike_are_all_shown(crowd: str, open_page:
 
 
 @pytest.mark.parametrize("name", ["inspect", "docs"])
-def test_a_phone_shows_what_came_of_a_long_form(crowd: str, open_page: OpenPage, name: str) -> None:
+def test_phones_show_the_result_of_a_long_form(crowd: str, open_page: OpenPage, name: str) -> None:
     """A fixed defect: the result stood below the form, below what anybody saw, and Run seemed to do nothing."""
     tool = "long_words_" + "without_an_end_" * 6
     page = open_page(f"{crowd}/{name}#tool={tool}", lossy=True, width=390, height=844)
@@ -215,7 +209,7 @@ def test_a_phone_shows_what_came_of_a_long_form(crowd: str, open_page: OpenPage,
     expect(outcome).to_be_in_viewport()
 
 
-def test_many_tools_are_sorted_by_what_hurts_filtered_and_turned_page_by_page(crowd: str, open_page: OpenPage) -> None:
+def test_tool_table_sorts_filters_and_pages(crowd: str, open_page: OpenPage) -> None:
     """A fixed defect: 190 tools made a page of 10,635 pixels. `_other` is explained."""
     page = open_page(f"{crowd}/dashboard")
     page.locator(READY["dashboard"]).wait_for()

@@ -24,7 +24,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("name", "part", "path", "what"), PARTS, ids=[each[2] for each in PARTS])
-def test_a_page_says_what_the_server_refuses_and_why(
+def test_refusals_are_shown_with_their_reason(
     hub: str, open_page: OpenPage, name: str, part: str, path: str, what: str
 ) -> None:
     """A fixed defect: replies that weren't ok were dropped without a word, and the page stood still or empty."""

@@ -52,7 +52,7 @@ PAIR: Schema = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "
 PAIR |= {"minItems": 2, "maxItems": 2}
 
 
-def test_a_tuple_has_all_its_places_and_no_more(page: Page) -> None:
+def test_tuples_have_exactly_their_items(page: Page) -> None:
     """A fixed defect: a tuple of two offered a third item, and each could be removed."""
     form = Form(page, properties={"pair": PAIR, "more": PAIR}, required=["pair"])
     pair = form.node.get_by_role("group", name="pair")
@@ -71,7 +71,7 @@ def test_a_tuple_has_all_its_places_and_no_more(page: Page) -> None:
     assert form.read() == {"pair": [7, "x"]}
 
 
-def test_a_list_grows_and_shrinks_within_its_bounds(page: Page) -> None:
+def test_lists_grow_and_shrink_within_bounds(page: Page) -> None:
     """Our choice: the form offers what the schema allows."""
     bounded = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
     form = Form(page, properties={"names": bounded}, required=["names"])
@@ -84,7 +84,7 @@ def test_a_list_grows_and_shrinks_within_its_bounds(page: Page) -> None:
     expect(form.button("Remove item 2")).to_be_hidden()
 
 
-def test_an_item_that_is_an_object_is_added_and_typed_in_at_once(page: Page) -> None:
+def test_object_items_are_added_and_focused(page: Page) -> None:
     """A fixed defect: the focus went to a hidden button, so it stayed at "Add item"."""
     line = {"type": "object", "properties": {"sku": {"type": "string"}}}
     form = Form(page, properties={"lines": {"type": "array", "items": line}})
@@ -93,7 +93,7 @@ def test_an_item_that_is_an_object_is_added_and_typed_in_at_once(page: Page) -> 
     assert form.read() == {"lines": [{"sku": "lamp"}]}
 
 
-def test_an_item_or_entry_that_is_left_empty_is_told_as_missing(page: Page) -> None:
+def test_empty_items_are_reported_as_missing(page: Page) -> None:
     """A fixed defect: it said "Must be number; it's null (null).", which nobody had entered."""
     numbers: Schema = {"type": "array", "items": {"type": "number"}}
     prices: Schema = {"type": "object", "additionalProperties": {"type": "number"}}
@@ -105,7 +105,7 @@ def test_an_item_or_entry_that_is_left_empty_is_told_as_missing(page: Page) -> N
     assert told == ["Required.", "Required.", "2 values don't fit the schema."]
 
 
-def test_yes_or_no_or_neither_are_three_choices(page: Page) -> None:
+def test_optional_booleans_have_three_choices(page: Page) -> None:
     """A fixed defect: `bool | None = None` was a box, and not to touch it sent `false`."""
     maybe = {"anyOf": [{"type": "boolean"}, {"type": "null"}], "default": None}
     form = Form(page, properties={"maybe": maybe, "flag": {"type": "boolean", "default": False}})
@@ -114,7 +114,7 @@ def test_yes_or_no_or_neither_are_three_choices(page: Page) -> None:
     assert form.read() == {"maybe": False, "flag": False}
 
 
-def test_an_alternative_has_its_own_fields_and_not_once_more_its_name(page: Page) -> None:
+def test_alternatives_show_their_own_fields(page: Page) -> None:
     """Our choice: the tag by which an alternative was chosen isn't asked for again, but it's sent."""
 
     def tagged(kind: str, **properties: Schema) -> Schema:
@@ -130,7 +130,7 @@ def test_an_alternative_has_its_own_fields_and_not_once_more_its_name(page: Page
     assert form.read() == {"shape": {"kind": "point"}}
 
 
-def test_fields_stand_in_the_order_of_their_schema(page: Page) -> None:
+def test_fields_follow_schema_order(page: Page) -> None:
     """A fixed defect: the parts of `allOf` came last part first."""
     parts = [{"properties": {"first": {"type": "string"}}}, {"properties": {"second": {"type": "string"}}}]
     form = Form(page, properties={"both": {"type": "object", "allOf": parts}}, required=["both"])
@@ -151,7 +151,7 @@ KINDS: list[tuple[Schema, str]] = [
 ]
 
 
-def test_a_field_says_what_it_takes_beside_its_name_and_its_limits_below(page: Page) -> None:
+def test_fields_show_type_and_limits(page: Page) -> None:
     """Our choice: a label, its type, and below it only what isn't seen otherwise."""
     form = Form(page, properties={f"p{number}": schema for number, (schema, _) in enumerate(KINDS)})
     fields = form.node.locator(".field:visible").all()

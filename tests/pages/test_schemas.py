@@ -93,7 +93,7 @@ def page(hub: str, open_page: OpenPage) -> Iterator[Page]:
     return opened  # type: ignore[return-value]
 
 
-def test_a_value_is_checked_as_the_specification_says(page: Page) -> None:
+def test_values_are_validated_by_the_specification(page: Page) -> None:
     """JSON Schema 2020-12: each keyword that tools use, with the place of each problem."""
     found = page.evaluate(
         """async (cases) => {
@@ -111,7 +111,7 @@ def test_a_value_is_checked_as_the_specification_says(page: Page) -> None:
     assert wrong == []
 
 
-def test_a_schema_of_alternatives_in_alternatives_does_not_hold_the_page_up(page: Page) -> None:
+def test_nested_alternatives_do_not_block_the_page(page: Page) -> None:
     """Our choice: a hostile schema costs a bounded number of steps; what is left is for the server to check."""
     schema: dict[str, Any] = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [
         {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]},
@@ -130,7 +130,7 @@ def test_a_schema_of_alternatives_in_alternatives_does_not_hold_the_page_up(page
     assert found <= 50
 
 
-def test_a_form_shows_a_value_and_gives_the_same_value_back(page: Page) -> None:
+def test_forms_round_trip_values(page: Page) -> None:
     """Our choice: unions, maps, tuples, schemas that refer to themselves; and a form and its JSON say the same."""
     found = page.evaluate(
         """async (forms) => {

@@ -44,7 +44,7 @@ CONTENT = {"dashboard": "#log", "chat": "#main", "inspect": "#main", "docs": "#m
 
 
 @pytest.mark.parametrize("page_name", CONTENT)
-def test_a_text_of_others_stays_a_text(tmp_path: Path, page_name: str, open_page: OpenPage) -> None:
+def test_untrusted_text_is_never_markup(tmp_path: Path, page_name: str, open_page: OpenPage) -> None:
     """Names, titles, descriptions, results, log lines, channels and messages, on every page."""
     port = free_port()
     file = tmp_path / "evil.py"

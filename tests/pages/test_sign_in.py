@@ -91,7 +91,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     site.server_close()
 
 
-def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
+def test_user_signs_in_consents_and_returns_to_the_client(shop: Shop, open_page: OpenPage) -> None:
     """The policy of the page lets the form end at the client; browsers apply it to redirects as well."""
     page = open_page(shop.link(), fresh=True)
     page.get_by_label("Name").fill("ada")
@@ -106,7 +106,7 @@ def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_pag
     assert shop.answered(page)["error"] == ["access_denied"]
 
 
-def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
+def test_user_returns_to_the_client_from_an_upstream(shop: Shop, open_page: OpenPage) -> None:
     """Though the upstream redirects at once, twice across origins: the browser's cookie comes along."""
     page = open_page(shop.link(), fresh=True)
     page.get_by_role("button", name="Continue with Elsewhere").click()
@@ -118,7 +118,7 @@ def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_has_its_style_and_names_everything(shop: Shop, open_page: OpenPage, scheme: str) -> None:
+def test_sign_in_page_is_styled_and_accessible(shop: Shop, open_page: OpenPage, scheme: str) -> None:
     """Nothing scrolls sideways on the smallest phone, whatever a client calls itself."""
     page = open_page(shop.link("W" * 80), fresh=True, width=320, height=844, color_scheme=scheme)
     assert page.evaluate(SIDEWAYS) == 0
@@ -131,9 +131,7 @@ def test_the_page_has_its_style_and_names_everything(shop: Shop, open_page: Open
     assert allow.evaluate("node => getComputedStyle(node).fontWeight") == "600"
 
 
-def test_every_state_of_sign_in_and_consent_fits_every_size_and_axe_finds_nothing(
-    shop: Shop, open_page: OpenPage
-) -> None:
+def test_sign_in_and_consent_states_pass_axe(shop: Shop, open_page: OpenPage) -> None:
     """Our choice: asked, refused, agreed before, with names from right to left, and in the place of a page."""
     page = open_page(shop.link("تطبيق طويل الاسم " * 4), fresh=True, lossy=True)
     wrong = [f"asked {each}" for each in fits(page)]
@@ -157,7 +155,7 @@ def test_every_state_of_sign_in_and_consent_fits_every_size_and_axe_finds_nothin
     assert wrong == []
 
 
-def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
+def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
     """Enter in the password field signs in and allows; it is the first button of the form."""
     page = open_page(shop.link(), lossy=True, java_script_enabled=False, fresh=True)
     page.get_by_label("Name").fill("ada")
@@ -170,7 +168,7 @@ def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: O
     assert shop.answered(page)["code"]
 
 
-def test_whoever_mistypes_the_password_of_the_pages_types_only_that_again(shop: Shop, open_page: OpenPage) -> None:
+def test_wrong_password_keeps_the_user_name(shop: Shop, open_page: OpenPage) -> None:
     """Fixed defects: the name was gone, the focus was there again, and the error looked unlike that of a consent."""
     page = open_page(f"{shop.url}/dashboard", lossy=True, fresh=True)
     expect(page.get_by_label("Name")).to_be_focused()
@@ -185,7 +183,7 @@ def test_whoever_mistypes_the_password_of_the_pages_types_only_that_again(shop: 
     expect(page.get_by_role("heading", level=1)).to_have_text("Dashboard")
 
 
-def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
+def test_pages_open_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
     """The form comes in place of the page, says what is wrong, and leads to the page."""
     page = open_page(f"{shop.url}/docs", fresh=True, lossy=True, width=320)
     for found in (NAMELESS, TWICE, DANGLING):

@@ -52,9 +52,7 @@ def sign_in_there(page: Page, login: str) -> None:
 @pytest.mark.parametrize(
     ("button", "who"), [("Google", "google:ada@example.com"), ("127.0.0.1", "ada@example.com")], ids=["google", "oidc"]
 )
-def test_a_person_opens_a_page_with_an_account_elsewhere_and_stays_signed_in(
-    shop: str, open_page: OpenPage, button: str, who: str
-) -> None:
+def test_pages_open_with_an_external_account(shop: str, open_page: OpenPage, button: str, who: str) -> None:
     """The cookie is SameSite=Strict, which no browser sends behind a redirect of another site: a page leads on."""
     page = open_page(f"{shop}/docs", lossy=True, width=320, java_script_enabled=True)
     assert axe(page) == []
@@ -74,7 +72,7 @@ def test_a_person_opens_a_page_with_an_account_elsewhere_and_stays_signed_in(
     expect(page.get_by_role("button", name=re.compile("Continue with"))).to_have_count(0)
 
 
-def test_a_person_whom_nobody_named_comes_back_to_the_form_with_the_reason(shop: str, open_page: OpenPage) -> None:
+def test_users_not_on_the_allowlist_see_the_reason(shop: str, open_page: OpenPage) -> None:
     """Another account, or another way, can be tried from there."""
     page = open_page(f"{shop}/chat", lossy=True)
     page.get_by_role("button", name="Continue with Google").click()

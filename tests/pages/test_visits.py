@@ -62,7 +62,7 @@ def unlucky() -> Iterator[tuple[str, threading.Event, threading.Event]]:
         server.shutdown()
 
 
-def test_an_icon_that_the_file_between_two_pages_lacks_is_no_complaint_of_the_next(
+def test_missing_favicon_is_not_an_error_of_the_next_page(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
     """A fixed defect: a server that stood still between the two failed the next test, by the 404 of the icon."""
@@ -81,7 +81,7 @@ def test_an_icon_that_the_file_between_two_pages_lacks_is_no_complaint_of_the_ne
     assert visits.end() == ["mine"]
 
 
-def test_a_page_that_lost_its_connection_goes_on_to_a_test_that_expects_such_words_and_to_no_other(
+def test_connection_errors_are_ignored_only_where_expected(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
     """Our choice: to open a page takes longer than most of what is looked at; a late word of it is let pass there."""

@@ -74,9 +74,7 @@ def is_request(value: Any) -> bool:
 
 @given(value=messages, revision=st.sampled_from(["", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]))
 @settings(max_examples=examples(20))
-def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
-    running: Running, value: Any, revision: str
-) -> None:
+def test_each_request_gets_one_response_with_its_id(running: Running, value: Any, revision: str) -> None:
     """Never two, never none; what is no request gets an error without an id, or nothing."""
     if isinstance(value, dict) and value.get("method") == "subscriptions/listen":
         return
@@ -91,9 +89,7 @@ def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
 
 @given(body=st.one_of(bodies, encoded(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
 @settings(max_examples=examples(20))
-def test_any_bytes_get_at_most_one_answer_and_the_connection_lives(
-    running: Running, body: bytes, revision: str
-) -> None:
+def test_arbitrary_bytes_get_at_most_one_response(running: Running, body: bytes, revision: str) -> None:
     """Point 5 of the proof: nothing raised, nothing lost."""
     answers = [
         message for message in running.say(body, revision) if isinstance(message, list) or "method" not in message

@@ -97,9 +97,7 @@ sequences = st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)
 
 @given(sequences.flatmap(lambda requests: st.tuples(st.just(requests), cuts(b"".join(requests)))))
 @settings(max_examples=examples(6))
-def test_requests_in_pieces_get_the_replies_of_requests_in_one_piece(
-    lane: ShopConnections, case: tuple[list[bytes], list[bytes]]
-) -> None:
+def test_segmentation_does_not_change_replies(lane: ShopConnections, case: tuple[list[bytes], list[bytes]]) -> None:
     """Point 5 of the proof, and the order of pipelined replies."""
     requests, pieces = case
     changing = re.compile(rb'"(uptime_seconds|loop_lag_ms|memory_bytes)":[0-9.e-]+|content-length: \d+|date: [^\r]*')
@@ -109,7 +107,7 @@ def test_requests_in_pieces_get_the_replies_of_requests_in_one_piece(
 
 
 @pytest.mark.parametrize("request_bytes", GOOD, ids=range(len(GOOD)))
-def test_a_request_byte_by_byte_gets_its_reply(lane: ShopConnections, request_bytes: bytes) -> None:
+def test_requests_sent_byte_by_byte_get_replies(lane: ShopConnections, request_bytes: bytes) -> None:
     """The smallest pieces there are."""
     split, whole = (lane.feed(data, replies=1) for data in (list(bytewise(request_bytes)), [request_bytes]))
     assert STATUS.findall(split) == STATUS.findall(whole)
@@ -133,9 +131,7 @@ def nearly_http(draw: st.DrawFn) -> bytes:
     )
 )
 @settings(max_examples=examples(20))
-def test_any_bytes_on_a_connection_give_replies_without_a_server_error(
-    lane: ShopConnections, case: tuple[bytes, list[bytes]]
-) -> None:
+def test_arbitrary_bytes_cause_no_server_error(lane: ShopConnections, case: tuple[bytes, list[bytes]]) -> None:
     """Nothing escapes a callback of the parser; the next connection is served."""
     _, pieces = case
     statuses = {int(status) for status in STATUS.findall(lane.feed(pieces))}

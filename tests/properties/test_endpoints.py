@@ -91,7 +91,7 @@ def asks(body: bytes) -> bool:
 @settings(max_examples=examples(20))
 @example(endpoint=("POST", "/mcp"), fields=pairs(POST), body=b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}')
 @example(endpoint=("POST", "/mcp"), fields=[*pairs(POST), (b"content-length", b"x")], body=b"{}")
-def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
+def test_any_request_gets_a_protocol_response(
     world: World, endpoint: tuple[str, str], fields: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     """Point 5 of the proof: any bytes and any headers, at every endpoint."""
@@ -102,9 +102,7 @@ def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
 
 @given(body=encoded(messages), extra=headers)
 @settings(max_examples=examples(13))
-def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
-    world: World, body: bytes, extra: list[tuple[bytes, bytes]]
-) -> None:
+def test_any_session_message_gets_a_response(world: World, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
     """Whatever else the headers say, the session id and media types are good."""
     own = pairs({name: value for name, value in world.session.items() if name != "mcp-protocol-version"})
     fields = [field for field in extra if field[0] in (b"mcp-protocol-version", b"mcp-method", b"mcp-name")] + own
@@ -114,7 +112,7 @@ def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
 
 @given(message=requests())
 @settings(max_examples=examples(13))
-def test_any_message_with_headers_that_fit_it_gets_an_answer(world: World, message: dict[str, Any]) -> None:
+def test_any_message_with_matching_headers_gets_a_response(world: World, message: dict[str, Any]) -> None:
     """The per-request era with the headers that a client would make of the body: deep steps are reached."""
     params = message.get("params")
     params = params if isinstance(params, dict) else {}

@@ -32,7 +32,7 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 
 @for_each("name", TARGETS)
-def test_any_bytes_are_read_or_refused_as_promised(name: str) -> None:
+def test_parsers_accept_or_refuse_arbitrary_bytes(name: str) -> None:
     """Our choice: what a peer sends is never an unexpected error."""
     target = made.setdefault(name, TARGETS[name]())
     inputs = 0

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 INPUTS = 400
 
 
-def test_schemathesis_finds_nothing_wrong_with_the_routes_of_oauth(tmp_path: Path) -> None:
+def test_schemathesis_finds_no_problem_in_oauth_routes(tmp_path: Path) -> None:
     """Answers of other statuses, kinds and shapes than the RFCs have them, too, are faults."""
     with shop(tmp_path) as (port, log):
         answers, report = oauth_routes.run(port, tmp_path, "--max-examples", "8", "--seed", "1")
@@ -28,7 +28,7 @@ def test_schemathesis_finds_nothing_wrong_with_the_routes_of_oauth(tmp_path: Pat
     assert b"Traceback" not in log.read_bytes()
 
 
-def test_a_damaged_request_of_somebody_who_is_signed_in_is_answered_and_never_with_500(tmp_path: Path) -> None:
+def test_malformed_authenticated_requests_never_get_500(tmp_path: Path) -> None:
     """Our choice: what a peer sends is never an unexpected error. The requests are good before they are damaged."""
     with shop(tmp_path) as (port, log):
         asking = Plausible(port)

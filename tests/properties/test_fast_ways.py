@@ -138,9 +138,7 @@ def with_meta(**changes: Any) -> bytes:
 @example(
     body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={}
 )
-def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(
-    ways: Ways, body: bytes, changes: dict[str, str]
-) -> None:
+def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
     """Bytes that are nearly a call, under headers that nearly fit."""
     try:
         message = json.loads(body)
@@ -190,9 +188,7 @@ def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(
 @example(
     body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE
 )
-def test_a_call_of_the_handshake_era_is_answered_alike_by_both_ways(
-    ways: Ways, body: bytes, sessionless: bool, version: str
-) -> None:
+def test_fast_and_exact_path_agree_on_handshake_calls(ways: Ways, body: bytes, sessionless: bool, version: str) -> None:
     """In a session, remembered by then, and without one."""
     session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
     assume(b"\x00" not in body)

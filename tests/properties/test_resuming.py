@@ -83,7 +83,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 @settings(max_examples=examples(5))
 @example(steps=4, turns=0, cuts=[1, 1, 1, 1, 1])
 @example(steps=4, turns=3, cuts=[1, 1, 1, 1, 1])
-def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
+def test_resume_after_any_event_loses_and_repeats_nothing(
     revision: str, steps: int, turns: int, cuts: list[int]
 ) -> None:
     """Point 5 of the proof; priming events only where the revision has them."""
@@ -108,7 +108,7 @@ def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
 
 @given(steps=st.integers(1, 6))
 @settings(max_examples=examples(5))
-def test_the_rest_of_a_finished_call_can_be_read_from_every_event(steps: int) -> None:
+def test_finished_calls_can_be_read_from_any_event(steps: int) -> None:
     """However often it is asked for: each event with its id and data, and nothing after the last."""
 
     async def run() -> None:

@@ -24,9 +24,7 @@ def changed(token: str, place: int, bit: int) -> str:
 
 
 @given(st.binary(max_size=80), nonces, st.binary(max_size=20), st.integers(0, 10_000), st.integers(0, 5))
-def test_a_token_with_a_changed_bit_does_not_open(
-    plain: bytes, nonce: bytes, bound: bytes, place: int, bit: int
-) -> None:
+def test_tokens_with_a_changed_bit_do_not_open(plain: bytes, nonce: bytes, bound: bytes, place: int, bit: int) -> None:
     """AES-GCM, and one spelling of its text."""
     token = RING.seal(b"kind", plain, nonce, bound)
     assert RING.open(b"kind", token, bound) == plain
@@ -41,7 +39,7 @@ def test_a_token_with_a_changed_bit_does_not_open(
     st.binary(max_size=6),
     st.binary(max_size=6),
 )
-def test_a_token_opens_for_its_kind_owner_and_key_only(
+def test_tokens_open_only_for_kind_owner_and_key(
     plain: bytes, nonce: bytes, bound: bytes, other_bound: bytes, kind: bytes, other_kind: bytes
 ) -> None:
     """What kind and owner spell together is kept apart."""
@@ -52,14 +50,14 @@ def test_a_token_opens_for_its_kind_owner_and_key_only(
 
 
 @given(st.text(max_size=400))
-def test_no_text_is_a_token_by_chance(text: str) -> None:
+def test_random_text_is_not_a_token(text: str) -> None:
     """Any text, of any characters: nothing, and nothing raised."""
     assert RING.open(b"kind", text) is None
     assert decode(text, RING, NOW) is None
 
 
 @given(texts, texts, nonces, st.integers(0, 10_000), st.integers(0, 5), st.integers(-5, 5))
-def test_a_session_id_is_read_as_it_was_made_until_its_time_or_not_at_all(
+def test_session_ids_decode_until_they_expire(
     name: str, version: str, nonce: bytes, place: int, bit: int, late: int
 ) -> None:
     """Our choice: the session is its id."""
@@ -87,7 +85,7 @@ calls = st.tuples(
 
 
 @given(calls, calls)
-def test_two_calls_have_one_binding_only_when_they_are_the_same_call(
+def test_equal_bindings_mean_equal_calls(
     first: tuple[bytes, str, str, dict], second: tuple[bytes, str, str, dict]
 ) -> None:  # type: ignore[type-arg]
     """A state belongs to principal, method, name and arguments, however those are cut and ordered."""

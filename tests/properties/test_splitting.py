@@ -20,7 +20,7 @@ def lines_of(pieces: list[bytes]) -> list[bytes | None]:
 
 
 @given(streams.flatmap(lambda data: st.tuples(st.just(data), cuts(data))))
-def test_any_cut_of_the_input_gives_the_same_lines(case: tuple[bytes, list[bytes]]) -> None:
+def test_chunk_boundaries_do_not_change_the_lines(case: tuple[bytes, list[bytes]]) -> None:
     """Partial lines and split UTF-8 are buffered; a long line is reported once, wherever it is cut."""
     data, pieces = case
     whole = lines_of([data])
@@ -29,7 +29,7 @@ def test_any_cut_of_the_input_gives_the_same_lines(case: tuple[bytes, list[bytes
 
 
 @given(streams)
-def test_the_lines_are_those_of_the_text_and_long_ones_are_reported_in_their_place(data: bytes) -> None:
+def test_overlong_lines_are_reported_in_place(data: bytes) -> None:
     """Against the simplest reading of the rule: `bytes.split`."""
     *complete, rest = data.split(b"\n")
     expected = [None if len(line) > LIMIT else line.strip(b" \t\r") for line in complete]

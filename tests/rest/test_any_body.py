@@ -42,7 +42,7 @@ def loop() -> Iterator[tuple[asyncio.Runner, RestRoutes]]:
 
 @settings(max_examples=examples(13))
 @given(path=st.sampled_from(["list", "call"]), body=BODIES)
-def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
+def test_dialect_replies_with_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
     """A result or an error, with the id that was sent or none."""
     runner, rest = loop
     handler = rest.list_tools if path == "list" else rest.call_tool
@@ -57,7 +57,7 @@ def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], p
 
 @settings(max_examples=examples(13))
 @given(name=st.sampled_from(list(world().registry.tools)) | st.text(max_size=12), body=BODIES)
-def test_plain_rest_answers_a_value_or_a_problem(
+def test_rest_replies_with_a_value_or_a_problem(
     loop: tuple[asyncio.Runner, RestRoutes], name: str, body: bytes
 ) -> None:
     """Never a 500, never a body that is not JSON."""

@@ -32,7 +32,7 @@ async def send(path: str, body: Any, **headers: str) -> tuple[Response, Any]:
     ],
     ids=["full", "no id", "params only", "top level", "null id", "text id"],
 )
-async def test_a_call_may_leave_out_everything_but_the_name(body: dict[str, Any]) -> None:
+async def test_calls_need_only_a_name(body: dict[str, Any]) -> None:
     """Seed 001: bodies with and without `jsonrpc`, `id` and `method`; the answer has the id that was sent."""
     response, reply = await send("call", body)
     assert response.status == 200
@@ -43,7 +43,7 @@ async def test_a_call_may_leave_out_everything_but_the_name(body: dict[str, Any]
 
 
 @for_each("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
-async def test_the_list_has_the_shape_of_the_seed(body: Any) -> None:
+async def test_list_has_the_shape_of_the_seed(body: Any) -> None:
     """Seed 001, example 2: the result has `tools`, each with name, description and inputSchema."""
     response, reply = await send("list", body, content_type="application/json" if body else "")
     assert response.status == 200
@@ -53,7 +53,7 @@ async def test_the_list_has_the_shape_of_the_seed(body: Any) -> None:
     assert add["inputSchema"]["required"] == ["a"]
 
 
-async def test_the_form_type_of_curl_is_taken_from_a_script() -> None:
+async def test_curl_form_type_is_accepted_from_scripts() -> None:
     """Seed 001, example 4: `curl -d` without a header."""
     response, reply = await send("call", ADD, content_type=FORM)
     assert response.status == 200
@@ -61,7 +61,7 @@ async def test_the_form_type_of_curl_is_taken_from_a_script() -> None:
 
 
 @for_each("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
-async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
+async def test_form_type_is_refused_from_browsers(header: str) -> None:
     """A form on any page can be submitted here without a preflight: it must never be a call."""
     response, reply = await send("call", ADD, content_type=FORM, **{header: "http://127.0.0.1"})
     assert response.status == 415
@@ -69,7 +69,7 @@ async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
 
 
 @for_each("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
-async def test_other_types_are_415(content_type: str) -> None:
+async def test_other_content_types_get_415(content_type: str) -> None:
     """Our choice: JSON, or the form type; nothing else."""
     response, _ = await send("call", ADD, content_type=content_type)
     assert response.status == 415
@@ -93,7 +93,7 @@ async def test_other_types_are_415(content_type: str) -> None:
         ({"params": [1]}, -32600),
     ],
 )
-async def test_a_body_that_says_something_wrong_is_400(body: Any, code: int) -> None:
+async def test_invalid_bodies_get_400(body: Any, code: int) -> None:
     """What is left out is fine; what is there has to be right."""
     response, reply = await send("call", body)
     assert response.status == 400
@@ -101,34 +101,34 @@ async def test_a_body_that_says_something_wrong_is_400(body: Any, code: int) -> 
     assert "id" not in reply
 
 
-async def test_an_unknown_tool_is_an_error_of_the_protocol() -> None:
+async def test_unknown_tools_are_protocol_errors() -> None:
     """MCP 2025-11-25, server/tools: -32602, with the id of the request."""
     _, reply = await send("call", {"id": 4, "name": "nope"})
     assert (reply["id"], reply["error"]["code"]) == (4, -32602)
 
 
 @for_each("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
-async def test_wrong_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
+async def test_invalid_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
     """As on /mcp: `isError`, so that a model reads it."""
     _, reply = await send("call", {"name": "add", "arguments": arguments})
     assert reply["result"]["isError"] is True
     assert "Invalid arguments for tool 'add'" in reply["result"]["content"][0]["text"]
 
 
-async def test_a_tool_that_asks_says_that_it_cannot_here() -> None:
+async def test_tools_that_ask_are_refused() -> None:
     """Nobody can answer on this path."""
     _, reply = await send("call", {"name": "ask"})
     assert reply["result"]["isError"] is True
     assert "elicitation" in reply["result"]["content"][0]["text"]
 
 
-async def test_a_parameter_header_is_not_asked_of_the_dialect() -> None:
+async def test_parameter_headers_are_not_required_in_the_dialect() -> None:
     """Routing headers belong to the MCP endpoint."""
     _, reply = await send("call", {"name": "region", "arguments": {"name": "eu"}})
     assert reply["result"]["content"][0]["text"] == "eu"
 
 
-async def test_a_stop_of_new_work_is_503() -> None:
+async def test_draining_server_replies_503() -> None:
     """The caller learns when to come back."""
     async with routes(world()) as rest:
         rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0

@@ -22,7 +22,7 @@ async def described(server: Any = None, root: str = "") -> dict[str, Any]:
     return json.loads(response.body)
 
 
-async def test_every_tool_is_an_operation() -> None:
+async def test_every_tool_is_an_openapi_operation() -> None:
     """Our choice: from the registered schemas."""
     document = await described()
     assert document["openapi"] == "3.1.0"
@@ -35,12 +35,12 @@ async def test_every_tool_is_an_operation() -> None:
     assert "servers" not in document
 
 
-async def test_a_mounted_server_names_its_root() -> None:
+async def test_mounted_server_document_names_its_root() -> None:
     """Our choice: every URL that the server hands out includes the root path."""
     assert (await described(root="/shop"))["servers"] == [{"url": "/shop"}]
 
 
-async def test_references_inside_schemas_lead_to_where_they_stand_now() -> None:
+async def test_references_inside_schemas_are_rewritten() -> None:
     """A recursive type keeps its `$ref`, which would otherwise point to the root of the document."""
     document = await described()
     references = re.findall(r'"\$ref":"(#[^"]*)"', json.dumps(document, separators=(",", ":")))
@@ -53,7 +53,7 @@ async def test_references_inside_schemas_lead_to_where_they_stand_now() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The tool name")
-async def test_names_that_are_no_component_names_stay_apart() -> None:
+async def test_invalid_component_names_do_not_collide() -> None:
     """OpenAPI 3.1 §4.8.7: component keys are letters, digits, dot, dash and underscore."""
     server = world()
     for name in ("x/y", "x_y", "x y"):
@@ -72,7 +72,7 @@ async def test_names_that_are_no_component_names_stay_apart() -> None:
     assert all(re.fullmatch(r"#/components/schemas/[A-Za-z0-9._-]+", each) for each in schemas)
 
 
-async def test_the_document_is_made_once_until_the_tools_change() -> None:
+async def test_document_is_cached_until_tools_change() -> None:
     """Our choice: think at registration, not at call."""
     server = world()
     async with routes(server) as rest:
@@ -90,7 +90,7 @@ async def test_the_document_is_made_once_until_the_tools_change() -> None:
         assert "/tools/later" not in document["paths"]
 
 
-async def test_who_has_the_document_is_told_so_until_the_tools_change() -> None:
+async def test_document_supports_conditional_requests() -> None:
     """RFC 9110 §13.1.2. It may be large, and tools that watch it ask often."""
     server = world()
     async with routes(server) as rest:
@@ -105,7 +105,7 @@ async def test_who_has_the_document_is_told_so_until_the_tools_change() -> None:
         assert (await rest.describe(post("/openapi.json", b"", if_none_match=tag.decode()))).status == 200
 
 
-async def test_every_example_fits_its_schema() -> None:
+async def test_examples_match_their_schema() -> None:
     """An example that is refused is worse than none."""
     document = await described()
     seen = 0
@@ -142,7 +142,7 @@ SCHEMAS: list[dict[str, Any]] = [
 
 
 @for_each("schema", SCHEMAS, ids=str)
-def test_a_value_is_found_that_fits(schema: dict[str, Any]) -> None:
+def test_sample_values_match_their_schema(schema: dict[str, Any]) -> None:
     """The schemas that signatures become."""
     Draft202012Validator(schema).validate(example_of(schema))
 
@@ -163,6 +163,6 @@ def test_a_value_is_found_that_fits(schema: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_no_value_is_guessed_that_might_not_fit(schema: Any) -> None:
+def test_no_sample_is_given_if_it_might_not_match(schema: Any) -> None:
     """`UNSET` rather than a wrong example."""
     assert example_of(schema) is UNSET

@@ -29,7 +29,7 @@ def run(port: int, folder: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_a_tool_of_every_kind_keeps_what_the_document_says(tmp_path: Path) -> None:
+def test_tools_conform_to_the_document(tmp_path: Path) -> None:
     """Our choice: schemathesis passes; limits, formats, recursive types, refusals and questions included."""
     port = free_port()
     command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
@@ -39,7 +39,7 @@ def test_a_tool_of_every_kind_keeps_what_the_document_says(tmp_path: Path) -> No
     assert "No issues found" in report
 
 
-def test_the_started_example_keeps_what_its_document_says(tmp_path: Path) -> None:
+def test_example_server_conforms_to_its_document(tmp_path: Path) -> None:
     """The same through the lane, against `examples/hub.py`; its one slow tool apart."""
     port = free_port()
     with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):

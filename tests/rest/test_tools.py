@@ -47,14 +47,14 @@ def check(response: Response, body: Any, status: int, slug: str) -> None:
         ("parcel", {"items": [{"isbn": "9"}], "email": "a@b"}, 1),
     ],
 )
-async def test_the_reply_is_the_structured_result_or_the_content(name: str, arguments: Any, expected: Any) -> None:
+async def test_replies_are_the_structured_result_or_content(name: str, arguments: Any, expected: Any) -> None:
     """Our choice: always JSON, so that a caller never has to look at the type first."""
     response, body = await call(name, arguments)
     assert (response.status, body) == (200, expected)
     assert response.head == b"content-type: application/json\r\n"
 
 
-async def test_arguments_that_a_schema_written_by_hand_forbids_are_422() -> None:
+async def test_arguments_that_violate_a_hand_written_schema_get_422() -> None:
     """A fixed defect: they reached the function. The same words as over MCP."""
     response, body = await call("parcel", {"items": [{"isbn": 9}], "phone": "1"})
     check(response, body, 422, "invalid-arguments")
@@ -62,33 +62,33 @@ async def test_arguments_that_a_schema_written_by_hand_forbids_are_422() -> None
     assert "'phone' must be a string matching regex '^[0-9]{3,9}$', got \"1\"" in body["detail"]
 
 
-async def test_an_empty_body_means_no_arguments_and_needs_no_content_type() -> None:
+async def test_empty_bodies_mean_no_arguments() -> None:
     """`curl -X POST` sends neither."""
     response, body = await call("greet", content_type="")
     assert response.status == 200
     assert body["content"][0]["text"] == "Hello, world!"
 
 
-async def test_pictures_are_content_blocks() -> None:
+async def test_images_are_content_blocks() -> None:
     """Content that is no text keeps its type and stays Base64."""
     _, body = await call("picture")
     assert body["content"][0]["type"] == "image"
     assert body["content"][0]["mimeType"] == "image/png"
 
 
-async def test_progress_and_logs_go_nowhere_and_headers_reach_the_tool() -> None:
+async def test_progress_is_dropped_and_headers_reach_the_tool() -> None:
     """A REST reply carries only the result."""
     _, body = await call("whisper", {}, x_from="here")
     assert body["content"][0]["text"].endswith(" here")
 
 
-async def test_a_parameter_header_is_not_asked_of_a_rest_call() -> None:
+async def test_parameter_headers_are_not_required_for_rest() -> None:
     """Routing headers belong to MCP over HTTP; here the body is all there is."""
     response, body = await call("region", {"name": "eu"})
     assert response.status == 200, body
 
 
-async def test_an_unknown_tool_is_404() -> None:
+async def test_unknown_tools_get_404() -> None:
     """Our choice: a clear error in the dialect that asked."""
     check(*await call("nope", {}), 404, "unknown-tool")
 
@@ -104,7 +104,7 @@ async def test_an_unknown_tool_is_404() -> None:
         (b"null", "an object"),
     ],
 )
-async def test_arguments_that_do_not_fit_are_422_and_say_what_to_fix(arguments: Any, words: str) -> None:
+async def test_invalid_arguments_get_422_with_a_fix(arguments: Any, words: str) -> None:
     """The text is the one that a model gets."""
     response, body = await call("add", arguments)
     check(response, body, 422, "invalid-arguments")
@@ -112,7 +112,7 @@ async def test_arguments_that_do_not_fit_are_422_and_say_what_to_fix(arguments: 
 
 
 @for_each("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
-async def test_what_is_not_json_is_400(body: bytes) -> None:
+async def test_invalid_json_gets_400(body: bytes) -> None:
     """Our choice: never a 500."""
     check(*await call("add", body), 400, "malformed-body")
 
@@ -126,26 +126,26 @@ async def test_what_is_not_json_is_400(body: bytes) -> None:
         {"content_encoding": "gzip"},
     ],
 )
-async def test_a_body_of_another_type_is_415(headers: dict[str, str]) -> None:
+async def test_other_content_types_get_415(headers: dict[str, str]) -> None:
     """Our choice: the form type is for the dialect only."""
     check(*await call("add", {"a": 1}, **headers), 415, "unsupported-type")
 
 
-async def test_a_tool_that_refuses_is_409_with_its_own_text() -> None:
+async def test_tool_errors_get_409_with_their_text() -> None:
     """Our choice: the arguments fit the schema, so it is no 422."""
     response, body = await call("refuse", {"reason": "rain"})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not today: rain"
 
 
-async def test_an_error_that_a_tool_raises_as_the_protocol_has_it_is_409_too() -> None:
+async def test_protocol_errors_of_tools_get_409() -> None:
     """The arguments fit the schema; what is wrong with them only the tool knows."""
     response, body = await call("object_", {})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not these arguments together"
 
 
-async def test_the_way_back_of_a_rest_call_is_silent() -> None:
+async def test_rest_calls_discard_notifications() -> None:
     """It takes everything, so that a tool never waits, and cannot pause or ask."""
     line = NullReplyChannel()
     await line.send(b"{}")
@@ -155,7 +155,7 @@ async def test_the_way_back_of_a_rest_call_is_silent() -> None:
     assert not line.asks
 
 
-async def test_the_timeout_of_a_tool_holds() -> None:
+async def test_tool_timeouts_apply() -> None:
     """The same limits as for any call."""
     response, body = await call("sleep", {})
     check(response, body, 409, "tool-error")
@@ -163,13 +163,13 @@ async def test_the_timeout_of_a_tool_holds() -> None:
 
 
 @for_each("name", ["ask", "needs_model"])
-async def test_a_tool_that_asks_is_409_and_says_to_use_mcp(name: str) -> None:
+async def test_tools_that_ask_get_409_naming_mcp(name: str) -> None:
     """A REST call has nobody to ask."""
     check(*await call(name, {}), 409, "needs-answers")
 
 
 @for_each("name", ["crash", "lie"])
-async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -> None:
+async def test_internal_failures_get_500_with_an_incident(name: str) -> None:
     """Our choice: the peer sees the identifier, the log the rest."""
     response, body = await call(name, {})
     check(response, body, 500, "internal-error")
@@ -178,13 +178,13 @@ async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -
     assert "many" not in response.body.decode()
 
 
-async def test_the_type_of_a_problem_names_the_mounted_page() -> None:
+async def test_problem_types_include_the_mount_path() -> None:
     """Every URL that the server hands out includes the root path (our choice)."""
     _, body = await call("nope", {}, root="/shop")
     assert body["type"] == "/shop/docs#unknown-tool"
 
 
-async def test_too_many_calls_are_503_with_a_time_to_come_back() -> None:
+async def test_excess_calls_get_503_with_retry_after() -> None:
     """Every queue is bounded, and says so when it is full."""
     async with routes(world()) as rest:
         rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0
@@ -193,7 +193,7 @@ async def test_too_many_calls_are_503_with_a_time_to_come_back() -> None:
     assert b"retry-after: 1\r\n" in response.head
 
 
-async def test_a_refusal_of_the_gate_keeps_its_status() -> None:
+async def test_gate_refusals_keep_their_status() -> None:
     """Scopes and limits decide in one place for every transport."""
     async with world().running() as runtime:
 
@@ -207,7 +207,7 @@ async def test_a_refusal_of_the_gate_keeps_its_status() -> None:
     assert body["detail"] == "No add for you"
 
 
-async def test_credentials_are_checked_before_anything_is_told_about_the_tool() -> None:
+async def test_credentials_are_checked_before_tools_are_looked_up() -> None:
     """An anonymous caller does not learn which tools exist."""
 
     challenge = Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n")
@@ -219,7 +219,7 @@ async def test_credentials_are_checked_before_anything_is_told_about_the_tool() 
         assert await protect(rest.run_tool, guard)(post("/tools/nope", b"{}")) is challenge
 
 
-def test_every_kind_of_problem_has_a_place_on_the_docs_page() -> None:
+def test_every_problem_type_is_documented() -> None:
     """RFC 9457 §3.1.1: the type, when opened, explains the problem."""
     page = asset("/docs").body.decode()
     for kind in KINDS:

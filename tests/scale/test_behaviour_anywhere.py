@@ -62,7 +62,7 @@ def board(folder: Path) -> dict[str, str]:
     return {"BEHAVIOUR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOUR_THREADS": "40"}
 
 
-def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Path) -> None:
+def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
     """Our choice: any worker serves any session, so a client cannot tell that there are several."""
     port = free_port()
     shared = board(tmp_path)
@@ -71,7 +71,7 @@ def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Pat
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 900
 
 
-def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path) -> None:
+def test_clock_skew_of_three_minutes_changes_nothing(tmp_path: Path) -> None:
     """Our choice: leases go by the clock of the store, and seals have leeway. Two machines of two workers each."""
     shared = board(tmp_path)
     travels = "sessions or resumption or questions or rounds or changes or cancel or endpoint"

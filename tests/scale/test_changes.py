@@ -30,7 +30,7 @@ async def tools(worker: Worker) -> set[str]:
     return {each["name"] for each in reply["result"]["tools"]}
 
 
-async def test_an_update_is_told_by_every_worker_once() -> None:
+async def test_updates_are_sent_once_by_every_worker() -> None:
     """A fixed defect: only clients of the same worker heard of it."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, resourceSubscriptions=[SIGN]) for each in workers]
@@ -44,7 +44,7 @@ async def test_an_update_is_told_by_every_worker_once() -> None:
             stream.close()
 
 
-async def test_a_burst_of_updates_of_one_resource_travels_once_at_a_time() -> None:
+async def test_bursts_of_updates_are_coalesced() -> None:
     """Our choice: an update is a hint, and one that waits already says the same."""
     async with fleet(make_shop, turns=lambda: 5) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
@@ -57,7 +57,7 @@ async def test_a_burst_of_updates_of_one_resource_travels_once_at_a_time() -> No
         stream.close()
 
 
-async def test_what_is_removed_at_run_time_is_removed_on_every_worker() -> None:
+async def test_removal_applies_to_every_worker() -> None:
     """A fixed defect: other workers went on to offer it."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, toolsListChanged=True) for each in workers]
@@ -71,7 +71,7 @@ async def test_what_is_removed_at_run_time_is_removed_on_every_worker() -> None:
             stream.close()
 
 
-async def test_a_worker_that_begins_later_is_told_what_was_removed() -> None:
+async def test_later_workers_learn_of_removals() -> None:
     """Our choice: a worker that is replaced offers what the others do."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
@@ -83,7 +83,7 @@ async def test_a_worker_that_begins_later_is_told_what_was_removed() -> None:
             assert "add" not in await tools(late)
 
 
-async def test_what_a_mounted_server_removes_is_removed_everywhere_too() -> None:
+async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
     """Our choice: under the name that it has where it is mounted."""
 
     def make_street() -> Server:
@@ -113,7 +113,7 @@ async def test_adding_while_several_workers_run_is_refused() -> None:
     first.server.tool(late)
 
 
-async def test_a_tool_that_registers_on_one_of_several_workers_says_why_it_failed() -> None:
+async def test_registration_on_one_of_several_workers_is_explained() -> None:
     """A fixed defect: the caller got an internal error, -32603, and no word more."""
 
     def make() -> Server:
@@ -135,7 +135,7 @@ async def test_a_tool_that_registers_on_one_of_several_workers_says_why_it_faile
         assert "'grown' would be on one worker only" in result["content"][0]["text"]
 
 
-async def test_a_worker_that_is_alone_may_add_and_one_that_joins_is_missed_aloud(
+async def test_single_worker_may_add_and_later_workers_are_warned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A fixed defect: with one worker on a shared store, adding was refused as with several."""
@@ -158,7 +158,7 @@ async def test_a_worker_that_is_alone_may_add_and_one_that_joins_is_missed_aloud
         first.server.tool(late)
 
 
-async def test_what_is_switched_is_switched_on_every_worker_and_on_those_that_begin_later() -> None:
+async def test_switches_apply_to_every_current_and_later_worker() -> None:
     """docs/reference/server.md."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
@@ -173,7 +173,7 @@ async def test_what_is_switched_is_switched_on_every_worker_and_on_those_that_be
             assert "add" in await tools(late)
 
 
-async def test_what_every_worker_does_may_add() -> None:
+async def test_workers_may_add_the_same_items() -> None:
     """Our choice: the lifespan runs on each worker, and so does a task that begins in it."""
     go = asyncio.Event()
 
@@ -209,7 +209,7 @@ async def test_what_every_worker_does_may_add() -> None:
             stream.close()
 
 
-async def test_an_update_right_after_a_subscription_at_another_worker_is_heard() -> None:
+async def test_updates_right_after_a_remote_subscription_are_delivered() -> None:
     """A fixed defect: the worker that has the session's stream told its own updates at once, before it had heard of a
     subscription that another worker had answered already.
     """
@@ -225,7 +225,7 @@ async def test_an_update_right_after_a_subscription_at_another_worker_is_heard()
         stream.close()
 
 
-async def test_an_update_that_cannot_be_sent_to_the_others_is_told_here() -> None:
+async def test_unsendable_updates_are_delivered_locally() -> None:
     """Our choice: a store that doesn't answer keeps nobody from hearing of what happens at the same worker."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
@@ -236,7 +236,7 @@ async def test_an_update_that_cannot_be_sent_to_the_others_is_told_here() -> Non
         stream.close()
 
 
-async def test_whoever_watches_resources_is_told_of_each_after_an_interruption() -> None:
+async def test_watchers_are_notified_after_an_interruption() -> None:
     """A fixed defect: an update that got lost with the connection to the store was never heard of."""
     async with fleet(make_shop, 2) as (first, second):
         headers = await first.initialize()
@@ -257,7 +257,7 @@ async def test_whoever_watches_resources_is_told_of_each_after_an_interruption()
         listening.close()
 
 
-async def test_what_is_removed_or_switched_during_an_interruption_is_so_afterwards() -> None:
+async def test_changes_during_an_interruption_are_applied_later() -> None:
     """A fixed defect: a worker whose connection to the store broke went on to offer what the others had removed."""
     async with fleet(make_shop, 3) as (first, second, third):
         third.store.deaf = True
@@ -271,7 +271,7 @@ async def test_what_is_removed_or_switched_during_an_interruption_is_so_afterwar
         assert "add" not in await tools(third)
 
 
-async def test_what_an_interrupted_worker_switched_meanwhile_reaches_the_others() -> None:
+async def test_switches_of_an_interrupted_worker_reach_the_others() -> None:
     """The same in the other direction: it couldn't send what it did."""
     async with fleet(make_shop, 2) as (first, second):
         first.store.down = True
@@ -283,7 +283,7 @@ async def test_what_an_interrupted_worker_switched_meanwhile_reaches_the_others(
         await until(lambda: SIGN in second.server.registry.disabled["resources"])
 
 
-async def test_what_was_switched_last_stays_whatever_comes_late() -> None:
+async def test_last_switch_wins_over_late_messages() -> None:
     """A fixed defect: a worker that told a new one of something that had been switched back meanwhile switched it again
     everywhere, and two that switched at once could end with different lists.
     """

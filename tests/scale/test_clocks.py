@@ -103,7 +103,7 @@ async def until_seen(worker: Seat, seconds: int, headers: dict[str, str]) -> Non
     await until(is_seen)
 
 
-async def test_records_and_tombstones_are_of_all(four: list[Seat]) -> None:
+async def test_records_and_tombstones_are_shared(four: list[Seat]) -> None:
     """Rows "record, tombstone" and "GET stream" of what travels: the newest stream stays, wherever it opens."""
     headers = await four[0].initialize()
     older = await four[1].get(headers)
@@ -135,7 +135,7 @@ async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shar
         await line.end()
 
 
-async def test_a_state_that_one_worker_sealed_opens_at_another(four: list[Seat]) -> None:
+async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
     """Row "clocks": questions of 2026-07-28 come back sealed, to anybody."""
     for first, second in ((0, 1), (1, 0)):
         asked = enveloped("tools/call", {"name": "ask", "arguments": {}}, elicitation={})
@@ -147,7 +147,7 @@ async def test_a_state_that_one_worker_sealed_opens_at_another(four: list[Seat])
         assert reply["result"]["content"][0]["text"] == "Ada"
 
 
-async def test_a_call_goes_on_at_another_worker(four: list[Seat], shared: Four, tmp_path: Path) -> None:
+async def test_calls_continue_on_another_worker(four: list[Seat], shared: Four, tmp_path: Path) -> None:
     """Row "resume of a running call"."""
     headers = await four[0].initialize()
     line = await talk(four[0], headers, str(tmp_path / "gate"))
@@ -184,7 +184,7 @@ async def status_at(worker: Seat, path: str, message: object) -> int:
     return int(reply.status)
 
 
-async def test_switches_are_of_all(four: list[Seat]) -> None:
+async def test_switches_are_shared(four: list[Seat]) -> None:
     """Row "list changes"."""
     headers = await four[0].initialize()
     for on in (False, True):
@@ -199,7 +199,7 @@ async def is_switched(worker: Seat, headers: dict[str, str], *, on: bool) -> boo
     return on == ("limited" in {each["name"] for each in found["result"]["tools"]})
 
 
-async def test_channels_presence_and_mailboxes_are_of_all(four: list[Seat]) -> None:
+async def test_channels_presence_and_mailboxes_are_shared(four: list[Seat]) -> None:
     """One order everywhere, everybody on the list, and a message that waits."""
     headers = await four[0].initialize()
     path = "/events?channel=news&client_id=client"
@@ -218,7 +218,7 @@ async def test_channels_presence_and_mailboxes_are_of_all(four: list[Seat]) -> N
         stream.close()
 
 
-async def test_a_dead_workers_calls_questions_and_streams_end(four: list[Seat], shared: Four) -> None:
+async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat], shared: Four) -> None:
     """What the rows say of the other side's death: an error that says "try again", 400 and 404."""
     headers = await four[1].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(shared.folder / "never"))
@@ -239,7 +239,7 @@ async def test_a_dead_workers_calls_questions_and_streams_end(four: list[Seat], 
     asking.close()
 
 
-async def test_when_clocks_jump_everything_goes_on(four: list[Seat], shared: Four, tmp_path: Path) -> None:
+async def test_clock_jumps_change_nothing(four: list[Seat], shared: Four, tmp_path: Path) -> None:
     """Our choice: somebody sets the clock of the machine, and of the one with Redis, by a minute and a half. Leases,
     sessions, limits, journals and what workers tell each other hold.
     """

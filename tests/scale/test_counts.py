@@ -41,7 +41,7 @@ async def asked(workers: list[Worker], monitor: Monitor) -> list[str]:
     return [name for name in names if name not in BY_THEMSELVES]
 
 
-async def test_calls_and_sessions_cost_redis_nothing_and_a_logged_message_one_command() -> None:
+async def test_calls_and_sessions_need_no_redis_command() -> None:
     """Our budget, in four workers: a session is its id, so a million of them without a stream are no key."""
     backing = RedisBacking()
     try:

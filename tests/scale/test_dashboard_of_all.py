@@ -93,7 +93,7 @@ async def world(count: int) -> AsyncIterator[tuple[list[One], Clock]]:
         yield [await stack.enter_async_context(One(shared, clock).running()) for _ in range(count)], clock
 
 
-async def test_a_dashboard_shows_the_sums_and_a_row_for_each_worker() -> None:
+async def test_dashboard_shows_sums_and_a_row_per_worker() -> None:
     """Whichever worker serves it."""
     async with world(3) as (ones, clock):
         for number, each in enumerate(ones):
@@ -106,7 +106,7 @@ async def test_a_dashboard_shows_the_sums_and_a_row_for_each_worker() -> None:
             assert page["store"] == {"up": True}
 
 
-async def test_nothing_is_sent_without_a_dashboard() -> None:
+async def test_no_figures_are_sent_without_a_dashboard() -> None:
     """A dashboard costs one request a second, and a reply of each other worker."""
     async with world(3) as (ones, _):
         await settle()
@@ -115,7 +115,7 @@ async def test_nothing_is_sent_without_a_dashboard() -> None:
         assert [each.sent for each in ones] == [1, 1, 1]
 
 
-async def test_a_worker_that_does_not_reply_is_gone_after_seconds() -> None:
+async def test_unresponsive_workers_leave_the_dashboard() -> None:
     """Its counts go with it."""
     async with world(2) as (ones, clock):
         for each in ones:
@@ -127,7 +127,7 @@ async def test_a_worker_that_does_not_reply_is_gone_after_seconds() -> None:
         assert (page["calls"], len(page["workers"])) == (1, 1)
 
 
-async def test_a_store_that_does_not_answer_leaves_the_figures_of_this_worker() -> None:
+async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
     """An outage ends no dashboard."""
     async with world(2) as (ones, clock):
         ones[0].add(1)
@@ -136,7 +136,7 @@ async def test_a_store_that_does_not_answer_leaves_the_figures_of_this_worker() 
         assert (await ones[0].page())["calls"] == 1
 
 
-async def test_figures_of_another_version_are_left_out() -> None:
+async def test_figures_of_other_versions_are_ignored() -> None:
     """During a deploy both run."""
     async with world(2) as (ones, _):
         await ones[1].peers.tell(StatsReply(0, msgspec.msgpack.encode(["?"])))
@@ -144,7 +144,7 @@ async def test_figures_of_another_version_are_left_out() -> None:
         assert len(ones[0].queries.snapshot()["workers"]) == 1
 
 
-async def test_figures_of_one_moment_are_taken_once_for_all_dashboards() -> None:
+async def test_figures_are_collected_once_for_all_dashboards() -> None:
     """Rates and the share of CPU are those since the last look: two looks at once would make noise of them."""
     async with world(3) as (ones, clock):
         for each in ones[:2]:
@@ -157,7 +157,7 @@ async def test_figures_of_one_moment_are_taken_once_for_all_dashboards() -> None
 
 
 @pytest.mark.parametrize("kind", backings([name for name, backing in BACKINGS.items() if backing.shared]))  # type: ignore[attr-defined]
-async def test_the_dashboard_of_any_runtime_counts_the_calls_and_sessions_of_all(kind: str) -> None:
+async def test_dashboard_counts_calls_and_sessions_of_all_workers(kind: str) -> None:
     """On every store that workers can share, and through the event stream of the page."""
     backing = BACKINGS[kind]()
     try:
@@ -204,7 +204,7 @@ async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.server
-async def test_a_dashboard_of_two_processes_counts_the_calls_of_both(tmp_path: Path) -> None:
+async def test_dashboard_counts_calls_of_both_processes(tmp_path: Path) -> None:
     """The whole way: two processes, the parent's store between them, and the event stream of one."""
     with workers(tmp_path, 2, "--serve", "all") as served:
         answered = set[int]()

@@ -25,7 +25,7 @@ def offers(worker: Worker, tool: str = "add") -> bool:
     return tool in worker.server.registry.tools
 
 
-async def test_a_uri_that_cannot_be_sent_is_an_error_of_its_caller_and_of_nobody_else() -> None:
+async def test_unsendable_uris_fail_only_their_caller() -> None:
     """A fixed defect: after a file name that isn't UTF-8, a worker told the others nothing any more."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
@@ -36,7 +36,7 @@ async def test_a_uri_that_cannot_be_sent_is_an_error_of_its_caller_and_of_nobody
         stream.close()
 
 
-async def test_clients_of_the_same_worker_do_not_wait_for_a_store_that_is_away() -> None:
+async def test_local_clients_do_not_wait_for_an_unreachable_store() -> None:
     """Our choice: the first message finds out that it's away, and no other waits for that."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
@@ -57,7 +57,7 @@ async def test_clients_of_the_same_worker_do_not_wait_for_a_store_that_is_away()
         stream.close()
 
 
-async def test_what_the_store_did_not_take_is_told_when_it_does() -> None:
+async def test_failed_announcements_are_sent_after_the_outage() -> None:
     """A fixed defect: what was switched or removed while Redis had no room was so at one worker only."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
@@ -72,7 +72,7 @@ async def test_what_the_store_did_not_take_is_told_when_it_does() -> None:
         stream.close()
 
 
-async def test_a_burst_of_updates_drops_updates_and_nothing_else() -> None:
+async def test_update_bursts_drop_only_updates() -> None:
     """A fixed defect: a switch that waited to be sent was the first to be dropped."""
     async with fleet(make_shop, 2) as (first, second):
         first.server.disable("tool", "add")
@@ -81,7 +81,7 @@ async def test_a_burst_of_updates_drops_updates_and_nothing_else() -> None:
         await until(lambda: not offers(second))
 
 
-async def test_a_switch_counts_though_the_clock_was_set_back() -> None:
+async def test_switches_apply_despite_clock_changes() -> None:
     """Our choice: any clock may be set while everything runs."""
     async with fleet(make_shop, 2) as (first, second):
         real, ahead = first.store.core.time, 900.0
@@ -120,7 +120,7 @@ def make_growing(go: asyncio.Event) -> Callable[[], Server]:
     return make
 
 
-async def test_what_was_registered_again_and_is_disabled_is_not_removed() -> None:
+async def test_reregistered_disabled_items_are_not_removed() -> None:
     """A fixed defect: whoever told others what is gone took a tool that's disabled for one that had been removed."""
     go = asyncio.Event()
     async with fleet(make_growing(go), 3) as workers:
@@ -143,7 +143,7 @@ async def heard_of(worker: Worker, other: Worker) -> None:
     await settle()
 
 
-async def test_workers_know_each_other_again_after_an_interruption() -> None:
+async def test_workers_find_each_other_after_an_interruption() -> None:
     """A fixed defect: one that came back under another name stayed unknown to the others, which then let programs add
     tools that they alone had.
     """
@@ -156,7 +156,7 @@ async def test_workers_know_each_other_again_after_an_interruption() -> None:
         await until(lambda: first.runtime.shared)
 
 
-async def test_a_worker_that_came_during_an_interruption_is_known_afterwards() -> None:
+async def test_workers_started_during_an_interruption_are_found() -> None:
     """A fixed defect: its greeting was lost, and both believed that they were alone."""
     shared = SharedStore()
     async with fleet(make_shop, 1, store=shared) as (first,):
@@ -168,7 +168,7 @@ async def test_a_worker_that_came_during_an_interruption_is_known_afterwards() -
             await until(lambda: first.runtime.shared and second.runtime.shared)
 
 
-async def test_an_incident_that_several_parts_of_a_store_notice_is_one_interruption() -> None:
+async def test_one_store_outage_is_one_interruption() -> None:
     """Our choice: after a loss of data, each client would hear several times that everything may have changed."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
@@ -180,7 +180,7 @@ async def test_an_incident_that_several_parts_of_a_store_notice_is_one_interrupt
         stream.close()
 
 
-async def test_opposite_switches_in_a_thread_and_elsewhere_end_the_same_everywhere() -> None:
+async def test_conflicting_switches_converge() -> None:
     """A fixed defect: what another worker switched between a sync tool's switch and its note stayed here alone."""
     async with fleet(make_shop, 2) as workers:
         first, second = workers
@@ -199,7 +199,7 @@ async def test_opposite_switches_in_a_thread_and_elsewhere_end_the_same_everywhe
             await until(lambda: all(map(offers, workers)))
 
 
-async def test_an_update_while_the_record_of_a_new_stream_is_read_is_heard() -> None:
+async def test_updates_during_a_record_read_are_delivered() -> None:
     """A fixed defect: the record of a session with many subscriptions isn't kept at each worker, and what changed while
     it was read, after the client had got its stream, was dropped.
     """
@@ -231,7 +231,7 @@ async def test_an_update_while_the_record_of_a_new_stream_is_read_is_heard() -> 
         stream.close()
 
 
-async def test_a_server_that_is_served_again_remembers_what_it_switched_and_removed() -> None:
+async def test_restarted_runtime_keeps_switches_and_removals() -> None:
     """A fixed defect: what a server that ends when nobody uses it had disabled, workers that came later offered."""
     shared, server = SharedStore(), make_shop()
     loop = asyncio.get_running_loop()
@@ -247,7 +247,7 @@ async def test_a_server_that_is_served_again_remembers_what_it_switched_and_remo
                     assert "add" not in await tools(late)
 
 
-async def test_one_server_that_runs_twice_says_once_what_it_switched() -> None:
+async def test_server_running_twice_announces_switches_once() -> None:
     """A fixed defect: of two runtimes, each took what the other did for news, without end."""
     shared, server = SharedStore(), make_shop()
     async with AsyncExitStack() as stack:

@@ -54,7 +54,7 @@ class Clients:
             peer.writer.transport.abort()
 
 
-async def test_calls_of_a_killed_worker_end_in_an_error_that_says_try_again(tmp_path: Path) -> None:
+async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -> None:
     """Our choice: whoever comes back is told once the lease is over; calls of the other workers go on."""
     # Calls that never end have no part in the stop.
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}

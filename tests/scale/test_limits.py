@@ -60,7 +60,7 @@ async def count(workers: list[Worker], tool: str, times: int) -> int:
     return sum(status == 200 for status, _ in done)
 
 
-async def test_four_workers_allow_together_what_was_said(backing: Backing) -> None:
+async def test_four_workers_share_a_rate_limit(backing: Backing) -> None:
     """A fixed defect: with four workers, a caller got four times as much. By pace and by quota, with weights."""
     async with real_fleet(lambda: limited(limit_calls="24/day"), backing, 4) as workers:
         assert await count(workers, "dear", 4) == 4
@@ -71,7 +71,7 @@ async def test_four_workers_allow_together_what_was_said(backing: Backing) -> No
         assert 0 < error["data"]["retryAfterMs"] <= 3_600_000
 
 
-async def test_a_quota_is_for_all_workers(backing: Backing) -> None:
+async def test_quotas_apply_to_all_workers(backing: Backing) -> None:
     """So many for a day or a month, until that ends by the store's clock."""
     async with real_fleet(lambda: limited(limit_quota="10/month", limit_calls="500/day"), backing, 4) as workers:
         assert await count(workers, "plain", 30) == 10
@@ -80,7 +80,7 @@ async def test_a_quota_is_for_all_workers(backing: Backing) -> None:
         assert int(reply.headers["retry-after"]) <= 31 * 86400 + 1
 
 
-async def test_no_more_calls_run_at_a_time_than_was_said_on_whatever_worker(backing: Backing) -> None:
+async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None:
     """Of a tool and of a caller; what has ended makes room."""
     made: list[Server] = []
 
@@ -104,7 +104,7 @@ async def test_no_more_calls_run_at_a_time_than_was_said_on_whatever_worker(back
                 await settle()
 
 
-async def test_a_call_that_is_canceled_while_the_store_is_asked_leaves_no_seat_behind() -> None:
+async def test_cancelled_call_releases_its_slot() -> None:
     """A fixed defect of many limiters: who goes at the wrong time holds a place forever."""
     async with fleet(limited, 2, turns=lambda: 5) as (first, second):
         reply = asyncio.ensure_future(ask(first, "waits"))
@@ -118,7 +118,7 @@ async def test_a_call_that_is_canceled_while_the_store_is_asked_leaves_no_seat_b
         assert await count([second], "waits", 2) == 2
 
 
-async def test_while_the_store_is_away_each_worker_has_its_part_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_workers_use_their_share_during_a_store_outage(caplog: pytest.LogCaptureFixture) -> None:
     """Our choice: an outage of the store refuses nobody who would be allowed, and opens no door wide."""
     async with fleet(lambda: limited(limit_calls="40/day"), 4) as workers:
         assert await count(workers, "plain", 4) == 4
@@ -143,7 +143,7 @@ async def metrics(worker: Worker) -> bytes:
     return await (await worker.http.fetch("GET", "/metrics", {"host": "127.0.0.1"})).body()
 
 
-async def test_who_was_denied_is_denied_here_until_the_time_that_was_named() -> None:
+async def test_denials_are_cached_until_their_retry_time() -> None:
     """A flood of one caller costs the store one trip for each worker."""
     async with fleet(lambda: limited(limit_calls="2/day"), 2) as workers:
         assert await count(workers, "plain", 2) == 2
@@ -154,7 +154,7 @@ async def test_who_was_denied_is_denied_here_until_the_time_that_was_named() -> 
         assert [worker.store.operations["take"] for worker in workers] == [0, 0]
 
 
-async def test_who_asks_often_costs_the_store_a_trip_for_many_calls_and_gets_no_more_for_it() -> None:
+async def test_frequent_callers_prefetch_tokens_from_the_store() -> None:
     """Tokens in advance, of large rates only: 1 % of the rate for each worker."""
     async with fleet(lambda: limited(limit_calls="1000/day"), 2) as workers:
         done = 0
@@ -165,7 +165,7 @@ async def test_who_asks_often_costs_the_store_a_trip_for_many_calls_and_gets_no_
         assert trips < done / 4
 
 
-async def test_wrong_keys_are_counted_for_all_workers() -> None:
+async def test_wrong_keys_count_across_workers() -> None:
     """Somebody who guesses doesn't get more guesses from more workers."""
 
     def make() -> Server:

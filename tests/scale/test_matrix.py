@@ -44,7 +44,7 @@ async def until_status(worker: Worker, message: object, headers: dict[str, str],
             await asyncio.sleep(PAUSE)
 
 
-async def test_changes_of_a_session_at_several_workers_are_all_kept_until_it_ends(backing: Backing) -> None:
+async def test_concurrent_session_changes_are_kept(backing: Backing) -> None:
     """Our choice: compare-and-set for records, and a tombstone that every worker hears of."""
     async with real_fleet(make_talking, backing) as workers:
         headers = await workers[0].initialize()
@@ -84,7 +84,7 @@ def make_keeping() -> Server:
     return mcp
 
 
-async def test_what_a_function_keeps_for_a_session_is_there_at_every_worker_at_once(backing: Backing) -> None:
+async def test_session_state_is_visible_on_every_worker(backing: Backing) -> None:
     """Our choice: whoever has an answer finds what its call kept wherever the next one goes, and no change is lost."""
     async with real_fleet(make_keeping, backing) as workers:
         headers = await workers[0].initialize()
@@ -98,7 +98,7 @@ async def test_what_a_function_keeps_for_a_session_is_there_at_every_worker_at_o
         assert sorted(int(each["result"]["content"][0]["text"]) for each in added) == list(range(9, 21))
 
 
-async def test_an_answer_finds_its_question(backing: Backing) -> None:
+async def test_answers_reach_their_question(backing: Backing) -> None:
     """Our choice: the question's id names the worker that asked."""
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await first.initialize({"elicitation": {}})
@@ -110,7 +110,7 @@ async def test_an_answer_finds_its_question(backing: Backing) -> None:
         assert (await stream.end())[-1]["result"]["content"][0]["text"] == "It is Ada."
 
 
-async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
+async def test_cancellations_reach_their_call(backing: Backing) -> None:
     """Our choice: whoever runs the call hears of it."""
     async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await first.initialize()
@@ -121,7 +121,7 @@ async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
         await stream.end()
 
 
-async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> None:
+async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None:
     """Our choice: whoever reads its stream writes the end, once the lease is over."""
     async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await second.initialize()
@@ -134,7 +134,7 @@ async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> No
         assert "try again" in error["error"]["message"]
 
 
-async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
+async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
     """Our choice: the session id names the worker that has it."""
     async with real_fleet(make_shop, backing) as (first, second, third, _):
         stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
@@ -155,7 +155,7 @@ async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
         stream.close()
 
 
-async def test_an_answer_or_a_message_for_a_worker_that_died_is_refused(backing: Backing) -> None:
+async def test_messages_for_dead_workers_are_refused(backing: Backing) -> None:
     """Our choice: once the lease is over, 400 for an answer, and 404 for a message of HTTP+SSE."""
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize({"elicitation": {}})
@@ -174,7 +174,7 @@ async def test_an_answer_or_a_message_for_a_worker_that_died_is_refused(backing:
         asking.close()
 
 
-async def test_what_is_removed_or_switched_is_so_on_every_worker(backing: Backing) -> None:
+async def test_removals_and_switches_apply_to_every_worker(backing: Backing) -> None:
     """Our choice: a registry for each process, which agree."""
     async with real_fleet(make_shop, backing) as workers:
         workers[1].server.remove_tool("add")
@@ -197,7 +197,7 @@ async def until_tools(worker: Worker, name: str, *, there: bool) -> None:
             await settle()
 
 
-async def test_channels_presence_and_mailboxes_are_of_all_workers(backing: Backing) -> None:
+async def test_channels_presence_and_mailboxes_span_workers(backing: Backing) -> None:
     """Our choice: one order everywhere, everybody on every list, and a message that waits."""
     async with real_fleet(lambda: Server("hub", serve="hub"), backing) as workers:
         hubs = [worker.runtime.hub for worker in workers if worker.runtime.hub is not None]
@@ -217,7 +217,7 @@ async def test_channels_presence_and_mailboxes_are_of_all_workers(backing: Backi
         assert (await receive(hubs[2], "ada")).data == ["for ada"]
 
 
-async def test_workers_without_a_setting_have_one_key(backing: Backing) -> None:
+async def test_workers_share_a_generated_key(backing: Backing) -> None:
     """Our choice: the store keeps it, and each worker opens what another one sealed."""
     async with real_fleet(lambda: make_shop(key=""), backing) as workers:
         assert len({each.runtime.services.secrets.values for each in workers}) == 1

@@ -31,7 +31,7 @@ async def say(worker: Worker, path: str, message: object) -> int:
 
 
 @for_each("turns", [0, 3])
-async def test_a_message_to_any_worker_is_answered_on_the_stream(turns: int) -> None:
+async def test_messages_to_any_worker_are_answered_on_the_stream(turns: int) -> None:
     """A fixed defect: three of four messages behind a load balancer were 404."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         stream, path = await connect(workers[0])
@@ -46,7 +46,7 @@ async def test_a_message_to_any_worker_is_answered_on_the_stream(turns: int) -> 
         stream.close()
 
 
-async def test_messages_to_one_worker_arrive_in_the_order_in_which_they_were_sent() -> None:
+async def test_messages_to_one_worker_arrive_in_order() -> None:
     """MCP 2025-11-25, basic/lifecycle: what follows `initialize` belongs to the session already."""
     async with fleet(make_shop, turns=lambda: 5) as (first, second):
         stream, path = await connect(first)
@@ -61,7 +61,7 @@ async def test_messages_to_one_worker_arrive_in_the_order_in_which_they_were_sen
         stream.close()
 
 
-async def test_a_message_for_a_worker_that_is_gone_is_not_found() -> None:
+async def test_messages_for_missing_workers_get_404() -> None:
     """Our choice: the client opens a new stream, as it does when its stream broke."""
     async with fleet(make_shop) as (first, second):
         _, path = await connect(first)
@@ -69,7 +69,7 @@ async def test_a_message_for_a_worker_that_is_gone_is_not_found() -> None:
         assert await say(second, path, request("ping")) == 404
 
 
-async def test_what_is_wrong_with_a_message_is_said_where_it_arrives() -> None:
+async def test_invalid_messages_are_refused_on_arrival() -> None:
     """Our choice: nothing unreadable travels."""
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
@@ -82,7 +82,7 @@ async def test_what_is_wrong_with_a_message_is_said_where_it_arrives() -> None:
         stream.close()
 
 
-async def test_the_session_of_somebody_else_is_not_found() -> None:
+async def test_sessions_of_other_callers_are_not_found() -> None:
     """Our choice: the id says whose it is, so a stolen one is refused wherever it is used."""
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
@@ -101,7 +101,7 @@ async def test_the_session_of_somebody_else_is_not_found() -> None:
         stream.close()
 
 
-async def test_a_store_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: 503, since the session lives and the message may be sent again. So does one that is full."""
 
     async def full(*given: object) -> bool:
@@ -120,7 +120,7 @@ async def test_a_store_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPa
         stream.close()
 
 
-async def test_the_streams_of_a_worker_that_got_another_name_end() -> None:
+async def test_streams_of_renamed_workers_end() -> None:
     """Our choice: other workers can no longer send messages to it by the old one, so the client opens a new stream."""
     async with fleet(make_shop) as (first, second):
         stream, _ = await connect(first)

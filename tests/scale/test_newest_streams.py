@@ -27,7 +27,7 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     await backing.close()
 
 
-async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
+async def test_newest_stream_of_a_session_stays(backing: Backing) -> None:
     """Our choice: all workers agree on which one that is, also of those that open at once."""
     async with real_fleet(make_shop, backing) as workers:
         headers = await workers[0].initialize()
@@ -53,9 +53,7 @@ def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Sema
     return waiting, go
 
 
-async def test_of_streams_that_are_opened_in_one_instant_one_stays(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: which one is newer was told by the clock, and where that was the same, workers told it each other
     without end. Of a call's stream that several read again, none stayed.
     """
@@ -72,9 +70,7 @@ async def test_of_streams_that_are_opened_in_one_instant_one_stays(
                 stream.close()
 
 
-async def test_what_a_repaired_store_gives_again_closes_no_stream(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes over gets the newest messages from the workers, who then hear them once more."""
     heard: list[tuple[Peers, bytes]] = []
     receive = Peers._receive
@@ -96,7 +92,7 @@ async def test_what_a_repaired_store_gives_again_closes_no_stream(
         newer.close()
 
 
-async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
+async def test_streams_start_after_other_workers_are_notified(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
@@ -116,7 +112,7 @@ async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
         newer.close()
 
 
-async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
+async def test_streams_waiting_for_other_workers_count_toward_the_cap(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a slow store would let any number in."""
@@ -132,7 +128,7 @@ async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
             stream.close()
 
 
-async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:
+async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None:
     """Our choice: each message once, in order, on the newest connection."""
     async with real_fleet(make_talking, backing) as (first, second, third, _):
         headers = await first.initialize()
@@ -150,9 +146,7 @@ async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> No
         assert messages[-1]["result"]["content"][0]["text"] == "said"
 
 
-async def test_broken_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_resuming_streams_count_toward_the_cap(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed: as many as came while the store was slow were let in."""
     waiting, go = hold_back(ReplyTakeover, monkeypatch)
     async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):

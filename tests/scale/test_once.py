@@ -46,7 +46,7 @@ async def second_round(worker: Worker) -> dict[str, Any]:
     return {"requestState": (await send(worker))["requestState"], "inputResponses": ANSWER}
 
 
-async def test_a_round_that_arrives_at_two_workers_charges_once() -> None:
+async def test_round_on_two_workers_runs_an_effect_once() -> None:
     """Our choice: claim first; whoever comes second waits for the value."""
     async with fleet(make_bank) as (first, second):
         again = await second_round(first)
@@ -59,7 +59,7 @@ async def test_a_round_that_arrives_at_two_workers_charges_once() -> None:
         assert len(first.server.charged + second.server.charged) == 1  # type: ignore[attr-defined]
 
 
-async def test_an_effect_whose_worker_died_is_run_by_another() -> None:
+async def test_effect_of_a_dead_worker_is_run_by_another() -> None:
     """Our choice: the claim holds as long as the lease. A fixed defect: copies waited until the round had expired."""
     async with fleet(make_bank) as (first, second):
         again = await second_round(first)

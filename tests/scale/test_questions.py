@@ -52,7 +52,7 @@ async def answer(worker: Worker, headers: dict[str, str], question: Any, result:
 
 
 @for_each("turns", [0, 3])
-async def test_an_answer_finds_the_call_that_asked_on_another_worker(turns: int) -> None:
+async def test_answers_reach_calls_on_another_worker(turns: int) -> None:
     """A fixed defect: it was taken with 202 and thrown away, and the call waited until its time was up."""
     async with fleet(make_shop, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize({"elicitation": {}})
@@ -65,7 +65,7 @@ async def test_an_answer_finds_the_call_that_asked_on_another_worker(turns: int)
         assert await answer(second, headers, question) == 202, "it comes too late, which the client cannot know"
 
 
-async def test_an_error_of_the_client_finds_its_call_too() -> None:
+async def test_client_errors_reach_calls_on_another_worker() -> None:
     """MCP 2025-11-25, client/elicitation: an error response is an answer."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
@@ -75,7 +75,7 @@ async def test_an_error_of_the_client_finds_its_call_too() -> None:
         assert (await stream.end())[-1]["result"]["isError"]
 
 
-async def test_an_answer_of_another_session_does_not_reach_the_call() -> None:
+async def test_answers_of_other_sessions_do_not_reach_the_call() -> None:
     """Our choice: the owner of the question checks whose it is."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
@@ -88,7 +88,7 @@ async def test_an_answer_of_another_session_does_not_reach_the_call() -> None:
         await stream.end()
 
 
-async def test_an_answer_to_a_worker_that_is_gone_is_refused() -> None:
+async def test_answers_for_missing_workers_are_refused() -> None:
     """Our choice: 400, since nobody will ever take it."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
@@ -99,7 +99,7 @@ async def test_an_answer_to_a_worker_that_is_gone_is_refused() -> None:
         assert await answer(second, headers, "mine") == 202, "no id of ours: ignored, as an answer that comes late"
 
 
-async def test_answers_to_other_workers_have_a_cap() -> None:
+async def test_forwarded_answers_are_capped() -> None:
     """Our choice: a client that floods an inbox is told to wait."""
     async with fleet(make_shop) as (first, second):
         second.runtime.dispatcher.control._allowance._clock = lambda: 1.0
@@ -109,7 +109,7 @@ async def test_answers_to_other_workers_have_a_cap() -> None:
         assert statuses == [202] * PER_SECOND + [503] * 5
 
 
-async def test_a_cancellation_finds_its_call_on_another_worker() -> None:
+async def test_cancellations_reach_calls_on_another_worker() -> None:
     """A fixed defect: the call went on, and its client heard of it."""
     async with fleet(make_slow, 3) as (first, second, third):
         headers = await first.initialize()
@@ -144,7 +144,7 @@ async def test_deleting_a_session_cancels_its_calls_on_every_worker() -> None:
         await asyncio.gather(*running)
 
 
-async def test_what_no_worker_signed_is_not_carried_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unsigned_worker_messages_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """Our choice: who writes to the store does not speak as a worker without the key."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
@@ -162,7 +162,7 @@ async def test_what_no_worker_signed_is_not_carried_out(caplog: pytest.LogCaptur
         assert (await stream.end())[-1]["result"]["content"][0]["text"] == "It is Ada."
 
 
-async def test_a_message_to_a_worker_is_taken_once() -> None:
+async def test_worker_messages_are_processed_once() -> None:
     """Our choice: what was recorded on its way cannot be played again, at once or later."""
     async with fleet(make_shop) as (first, second):
         taken: list[AnswerMessage] = []
@@ -186,7 +186,7 @@ async def test_a_message_to_a_worker_is_taken_once() -> None:
         assert len(taken) == 2
 
 
-async def test_a_question_of_a_worker_that_got_another_name_fails_its_call() -> None:
+async def test_questions_of_renamed_workers_fail_their_call() -> None:
     """Our choice: the answer cannot find it, so nobody waits until the time for it is up."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
@@ -198,7 +198,7 @@ async def test_a_question_of_a_worker_that_got_another_name_fails_its_call() -> 
         assert "Try again" in messages[-1]["result"]["content"][0]["text"]
 
 
-async def test_after_the_stores_clock_was_set_back_by_hours_workers_hear_each_other(
+async def test_workers_communicate_after_the_store_clock_is_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fixed defect: what a worker stamps never goes back, so nobody took it until the clock was there again."""

@@ -44,7 +44,7 @@ async def subscriptions(worker: Worker) -> set[str]:
 
 
 @for_each("turns", [0, 1, 3])
-async def test_subscriptions_that_arrive_at_once_at_several_workers_are_all_kept(turns: int) -> None:
+async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) -> None:
     """A fixed defect: two workers read, changed and wrote the same record, and one of the two was lost."""
     async with fleet(make_ten, 4, turns=lambda: turns) as workers:
         headers = await workers[0].initialize()
@@ -64,7 +64,7 @@ async def test_subscriptions_that_arrive_at_once_at_several_workers_are_all_kept
         assert await subscriptions(workers[0]) == {f"shelf://{number}" for number in range(1, 10, 2)}
 
 
-async def test_one_address_takes_its_share_of_the_records_at_all_workers_together() -> None:
+async def test_record_share_of_an_address_spans_workers() -> None:
     """A fixed defect: it could take all of it. Each worker asks the store, which counts what all have written."""
     async with fleet(make_ten, 3) as workers:
         workers[0].store.core.kv.max_bytes = 64_000
@@ -87,7 +87,7 @@ async def test_one_address_takes_its_share_of_the_records_at_all_workers_togethe
             assert "result" in await other.ask("resources/subscribe", SIGN, headers)
 
 
-async def test_a_deleted_session_stays_deleted_whatever_was_being_written() -> None:
+async def test_deleted_sessions_stay_deleted() -> None:
     """A fixed defect: a late write of another worker put a record in the place of the tombstone."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
@@ -117,7 +117,7 @@ async def test_a_deleted_session_stays_deleted_whatever_was_being_written() -> N
             assert (await worker.post(request("ping"), headers)).status == 404
 
 
-async def test_a_deleted_session_is_unknown_to_every_worker_at_once() -> None:
+async def test_deleted_sessions_are_unknown_to_every_worker() -> None:
     """A fixed defect: other workers served it for up to a minute."""
     async with fleet(make_shop, 3) as workers:
         headers = await workers[0].initialize()
@@ -130,7 +130,7 @@ async def test_a_deleted_session_is_unknown_to_every_worker_at_once() -> None:
             assert (await worker.get(headers)).status == 404
 
 
-async def test_capabilities_that_the_id_cannot_hold_are_known_to_every_worker_with_the_first_request() -> None:
+async def test_stored_capabilities_are_known_to_every_worker() -> None:
     """A fixed defect: another worker took the session for one that declared nothing, until it read all keys."""
     async with fleet(make_shop) as (first, second):
         second.store.topics.clear()  # it hears nothing: what counts is the id
@@ -142,7 +142,7 @@ async def test_capabilities_that_the_id_cannot_hold_are_known_to_every_worker_wi
         reply.close()
 
 
-async def test_a_session_without_a_record_costs_no_operation_of_the_store() -> None:
+async def test_sessions_without_a_record_need_no_store_access() -> None:
     """Our choice: a call is as cheap with a shared store as without."""
     async with fleet(make_shop) as (first, second):
         for each in (first, second):
@@ -156,7 +156,7 @@ async def test_a_session_without_a_record_costs_no_operation_of_the_store() -> N
             assert worker.store.operations == {}
 
 
-async def test_a_session_that_is_older_than_the_worker_is_looked_up_once() -> None:
+async def test_sessions_older_than_the_worker_are_looked_up_once() -> None:
     """Our choice: nobody reads all keys, neither at the start nor later."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
@@ -187,7 +187,7 @@ async def words(worker: Worker, headers: dict[str, str]) -> int:
     return (await reply.body()).count(b"notifications/message")
 
 
-async def test_a_record_is_read_once_by_each_worker_until_it_changes() -> None:
+async def test_records_are_cached_until_they_change() -> None:
     """Our choice: a session that set a log level is not slower than others, and a logged message looks nothing up."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -205,7 +205,7 @@ async def test_a_record_is_read_once_by_each_worker_until_it_changes() -> None:
         assert second.store.operations == {"get": 1, "append": 5}
 
 
-async def test_after_missed_messages_the_store_is_asked_again() -> None:
+async def test_records_are_read_again_after_missed_messages() -> None:
     """Our choice: an interruption of the bus means that what is known of sessions is no longer certain."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
@@ -219,7 +219,7 @@ async def test_after_missed_messages_the_store_is_asked_again() -> None:
         assert (await second.post(request("ping"), headers)).status == 404
 
 
-async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_worker() -> None:
+async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
     """A fixed defect: subscriptions were told to the streams of the same worker only."""
     async with fleet(make_shop, 3) as (first, second, third):
         headers = await first.initialize()
@@ -238,7 +238,7 @@ async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_wo
         await until(lambda: stream.over)
 
 
-async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_late() -> None:
+async def test_updates_use_the_newest_record() -> None:
     """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
     went on, and let go of the update that it had heard already.
     """
@@ -253,7 +253,7 @@ async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_l
     assert b"shop://sign" in said[0]
 
 
-async def test_a_change_that_is_heard_while_the_last_read_ends_is_read_too() -> None:
+async def test_changes_during_a_read_cause_another_read() -> None:
     """A fixed defect: the stream waited for a read that nobody had begun, and held back every update from then on."""
     async with fleet(make_ten) as (first, _):
         records = first.runtime.services.records
@@ -274,7 +274,7 @@ async def test_a_change_that_is_heard_while_the_last_read_ends_is_read_too() -> 
         assert told == [False, True, False, True]
 
 
-async def test_what_is_known_of_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: a full table is forgotten, and then the store is asked."""
     monkeypatch.setattr("millstream._server.calls.sessions._MAX_KNOWN", 3)
     async with fleet(make_shop) as (first, second):

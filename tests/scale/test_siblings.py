@@ -50,7 +50,7 @@ def started(
 
 @pytest.mark.server
 @pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
-def test_workers_of_another_server_without_a_shared_store_are_never_silent(tmp_path: Path, gunicorn: bool) -> None:
+def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, gunicorn: bool) -> None:
     """A fixed defect: a quarter of the broadcasts arrived, and nothing said why."""
     with ExitStack() as stack:
         port, log = started(stack, tmp_path, 2, gunicorn=gunicorn)
@@ -63,7 +63,7 @@ def test_workers_of_another_server_without_a_shared_store_are_never_silent(tmp_p
         assert "Several processes serve 'shop'" in log.read_text("utf-8")
 
 
-async def test_servers_of_one_process_are_no_siblings_and_a_sibling_is_forgotten_when_it_is_silent() -> None:
+async def test_siblings_are_detected_and_forgotten() -> None:
     """Only what loses messages is degraded, and only as long as it does."""
     found: list[str] = []
     now = [100.0]

@@ -53,7 +53,7 @@ def allow(worker: Worker, words: int) -> None:
         worker.server.go.release()  # type: ignore[attr-defined]
 
 
-async def test_the_newest_stand_alone_stream_wins_on_whatever_worker() -> None:
+async def test_newest_stand_alone_stream_wins_on_any_worker() -> None:
     """MCP 2025-11-25, basic/transports: each message goes to one stream. A fixed defect: each worker had one."""
     async with fleet(make_shop, 3) as workers:
         headers = await workers[0].initialize()
@@ -65,7 +65,7 @@ async def test_the_newest_stand_alone_stream_wins_on_whatever_worker() -> None:
 
 
 @for_each("turns", [0, 1, 7])
-async def test_of_streams_that_open_at_once_one_stays(turns: int) -> None:
+async def test_one_of_several_concurrent_streams_stays(turns: int) -> None:
     """Our choice: all workers agree on which is the newest."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         for _ in range(5):
@@ -79,7 +79,7 @@ async def test_of_streams_that_open_at_once_one_stays(turns: int) -> None:
 
 
 @for_each("turns", [0, 1, 7])
-async def test_a_broken_stream_goes_on_at_another_worker_while_the_call_runs(turns: int) -> None:
+async def test_running_streams_resume_on_another_worker(turns: int) -> None:
     """MCP 2025-11-25, basic/transports: what followed on that stream, each message once, in order."""
     async with fleet(make_talking, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize()
@@ -98,7 +98,7 @@ async def test_a_broken_stream_goes_on_at_another_worker_while_the_call_runs(tur
         assert await again.end() == messages
 
 
-async def test_a_stream_that_is_read_elsewhere_leaves_the_older_connections() -> None:
+async def test_resuming_elsewhere_ends_older_connections() -> None:
     """MCP 2025-11-25, basic/transports: one message, one connection, the newest, whichever workers have them."""
     async with fleet(make_talking, 3) as (first, second, third):
         headers = await first.initialize()
@@ -113,7 +113,7 @@ async def test_a_stream_that_is_read_elsewhere_leaves_the_older_connections() ->
         assert older.messages == []
 
 
-async def test_a_call_whose_worker_is_gone_ends_in_an_error_that_says_try_again() -> None:
+async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
     """Our choice: when its lease is over, whoever has the stream writes its end, for all that read it."""
     async with fleet(make_talking, 3) as (first, second, third):
         headers = await first.initialize()
@@ -131,7 +131,7 @@ async def test_a_call_whose_worker_is_gone_ends_in_an_error_that_says_try_again(
         assert await again.end() == [message]
 
 
-async def test_a_stream_is_closed_at_once_where_its_worker_is_gone_for_long() -> None:
+async def test_streams_of_long_dead_workers_close_at_once() -> None:
     """Our choice: nobody waits for a worker that nobody will hear of again."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -141,7 +141,7 @@ async def test_a_stream_is_closed_at_once_where_its_worker_is_gone_for_long() ->
         assert "try again" in (await followed.end())[0]["error"]["message"]
 
 
-async def test_a_worker_that_wakes_behind_its_lease_writes_nothing_more_and_ends_the_call() -> None:
+async def test_worker_with_an_expired_lease_is_fenced() -> None:
     """Our choice: the client was told that the call is over, so it is."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -160,7 +160,7 @@ async def test_a_worker_that_wakes_behind_its_lease_writes_nothing_more_and_ends
         assert await again.end() == [error]
 
 
-async def test_a_call_that_ended_before_its_worker_died_is_read_to_its_answer() -> None:
+async def test_finished_calls_of_dead_workers_are_readable() -> None:
     """Our choice: a stream that has its end gets no other."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -174,7 +174,7 @@ async def test_a_call_that_ended_before_its_worker_died_is_read_to_its_answer() 
         assert message["result"]["content"][0]["text"] == "said"
 
 
-async def test_a_stream_that_the_store_missed_reaches_its_reader_and_is_told_to_others() -> None:
+async def test_unstored_streams_reach_their_reader() -> None:
     """Our choice: a client that reads loses nothing while the store is down; one that comes back for it is told."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -193,7 +193,7 @@ async def test_a_stream_that_the_store_missed_reaches_its_reader_and_is_told_to_
 
 
 @for_each("full", [True, False])
-async def test_a_stream_whose_end_the_store_missed_gets_one_when_the_store_is_back(*, full: bool) -> None:
+async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
     """A fixed defect: with a full store, the call failed and its connection broke; and who came back waited in vain."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
@@ -219,7 +219,7 @@ async def test_a_stream_whose_end_the_store_missed_gets_one_when_the_store_is_ba
         assert not first.runtime.streams._unended
 
 
-async def test_the_logs_of_silent_calls_are_kept_by_one_burst() -> None:
+async def test_logs_of_silent_calls_are_renewed_together() -> None:
     """Our choice: so many calls cost one way to the store and back, not one each."""
     async with fleet(make_talking, 1, turns=lambda: 10) as (worker,):
         headers = await worker.initialize()
@@ -244,7 +244,7 @@ async def test_the_logs_of_silent_calls_are_kept_by_one_burst() -> None:
             line.close()
 
 
-async def test_streams_end_when_the_store_lost_what_their_sessions_had() -> None:
+async def test_streams_end_when_the_store_lost_their_session() -> None:
     """Our choice: the client initializes and subscribes again; a stream that goes on would hide the loss."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
@@ -258,7 +258,7 @@ async def test_streams_end_when_the_store_lost_what_their_sessions_had() -> None
         assert (await first.get(again)).status == 200
 
 
-async def test_workers_that_share_a_store_agree_on_a_key() -> None:
+async def test_workers_on_one_store_agree_on_a_key() -> None:
     """Our choice: without MILLSTREAM_KEY the first one puts it into the store; after a loss it is put there again, and
     the old one still opens.
     """
@@ -288,7 +288,7 @@ async def test_workers_that_share_a_store_agree_on_a_key() -> None:
             await stream.end()
 
 
-async def test_a_call_of_one_worker_uses_no_store_for_others() -> None:
+async def test_single_worker_calls_use_no_store() -> None:
     """Our choice: with memory:// nothing is signed or sent."""
     mcp = make_shop()
     async with mcp.running() as runtime:
@@ -298,7 +298,7 @@ async def test_a_call_of_one_worker_uses_no_store_for_others() -> None:
         assert not await peers.send("0" * 12, json)  # type: ignore[arg-type]
 
 
-async def test_the_key_of_a_store_is_the_same_again_after_everything_was_restarted() -> None:
+async def test_store_key_survives_a_full_restart() -> None:
     """Our choice: it is derived from the machine's key file, which it does not give away."""
 
     def make_keyless() -> Server:

@@ -51,14 +51,14 @@ async def ask(server: Running, method: str, path: str, fields: bytes) -> int:
     return (await peer.head())[0]
 
 
-async def test_a_rebound_host_is_421_on_every_path(running: dict[bool, Running]) -> None:
+async def test_rebound_hosts_get_421_on_every_path(running: dict[bool, Running]) -> None:
     """The name in Host gives the attack away."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for host in (b"evil.com", b"evil.com:8000", b"localhost.evil.com", b"127.0.0.1.evil.com"):
             assert await ask(server, method, path, b"Host: %b\r\n" % host) == 421, (method, path, host)
 
 
-async def test_a_foreign_origin_is_403_on_every_path(running: dict[bool, Running]) -> None:
+async def test_foreign_origins_get_403_on_every_path(running: dict[bool, Running]) -> None:
     """Also the opaque one, and where the Host is good."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for origin in (b"http://evil.com", b"https://localhost.evil.com", b"null"):
@@ -66,14 +66,14 @@ async def test_a_foreign_origin_is_403_on_every_path(running: dict[bool, Running
             assert await ask(server, method, path, fields) == 403, (method, path, origin)
 
 
-async def test_a_missing_host_is_400_on_every_path(running: dict[bool, Running]) -> None:
+async def test_missing_hosts_get_400_on_every_path(running: dict[bool, Running]) -> None:
     """RFC 9112 §3.2."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         assert await ask(server, method, path, b"") == 400, (method, path)
         assert await ask(server, method, path, b"Host: localhost\r\nHost: evil.com\r\n") == 400
 
 
-async def test_a_loopback_page_may_call_a_loopback_server_and_no_other(running: dict[bool, Running]) -> None:
+async def test_loopback_pages_may_call_only_loopback_servers(running: dict[bool, Running]) -> None:
     """A developer's page on another port; a server bound to every address must list it."""
     fields = b"Host: localhost:8000\r\nOrigin: http://localhost:3000\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) not in (403, 421)
@@ -88,7 +88,7 @@ async def test_addresses_and_loopback_names_are_served(running: dict[bool, Runni
         assert await ask(server, "POST", "/mcp", b"Host: %b\r\n" % host) not in (403, 421)
 
 
-async def test_a_cross_site_post_without_an_origin_is_403(running: dict[bool, Running]) -> None:
+async def test_cross_site_posts_without_origin_get_403(running: dict[bool, Running]) -> None:
     """CVE-2026-33252: a form posts without a preflight; the browser says where it comes from."""
     fields = b"Host: localhost\r\nSec-Fetch-Site: cross-site\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) == 403

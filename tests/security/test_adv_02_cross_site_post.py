@@ -27,9 +27,7 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("content_type", SIMPLE_TYPES)
-async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_read(
-    way: str, content_type: str | None
-) -> None:
+async def test_simple_content_types_get_415_before_the_body(way: str, content_type: str | None) -> None:
     """The body is never parsed: one that is no JSON gets the same answer."""
     async with wired(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):
@@ -41,7 +39,7 @@ async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_a_cross_site_request_without_an_allowed_origin_is_403(way: str) -> None:
+async def test_cross_site_requests_without_an_allowed_origin_get_403(way: str) -> None:
     """Browsers of old tell no Origin with some requests, but `Sec-Fetch-Site` cannot be forged by a page."""
     async with wired(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):

@@ -42,7 +42,7 @@ async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int,
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("origin", EVIL)
-async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
+async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
     """RFC 6455 §10.2: 403, and the text names the setting that would allow it."""
     async with world(way) as app:
         status, body = await refusal(app, b"Origin: %b\r\n" % origin)
@@ -52,7 +52,7 @@ async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("origin", FINE)
-async def test_a_page_of_this_machine_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
+async def test_loopback_pages_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
     """Our choice, hosts: loopback Origins of any port on a loopback bind."""
     async with world(way) as app:
         peer = await app.handshake(b"Origin: %b\r\n" % origin)
@@ -60,7 +60,7 @@ async def test_a_page_of_this_machine_may_connect_to_a_loopback_bind(origin: byt
         assert (await RawSocket(peer).message())["type"] == "connected"
 
 
-async def test_on_a_public_bind_a_page_of_the_visitor_s_machine_is_foreign() -> None:
+async def test_loopback_pages_are_foreign_on_a_public_bind() -> None:
     """The rule for loopback is one of the bind; listed Origins, and the server's own, still pass."""
     async with world(allowed_hosts=("api.example",), allowed_origins=("https://app.example",)) as app:
         settings = app.server.settings
@@ -78,7 +78,7 @@ async def test_on_a_public_bind_a_page_of_the_visitor_s_machine_is_foreign() -> 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
-async def test_a_name_that_was_rebound_is_refused(host: bytes, way: str) -> None:
+async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
     """DNS rebinding: the page's own name resolves to this machine, and its Origin agrees with the Host."""
     async with world(way) as app:
         head = UPGRADE.replace(b"127.0.0.1", host)
@@ -88,7 +88,7 @@ async def test_a_name_that_was_rebound_is_refused(host: bytes, way: str) -> None
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-async def test_two_origins_are_one_too_many(way: str) -> None:
+async def test_duplicate_origins_are_refused(way: str) -> None:
     """Which of them a proxy has checked is anybody's guess."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: http://127.0.0.1\r\nOrigin: https://evil.example\r\n")
@@ -96,7 +96,7 @@ async def test_two_origins_are_one_too_many(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_a_cross_site_request_without_an_origin_is_refused_too(way: str) -> None:
+async def test_cross_site_requests_without_origin_are_refused(way: str) -> None:
     """A browser that says so in ``Sec-Fetch-Site`` is believed: a socket can do what a POST can."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Sec-Fetch-Site: cross-site\r\n")
@@ -104,14 +104,14 @@ async def test_a_cross_site_request_without_an_origin_is_refused_too(way: str) -
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-async def test_the_subprotocol_changes_nothing(way: str) -> None:
+async def test_subprotocol_does_not_bypass_the_checks(way: str) -> None:
     """Both dialects stand behind the same door."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: https://evil.example\r\nSec-WebSocket-Protocol: mcp\r\n")
         assert status == 403
 
 
-async def test_frames_sent_along_with_a_refused_handshake_do_nothing() -> None:
+async def test_frames_after_a_refused_handshake_are_ignored() -> None:
     """What comes behind the handshake is never read as messages."""
     async with world() as app:
         call = frame(TEXT, json.dumps({"type": "publish", "data": "evil"}).encode())
@@ -121,7 +121,7 @@ async def test_frames_sent_along_with_a_refused_handshake_do_nothing() -> None:
         assert app.hub.stats().published == 0
 
 
-async def test_no_part_of_the_address_is_a_credential() -> None:
+async def test_url_parts_are_not_credentials() -> None:
     """Our choice: addresses stand in logs and histories; the query is not even shown to who authenticates."""
     seen: list[Any] = []
 

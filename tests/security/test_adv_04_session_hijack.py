@@ -100,7 +100,7 @@ THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("thief", THIEVES)
-async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str, way: str) -> None:
+async def test_stolen_session_ids_look_unknown(thief: str, way: str) -> None:
     """404 with the same body and headers, for every method; the owner's session lives on."""
     async with fronted(way) as front:
         session = await front.initialize("alice")
@@ -115,7 +115,7 @@ async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str, way: st
         assert (own.status, own.message["result"]) == (200, {})
 
 
-async def test_a_thief_neither_steals_nor_ends_the_stream_of_a_session() -> None:
+async def test_streams_of_a_session_cannot_be_stolen_or_ended() -> None:
     """A second GET takes over only for the same principal; a foreign one changes nothing."""
     async with fronted() as front:
         session = await front.initialize("alice")
@@ -130,7 +130,7 @@ async def test_a_thief_neither_steals_nor_ends_the_stream_of_a_session() -> None
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_an_event_id_of_another_session_is_400_even_for_the_same_person(way: str) -> None:
+async def test_event_ids_of_other_sessions_get_400(way: str) -> None:
     """An event id names a stream of its own session and of no other."""
     async with fronted(way) as front:
         first, second = await front.initialize("alice"), await front.initialize("alice")
@@ -145,7 +145,7 @@ async def test_an_event_id_of_another_session_is_400_even_for_the_same_person(wa
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only(way: str) -> None:
+async def test_http_sse_streams_accept_only_their_owner(way: str) -> None:
     """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's message works."""
     async with fronted(way) as front:
         stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
@@ -162,7 +162,7 @@ async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_session_ids_are_random_and_say_nothing_that_can_be_read(way: str) -> None:
+async def test_session_ids_are_random_and_opaque(way: str) -> None:
     """128 random bits sealed: no two are alike in any long part, and no name of the client shows."""
     async with fronted(way) as front:
         sessions = [await front.initialize("alice") for _ in range(50)]

@@ -40,7 +40,7 @@ def held(wire: Wire) -> dict[str, int]:
 
 
 @for_each("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
-async def test_thousands_of_handshakes_leave_no_task_record_or_object(capabilities: dict[str, object]) -> None:
+async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[str, object]) -> None:
     """Our choice: a session that opens nothing occupies no memory, so a flood has nothing to fill."""
     async with wired(make_shop(), "asgi") as wire:
         await wire.initialize(capabilities=capabilities)
@@ -50,7 +50,7 @@ async def test_thousands_of_handshakes_leave_no_task_record_or_object(capabiliti
         assert held(wire) == before
 
 
-async def test_sessions_that_were_used_are_remembered_up_to_a_bound() -> None:
+async def test_session_memory_is_bounded() -> None:
     """The table of verified ids saves work; it does not grow with the sessions."""
     async with wired(make_shop(), "asgi") as wire:
         before = held(wire)
@@ -63,7 +63,7 @@ async def test_sessions_that_were_used_are_remembered_up_to_a_bound() -> None:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_refused_first_requests_leave_nothing(way: str) -> None:
+async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
     """What never became a session: bad versions, bad bodies, unknown ids."""
     async with wired(make_shop(), way) as wire:
         before = held(wire)
@@ -74,7 +74,7 @@ async def test_refused_first_requests_leave_nothing(way: str) -> None:
         assert held(wire) == before
 
 
-async def test_tombstones_are_capped_and_a_full_cap_is_503() -> None:
+async def test_tombstones_are_capped_with_503() -> None:
     """Our choice: a DELETE is answered after its tombstone is written, and is capped per principal."""
     async with wired(make_shop(max_deletes=20), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
@@ -90,7 +90,7 @@ def declaring(size: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_large_undeclared_capabilities_are_left_out_and_keep_nobody_out(way: str) -> None:
+async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
     """Fixed defect: 32 handshakes of 2 MB filled the store, and sessions were broken for a day."""
     async with wired(make_shop(), way) as wire:
         large: dict[str, str] = {}
@@ -106,7 +106,7 @@ async def test_large_undeclared_capabilities_are_left_out_and_keep_nobody_out(wa
             assert (await wire.ask("DELETE", "/mcp", headers)).status == 204
 
 
-async def test_small_capabilities_fill_no_more_than_their_share() -> None:
+async def test_small_capabilities_stay_within_their_share() -> None:
     """Our choice: a quarter of the store; the rest is for those who do something in their session."""
     async with wired(make_shop(), "asgi") as wire:
         headers: dict[str, str] = {}
@@ -116,7 +116,7 @@ async def test_small_capabilities_fill_no_more_than_their_share() -> None:
         assert (await wire.post(request("resources/subscribe", SIGN), headers)).message["result"] == {}
 
 
-async def test_a_full_store_is_told_and_sessions_still_begin_and_end() -> None:
+async def test_sessions_work_with_a_full_store() -> None:
     """Our choice: never a 500. What a session accumulates is refused; a handshake and a DELETE find their room."""
     async with wired(make_shop(), "asgi") as wire:
         early = await wire.initialize()

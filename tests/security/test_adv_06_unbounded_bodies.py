@@ -41,7 +41,7 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
 
 
 @for_each("size", [4 * MIB + 1, 1024 * MIB, 10**15])
-async def test_a_declared_gibibyte_is_413_before_it_is_read(server: Running, size: int) -> None:
+async def test_declared_gibibyte_gets_413_unread(server: Running, size: int) -> None:
     """The Content-Length says it all."""
     peer = await server.connect()
     await peer.send(b"POST /size HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % size)
@@ -49,7 +49,7 @@ async def test_a_declared_gibibyte_is_413_before_it_is_read(server: Running, siz
     assert (status, headers[b"connection"]) == (413, b"close")
 
 
-async def test_an_endless_chunked_body_is_413_at_the_cap_and_memory_stays(server: Running) -> None:
+async def test_endless_chunked_body_gets_413_within_memory(server: Running) -> None:
     """It is counted while it comes: less than twice the cap is ever held."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peer = await server.connect()
@@ -64,14 +64,14 @@ async def test_an_endless_chunked_body_is_413_at_the_cap_and_memory_stays(server
     assert grown < 16 * MIB
 
 
-async def test_a_body_at_the_cap_is_read(server: Running) -> None:
+async def test_bodies_at_the_cap_are_read(server: Running) -> None:
     """4 MiB are allowed."""
     peer = await server.connect()
     await peer.send(b"POST /size HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % (4 * MIB) + b"x" * (4 * MIB))
     assert (await peer.reply())[2] == b"%d" % (4 * MIB)
 
 
-async def test_thousands_of_tiny_chunks_cost_what_their_bytes_cost(server: Running) -> None:
+async def test_tiny_chunks_cost_no_more_than_their_bytes(server: Running) -> None:
     """One object for each chunk would hold forty times the bytes."""
     peer = await server.connect()
     head = b"POST /size HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -92,7 +92,7 @@ async def client(running: Running, era: str, number: int, dice: random.Random) -
 @pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("era", ["2025-03-26", "2026-07-28"])
-async def test_every_reply_belongs_to_its_caller_while_others_come_and_go(era: str, way: str) -> None:
+async def test_replies_never_reach_another_caller(era: str, way: str) -> None:
     """No mismatch over all replies, and no call is left behind when everybody has gone."""
     mcp, stuck = make_server()
     async with wired(mcp, way) as wire:

@@ -46,7 +46,7 @@ async def status(wire: Wire, target: str, **headers: str) -> int:
 
 
 @SOCKETS
-async def test_only_the_exact_paths_reach_the_endpoint(way: str) -> None:
+async def test_only_exact_paths_reach_the_endpoint(way: str) -> None:
     """No normalization: dots, doubled slashes, parameters and capitals are other paths, and those are 404."""
     async with wired(make_shop(), way) as wire:
         for target in OURS:
@@ -57,7 +57,7 @@ async def test_only_the_exact_paths_reach_the_endpoint(way: str) -> None:
 
 @for_each("target", TARGETS)
 @SOCKETS
-async def test_a_target_that_is_no_path_does_not_choose_the_host(way: str, target: str) -> None:
+async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) -> None:
     """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""
     async with wired(make_shop(), way) as wire:
         served = target.startswith("http") and target.endswith("/mcp")
@@ -70,7 +70,7 @@ async def test_a_target_that_is_no_path_does_not_choose_the_host(way: str, targe
     "host", ["a/?x=", "127.0.0.1/?x=", "127.0.0.1@evil.example", "localhost#", "127.0.0.1 evil", "[::1", ":80", ""]
 )
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) -> None:
+async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) -> None:
     """A Host is a name or an address and a port, or it is 400."""
     async with wired(make_shop(), way) as wire:
         for path in ("/mcp", "/sse", "/absent"):
@@ -80,7 +80,7 @@ async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) ->
 
 
 @SOCKETS
-async def test_the_endpoint_event_names_a_path_of_this_server_whatever_the_request_said(way: str) -> None:
+async def test_endpoint_event_ignores_the_request_host(way: str) -> None:
     """A client refuses another origin (MCP 2024-11-05, basic/transports#http-with-sse); ours is relative and takes
     nothing from Host or query.
     """

@@ -23,7 +23,7 @@ ENCODERS: dict[str, Callable[[str], bytes]] = {
 
 @for_each("payload", PAYLOADS)
 @for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
-def test_a_field_of_one_line_refuses_line_ends_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
+def test_single_line_fields_refuse_line_ends_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
     """CVE-2026-43968 was a bare CR in an event name."""
     with pytest.raises(ValueError, match="CR, LF or NUL"):
         encode(payload)
@@ -31,7 +31,7 @@ def test_a_field_of_one_line_refuses_line_ends_and_nul(encode: Callable[[str], b
 
 @for_each("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", " ", ":"])
 @for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
-def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator: str) -> None:
+def test_other_separators_do_not_end_a_line(encode: Callable[[str], bytes], separator: str) -> None:
     """WHATWG HTML §9.2.5: CR, LF and CRLF only; Python's `str.splitlines` knows more, and must not be used."""
     text = f"{separator}a{separator}data: evil"
     events = Decoder().feed(encode(text))
@@ -40,14 +40,14 @@ def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator:
 
 
 @for_each("payload", PAYLOADS)
-def test_data_with_line_ends_stays_data(payload: str) -> None:
+def test_line_ends_in_data_stay_data(payload: str) -> None:
     """CVE-2026-44214: every line of data gets its own field."""
     stream = sse.encode_event(payload.encode(), event="tick", id="1")
     assert Decoder().feed(stream) == [SseEvent(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]
 
 
 @for_each("payload", [*PAYLOADS, "\u2028", "\x85"])
-def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> None:
+def test_json_messages_are_always_one_line(payload: str) -> None:
     """HTML, server-sent events: JSON without pretty-printing is safe."""
     message = msgspec.json.encode({payload: payload})
     events = Decoder().feed(sse.encode_message(message, "7"))
@@ -56,7 +56,7 @@ def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> N
 
 
 @pytest.mark.many
-def test_a_hundred_thousand_strings_survive_the_way_through_a_stream() -> None:
+def test_strings_round_trip_through_an_event_stream() -> None:
     """Round trip in one stream, where any injection would show in a later event; the seed makes it repeatable."""
     source = random.Random(10)
     alphabet = "\r\n\r\n: aidevntry0\0\ufeff\u2028é😀"

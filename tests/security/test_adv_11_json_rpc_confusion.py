@@ -27,7 +27,7 @@ LIKE_METHOD = [
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("key", LIKE_METHOD)
-async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) -> None:
+async def test_similar_keys_are_different_keys(way: str, key: str) -> None:
     """Neither capitals nor zero bytes nor look-alikes are folded: alone it is no method, beside one it is nothing."""
     async with wired(make_shop(), way) as wire:
         alone = f'{{"jsonrpc":"2.0","id":1,"{key}":"ping"}}'.encode()
@@ -37,7 +37,7 @@ async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) 
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_an_escaped_spelling_of_a_key_is_that_key(way: str) -> None:
+async def test_escaped_keys_equal_plain_keys(way: str) -> None:
     """RFC 8259 §8.3: strings are compared after unescaping."""
     async with wired(make_shop(), way) as wire:
         body = b'{"\\u006asonrpc":"2.0","i\\u0064":1,"meth\\u006fd":"p\\u0069ng"}'
@@ -46,7 +46,7 @@ async def test_an_escaped_spelling_of_a_key_is_that_key(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("name", ["Params", "params\\u0000"])
-async def test_what_resembles_params_is_not_read(way: str, name: str) -> None:
+async def test_keys_similar_to_params_are_ignored(way: str, name: str) -> None:
     """A filter in front that reads `params` sees what we see."""
     async with wired(make_shop(), way) as wire:
         body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","{name}":{{"name":"refuses"}}}}'.encode()
@@ -63,7 +63,7 @@ DUPLICATES = {
 
 @for_each("name", DUPLICATES)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
+async def test_last_duplicate_key_wins(way: str, name: str) -> None:
     """Our choice, as Python's json, JavaScript and most filters in front of us choose."""
     members, expected = DUPLICATES[name]
     async with wired(make_shop(), way) as wire:
@@ -72,7 +72,7 @@ async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("last", ["null", "true", "1.5", "{}", "NaN"])
-async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(way: str, last: str) -> None:
+async def test_valid_first_duplicate_does_not_fix_an_invalid_last(way: str, last: str) -> None:
     """The one that counts is the one that is judged."""
     async with wired(make_shop(), way) as wire:
         reply = await wire.post(f'{{"jsonrpc":"2.0","id":1,"id":{last},"method":"ping"}}'.encode())
@@ -80,7 +80,7 @@ async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(way: str, last
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> None:
+async def test_fast_and_exact_path_use_the_same_duplicate(way: str) -> None:
     """In the per-request era the headers are compared with the value that the call uses, at every level."""
     async with wired(make_shop(), way) as wire:
         text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}}))
@@ -100,7 +100,7 @@ async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> N
 
 @for_each("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_a_request_whose_id_is_no_id_is_never_taken_for_a_notification(way: str, request_id: str) -> None:
+async def test_requests_with_invalid_ids_are_not_notifications(way: str, request_id: str) -> None:
     """400, in both eras: never a silent 202."""
     async with wired(make_shop(), way) as wire:
         plain = f'{{"jsonrpc":"2.0","id":{request_id},"method":"ping"}}'

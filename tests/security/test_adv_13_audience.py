@@ -16,7 +16,7 @@ SHOP, BANK = "https://mcp.example.com/shop/mcp", "https://mcp.example.com/bank/m
 
 
 @for_each("mine", [SHOP, BANK])
-async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: str) -> None:
+async def test_servers_on_one_origin_refuse_each_others_tokens(mine: str) -> None:
     """RFC 8707: the audience is the server's own URL, with its path."""
     async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
         for audience, status in ((SHOP, 200), (BANK, 200), ("https://mcp.example.com", 401), ([SHOP, BANK], 200)):
@@ -27,7 +27,7 @@ async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: st
 
 @pytest.mark.server
 @for_each("audience", ["", AUDIENCE + "2", AUDIENCE + "/", AUDIENCE[:-1], "https://mcp.example.com", [SHOP, BANK]])
-async def test_no_worker_of_four_takes_a_token_for_another_server(audience: str | list[str]) -> None:
+async def test_no_worker_accepts_tokens_for_another_server(audience: str | list[str]) -> None:
     """RFC 8707, with the whole text compared: the same is one of several, and the other way round isn't."""
     async with guarded(way=FOUR) as world:
         for _ in range(4):
@@ -35,7 +35,7 @@ async def test_no_worker_of_four_takes_a_token_for_another_server(audience: str 
             assert (await world.post(token(claims(aud=[SHOP, AUDIENCE])), request("ping"))).status == 200
 
 
-async def test_the_token_of_a_caller_does_not_leave_the_server() -> None:
+async def test_caller_tokens_do_not_leave_the_server() -> None:
     """No passthrough: what a function sees of a token are its claims."""
     async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=SHOP, jwks=key_set()))) as world:
         sent = token(claims(aud=SHOP))

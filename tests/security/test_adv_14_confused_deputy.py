@@ -54,7 +54,7 @@ async def back_from(browser: Browser, upstream: str) -> Reply:
     return await browser.ask("GET", "/sign-in/callback/elsewhere", query=query)
 
 
-async def test_a_stolen_link_to_the_upstream_is_refused_in_another_browser(desk: Desk) -> None:
+async def test_stolen_upstream_links_are_refused_in_another_browser(desk: Desk) -> None:
     """The attacker agrees to their own client and sends the victim the rest of the way: 403, and no code."""
     attacker = Browser(desk)
     link = await away(desk, attacker, redirect_uris=[EVIL])
@@ -66,7 +66,7 @@ async def test_a_stolen_link_to_the_upstream_is_refused_in_another_browser(desk:
         assert (reply.status, "location" in reply.headers) == (403, False)
 
 
-async def test_nobody_reaches_the_upstream_without_agreeing_to_this_very_client(desk: Desk) -> None:
+async def test_upstream_login_requires_consent_for_this_client(desk: Desk) -> None:
     """Though the person's browser knows them, and they have agreed to another client before."""
     victim = Browser(desk)
     assert (await back_from(victim, await away(desk, victim))).status == 303
@@ -77,7 +77,7 @@ async def test_nobody_reaches_the_upstream_without_agreeing_to_this_very_client(
     assert await desk.services.store.kv.keys("oauth-away:") == []
 
 
-async def test_a_client_cannot_skip_the_page_by_sending_the_form_itself(desk: Desk) -> None:
+async def test_clients_cannot_submit_the_consent_form(desk: Desk) -> None:
     """Consent forgery: the ticket is sealed, and bound to the browser and to what was shown."""
     victim = Browser(desk)
     good = (await desk.register())["client_id"]
@@ -100,14 +100,14 @@ async def test_a_client_cannot_skip_the_page_by_sending_the_form_itself(desk: De
     "https://app.example.com:443/back", "javascript:alert(1)//app.example.com/back",
     " " + BACK, BACK + "\r\nx: y", BACK + "\0",
 ])  # fmt: skip
-async def test_a_redirect_uri_that_was_not_registered_ends_on_a_page(desk: Desk, uri: str) -> None:
+async def test_unregistered_redirect_uris_end_on_a_page(desk: Desk, uri: str) -> None:
     """CWE-601, redirect tricks: nothing is normalized, and nobody is redirected."""
     id = (await desk.register(redirect_uris=[BACK, BACK + "2"]))["client_id"]
     reply = await desk.ask("GET", "/authorize", query=authorization(id, redirect_uri=uri))
     assert (reply.status, "location" in reply.headers) == (400, False)
 
 
-async def test_every_answer_names_the_issuer_so_that_clients_notice_a_mix_up(desk: Desk) -> None:
+async def test_responses_name_the_issuer(desk: Desk) -> None:
     """RFC 9207: success and errors alike."""
     browser = Browser(desk)
     id = (await desk.register())["client_id"]
@@ -121,7 +121,7 @@ async def test_every_answer_names_the_issuer_so_that_clients_notice_a_mix_up(des
         assert reply.answer["iss"] == URL
 
 
-async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> None:
+async def test_intercepted_codes_are_useless(desk: Desk) -> None:
     """Neither without the verifier, nor for another client, nor put into another one's answer (RFC 9700 §4.5)."""
     id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
     code = (await desk.sign_in(id))["code"]
@@ -130,7 +130,7 @@ async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> N
     assert (await desk.token(id, code)).status == 200
 
 
-async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_elses_sign_in(desk: Desks) -> None:
+async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
     """A fixed defect: what a person left here on the way to an upstream went when one address began thousands more."""
     for worker in desk.workers:
         worker.running._pending_logins._leaving.clock = lambda: (
@@ -150,7 +150,7 @@ async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_el
 
 
 @for_each("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
-async def test_an_address_to_return_to_has_no_part_of_an_answer(desk: Desk, name: str) -> None:
+async def test_return_urls_contain_no_response_parameters(desk: Desk, name: str) -> None:
     """A fixed defect: somebody registered another client's address with a code or `iss` of their own in its query, and
     the answer had that twice. Many programs take the first one (RFC 6749 §3.1: no parameter is there twice).
     """

@@ -80,7 +80,7 @@ async def call(server: Rude, auth: OAuth) -> None:
 
 
 @for_each("given", [{"as_itself": True}, {}])
-async def test_a_secret_goes_to_the_issuer_that_it_is_for_and_to_no_other(given: dict[str, Any]) -> None:
+async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> None:
     """A server that was taken over names another issuer: that one hears nothing."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
@@ -96,7 +96,7 @@ async def test_a_secret_goes_to_the_issuer_that_it_is_for_and_to_no_other(given:
         assert {asked.path.partition("/oauth")[0] for asked in evil.asked} <= {"/.well-known"}
 
 
-async def test_with_the_issuer_said_even_the_first_server_cannot_lead_astray() -> None:
+async def test_configured_issuer_cannot_be_replaced() -> None:
     """`OAuth(…).bound_to(issuer)`: nothing is learned from the server."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as evil:
@@ -109,7 +109,7 @@ async def test_with_the_issuer_said_even_the_first_server_cannot_lead_astray() -
         assert "POST" not in {asked.verb for asked in evil.asked}
 
 
-async def test_registrations_and_what_renews_a_token_are_kept_for_each_issuer_by_itself() -> None:
+async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
     """A second issuer gets a registration of its own, and never the refresh token of the first."""
     world, store = World(), MemoryStore()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
@@ -126,7 +126,7 @@ async def test_registrations_and_what_renews_a_token_are_kept_for_each_issuer_by
         assert set(store.load().registrations) == {origin(good), origin(evil)}
 
 
-async def test_the_answer_of_another_issuer_buys_nothing() -> None:
+async def test_responses_of_another_issuer_are_refused() -> None:
     """RFC 9207 §2.4, the mix-up attack: the code goes to no token endpoint."""
     world = World()
     world.authorize = {"iss": "https://evil.example"}
@@ -137,7 +137,7 @@ async def test_the_answer_of_another_issuer_buys_nothing() -> None:
         assert "/token" not in {asked.path for asked in good.asked}
 
 
-async def test_the_token_for_one_server_is_not_sent_to_another() -> None:
+async def test_tokens_are_not_sent_to_another_server() -> None:
     """Tokens are kept for the URL that they were asked for."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good:

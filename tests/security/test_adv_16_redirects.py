@@ -17,7 +17,7 @@ STATUSES = [301, 302, 303, 307, 308]
 
 @for_each("status", STATUSES)
 @for_each("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
-async def test_a_client_takes_neither_credentials_nor_messages_to_another_origin(status: int, form: str) -> None:
+async def test_redirects_carry_nothing_to_another_origin(status: int, form: str) -> None:
     """Another port is another origin; the error names both."""
 
     async with rude(discovering(lambda asked: asked.result(DONE))) as second:
@@ -36,7 +36,7 @@ async def test_a_client_takes_neither_credentials_nor_messages_to_another_origin
 
 
 @for_each("status", STATUSES)
-async def test_what_fetches_tokens_follows_no_redirect_at_all(status: int) -> None:
+async def test_token_requests_follow_no_redirect(status: int) -> None:
     """Metadata, registration and token endpoints: each answer is for one URL."""
     async with rude(discovering(lambda asked: asked.result(DONE))) as second:
 
@@ -51,7 +51,7 @@ async def test_what_fetches_tokens_follows_no_redirect_at_all(status: int) -> No
         assert second.asked == []
 
 
-async def test_a_redirect_to_plain_http_or_a_file_is_not_followed() -> None:
+async def test_redirects_to_http_or_files_are_not_followed() -> None:
     """A downgrade would show everything to whoever listens."""
     for where in ("https://127.0.0.1:1/mcp", "file:///etc/passwd", "javascript:alert(1)", "gopher://127.0.0.1/"):
 

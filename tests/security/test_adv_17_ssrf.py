@@ -31,13 +31,13 @@ INNER = [
 
 
 @for_each("address", INNER)
-def test_an_address_of_this_machine_or_its_networks_is_not_public_however_it_is_written(address: str) -> None:
+def test_private_addresses_are_recognized_in_every_spelling(address: str) -> None:
     """Mapped, translated and tunnelled ones, too."""
     assert not is_public(address)
 
 
 @for_each("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
-def test_an_address_of_the_internet_is_public(address: str) -> None:
+def test_internet_addresses_are_public(address: str) -> None:
     """Otherwise nothing could be fetched."""
     assert is_public(address)
 
@@ -50,7 +50,7 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
     "javascript:alert(1)", "data:text/plain,x", "http://localhost.evil.example/", "http://127.0.0.1.evil.example/",
     "https://example.com/" + "a" * 3000,
 ])  # fmt: skip
-def test_a_url_that_must_not_be_asked_is_refused_before_anything_is_looked_up(url: str) -> None:
+def test_forbidden_urls_are_refused_before_dns(url: str) -> None:
     """Only https, and http of this machine by its own names."""
     with pytest.raises(OutboundError):
         check_url(url)
@@ -83,7 +83,7 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["169.254.169.254"], ["1.1.1.1", "::1"]])
-async def test_a_name_with_an_inner_address_is_not_asked(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_with_private_addresses_are_refused(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even at its other address: such a name is there to deceive."""
     names(monkeypatch, addresses)
     connects(monkeypatch)
@@ -91,7 +91,7 @@ async def test_a_name_with_an_inner_address_is_not_asked(addresses: list[str], m
         await fetch("https://rebind.example/keys")
 
 
-async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: whoever named clients at a name server that doesn't answer kept everybody from signing in, since
     passwords are checked in the loop's threads, too. A lookup can't be ended.
     """
@@ -122,7 +122,7 @@ async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatc
         await fetch("https://another.example/client")
 
 
-async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding between check and use; the certificate is still that of the name, and no proxy is asked instead."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     asked = names(monkeypatch, ["1.1.1.1"], ["127.0.0.1"])
@@ -134,7 +134,7 @@ async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(m
 
 
 @for_each("url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"])
-async def test_this_machine_is_asked_only_where_the_operator_has_said_so(url: str) -> None:
+async def test_loopback_requests_need_an_operator_option(url: str) -> None:
     """A URL that came from outside never reaches it."""
     async with issuing() as issuer:
         with pytest.raises(OutboundError):
@@ -148,7 +148,7 @@ def anywhere(address: str) -> bool:
 
 @for_each("status", [301, 302, 303, 307, 308])
 @for_each("where", ["same", "other"])
-async def test_no_redirect_is_followed_and_so_no_credential_travels(status: int, where: str) -> None:
+async def test_outbound_fetches_follow_no_redirect(status: int, where: str) -> None:
     """Not even within an origin: nothing that is fetched this way needs it."""
     async with issuing() as issuer, issuing() as other:
         target = f"{issuer.url if where == 'same' else other.url}/keys"
@@ -188,7 +188,7 @@ BAD: dict[str, bytes] = {
 
 
 @for_each("answer", BAD.values(), ids=BAD)
-async def test_an_answer_that_is_not_small_and_whole_is_refused(answer: bytes) -> None:
+async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> None:
     """64 KiB, within five seconds, status 200."""
     async with issuing() as issuer:
         issuer.answers["/x"] = answer
@@ -196,7 +196,7 @@ async def test_an_answer_that_is_not_small_and_whole_is_refused(answer: bytes) -
             await fetch(f"{issuer.url}/x", judge=anywhere)
 
 
-async def test_a_peer_that_never_answers_is_left() -> None:
+async def test_unresponsive_peers_time_out() -> None:
     """The time is for all of it."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
@@ -210,7 +210,7 @@ async def test_a_peer_that_never_answers_is_left() -> None:
     OK + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
     OK + b"\r\n{}",
 ])  # fmt: skip
-async def test_a_good_answer_is_read_in_every_framing(answer: bytes) -> None:
+async def test_responses_are_read_in_every_framing(answer: bytes) -> None:
     """RFC 9112 §6."""
     async with issuing() as issuer:
         issuer.answers["/x?y=z"] = answer
@@ -219,7 +219,7 @@ async def test_a_good_answer_is_read_in_every_framing(answer: bytes) -> None:
 
 
 @for_each("form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"])
-async def test_a_schema_that_refers_to_another_place_is_refused_and_nothing_is_asked(form: str) -> None:
+async def test_remote_schema_references_are_refused_unfetched(form: str) -> None:
     """CVE-2026-116686: nothing is fetched for a `$ref`, of a tool's arguments and of its results."""
     asked: list[bytes] = []
 
@@ -238,7 +238,7 @@ async def test_a_schema_that_refers_to_another_place_is_refused_and_nothing_is_a
     assert asked == []
 
 
-async def test_a_header_cannot_be_broken_out_of() -> None:
+async def test_headers_cannot_be_injected() -> None:
     """What is sent may come from a configuration file with a line end at its end."""
     async with issuing() as issuer:
         with pytest.raises(OutboundError):

@@ -51,7 +51,7 @@ def started() -> Iterator[list[str]]:
     Started.watching = False
 
 
-async def test_no_route_starts_a_process_whatever_it_is_told(started: list[str]) -> None:
+async def test_no_route_starts_a_process(started: list[str]) -> None:
     """Names, arguments, ids, queries and headers, on every path, by somebody who may do everything."""
     async with guarded(make_server()) as world:
         assert world.runtime.routes is not None
@@ -82,9 +82,7 @@ async def test_no_route_starts_a_process_whatever_it_is_told(started: list[str])
     ["file:///bin/sh", "javascript:alert(1)", "data:text/html,x", "ms-msdt:/id", "http://evil.example/authorize",
      "$(id)", "https://a.example/\r\nb", "vbscript:x", "https:$(calc.exe)/"],
 )  # fmt: skip
-async def test_a_client_opens_only_pages_of_the_web(
-    page: str, monkeypatch: pytest.MonkeyPatch, started: list[str]
-) -> None:
+async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
     """https, or http on this machine: an issuer names the page that the person is sent to."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url, *rest: opened.append(url))
@@ -120,7 +118,7 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
-def test_no_shell_reads_anything_and_commands_are_lists() -> None:
+def test_commands_run_without_a_shell() -> None:
     """In the whole program: no `shell=True`, no `os.system`, no `eval` and `exec` of what comes from outside."""
     found: list[str] = []
     for path in PACKAGE.rglob("*.py"):

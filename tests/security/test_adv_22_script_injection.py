@@ -57,7 +57,7 @@ def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("page", PAGES)
-async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_asked(page: str, way: str) -> None:
+async def test_page_markup_does_not_depend_on_input(page: str, way: str) -> None:
     """Names, queries and headers of any kind are in no page: what a server says is set as text by our scripts."""
     bodies = set()
     for name in ("plain", PAYLOADS[0], PAYLOADS[1]):
@@ -80,7 +80,7 @@ async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_aske
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_was_sent(way: str) -> None:
+async def test_sign_in_form_has_no_script_and_no_echo(way: str) -> None:
     """Where people type their keys."""
     async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
@@ -94,7 +94,7 @@ async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_wa
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("key", [None, ALICE, ROOT])
-async def test_nothing_else_that_is_answered_is_taken_for_html(key: str | None, way: str) -> None:
+async def test_other_replies_are_never_html(key: str | None, way: str) -> None:
     """Errors repeat names, JSON repeats arguments: each says what it is, and none says HTML."""
     async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:

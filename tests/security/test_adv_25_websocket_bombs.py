@@ -26,7 +26,7 @@ async def still_serves(app: World) -> None:
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
+async def test_compressed_frames_are_protocol_errors(way: str) -> None:
     """CVE-2026-77528, CVE-2026-116579, undici CVE-2026-1526: nothing is inflated, for nothing was negotiated."""
     packer = zlib.compressobj(wbits=-15)
     bomb = packer.compress(bytes(64 * 2**20)) + packer.flush(zlib.Z_SYNC_FLUSH)
@@ -42,7 +42,7 @@ async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("payload", [b"", b"x"])
-async def test_a_message_of_too_many_fragments_is_ended(payload: bytes, way: str) -> None:
+async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way: str) -> None:
     """CVE-2026-12151: empty fragments cost their sender six bytes and would never reach a limit of size."""
     async with world(way) as app:
         socket = await app.raw()
@@ -52,7 +52,7 @@ async def test_a_message_of_too_many_fragments_is_ended(payload: bytes, way: str
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_as_many_fragments_as_are_allowed_are_a_message(way: str) -> None:
+async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> None:
     """The last one allowed."""
     async with world(way) as app:
         socket = await app.raw()
@@ -65,7 +65,7 @@ async def test_as_many_fragments_as_are_allowed_are_a_message(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("size", [2**20 + 1, 2**31, 2**62])
-async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
+async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) -> None:
     """The limit comes before the buffer: not one byte of the payload was sent."""
     async with world(way) as app:
         socket = await app.raw()
@@ -75,7 +75,7 @@ async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_fragments_add_up(way: str) -> None:
+async def test_fragment_sizes_add_up(way: str) -> None:
     """The limit is of the message, not of a frame."""
     async with world(way) as app:
         socket = await app.raw()
@@ -84,7 +84,7 @@ async def test_fragments_add_up(way: str) -> None:
         assert (await socket.closing())[0] == 1009
 
 
-async def test_who_pings_and_never_reads_is_dropped() -> None:
+async def test_peers_that_ping_without_reading_are_dropped() -> None:
     """Each ping obliges the server to a pong; what is not taken is bounded."""
     async with world() as app:
         socket = await app.raw(small_buffer=True)
@@ -100,7 +100,7 @@ async def test_who_pings_and_never_reads_is_dropped() -> None:
         await still_serves(app)
 
 
-async def test_who_asks_and_never_reads_is_not_served_on() -> None:
+async def test_peers_that_call_without_reading_are_paused() -> None:
     """Answers that are not taken stop the reading: a packet of small questions is no lever for large answers."""
     async with world() as app:
         socket = await app.raw(small_buffer=True)
@@ -117,7 +117,7 @@ async def test_who_asks_and_never_reads_is_not_served_on() -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_an_upgrade_with_a_body_is_refused(body: bytes, way: str) -> None:
+async def test_upgrades_with_a_body_are_refused(body: bytes, way: str) -> None:
     """CVE-2026-69243: a second request hidden in the body of an upgrade reaches nobody."""
     async with world(way) as app:
         peer = await app.handshake(body)
@@ -128,7 +128,7 @@ async def test_an_upgrade_with_a_body_is_refused(body: bytes, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_a_handshake_that_cannot_be_read_is_answered_and_closed(way: str) -> None:
+async def test_malformed_handshakes_are_answered_and_closed(way: str) -> None:
     """A header line that HTTP takes and `websockets` does not would otherwise hold its connection for ever."""
     async with world(way) as app:
         peer = await app.handshake(b"Cookie: %b\r\n" % (b"a" * 9000))
@@ -138,7 +138,7 @@ async def test_a_handshake_that_cannot_be_read_is_answered_and_closed(way: str) 
             await app.until(lambda: not app.running.state.connections)
 
 
-async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peers_that_ignore_pings_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline of a pong ends the connection, not only the writing to it."""
     monkeypatch.setattr("millstream._http.server.websocket.PING_TIMEOUT", 0.05)
     async with world(table_options={"heartbeat": 0.05}) as app:
@@ -165,7 +165,7 @@ async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
             assert (await socket.message())["error"]["code"] == -32700
 
 
-async def test_a_socket_has_so_many_channels_and_no_more() -> None:
+async def test_channels_per_socket_are_bounded() -> None:
     """A subscription costs memory that lasts."""
     async with world(limits=HubLimits(max_channels_per_subscriber=64)) as app:
         socket = await app.raw()
@@ -178,7 +178,7 @@ async def test_a_socket_has_so_many_channels_and_no_more() -> None:
         assert app.hub.stats().subscribers == 64
 
 
-async def test_subscribing_and_unsubscribing_for_ever_leaves_nothing() -> None:
+async def test_repeated_subscriptions_leave_nothing_behind() -> None:
     """What a socket had is forgotten while it is still open."""
     async with world() as app:
         socket = await app.raw()
@@ -193,7 +193,7 @@ async def test_subscribing_and_unsubscribing_for_ever_leaves_nothing() -> None:
 
 @pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_a_flood_of_wrong_messages_is_answered_at_the_pace_of_its_reader(way: str) -> None:
+async def test_invalid_message_floods_are_answered_at_reading_speed(way: str) -> None:
     """An error is an answer: who does not read it gets no more of them."""
     async with world(way) as app:
         socket = await app.raw()

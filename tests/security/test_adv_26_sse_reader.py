@@ -25,7 +25,7 @@ ENDLESS = {
 
 
 @for_each("what", ENDLESS)
-async def test_what_never_ends_is_cut_off_at_the_bound(what: str) -> None:
+async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
     """The server gets rid of a few MiB, not of a gigabyte, and the error says which bound it was."""
     begin, piece = ENDLESS[what]
     sent = 0
@@ -51,7 +51,7 @@ async def test_what_never_ends_is_cut_off_at_the_bound(what: str) -> None:
 
 
 @for_each("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
-def test_lines_that_mean_nothing_are_not_kept(line: bytes) -> None:
+def test_meaningless_lines_are_not_kept(line: bytes) -> None:
     """Short ones can come for as long as a call takes: none of them may leave anything behind."""
     decoder = Decoder(max_event_bytes=1000)
     for _ in range(200):

@@ -43,7 +43,7 @@ def refused(reply: Reply) -> bool:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_a_state_with_any_bit_changed_is_refused(way: str) -> None:
+async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
     """Every character by every one of its six bits; then the untouched state still works."""
     async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire)
@@ -57,7 +57,7 @@ async def test_a_state_with_any_bit_changed_is_refused(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("junk", ["=", "==", "A", "\n", " ", "\x00", "é", "+", "/", "." * 100, "A" * 2_000_000])
-async def test_a_state_with_anything_added_is_refused(way: str, junk: str) -> None:
+async def test_state_with_additions_is_refused(way: str, junk: str) -> None:
     """One state has one spelling."""
     async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire)
@@ -66,7 +66,7 @@ async def test_a_state_with_anything_added_is_refused(way: str, junk: str) -> No
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_a_state_belongs_to_its_arguments_and_its_tool(way: str) -> None:
+async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
     """Other arguments, more arguments and another tool are other calls; another order of keys is not."""
     async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire, topic="a")
@@ -78,7 +78,7 @@ async def test_a_state_belongs_to_its_arguments_and_its_tool(way: str) -> None:
         assert (await wire.post(text.encode(), HEADERS)).message["result"]["content"][0]["text"] == "It is Ada."
 
 
-async def test_a_state_is_over_after_its_time() -> None:
+async def test_state_expires() -> None:
     """To the second, by the server's clock; the refusal says what to do."""
     async with wired(make_shop(state_ttl=100), "asgi") as wire:
         services = wire.runtime.services
@@ -93,7 +93,7 @@ async def test_a_state_is_over_after_its_time() -> None:
         assert "again" in reply.message["error"]["message"]
 
 
-async def test_a_state_of_one_person_is_no_state_for_another() -> None:
+async def test_state_is_bound_to_its_principal() -> None:
     """Bound to the principal; nobody counts as a person of their own."""
     async with wired(make_shop(), "asgi") as wire:
 

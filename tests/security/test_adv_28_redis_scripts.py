@@ -39,7 +39,7 @@ def used(server: RedisServer) -> set[str]:
 
 
 @pytest.mark.server
-async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(
+async def test_names_and_values_never_become_redis_commands(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every part of the store, with names that would be a command anywhere else; each gives back what it was given."""
@@ -68,7 +68,7 @@ async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(
     assert 0 < scripts <= len(list(LUA.glob("*.lua")))
 
 
-def test_every_script_is_a_file_and_reads_what_it_is_given_as_data() -> None:
+def test_redis_scripts_are_constant_files() -> None:
     """Nothing in a script turns a text into code, and nothing in the program puts a text into a script."""
     for path in LUA.glob("*.lua"):
         text = re.sub(r"--.*", "", path.read_text("utf-8"))
@@ -82,7 +82,7 @@ def test_every_script_is_a_file_and_reads_what_it_is_given_as_data() -> None:
 
 
 @pytest.mark.server
-async def test_the_documented_user_reaches_nothing_but_its_own_keys(server: RedisServer) -> None:
+async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer) -> None:
     """docs/how-to/use-redis.md: what a hole in a script could do at most."""
     page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
     rights = page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
@@ -94,7 +94,7 @@ async def test_the_documented_user_reaches_nothing_but_its_own_keys(server: Redi
     assert server.ask("ACL", "DRYRUN", "millstream", "GET", "millstream:{j0}:k:a") == b"OK"
 
 
-def test_the_page_names_the_releases_that_are_repaired() -> None:
+def test_page_names_the_fixed_redis_releases() -> None:
     """An old server has holes that no client can close."""
     page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
     assert {"7.2.11", "7.4.6", "8.0.4", "8.2.2", "8.1.4"} <= set(re.findall(r"\d\.\d\.\d+", page))

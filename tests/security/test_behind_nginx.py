@@ -65,7 +65,7 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
     [(SITE, 404, 1), (GUARD.sub("", SITE), 403, 1), (GUARD.sub("", SITE), 403, 4)],
     ids=["the example", "an example without its location", "the same in front of four workers"],
 )
-def test_what_is_for_this_machine_is_refused_behind_nginx(
+def test_loopback_only_paths_are_refused_behind_nginx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int, workers: int
 ) -> None:
     """A fixed defect: the dashboard, the metrics and `/publish` were open to everybody behind the proxy."""

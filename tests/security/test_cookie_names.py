@@ -16,7 +16,7 @@ NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_a_cookie_whose_name_only_becomes_ours_signs_nobody_in(way: str) -> None:
+async def test_similar_cookie_names_are_ignored(way: str) -> None:
     """A fixed defect: a byte that Python takes for white space was taken off a name. A page that was opened with such a
     cookie would have belonged to whoever set it.
     """

@@ -57,7 +57,7 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 
 @WAYS
 @for_each("path", STREAMS)
-async def test_a_stream_is_refused_to_a_page_of_another_site(path: str, way: str) -> None:
+async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> None:
     """Fixed: ``<img src=".../mcp/sse/alice">`` took over the stream of Alice, and ``/events`` announced a member."""
     async with wired(make_server(), way) as wire:
         for mode in ("no-cors", "navigate", "cors"):
@@ -73,7 +73,7 @@ async def test_a_stream_is_refused_to_a_page_of_another_site(path: str, way: str
 
 @WAYS
 @for_each("path", STREAMS)
-async def test_pages_of_this_site_allowed_origins_and_programs_get_the_stream(path: str, way: str) -> None:
+async def test_same_site_pages_allowed_origins_and_programs_get_streams(path: str, way: str) -> None:
     """Who types the address, who runs curl, and whom the settings name."""
     async with wired(make_server(), way) as wire:
         own: list[dict[str, str]] = [{}, *({"sec-fetch-site": site} for site in ("same-origin", "same-site", "none"))]
@@ -83,7 +83,7 @@ async def test_pages_of_this_site_allowed_origins_and_programs_get_the_stream(pa
 
 
 @WAYS
-async def test_a_link_from_another_site_still_opens_a_page(way: str) -> None:
+async def test_cross_site_links_open_pages(way: str) -> None:
     """A GET of a page changes nothing."""
     async with wired(make_server(), way) as wire:
         crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "accept": "text/html"}

@@ -29,7 +29,7 @@ BODY = (
 
 @pytest.mark.many
 @for_each(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
-async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answered(begin: bytes, drop: bytes) -> None:
+async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, drop: bytes) -> None:
     """A byte now and then doesn't prolong the time; each gets 408 or the end of the connection."""
     async with guarded(make_server(header_timeout=LIMIT, body_timeout=LIMIT)) as world:
 
@@ -62,7 +62,7 @@ async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answere
         assert all(each == b"" or each.startswith(b"HTTP/1.1 408") for each in said)
 
 
-async def test_a_thousand_tokens_of_unknown_keys_are_one_question_to_the_issuer() -> None:
+async def test_unknown_key_ids_cause_one_issuer_request() -> None:
     """Also from many addresses, none of which is slowed: the keys are fetched once for all of them."""
     async with issuing() as issuer:
         method = auth.oidc(issuer.url, audience=AUDIENCE)

@@ -34,7 +34,7 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
 
 
 @for_each("path", HERE_ONLY)
-async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
+async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path: str) -> None:
     """Our choice: only on loopback binds."""
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
@@ -43,7 +43,7 @@ async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
 
 
 @for_each("path", HERE_ONLY)
-async def test_under_a_foreign_server_the_peer_decides(server: Server, path: str) -> None:
+async def test_peer_decides_under_other_asgi_servers(server: Server, path: str) -> None:
     """docs/reference/routes.md: where nobody said what the server is bound to."""
     async with client(server, OUTSIDE) as http:
         assert (await http.get(path)).status_code == 403
@@ -63,9 +63,7 @@ FORWARDED = {
 
 @for_each("bind", [None, True])
 @for_each("name", FORWARDED)
-async def test_a_proxy_on_the_same_machine_does_not_make_pages_public(
-    server: Server, name: str, bind: bool | None
-) -> None:
+async def test_local_proxy_does_not_make_pages_public(server: Server, name: str, bind: bool | None) -> None:
     """A fixed defect: its loopback address was taken for a person who sits at this machine."""
     server.runtimes.bind = Bind(loopback=bind)
     headers = {name: FORWARDED[name]}
@@ -81,7 +79,7 @@ async def test_a_proxy_on_the_same_machine_does_not_make_pages_public(
     assert '"published"' in said[-1]
 
 
-async def test_the_documentation_has_its_files_wherever_it_is_served(server: Server) -> None:
+async def test_documentation_assets_are_served_everywhere(server: Server) -> None:
     """`/docs` belongs to REST and answers on every bind; without its files it is an empty page."""
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
@@ -90,7 +88,7 @@ async def test_the_documentation_has_its_files_wherever_it_is_served(server: Ser
             assert (await http.get(f"/assets/{name}")).status_code == 200, name
 
 
-async def test_publishing_over_a_socket_is_for_this_machine_as_it_is_over_http(server: Server) -> None:
+async def test_socket_publishing_is_loopback_only(server: Server) -> None:
     """docs/reference/websocket.md: where `/publish` answers 403, `publish` fails too, whatever server is around us."""
     async with client(server, OUTSIDE) as http:
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -99,7 +97,7 @@ async def test_publishing_over_a_socket_is_for_this_machine_as_it_is_over_http(s
 
 
 @for_each(("peer", "expected"), [(HERE, True), (OUTSIDE, False)])
-async def test_under_a_foreign_server_the_peer_decides_about_pages_of_loopback_origins_too(
+async def test_peer_decides_on_loopback_origins_under_other_servers(
     server: Server, peer: tuple[str, int], expected: bool
 ) -> None:
     """A fixed defect: bound to every address, plain uvicorn served the pages of every visitor's own machine."""

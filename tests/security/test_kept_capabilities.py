@@ -19,7 +19,7 @@ async def opened(wire: Any, message: Any) -> tuple[MemoryPipe, Any]:
     return pipe, json.loads(await pipe.receive())
 
 
-async def test_a_connection_keeps_of_huge_capabilities_what_a_server_can_ask_for() -> None:
+async def test_huge_capabilities_are_reduced() -> None:
     """A fixed defect: 4 MB of them held 92 MiB for as long as the connection was open."""
     info = {"name": "n" * 1_000_000, "version": "v" * 1_000_000}
     params = {"protocolVersion": "2025-11-25", "capabilities": WIDE, "clientInfo": info}
@@ -32,7 +32,7 @@ async def test_a_connection_keeps_of_huge_capabilities_what_a_server_can_ask_for
         await pipe.close()
 
 
-async def test_a_subscription_keeps_nothing_of_what_it_was_asked_with() -> None:
+async def test_subscriptions_do_not_keep_their_request() -> None:
     """A fixed defect: body, parameters and capabilities stayed for as long as the stream."""
     params = {"notifications": {"toolsListChanged": True}}
     async with wired(make_shop(), "asgi") as wire:
@@ -43,7 +43,7 @@ async def test_a_subscription_keeps_nothing_of_what_it_was_asked_with() -> None:
         await pipe.close()
 
 
-async def test_the_uris_of_a_subscription_are_bounded_in_bytes() -> None:
+async def test_subscription_uris_are_bounded_in_bytes() -> None:
     """A fixed defect: a thousand of 4 KB each held 16 MiB."""
     params = {"notifications": {"resourceSubscriptions": [f"x://{n}/{'u' * 4000}" for n in range(40)]}}
     async with wired(make_shop(), "asgi") as wire:
@@ -53,7 +53,7 @@ async def test_the_uris_of_a_subscription_are_bounded_in_bytes() -> None:
 
 
 @for_each("size", [MAX_CAPABILITIES - 100, MAX_CAPABILITIES + 100])
-async def test_small_capabilities_are_kept_as_they_are(size: int) -> None:
+async def test_small_capabilities_are_kept_unchanged(size: int) -> None:
     """The bound is told by its two sides."""
     declared = {"experimental": {"x": "y" * size}}
     params = {"protocolVersion": "2025-11-25", "capabilities": declared}

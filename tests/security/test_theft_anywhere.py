@@ -98,7 +98,7 @@ class Turns:
         return {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": LATEST_HANDSHAKE}
 
 
-async def test_a_session_is_its_owners_on_every_method_and_its_events_too(workers: list[Worker]) -> None:
+async def test_sessions_and_events_are_bound_to_their_owner(workers: list[Worker]) -> None:
     """POST, GET, DELETE and resume with an event id: MCP, basic/security_best_practices."""
     turns = Turns(workers)
     alice, bob = await turns.session(ALICE), await turns.session(BOB)
@@ -124,7 +124,7 @@ async def test_a_session_is_its_owners_on_every_method_and_its_events_too(worker
     assert resumed[0] == 200
 
 
-async def test_a_message_for_somebody_elses_stream_is_404(workers: list[Worker]) -> None:
+async def test_messages_for_foreign_streams_get_404(workers: list[Worker]) -> None:
     """HTTP+SSE: the id in the path is no credential."""
     turns = Turns(workers)
     stream = await turns.stream(ALICE, "/sse", {})
@@ -140,7 +140,7 @@ async def test_a_message_for_somebody_elses_stream_is_404(workers: list[Worker])
     stream.close()
 
 
-async def test_a_mailbox_of_the_same_name_is_another_one_for_everybody(workers: list[Worker]) -> None:
+async def test_equal_mailbox_names_are_separate_per_caller(workers: list[Worker]) -> None:
     """`/mcp/sse/{id}`: who knows the id listens to a mailbox of their own, and takes nothing from the other."""
     turns = Turns(workers)
     thief = await turns.stream(BOB, "/mcp/sse/desk", {})
@@ -154,7 +154,7 @@ async def test_a_mailbox_of_the_same_name_is_another_one_for_everybody(workers: 
     thief.close()
 
 
-async def test_a_question_is_answered_by_its_own_session_only(workers: list[Worker]) -> None:
+async def test_questions_are_answered_only_by_their_session(workers: list[Worker]) -> None:
     """The id of a question can be guessed; whose session it is, can't."""
     turns = Turns(workers)
     alice, bob = await turns.session(ALICE), await turns.session(BOB)
@@ -173,7 +173,7 @@ async def test_a_question_is_answered_by_its_own_session_only(workers: list[Work
     assert (await stream.end())[-1]["result"]["content"][0]["text"] == "asked"
 
 
-async def test_the_state_of_a_round_is_its_callers(workers: list[Worker]) -> None:
+async def test_request_state_is_bound_to_its_caller(workers: list[Worker]) -> None:
     """2026-07-28: a sealed state in other hands is none."""
     turns = Turns(workers)
 
@@ -190,7 +190,7 @@ async def test_the_state_of_a_round_is_its_callers(workers: list[Worker]) -> Non
     assert (await call(ALICE, **more))["result"]["content"][0]["text"] == "asked"
 
 
-async def test_replies_never_cross_between_callers_who_use_the_same_ids_and_go_away(workers: list[Worker]) -> None:
+async def test_replies_never_cross_between_callers(workers: list[Worker]) -> None:
     """Many callers with the same request ids, some of whom leave in the middle; each reply has its caller's words."""
     turns = Turns(workers)
     compared = 0
@@ -230,7 +230,7 @@ async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
     await backing.close()
 
 
-async def test_a_forged_token_is_refused_by_every_worker(judges: list[Worker]) -> None:
+async def test_forged_tokens_are_refused_by_every_worker(judges: list[Worker]) -> None:
     """None, swapped algorithms, keys in the token, what is critical and unknown, other audiences, huge ones."""
     turns = Turns(judges)
     for what, forged in FORGED.items():

@@ -22,9 +22,9 @@ CLIENT = "our client or fetcher is attacked; the server is the attacker's"
 INSIDE = "it looks at objects, connections or the calls inside the server's own process"
 GIVEN = "it needs other settings, or another clock, than a server that tests share can have"
 ELSEWHERE = {
-    "adv_04": ("test_a_thief_neither_steals_nor_ends_the_stream_of_a_session", "test_theft_anywhere"),
-    "adv_27": ("test_a_state_of_one_person_is_no_state_for_another", "test_theft_anywhere"),
-    "adv_13": ("test_two_servers_of_one_origin_do_not_take_each_others_tokens", "test_adv_13"),
+    "adv_04": ("test_streams_of_a_session_cannot_be_stolen_or_ended", "test_theft_anywhere"),
+    "adv_27": ("test_state_is_bound_to_its_principal", "test_theft_anywhere"),
+    "adv_13": ("test_servers_on_one_origin_refuse_each_others_tokens", "test_adv_13"),
 }
 """It runs on one worker in the shape it has; the same attack on four is in another test of the file that is named."""
 
@@ -73,7 +73,7 @@ def alone(path: Path) -> Iterator[str]:
 
 
 @for_each("path", sorted(HERE.glob("test_*.py")), ids=lambda path: path.stem)
-def test_what_runs_on_one_worker_only_says_why(path: Path) -> None:
+def test_single_worker_tests_have_a_reason(path: Path) -> None:
     """Whoever adds an attack on a server has it tried on four workers, or says here why it can't be."""
     if path == Path(__file__):
         return
@@ -85,7 +85,7 @@ def test_what_runs_on_one_worker_only_says_why(path: Path) -> None:
     assert all(any(name.startswith(each) for name in found) for each in (*said, *other)), "an entry too many"
 
 
-def test_what_runs_elsewhere_is_there() -> None:
+def test_tests_that_run_elsewhere_exist() -> None:
     """A file that is named exists, and reaches four workers."""
     for _, where in ELSEWHERE.values():
         (path,) = HERE.glob(f"{where}*.py")

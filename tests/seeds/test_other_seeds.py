@@ -90,7 +90,7 @@ async def conversation(port: int) -> AsyncIterator[Conversation]:
         yield client
 
 
-async def test_the_hello_server_greets_over_sse(greeter: Shared) -> None:
+async def test_hello_server_greets_over_sse(greeter: Shared) -> None:
     """Seed 003: initialize without `clientInfo`, then a call; the answer is the one that it prints."""
     async with conversation(greeter.port()) as client:
         opened = await client.ask(INITIALIZE)
@@ -103,7 +103,7 @@ async def test_the_hello_server_greets_over_sse(greeter: Shared) -> None:
         assert called["result"]["content"] == [{"type": "text", "text": "Hello Hello, Azure OpenAI!"}]
 
 
-async def test_the_time_is_told_over_sse(hub: int) -> None:
+async def test_time_server_works_over_sse(hub: int) -> None:
     """Seed 000: the session id comes from the server; the tool is `get_current_time`."""
     async with conversation(hub) as client:
         await client.ask(INITIALIZE)
@@ -115,7 +115,7 @@ async def test_the_time_is_told_over_sse(hub: int) -> None:
         assert called["result"]["content"][0]["text"].endswith("+00:00")
 
 
-async def test_two_streams_have_two_sessions(hub: int) -> None:
+async def test_each_stream_has_its_own_session(hub: int) -> None:
     """Seed 000: every client gets an id of its own, and its own answers."""
     async with conversation(hub) as one, conversation(hub) as two:
         assert one.path != two.path

@@ -30,13 +30,13 @@ async def test_health_answers_json(hub: int, name: str) -> None:
     assert (await shell_json(seed.COMMANDS[name], hub))["status"] == "ok"
 
 
-async def test_the_docker_health_check_passes(hub: int) -> None:
+async def test_docker_health_check_passes(hub: int) -> None:
     """Example 9: the command of the HEALTHCHECK line ends with 0."""
     await shell(seed.COMMANDS["docker_health_check"], hub)
 
 
 @pytest.mark.parametrize("name", ["list_bare", "list", "list_again"])
-async def test_tools_are_discovered(hub: int, name: str) -> None:
+async def test_tools_are_listed(hub: int, name: str) -> None:
     """Examples 1 and 2: bodies with and without an envelope, and the members that the seed shows."""
     reply = await shell_json(seed.COMMANDS[name], hub)
     assert reply["jsonrpc"] == "2.0"
@@ -50,7 +50,7 @@ async def test_tools_are_discovered(hub: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "request_id"), [("broadcast", 2), ("broadcast_again", 2), ("chat_one", None)])
-async def test_a_broadcast_is_acknowledged(hub: int, name: str, request_id: int | None) -> None:
+async def test_broadcasts_are_acknowledged(hub: int, name: str, request_id: int | None) -> None:
     """Examples 3 and 4: the chat's commands have no id, and curl declares them as a form."""
     reply = await shell_json(seed.COMMANDS[name], hub)
     assert reply.get("id") == request_id
@@ -58,27 +58,27 @@ async def test_a_broadcast_is_acknowledged(hub: int, name: str, request_id: int 
     assert reply["result"]["content"][0]["type"] == "text"
 
 
-async def test_the_server_tells_about_itself(hub: int) -> None:
+async def test_server_describes_itself(hub: int) -> None:
     """Example 5: `get_server_info`."""
     reply = await shell_json(seed.COMMANDS["server_info"], hub)
     assert reply["id"] == 3
     assert "hub" in reply["result"]["content"][0]["text"]
 
 
-async def test_the_documentation_opens(hub: int) -> None:
+async def test_documentation_opens(hub: int) -> None:
     """Quick Start: `open …/docs`; a machine without `open` fetches it."""
     page = await shell(seed.COMMANDS["docs"].replace("open ", "curl -sS -f "), hub)
     assert page.lower().startswith("<!doctype html>")
 
 
-async def test_messages_reach_a_listening_curl_as_data_lines(hub: int) -> None:
+async def test_curl_receives_messages_as_data_lines(hub: int) -> None:
     """Examples 3 and 4: `curl -N …/events` prints every broadcast, emojis included."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
         for name in ("broadcast", "chat_one", "chat_two", "broadcast_again"):
             assert (await heard(stream, hub, name)).startswith("data:")
 
 
-async def test_an_event_source_hears_broadcasts(hub: int) -> None:
+async def test_event_source_receives_broadcasts(hub: int) -> None:
     """Example 3: `onmessage` is called, so the events have no other name than `message`."""
     async with browser_script(seed.EVENTS_JS, hub) as page:
         line = await heard(page, hub, "broadcast")
@@ -86,7 +86,7 @@ async def test_an_event_source_hears_broadcasts(hub: int) -> None:
     assert not any("SSE connection error" in line for line in page.lines)
 
 
-async def test_the_dashboard_script_shows_status_and_log(hub: int) -> None:
+async def test_dashboard_script_shows_status_and_log(hub: int) -> None:
     """Example 5: fetch, then `data.result.content[0].text`; then one line for each event."""
     async with browser_script(seed.DASHBOARD_JS, hub) as page:
         status = await page.until(lambda line: line.startswith("#server-status: "))
@@ -99,7 +99,7 @@ async def test_the_dashboard_script_shows_status_and_log(hub: int) -> None:
         )
 
 
-async def test_the_web_socket_script_calls_a_tool(hub: int) -> None:
+async def test_websocket_script_calls_a_tool(hub: int) -> None:
     """Example 6: `mcp_call` is answered, and its message reaches those who listen to events."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
         await heard(stream, hub, "broadcast")
@@ -109,7 +109,7 @@ async def test_the_web_socket_script_calls_a_tool(hub: int) -> None:
         assert await stream.until(lambda line: "Hello from WebSocket client!" in line)
 
 
-async def test_the_python_client_lists_and_calls(hub: int) -> None:
+async def test_python_client_lists_and_calls(hub: int) -> None:
     """Example 7: the class and its usage, unchanged."""
     report = '\nprint(json.dumps({"tools": tools, "result": result}))\n'
     async with python_program(seed.CLIENT_PY + report, hub) as program:
@@ -118,7 +118,7 @@ async def test_the_python_client_lists_and_calls(hub: int) -> None:
     assert "hub" in found["result"]["result"]["content"][0]["text"]
 
 
-async def test_the_load_test_completes_and_its_ten_listeners_hear(hub: int) -> None:
+async def test_load_test_completes_with_ten_listeners(hub: int) -> None:
     """Example 8: 100 calls at once, then ten streams that stay open and hear every broadcast."""
     async with python_program(seed.LOAD_PY, hub) as program:
         await program.until(lambda line: line.startswith("Completed 100 calls"))
@@ -133,7 +133,7 @@ async def test_the_load_test_completes_and_its_ten_listeners_hear(hub: int) -> N
         await program.until(all_heard, lambda: shell_json(seed.COMMANDS["broadcast"], hub))
 
 
-async def test_another_service_notifies(hub: int) -> None:
+async def test_other_services_can_notify(hub: int) -> None:
     """Example 10: the order service's call is heard by every listener."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
 
@@ -144,7 +144,7 @@ async def test_another_service_notifies(hub: int) -> None:
         await stream.until(lambda line: "Order ORDER-123 processed successfully" in line, order)
 
 
-async def test_curl_may_leave_the_content_type_to_the_tools_only(hub: int) -> None:
+async def test_curl_may_omit_the_content_type_only_for_tools(hub: int) -> None:
     """Our choice: everywhere else the form type is 415."""
     command = at("curl -s -o /dev/null -w '%{http_code}\\n' http://localhost:8000/mcp -d '{}'", hub)
     async with running("bash", "-c", command) as program:

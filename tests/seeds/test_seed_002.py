@@ -30,7 +30,7 @@ async def test_tools_are_listed_without_a_handshake(hub: int) -> None:
         assert set(tools[name]["required"]) == {"a", "b"}
 
 
-async def test_a_tool_is_called_without_a_handshake(hub: int) -> None:
+async def test_tools_are_called_without_a_handshake(hub: int) -> None:
     """Usage 1: ten and five."""
     reply = await shell_json(seed.CALL, hub)
     assert reply["id"] == "3"
@@ -38,7 +38,7 @@ async def test_a_tool_is_called_without_a_handshake(hub: int) -> None:
     assert not reply["result"].get("isError")
 
 
-async def test_a_streamed_call_says_where_to_listen_and_can_be_heard_there(hub: int) -> None:
+async def test_streamed_calls_return_their_stream_url(hub: int) -> None:
     """Usage 2: without a client id the reply names one and its URL; what was sent to it waits there."""
     reply = await shell(seed.CALL_STREAMED, hub)
     found = re.search(r"/mcp/sse/([\w.~-]+)", reply)
@@ -48,7 +48,7 @@ async def test_a_streamed_call_says_where_to_listen_and_can_be_heard_there(hub: 
     assert any("progress" in line for line in stream.lines)
 
 
-async def test_a_client_that_listens_first_hears_its_own_calls(hub: int) -> None:
+async def test_clients_that_listen_first_receive_their_calls(hub: int) -> None:
     """Usage 2: `/mcp/sse/{client_id}`, with the id given in the query of the call."""
     async with shell_program(seed.LISTEN.replace("{client_id}", "seed-002"), hub) as stream:
         call = seed.CALL_STREAMED.replace("/mcp ", "/mcp?client_id=seed-002 ")
@@ -61,12 +61,12 @@ async def test_health_answers_json(hub: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/health"])
-def test_the_pages_it_names_are_there(hub: int, path: str) -> None:
+def test_named_pages_exist(hub: int, path: str) -> None:
     """Installation: the four addresses of the server."""
     assert requests.get(f"http://localhost:{hub}{path}", timeout=WAIT).status_code == 200
 
 
-def test_what_its_python_client_sends_is_answered(hub: int) -> None:
+def test_python_client_requests_are_answered(hub: int) -> None:
     """Usage 3: initialize, list, call, and call with streaming, over one `requests` session."""
     answers: list[Any] = []
     with requests.Session() as session:

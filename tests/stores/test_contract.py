@@ -23,13 +23,13 @@ from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, da
 # Values and messages
 
 
-async def test_the_epoch_is_short_visible_ascii_so_that_it_fits_into_ids(store: Store) -> None:
+async def test_epoch_is_short_visible_ascii(store: Store) -> None:
     """Our choice: session and event ids carry it."""
     assert 1 <= len(store.epoch) <= 16
     assert all("!" <= char <= "~" for char in store.epoch)
 
 
-async def test_close_keeps_what_is_stored_and_open_may_follow(store: Store) -> None:
+async def test_stored_data_survives_close_and_open(store: Store) -> None:
     """Our choice: the runtime closes a store after a time without work and opens it again."""
     await store.kv.put("key", b"value", TTL)
     (first,) = await append(store, "stream", b"a")
@@ -45,14 +45,14 @@ async def test_close_keeps_what_is_stored_and_open_may_follow(store: Store) -> N
 # key-value
 
 
-async def test_an_absent_key_is_none_and_an_empty_value_is_not(store: Store) -> None:
+async def test_absent_keys_are_none_and_empty_values_are_not(store: Store) -> None:
     """The contract of `Map.get`."""
     assert await store.kv.get("key") is None
     await store.kv.put("key", b"", TTL)
     assert await store.kv.get("key") == b""
 
 
-async def test_put_replaces_and_values_are_any_bytes(store: Store) -> None:
+async def test_put_replaces_arbitrary_bytes(store: Store) -> None:
     """The contract of `Map.put`."""
     value = bytes(range(256)) * 100
     await store.kv.put("key", b"old", TTL)
@@ -60,7 +60,7 @@ async def test_put_replaces_and_values_are_any_bytes(store: Store) -> None:
     assert await store.kv.get("key") == value
 
 
-async def test_delete_tells_whether_the_key_was_there(store: Store) -> None:
+async def test_delete_returns_whether_the_key_existed(store: Store) -> None:
     """The contract of `Map.delete`."""
     await store.kv.put("key", b"value", TTL)
     assert await store.kv.delete("key") is True
@@ -71,7 +71,7 @@ async def test_delete_tells_whether_the_key_was_there(store: Store) -> None:
 @pytest.mark.parametrize("present", [None, b"", b"one", b"two"])
 @pytest.mark.parametrize("expected", [None, b"", b"one"])
 @pytest.mark.parametrize("value", [None, b"", b"new"])
-async def test_compare_and_set_writes_only_over_what_was_expected(
+async def test_compare_and_set_requires_the_expected_value(
     store: Store, present: bytes | None, expected: bytes | None, value: bytes | None
 ) -> None:
     """The contract of `Map.compare_and_set`: an expected None is absence, a value of None is deletion."""
@@ -82,7 +82,7 @@ async def test_compare_and_set_writes_only_over_what_was_expected(
     assert await store.kv.get("key") == (value if done else present)
 
 
-async def test_of_many_that_compare_with_the_same_value_one_wins(store: Store) -> None:
+async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
     """The contract of `Map.compare_and_set`: leases and single answers stand on it."""
     tries = [store.kv.compare_and_set("lease", None, b"%d" % n, TTL) for n in range(20)]
     won = await asyncio.gather(*tries)
@@ -90,7 +90,7 @@ async def test_of_many_that_compare_with_the_same_value_one_wins(store: Store) -
     assert await store.kv.get("lease") == b"%d" % won.index(True)
 
 
-async def test_keys_are_found_by_prefix_taken_literally(store: Store) -> None:
+async def test_key_prefixes_are_literal(store: Store) -> None:
     """The contract of `Map.keys`; wildcards of a store behind it must not shine through."""
     names = ["s:1", "s:2", "s", "t:1", "s*", "s?x", "s[1]", "s%", "s_", "S:3", "sé"]
     for name in names:
@@ -103,7 +103,7 @@ async def test_keys_are_found_by_prefix_taken_literally(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_what_one_kind_of_key_takes_is_not_taken_from_another(store: Store) -> None:
+async def test_key_kinds_have_separate_quotas(store: Store) -> None:
     """Fixed defect: debts of streamed calls, which anybody can make, kept sessions from subscribing for days."""
     piece = bytes(2**20)
     with suppress(StoreFull):
@@ -115,7 +115,7 @@ async def test_what_one_kind_of_key_takes_is_not_taken_from_another(store: Store
 
 
 @pytest.mark.many
-async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(store: Store) -> None:
+async def test_lossy_values_evict_the_oldest(store: Store) -> None:
     """The contract of `Map`: oldest out, and only what was written as lossy."""
     piece = bytes(2**20)
     await store.kv.put("debt:0", piece, TTL, lossy=True)
@@ -133,7 +133,7 @@ async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(
 
 
 @pytest.mark.many
-async def test_one_share_takes_a_part_of_the_room_and_no_more(store: Store) -> None:
+async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
     """Fixed defect: one address could fill all records, and nobody else could subscribe until they expired."""
     kv, piece = store.kv, bytes(2**20)
     number = 0
@@ -162,14 +162,14 @@ async def test_one_share_takes_a_part_of_the_room_and_no_more(store: Store) -> N
     await kv.put("session:greedy.newer", piece[:-MARK_BYTES], TTL)
 
 
-async def test_only_the_kinds_that_have_shares_have_them() -> None:
+async def test_shares_apply_only_to_declared_kinds() -> None:
     """A dot in a channel's name or a client's id means nothing."""
     assert [share_of(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
         "a", "", "", "", "", "",
     ]  # fmt: skip
 
 
-async def test_several_values_come_in_the_order_in_which_they_were_asked_for(store: Store) -> None:
+async def test_values_are_returned_in_request_order(store: Store) -> None:
     """The contract of `Map.get_many`."""
     await store.kv.put("s:1", b"one", TTL)
     await store.kv.put("t:2", b"", TTL)
@@ -180,7 +180,7 @@ async def test_several_values_come_in_the_order_in_which_they_were_asked_for(sto
 # bus
 
 
-async def test_messages_reach_every_subscriber_of_the_topic_in_order(store: Store) -> None:
+async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None:
     """The contract of `Bus`: the publisher's own worker is served too."""
     one, two, other = Heard(), Heard(), Heard()
     store.bus.subscribe("topic", one)
@@ -197,7 +197,7 @@ async def test_messages_reach_every_subscriber_of_the_topic_in_order(store: Stor
     assert other.items == [b"end"]
 
 
-async def test_after_unsubscribe_nothing_arrives_and_a_second_call_does_nothing(store: Store) -> None:
+async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> None:
     """The contract of `Bus.subscribe`."""
     gone, stays = Heard(), Heard()
     stop = store.bus.subscribe("topic", gone)
@@ -214,7 +214,7 @@ async def test_after_unsubscribe_nothing_arrives_and_a_second_call_does_nothing(
     assert gone.items == [b"once"]
 
 
-async def test_a_receiver_may_end_another_that_has_not_been_called_yet(store: Store) -> None:
+async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
     """The contract of `Bus.subscribe`: after the returned function, the receiver is not called any more."""
     late, end = Heard(), Heard()
     store.bus.subscribe("topic", lambda _data: stop_late())
@@ -252,7 +252,7 @@ async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
     assert 1 <= first < positions[1].offset < positions[2].offset < 2**62
 
 
-async def test_reading_goes_on_behind_a_position_and_ends_empty(store: Store) -> None:
+async def test_reads_continue_after_a_position(store: Store) -> None:
     """The contract of `Log.read`: ``after`` itself is not repeated."""
     positions = await append(store, "stream", b"a", b"b", b"c")
     assert data_of(await store.log.read("stream", positions[0])) == [b"b", b"c"]
@@ -261,7 +261,7 @@ async def test_reading_goes_on_behind_a_position_and_ends_empty(store: Store) ->
     assert data_of(await store.log.read("stream", positions[-1])) == []
 
 
-async def test_offsets_grow_whatever_is_appended_to_other_streams(store: Store) -> None:
+async def test_offsets_increase_independently_of_other_streams(store: Store) -> None:
     """The contract of `Position`."""
     one: list[Position] = []
     for _ in range(5):
@@ -274,13 +274,13 @@ async def test_offsets_grow_whatever_is_appended_to_other_streams(store: Store) 
         assert [entry.position for entry in await store.log.read("hub:one", position)] == one[number + 1 :]
 
 
-async def test_a_position_between_two_entries_reads_from_the_next_one(store: Store) -> None:
+async def test_position_between_entries_reads_the_next(store: Store) -> None:
     """The contract of `Log.read`: offsets need not be consecutive."""
     positions = await append(store, "stream", b"a", b"b", b"c")
     assert data_of(await store.log.read("stream", Position(store.epoch, positions[1].offset - 1))) == [b"b", b"c"]
 
 
-async def test_a_read_is_bounded_in_bytes_and_a_shorter_one_is_the_last(store: Store) -> None:
+async def test_reads_are_bounded_in_bytes(store: Store) -> None:
     """The contract of `Log.read`: a page of large entries must not be a reply of hundreds of megabytes."""
     positions = await append(store, "stream", *[bytes(1000)] * 10)
     page = await store.log.read("stream", positions[0], max_bytes=2500)
@@ -291,7 +291,7 @@ async def test_a_read_is_bounded_in_bytes_and_a_shorter_one_is_the_last(store: S
     assert [entry.position for entry in await read_all(store, "stream", 2500)] == positions
 
 
-async def test_the_newest_entries_can_be_had_without_the_rest(store: Store) -> None:
+async def test_newest_entries_can_be_read_alone(store: Store) -> None:
     """The contract of `Log.newest`: to show one line of a history, one is read."""
     assert await store.log.newest("stream", 5) == []
     positions = await append(store, "stream", *(b"%d" % n for n in range(10)))
@@ -305,7 +305,7 @@ async def test_the_newest_entries_can_be_had_without_the_rest(store: Store) -> N
     assert data_of(await store.log.newest("stream", 99))[-1] == b"x"
 
 
-async def test_a_gap_tells_the_newest_position_so_that_a_reader_ahead_of_it_can_go_on(store: Store) -> None:
+async def test_gap_contains_the_newest_position(store: Store) -> None:
     """The contract of `Gap`: after a lost tail, a reader that stayed where it was would drop what follows."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     ahead = Position(store.epoch, positions[-1].offset + 7)
@@ -321,7 +321,7 @@ async def test_a_gap_tells_the_newest_position_so_that_a_reader_ahead_of_it_can_
     assert gap.value.resume_from(Position("another", positions[-1].offset + 7)) is None
 
 
-async def test_touch_knows_whether_the_stream_is_there(store: Store) -> None:
+async def test_touch_returns_whether_the_stream_exists(store: Store) -> None:
     """The contract of `Log.touch`; that it starts the time anew is in each store's own tests."""
     assert await store.log.touch("call:stream", TTL) is False
     (position,) = await append(store, "call:stream", b"a")
@@ -331,7 +331,7 @@ async def test_touch_knows_whether_the_stream_is_there(store: Store) -> None:
     assert await store.log.touch("call:stream", TTL) is False
 
 
-async def test_streams_do_not_mix(store: Store) -> None:
+async def test_streams_are_separate(store: Store) -> None:
     """The contract of `Log`: a position counts in its own stream."""
     for n in range(3):
         await append(store, "one", b"1%d" % n)
@@ -340,7 +340,7 @@ async def test_streams_do_not_mix(store: Store) -> None:
     assert data_of(await store.log.read("two", None)) == [b"20", b"21", b"22"]
 
 
-async def test_an_unknown_stream_is_empty_from_the_start_and_a_gap_from_a_position(store: Store) -> None:
+async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
     """The contract of `Log.read`."""
     assert await store.log.read("nothing", None) == []
     with pytest.raises(Gap) as gap:
@@ -349,7 +349,7 @@ async def test_an_unknown_stream_is_empty_from_the_start_and_a_gap_from_a_positi
     assert gap.value.oldest is None
 
 
-async def test_a_position_of_another_epoch_is_a_gap_that_names_the_present_one(store: Store) -> None:
+async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
     """The contract of `Log.read`: offsets of another epoch say nothing."""
     positions = await append(store, "stream", b"a", b"b")
     with pytest.raises(Gap) as gap:
@@ -358,14 +358,14 @@ async def test_a_position_of_another_epoch_is_a_gap_that_names_the_present_one(s
     assert gap.value.oldest == positions[0]
 
 
-async def test_a_position_beyond_the_newest_entry_is_a_gap(store: Store) -> None:
+async def test_position_beyond_the_newest_entry_is_a_gap(store: Store) -> None:
     """The contract of `Log.read`: nobody was given it, or the tail was lost."""
     (position,) = await append(store, "stream", b"a")
     with pytest.raises(Gap):
         await store.log.read("stream", Position(store.epoch, position.offset + 1))
 
 
-async def test_the_newest_entries_are_kept_and_a_dropped_one_is_a_gap_not_a_silent_skip(store: Store) -> None:
+async def test_dropped_entries_are_a_gap(store: Store) -> None:
     """The contract of `Log.append`: at least the newest `max_entries` are there."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     held = data_of(await store.log.read("stream", None))
@@ -379,7 +379,7 @@ async def test_the_newest_entries_are_kept_and_a_dropped_one_is_a_gap_not_a_sile
 
 
 @pytest.mark.many
-async def test_what_one_kind_of_stream_takes_is_not_taken_from_another(store: Store) -> None:
+async def test_stream_kinds_have_separate_quotas(store: Store) -> None:
     """The contract of `Log.append`: a kind that is full drops its own."""
     piece = bytes(2**20)
     kept = await append(store, "mailbox:ada", *[piece] * 40)
@@ -388,7 +388,7 @@ async def test_what_one_kind_of_stream_takes_is_not_taken_from_another(store: St
     assert [entry.position for entry in await read_all(store, "mailbox:ada")] == kept
 
 
-async def test_a_trimmed_stream_that_begins_again_never_reuses_a_position(store: Store) -> None:
+async def test_trimmed_streams_never_reuse_positions(store: Store) -> None:
     """The contract of `Position`: an old reader gets a gap, not the new entries as if nothing had been lost."""
     old = await append(store, "stream", b"a", b"b", b"c")
     await store.log.trim("stream")
@@ -516,7 +516,7 @@ async def add(store: Store, data: bytes, stream: str = "hub:journal", **options:
 # index
 
 
-async def test_an_indexed_entry_stands_in_both_streams_at_the_position_of_the_first(store: Store) -> None:
+async def test_indexed_entries_share_one_position(store: Store) -> None:
     """The contract of `Index`: what a history shows can be compared with what the journal brought."""
     journal = [
         await add(store, b"other"),
@@ -532,7 +532,7 @@ async def test_an_indexed_entry_stands_in_both_streams_at_the_position_of_the_fi
 
 
 @pytest.mark.many
-async def test_an_index_keeps_what_the_first_stream_has_dropped(store: Store) -> None:
+async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> None:
     """The contract of `Index`: it's for reading exactly that."""
     kept = await add(store, b"kept", index=INDEX)
     for n in range(500):
@@ -545,7 +545,7 @@ async def test_an_index_keeps_what_the_first_stream_has_dropped(store: Store) ->
 
 
 @pytest.mark.many
-async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
+async def test_indexes_have_their_own_length(store: Store) -> None:
     """The contract of `Index`: the newest are kept, and a place that was dropped is a gap."""
     short = Index("history:short", TTL, 3)
     entries = [await add(store, b"%d" % n, index=short) for n in range(500)]
@@ -558,7 +558,7 @@ async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_an_append_that_is_refused_leaves_nothing_in_the_index(store: Store) -> None:
+async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
     """The contract of `Log.append`: both or none."""
     await add(store, b"end", "hub:ended", seal=True)
     with pytest.raises(StreamSealed):
@@ -568,7 +568,7 @@ async def test_an_append_that_is_refused_leaves_nothing_in_the_index(store: Stor
     assert await store.log.read(INDEX.stream, None) == await store.log.read("hub:journal", None) == []
 
 
-async def test_a_trimmed_index_begins_again_at_the_positions_of_the_first_stream(store: Store) -> None:
+async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> None:
     """The contract of `Index`: a history that was cleared goes on with the journal."""
     old, lost = await add(store, b"old", index=INDEX), await add(store, b"lost", index=INDEX)
     await store.log.trim(INDEX.stream)
@@ -583,7 +583,7 @@ async def test_a_trimmed_index_begins_again_at_the_positions_of_the_first_stream
 # seal
 
 
-async def test_nothing_is_added_behind_the_last_entry_of_a_sealed_stream(store: Store) -> None:
+async def test_sealed_streams_refuse_appends(store: Store) -> None:
     """The contract of `Log.append`: a worker that was stopped can't write behind the end."""
     first = await add(store, b"first", "call:1")
     end = await add(store, b"end", "call:1", seal=True)
@@ -597,7 +597,7 @@ async def test_nothing_is_added_behind_the_last_entry_of_a_sealed_stream(store: 
     await add(store, b"fine", "call:2")
 
 
-async def test_a_stream_may_begin_with_its_last_entry(store: Store) -> None:
+async def test_streams_may_be_sealed_with_their_first_entry(store: Store) -> None:
     """The next reader closes a call whose worker died before it wrote anything."""
     end = await add(store, b"end", "call:1", seal=True)
     with pytest.raises(StreamSealed):
@@ -605,7 +605,7 @@ async def test_a_stream_may_begin_with_its_last_entry(store: Store) -> None:
     assert await store.log.read("call:1", None) == [end]
 
 
-async def test_of_many_that_seal_a_stream_at_once_one_does(store: Store) -> None:
+async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
     """The contract of `Log.append`: a stream has one end."""
     tries = await asyncio.gather(
         *(add(store, b"%d" % n, "call:1", seal=True) for n in range(20)), return_exceptions=True
@@ -615,7 +615,7 @@ async def test_of_many_that_seal_a_stream_at_once_one_does(store: Store) -> None
     assert await store.log.read("call:1", None) == ends
 
 
-async def test_a_forgotten_stream_is_not_sealed_any_more(store: Store) -> None:
+async def test_deleted_streams_are_not_sealed(store: Store) -> None:
     """The contract of `Log.append`: an unknown stream begins with the entry."""
     await add(store, b"end", "call:1", seal=True)
     await store.log.trim("call:1")
@@ -626,7 +626,7 @@ async def test_a_forgotten_stream_is_not_sealed_any_more(store: Store) -> None:
 # hearing
 
 
-async def test_those_who_follow_a_stream_get_each_entry_with_its_position(store: Store) -> None:
+async def test_followers_receive_entries_with_positions(store: Store) -> None:
     """The contract of `Log.listen`: without an announcement by the writer."""
     one, two, other = [await Ear(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")]
     entries = [await add(store, b"%d" % n, index=INDEX) for n in range(50)]
@@ -638,7 +638,7 @@ async def test_those_who_follow_a_stream_get_each_entry_with_its_position(store:
         each.stop()
 
 
-async def test_a_listener_that_stopped_is_not_called_any_more(store: Store) -> None:
+async def test_stopped_listeners_are_not_called(store: Store) -> None:
     """The contract of `Log.listen`."""
     gone, stays = asyncio.Event(), asyncio.Event()
     stop = store.log.listen("hub:journal", lambda _: gone.set(), interrupted=gone.set)
@@ -658,7 +658,7 @@ async def test_a_listener_that_stopped_is_not_called_any_more(store: Store) -> N
     assert not gone.is_set()
 
 
-async def test_listening_can_begin_again(store: Store) -> None:
+async def test_listening_can_restart(store: Store) -> None:
     """The contract of `Log.listening`, also where the last listener just went."""
     for n in range(5):
         ear = await Ear(store, "hub:journal").ready()
@@ -667,7 +667,7 @@ async def test_listening_can_begin_again(store: Store) -> None:
         ear.stop()
 
 
-async def test_an_entry_that_was_refused_is_not_heard(store: Store) -> None:
+async def test_refused_entries_are_not_delivered(store: Store) -> None:
     """The contract of `Log.listen`: what was appended, and that only."""
     ear = await Ear(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
@@ -704,7 +704,7 @@ def told(data: bytes) -> CoAppend:
     return CoAppend("hub:journal", data, TTL, 1000)
 
 
-async def test_the_first_arrival_and_the_last_departure_are_told_and_nothing_else(store: Store) -> None:
+async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
     """The contract of `Members`: the entry is appended with the change, and its position is given back."""
     value, come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
     assert value == b"Ann"
@@ -723,7 +723,7 @@ async def test_the_first_arrival_and_the_last_departure_are_told_and_nothing_els
     assert [entries[0].position, entries[1].position, entries[3].position] == [come, other, gone]
 
 
-async def test_a_member_that_left_arrives_again_with_a_new_value(store: Store) -> None:
+async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
     """The contract of `Members.join`: every lease had expired."""
     for value in (b"one", b"two"):
         assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
@@ -732,7 +732,7 @@ async def test_a_member_that_left_arrives_again_with_a_new_value(store: Store) -
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-", b"+", b"-"]
 
 
-async def test_of_many_that_vouch_at_once_one_tells_it(store: Store) -> None:
+async def test_concurrent_joins_announce_once(store: Store) -> None:
     """The contract of `Members`: each change is atomic for its group."""
     joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, told(b"+")) for n in range(20)))
     assert len([at for _, at in joins if at is not None]) == 1
@@ -742,7 +742,7 @@ async def test_of_many_that_vouch_at_once_one_tells_it(store: Store) -> None:
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-"]
 
 
-async def test_what_members_tell_is_heard_like_every_append(store: Store) -> None:
+async def test_membership_entries_reach_followers(store: Store) -> None:
     """The contract of `CoAppend`: an entry as any other."""
     heard = await Ear(store, "hub:journal").ready()
     await store.members.join("chat", "ann", b"", told(b"+"))
@@ -752,14 +752,14 @@ async def test_what_members_tell_is_heard_like_every_append(store: Store) -> Non
     heard.stop()
 
 
-async def test_nobody_is_abandoned_while_the_worker_lives(store: Store) -> None:
+async def test_members_stay_while_their_worker_lives(store: Store) -> None:
     """The contract of `Members.abandoned`."""
     await store.members.join("chat", "ann", b"", told(b"+"))
     assert await store.members.abandoned() == []
     assert await store.members.present("chat") == [("ann", b"")]
 
 
-async def test_a_worker_has_a_name_and_lives(store: Store) -> None:
+async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
     """The contract of `Workers.me`."""
     assert re.fullmatch("[0-9a-f]{12}", store.workers.me)
     assert await store.workers.alive(store.workers.me)
@@ -767,7 +767,7 @@ async def test_a_worker_has_a_name_and_lives(store: Store) -> None:
     assert store.workers.lease >= 0.0
 
 
-async def test_a_worker_can_send_to_itself_in_order(store: Store) -> None:
+async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
     """The contract of `Bus.send`: the inbox of a worker is open to all."""
     inbox, other = Heard(), Heard()
     store.bus.subscribe("inbox", inbox)
@@ -782,13 +782,13 @@ async def test_a_worker_can_send_to_itself_in_order(store: Store) -> None:
     assert inbox.items == sent
 
 
-async def test_the_clock_of_the_store_is_that_of_the_world(store: Store) -> None:
+async def test_store_clock_is_wall_time(store: Store) -> None:
     """The contract of `Store.time`: on one machine both clocks are the same."""
     before = time.time()
     assert before - 60.0 <= store.time() <= time.time() + 60.0
 
 
-async def test_append_and_members_share_one_order(store: Store) -> None:
+async def test_appends_and_memberships_share_one_order(store: Store) -> None:
     """The contract of `CoAppend`: an entry as any other."""
     _, first = await store.members.join("chat", "ann", b"", told(b"+"))
     (second,) = await append(store, "hub:journal", b"said")
@@ -816,7 +816,7 @@ async def until_gone(store: Store, worker: str) -> None:
 # values and streams
 
 
-async def test_what_one_worker_wrote_every_other_sees(backing: Backing) -> None:
+async def test_writes_are_visible_to_every_worker(backing: Backing) -> None:
     """The contract of `Map` and `Log`: a read that starts after a write has returned sees it."""
     one, two = await backing.worker(), await backing.worker()
     assert one.shared
@@ -831,7 +831,7 @@ async def test_what_one_worker_wrote_every_other_sees(backing: Backing) -> None:
     assert await one.kv.get_many(["key"]) == [None]
 
 
-async def test_of_several_workers_that_compare_with_the_same_value_one_wins(backing: Backing) -> None:
+async def test_one_of_several_workers_wins_compare_and_set(backing: Backing) -> None:
     """The contract of `Map.compare_and_set`."""
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
@@ -839,7 +839,7 @@ async def test_of_several_workers_that_compare_with_the_same_value_one_wins(back
         assert sum(await asyncio.gather(*tries)) == 1
 
 
-async def test_counting_up_by_comparing_loses_no_step(backing: Backing) -> None:
+async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
     """The contract of `Map.compare_and_set`: one order of the operations on a key."""
     workers = [await backing.worker() for _ in range(3)]
 
@@ -866,7 +866,7 @@ async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
     assert await read_all(workers[2], STREAM) == entries
 
 
-async def test_a_seal_holds_for_every_worker(backing: Backing) -> None:
+async def test_seals_apply_to_every_worker(backing: Backing) -> None:
     """The contract of `Log.append`: who was stopped and wakes later can't write behind the end."""
     owner, other = await backing.worker(), await backing.worker()
     await append(owner, "call:1", b"begun")
@@ -876,7 +876,7 @@ async def test_a_seal_holds_for_every_worker(backing: Backing) -> None:
     assert data_of(await read_all(owner, "call:1")) == [b"begun", b"closed by another"]
 
 
-async def test_what_any_worker_appends_is_heard_by_all_who_listen(backing: Backing) -> None:
+async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None:
     """The contract of `Log.listening`: nothing that is appended after it is missed."""
     workers = [await backing.worker() for _ in range(3)]
     ears = [await Ear(each, STREAM).ready() for each in workers]
@@ -889,7 +889,7 @@ async def test_what_any_worker_appends_is_heard_by_all_who_listen(backing: Backi
         ear.stop()
 
 
-async def test_who_follows_a_stream_while_others_write_gets_each_entry_once_and_in_order(backing: Backing) -> None:
+async def test_followers_receive_concurrent_appends_once_in_order(backing: Backing) -> None:
     """The contract of `Log`, as the hub uses it: listen, read, go on."""
     workers = [await backing.worker() for _ in range(3)]
     ends = [Heard() for _ in workers]
@@ -924,7 +924,7 @@ async def test_who_follows_a_stream_while_others_write_gets_each_entry_once_and_
 # messages
 
 
-async def test_what_one_worker_publishes_reaches_the_others_in_order(backing: Backing) -> None:
+async def test_published_messages_reach_other_workers_in_order(backing: Backing) -> None:
     """The contract of `Bus.publish`."""
     one, two = await backing.worker(), await backing.worker()
     inbox, own = Heard(), Heard()
@@ -941,7 +941,7 @@ async def test_what_one_worker_publishes_reaches_the_others_in_order(backing: Ba
     assert [each for each in await own.until(sent[-1]) if each != b"there"] == sent
 
 
-async def test_a_worker_that_comes_later_does_not_get_what_was_published_before(backing: Backing) -> None:
+async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -> None:
     """The contract of `Bus`: messages are for the workers that are open."""
     one = await backing.worker()
     await one.bus.publish("topic", b"before")
@@ -952,7 +952,7 @@ async def test_a_worker_that_comes_later_does_not_get_what_was_published_before(
     assert await inbox.until(b"after") == [b"after"]
 
 
-async def test_what_several_workers_publish_is_heard_in_one_order_everywhere(backing: Backing) -> None:
+async def test_messages_of_several_workers_have_one_order(backing: Backing) -> None:
     """The contract of `Bus.publish`: whoever hears its own message knows which of the others' came before."""
     workers = [await backing.worker() for _ in range(3)]
     heard = [Heard() for _ in workers]
@@ -974,7 +974,7 @@ async def test_what_several_workers_publish_is_heard_in_one_order_everywhere(bac
     assert len(orders[0]) == 3 * 50 + 1
 
 
-async def test_what_is_sent_to_a_worker_reaches_that_worker_only(backing: Backing) -> None:
+async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None:
     """The contract of `Bus.send`: in the order of sending."""
     one, two, three = [await backing.worker() for _ in range(3)]
     inboxes = {each.workers.me: Heard() for each in (one, two, three)}
@@ -989,7 +989,7 @@ async def test_what_is_sent_to_a_worker_reaches_that_worker_only(backing: Backin
         assert await inboxes[each.workers.me].until(b"end") == [b"end"]
 
 
-async def test_nothing_can_be_sent_to_a_worker_whose_lease_is_over(backing: Backing) -> None:
+async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
     """The contract of `Bus.send`: False, and no worker receives it."""
     one, two = await backing.worker(), await backing.worker()
     dead = two.workers.me
@@ -1006,7 +1006,7 @@ async def test_nothing_can_be_sent_to_a_worker_whose_lease_is_over(backing: Back
 # workers and members
 
 
-async def test_workers_hear_who_comes_and_goes(backing: Backing) -> None:
+async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
     """The contract of `Workers.watch`: after a death within the lease, and at once after a close."""
     one = await backing.worker()
     changed = asyncio.Event()
@@ -1027,7 +1027,7 @@ async def test_workers_hear_who_comes_and_goes(backing: Backing) -> None:
     assert await one.workers.alive(one.workers.me)
 
 
-async def test_the_first_worker_that_vouches_tells_the_arrival_and_the_last_one_the_departure(backing: Backing) -> None:
+async def test_first_worker_announces_join_and_last_announces_leave(backing: Backing) -> None:
     """The contract of `Members`: of all workers exactly one."""
     one, two = await backing.worker(), await backing.worker()
     assert (await one.members.join("chat", "ann", b"first", told(b"+")))[1] is not None
@@ -1041,7 +1041,7 @@ async def test_the_first_worker_that_vouches_tells_the_arrival_and_the_last_one_
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
 
-async def test_workers_that_vouch_at_once_tell_one_arrival_and_one_departure(backing: Backing) -> None:
+async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backing) -> None:
     """The contract of `Members`: each change is atomic for its group."""
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
@@ -1052,7 +1052,7 @@ async def test_workers_that_vouch_at_once_tell_one_arrival_and_one_departure(bac
     assert data_of(await read_all(workers[0], STREAM)) == [b"+", b"-"] * 20
 
 
-async def test_members_of_a_dead_worker_are_handed_to_one_caller_once(backing: Backing) -> None:
+async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
     """The contract of `Members.abandoned`: who gets them tells that they left."""
     dead, one, two = [await backing.worker() for _ in range(3)]
     name = dead.workers.me
@@ -1073,7 +1073,7 @@ async def test_members_of_a_dead_worker_are_handed_to_one_caller_once(backing: B
     assert await one.members.present("chat") == [("3", b"new")]
 
 
-async def test_members_of_a_worker_that_closed_are_abandoned_too(backing: Backing) -> None:
+async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> None:
     """The contract of `Workers`: its lease is renewed while it's open."""
     gone, one = await backing.worker(), await backing.worker()
     name = gone.workers.me
@@ -1083,7 +1083,7 @@ async def test_members_of_a_worker_that_closed_are_abandoned_too(backing: Backin
     assert await one.members.abandoned() == [("chat", "ann", b"Ann")]
 
 
-async def test_who_comes_back_before_the_loss_was_told_never_left(backing: Backing) -> None:
+async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
     """The contract of `Members.join`: a client that reconnects to another worker after a crash isn't seen to leave."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
@@ -1097,7 +1097,7 @@ async def test_who_comes_back_before_the_loss_was_told_never_left(backing: Backi
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
 
-async def test_the_last_living_worker_tells_the_departure_even_where_a_dead_one_vouched_too(backing: Backing) -> None:
+async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
     """The contract of `Members.leave`: a lease that is over vouches for nobody."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
@@ -1131,7 +1131,7 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
     return sum(done)
 
 
-async def test_a_pace_gives_its_count_at_once_and_then_says_how_long_to_wait(store: Store) -> None:
+async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     """The contract of `Pace`: GCRA, by the store's clock."""
     assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
     (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).taken
@@ -1140,7 +1140,7 @@ async def test_a_pace_gives_its_count_at_once_and_then_says_how_long_to_wait(sto
     assert await allowed(store, Pace("b", 10, 10 * HOUR))
 
 
-async def test_a_cost_takes_more_and_one_above_the_count_takes_it_all(store: Store) -> None:
+async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     """The contract of `Rates.take`: whoever asks for more than the whole count waits for the whole count."""
     first, second = (
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
@@ -1152,7 +1152,7 @@ async def test_a_cost_takes_more_and_one_above_the_count_takes_it_all(store: Sto
     assert refused.wait > HOUR
 
 
-async def test_if_one_refuses_none_is_charged(store: Store) -> None:
+async def test_refused_charges_charge_nothing(store: Store) -> None:
     """The contract of `Rates.take`, for each kind in front of and behind one that refuses."""
     until = store.time() + HOUR
     full = Quota("full", 1, until)
@@ -1163,14 +1163,14 @@ async def test_if_one_refuses_none_is_charged(store: Store) -> None:
     assert await allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "y"))
 
 
-async def test_a_caller_may_take_some_more_for_what_comes_next(store: Store) -> None:
+async def test_callers_can_prefetch_tokens(store: Store) -> None:
     """The contract of `Pace.most`: as much as there is, never less than the cost, never more than the count."""
     amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).taken[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await allowed(store, Pace("a", 25, 25 * HOUR, most=10))
 
 
-async def test_a_quota_says_how_long_it_lasts_and_ends_with_its_time(store: Store) -> None:
+async def test_quotas_return_their_remaining_time(store: Store) -> None:
     """The contract of `Quota`: one that has ended holds nobody back."""
     now = store.time()
     assert await allowed(store, Quota("day", 2, now + HOUR, 2))
@@ -1180,7 +1180,7 @@ async def test_a_quota_says_how_long_it_lasts_and_ends_with_its_time(store: Stor
         assert await allowed(store, Quota("yesterday", 1, now - HOUR))
 
 
-async def test_a_seat_is_held_until_it_is_given_back(store: Store) -> None:
+async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
     """The contract of `Seat`: taking one again changes nothing, giving back what isn't held is no error."""
     assert [await allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
     (refused,) = (await store.rates.take(seats(2, "z"))).taken
@@ -1190,7 +1190,7 @@ async def test_a_seat_is_held_until_it_is_given_back(store: Store) -> None:
     assert [await allowed(store, seat) for seat in seats(2, "z", "x")] == [True, False]
 
 
-async def test_a_quota_outlives_the_store_that_is_closed(store: Store) -> None:
+async def test_quotas_survive_closing_the_store(store: Store) -> None:
     """The contract of `Rates.take`: quotas live as long as values do."""
     until = store.time() + HOUR
     assert await allowed(store, Quota("month", 1, until))
@@ -1199,7 +1199,7 @@ async def test_a_quota_outlives_the_store_that_is_closed(store: Store) -> None:
     assert not await allowed(store, Quota("month", 1, until))
 
 
-async def test_all_workers_together_get_what_there_is(backing: Backing) -> None:
+async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     """The contract of `Rates.take`: no more than that, however they race, and no less."""
     stores = [await backing.worker() for _ in range(4)]
     until = stores[0].time() + HOUR
@@ -1211,7 +1211,7 @@ async def test_all_workers_together_get_what_there_is(backing: Backing) -> None:
     assert (await stores[0].rates.take([])).workers == 4
 
 
-async def test_the_seats_of_a_worker_that_dies_are_free_when_its_lease_is_over(backing: Backing) -> None:
+async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
     """The contract of `Rates`: only their holder can release them."""
     first, second = await backing.worker(), await backing.worker()
     assert await allowed(first, *seats(1, "x"))
@@ -1220,7 +1220,7 @@ async def test_the_seats_of_a_worker_that_dies_are_free_when_its_lease_is_over(b
     await until_workers(second, lambda: allowed(second, *seats(1, "x")))
 
 
-async def test_many_paces_of_one_kind_take_no_room_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proofs come with every request: whoever has a key would else forget wrong passwords by sending many."""
     monkeypatch.setattr("millstream._stores.tally.MAX_PACES", 100)
     store = MemoryStore()

@@ -93,7 +93,7 @@ async def running(reader: Reader) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_was_there_comes_first_and_what_follows_goes_on_behind_it() -> None:
+async def test_followers_start_with_existing_entries() -> None:
     """The purpose: one order, nothing twice, nothing left out between the read and the first message."""
     store = MemoryStore()
     first, *_ = await append(store, b"1", b"2", b"3")
@@ -106,7 +106,7 @@ async def test_what_was_there_comes_first_and_what_follows_goes_on_behind_it() -
 
 
 @for_each("seed", range(20))
-async def test_pushes_that_come_late_or_twice_and_interruptions_lose_and_repeat_nothing(seed: int) -> None:
+async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> None:
     """Fixed defect: a reader went by the messages, and skipped what one of them did not bring."""
     dice = random.Random(seed)
     store = Parts()
@@ -132,7 +132,7 @@ async def test_pushes_that_come_late_or_twice_and_interruptions_lose_and_repeat_
     assert reader.told == []
 
 
-async def test_after_an_interruption_of_the_bus_the_stream_is_read_again() -> None:
+async def test_followers_reread_after_an_interruption() -> None:
     """The contract of `Bus.subscribe`: messages may have been lost, and nobody repeats them."""
     store = Parts()
     reader = Reader(store)
@@ -142,7 +142,7 @@ async def test_after_an_interruption_of_the_bus_the_stream_is_read_again() -> No
         assert await reader.until(b"2") == [b"1", b"2"]
 
 
-async def test_a_reader_that_is_up_to_date_takes_what_is_pushed_without_a_read() -> None:
+async def test_current_followers_need_no_read() -> None:
     """Offsets need not be consecutive: the store says when something may be missing."""
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
@@ -157,7 +157,7 @@ async def test_a_reader_that_is_up_to_date_takes_what_is_pushed_without_a_read()
     assert (reader.got[-1], store.reads) == (b"4", reads)
 
 
-async def test_a_writer_that_follows_goes_on_when_its_own_entry_was_taken() -> None:
+async def test_following_writers_continue_after_their_own_entry() -> None:
     """A publisher is served when its publication returns, without asking the store."""
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
@@ -173,7 +173,7 @@ async def test_a_writer_that_follows_goes_on_when_its_own_entry_was_taken() -> N
     assert (reader.got, store.reads) == ([b"2"], reads)
 
 
-async def test_a_writer_whose_own_entry_is_never_heard_of_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writers_read_their_own_unpushed_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hints may be lost: nobody waits for one for ever."""
     monkeypatch.setattr(tail, "PATIENCE", 0)
     store = Parts()
@@ -183,7 +183,7 @@ async def test_a_writer_whose_own_entry_is_never_heard_of_reads_it(monkeypatch: 
     assert reader.got == [b"2"]
 
 
-async def test_what_the_store_dropped_before_it_was_read_is_told() -> None:
+async def test_entries_dropped_before_reading_are_a_gap() -> None:
     """The contract of `Gap`, and what is left follows it."""
     store = MemoryStore()
     (first,) = await append(store, b"0")
@@ -193,7 +193,7 @@ async def test_what_the_store_dropped_before_it_was_read_is_told() -> None:
     assert reader.got == [b"gap", b"6", b"7", b"8"]
 
 
-async def test_a_stream_that_was_forgotten_and_begins_again_is_a_loss() -> None:
+async def test_recreated_streams_are_a_gap() -> None:
     """The store interrupts the listeners of a stream that it drops."""
     store = MemoryStore()
     reader = Reader(store, (await append(store, b"1"))[0])
@@ -203,7 +203,7 @@ async def test_a_stream_that_was_forgotten_and_begins_again_is_a_loss() -> None:
         assert await reader.until(b"2") == [b"gap", b"2"]
 
 
-async def test_after_a_new_epoch_a_reader_gets_a_gap_and_goes_on_with_what_is_new() -> None:
+async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
     """What the new epoch holds already may be what the reader had in the old one."""
     store = Parts()
     reader = Reader(store, Position("older", 1))
@@ -216,7 +216,7 @@ async def test_after_a_new_epoch_a_reader_gets_a_gap_and_goes_on_with_what_is_ne
     assert [gap.epoch for gap in reader.told] == ["here"]
 
 
-async def test_a_reader_beyond_the_end_of_a_stream_goes_on_at_its_end() -> None:
+async def test_readers_beyond_the_end_continue_at_the_end() -> None:
     """Fixed defect: a reader that stayed where it was took everything up to there as old."""
     store = Parts()
     await append(store, b"1", b"2")
@@ -229,7 +229,7 @@ async def test_a_reader_beyond_the_end_of_a_stream_goes_on_at_its_end() -> None:
     assert reader.got == [b"gap", b"3"]
 
 
-async def test_a_reader_that_is_drained_gets_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever follows for a slow peer is not flooded."""
     monkeypatch.setattr(tail, "_PAGE", 2)
     store = MemoryStore()
@@ -244,9 +244,7 @@ async def test_a_reader_that_is_drained_gets_one_page_at_a_time(monkeypatch: pyt
     assert sizes == [2, 4, 5]
 
 
-async def test_a_store_that_fails_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A task that follows outlives its store; what failed has its line in the log."""
     monkeypatch.setattr(tail, "PAUSE", 0)
     store = Parts()

@@ -54,9 +54,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("failure", [LocalError("gone"), ConnectionRefusedError("refused"), TimeoutError()])
-async def test_a_store_that_fails_is_down_until_it_answers_again(
-    failure: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failing_store_is_down_until_it_responds(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """The metric `hub_backend_up{kind}`. The log says it once, not at each look."""
     values, clock = Values(), Clock()
     health = health_of(values, clock=clock)
@@ -68,7 +66,7 @@ async def test_a_store_that_fails_is_down_until_it_answers_again(
     assert [record.levelno for record in caplog.records if record.name == "millstream"] == [logging.ERROR]
 
 
-async def test_a_store_that_keeps_silent_is_down(caplog: pytest.LogCaptureFixture) -> None:
+async def test_silent_store_is_down(caplog: pytest.LogCaptureFixture) -> None:
     """A probe waits for about a second; whoever asks of it must be answered before. The log says it in words."""
     values = Values()
     values.silent = True
@@ -76,7 +74,7 @@ async def test_a_store_that_keeps_silent_is_down(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["The store doesn't answer: nothing came within 0 s"]
 
 
-async def test_many_who_ask_ask_the_store_once_a_second() -> None:
+async def test_health_checks_query_the_store_once_a_second() -> None:
     """`/health` answers anybody: a flood of requests must not become one of look-ups."""
     values, clock = Values(), Clock()
     health = health_of(values, clock=clock)
@@ -87,9 +85,7 @@ async def test_many_who_ask_ask_the_store_once_a_second() -> None:
     assert values.asked == 2
 
 
-async def test_a_full_file_is_a_degraded_store_until_something_fits_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `/health` says. Fixed defect: it asked for a value, which memory has, and said that all was well.
 
     Workers ask their parent, which has the file.

@@ -16,9 +16,7 @@ def open_shelf(url):
 """
 
 
-async def test_a_package_offers_a_store_under_the_scheme_of_its_url(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_packages_can_register_a_url_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: an entry point, as of other plugins."""
     with pytest.raises(LocalError, match="Unknown store 'shelf'"):
         open_store("shelf://top")

@@ -30,7 +30,7 @@ class Machine:
                 await each.renew()
 
 
-async def test_a_worker_that_stops_renewing_is_gone_after_its_lease_and_gets_another_name() -> None:
+async def test_expired_workers_get_a_new_name() -> None:
     """The contract of `Workers`."""
     machine = Machine()
     one, two = await machine.worker(), await machine.worker()
@@ -45,7 +45,7 @@ async def test_a_worker_that_stops_renewing_is_gone_after_its_lease_and_gets_ano
     assert not await one.alive(old)
 
 
-async def test_no_worker_is_gone_because_the_store_stood_still_or_its_clock_was_set_forward() -> None:
+async def test_store_pauses_and_clock_jumps_expire_no_lease() -> None:
     """No worker could renew its lease in that time."""
     machine = Machine()
     workers = [await machine.worker() for _ in range(3)]
@@ -61,7 +61,7 @@ async def test_no_worker_is_gone_because_the_store_stood_still_or_its_clock_was_
     assert not await workers[0].alive(names[2])
 
 
-async def test_a_dead_worker_is_noticed_as_soon_as_ever_though_the_clock_was_set_back() -> None:
+async def test_dead_workers_are_noticed_after_a_clock_change() -> None:
     """Leases end later by the clock that was set."""
     machine = Machine()
     one, dead = await machine.worker(), await machine.worker()

@@ -45,7 +45,7 @@ async def until(true: Callable[[], bool]) -> None:
 # where it is
 
 
-async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_with_the_parent() -> None:
+async def test_local_socket_is_private_and_removed() -> None:
     """Our choice: who can open a folder of mode 0700 is who started the workers, so no secret is needed."""
     server = LocalServer(open_store)
     path = Path((await server.start()).path)
@@ -54,7 +54,7 @@ async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_wit
     assert not path.parent.exists()
 
 
-async def test_a_process_that_was_told_of_its_parent_has_no_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
     monkeypatch.setattr(parent._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
@@ -70,7 +70,7 @@ async def test_a_process_that_was_told_of_its_parent_has_no_memory_of_its_own(mo
             await store.close()
 
 
-async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tcp_connections_require_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody on the machine can connect to a port."""
     monkeypatch.delattr(socket, "AF_UNIX")
     server = LocalServer(lambda url: MemoryStore())
@@ -88,7 +88,7 @@ async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatc
     await server.close()
 
 
-async def test_a_store_that_cannot_be_opened_says_why_in_the_worker_and_may_be_tried_again() -> None:
+async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
     """The contract of `Store.open`."""
     broken = True
 
@@ -108,7 +108,7 @@ async def test_a_store_that_cannot_be_opened_says_why_in_the_worker_and_may_be_t
     await server.close()
 
 
-async def test_stores_of_different_urls_share_nothing() -> None:
+async def test_stores_with_different_urls_are_separate() -> None:
     """Two servers in one program may want two stores."""
     server = LocalServer(lambda url: MemoryStore())
     at = await server.start()
@@ -139,7 +139,7 @@ def go_on(store: LocalStore) -> None:
     transport.resume_reading()
 
 
-async def test_entries_for_a_worker_that_stands_still_are_dropped_and_messages_are_not(backing: LocalBacking) -> None:
+async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBacking) -> None:
     """The contract of `Log.listen` and `Bus`: memory in the parent is bounded, and a loss has a sign."""
     slow, busy = await backing.worker(), await backing.worker()
     interrupted = asyncio.Event()
@@ -169,7 +169,7 @@ async def test_entries_for_a_worker_that_stands_still_are_dropped_and_messages_a
     assert len(await read_all(slow, STREAM)) == 61
 
 
-async def test_a_worker_whose_connection_ends_is_gone_and_comes_back_as_another(backing: LocalBacking) -> None:
+async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None:
     """The contract of `Workers`: everything under its old name is void."""
     cut, other = await backing.worker(), await backing.worker()
     old = cut.workers.me
@@ -197,7 +197,7 @@ async def test_a_worker_whose_connection_ends_is_gone_and_comes_back_as_another(
 
 
 @pytest.mark.many
-async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBacking) -> None:
+async def test_requests_wait_while_replies_are_unread(backing: LocalBacking) -> None:
     """A worker could ask for more pages than the parent has memory, and be stopped."""
     worker = await backing.worker()
     await append(worker, STREAM, *[bytes(2**20)] * 8)
@@ -214,9 +214,7 @@ async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBac
 
 
 @pytest.mark.many
-async def test_a_worker_that_asks_for_a_lot_lets_others_have_their_turn(
-    backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_busy_workers_do_not_starve_others(backing: LocalBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker's code mustn't make all others wait."""
     greedy, modest = await backing.worker(), await backing.worker()
     asked: list[str] = []
@@ -242,7 +240,7 @@ async def worker_is_idle(own: parent_side.WorkerConnection) -> None:
 # a parent that is gone
 
 
-async def test_without_the_parent_every_call_fails_at_once(backing: LocalBacking) -> None:
+async def test_calls_fail_at_once_without_the_parent(backing: LocalBacking) -> None:
     """The contract of `StoreUnavailable`."""
     worker = await backing.worker()
     await backing.server.close()
@@ -253,9 +251,7 @@ async def test_without_the_parent_every_call_fails_at_once(backing: LocalBacking
         await LocalStore(backing.server.address, "memory://").open()
 
 
-async def test_a_parent_that_stands_still_is_not_waited_for_forever(
-    backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `StoreUnavailable`: and the worker goes on when the parent does."""
     monkeypatch.setattr(worker_side, "PATIENCE", 0.05)
     worker = await backing.worker()
@@ -269,7 +265,7 @@ async def test_a_parent_that_stands_still_is_not_waited_for_forever(
     assert await worker.kv.get("key") == b"value", "what failed may have been done"
 
 
-async def test_the_clock_of_the_parent_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `Store.time`: a worker with a wrong clock doesn't matter."""
     memory = MemoryStore()
     monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
@@ -323,7 +319,7 @@ async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Pr
 
 
 @pytest.mark.server
-async def test_a_worker_that_is_killed_is_gone_and_its_members_with_it(backing: LocalBacking) -> None:
+async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
     """The contract of `Workers`: the kernel closes what a process had, whatever ended it."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
@@ -342,7 +338,7 @@ async def test_a_worker_that_is_killed_is_gone_and_its_members_with_it(backing: 
 
 
 @pytest.mark.server
-async def test_a_worker_that_is_stopped_keeps_its_lease_and_gets_what_was_sent(backing: LocalBacking) -> None:
+async def test_paused_workers_keep_their_lease_and_messages(backing: LocalBacking) -> None:
     """The contract of `Bus.send`: as long as it fits."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
@@ -359,7 +355,7 @@ async def test_a_worker_that_is_stopped_keeps_its_lease_and_gets_what_was_sent(b
 
 
 @pytest.mark.server
-async def test_a_worker_process_learns_that_its_parent_is_gone(backing: LocalBacking) -> None:
+async def test_worker_processes_notice_a_dead_parent(backing: LocalBacking) -> None:
     """The supervisor's workers end then."""
     await backing.worker()
     process, _ = await start(backing, "ann")

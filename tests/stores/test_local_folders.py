@@ -48,7 +48,7 @@ def start_and_close() -> None:
     asyncio.run(run())
 
 
-def test_what_a_killed_parent_left_behind_is_removed_by_the_next_one(place: Path) -> None:
+def test_leftovers_of_a_killed_parent_are_removed(place: Path) -> None:
     """Fixed defect: it stayed for good."""
     program = """
 import asyncio, os, signal
@@ -70,7 +70,7 @@ asyncio.run(main())
     assert not list(place.iterdir())
 
 
-def test_where_somebody_listens_nothing_is_removed(place: Path) -> None:
+def test_active_sockets_are_not_removed(place: Path) -> None:
     """A parent may stand still, and take no more connections than wait for it."""
     path = left_behind()
     path.unlink()
@@ -84,7 +84,7 @@ def test_where_somebody_listens_nothing_is_removed(place: Path) -> None:
         assert path.exists()
 
 
-def test_what_is_not_left_behind_by_a_parent_stays(place: Path) -> None:
+def test_unrelated_files_are_not_removed(place: Path) -> None:
     """Its name alone makes nothing ours, and a socket that's new may be about to be listened at."""
     new = left_behind(age=0)
     more = left_behind()

@@ -24,7 +24,7 @@ def frame(content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + content
 
 
-async def test_a_parent_of_another_version_says_what_to_do(backing: LocalBacking) -> None:
+async def test_version_mismatch_with_the_parent_is_explained(backing: LocalBacking) -> None:
     """An update was installed, and the workers were restarted without their parent."""
     await backing.worker()
     reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
@@ -49,7 +49,7 @@ NONSENSE = {
 
 
 @for_each("what", list(NONSENSE))
-async def test_who_talks_nonsense_is_cut_off_and_nobody_else_feels_it(backing: LocalBacking, what: str) -> None:
+async def test_invalid_frames_end_only_their_connection(backing: LocalBacking, what: str) -> None:
     """Workers run the user's code: whatever that does to its socket, the parent stays."""
     worker = await backing.worker()
     reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
@@ -61,7 +61,7 @@ async def test_who_talks_nonsense_is_cut_off_and_nobody_else_feels_it(backing: L
     assert await worker.kv.get("key") == b"value"
 
 
-async def test_a_name_that_cannot_be_written_is_the_callers_error_and_nobody_elses(backing: LocalBacking) -> None:
+async def test_unencodable_names_fail_only_their_caller(backing: LocalBacking) -> None:
     """A lone surrogate has no UTF-8."""
     worker = await backing.worker()
     answers = await asyncio.gather(
@@ -72,7 +72,7 @@ async def test_a_name_that_cannot_be_written_is_the_callers_error_and_nobody_els
 
 
 @for_each("size", [1, 2, 3, 5, 100])
-def test_frames_come_whole_however_they_are_cut(size: int) -> None:
+def test_frames_are_reassembled(size: int) -> None:
     """A socket knows no frames."""
     put = calls.calls("kv")["put"]
     out = calls.Frame()
@@ -88,7 +88,7 @@ def test_frames_come_whole_however_they_are_cut(size: int) -> None:
     assert got[4][0] == put.request(0, "4", b"x" * 40, 1.0, lossy=False)
 
 
-def test_there_is_a_call_for_each_method_of_the_contract() -> None:
+def test_every_store_method_has_a_call() -> None:
     """A method that is added to `Log` or `Map` needs nothing else to reach the parent."""
     assert set(calls.calls("kv")) == {"get", "get_many", "put", "compare_and_set", "delete", "keys"}
     assert set(calls.calls("log")) == {"append", "read", "newest", "touch", "trim"}

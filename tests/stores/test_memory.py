@@ -53,12 +53,12 @@ def run_without_loop(store: MemoryStore) -> None:
             step.send(None)
 
 
-def test_no_method_ever_suspends() -> None:
+def test_memory_store_methods_never_suspend() -> None:
     """Our choice: in-process calls cost no turn of the event loop, so each coroutine ends at its first step."""
     run_without_loop(MemoryStore())
 
 
-def test_open_store_makes_an_unshared_store_with_a_new_epoch() -> None:
+def test_open_store_creates_a_separate_store() -> None:
     """Our choice: nothing survives the object, and the epoch says so."""
     one, two = open_store("memory://"), open_store("memory://")
     assert one.shared is False
@@ -66,14 +66,14 @@ def test_open_store_makes_an_unshared_store_with_a_new_epoch() -> None:
 
 
 @for_each("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
-def test_another_url_is_refused_with_what_exists_and_without_the_password(url: str) -> None:
+def test_unknown_store_urls_are_refused_without_the_password(url: str) -> None:
     """Our choice: the message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match="memory://") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
 
 
-async def test_a_value_is_absent_from_the_moment_its_time_is_over(clock: Clock) -> None:
+async def test_values_expire_exactly_on_time(clock: Clock) -> None:
     """The contract of `Map`: for every method."""
     store = MemoryStore(clock=clock)
     for key in ["get", "delete", "keys", "cas"]:
@@ -89,7 +89,7 @@ async def test_a_value_is_absent_from_the_moment_its_time_is_over(clock: Clock) 
     assert await store.kv.keys("") == ["cas"]
 
 
-async def test_put_starts_the_time_anew_longer_or_shorter(clock: Clock) -> None:
+async def test_put_restarts_the_time_to_live(clock: Clock) -> None:
     """The contract of `Map.put`."""
     store = MemoryStore(clock=clock)
     await store.kv.put("longer", b"", 10.0)
@@ -106,7 +106,7 @@ async def test_put_starts_the_time_anew_longer_or_shorter(clock: Clock) -> None:
     assert store.kv.size == 0
 
 
-async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
+async def test_streams_expire_after_their_last_append(clock: Clock) -> None:
     """The contract of `Log.append`: the whole stream ends at once."""
     store = MemoryStore(clock=clock)
     first = await append(store, "stream", b"a", ttl=10.0)
@@ -120,7 +120,7 @@ async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
         await store.log.read("stream", first)
 
 
-async def test_a_touched_stream_lives_from_then_on(clock: Clock) -> None:
+async def test_touch_restarts_the_time_to_live(clock: Clock) -> None:
     """The contract of `Log.touch`: a call may be silent for longer than its messages are kept."""
     store = MemoryStore(clock=clock)
     first = await append(store, "call:stream", b"a", ttl=10.0)
@@ -134,7 +134,7 @@ async def test_a_touched_stream_lives_from_then_on(clock: Clock) -> None:
         await store.log.read("call:stream", first)
 
 
-async def test_an_expired_stream_begins_anew_above_its_old_positions(clock: Clock) -> None:
+async def test_expired_streams_continue_above_old_positions(clock: Clock) -> None:
     """The contract of `Position`."""
     store = MemoryStore(clock=clock)
     old = await append(store, "stream", ttl=10.0)
@@ -147,7 +147,7 @@ async def test_an_expired_stream_begins_anew_above_its_old_positions(clock: Cloc
     assert gap.value.oldest == new
 
 
-async def test_expired_items_are_swept_a_few_at_a_time_by_calls_for_others(clock: Clock) -> None:
+async def test_expired_items_are_swept_incrementally(clock: Clock) -> None:
     """Our choice: no timer, and no single call that pays for all."""
     store = MemoryStore(clock=clock)
     for n in range(10 * SWEEP):
@@ -165,7 +165,7 @@ async def test_expired_items_are_swept_a_few_at_a_time_by_calls_for_others(clock
     assert store.kv.size == store.log.size == 0
 
 
-async def test_an_expired_item_that_no_sweep_reached_is_absent_all_the_same(clock: Clock) -> None:
+async def test_unswept_expired_items_are_absent(clock: Clock) -> None:
     """The contract: expiry is exact, giving memory back is not."""
     store = MemoryStore(clock=clock)
     for n in range(4 * SWEEP):
@@ -178,7 +178,7 @@ async def test_an_expired_item_that_no_sweep_reached_is_absent_all_the_same(cloc
     assert len(await store.log.read(f"{4 * SWEEP - 2}", None)) == 1
 
 
-async def test_full_of_values_refuses_and_keeps_what_it_has(clock: Clock) -> None:
+async def test_full_map_refuses_and_keeps_its_values(clock: Clock) -> None:
     """Our choice: a record that is dropped in silence would bring a deleted session back to life."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("key", b"old", 10.0)
@@ -194,7 +194,7 @@ async def test_full_of_values_refuses_and_keeps_what_it_has(clock: Clock) -> Non
     assert await store.kv.get("key") == bytes(1_000)
 
 
-async def test_a_mark_finds_room_where_larger_values_do_not(clock: Clock) -> None:
+async def test_tombstones_fit_when_larger_values_do_not(clock: Clock) -> None:
     """Our choice: what sessions accumulate must not keep a tombstone out, or a deleted session would live on."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)
@@ -211,7 +211,7 @@ async def test_a_mark_finds_room_where_larger_values_do_not(clock: Clock) -> Non
     assert store.kv.size <= 10_000
 
 
-async def test_what_has_expired_never_makes_the_store_full(clock: Clock) -> None:
+async def test_expired_values_do_not_count_as_full(clock: Clock) -> None:
     """Our choice: a full store looks through everything before it refuses."""
     store = MemoryStore(clock=clock, max_value_bytes=100_000)
     for n in range(400):
@@ -223,7 +223,7 @@ async def test_what_has_expired_never_makes_the_store_full(clock: Clock) -> None
     assert await store.kv.keys("") == ["large"]
 
 
-async def test_a_full_log_forgets_the_stream_appended_to_longest_ago(clock: Clock) -> None:
+async def test_full_log_evicts_the_least_recent_stream(clock: Clock) -> None:
     """Our choice: its readers get a gap, the busy streams do not feel it."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     old = await append(store, "old", bytes(2_000))
@@ -241,7 +241,7 @@ async def test_a_full_log_forgets_the_stream_appended_to_longest_ago(clock: Cloc
     assert store.log.size <= 10_000
 
 
-async def test_a_full_kind_takes_no_room_from_another(clock: Clock) -> None:
+async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
     """Fixed defect: the stream of a call drove out mailboxes. Each kind has the whole bound."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     await append(store, "mailbox:ada", bytes(8_000))
@@ -251,7 +251,7 @@ async def test_a_full_kind_takes_no_room_from_another(clock: Clock) -> None:
     assert store.log.kinds["call"].size <= 10_000 < store.log.size
 
 
-async def test_a_kind_that_is_not_used_any_more_gives_its_room_back(clock: Clock) -> None:
+async def test_unused_kinds_release_their_room(clock: Clock) -> None:
     """Calls for others sweep, whatever their kind."""
     store = MemoryStore(clock=clock)
     await append(store, "call:1:a", bytes(3_000), ttl=10.0)
@@ -260,7 +260,7 @@ async def test_a_kind_that_is_not_used_any_more_gives_its_room_back(clock: Clock
     assert store.log.kinds["call"].size == 0
 
 
-async def test_a_stream_that_fills_the_log_alone_loses_its_oldest_entries(clock: Clock) -> None:
+async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> None:
     """Our choice: the newest entry is always kept."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     positions = [await append(store, "stream", bytes(1_000)) for _ in range(100)]
@@ -272,7 +272,7 @@ async def test_a_stream_that_fills_the_log_alone_loses_its_oldest_entries(clock:
     assert store.log.size <= 10_000
 
 
-async def test_a_full_log_takes_room_from_its_largest_stream_entry_by_entry(clock: Clock) -> None:
+async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
     """Fixed defect: a large stream was forgotten whole, and small ones before it."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     small = await append(store, "small", b"quiet")
@@ -285,7 +285,7 @@ async def test_a_full_log_takes_room_from_its_largest_stream_entry_by_entry(cloc
     assert store.log.size <= 20_000
 
 
-async def test_what_was_written_to_one_stream_can_be_read_after_its_copy_was_written_to_another(clock: Clock) -> None:
+async def test_copies_do_not_evict_their_source(clock: Clock) -> None:
     """Fixed defect: the copy threw out the stream that its writer was about to read."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     for n in range(50):
@@ -297,7 +297,7 @@ async def test_what_was_written_to_one_stream_can_be_read_after_its_copy_was_wri
         assert store.log.size <= 20_000
 
 
-async def test_of_two_entries_that_do_not_fit_together_the_newer_one_stays(clock: Clock) -> None:
+async def test_newer_of_two_large_entries_stays(clock: Clock) -> None:
     """The bound holds, and what was appended last can be read."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     await append(store, "first", bytes(12_000))
@@ -307,7 +307,7 @@ async def test_of_two_entries_that_do_not_fit_together_the_newer_one_stays(clock
     assert store.log.size <= 20_000
 
 
-async def test_room_is_made_in_the_same_way_whatever_the_order_of_sizes(clock: Clock) -> None:
+async def test_eviction_is_independent_of_size_order(clock: Clock) -> None:
     """The bound holds and the count is exact for a thousand appends of mixed sizes, ends and trims among them."""
     store = MemoryStore(clock=clock, max_log_bytes=30_000)
     for n in range(1_000):
@@ -321,7 +321,7 @@ async def test_room_is_made_in_the_same_way_whatever_the_order_of_sizes(clock: C
     assert store.log.size == 0
 
 
-async def test_an_entry_larger_than_the_log_is_refused_and_nothing_is_forgotten_for_it() -> None:
+async def test_oversized_entries_are_refused_without_eviction() -> None:
     """The contract of `StoreFull`: nothing was changed."""
     store = MemoryStore(max_log_bytes=10_000)
     await append(store, "stream", b"a")
@@ -330,7 +330,7 @@ async def test_an_entry_larger_than_the_log_is_refused_and_nothing_is_forgotten_
     assert len(await store.log.read("stream", None)) == 1
 
 
-async def test_a_long_stream_is_cut_exactly_to_its_newest_entries() -> None:
+async def test_long_streams_are_trimmed_exactly() -> None:
     """Our choice: in memory nothing is kept beyond `max_entries`, and a smaller number cuts at once."""
     store = MemoryStore()
     positions = [await append(store, "stream", b"%d" % n, max_entries=300) for n in range(2_000)]
@@ -341,7 +341,7 @@ async def test_a_long_stream_is_cut_exactly_to_its_newest_entries() -> None:
 
 
 @pytest.mark.many
-async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> None:
+async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> None:
     """A flood of short-lived records with a long ttl must not leave its deadlines behind for a day."""
     store = MemoryStore(clock=clock)
     gc.collect()
@@ -359,7 +359,7 @@ async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> 
 
 @pytest.mark.many
 @for_each("end", ["delete", "expire"])
-async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: str) -> None:
+async def test_memory_is_released_when_items_are_gone(clock: Clock, end: str) -> None:
     """Our choice: 10,000 sessions that open and close leave nothing behind."""
     store = MemoryStore(clock=clock)
     gc.collect()
@@ -381,7 +381,7 @@ async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: s
     assert store.kv.size == store.log.size == 0
 
 
-async def test_the_keys_of_one_kind_are_found_without_a_walk_over_the_others() -> None:
+async def test_listing_one_kind_does_not_scan_others() -> None:
     """Whoever asks who is in a chat must not pay for the mailboxes of everybody."""
     store = MemoryStore()
     for number in range(1000):

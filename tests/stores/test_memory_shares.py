@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-async def test_a_share_has_room_again_when_its_values_expire(clock: Clock) -> None:
+async def test_expired_values_release_their_share(clock: Clock) -> None:
     """Expired values count no more, also where nobody asked for them since."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     for number in range(4):
@@ -39,7 +39,7 @@ async def test_a_share_has_room_again_when_its_values_expire(clock: Clock) -> No
     assert not kind.shares
 
 
-async def test_what_does_not_grow_is_taken_by_a_full_store(clock: Clock) -> None:
+async def test_full_store_accepts_values_that_do_not_grow(clock: Clock) -> None:
     """A fixed defect: marks filled the room that is kept back, and then no record could be changed."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)

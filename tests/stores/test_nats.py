@@ -25,7 +25,7 @@ async def backing() -> AsyncIterator[NatsBacking]:
     await backing.close()
 
 
-def test_a_url_names_servers_login_replicas_and_namespace() -> None:
+def test_nats_url_has_servers_login_replicas_and_namespace() -> None:
     """Interface of the URL."""
     address = parse_address("nats://ada:p%40ss@one:4223,two,[::1]:4224/?replicas=3&namespace=shop")
     assert address.servers == ("nats://one:4223", "nats://two:4222", "nats://[::1]:4224")
@@ -36,7 +36,7 @@ def test_a_url_names_servers_login_replicas_and_namespace() -> None:
     assert "p@ss" not in repr(address)
 
 
-def test_a_url_that_cannot_be_used_is_refused_without_its_password() -> None:
+def test_invalid_nats_urls_are_refused_without_the_password() -> None:
     """What happened, and what to write instead."""
     for bad in ("nats://", "nats://a:p4ss@", "nats://one?replicas=9", "nats://one?namespace=a.b", "nats://one?x=1",
                 "nats://one:0", "nats://u:p4ss@one:x", "nats://one/db", "nats://one?credentials=/nowhere"):  # fmt: skip
@@ -45,14 +45,14 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password() -> None:
         assert "p4ss" not in str(refused.value)
 
 
-async def test_a_server_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_nats_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """`open` may be tried again."""
     monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 0.3)
     with pytest.raises(LocalError, match=r"nats://127\.0\.0\.1:1"):
         await open_store("nats://ada:p4ss@127.0.0.1:1").open()
 
 
-async def test_a_value_is_absent_once_its_time_is_over(backing: NatsBacking) -> None:
+async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:
     """Before the server deletes it, which it does in whole seconds."""
     kv = (await backing.worker()).kv
     await kv.put("session:a", b"1", 0.2)
@@ -69,7 +69,7 @@ async def test_a_value_is_absent_once_its_time_is_over(backing: NatsBacking) -> 
     assert await kv.get("session:a") == b"2"
 
 
-async def test_a_stream_that_has_expired_is_unknown_and_begins_again(backing: NatsBacking) -> None:
+async def test_expired_streams_are_unknown_and_restart(backing: NatsBacking) -> None:
     """For every worker, and also where it was sealed."""
     one, two = await backing.worker(), await backing.worker()
     old = await one.log.append("call:1", b"old", ttl=0.2, max_entries=9, seal=True)
@@ -87,7 +87,7 @@ async def test_a_stream_that_has_expired_is_unknown_and_begins_again(backing: Na
     assert (await one.log.append("call:1", b"more", ttl=TTL, max_entries=9)).offset > new.offset
 
 
-async def test_a_touched_stream_lives_on_with_all_its_entries(backing: NatsBacking) -> None:
+async def test_touched_streams_keep_all_entries(backing: NatsBacking) -> None:
     """The contract of `Log.touch`."""
     one, two = await backing.worker(), await backing.worker()
     await one.log.append("call:1", b"a", ttl=1.0, max_entries=9)
@@ -103,7 +103,7 @@ async def test_a_touched_stream_lives_on_with_all_its_entries(backing: NatsBacki
     assert data_of(await two.log.read("call:1", None)) == [b"a", b"b"]
 
 
-async def test_what_no_view_shows_any_more_is_purged(backing: NatsBacking) -> None:
+async def test_unreferenced_entries_are_purged(backing: NatsBacking) -> None:
     """A stream and its indexes share their messages."""
     store = await backing.worker()
     index = Index("hub:channel:news", TTL, 10)
@@ -120,9 +120,7 @@ async def test_what_no_view_shows_any_more_is_purged(backing: NatsBacking) -> No
     assert data_of(await store.log.newest("hub:journal", 2)) == [b"599", b"other"]
 
 
-async def test_an_append_whose_answer_was_lost_is_not_done_twice(
-    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     """It's tried again with the same message id."""
     store = await backing.worker()
     await append(store, "hub:journal", b"0")
@@ -176,7 +174,7 @@ async def test_reads_after_an_election_return_every_known_entry(
     assert len(stale) == 2
 
 
-async def test_a_deleted_jetstream_stream_begins_again_at_positions_it_never_had(backing: NatsBacking) -> None:
+async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBacking) -> None:
     """Readers get a gap, and writers go on."""
     store: NatsStore = await backing.worker()
     (old,) = await append(store, "hub:journal", b"old")
@@ -190,7 +188,7 @@ async def test_a_deleted_jetstream_stream_begins_again_at_positions_it_never_had
     assert data_of(await store.log.read("hub:journal", None)) == [b"new"]
 
 
-async def test_a_value_beyond_what_the_server_takes_is_refused(backing: NatsBacking) -> None:
+async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -> None:
     """Nothing was changed."""
     store = await backing.worker()
     await store.kv.put("session:a", b"1", TTL)

@@ -50,7 +50,7 @@ async def append_until(store: Store, name: str, done: asyncio.Event, acknowledge
             acknowledged.append(data)
 
 
-async def test_an_acknowledged_entry_survives_the_loss_of_a_node_without_a_gap(cluster: NatsCluster) -> None:
+async def test_acknowledged_entries_survive_the_loss_of_a_node(cluster: NatsCluster) -> None:
     """Whichever node dies, and whatever it leads: readers that follow get all, once and in order."""
     url = await cluster.url()
     async with contextlib.AsyncExitStack() as stack:

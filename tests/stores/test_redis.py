@@ -46,14 +46,14 @@ STREAM = "hub:journal"
         ("http://:hunter2@host", "Unknown store"),
     ],
 )
-def test_a_url_that_cannot_be_used_says_why_and_never_the_password(url: str, said: str) -> None:
+def test_invalid_redis_urls_are_explained_without_the_password(url: str, said: str) -> None:
     """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match=said) as refused:
         open_store(url)
     assert "hunter2" not in str(refused.value)
 
 
-async def test_a_store_that_is_not_there_says_so_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_redis_fails_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong port in a deployment shows when the server starts."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     with pytest.raises(LocalError, match="can't be reached"):
@@ -61,7 +61,7 @@ async def test_a_store_that_is_not_there_says_so_after_a_bounded_wait(monkeypatc
             pass
 
 
-async def test_a_redis_that_starts_later_is_waited_for() -> None:
+async def test_redis_that_starts_later_is_awaited() -> None:
     """Fixed defect: one second without Redis while the workers started ended the server."""
     server = RedisServer()
     server.stop()
@@ -78,7 +78,7 @@ async def test_a_redis_that_starts_later_is_waited_for() -> None:
         server.close()
 
 
-async def test_a_wrong_password_is_named_and_not_shown(server: RedisServer) -> None:
+async def test_wrong_redis_password_is_reported_without_showing_it(server: RedisServer) -> None:
     """The message goes to a terminal and into logs."""
     server.ask("CONFIG", "SET", "requirepass", "right")
     for url in (f"redis://:hunter2@127.0.0.1:{server.port}", server.url):
@@ -90,7 +90,7 @@ async def test_a_wrong_password_is_named_and_not_shown(server: RedisServer) -> N
         await store.kv.put("key", b"", TTL)
 
 
-async def test_a_password_that_is_changed_while_it_runs_is_a_store_that_is_away_until_it_fits(
+async def test_changed_redis_password_is_an_outage_until_fixed(
     server: RedisServer,
 ) -> None:
     """Fixed defect: it was another error than any that a store may give, so a call that logs failed, and a publication
@@ -118,7 +118,7 @@ async def test_a_password_that_is_changed_while_it_runs_is_a_store_that_is_away_
         assert second == Position(first.epoch, first.offset + 1)
 
 
-async def test_a_share_has_room_again_when_its_values_end(server: RedisServer) -> None:
+async def test_released_values_free_their_share(server: RedisServer) -> None:
     """What has expired counts no more, and what counts goes with the last value. All of it is in one slot."""
     async with opened(server.url) as store:
         store.backend.kv._room = 4_000
@@ -140,7 +140,7 @@ async def test_a_share_has_room_again_when_its_values_end(server: RedisServer) -
         assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
 
 
-async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:
+async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
     """It would lose sessions and events in silence."""
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
@@ -149,7 +149,7 @@ async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:
             pass
 
 
-async def test_a_redis_that_begins_to_evict_while_it_runs_is_a_degraded_store(
+async def test_redis_eviction_at_run_time_degrades_the_store(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fixed defect: nobody noticed before the next connection. What's asked is still answered."""
@@ -176,7 +176,7 @@ async def trusts(store: Store) -> bool:
     return not await store.degraded_reason()
 
 
-async def test_a_replica_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redis_replicas_are_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes no writes."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     server.ask("REPLICAOF", "127.0.0.1", "1")
@@ -186,9 +186,7 @@ async def test_a_replica_is_refused(server: RedisServer, monkeypatch: pytest.Mon
     assert ".." not in str(refused.value)
 
 
-async def test_a_redis_that_takes_no_writes_any_more_is_named_and_used_again_when_it_does(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_read_only_redis_is_reported_and_recovers(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was made a replica, or lost its own ones: changes fail after a bounded wait."""
     async with opened(server.url) as store:
         for forbid, allow in (
@@ -205,7 +203,7 @@ async def test_a_redis_that_takes_no_writes_any_more_is_named_and_used_again_whe
         assert data_of(await read_all(store, STREAM)) == [b"after", b"after"]
 
 
-async def test_a_redis_that_is_too_old_is_refused() -> None:
+async def test_old_redis_versions_are_refused() -> None:
     """6.2 has no automatic sequence of ids, and the scripts rely on it."""
 
     async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -221,7 +219,7 @@ async def test_a_redis_that_is_too_old_is_refused() -> None:
                 pass
 
 
-async def test_a_full_redis_refuses_and_takes_again_when_it_has_room(server: RedisServer) -> None:
+async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
     """The contract of `StoreFull`: named, at once, and nothing is changed."""
     async with opened(server.url) as store:
         (first,) = await append(store, STREAM, b"before")
@@ -243,7 +241,7 @@ def documented() -> list[str]:
     return page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
 
 
-async def test_a_user_that_may_do_only_what_is_documented_can_do_everything(server: RedisServer) -> None:
+async def test_documented_redis_permissions_are_sufficient(server: RedisServer) -> None:
     """docs/how-to/use-redis.md names the commands."""
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
@@ -271,7 +269,7 @@ async def test_a_user_that_may_do_only_what_is_documented_can_do_everything(serv
     assert refused == []
 
 
-def test_every_command_that_a_script_uses_is_documented_and_looked_at() -> None:
+def test_script_commands_are_documented_and_checked() -> None:
     """A new one mustn't break those who gave Millstream a user of its own."""
     folder = Path(scripts.__file__).parent / "lua"
     pattern = re.compile(r"redis\.p?call\('([A-Z]+)'")
@@ -282,7 +280,7 @@ def test_every_command_that_a_script_uses_is_documented_and_looked_at() -> None:
     assert {f"+{name.lower()}" for name in checked} <= set(documented())
 
 
-async def test_a_forbidden_command_shows_at_the_start_under_its_name(server: RedisServer) -> None:
+async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) -> None:
     """Fixed defect: it showed with the first event, as the digest of a script."""
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
@@ -291,7 +289,7 @@ async def test_a_forbidden_command_shows_at_the_start_under_its_name(server: Red
                 pass
 
 
-async def test_a_database_or_a_kind_of_server_that_is_not_there_is_named(server: RedisServer) -> None:
+async def test_missing_databases_and_server_modes_are_named(server: RedisServer) -> None:
     """The message is for the operator."""
     for url, said in (
         (f"{server.url}/99", "refuses the connection"),
@@ -302,9 +300,7 @@ async def test_a_database_or_a_kind_of_server_that_is_not_there_is_named(server:
                 pass
 
 
-async def test_a_publish_and_a_logged_message_are_one_command_each(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_publish_and_log_need_one_command_each(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our budget: the store is asked once."""
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with opened(server.url, lease=600.0) as store:
@@ -324,7 +320,7 @@ async def test_a_publish_and_a_logged_message_are_one_command_each(
         assert len(clients) == 2
 
 
-async def test_appends_of_many_tasks_go_out_together(server: RedisServer) -> None:
+async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:
     """Batching is what a publish costs little with: Redis reads many commands at once."""
     async with opened(server.url, lease=600.0) as store:
         await quiet(store)
@@ -364,9 +360,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificate_is_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`rediss://`: the name and the authority of the certificate are checked."""
     cert, key = certificate(tmp_path)
     port = free_port()

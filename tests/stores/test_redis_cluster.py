@@ -29,7 +29,7 @@ def node_of(servers: Cluster, slot: int) -> RedisServer:
     raise AssertionError("nobody has the slot")
 
 
-async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -> None:
+async def test_moved_cluster_keys_are_found() -> None:
     """The Cluster's own redirections: ASK while a slot is being moved, MOVED after it."""
     servers = Cluster()
     try:
@@ -54,7 +54,7 @@ async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -
         servers.close()
 
 
-async def test_a_replica_that_takes_over_is_found_and_readers_get_a_gap() -> None:
+async def test_cluster_failover_is_a_gap() -> None:
     """The primary of the hub's slot dies."""
     servers = Cluster(dead_after=1.0)
     try:
@@ -83,7 +83,7 @@ async def test_a_replica_that_takes_over_is_found_and_readers_get_a_gap() -> Non
         servers.close()
 
 
-async def test_a_node_of_a_cluster_whose_url_names_one_server_is_refused_with_what_to_write() -> None:
+async def test_cluster_nodes_without_cluster_url_are_refused() -> None:
     """It would have to be asked for every key in turn."""
     servers = Cluster()
     try:

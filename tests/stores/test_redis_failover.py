@@ -42,7 +42,7 @@ async def insist(store: RedisStore, data: bytes) -> None:
             return
 
 
-async def test_a_failover_that_lost_acknowledged_events_is_a_gap_for_every_reader(servers: Sentinels) -> None:
+async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
     """Redis replicates asynchronously. What is lost is never lost in silence, nor replaced at the same position."""
     async with opened(servers.url) as one, opened(servers.url) as two:
         follower, epoch = Follower(two, STREAM), two.epoch
@@ -66,7 +66,7 @@ async def test_a_failover_that_lost_acknowledged_events_is_a_gap_for_every_reade
         await follower.close()
 
 
-async def test_a_position_that_an_unreplaced_primary_gave_is_void_where_a_worker_has_seen_a_later_epoch(
+async def test_positions_of_an_old_primary_are_void(
     servers: Sentinels,
 ) -> None:
     """A primary that's replaced while it's well serves on. Where a worker comes back to it, its data lack events."""
@@ -79,7 +79,7 @@ async def test_a_position_that_an_unreplaced_primary_gave_is_void_where_a_worker
             await old.log.read(STREAM, before)
 
 
-async def test_wait_refuses_what_too_few_replicas_have_confirmed(servers: Sentinels) -> None:
+async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
     """The option of the URL: an append counts once so many replicas have it."""
     async with opened(f"{servers.primary.url}?wait=1") as store:
         await append(store, STREAM, b"confirmed")
@@ -90,7 +90,7 @@ async def test_wait_refuses_what_too_few_replicas_have_confirmed(servers: Sentin
         assert data_of(await read_all(store, STREAM)) == [b"confirmed", b"stored here only"]
 
 
-async def test_an_unknown_service_or_a_dead_sentinel_is_named(
+async def test_unknown_services_and_dead_sentinels_are_named(
     monkeypatch: pytest.MonkeyPatch, servers: Sentinels
 ) -> None:
     """The message is for the operator."""

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 STREAM = "hub:journal"
 
 
-async def test_after_flushall_the_epoch_is_new_and_everybody_is_told(server: RedisServer) -> None:
+async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
     """The contract of `Store.epoch` and `Store.watch`."""
     async with opened(server.url) as one, opened(server.url) as two:
         changes = [asyncio.Event(), asyncio.Event()]
@@ -37,7 +37,7 @@ async def test_after_flushall_the_epoch_is_new_and_everybody_is_told(server: Red
         await until(lambda: one.members.present("chat"))
 
 
-async def test_a_redis_that_lost_everything_is_used_again(server: RedisServer) -> None:
+async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> None:
     """Restarted without files: sessions and events are gone, and every reader is told."""
     async with opened(server.url) as store:
         before = store.epoch
@@ -51,7 +51,7 @@ async def test_a_redis_that_lost_everything_is_used_again(server: RedisServer) -
         assert data_of(await read_all(store, STREAM)) == [b"new"]
 
 
-async def test_another_run_of_redis_begins_a_new_epoch_with_what_its_file_has() -> None:
+async def test_redis_restart_starts_a_new_epoch() -> None:
     """Redis may have lost the newest entries, and can't say so: every reader gets a gap."""
     server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
@@ -70,7 +70,7 @@ async def test_another_run_of_redis_begins_a_new_epoch_with_what_its_file_has() 
         server.close()
 
 
-async def test_what_the_last_run_of_redis_lost_is_a_gap_for_those_who_follow() -> None:
+async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
     """Redis' own promise is asynchronous, so what it acknowledged may be gone. Never in silence."""
     server = RedisServer()
     try:
@@ -92,7 +92,7 @@ async def test_what_the_last_run_of_redis_lost_is_a_gap_for_those_who_follow() -
 
 
 @pytest.mark.impatient
-async def test_a_redis_that_stands_still_is_an_error_after_a_bounded_wait_and_then_works(server: RedisServer) -> None:
+async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> None:
     """A publish waits for some seconds, and never succeeds before the store has the event."""
     async with opened(server.url) as store:
         await append(store, STREAM, b"before")
@@ -110,9 +110,7 @@ async def test_a_redis_that_stands_still_is_an_error_after_a_bounded_wait_and_th
         assert found[-1].position == after
 
 
-async def test_an_append_whose_reply_got_lost_is_made_once(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `Log.append`: a store that tries again recognizes what it has."""
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
@@ -140,7 +138,7 @@ async def test_an_append_whose_reply_got_lost_is_made_once(
         assert journal[-1].position.offset == before[0].offset + 20
 
 
-async def test_connections_that_break_or_are_half_closed_are_made_anew(server: RedisServer) -> None:
+async def test_broken_redis_connections_are_reopened(server: RedisServer) -> None:
     """Nobody who listens misses anything, because reading goes on behind the last entry."""
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}") as store:
         follower = Follower(store, STREAM)
@@ -154,7 +152,7 @@ async def test_connections_that_break_or_are_half_closed_are_made_anew(server: R
         await follower.close()
 
 
-async def test_random_channels_cannot_fill_the_server(server: RedisServer) -> None:
+async def test_random_channels_cannot_fill_redis(server: RedisServer) -> None:
     """Each kind of index has so much room, and what was appended to the longest ago goes first."""
     async with opened(server.url) as store:
         store.backend.log._room = 200_000
@@ -169,7 +167,7 @@ async def test_random_channels_cannot_fill_the_server(server: RedisServer) -> No
         assert await store.log.newest("mailbox:ann", 1)
 
 
-async def test_every_key_has_an_end(server: RedisServer) -> None:
+async def test_every_redis_key_expires(server: RedisServer) -> None:
     """A Redis that is shared with others isn't left full of what nobody uses any more."""
     async with opened(server.url) as store:
         await quiet(store)
@@ -184,7 +182,7 @@ async def test_every_key_has_an_end(server: RedisServer) -> None:
         assert {key: server.ask("PTTL", key.decode()) for key in keys if server.ask("PTTL", key.decode()) < 0} == {}
 
 
-async def test_two_servers_with_their_own_prefixes_share_one_redis(server: RedisServer) -> None:
+async def test_servers_with_different_prefixes_share_redis(server: RedisServer) -> None:
     """The option of the URL: neither sees the other."""
     async with opened(f"{server.url}?prefix=a:") as one, opened(f"{server.url}?prefix=b:") as two:
         await one.kv.put("key", b"one", TTL)
@@ -196,7 +194,7 @@ async def test_two_servers_with_their_own_prefixes_share_one_redis(server: Redis
         assert await one.kv.keys("key") == ["key"]
 
 
-async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_a_lease(server: RedisServer) -> None:
+async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
     """A pause that is longer than a lease must not make every member leave and come again, whoever comes first."""
     async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
         await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
@@ -218,7 +216,7 @@ async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_
             assert [one.workers.me, two.workers.me] == names
 
 
-async def test_a_worker_that_lost_its_lease_goes_on_under_a_new_name(server: RedisServer) -> None:
+async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> None:
     """The contract of `Workers`: what was given to the old one is void, and it holds its members again."""
     async with opened(server.url) as store, opened(server.url) as other:
         await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))

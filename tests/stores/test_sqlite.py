@@ -48,7 +48,7 @@ async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[S
 # what survives
 
 
-async def test_everything_that_was_acknowledged_is_there_after_a_restart(path: Path) -> None:
+async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
     """The contract of `Store.epoch`: nothing was lost, so it's the same, and every position is good."""
     index = Index("history:news", TTL, 100)
     async with opened(path) as store:
@@ -73,7 +73,7 @@ async def test_everything_that_was_acknowledged_is_there_after_a_restart(path: P
         assert more.offset == indexed.offset + 1
 
 
-async def test_a_stream_that_was_forgotten_never_reuses_a_position_after_a_restart(path: Path) -> None:
+async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Path) -> None:
     """The contract of `Position`."""
     async with opened(path) as store:
         old = await append(store, "call:1", b"a", b"b")
@@ -85,7 +85,7 @@ async def test_a_stream_that_was_forgotten_never_reuses_a_position_after_a_resta
             await store.log.read("call:1", old[0])
 
 
-async def test_a_position_whose_entries_were_dropped_is_a_gap_after_a_restart_too(path: Path) -> None:
+async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
     """The contract of `Log.read`."""
     async with opened(path) as store:
         positions = await append(store, "hub:journal", *(b"%d" % n for n in range(500)), max_entries=3)
@@ -96,7 +96,7 @@ async def test_a_position_whose_entries_were_dropped_is_a_gap_after_a_restart_to
         assert gap.value.newest == positions[-1]
 
 
-async def test_times_to_live_go_on_while_nobody_has_the_file(path: Path) -> None:
+async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> None:
     """The contract of `Map` and `Log.append`."""
     clock = Clock()
     async with opened(path, clock=clock) as store:
@@ -119,7 +119,7 @@ async def test_times_to_live_go_on_while_nobody_has_the_file(path: Path) -> None
     assert rows(path, "SELECT key FROM items") == [("other",)]
 
 
-async def test_what_may_go_goes_in_the_order_of_writing_after_a_restart_too(path: Path) -> None:
+async def test_eviction_order_survives_a_restart(path: Path) -> None:
     """The contract of `Map`: the oldest lossy value first."""
     async with opened(path, max_value_bytes=10_000) as store:
         for name in ("a", "b", "c", "a"):
@@ -133,7 +133,7 @@ async def test_what_may_go_goes_in_the_order_of_writing_after_a_restart_too(path
             await store.kv.put("debt:x", bytes(10_000), TTL, lossy=True)
 
 
-async def test_the_file_is_bounded(path: Path) -> None:
+async def test_sqlite_file_size_is_bounded(path: Path) -> None:
     """Our choice: what was dropped for want of room, ended or was trimmed leaves the file, too."""
     async with opened(path, max_log_bytes=100_000) as store:
         for n in range(300):
@@ -161,7 +161,7 @@ def rows(path: Path, select: str) -> list[Any]:
         database.close()
 
 
-async def test_a_file_that_was_made_anew_has_another_epoch(path: Path) -> None:
+async def test_recreated_files_have_a_new_epoch(path: Path) -> None:
     """The contract of `Store.epoch`."""
     async with opened(path) as store:
         epoch = store.epoch
@@ -174,7 +174,7 @@ async def test_a_file_that_was_made_anew_has_another_epoch(path: Path) -> None:
 # what nobody may see yet
 
 
-async def test_nobody_sees_or_hears_what_is_not_in_the_file_yet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uncommitted_data_is_not_visible(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A position that was seen and then lost in a crash would be given out twice."""
     async with opened(path) as store:
         commits = HeldUp(store, monkeypatch)
@@ -215,7 +215,7 @@ class HeldUp:
             await self._began.wait()
 
 
-async def test_all_that_wait_go_to_the_file_in_one_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_writes_share_one_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Group commit: a thousand publishers cost one synchronization."""
     async with opened(path, "?durability=full") as store:
         commits: list[Any] = []
@@ -226,7 +226,7 @@ async def test_all_that_wait_go_to_the_file_in_one_commit(path: Path, monkeypatc
         assert len(await read_all(store, "hub:journal")) == 1000
 
 
-async def test_a_closed_store_takes_nothing_and_leaves_the_file_alone(path: Path) -> None:
+async def test_closed_store_does_not_touch_the_file(path: Path) -> None:
     """A late call must not open the file again that somebody else has by now."""
     store = SqliteStore(locate(f"sqlite:///{path}"))
     await store.open()
@@ -241,7 +241,7 @@ async def test_a_closed_store_takes_nothing_and_leaves_the_file_alone(path: Path
 # who may have it
 
 
-async def test_only_the_owner_can_read_the_file_and_the_folder_stays_as_it_was(path: Path) -> None:
+async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
     """Who reads the store can forge sessions."""
     path.parent.chmod(0o755)
     before = os.umask(0)
@@ -256,7 +256,7 @@ async def test_only_the_owner_can_read_the_file_and_the_folder_stays_as_it_was(p
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
 
 
-async def test_a_second_owner_is_refused_with_what_to_do_instead(path: Path) -> None:
+async def test_second_process_is_refused_with_a_fix(path: Path) -> None:
     """One process has the file; several workers ask that one, and several machines need a server."""
     async with opened(path) as store:
         await append(store, "hub:journal", b"a")

@@ -59,9 +59,7 @@ async def fill(store: SqliteStore, kept: list[Entry]) -> None:
         kept.append(Entry((await append(store, "hub:journal", data))[0], data))
 
 
-async def test_a_full_file_refuses_and_keeps_what_it_has_and_goes_on_when_there_is_room(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `StoreFull`: nothing was changed."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     heard: list[bytes] = []
@@ -87,9 +85,7 @@ async def test_a_full_file_refuses_and_keeps_what_it_has_and_goes_on_when_there_
     assert await read_all(store, "hub:journal") == [*kept, Entry(position, b"again")]
 
 
-async def test_a_file_that_cannot_be_written_anymore_is_a_store_that_is_away(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unwritable_file_is_an_outage(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: it was another error than any that a store may give, and callers made an internal error of it."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
@@ -100,7 +96,7 @@ async def test_a_file_that_cannot_be_written_anymore_is_a_store_that_is_away(
     assert data_of(await store.log.read("hub:journal", None)) == [b"a", b"c"]
 
 
-async def test_a_full_disk_is_not_asked_again_by_every_caller(store: SqliteStore) -> None:
+async def test_full_disk_is_not_retried_by_every_caller(store: SqliteStore) -> None:
     """Our choice: for a second, changes fail at once; reads go on."""
     await append(store, "hub:journal", b"a")
     tries = 0
@@ -119,9 +115,7 @@ async def test_a_full_disk_is_not_asked_again_by_every_caller(store: SqliteStore
     store.backend._file.transact = transact  # type: ignore[method-assign]
 
 
-async def test_after_a_commit_that_failed_everything_is_as_it_was(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_commits_change_nothing(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `StoreUnavailable`, for all kinds of changes."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a", b"b")
@@ -158,9 +152,7 @@ async def test_after_a_commit_that_failed_everything_is_as_it_was(
     assert data_of(await read_all(store, "hub:journal")) == [b"a", b"b", b"third"]
 
 
-async def test_what_a_failed_commit_left_in_the_file_is_found_by_those_who_follow(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_followers_find_data_of_a_failed_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `Log.append`: one that failed may have been added, and then it's an entry like any other."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (first,) = await append(store, "hub:journal", b"a")
@@ -179,9 +171,7 @@ async def test_what_a_failed_commit_left_in_the_file_is_found_by_those_who_follo
     assert third.offset == first.offset + 2
 
 
-async def test_a_file_that_cannot_be_opened_again_fails_all_until_it_can(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unopenable_file_fails_until_it_recovers(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads, too: there is nothing to read from."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
@@ -250,7 +240,7 @@ def held(sure: dict[int, bytes], found: dict[int, bytes]) -> dict[int, bytes]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("durability", ["normal", "full"])
-async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(path: Path, durability: str) -> None:
+async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) -> None:
     """Our promise for both settings; one file lives through many deaths."""
     chance = random.Random(7)
     sure: dict[int, bytes] = {}
@@ -268,7 +258,7 @@ async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(path: Path, durab
 
 @pytest.mark.server
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
-async def test_nothing_that_was_acknowledged_is_lost_when_the_disk_fails(path: Path, call: str) -> None:
+async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) -> None:
     """Our promise for `full`: an error of the disk is an error for whoever waits, and the store goes on."""
     strace = shutil.which("strace")
     if strace is None:
@@ -306,9 +296,7 @@ class FullDisk(sqlite3.Connection):
         return super().execute(sql, *args)
 
 
-async def test_a_store_whose_write_ahead_log_fills_the_volume_is_opened_and_read(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: the server couldn't be started again before somebody had made room."""
     await _make(path)
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
@@ -320,7 +308,7 @@ async def test_a_store_whose_write_ahead_log_fills_the_volume_is_opened_and_read
 
 
 @pytest.mark.server
-async def test_a_full_volume_is_an_error_and_the_store_goes_on_when_there_is_room(path: Path) -> None:
+async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
     """Fixed defect: a write-ahead log that filled the volume kept the store from writing again. A limit on the size of
     files is the size of the volume, as `ulimit -f` and some containers set it.
     """
@@ -335,7 +323,7 @@ async def test_a_full_volume_is_an_error_and_the_store_goes_on_when_there_is_roo
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="files of another user are a matter of POSIX")
 @for_each("what", ["file", "folder"])
-def test_what_cannot_be_written_is_named(what: str) -> None:
+def test_unwritable_files_are_named(what: str) -> None:
     """Mostly a volume that is mounted read-only, or made by another user."""
     with tempfile.TemporaryDirectory(prefix="millstream-") as folder:
         path = Path(folder) / "store.db"
@@ -359,7 +347,7 @@ async def _make(path: Path) -> None:
     await store.close()
 
 
-async def test_a_store_that_failed_to_open_can_be_opened_later(path: Path) -> None:
+async def test_failed_open_can_be_retried(path: Path) -> None:
     """The contract of `Store.open`."""
     path.write_bytes(b"no database at all, and long enough to have a header, had it one: " * 20)  # noqa: ASYNC240
     store = SqliteStore(locate(f"sqlite:///{path}"))
@@ -396,7 +384,7 @@ def copy_files(path: Path, to: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_a_file_that_is_gone_takes_nothing_more_and_what_it_had_is_read(
+async def test_deleted_file_refuses_writes(
     store: SqliteStore, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed defect: the store went on to acknowledge, and all of it was lost with the process. SQLite writes to a file
@@ -422,7 +410,7 @@ async def test_a_file_that_is_gone_takes_nothing_more_and_what_it_had_is_read(
     assert store.epoch == before.epoch
 
 
-async def test_a_write_ahead_log_that_somebody_deleted_is_made_again_with_all_that_was_in_it(
+async def test_deleted_wal_is_recreated(
     store: SqliteStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed defect: what was acknowledged from then on was in a file without a name."""

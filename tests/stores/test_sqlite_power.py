@@ -54,7 +54,7 @@ def acknowledged_too_early(lines: Iterable[str]) -> tuple[int, set[str]]:
     return acknowledged, early
 
 
-def test_the_record_is_read_as_the_kernel_writes_it() -> None:
+def test_strace_records_are_parsed() -> None:
     """A check that finds nothing must be able to find something."""
     lines = [
         '7 pwrite64(5, "..run:1:0..run:2:0..", 100, 0) = 100',
@@ -71,7 +71,7 @@ def test_the_record_is_read_as_the_kernel_writes_it() -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("durability", ["full", "normal"])
-async def test_with_full_everything_is_synchronized_before_it_is_acknowledged(tmp_path: Path, durability: str) -> None:
+async def test_full_durability_syncs_before_acknowledging(tmp_path: Path, durability: str) -> None:
     """Our promise for `full`; `normal` doesn't make it, which shows that this test could fail."""
     strace = shutil.which("strace")
     if strace is None:

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_a_file_that_cannot_be_used_is_refused_with_a_reason_and_stays_as_it_is(path: Path, what: str) -> None:
+def test_unusable_files_are_refused_and_unchanged(path: Path, what: str) -> None:
     """Nothing is ever overwritten: somebody may want to save it."""
     make, reason = REFUSED[what]
     make(path)
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_a_reason_and_stays_as_it_is(
     assert path.read_bytes() == before
 
 
-def test_an_empty_file_is_a_new_store(path: Path) -> None:
+def test_empty_files_become_new_stores(path: Path) -> None:
     """As `mktemp` makes one."""
     path.touch()
     fill(path)
@@ -114,7 +114,7 @@ def test_an_empty_file_is_a_new_store(path: Path) -> None:
     ("name", "reason"),
     [("no/such/store.db", "folder doesn't exist"), (".", "is a folder"), ("file/store.db", "a file")],
 )
-async def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str, reason: str) -> None:
+async def test_invalid_file_locations_are_named(tmp_path: Path, name: str, reason: str) -> None:
     """Mostly a folder that wasn't mounted."""
     (tmp_path / "file").touch()
     with pytest.raises(LocalError, match=reason):
@@ -126,14 +126,14 @@ async def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str, 
     ["sqlite://store.db", "sqlite:///", "sqlite:////", "sqlite:///x/", "sqlite://u:hunter2@h/x", "sqlite:///x?key=hunter2",
      "sqlite:///x?durability=off", "sqlite:///x?durability=hunter2", "sqlite:///%00"],
 )  # fmt: skip
-def test_a_wrong_url_is_refused_with_the_right_form_and_without_what_may_be_a_password(url: str) -> None:
+def test_invalid_sqlite_urls_show_the_right_form(url: str) -> None:
     """Our choice: the message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match=r"sqlite:///|durability=normal") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
 
 
-def test_three_slashes_are_relative_and_four_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_slashes_are_relative_and_four_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As other programs read such URLs. A parent and its workers may stand in different folders."""
     monkeypatch.chdir(tmp_path)
     assert locate("sqlite:///a/b.db").path == tmp_path / "a" / "b.db"

@@ -97,7 +97,7 @@ INITIALIZE = request(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
+def test_killed_server_continues_where_it_was(tmp_path: Path, workers: int) -> None:
     """Our promise for SQLite. With several workers it's the parent that is killed, which holds the file."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     store = f"sqlite:///{tmp_path}/store.db"

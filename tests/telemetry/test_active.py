@@ -11,7 +11,7 @@ def table(**given: int) -> tuple[ActiveSessions, list[tuple[Labels, float]]]:
     return ActiveSessions(lambda labels, seconds: ended.append((labels, seconds)), **given), ended
 
 
-def test_a_session_is_active_while_it_is_heard_of() -> None:
+def test_sessions_are_active_while_used() -> None:
     """Our choice: five minutes; a sealed id tells nobody when it is left alone."""
     sessions, ended = table()
     sessions.heard("a", 10.0, *HTTP)
@@ -22,7 +22,7 @@ def test_a_session_is_active_while_it_is_heard_of() -> None:
     assert ended == [(HTTP, 10.0), (("stdio", "2024-11-05"), 0.0)]
 
 
-def test_a_session_that_was_ended_is_over_once() -> None:
+def test_ended_sessions_are_counted_once() -> None:
     """DELETE, or the end of its connection; later messages about an unknown one change nothing."""
     sessions, ended = table()
     sessions.heard("a", 1.0, *HTTP)
@@ -32,7 +32,7 @@ def test_a_session_that_was_ended_is_over_once() -> None:
     assert len(sessions) == 0
 
 
-def test_a_flood_of_sessions_occupies_bounded_memory() -> None:
+def test_session_floods_use_bounded_memory() -> None:
     """Our choice: bounded; the one that began first makes room."""
     sessions, ended = table(max_sessions=3)
     for number in range(10):

@@ -97,7 +97,7 @@ async def world(capture: pytest.CaptureFixture[str], **settings: Any) -> AsyncIt
         yield World(server, runtime, capture)
 
 
-async def test_the_line_of_initialize_has_session_client_and_revision(capture: pytest.CaptureFixture[str]) -> None:
+async def test_initialize_log_line_has_session_client_and_revision(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: over HTTP it had none of them, and nobody could tell which client a session is of."""
     async with world(capture) as seen:
         sealed = (await seen.post("/mcp", INITIALIZE))[b"mcp-session-id"]
@@ -114,7 +114,7 @@ async def test_the_line_of_initialize_has_session_client_and_revision(capture: p
         await pipe.close()
 
 
-async def test_a_refused_initialize_is_told_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
+async def test_refused_initialize_is_logged_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: on connections it was not told at all."""
     wrong = {**INITIALIZE, "params": {}}
     async with world(capture) as seen:
@@ -150,7 +150,7 @@ REFUSED = [
 
 
 @for_each(("path", "body", "headers", "line"), REFUSED, ids=[f"{each[0]}-{each[3][2]}" for each in REFUSED])
-async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
+async def test_early_refusals_are_logged_with_the_reason(
     capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
 ) -> None:
     """A fixed defect: a refusal of REST, `/publish`, `/messages/` or of a media type left no trace."""
@@ -159,7 +159,7 @@ async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
         assert seen.brief() == [line]
 
 
-async def test_a_publication_from_outside_is_told_when_it_is_refused(capture: pytest.CaptureFixture[str]) -> None:
+async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: until there is authentication only this machine may publish, and a refusal left no line."""
     async with world(capture) as seen:
         seen.runtime.bind = Bind(loopback=False)
@@ -167,7 +167,7 @@ async def test_a_publication_from_outside_is_told_when_it_is_refused(capture: py
         assert seen.brief() == [("hub/publish", "", "403", "http")]
 
 
-async def test_a_full_server_tells_which_calls_it_refused(capture: pytest.CaptureFixture[str]) -> None:
+async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.CaptureFixture[str]) -> None:
     """An operator looks for them first."""
     async with world(capture, max_calls=1) as seen:
         seen.runtime.dispatcher.calls.add(a_call())
@@ -179,7 +179,7 @@ async def test_a_full_server_tells_which_calls_it_refused(capture: pytest.Captur
         ]  # fmt: skip
 
 
-async def test_every_message_of_the_dialect_is_told_once(capture: pytest.CaptureFixture[str]) -> None:
+async def test_dialect_messages_are_logged_once(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: its verbs and its errors were not; its calls are the dispatcher's to tell."""
     subscribe, unsubscribe = '{"type":"subscribe","channel":"news"}', '{"type":"unsubscribe","channel":"news"}'
     messages = [
@@ -203,7 +203,7 @@ async def test_every_message_of_the_dialect_is_told_once(capture: pytest.Capture
             assert seen.brief() == [(*line, "websocket")], message
 
 
-async def test_every_message_of_a_batch_is_told(capture: pytest.CaptureFixture[str]) -> None:
+async def test_every_batch_message_is_logged(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: only its calls were."""
     batch = b'[{"jsonrpc":"2.0","method":"notifications/cancelled"},{"jsonrpc":"2.0","id":1,"result":{}},7]'
     told = [("notifications/cancelled", "ok"), ("response", "ok"), ("_other", "-32600")]
@@ -217,7 +217,7 @@ async def test_every_message_of_a_batch_is_told(capture: pytest.CaptureFixture[s
         await pipe.close()
 
 
-async def test_what_took_no_measured_time_enters_no_histogram(capture: pytest.CaptureFixture[str]) -> None:
+async def test_unmeasured_messages_enter_no_histogram(capture: pytest.CaptureFixture[str]) -> None:
     """Only calls are timed: zeros of other messages would make quantiles look better than they are."""
     async with world(capture) as seen:
         await seen.post("/mcp", INITIALIZE)
@@ -232,7 +232,7 @@ async def test_what_took_no_measured_time_enters_no_histogram(capture: pytest.Ca
         assert f'mcp_server_messages_total{{mcp_method_name="initialize",mcp_protocol_version="{DATE}"}} 1' in shown
 
 
-async def test_a_name_that_was_never_checked_is_cut(capture: pytest.CaptureFixture[str]) -> None:
+async def test_unchecked_names_are_truncated(capture: pytest.CaptureFixture[str]) -> None:
     """Lines wait for their batch: hundreds of names as long as a body would fill the memory."""
     async with world(capture) as seen:
         await seen.post("/publish", {"data": 1, "channel": "x" * 100_000})

@@ -40,7 +40,7 @@ def measured(
     return msgspec.msgpack.decode(sent, type=Figures)
 
 
-def test_calls_of_two_workers_are_added_up_and_percentiles_are_of_all() -> None:
+def test_call_figures_of_two_workers_are_merged() -> None:
     """Our choice: counts by bucket travel, since percentiles can't be added up."""
     fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
     page = present({"a": fast, "b": slow}, "a")
@@ -55,14 +55,14 @@ def test_calls_of_two_workers_are_added_up_and_percentiles_are_of_all() -> None:
     json.dumps(page)
 
 
-def test_sessions_of_two_workers_are_added_up() -> None:
+def test_sessions_of_two_workers_are_summed() -> None:
     """One that reached both counts at both."""
     one, other = measured({}, sessions=("a", "b", "c")), measured({}, sessions=("b", "c", "d"))
     page = present({"a": one, "b": other}, "a")
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
 
-def test_what_a_worker_has_is_added_up_and_the_worst_lag_is_that_of_all() -> None:
+def test_worker_figures_are_summed_with_the_worst_lag() -> None:
     """Our choice: memory, descriptors, connections and the hub's counts are sums; of lags the largest counts."""
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
@@ -79,7 +79,7 @@ def test_what_a_worker_has_is_added_up_and_the_worst_lag_is_that_of_all() -> Non
     assert page["store"] == {"up": True}
 
 
-def test_each_worker_has_a_row_and_the_oldest_is_the_first() -> None:
+def test_worker_rows_start_with_the_oldest() -> None:
     """Our choice: the order of the rows doesn't depend on who answers."""
     young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
     old = measured({}, began=20.0, pid=8, host="west")
@@ -98,7 +98,7 @@ def test_each_worker_has_a_row_and_the_oldest_is_the_first() -> None:
         }
 
 
-def test_a_worker_with_other_buckets_still_counts() -> None:
+def test_workers_with_other_buckets_are_counted() -> None:
     """During a deploy another version may measure differently: its calls are counted, its times are left out."""
     own = measured({"add": [0.001]})
     other = msgspec.structs.replace(measured({"add": [2.0] * 9}), bounds=(1.0,))

@@ -20,7 +20,7 @@ def calls(past: HistoryWindow) -> list[int]:
     return [sum(tally.buckets.values()) for _, (tally, _) in sorted(past.points.items())]
 
 
-def test_a_slot_holds_what_was_counted_since_the_one_before() -> None:
+def test_history_slots_hold_increments() -> None:
     """Calls cost nothing: the counts are looked at once a second."""
     history, series = made()
     for second, number in ((0, 3), (1, 0), (10, 2), (11, 1)):
@@ -36,7 +36,7 @@ def test_a_slot_holds_what_was_counted_since_the_one_before() -> None:
     assert past.points[START + 10][1] == Gauges(0.11, 1.0, 21, 11)
 
 
-def test_longer_ranges_are_sums_of_slots_and_the_last_point_grows() -> None:
+def test_longer_ranges_sum_slots() -> None:
     """Ranges from a minute to a day; a point that has just begun is there, too."""
     history, series = made()
     for second in range(4_000):
@@ -54,7 +54,7 @@ def test_longer_ranges_are_sums_of_slots_and_the_last_point_grows() -> None:
 
 
 @pytest.mark.many
-def test_a_day_of_a_busy_server_stays_small_and_the_rest_is_counted_together() -> None:
+def test_history_of_a_day_is_bounded() -> None:
     """Our choice: the rings are bounded, whatever a server has and however long it runs."""
     history, _ = made()
     series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
@@ -70,7 +70,7 @@ def test_a_day_of_a_busy_server_stays_small_and_the_rest_is_counted_together() -
     assert history.size() < KEPT * (40 + 12 * (MAX_OPERATIONS + 1))
 
 
-def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
+def test_stalled_and_reversed_clocks_change_nothing() -> None:
     """The clock of the machine may be set."""
     history, series = made()
     series[(*ADD, "")].observe(0.1)
@@ -83,7 +83,7 @@ def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
     assert calls(history.look(60)) == [1, 1]
 
 
-def test_nothing_was_taken_yet() -> None:
+def test_empty_history_has_no_points() -> None:
     """The first page may ask before the first second is over."""
     past = made()[0].look(3_600, ADD)
     assert (past.points, past.operations, past.chosen) == ({}, {}, {})

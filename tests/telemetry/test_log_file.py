@@ -39,7 +39,7 @@ def test_records_go_to_the_file_as_json_lines(
         logs.configure_as(Settings(log_file=str(tmp_path)))
 
 
-def test_a_file_that_logrotate_moved_is_created_again(tmp_path: Path, root: logging.Logger) -> None:
+def test_rotated_log_files_are_recreated(tmp_path: Path, root: logging.Logger) -> None:
     """No signal and no restart is needed."""
     path = tmp_path / "server.log"
     logs.configure_as(Settings(log_file=str(path)))

@@ -54,7 +54,7 @@ def human_line(message: object, *args: object, **extra: Any) -> str:
     return write(stream, message, *args, **extra)
 
 
-def test_a_stream_that_is_no_terminal_gets_json_lines() -> None:
+def test_pipes_get_json_lines() -> None:
     """Our choice: JSON logs when nobody watches."""
     line = json_line("sold %d books", 3, isbn="978", copies=3)
     assert list(line)[:4] == ["ts", "level", "logger", "message"]
@@ -63,13 +63,13 @@ def test_a_stream_that_is_no_terminal_gets_json_lines() -> None:
     assert (line["isbn"], line["copies"]) == ("978", 3)
 
 
-def test_a_terminal_gets_a_short_line_with_fields() -> None:
+def test_terminals_get_short_lines_with_fields() -> None:
     """Our choice: people read time, level, logger, message, fields."""
     line = human_line("sold", copies=3)
     assert line.endswith("WARNING  shop: sold  copies=3\n")
 
 
-def test_a_terminal_gets_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminals_get_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """The NO_COLOR convention."""
     for present in (False, True):
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -80,7 +80,7 @@ def test_a_terminal_gets_colors_unless_no_color_is_set(monkeypatch: pytest.Monke
         assert ("\x1b[" in write(stream, "hello")) is not present
 
 
-def test_an_extra_field_cannot_replace_one_of_ours() -> None:
+def test_extra_fields_cannot_replace_standard_fields() -> None:
     """Our choice: readers of the log rely on the first four fields."""
     assert json_line("sold", level="critical", ts="1999")["level"] == "warning"
 
@@ -90,7 +90,7 @@ def test_an_extra_field_cannot_replace_one_of_ours() -> None:
     ["Authorization", "cookie", "Set-Cookie", "token", "accessToken", "client_secret", "X-Api-Key", "key",
      "password", "mcp-session-id", "requestState", "credentials"],
 )  # fmt: skip
-def test_a_field_with_a_secret_name_is_hidden_at_any_depth(name: str) -> None:
+def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
     """Our choice: logs redact credentials by the name of the field."""
     nested = json_line("request", headers={name: "hunter2-hunter2"}, items=[{name: 42}])
     assert nested["headers"] == {name: "***"}
@@ -99,7 +99,7 @@ def test_a_field_with_a_secret_name_is_hidden_at_any_depth(name: str) -> None:
 
 
 @for_each("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
-def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
+def test_harmless_fields_are_kept(name: str) -> None:
     """Our choice: hiding too much makes logs useless."""
     assert json_line("request", **{name: "value"})[name] == "value"
 
@@ -118,14 +118,14 @@ def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
         "password: hunter2",
     ],
 )
-def test_a_secret_inside_a_text_is_hidden(text: str) -> None:
+def test_secrets_inside_text_are_hidden(text: str) -> None:
     """Our choice: a message may quote a header or a URL."""
     assert "hunter2" not in json_line("saw %s", text)["message"]
     assert "hunter2" not in human_line("saw %s", text)
 
 
 @for_each("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_no_value_can_forge_a_line(forged: str) -> None:
+def test_values_cannot_forge_log_lines(forged: str) -> None:
     """Log injection: a peer's text stays on the line of its record, in both formats and in every field."""
     text = f"ok{forged}12:00:00 ERROR root: fake"
     assert json_line(text)["message"] == text
@@ -135,12 +135,12 @@ def test_no_value_can_forge_a_line(forged: str) -> None:
 
 
 @for_each("char", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066"])
-def test_no_value_can_steer_the_terminal(char: str) -> None:
+def test_values_cannot_control_the_terminal(char: str) -> None:
     """Escape sequences and bidirectional marks reach a terminal only as text."""
     assert char not in human_line(f"a{char}b")
 
 
-def test_an_exception_has_type_message_and_stack() -> None:
+def test_exceptions_have_type_message_and_stack() -> None:
     """Our choice: one field that a log store can index."""
     stream = io.StringIO()
     logs.configure("info", stream=stream)
@@ -165,14 +165,14 @@ def test_continuation_lines_on_a_terminal_are_indented() -> None:
     assert all(line.startswith("    ") for line in stream.getvalue().splitlines()[1:])
 
 
-def test_long_values_are_cut() -> None:
+def test_long_values_are_truncated() -> None:
     """A peer decides how long a text is; the log decides how much of it is kept."""
     line = json_line("x" * 100_000, body="y" * 100_000, raw=b"z" * 100_000, many=list(range(10_000)))
     assert len(json.dumps(line, ensure_ascii=False)) < 4 * logs.MAX_TEXT
     assert line["message"].endswith("more)")
 
 
-def test_deep_values_are_cut() -> None:
+def test_deep_values_are_truncated() -> None:
     """Nesting is bounded, so that a hostile value cannot exhaust the stack."""
     value: list[Any] = []
     for _ in range(100_000):
@@ -180,7 +180,7 @@ def test_deep_values_are_cut() -> None:
     assert "…" in json.dumps(json_line("deep", value=value), ensure_ascii=False)
 
 
-def test_levels_filter_and_an_unknown_one_is_explained() -> None:
+def test_levels_filter_and_unknown_ones_are_explained() -> None:
     """`--log-level` of the command line ends here."""
     stream = io.StringIO()
     logs.configure("ERROR", stream=stream)
@@ -189,13 +189,13 @@ def test_levels_filter_and_an_unknown_one_is_explained() -> None:
         logs.configure("loud")
 
 
-def test_standard_output_is_refused() -> None:
+def test_logging_to_stdout_is_refused() -> None:
     """Our choice: nothing but the protocol is ever on stdout."""
     with pytest.raises(ValueError, match="standard output"):
         logs.configure("info", stream=sys.stdout)
 
 
-def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     """Our choice: logs go to stderr."""
     logs.configure("info")
     logging.getLogger("shop").warning("here")
@@ -212,7 +212,7 @@ def test_configuring_twice_writes_each_record_once() -> None:
     assert len(write(stream, "once").splitlines()) == 1
 
 
-def test_uvicorns_loggers_come_out_like_ours_and_keep_quiet_at_start() -> None:
+def test_uvicorn_logs_use_our_format() -> None:
     """Our choice: the panel says where the server listens; uvicorn's own lines are for debugging."""
     stream = io.StringIO()
     logging.getLogger("uvicorn.access").addHandler(logging.StreamHandler(io.StringIO()))
@@ -231,7 +231,7 @@ def test_uvicorns_loggers_come_out_like_ours_and_keep_quiet_at_start() -> None:
     name=st.text(min_size=1),
     value=st.recursive(st.none() | st.integers() | st.floats() | st.text() | st.binary(), st.lists),
 )
-def test_any_value_makes_exactly_one_line(message: str, name: str, value: Any) -> None:
+def test_any_value_produces_exactly_one_line(message: str, name: str, value: Any) -> None:
     """Property: logging never fails and never breaks a line, whatever the text."""
     record = logging.makeLogRecord({"msg": message, "levelname": "INFO", "name": "shop"})
     record.__dict__.setdefault(name, value)

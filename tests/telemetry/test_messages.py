@@ -42,7 +42,7 @@ async def lines_of(*given: AccessRecord) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> None:
+async def test_message_lines_have_fixed_fields() -> None:
     """Our choice: one access line for each JSON-RPC message."""
     message = AccessRecord(
         AT, "tools/call", "add", "", 0.0123451, "2025-11-25", "inspector", "1.2", "s" * 32, "alice", 99, "http",
@@ -66,20 +66,20 @@ async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> Non
     ]
 
 
-async def test_a_traced_message_has_its_ids() -> None:
+async def test_traced_messages_have_trace_ids() -> None:
     """Our choice: trace_id and span_id join log and trace."""
     (line,) = await lines_of(AccessRecord(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
 @for_each(("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")])
-async def test_the_level_tells_whose_fault_it_was(status: str, level: str) -> None:
+async def test_level_depends_on_the_kind_of_failure(status: str, level: str) -> None:
     """Our choice: errors are ours, warnings the caller's."""
     (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
     assert (line["level"], line["status"]) == (level, status or "ok")
 
 
-async def test_the_id_of_a_session_never_stands_in_the_log() -> None:
+async def test_session_ids_are_never_logged() -> None:
     """Who reads logs must not be able to take over a session."""
     first, again, other, none = await lines_of(
         AccessRecord(AT, "ping", session="secret-1"),
@@ -94,7 +94,7 @@ async def test_the_id_of_a_session_never_stands_in_the_log() -> None:
 
 
 @given(text=st.text())
-async def test_no_text_of_a_peer_can_forge_or_break_a_line(text: str) -> None:
+async def test_client_text_cannot_forge_log_lines(text: str) -> None:
     """Log injection: control characters, line separators and bidirectional marks are escaped, everywhere."""
     stream = io.StringIO()
     log = MessageLog(stream)
@@ -108,7 +108,7 @@ async def test_no_text_of_a_peer_can_forge_or_break_a_line(text: str) -> None:
     json.loads(written)
 
 
-async def test_secrets_in_targets_are_hidden_and_long_texts_are_cut() -> None:
+async def test_secrets_in_targets_are_hidden() -> None:
     """A resource URI may carry a token; a name may be as long as a body."""
     secret, long = await lines_of(
         AccessRecord(AT, "resources/read", "https://shop/?api_key=abcdef123456&x=1"),
@@ -118,13 +118,13 @@ async def test_secrets_in_targets_are_hidden_and_long_texts_are_cut() -> None:
     assert len(long["target"]) == MAX_TEXT + 1
 
 
-async def test_a_secret_that_the_cut_runs_through_is_hidden_first() -> None:
+async def test_secrets_are_hidden_before_truncation() -> None:
     """Hiding sees the whole text."""
     (line,) = await lines_of(AccessRecord(AT, "resources/read", "x" * (MAX_TEXT - 10) + " bearer abcdefghijkl"))
     assert "abc" not in line["target"]
 
 
-async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_memory_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: names and sessions come from outside."""
     monkeypatch.setattr(messages, "REMEMBERED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
@@ -133,7 +133,7 @@ async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.Monkey
     assert [line["session"] for line in lines] == [session_hash(message.session) for message in given] * 2
 
 
-async def test_lines_are_written_together_soon() -> None:
+async def test_lines_are_written_in_batches() -> None:
     """A write for each line costs more than the call it tells of."""
     written = asyncio.Event()
     writes: list[str] = []
@@ -154,7 +154,7 @@ async def test_lines_are_written_together_soon() -> None:
     assert len(writes) == 1
 
 
-async def test_what_waits_is_bounded() -> None:
+async def test_pending_lines_are_bounded() -> None:
     """Our choice: at the bound they are written at once."""
     stream = io.StringIO()
     log = MessageLog(stream)
@@ -166,7 +166,7 @@ async def test_what_waits_is_bounded() -> None:
 
 
 @for_each("closed", [False, True])
-async def test_a_stream_that_fails_loses_lines_and_harms_no_call(closed: bool) -> None:
+async def test_failing_log_stream_harms_no_call(closed: bool) -> None:
     """Our choice: the log is not worth a server."""
     stream = io.StringIO() if closed else Broken()
     log = MessageLog(stream, json=True)
@@ -194,7 +194,7 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a pipe takes more")
-async def test_a_log_whose_reader_stands_still_stops_nobody_and_goes_on_when_it_reads() -> None:
+async def test_stalled_log_reader_blocks_nothing() -> None:
     """A fixed defect: the loop stood still until somebody read standard error."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
@@ -235,9 +235,7 @@ async def as_coroutine(function: Callable[[], Any]) -> Any:
 @given(
     text=st.text(max_size=20), seconds=st.floats(0, 1e6), size=st.integers(0, 2**40), status=st.sampled_from(["", "x"])
 )
-async def test_a_line_of_a_kind_that_was_written_before_says_the_same_as_one_that_was_not(
-    text: str, seconds: float, size: int, status: str
-) -> None:
+async def test_cached_log_lines_equal_uncached_ones(text: str, seconds: float, size: int, status: str) -> None:
     """Lines that differ in time, duration and size only are put together from pieces; a traced one is encoded whole."""
     given_fields: tuple[Any, ...] = (text, status, seconds, "2025-11-25", text, "1", text, text, size, "http")
     pieces = AccessRecord(AT, "tools/call", *given_fields)

@@ -31,7 +31,7 @@ def samples(registry: Metrics, name: str) -> dict[tuple[str, tuple[str, ...]], f
     return {(each.name, tuple(each.labels.values())): each.value for each in families(registry)[name].samples}
 
 
-def test_the_text_is_the_exposition_format() -> None:
+def test_metrics_follow_the_exposition_format() -> None:
     """Prometheus text format 0.0.4: HELP, TYPE, samples, each line ended by a line feed."""
     registry = Metrics()
     registry.counter("events_total", "Events sent.", ("kind",)).add(("new",), 3)
@@ -54,7 +54,7 @@ def test_the_text_is_the_exposition_format() -> None:
     )
 
 
-def test_what_has_no_labels_starts_at_zero_and_what_has_them_is_absent() -> None:
+def test_unlabeled_metrics_start_at_zero() -> None:
     """Prometheus: a counter that appears at 1 hides its first increase."""
     registry = Metrics()
     registry.counter("plain_total", "Plain.")
@@ -64,7 +64,7 @@ def test_what_has_no_labels_starts_at_zero_and_what_has_them_is_absent() -> None
     assert Metrics().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
 
 
-def test_read_metrics_are_asked_at_each_rendering() -> None:
+def test_read_metrics_are_evaluated_at_each_scrape() -> None:
     """Figures that somebody else keeps are not copied."""
     registry = Metrics()
     values: dict[tuple[str, ...], float] = {}
@@ -74,14 +74,14 @@ def test_read_metrics_are_asked_at_each_rendering() -> None:
     assert samples(registry, "sent") == {("sent_total", ("x",)): 4}
 
 
-def test_a_lone_surrogate_in_a_label_does_not_break_the_page() -> None:
+def test_lone_surrogates_in_labels_are_harmless() -> None:
     """Our choice: what UTF-8 cannot carry is replaced."""
     registry = Metrics()
     registry.read("gauge", "g", "G.", lambda: {("a\ud800b",): 1}, ("v",))
     assert b'g{v="a?b"} 1.0\n' in text_of(registry)
 
 
-def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
+def test_buckets_include_their_upper_bound() -> None:
     """Text format: `le` is inclusive, buckets are cumulative, the last one is everything."""
     registry = Metrics()
     histogram = registry.histogram("h", "H.", bounds=(1.0, 2.0))
@@ -97,7 +97,7 @@ def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
 
 
 @given(st.lists(st.floats(0, 1000)))
-def test_finer_bounds_change_nothing_of_what_is_rendered(values: list[float]) -> None:
+def test_finer_bounds_do_not_change_the_exposition(values: list[float]) -> None:
     """The conventions fix the buckets; ours between them serve the dashboard only."""
     registry = Metrics()
     plain = registry.histogram("plain", "P.")
@@ -111,7 +111,7 @@ def test_finer_bounds_change_nothing_of_what_is_rendered(values: list[float]) ->
 
 
 @given(st.lists(st.floats(0.00001, 60), min_size=1), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
-def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
+def test_quantiles_lie_in_the_right_bucket(values: list[float], q: float) -> None:
     """As exact as the bounds: never in another bucket than the value at that rank."""
     histogram = Metrics().histogram("h", "H.", finer=FINE)
     for value in values:
@@ -125,7 +125,7 @@ def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], q: f
     assert found <= upper * 1.000001
 
 
-def test_quantiles_at_the_ends() -> None:
+def test_quantiles_at_zero_and_one_are_defined() -> None:
     """Nothing counted has no quantile; what is above every bound is told as the last bound; 0 is where counts begin."""
     assert quantile((1.0, 2.0), [0, 0, 0], 0.5) is None
     assert quantile((1.0, 2.0), [0, 0, 4], 0.5) == 2.0
@@ -134,7 +134,7 @@ def test_quantiles_at_the_ends() -> None:
     assert quantile((1.0, 2.0), [4, 0, 0], 0.0) == 0.0
 
 
-def test_what_peers_name_cannot_fill_memory() -> None:
+def test_client_supplied_labels_are_bounded() -> None:
     """Our choice: bounded series; the rest is counted together under `_other`."""
     registry = Metrics()
     counter = registry.counter("c_total", "C.", ("v",))
@@ -148,7 +148,7 @@ def test_what_peers_name_cannot_fill_memory() -> None:
     assert sum(histogram.series[(OTHER,)].counts) == 7
 
 
-def test_labels_must_be_as_many_as_the_metric_names() -> None:
+def test_label_count_must_match() -> None:
     """A mistake in our code is told at once, not on the page."""
     counter = Metrics().counter("c_total", "C.", ("a", "b"))
     with pytest.raises(ValueError, match="c_total"):
@@ -156,7 +156,7 @@ def test_labels_must_be_as_many_as_the_metric_names() -> None:
 
 
 @for_each("name", ["", "9a", "a-b", "a b", "ä"])
-def test_a_name_outside_the_format_is_refused(name: str) -> None:
+def test_invalid_metric_names_are_refused(name: str) -> None:
     """Text format: names of metrics and labels."""
     with pytest.raises(ValueError, match="the name of a metric"):
         Metrics().counter(name, "")

@@ -7,7 +7,7 @@ from millstream._telemetry.exposition import MetricsEndpoint, render
 from millstream._telemetry.metrics import Metrics
 
 
-async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
+async def test_metrics_have_the_prometheus_content_type() -> None:
     """Prometheus: the content type says how to read it; a cache would show the past."""
     registry = Metrics()
     registry.read("gauge", "depth", "How deep.", lambda: {(): 2})

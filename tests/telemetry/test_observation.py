@@ -68,14 +68,14 @@ def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
     assert f"{DURATION}_bucket{labels} 2.0\n" in text
 
 
-def test_a_cancelled_call_has_an_outcome_even_without_an_answer() -> None:
+def test_cancelled_calls_have_an_outcome() -> None:
     """Nobody waits for its answer, so nobody sets one."""
     observer = Observer(())
     observer(a_call(cancelled=True), 0.1, b"")
     assert list(counts(observer.registry, DURATION)) == [("ping", "cancelled", NEWEST.date)]
 
 
-def test_no_peer_can_make_labels() -> None:
+def test_clients_cannot_create_labels() -> None:
     """Our choice: only registered tools are labels; the same for methods and revisions."""
     tools: set[str] = set()
     observer = Observer(tools)
@@ -94,7 +94,7 @@ def test_no_peer_can_make_labels() -> None:
     assert counts(observer.registry, DURATION)["tools/call", "tool-1", NEWEST.date] == 1
 
 
-async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
+async def test_each_call_is_one_log_line() -> None:
     """Our choice: one structured log line for each message."""
     stream = io.StringIO()
     log = MessageLog(stream, worker="w")
@@ -129,7 +129,7 @@ async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
     assert b"hub_log_lines_lost_total 0.0\n" in render(observer.registry)
 
 
-async def test_log_and_span_of_a_call_share_their_ids() -> None:
+async def test_log_and_span_share_trace_ids() -> None:
     """Our choice: trace_id and span_id in the line."""
     stream = io.StringIO()
     tracing, exporter = recording()
@@ -145,7 +145,7 @@ async def test_log_and_span_of_a_call_share_their_ids() -> None:
     assert (span.attributes or {})["error.type"] == "-32603"
 
 
-def test_what_is_off_is_not_called() -> None:
+def test_disabled_observers_are_not_called() -> None:
     """Our choice: pay only when asked."""
     observer = Observer(())
     assert observer.begin is None
@@ -153,7 +153,7 @@ def test_what_is_off_is_not_called() -> None:
     assert b"hub_log_lines_lost_total" not in render(observer.registry)
 
 
-def test_spans_without_a_log_are_ended_too() -> None:
+def test_spans_end_without_a_log() -> None:
     """Each part is on by itself."""
     tracing, exporter = recording()
     observer = Observer((), tracing=tracing)
@@ -163,7 +163,7 @@ def test_spans_without_a_log_are_ended_too() -> None:
     assert len(exporter.get_finished_spans()) == 1
 
 
-def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
+def test_sessions_are_counted_by_activity() -> None:
     """Our choice: sessions active and their durations; never a session id on a metric."""
     clock = Clock()
     observer = Observer((), clock=clock)
@@ -194,7 +194,7 @@ def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
     return {row["name"] or row["method"]: row for row in snapshot[part]}
 
 
-def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_took() -> None:
+def test_notifications_are_counted_without_duration() -> None:
     """A fixed defect: `initialize` entered the latencies as 0.0 s."""
     observer = Observer(())
     date = NEWEST_HANDSHAKE.date
@@ -211,7 +211,7 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
     assert page(observer)["methods"] == []
 
 
-def test_a_snapshot_agrees_with_the_metrics() -> None:
+def test_snapshots_match_the_metrics() -> None:
     """Our choice: the dashboard's numbers match `/metrics`."""
     clock = Clock()
     connections = {("sse", FIRST.date): 1, ("ws", NEWEST.date): 0}
@@ -239,7 +239,7 @@ def test_a_snapshot_agrees_with_the_metrics() -> None:
     json.dumps(shown)
 
 
-async def test_a_subscription_is_no_call_however_long_it_lasts() -> None:
+async def test_subscriptions_are_not_counted_as_calls() -> None:
     """A fixed defect: a stream of an hour was a call of an hour, in the 99th percentile of the dashboard too."""
     observer = Observer({"add"}, clock=(clock := Clock()))
     for cancelled, outcome in ((True, ""), (False, ""), (False, "-32603")):
@@ -260,7 +260,7 @@ async def test_a_subscription_is_no_call_however_long_it_lasts() -> None:
     assert counts(observer.registry, DURATION)["subscriptions/listen", NEWEST.date] == 2, "/metrics tells them apart"
 
 
-def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
+def test_snapshots_have_recent_rates_and_percentiles() -> None:
     """A chart of figures since the start of the server would not move."""
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
@@ -281,7 +281,7 @@ def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
     assert (idle["calls"], idle["per_second"], idle["p50_ms"]) == (21, 0.0, None)
 
 
-def test_the_calls_of_now_are_told_only_where_somebody_looked_a_moment_ago() -> None:
+def test_current_calls_are_collected_only_while_watched() -> None:
     """Our choice: the chart of a tool begins with nothing, not with the average of an hour in which nobody looked."""
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
@@ -295,7 +295,7 @@ def test_the_calls_of_now_are_told_only_where_somebody_looked_a_moment_ago() -> 
     assert rates == [None, 1.5, 3.0, None, 3.0]
 
 
-async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: one task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())

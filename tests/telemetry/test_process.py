@@ -14,7 +14,7 @@ from millstream._telemetry.process import INTERVAL, LoopLag, ProcessFigures
 from patience import WAIT
 
 
-async def test_lag_is_what_the_sleep_took_too_long() -> None:
+async def test_lag_is_the_excess_sleep_time() -> None:
     """A timer of the loop that fires late is what every call waits for."""
     registry = Metrics()
     late = iter([0.0, 0.3, 0.0, 0.004])
@@ -54,7 +54,7 @@ async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
     return lag, now
 
 
-async def test_how_long_the_loop_stood_still_is_a_sum_over_a_minute_and_not_one_late_sample() -> None:
+async def test_loop_stalls_are_summed_over_a_minute() -> None:
     """A fixed defect: one sample that was a second late, as right after the start, was a server in trouble."""
     lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
     assert lag.stood == pytest.approx(1.75)  # nobody notices the others
@@ -64,7 +64,7 @@ async def test_how_long_the_loop_stood_still_is_a_sum_over_a_minute_and_not_one_
     assert (lag.stood, lag.worst) == (0.0, 0.0)
 
 
-async def test_a_minute_is_a_minute_however_late_the_samples_are() -> None:
+async def test_stall_window_is_a_minute_despite_late_samples() -> None:
     """A fixed defect: samples were counted, and 240 that are a second late each are five minutes."""
     lag, _ = await lagged(9.0, *[1.0] * 100)
     assert lag.worst == pytest.approx(1.0)
@@ -73,7 +73,7 @@ async def test_a_minute_is_a_minute_however_late_the_samples_are() -> None:
     assert (await lagged(100.0))[0].stood == 60.0
 
 
-async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None:
+async def test_sampler_runs_until_cancelled() -> None:
     """Our choice: one task, owned by the runtime."""
     registry = Metrics()
     sampled = asyncio.Event()
@@ -89,7 +89,7 @@ async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 
 
-async def test_cpu_is_told_as_share_of_the_time_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cpu_is_a_share_since_the_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page asks again and again; each answer is about the time between."""
     clock, cpu = iter([0.0, 10.0, 20.0, 20.0]), iter([1.0, 6.0, 6.0, 6.0])
     monkeypatch.setattr(process.time, "process_time", lambda: next(cpu))
@@ -97,7 +97,7 @@ async def test_cpu_is_told_as_share_of_the_time_since_the_last_look(monkeypatch:
     assert [figures.now()["cpu_percent"] for _ in range(3)] == [50.0, 0.0, 0.0]
 
 
-async def test_the_figures_are_those_of_the_system() -> None:
+async def test_figures_match_the_system() -> None:
     """Memory and descriptors of the system; tasks of this loop."""
     figures = ProcessFigures(Metrics()).now()
     assert figures["tasks"] == 1
@@ -106,7 +106,7 @@ async def test_the_figures_are_those_of_the_system() -> None:
     assert 2**20 < figures["resident_bytes"] < 2**36
 
 
-async def test_the_page_has_the_customary_names() -> None:
+async def test_process_metrics_have_the_usual_names() -> None:
     """Our choice: `process_*`; the names that dashboards for Prometheus know."""
     text = render(Metrics())
     names = {family.name: family.type for family in text_string_to_metric_families(text.decode())}
@@ -116,6 +116,6 @@ async def test_the_page_has_the_customary_names() -> None:
     assert text.count(b"python_gc_collections_total{") == len(gc.get_stats())
 
 
-def test_tasks_outside_of_a_loop_are_none() -> None:
+def test_task_count_is_none_outside_a_loop() -> None:
     """Rendering must not depend on where it runs."""
     assert process.tasks() == 0

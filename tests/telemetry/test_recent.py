@@ -14,7 +14,7 @@ def count(ring: PerSecond, *seconds: int) -> None:
         ring.count += 1
 
 
-def test_whole_seconds_are_told_oldest_first() -> None:
+def test_whole_seconds_are_listed_oldest_first() -> None:
     """The second that runs is not over, so it is left out."""
     ring = PerSecond(8)
     count(ring, 3, 3, 4, 6, 7)
@@ -22,7 +22,7 @@ def test_whole_seconds_are_told_oldest_first() -> None:
 
 
 @given(st.lists(st.integers(0, 100)))
-def test_a_ring_never_shows_counts_of_an_earlier_round(seconds: list[int]) -> None:
+def test_ring_buffers_never_show_stale_counts(seconds: list[int]) -> None:
     """A place of the ring that was not written again is empty, not old."""
     ring = PerSecond(16)
     count(ring, *sorted(seconds))
@@ -30,7 +30,7 @@ def test_a_ring_never_shows_counts_of_an_earlier_round(seconds: list[int]) -> No
     assert ring.last(now, 10) == [seconds.count(each) for each in range(now - 10, now)]
 
 
-def test_growth_is_told_over_ten_to_fifteen_seconds() -> None:
+def test_growth_covers_ten_to_fifteen_seconds() -> None:
     """Our choice: fresh, and long enough to count."""
     growth: Growth[str] = Growth(100.0)
     assert growth.since(101.0, {"a": [1, 0]}) == (1.0, {"a": [1, 0]})
@@ -42,14 +42,14 @@ def test_growth_is_told_over_ten_to_fifteen_seconds() -> None:
             assert passed >= 10
 
 
-def test_a_new_key_counts_from_nothing() -> None:
+def test_new_keys_start_at_zero() -> None:
     """A tool that was called for the first time grew by all its calls."""
     growth: Growth[str] = Growth(0.0)
     growth.since(1.0, {"a": [1]})
     assert growth.since(2.0, {"a": [4], "b": [2]}) == (1.0, {"a": [3], "b": [2]})
 
 
-def test_after_a_long_pause_the_whole_time_is_told() -> None:
+def test_growth_after_a_long_pause_covers_the_pause() -> None:
     """Copies from before a pause say nothing about now."""
     growth: Growth[str] = Growth(0.0)
     growth.since(1.0, {"a": [1]})

@@ -53,7 +53,7 @@ def looked(recent: RecentCalls) -> dict[str, Any]:
     return present_calls([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=WorkerCalls)])
 
 
-def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_looks() -> None:
+def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
     """Our choice: a call that goes well pays for nothing but a note while nobody looks."""
     clock = Clock()
     recent = RecentCalls(clock=clock)
@@ -80,7 +80,7 @@ def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_
         ({}, "{}"),
     ],
 )
-def test_secrets_are_hidden_by_name_and_shape_and_long_arguments_are_cut(given: Any, shown: str | None) -> None:
+def test_secrets_in_arguments_are_hidden(given: Any, shown: str | None) -> None:
     """Whoever watches a server need not learn what its callers keep secret."""
     recent = RecentCalls()
     recent.observe(asked(given, outcome="tool_error"), 0.1, b"")
@@ -91,7 +91,7 @@ def test_secrets_are_hidden_by_name_and_shape_and_long_arguments_are_cut(given: 
         assert text == shown
 
 
-def test_arguments_are_shown_as_they_came_without_secrets() -> None:
+def test_arguments_are_shown_as_received() -> None:
     """Those of a call that a transport has prepared stand in its request."""
     recent = RecentCalls()
     body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
@@ -106,7 +106,7 @@ def test_arguments_are_shown_as_they_came_without_secrets() -> None:
     assert "s3cret" not in json.dumps(looked(recent))
 
 
-def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
+def test_failures_show_the_reply_without_secrets() -> None:
     """A tool may put into its error whatever it was given."""
     recent = RecentCalls()
     content = b'"content":[{"type":"text","text":"No such user; password=hunter2"}]'
@@ -123,7 +123,7 @@ def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
     assert {each["outcome"] for each in calls} == {"tool_error", "-32602", "cancelled"}
 
 
-def test_failures_outlast_any_number_of_calls_that_go_well() -> None:
+def test_failures_outlast_successful_calls() -> None:
     """In an incident the failures are what one looks for."""
     clock = Clock()
     recent = RecentCalls(clock=clock)
@@ -139,7 +139,7 @@ def test_failures_outlast_any_number_of_calls_that_go_well() -> None:
     assert sum(each["arguments"] is not None for each in calls) <= 2 * READ_EACH_SECOND
 
 
-def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> None:
+def test_client_counts_are_bounded() -> None:
     """Our choice: two hundred of them; further ones are counted together."""
     recent, other = RecentCalls(), RecentCalls()
     for number in range(MAX_CLIENTS + 50):
@@ -156,7 +156,7 @@ def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> N
     assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
 
 
-def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_counts_and_percentiles() -> None:
+def test_ended_subscriptions_are_not_recent_calls() -> None:
     """A fixed defect: each was listed as a call of an hour, and counted among the calls of its client."""
     recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
@@ -179,7 +179,7 @@ def past(until: int, **given: Any) -> HistoryWindow:
     return HistoryWindow(**{**base, **given})
 
 
-def test_the_history_of_several_workers_is_summed_up_to_the_second_that_all_know() -> None:
+def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     """A second that one worker has not told yet would look like a fall."""
     page = present_past([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
     assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)

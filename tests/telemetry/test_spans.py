@@ -44,7 +44,7 @@ def parent_of(span: ReadableSpan) -> tuple[str, str] | None:
     return trace.format_trace_id(span.parent.trace_id), trace.format_span_id(span.parent.span_id)
 
 
-def test_a_span_is_of_kind_server_and_has_name_and_attributes() -> None:
+def test_spans_have_kind_name_and_attributes() -> None:
     """OpenTelemetry conventions for MCP."""
     recorder = Recorder()
     opened = recorder.spans.start("tools/call add", {"a": "b"}, meta={}, headers={})
@@ -59,7 +59,7 @@ def test_a_span_is_of_kind_server_and_has_name_and_attributes() -> None:
     assert recorder.one().status.status_code is trace.StatusCode.UNSET
 
 
-def test_the_span_is_current_until_it_ends() -> None:
+def test_spans_are_current_until_they_end() -> None:
     """What a tool does becomes a child."""
     recorder = Recorder()
     before = trace.get_current_span()
@@ -72,7 +72,7 @@ def test_the_span_is_current_until_it_ends() -> None:
     assert parent_of(inner) == parent_of(recorder.one()) or inner.parent == outer.context
 
 
-def test_the_context_of_the_message_is_the_parent_and_the_http_span_is_linked() -> None:
+def test_message_context_is_the_parent_and_http_span_a_link() -> None:
     """SEP-414: `_meta` names the caller's span; the one of HTTP is only how it came."""
     recorder = Recorder()
     with recorder.tracer.start_as_current_span("POST") as http:
@@ -84,7 +84,7 @@ def test_the_context_of_the_message_is_the_parent_and_the_http_span_is_linked() 
     assert linked(span) == [trace.format_trace_id(http.get_span_context().trace_id)]
 
 
-def test_without_context_in_the_message_the_http_span_is_the_parent() -> None:
+def test_http_span_is_the_parent_without_message_context() -> None:
     """A trace is not cut where a client knows nothing of tracing."""
     recorder = Recorder()
     with recorder.tracer.start_as_current_span("POST") as http:
@@ -93,7 +93,7 @@ def test_without_context_in_the_message_the_http_span_is_the_parent() -> None:
     assert linked(span) == []
 
 
-def test_the_headers_of_http_stand_in_where_nothing_made_a_span_of_them() -> None:
+def test_http_headers_are_the_fallback_context() -> None:
     """The lane has no middleware that would."""
     recorder = Recorder()
     assert parent_of(recorder.one(headers={"traceparent": PARENT})) == (TRACE, SPAN)
@@ -107,7 +107,7 @@ def test_the_headers_of_http_stand_in_where_nothing_made_a_span_of_them() -> Non
         f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"{PARENT}\r\nx: y", PARENT * 100, "\ud800", "00-é",
     ],
 )  # fmt: skip
-def test_a_bad_traceparent_is_ignored(value: object) -> None:
+def test_invalid_traceparents_are_ignored(value: object) -> None:
     """SEP-414 and W3C Trace Context §3.2: start a new trace."""
     assert Recorder().one(meta={"traceparent": value, "tracestate": "a=1"}).parent is None
 
@@ -120,7 +120,7 @@ def test_no_trace_context_raises(parent: str, state: str) -> None:
     assert parent_of(recorder.one(meta={"traceparent": PARENT, "tracestate": state})) == (TRACE, SPAN)
 
 
-def test_without_a_provider_there_are_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_spans_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that does not trace pays nothing for a library that happens to be installed."""
     assert open_spans("1") is None
     provider = TracerProvider(shutdown_on_exit=False)

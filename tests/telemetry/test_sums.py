@@ -31,7 +31,7 @@ def samples(text: bytes) -> dict[str, float]:
     }
 
 
-def test_counts_add_up_and_starts_are_the_earliest() -> None:
+def test_counts_are_summed_and_starts_are_the_earliest() -> None:
     """Histograms by bucket; figures of the processes themselves are there, too."""
     found = samples(render_sums([process(2, since=7.0), process(3, since=5.0)]))
     assert found.pop("process_resident_memory_bytes") > 2**21
@@ -47,7 +47,7 @@ def test_counts_add_up_and_starts_are_the_earliest() -> None:
     }
 
 
-def test_what_a_process_counted_stays_when_it_has_ended_and_what_it_had_is_gone() -> None:
+def test_counters_of_ended_processes_stay_and_gauges_go() -> None:
     """A counter that falls looks to Prometheus like a start, and its rate is wrong."""
     ended = EndedProcesses([], [])
     for name, calls in (("one", 2), ("two", 3), ("two", 3)):
@@ -58,7 +58,7 @@ def test_what_a_process_counted_stays_when_it_has_ended_and_what_it_had_is_gone(
     assert (found["memory_bytes"], found["start_seconds"]) == (100, 9.0)
 
 
-def test_a_metric_of_another_kind_in_another_version_is_left_out() -> None:
+def test_metrics_of_another_kind_are_ignored() -> None:
     """Workers of two versions run at once while all restart."""
     found = samples(render_sums([process(1, since=1.0), process(1, since=1.0, kind="counter"), process(1, since=2.0)]))
     assert (found["memory_bytes"], found["calls_total add"]) == (200, 3)

@@ -29,7 +29,7 @@ def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]
     return span.name, dict(span.attributes or {})
 
 
-def test_a_tool_call_has_the_attributes_of_the_conventions() -> None:
+def test_tool_call_spans_follow_the_conventions() -> None:
     """Our choice: the span is named by method and tool; arguments are never recorded."""
     name, attributes = attributes_of(
         method="tools/call", name="add", id=7, headers={}, params=b'{"name":"add","arguments":{"password":"x"}}'
@@ -46,7 +46,7 @@ def test_a_tool_call_has_the_attributes_of_the_conventions() -> None:
     }
 
 
-def test_the_name_is_known_before_a_handler_has_decoded_it() -> None:
+def test_span_names_are_known_before_decoding() -> None:
     """A sampler decides when the span starts."""
     name, attributes = attributes_of(method="prompts/get", revision=FIRST, params=b'{"name":"review"}')
     assert name == "prompts/get review"
@@ -55,14 +55,14 @@ def test_the_name_is_known_before_a_handler_has_decoded_it() -> None:
     assert "network.protocol.name" not in attributes
 
 
-def test_the_uri_of_a_resource_is_an_attribute_and_never_in_the_name() -> None:
+def test_resource_uris_are_attributes_and_not_names() -> None:
     """Conventions: names of spans have few values; a URI may also hold a secret."""
     name, attributes = attributes_of(method="resources/read", params=b'{"uri":"book://1?token=abcdefgh"}')
     assert name == "resources/read"
     assert attributes["mcp.resource.uri"] == "book://1?token=***"
 
 
-def test_a_session_is_told_by_its_hash() -> None:
+def test_sessions_are_identified_by_hash() -> None:
     """The same as in the access log; the id itself would open the session to who reads traces."""
     call = a_call()
     _, attributes = attributes_of(session=Session("abc", FIRST, call.client))
@@ -78,7 +78,7 @@ def test_a_session_is_told_by_its_hash() -> None:
         ("-32602", {"error.type": "-32602", "rpc.response.status_code": "-32602"}),
     ],
 )
-def test_a_failure_is_told_by_its_code_or_kind(outcome: str, told: dict[str, str]) -> None:
+def test_failures_have_a_code_or_kind(outcome: str, told: dict[str, str]) -> None:
     """Conventions: `error.type` is the JSON-RPC code or `tool_error`."""
     _, attributes = attributes_of(outcome)
     assert {key: value for key, value in attributes.items() if key.startswith(("error", "rpc"))} == told
@@ -87,7 +87,7 @@ def test_a_failure_is_told_by_its_code_or_kind(outcome: str, told: dict[str, str
 @for_each(
     "params", [b"", b"[]", b"1", b"{", b'{"_meta":[],"name":3,"uri":{}}', b'{"_meta":{"traceparent":[]}}', b"[" * 9999]
 )
-def test_params_of_any_shape_make_a_span_of_their_own(params: bytes) -> None:
+def test_params_of_any_shape_produce_a_span(params: bytes) -> None:
     """Bad values are ignored; the handler answers for them."""
     name, _ = attributes_of(method="tools/call", params=params)
     assert name == "tools/call"
@@ -109,14 +109,14 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
         assert ids[0] == TRACE.split(b"-")[1].decode()
 
 
-def test_a_call_that_was_never_begun_has_no_span() -> None:
+def test_calls_that_never_began_have_no_span() -> None:
     """Spans may be switched on while calls are in flight."""
     tracing, exporter = recording()
     assert tracing.end(a_call(), "") == ("", "")
     assert exporter.get_finished_spans() == ()
 
 
-def test_spans_are_loaded_where_the_program_set_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_imported_only_with_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever traces has imported OpenTelemetry; the import alone is not yet tracing."""
     assert load_spans("1") is None
     provider = TracerProvider(shutdown_on_exit=False)
@@ -124,7 +124,7 @@ def test_spans_are_loaded_where_the_program_set_a_provider(monkeypatch: pytest.M
     assert isinstance(load_spans("1"), Spans)
 
 
-def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra."""
     monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
@@ -133,7 +133,7 @@ def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.M
     assert load_spans("1") is None
 
 
-def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
+def test_programs_without_tracing_import_no_opentelemetry() -> None:
     """Our choice: no cost when absent, and none when it is only installed."""
     program = (
         "import sys\nfrom millstream._server.observability.tracing import Tracing, load_spans\n"

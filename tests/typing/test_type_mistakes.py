@@ -50,12 +50,12 @@ def marked(text: str) -> set[int]:
     return {number for number, line in enumerate(text.splitlines(), 1) if line.endswith(MARK)}
 
 
-def test_the_file_of_mistakes_has_at_least_forty() -> None:
+def test_type_mistakes_file_has_at_least_forty() -> None:
     """One on each line, so that each is told from the others."""
     assert len(marked((HERE / "mistakes.py").read_text("utf-8"))) >= 40
 
 
-def test_pyright_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
+def test_pyright_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     """A fixed defect: ``**options: Any`` let every wrong name and value pass."""
     shutil.copy(HERE / "mistakes.py", tmp_path)
     report = pyright("mistakes.py", cwd=tmp_path, path=str(ROOT / "src"))
@@ -63,7 +63,7 @@ def test_pyright_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
     assert found == marked((HERE / "mistakes.py").read_text("utf-8"))
 
 
-def test_mypy_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
+def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     """The other checker that people use."""
     pytest.importorskip("mypy", reason="mypy is part of make check, not of make test")
     shutil.copy(HERE / "mistakes.py", tmp_path)
@@ -80,7 +80,7 @@ def test_mypy_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
     assert {int(line[1]) for line in lines} == marked((HERE / "mistakes.py").read_text("utf-8")), done.stdout
 
 
-def test_the_public_interface_has_types_and_is_small() -> None:
+def test_public_interface_is_typed_and_small() -> None:
     """Of what users import, and of all that it leads to; every other module has a private name."""
     report = pyright("--verifytypes", "millstream", "--ignoreexternal", cwd=ROOT, path=str(ROOT / "src"))[
         "typeCompleteness"

@@ -93,7 +93,7 @@ def shop(**options: Any) -> tuple[Server, dict[str, asyncio.Event]]:
 
 
 @LANES
-async def test_a_program_has_pages_and_webhooks_of_its_own(lane: bool) -> None:
+async def test_programs_can_have_pages_and_webhooks(lane: bool) -> None:
     """docs/how-to/own-routes.md."""
     mcp, events = shop(settings=Settings(max_body=1000))
     async with asked(mcp, lane=lane) as client:
@@ -120,7 +120,7 @@ async def test_a_program_has_pages_and_webhooks_of_its_own(lane: bool) -> None:
 
 
 @LANES
-async def test_a_stream_ends_when_its_reader_leaves(lane: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_streams_end_when_their_reader_leaves(lane: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Our choice: nothing is produced for nobody, and that is no error."""
     mcp, events = shop()
     async with asked(mcp, lane=lane) as client:
@@ -132,7 +132,7 @@ async def test_a_stream_ends_when_its_reader_leaves(lane: bool, caplog: pytest.L
 
 
 @LANES
-async def test_where_callers_sign_in_they_do_for_a_page_too_unless_it_is_public(lane: bool, tmp_path: Path) -> None:
+async def test_pages_require_login_unless_public(lane: bool, tmp_path: Path) -> None:
     """Our choice: a page is as protected as the tools beside it."""
     (tmp_path / "index.html").write_text("app", "utf-8")
     mcp, _ = shop(auth=auth.keys(named={"alice": KEY}))
@@ -152,7 +152,7 @@ async def test_where_callers_sign_in_they_do_for_a_page_too_unless_it_is_public(
 
 @LANES
 @pytest.mark.parametrize("show_errors", [True, False])
-async def test_a_page_that_fails_is_told_as_a_tool_is(
+async def test_failing_pages_are_reported_like_tools(
     lane: bool, show_errors: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our choice: an incident for the caller, the lines of the program for the log, and both while developing."""
@@ -199,7 +199,7 @@ async def test_a_page_that_fails_is_told_as_a_tool_is(
 
 
 @LANES
-async def test_a_folder_is_served_and_nothing_outside_of_it(lane: bool, tmp_path: Path) -> None:
+async def test_only_files_inside_the_folder_are_served(lane: bool, tmp_path: Path) -> None:
     """docs/how-to/own-routes.md."""
     folder = tmp_path / "app"
     (folder / "sub").mkdir(parents=True)
@@ -241,9 +241,7 @@ async def test_a_folder_is_served_and_nothing_outside_of_it(lane: bool, tmp_path
 
 
 @LANES
-async def test_mounted_servers_bring_their_pages_and_a_host_application_mounts_them_all(
-    lane: bool, tmp_path: Path
-) -> None:
+async def test_mounted_servers_bring_their_pages(lane: bool, tmp_path: Path) -> None:
     """docs/how-to/own-routes.md."""
     (tmp_path / "index.html").write_text("files", "utf-8")
     inner, outer = Server("inner"), Server("outer")
@@ -266,7 +264,7 @@ async def test_mounted_servers_bring_their_pages_and_a_host_application_mounts_t
         assert (await client.get("/mcp-server/in/files")).text == "files"
 
 
-async def test_every_path_of_ours_is_refused_and_so_is_what_is_no_path() -> None:
+async def test_reserved_and_invalid_paths_are_refused() -> None:
     """Our choice: whether a page answers doesn't hang on which parts are served."""
     mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
     async with mcp.running() as runtime:
@@ -288,7 +286,7 @@ async def home_page(request: Request) -> Response:
     return PlainTextResponse("")
 
 
-def test_a_page_cannot_have_a_path_that_a_part_reserves() -> None:
+def test_pages_cannot_use_reserved_paths() -> None:
     """Parts add what the settings want when the server starts, such as the paths of an authorization server."""
     user = UserRoutes(
         [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
@@ -297,7 +295,7 @@ def test_a_page_cannot_have_a_path_that_a_part_reserves() -> None:
         routes_of(user)
 
 
-def test_a_page_that_replaces_ours_leaves_mcp_and_signing_in_alone() -> None:
+def test_replaced_pages_keep_mcp_and_login() -> None:
     """Our choice, for programs of other libraries: a public page in their way would open them to everybody."""
     paths = ["/mcp", "/talk/", "/token", "/health", "/health"]
     pages = [route_of(each, home_page, methods=["GET"], public=True, fixed=True) for each in paths]
@@ -322,7 +320,7 @@ def routes_of(user: UserRoutes) -> Routes:
     return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp")
 
 
-async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_too_late() -> None:
+async def test_duplicate_and_late_paths_are_refused() -> None:
     """Our choice: a conflict is told when it is made."""
     mcp, other = Server("one"), Server("other")
     mcp.route("/page")(home_page)
@@ -347,7 +345,7 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
 
 
 @for_each(("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")])
-async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dict[str, Any], path: str) -> None:
+async def test_public_routes_do_not_open_moved_paths(settings: dict[str, Any], path: str) -> None:
     """Our choice: whoever has both a path of MCP and a public route there hears of it, at the start at the latest."""
     with pytest.raises(ValueError, match=path):
         Server("shop", settings=Settings(**settings)).route(path, public=True)(home_page)
@@ -360,7 +358,7 @@ async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dic
 
 
 @LANES
-async def test_a_private_folder_inside_of_a_public_one_has_no_second_name(lane: bool, tmp_path: Path) -> None:
+async def test_private_folders_inside_public_ones_stay_private(lane: bool, tmp_path: Path) -> None:
     """``/site//staff/plan`` begins as what is public, and names the file of ``/site/staff/plan``."""
     (tmp_path / "staff").mkdir()
     (tmp_path / "staff" / "plan").write_text("secret", "utf-8")
@@ -401,7 +399,7 @@ async def leaves_work(request):
 
 @pytest.mark.server
 @pytest.mark.parametrize("path", ["/blocks", "/leaves-work"])
-async def test_a_server_ends_while_a_route_blocks_a_thread(path: str, tmp_path: Path) -> None:
+async def test_shutdown_does_not_wait_for_blocked_routes(path: str, tmp_path: Path) -> None:
     """Fixed: it waited for Starlette's thread until somebody killed it."""
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()

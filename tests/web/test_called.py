@@ -55,12 +55,12 @@ def accepted(path: str) -> bool:
 
 
 @for_each("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
-def test_a_page_calls_nothing_that_its_cookie_does_not_open(script: str) -> None:
+def test_pages_call_only_what_their_cookie_allows(script: str) -> None:
     """A fixed defect: somebody who signed in to the dashboard saw no history, no recent calls and no readers."""
     assert [path for path in called(script) if not accepted(path) and path not in DEVELOPING] == []
 
 
-def test_the_cookie_opens_nothing_that_no_page_calls() -> None:
+def test_cookie_allows_only_what_pages_call() -> None:
     """Our choice: what isn't needed isn't open."""
     paths = {path for script in SCRIPTS if script.removeprefix("/assets/") not in ELSEWHERE for path in called(script)}
     needless = [
@@ -71,7 +71,7 @@ def test_the_cookie_opens_nothing_that_no_page_calls() -> None:
     assert set(needless) == BY_HAND
 
 
-def test_what_is_called_by_name_is_still_called() -> None:
+def test_named_page_calls_exist() -> None:
     """A name that is gone would hide another one later."""
     told = {
         (script.removeprefix("/assets/"), target)

@@ -28,19 +28,19 @@ SOURCES = sorted(
 )
 
 
-def test_the_document_names_every_token_and_no_other() -> None:
+def test_document_lists_every_design_token() -> None:
     """Our choice: whoever builds a page finds in one table what there is."""
     assert sorted(re.findall(r"^\| `(--[\w-]+)` \|", DOCUMENT, re.MULTILINE)) == sorted(DEFINED)
 
 
-def test_sizes_in_the_document_are_those_of_the_tokens() -> None:
+def test_document_sizes_match_the_tokens() -> None:
     """Our choice: 16 px to the rem, as browsers have it by default."""
     told = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) px", DOCUMENT, re.MULTILINE))
     assert len(told) > 15
     assert told == {name: f"{float(DEFINED[name].removesuffix('rem')) * 16:g}" for name in told}
 
 
-def test_every_color_has_a_light_and_a_dark_value() -> None:
+def test_colors_have_light_and_dark_values() -> None:
     """Our choice: a color that is missing in one scheme cannot be written."""
     colors = {name: value for name, value in DEFINED.items() if "#" in value and not name.startswith("--shadow")}
     assert colors
@@ -48,14 +48,14 @@ def test_every_color_has_a_light_and_a_dark_value() -> None:
 
 
 @for_each("path", SOURCES)
-def test_only_the_tokens_name_a_color(path: str) -> None:
+def test_colors_are_defined_only_in_tokens(path: str) -> None:
     """Our choice: a page that names a color of its own is wrong in the other scheme."""
     text = re.sub(r"/\*.*?\*/", "", asset(path).body.decode(), flags=re.DOTALL)
     lines = [line for line in text.splitlines() if path.endswith(".css") or not line.lstrip().startswith("//")]
     assert [line for line in lines if COLOR.search(line) and "querySelector" not in line] == []
 
 
-def test_a_scheme_changes_nothing_but_colors() -> None:
+def test_schemes_change_only_colors() -> None:
     """Our choice: where something lies, and what it's called, is the same in both. Tests of the pages build on that."""
     rules = [rule for path in STYLES for rule in re.findall(r"[^{}]*\{[^{}]*\}", asset(path).body.decode())]
     assert len(rules) > 300
@@ -65,7 +65,7 @@ def test_a_scheme_changes_nothing_but_colors() -> None:
     assert [line for line in pairs if not re.match(r"  --[\w-]+:", line)] == []
 
 
-def test_a_desk_differs_from_a_laptop_in_heights_alone() -> None:
+def test_desktop_and_laptop_layouts_differ_only_in_height() -> None:
     """Our choice: from 1,280 pixels on, a wider window shows the same. Tests of the pages build on that."""
     queries = [each for path in STYLES for each in QUERY.findall(asset(path).body.decode())]
     widths = [float(rem) for conditions, _ in queries for rem in re.findall(r"width: ([\d.]+)rem", conditions)]
@@ -79,14 +79,14 @@ def test_a_desk_differs_from_a_laptop_in_heights_alone() -> None:
     assert not any(re.search(r"innerWidth|matchMedia\(.*width", script) for script in scripts)
 
 
-def test_every_token_that_is_used_is_defined() -> None:
+def test_used_tokens_are_defined() -> None:
     """Our choice: a misspelled token is an empty value, and nobody is told."""
     used = {token for path in SOURCES for token in re.findall(r"var\((--[\w-]+)", asset(path).body.decode())}
     own = {name for path in STYLES for name in re.findall(r"(--[\w-]+):", asset(path).body.decode())}
     assert used - own - set(DEFINED) == set()
 
 
-def test_a_page_links_only_the_pages_that_are_served() -> None:
+def test_pages_link_only_to_served_pages() -> None:
     """Our choice: with `serve="rest"` there is one page, and no link that ends in 404."""
     links = re.compile(r'<a href="(\w+)"')
     everything = asset("/docs").body.decode()

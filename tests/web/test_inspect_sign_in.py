@@ -75,7 +75,7 @@ async def inspecting(other: Guarded, **options: Any) -> AsyncIterator[Browser]:
         yield browser
 
 
-async def test_tokens_stay_with_the_server_and_go_along_with_the_calls_of_the_page() -> None:
+async def test_tokens_stay_on_the_server() -> None:
     """Nothing that the page gets has one; the cookie is for this path, and no script reads it."""
     async with guarded() as other, inspecting(other) as browser:
         assert (await browser.call()).status_code == 401
@@ -100,7 +100,7 @@ async def test_tokens_stay_with_the_server_and_go_along_with_the_calls_of_the_pa
     assert (form["redirect_uri"], form["resource"]) == (asked["redirect_uri"], other.url)
 
 
-async def test_what_is_kept_is_sealed() -> None:
+async def test_stored_tokens_are_sealed() -> None:
     """Whoever reads the store reads no token."""
     async with guarded() as other, inspecting(other) as browser, browser.mcp.running() as runtime:
         await browser.sign_in(other, client_id="me", client_secret="my-secret")
@@ -110,7 +110,7 @@ async def test_what_is_kept_is_sealed() -> None:
     assert not any(word in value for _, value in kept for word in (b"secret", b"refresh", b"ada"))
 
 
-async def test_a_state_that_nobody_was_given_gets_nothing() -> None:
+async def test_unknown_states_are_refused() -> None:
     """RFC 6749 §10.12."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.leave()
@@ -120,7 +120,7 @@ async def test_a_state_that_nobody_was_given_gets_nothing() -> None:
         assert other.forms == []
 
 
-async def test_an_answer_counts_once() -> None:
+async def test_callbacks_are_single_use() -> None:
     """Our choice: whoever finds the address in a history gets nothing by it."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -128,7 +128,7 @@ async def test_an_answer_counts_once() -> None:
         assert (first.status_code, second.status_code, len(other.forms)) == (200, 403, 1)
 
 
-async def test_an_answer_to_another_browser_gets_nothing_and_is_spent() -> None:
+async def test_callbacks_are_bound_to_their_browser() -> None:
     """Otherwise somebody could be talked into being signed in as somebody else."""
     async with guarded() as other, inspecting(other) as browser:
         stranger = Browser(browser.base, browser.mcp)
@@ -142,7 +142,7 @@ async def test_an_answer_to_another_browser_gets_nothing_and_is_spent() -> None:
 
 
 @for_each("named", [{}, {"iss": "https://evil.example"}])
-async def test_an_answer_of_another_issuer_gets_nothing(named: dict[str, str]) -> None:
+async def test_callbacks_of_another_issuer_are_refused(named: dict[str, str]) -> None:
     """RFC 9207 §2.4."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -150,7 +150,7 @@ async def test_an_answer_of_another_issuer_gets_nothing(named: dict[str, str]) -
         assert (reply.status_code, other.forms) == (403, [])
 
 
-async def test_a_parameter_that_is_there_twice_is_refused() -> None:
+async def test_duplicate_parameters_are_refused() -> None:
     """RFC 6749 §3.1."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -158,7 +158,7 @@ async def test_a_parameter_that_is_there_twice_is_refused() -> None:
         assert (reply.status_code, other.forms) == (400, [])
 
 
-async def test_an_error_is_told_as_text_and_a_page_runs_no_script() -> None:
+async def test_errors_are_shown_as_text() -> None:
     """`error_description` is whatever somebody put into the address, and so is `next`."""
     script = "<script>alert(1)</script>\n" + "x" * 5000
     async with guarded() as other, inspecting(other) as browser:
@@ -175,7 +175,7 @@ async def test_an_error_is_told_as_text_and_a_page_runs_no_script() -> None:
     assert "default-src 'none'" in reply.headers["content-security-policy"]
 
 
-async def test_a_token_endpoint_that_redirects_gets_no_code_to_another_origin() -> None:
+async def test_token_endpoint_redirects_are_not_followed() -> None:
     """The code and the verifier are for one issuer."""
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         other.redirect = f"{evil.origin}/token"
@@ -185,7 +185,7 @@ async def test_a_token_endpoint_that_redirects_gets_no_code_to_another_origin() 
 
 
 @for_each("place", ["javascript:alert(1)", "http://evil.example/authorize", "data:text/html,x", ""])
-async def test_nobody_is_sent_to_what_is_no_protected_page(place: str) -> None:
+async def test_unprotected_servers_start_no_login(place: str) -> None:
     """The server that is inspected chooses that address."""
     async with guarded() as other, inspecting(other) as browser:
         other.about = {"authorization_endpoint": place}
@@ -193,7 +193,7 @@ async def test_nobody_is_sent_to_what_is_no_protected_page(place: str) -> None:
         assert (reply.status_code, "url" in reply.json()) == (502, False)
 
 
-async def test_only_pages_of_this_origin_sign_in_or_out_and_use_tokens() -> None:
+async def test_only_same_origin_pages_use_tokens() -> None:
     """A page at another port of this machine is of the same site: cookies come along, and its Origin is let through."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
@@ -211,7 +211,7 @@ async def test_only_pages_of_this_origin_sign_in_or_out_and_use_tokens() -> None
         await plain.aclose()
 
 
-async def test_another_operator_at_the_same_browser_has_to_sign_in_themselves() -> None:
+async def test_tokens_are_bound_to_the_operator() -> None:
     """Where people sign in to our own pages, the cookie alone isn't enough; coming back takes no credential."""
     keys = auth.keys(named={"ada": "a" * 20, "bob": "b" * 20})
     async with guarded() as other, inspecting(other, auth=keys) as browser:
@@ -226,7 +226,7 @@ async def test_another_operator_at_the_same_browser_has_to_sign_in_themselves() 
         assert (await browser.known(), (await browser.call()).status_code) == (None, 401)
 
 
-async def test_nothing_of_it_answers_elsewhere() -> None:
+async def test_sign_in_routes_are_loopback_only() -> None:
     """It reaches what this machine reaches, so it's for this machine only."""
     mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
@@ -241,7 +241,7 @@ async def test_nothing_of_it_answers_elsewhere() -> None:
         await mcp.stop()
 
 
-async def test_a_token_is_renewed_once_however_many_calls_need_it() -> None:
+async def test_tokens_are_refreshed_once_for_concurrent_calls() -> None:
     """A refresh token often counts once: two calls that use it would end the sign-in."""
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
@@ -253,7 +253,7 @@ async def test_a_token_is_renewed_once_however_many_calls_need_it() -> None:
         assert other.forms[1]["refresh_token"] == "refresh-1"
 
 
-async def test_who_signs_out_while_a_token_is_renewed_stays_signed_out() -> None:
+async def test_sign_out_during_a_refresh_wins() -> None:
     """A fixed defect: the renewed token was kept, and counted. It's revoked as well."""
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
@@ -277,7 +277,7 @@ async def test_who_signs_out_while_a_token_is_renewed_stays_signed_out() -> None
         assert {"refresh-1", "refresh-2"} <= {form["token"] for form in other.revoked}
 
 
-async def test_a_turn_that_took_too_long_does_not_end_that_of_another_worker() -> None:
+async def test_expired_refresh_locks_do_not_release_others() -> None:
     """A fixed defect: whoever came back late let a third in beside the second."""
     store = MemoryStore()
     await store.open()
@@ -293,7 +293,7 @@ async def test_a_turn_that_took_too_long_does_not_end_that_of_another_worker() -
     await store.close()
 
 
-async def test_a_token_that_the_server_refuses_is_renewed_and_the_call_sent_again() -> None:
+async def test_refused_tokens_are_refreshed_and_the_call_repeated() -> None:
     """It may have been revoked before its time. Without a way to renew it, the page is asked."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
@@ -305,7 +305,7 @@ async def test_a_token_that_the_server_refuses_is_renewed_and_the_call_sent_agai
         assert (await browser.known())["who"] == "ada"
 
 
-async def test_more_scopes_are_asked_for_beside_those_that_there_are() -> None:
+async def test_step_up_keeps_existing_scopes() -> None:
     """MCP: step-up keeps what was granted."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
@@ -316,7 +316,7 @@ async def test_more_scopes_are_asked_for_beside_those_that_there_are() -> None:
 
 
 @for_each("able", [True, False])
-async def test_who_signs_out_is_forgotten_here_and_revoked_there_if_that_can_be(able: bool) -> None:
+async def test_sign_out_forgets_and_revokes_the_token(able: bool) -> None:
     """RFC 7009."""
     async with guarded() as other, inspecting(other) as browser:
         if not able:
@@ -330,7 +330,7 @@ async def test_who_signs_out_is_forgotten_here_and_revoked_there_if_that_can_be(
         assert (await browser.http.delete("/inspect/sign-in/1")).json() == {"revoked": False}
 
 
-async def test_a_secret_that_the_operator_enters_is_for_one_issuer() -> None:
+async def test_entered_secrets_are_bound_to_one_issuer() -> None:
     """A server that names another one later must not have it sent there."""
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         asked = await browser.leave(client_id="mine", client_secret="my-secret")
@@ -342,7 +342,7 @@ async def test_a_secret_that_the_operator_enters_is_for_one_issuer() -> None:
         assert evil.forms == []
 
 
-async def test_a_server_whose_issuer_registers_nobody_says_what_to_do() -> None:
+async def test_missing_registration_is_explained() -> None:
     """An error says what happened, why, and what to do."""
     async with guarded() as other, inspecting(other) as browser:
         other.about = {"registration_endpoint": None}

@@ -37,7 +37,7 @@ async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2
 
 
 @for_each("revision", ["2025-06-18", "2026-07-28"])
-async def test_a_client_works_through_it_as_without_it(revision: str) -> None:
+async def test_clients_work_through_the_inspector_proxy(revision: str) -> None:
     """Sessions, event streams with progress, and questions, in both eras."""
     steps: list[float] = []
     async with serve(shop.mcp, lane=True) as other:
@@ -54,7 +54,7 @@ async def test_a_client_works_through_it_as_without_it(revision: str) -> None:
         await shop.mcp.stop()
 
 
-async def test_credentials_of_ours_stay_here_and_those_for_the_other_go_on() -> None:
+async def test_only_foreign_credentials_are_forwarded() -> None:
     """A browser sends what belongs to us by itself."""
 
     async def behave(asked: Asked) -> None:
@@ -86,7 +86,7 @@ async def test_credentials_of_ours_stay_here_and_those_for_the_other_go_on() -> 
     assert not {"set-cookie", "x-secret"} & set(reply.headers)
 
 
-async def test_a_password_is_asked_for_by_no_other_server() -> None:
+async def test_foreign_basic_auth_prompts_are_blocked() -> None:
     """A browser would show its dialog in our name."""
 
     async def behave(asked: Asked) -> None:
@@ -97,7 +97,7 @@ async def test_a_password_is_asked_for_by_no_other_server() -> None:
 
 
 @for_each("method", ["GET", "POST"])
-async def test_what_another_server_says_never_becomes_a_page_of_ours(method: str) -> None:
+async def test_foreign_replies_never_become_pages(method: str) -> None:
     """A fixed defect: a browser that opened the address ran that server's scripts in our name."""
 
     async def behave(asked: Asked) -> None:
@@ -111,7 +111,7 @@ async def test_what_another_server_says_never_becomes_a_page_of_ours(method: str
     assert headers["x-content-type-options"] == "nosniff"
 
 
-async def test_streams_that_wait_for_another_server_keep_to_the_cap() -> None:
+async def test_proxied_streams_count_toward_the_cap() -> None:
     """A fixed defect: all that waited were let in, once that server answered."""
     go, leave = asyncio.Event(), asyncio.Event()
 
@@ -137,7 +137,7 @@ async def test_streams_that_wait_for_another_server_keep_to_the_cap() -> None:
         assert sorted(await asyncio.gather(*asking)) == [200, 503, 503]
 
 
-async def test_only_servers_that_were_named_are_reached() -> None:
+async def test_only_named_servers_are_reachable() -> None:
     """No URL of a page's own, and no redirect."""
 
     async def behave(asked: Asked) -> None:
@@ -155,7 +155,7 @@ async def test_only_servers_that_were_named_are_reached() -> None:
 
 
 @for_each("method", ["GET", "DELETE"])
-async def test_a_body_never_becomes_a_request_of_its_own_to_the_other_server(method: str) -> None:
+async def test_bodies_cannot_smuggle_requests(method: str) -> None:
     """A fixed defect: a GET with a body reached any path of that server, by any headers."""
     heard = bytearray()
 
@@ -176,7 +176,7 @@ async def test_a_body_never_becomes_a_request_of_its_own_to_the_other_server(met
 
 
 @for_each("method", ["GET", "POST", "DELETE"])
-async def test_pages_of_other_sites_are_refused(method: str) -> None:
+async def test_cross_site_pages_are_refused(method: str) -> None:
     """As with every path."""
     async with rude(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
         evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
@@ -184,7 +184,7 @@ async def test_pages_of_other_sites_are_refused(method: str) -> None:
         assert other.asked == []
 
 
-async def test_a_credential_does_not_open_it_from_elsewhere() -> None:
+async def test_remote_access_is_refused_despite_credentials() -> None:
     """It reaches what this machine reaches, so it's for this machine only, also where callers sign in."""
     mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
@@ -199,7 +199,7 @@ async def test_a_credential_does_not_open_it_from_elsewhere() -> None:
         await mcp.stop()
 
 
-def test_the_option_of_the_command_line_turns_the_pages_on() -> None:
+def test_inspect_option_enables_the_pages() -> None:
     """Beside what the program serves already."""
     mcp = Server("ours", serve="hub")
     configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, more=frozenset({"web"}))
@@ -208,7 +208,7 @@ def test_the_option_of_the_command_line_turns_the_pages_on() -> None:
 
 
 @for_each("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
-def test_what_cannot_be_inspected_is_said_before_anything_starts(url: str) -> None:
+def test_invalid_inspect_targets_stop_the_start(url: str) -> None:
     """On the command line."""
     with pytest.raises(CommandError):
         check_inspected((url,))

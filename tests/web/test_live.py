@@ -110,7 +110,7 @@ class World:
             await asyncio.wait_for(handler, WAIT)
 
 
-async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -> None:
+async def test_watchers_receive_server_log_and_snapshots() -> None:
     """Our choice: everything updates by SSE."""
     world = World()
     world.logger.warning("Before.")
@@ -126,7 +126,7 @@ async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -
         assert json.loads(screen.events[-1].data) == {"number": 2}
 
 
-async def test_a_snapshot_is_made_once_for_all_and_not_at_all_for_nobody() -> None:
+async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
     """Our choice: a snapshot each second only while somebody watches, encoded once."""
     world = World()
     runner = asyncio.ensure_future(world.feed.run())
@@ -142,7 +142,7 @@ async def test_a_snapshot_is_made_once_for_all_and_not_at_all_for_nobody() -> No
     await asyncio.gather(runner, return_exceptions=True)
 
 
-async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken(
+async def test_figures_continue_after_a_failed_second(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: one exception ended the task that tells them, and the dashboard stood still until a restart."""
@@ -165,7 +165,7 @@ async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken
 
 
 @for_each("query", [False, True], ids=["header", "query"])
-async def test_who_comes_back_hears_no_line_twice(query: bool) -> None:
+async def test_reconnecting_watchers_receive_no_line_twice(query: bool) -> None:
     """WHATWG HTML 9.2: `Last-SseEvent-ID`; here also in the query, for a page that opens a new stream."""
     world = World()
     world.logger.warning("one")
@@ -180,7 +180,7 @@ async def test_who_comes_back_hears_no_line_twice(query: bool) -> None:
         assert screen.lines() == ["three", "four"]
 
 
-async def test_two_watchers_hear_the_same_lines_whenever_they_come() -> None:
+async def test_watchers_receive_the_same_lines() -> None:
     """A line that was logged between two snapshots comes once to who was there and once to who came since."""
     world = World()
     async with world.watching() as early:
@@ -191,7 +191,7 @@ async def test_two_watchers_hear_the_same_lines_whenever_they_come() -> None:
             assert early.lines() == late.lines() == ["one", "two"]
 
 
-async def test_an_id_of_another_process_or_none_at_all_gives_every_line() -> None:
+async def test_unknown_event_ids_return_every_line() -> None:
     """A restarted server counts its lines anew; hostile ids are ids of nobody."""
     world = World()
     world.logger.warning("one")
@@ -202,7 +202,7 @@ async def test_an_id_of_another_process_or_none_at_all_gives_every_line() -> Non
             assert screen.lines() == ["one"]
 
 
-async def test_a_watcher_that_does_not_read_is_cut_and_others_are_not() -> None:
+async def test_stalled_watchers_are_cut() -> None:
     """Style §22: what happens when a buffer is full."""
     world = World()
     async with world.watching() as slow, world.watching() as quick:
@@ -213,7 +213,7 @@ async def test_a_watcher_that_does_not_read_is_cut_and_others_are_not() -> None:
         assert len(world.feed) == 1
 
 
-async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
+async def test_excess_streams_get_a_retry_time() -> None:
     """Our choice: too many connections are 503 with `Retry-After`."""
     world = World(max_streams=1)
     async with world.watching():
@@ -224,7 +224,7 @@ async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
     assert b"retry-after" in response.head
 
 
-async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
+async def test_log_tail_keeps_the_newest_lines() -> None:
     """Our choice: a bounded ring. Old lines go; their numbers are not given again."""
     world = World(size=3)
     threads = [threading.Thread(target=world.logger.warning, args=(f"line {number}",)) for number in range(8)]
@@ -239,7 +239,7 @@ async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
     assert world.log.after(99) == ([], 8)
 
 
-async def test_secrets_do_not_reach_the_page() -> None:
+async def test_secrets_do_not_reach_the_dashboard() -> None:
     """Our choice: logs with secrets redacted and control characters escaped."""
     world = World()
     world.logger.warning("token=abcdef\nforged", extra={"password": "hunter2"})
@@ -250,7 +250,7 @@ async def test_secrets_do_not_reach_the_page() -> None:
     assert "\nforged" not in text
 
 
-async def test_a_record_that_cannot_be_written_breaks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unformattable_log_records_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """As every handler of the logging module."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
     world = World()
@@ -258,7 +258,7 @@ async def test_a_record_that_cannot_be_written_breaks_nobody(monkeypatch: pytest
     assert world.log.after(0) == ([], 0)
 
 
-async def test_the_members_of_the_chat_are_listed() -> None:
+async def test_chat_members_are_listed() -> None:
     """Our choice: presence, in the order of arrival."""
     asked: list[str] = []
 
@@ -292,7 +292,7 @@ class Refusing:
         raise LocalError("no route to the host")
 
 
-async def test_the_dashboard_shows_that_the_store_does_not_answer() -> None:
+async def test_dashboard_reports_a_store_outage() -> None:
     """A fixed defect: it could only say that it does."""
     server, screen = Server("shop", serve="web"), Screen()
     async with server.running() as runtime:

@@ -26,7 +26,7 @@ def own_files() -> list[str]:
     return [path for path in pages() if not path.startswith("/assets/vendor/")]
 
 
-def test_a_page_and_its_files_are_served_by_path() -> None:
+def test_pages_and_assets_are_served() -> None:
     """Our choice: `/docs`, without anything from another host."""
     assert "docs" in page_names()
     assert {"/docs", "/assets/base.css", "/assets/docs/page.js", "/assets/docs/docs.css", "/assets/mark.svg"} <= set(
@@ -38,7 +38,7 @@ def test_a_page_and_its_files_are_served_by_path() -> None:
         assert response.body
 
 
-def test_each_reply_says_what_it_is_and_forbids_the_rest() -> None:
+def test_replies_have_content_type_and_policy() -> None:
     """Our choice: strict Content-Security-Policy, nosniff."""
     kinds = {"/docs": "text/html; charset=utf-8", "/assets/docs/page.js": "text/javascript; charset=utf-8"}
     for path, kind in kinds.items():
@@ -53,7 +53,7 @@ def test_each_reply_says_what_it_is_and_forbids_the_rest() -> None:
 
 
 @for_each("name", ["docs"])
-def test_a_page_has_no_script_style_or_address_that_its_policy_forbids(name: str) -> None:
+def test_pages_comply_with_their_policy(name: str) -> None:
     """A page that breaks its own policy is broken in every browser."""
     page = asset(f"/{name}").body.decode()
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
@@ -63,7 +63,7 @@ def test_a_page_has_no_script_style_or_address_that_its_policy_forbids(name: str
     assert not any(re.match(r"[a-z]+:|/", address) for address in loaded), "addresses are relative to the mount point"
 
 
-def test_files_load_nothing_from_another_host() -> None:
+def test_assets_load_nothing_from_other_hosts() -> None:
     """Our choice: no foreign host."""
     for path in own_files():
         text = asset(path).body.decode().replace("http://www.w3.org/2000/svg", "")
@@ -72,7 +72,7 @@ def test_files_load_nothing_from_another_host() -> None:
         assert "innerHTML" not in text
 
 
-def test_the_files_of_the_pages_are_small() -> None:
+def test_page_assets_are_small() -> None:
     """Our choice: all that any page loads takes 230 kB on the wire, fonts aside."""
     bodies = {path: asset(path).body for path in pages()}
     assert sum(len(gzip.compress(body)) for path, body in bodies.items() if path.startswith("/assets/")) < 230_000
@@ -85,7 +85,7 @@ VENDORED = {
 that names a source map."""
 
 
-def test_vendored_libraries_are_what_their_authors_published() -> None:
+def test_vendored_libraries_match_their_digests() -> None:
     """Each file has its digest and its license, and none turns text into code, which the policy forbids."""
     folder = resources.files("millstream._web") / "assets" / "vendor"
     assert {each.name for each in folder.iterdir() if each.name.endswith(".js")} == set(VENDORED)
@@ -96,7 +96,7 @@ def test_vendored_libraries_are_what_their_authors_published() -> None:
         assert not re.search(rb"\b(?:eval|Function)\(", body)
 
 
-def test_a_file_named_with_its_digest_is_kept_for_good() -> None:
+def test_digest_named_files_are_immutable() -> None:
     """RFC 8246: the address changes with the content."""
     page = asset("/docs").body.decode()
     digest = re.search(r'"assets/base\.css\?([0-9a-f]{16})"', page)
@@ -109,7 +109,7 @@ def test_a_file_named_with_its_digest_is_kept_for_good() -> None:
 
 
 @for_each("name", page_names())
-def test_a_page_names_every_module_that_it_needs_and_each_may_be_kept_for_good(name: str) -> None:
+def test_pages_preload_their_modules(name: str) -> None:
     """A fixed defect: modules named each other without a digest, so a browser asked for each of them at each visit, and
     at the first one only after it had read whoever imports it, ten times in a row.
     """
@@ -126,7 +126,7 @@ def test_a_page_names_every_module_that_it_needs_and_each_may_be_kept_for_good(n
     assert len(re.findall(r"assets/[\w./-]+\.js", page)) == len(named)
 
 
-def test_a_module_that_changes_has_another_name_for_whoever_imports_it() -> None:
+def test_changed_modules_get_new_names() -> None:
     """Also for who imports those."""
 
     def names(leaf: bytes) -> dict[str, bytes]:
@@ -144,7 +144,7 @@ def test_a_module_that_changes_has_another_name_for_whoever_imports_it() -> None
         versioned({"one.js": b'import "./two.js";\n'}, lambda body: b"")
 
 
-async def test_what_the_client_holds_is_not_sent_again() -> None:
+async def test_unchanged_files_get_304() -> None:
     """RFC 9110 §13.1.2."""
     tag = headers(asset("/docs").head)["etag"]
     held = await get(post("/docs", b"", if_none_match=f'"other", {tag}'))
@@ -157,6 +157,6 @@ async def test_what_the_client_holds_is_not_sent_again() -> None:
     "path",
     ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"],
 )
-def test_nothing_else_is_served(path: str) -> None:
+def test_unknown_assets_get_404(path: str) -> None:
     """Paths are looked up, never opened."""
     assert asset(path).status == 404

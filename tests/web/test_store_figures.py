@@ -5,7 +5,7 @@ from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 
 
-async def test_the_store_in_memory_tells_what_it_holds_and_how_much_it_may() -> None:
+async def test_memory_store_reports_usage_and_limits() -> None:
     """A fixed defect: its health was a constant."""
     store = MemoryStore(max_value_bytes=10_000, max_log_bytes=20_000)
     health = StoreHealth("memory", store)

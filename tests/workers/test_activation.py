@@ -52,7 +52,7 @@ def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
     ],
     ids=["alone", "with workers", "alone by option", "with workers by option"],
 )
-async def test_a_server_accepts_from_the_socket_it_was_given(tmp_path: Path, how: str, options: list[str]) -> None:
+async def test_passed_sockets_are_used(tmp_path: Path, how: str, options: list[str]) -> None:
     """Its address is that of the socket, whatever --port says."""
     with activated(tmp_path, how, *options) as served:
         (told,) = [record for record in served.records if "url" in record]
@@ -62,7 +62,7 @@ async def test_a_server_accepts_from_the_socket_it_was_given(tmp_path: Path, how
 
 
 @pytest.mark.parametrize("what", ["nothing", "a file", "another kind of socket"])
-def test_a_descriptor_that_cannot_be_listened_on_is_explained(tmp_path: Path, what: str) -> None:
+def test_invalid_descriptors_are_explained(tmp_path: Path, what: str) -> None:
     """The message says what to give instead."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     with socket.socket(socket.AF_UNIX) as other, (tmp_path / "shop.py").open() as file:
@@ -77,7 +77,7 @@ def test_a_descriptor_that_cannot_be_listened_on_is_explained(tmp_path: Path, wh
     assert "--host and --port" in done.stderr
 
 
-def test_the_variables_of_another_process_mean_nothing(tmp_path: Path) -> None:
+def test_activation_variables_of_other_processes_are_ignored(tmp_path: Path) -> None:
     """systemd writes whom they are for; a program that inherits them isn't meant."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()

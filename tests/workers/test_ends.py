@@ -36,7 +36,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_whoever_waits_at_its_socket_is_answered(tmp_path: Path) -> None:
+async def test_killed_workers_are_replaced_and_their_backlog_served(tmp_path: Path) -> None:
     """The parent keeps the socket: what is in its queue is for the next process."""
     with workers(tmp_path, 1, "--reload") as served:
         (first,) = served.pids
@@ -57,7 +57,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_whoever_waits_at_its_sock
             await client.close()
 
 
-async def test_a_worker_whose_loop_stands_still_is_replaced_where_a_watchdog_is_set(tmp_path: Path) -> None:
+async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
     """docs/reference/settings.md. A process that is there and answers nobody looks alive to everybody else."""
     environment = {**os.environ, "MILLSTREAM_WATCHDOG": "3"}
     with workers(tmp_path, 1, "--reload", env=environment) as served:
@@ -75,7 +75,7 @@ async def test_a_worker_whose_loop_stands_still_is_replaced_where_a_watchdog_is_
             await client.close()
 
 
-async def test_a_worker_in_a_crash_loop_is_started_less_and_less_often_and_the_others_serve_on(tmp_path: Path) -> None:
+async def test_crash_loops_back_off_while_others_serve(tmp_path: Path) -> None:
     """Nobody is sent to its socket meanwhile, and when it can start again, it does."""
     with workers(tmp_path, 2) as served:
         first, second = served.pids
@@ -90,7 +90,7 @@ async def test_a_worker_in_a_crash_loop_is_started_less_and_less_often_and_the_o
         assert len(await pids_by_new_connections(served.port, 60)) == 2
 
 
-async def test_a_worker_that_gets_sigterm_finishes_its_calls_and_is_replaced(tmp_path: Path) -> None:
+async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:
     """An operator may recycle one; it isn't a crash."""
     with workers(tmp_path, 1, "--reload") as served:
         client = Client(served.port)
@@ -106,7 +106,7 @@ async def test_a_worker_that_gets_sigterm_finishes_its_calls_and_is_replaced(tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_all_workers_and_the_status_is_0(tmp_path: Path, number: int) -> None:
+async def test_signals_drain_all_workers(tmp_path: Path, number: int) -> None:
     """Running calls end, their replies say that the connection ends, idle connections are closed, new ones refused."""
     with workers(tmp_path, 2) as served:
         busy, idle = [Client(served.port) for _ in range(6)], [Client(served.port) for _ in range(6)]
@@ -127,7 +127,7 @@ async def test_a_signal_drains_all_workers_and_the_status_is_0(tmp_path: Path, n
             await client.close()
 
 
-async def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
+async def test_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
     """Even one whose process stands still."""
     with workers(tmp_path, 2) as served:
         clients = [Client(served.port), Client(served.port)]
@@ -150,7 +150,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-async def test_ctrl_c_in_a_terminal_reaches_every_process_and_calls_still_end(tmp_path: Path) -> None:
+async def test_ctrl_c_in_a_terminal_finishes_calls(tmp_path: Path) -> None:
     """The terminal signals the whole group; only the parent decides what follows."""
     with workers(tmp_path, 2, start_new_session=True) as served:
         client = Client(served.port)
@@ -166,7 +166,7 @@ async def test_ctrl_c_in_a_terminal_reaches_every_process_and_calls_still_end(tm
         await client.close()
 
 
-async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+async def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     """They notice by the end of their line; calls that run still end, and the port is free for the next parent."""
     with workers(tmp_path, 2) as served:
         client = Client(served.port)
@@ -184,7 +184,7 @@ async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         assert served.said("The parent process is gone") == 2
 
 
-def test_a_worker_that_hangs_at_its_start_ends_with_its_parent(tmp_path: Path) -> None:
+def test_worker_hanging_at_start_ends_with_its_parent(tmp_path: Path) -> None:
     """Fixed defect: it noticed nothing, and kept the port, where nobody was ever answered, from the next parent."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "shop.py").write_text(f"{PROGRAM}\n(HERE / 'hangs').touch()\nimport time\ntime.sleep(86400)\n")
@@ -199,7 +199,7 @@ def test_a_worker_that_hangs_at_its_start_ends_with_its_parent(tmp_path: Path) -
             pass
 
 
-def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
+def test_stop_during_startup_ends_workers(tmp_path: Path) -> None:
     """They may not listen to anybody yet."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(
@@ -215,7 +215,7 @@ def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
         assert "Error" not in served.log
 
 
-def test_the_end_of_the_terminal_ends_the_workers_and_is_no_restart(tmp_path: Path) -> None:
+def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
     """The kernel and a person send the same signal; the terminal tells which it was."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     ours, theirs = os.openpty()
@@ -234,7 +234,7 @@ def test_the_end_of_the_terminal_ends_the_workers_and_is_no_restart(tmp_path: Pa
         assert served.said("Stopping") == 1
 
 
-def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
+def test_workers_under_nohup_outlive_the_terminal(tmp_path: Path) -> None:
     """Whoever ignores SIGHUP means it."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
@@ -247,9 +247,7 @@ def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("times", "number"), [(2, "SIGKILL"), (99, "SIGKILL"), (1, "SIGSEGV")])
-def test_a_worker_that_is_killed_while_it_starts_for_the_first_time_is_followed_by_another(
-    tmp_path: Path, times: int, number: str
-) -> None:
+def test_worker_killed_during_its_first_start_is_replaced(tmp_path: Path, times: int, number: str) -> None:
     """A fixed defect: it stopped the whole. One that is killed each time, or by a fault of its program, still does."""
     killed = f"""
     deaths = HERE / "deaths"

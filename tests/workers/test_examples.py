@@ -13,7 +13,7 @@ pytestmark = pytest.mark.server
 
 
 @pytest.mark.parametrize("options", [["--workers", "2"], ["--reload"]], ids=["workers", "reload"])
-def test_a_command_of_the_page_serves(tmp_path: Path, options: list[str]) -> None:
+def test_commands_of_the_page_serve(tmp_path: Path, options: list[str]) -> None:
     """Our choice: a command that nobody runs is wrong sooner or later."""
     port = free_port()
     with started(millstream("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
@@ -21,7 +21,7 @@ def test_a_command_of_the_page_serves(tmp_path: Path, options: list[str]) -> Non
         assert len(served.pids) == (2 if "--workers" in options else 1)
 
 
-async def test_the_program_of_the_page_serves_with_two_workers(tmp_path: Path) -> None:
+async def test_program_of_the_page_serves_with_two_workers(tmp_path: Path) -> None:
     """`Server.run(workers=2)`."""
     port = free_port()
     program = tmp_path / "several_workers.py"

@@ -12,7 +12,7 @@ from workers_world import Client, call, workers
 pytestmark = pytest.mark.server
 
 
-async def test_four_processes_allow_together_what_the_setting_says(tmp_path: Path) -> None:
+async def test_limits_are_shared_by_four_processes(tmp_path: Path) -> None:
     """A fixed defect: each worker counted for itself. Every request comes on a connection of its own."""
     with workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
 

@@ -33,7 +33,7 @@ async def counted(port: int, name: str) -> Counter[float]:
     return found
 
 
-async def test_every_worker_tells_the_sums_of_all_and_a_dead_one_stays_counted(tmp_path: Path) -> None:
+async def test_metrics_are_summed_across_workers(tmp_path: Path) -> None:
     """A scraper is answered by some worker, another one each time: its counters would jump, and fall with a worker."""
     with workers(tmp_path, 3, "--serve", "metrics") as served:
         pids: Counter[int] = Counter()

@@ -35,7 +35,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def test_a_crash_loop_is_slowed_down_and_a_long_life_forgives() -> None:
+def test_backoff_grows_in_crash_loops_and_resets() -> None:
     """The first death costs nothing; the wait doubles up to half a minute. A long start is no life."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
@@ -47,7 +47,7 @@ def test_a_crash_loop_is_slowed_down_and_a_long_life_forgives() -> None:
     assert waits.died() == 0.0
 
 
-def test_workers_that_somebody_kills_one_after_the_other_are_replaced_at_once() -> None:
+def test_killed_workers_are_replaced_at_once() -> None:
     """A fixed defect: who had served for less than 30 s counted as a crash loop, until nobody was left to serve."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
@@ -57,7 +57,7 @@ def test_workers_that_somebody_kills_one_after_the_other_are_replaced_at_once() 
         assert waits.died() == 0.0
 
 
-def test_messages_arrive_whole_in_whatever_pieces(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.socket]) -> None:
     """A stream of bytes has no borders."""
     ours, theirs = ends
     sent = [HELLO, Drain(replaced=True), Force(), Roster([Seat(1, 10, "ready", 0)])]
@@ -71,7 +71,7 @@ def test_messages_arrive_whole_in_whatever_pieces(ends: tuple[socket.socket, soc
     assert heard == sent
 
 
-def test_the_end_of_the_line_and_nonsense_on_it_are_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, socket.socket]) -> None:
     """What nobody could have said comes from a parent that is broken."""
     ours, theirs = ends
     line = Line(theirs, FOR_WORKER)
@@ -85,14 +85,14 @@ def test_the_end_of_the_line_and_nonsense_on_it_are_the_end(ends: tuple[socket.s
 
 
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])
-def test_a_process_without_the_socket_is_nobodys_worker(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_processes_without_the_socket_are_not_workers(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     """The variable alone says nothing: it may come from a worker that started this process."""
     monkeypatch.setenv(slot.VARIABLE, given)
     assert slot.claim() is None
     assert slot.VARIABLE not in os.environ
 
 
-def test_the_own_command_names_the_file_as_it_lay_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_restart_command_uses_the_original_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The program may have changed its folder."""
     main = ModuleType("__main__")
     main.__file__ = str(tmp_path / "shop.py")
@@ -104,7 +104,7 @@ def test_the_own_command_names_the_file_as_it_lay_at_the_start(monkeypatch: pyte
     assert own_command() == [sys.executable, "-m", "shop"]
 
 
-def test_a_program_that_was_typed_in_cannot_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interactive_programs_cannot_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what to do."""
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     monkeypatch.setattr(sys, "orig_argv", ["python"])
@@ -113,7 +113,7 @@ def test_a_program_that_was_typed_in_cannot_have_workers(monkeypatch: pytest.Mon
     assert "file" in raised.value.fix
 
 
-def test_each_worker_has_a_socket_of_the_same_port() -> None:
+def test_workers_have_sockets_on_the_same_port() -> None:
     """The kernel spreads over those that listen."""
     sockets = open_sockets("127.0.0.1", 0, 3)
     try:
@@ -129,7 +129,7 @@ def test_each_worker_has_a_socket_of_the_same_port() -> None:
             each.close()
 
 
-def test_the_end_of_a_process_is_told_in_words() -> None:
+def test_process_exits_are_described() -> None:
     """Operators look for these words."""
     assert [how(3), how(-9), how(-64)] == ["ended with status 3", "was killed by SIGKILL", "was killed by SIGRTMAX"]
     assert how(-250) == "was killed by signal 250"
@@ -145,7 +145,7 @@ def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
     assert found == {"shop.py", "prices/books.py"}
 
 
-async def test_an_edit_between_the_start_and_the_first_look_counts(tmp_path: Path) -> None:
+async def test_edits_before_the_first_scan_are_noticed(tmp_path: Path) -> None:
     """A fixed defect: what was saved while the workers started was never served."""
     (tmp_path / "shop.py").write_text("1")
     changes = watching.changes(tmp_path)
@@ -153,7 +153,7 @@ async def test_an_edit_between_the_start_and_the_first_look_counts(tmp_path: Pat
     await asyncio.wait_for(anext(changes), WAIT)
 
 
-async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_edits_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editor or a checkout writes one file after the other."""
     looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
     monkeypatch.setattr(watching, "PAUSE", 0)
@@ -171,13 +171,13 @@ async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch:
 
 
 @for_each(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
-def test_a_number_of_workers_that_cannot_be_is_refused(transport: str | None, workers: int) -> None:
+def test_invalid_worker_counts_are_refused(transport: str | None, workers: int) -> None:
     """Stdio has one peer."""
     with pytest.raises(ValueError, match=f"workers={workers}"):
         Server("shop").run(transport, workers=workers)
 
 
-def test_where_sockets_cannot_be_passed_one_process_serves_and_says_so(
+def test_one_process_serves_without_socket_passing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on Windows."""
@@ -187,7 +187,7 @@ def test_where_sockets_cannot_be_passed_one_process_serves_and_says_so(
     assert not over_http.supervised(1)
 
 
-def test_a_parent_without_a_place_for_its_store_says_what_to_do() -> None:
+def test_missing_store_location_is_explained() -> None:
     """The workers would have nowhere to ask."""
 
     @asynccontextmanager
@@ -203,7 +203,7 @@ def test_a_parent_without_a_place_for_its_store_says_what_to_do() -> None:
     assert "TMPDIR" in raised.value.fix
 
 
-def test_workers_share_what_was_passed_and_own_what_was_opened_for_each() -> None:
+def test_workers_share_passed_sockets_and_own_opened_ones() -> None:
     """Only a socket that nobody else accepts from may stop listening while its worker is away."""
     with socket.socket() as one, socket.socket() as two:
         assert [(slot.listeners, slot.own) for slot in slots_of([one, two], 2, passed=False)] == [

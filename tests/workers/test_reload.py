@@ -14,7 +14,7 @@ from workers_world import PROGRAM, Client, Load, call, kill, pids_by_new_connect
 pytestmark = pytest.mark.server
 
 
-async def test_a_changed_file_serves_after_a_moment_and_no_request_fails(tmp_path: Path) -> None:
+async def test_reload_serves_changed_files_without_failures(tmp_path: Path) -> None:
     """An edit within the same second, of the same length: compiled code from before must not be taken for fresh."""
     with workers(tmp_path, 1, "--reload") as served:
         load = Load(served.port, 4, [call("version"), call("slow", seconds=0.05)])
@@ -28,7 +28,7 @@ async def test_a_changed_file_serves_after_a_moment_and_no_request_fails(tmp_pat
         assert load.failures == Counter()
 
 
-async def test_a_changed_module_beside_the_file_counts(tmp_path: Path) -> None:
+async def test_reload_notices_changed_modules(tmp_path: Path) -> None:
     """Programs have more than one file."""
     (tmp_path / "prices.py").write_text("VERSION = 7\n")
     program = PROGRAM.replace("VERSION = 1", "from prices import VERSION")
@@ -40,7 +40,7 @@ async def test_a_changed_module_beside_the_file_counts(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_code_that_somebody_else_compiled_in_the_second_of_an_edit_is_not_trusted(tmp_path: Path) -> None:
+async def test_stale_bytecode_is_not_used(tmp_path: Path) -> None:
     """A fixed defect: the compiled code of a test run hid an edit of the same length, for ever."""
     edit(tmp_path / "prices.py", "PRICE = 1\n")
     py_compile.compile(str(tmp_path / "prices.py"))
@@ -65,7 +65,7 @@ def edit(path: Path, text: str) -> None:
     os.utime(path, ns=(second * 10**9, second * 10**9))
 
 
-async def test_a_broken_edit_is_shown_and_the_version_before_goes_on(tmp_path: Path) -> None:
+async def test_broken_edits_keep_the_previous_version(tmp_path: Path) -> None:
     """Until the next edit mends it."""
     with workers(tmp_path, 1, "--reload") as served:
         load = Load(served.port, 2, [call("version")])
@@ -83,7 +83,7 @@ async def test_a_broken_edit_is_shown_and_the_version_before_goes_on(tmp_path: P
         assert load.failures == Counter()
 
 
-async def test_a_restart_that_fails_leaves_all_workers_as_they_were(tmp_path: Path) -> None:
+async def test_failed_restarts_keep_all_workers(tmp_path: Path) -> None:
     """Never some of the old program and some of the new one."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
@@ -97,7 +97,7 @@ async def test_a_restart_that_fails_leaves_all_workers_as_they_were(tmp_path: Pa
         assert not set(await pids_by_new_connections(served.port, 60)) & set(served.pids)
 
 
-async def test_a_worker_in_a_crash_loop_is_mended_by_a_restart(tmp_path: Path) -> None:
+async def test_restart_ends_a_crash_loop(tmp_path: Path) -> None:
     """Whoever has installed a version that works need not wait for the back-off."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
@@ -111,7 +111,7 @@ async def test_a_worker_in_a_crash_loop_is_mended_by_a_restart(tmp_path: Path) -
         assert not set(found) & set(served.pids)
 
 
-async def test_a_restart_replaces_a_worker_that_is_being_started_after_a_death(tmp_path: Path) -> None:
+async def test_restart_replaces_a_worker_that_is_starting(tmp_path: Path) -> None:
     """A fixed defect: the one that was given up stayed in the list of workers for ever."""
     program = PROGRAM.replace(
         "    yield\n", "    while (HERE / 'waits').exists():\n        await asyncio.sleep(0.01)\n    yield\n"

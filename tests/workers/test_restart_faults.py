@@ -75,7 +75,7 @@ async def all_become_new(served: Served) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_worker_that_ends_while_its_successor_starts_has_only_that_one(
+async def test_worker_exit_during_replacement_starts_no_second_successor(
     restarting: Served, tmp_path: Path, number: int
 ) -> None:
     """Fixed defect: another one followed, too, and from then on a place had two processes."""
@@ -86,17 +86,13 @@ async def test_a_worker_that_ends_while_its_successor_starts_has_only_that_one(
     await all_become_new(restarting)
 
 
-async def test_a_successor_that_dies_before_it_serves_is_followed_by_another(
-    restarting: Served, tmp_path: Path
-) -> None:
+async def test_failed_successors_are_replaced(restarting: Served, tmp_path: Path) -> None:
     """Somebody has killed it, which says nothing of the program. Fixed defect: that ended the restart."""
     kill(await begun(tmp_path, 3))
     await all_become_new(restarting)
 
 
-async def test_a_successor_that_dies_before_all_are_ready_is_followed_by_another(
-    restarting: Served, tmp_path: Path
-) -> None:
+async def test_successors_failing_before_all_are_ready_are_replaced(restarting: Served, tmp_path: Path) -> None:
     """Fixed defect: the old ones went all the same, and its place was empty until the next one served."""
     hold(tmp_path, 4)
     successor = await begun(tmp_path, 3)
@@ -112,9 +108,7 @@ async def test_a_successor_that_dies_before_all_are_ready_is_followed_by_another
     await all_become_new(restarting)
 
 
-async def test_successors_that_are_killed_again_and_again_leave_everything_as_it_was(
-    restarting: Served, tmp_path: Path
-) -> None:
+async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Served, tmp_path: Path) -> None:
     """The restart is given up after as many tries as a first start has."""
     for number in range(3, 3 + STARTS):
         hold(tmp_path, number + 1)
@@ -123,9 +117,7 @@ async def test_successors_that_are_killed_again_and_again_leave_everything_as_it
     assert set(restarting.pids) == set(restarting.children())
 
 
-async def test_a_worker_that_is_replaced_before_its_turn_is_replaced_again_and_nobody_stays(
-    restarting: Served, tmp_path: Path
-) -> None:
+async def test_early_replacements_are_replaced_again(restarting: Served, tmp_path: Path) -> None:
     """Fixed defect: the one that a death had brought meanwhile served on beside its successor."""
     await begun(tmp_path, 3)
     kill(restarting.pids[1])
@@ -134,7 +126,7 @@ async def test_a_worker_that_is_replaced_before_its_turn_is_replaced_again_and_n
     await all_become_new(restarting)
 
 
-async def test_a_restart_that_fails_looks_for_nobody_a_second_time(tmp_path: Path) -> None:
+async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
     """Fixed defect: where somebody was being looked for already, two came in the end."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
@@ -148,7 +140,7 @@ async def test_a_restart_that_fails_looks_for_nobody_a_second_time(tmp_path: Pat
         assert served.said("is missing") == 0
 
 
-async def test_a_version_that_hangs_at_its_start_gives_way_to_the_next(tmp_path: Path) -> None:
+async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
     """Fixed defect: the restart waited for it for ever, and whoever had mended the program saw no change."""
     with workers(tmp_path, 1, "--reload") as served:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")

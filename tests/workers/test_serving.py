@@ -43,7 +43,7 @@ INITIALIZE = {
 }
 
 
-async def test_connections_spread_over_all_workers(tmp_path: Path) -> None:
+async def test_connections_are_spread_over_all_workers(tmp_path: Path) -> None:
     """Our choice: a socket for each, and the kernel chooses. 120 fair choices of 3 leave nobody with fewer than 15."""
     with workers(tmp_path, 3) as served:
         found = await pids_by_new_connections(served.port, 120)
@@ -51,7 +51,7 @@ async def test_connections_spread_over_all_workers(tmp_path: Path) -> None:
         assert min(found.values()) >= 15
 
 
-async def test_the_start_is_told_once_and_the_parent_imports_nothing_of_the_user(tmp_path: Path) -> None:
+async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Path) -> None:
     """Our choice: one record, when all are ready."""
     program = PROGRAM + "\nimport sys\nprint('imported', os.getpid(), file=sys.stderr, flush=True)\n"
     with workers(tmp_path, 2, program=program) as served:
@@ -62,7 +62,7 @@ async def test_the_start_is_told_once_and_the_parent_imports_nothing_of_the_user
         assert set(served.children()) == set(served.pids)
 
 
-async def test_port_zero_is_one_port_for_all(tmp_path: Path) -> None:
+async def test_port_zero_is_shared_by_all_workers(tmp_path: Path) -> None:
     """The parent picks it, and binds every socket to it."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     with started(millstream(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
@@ -71,7 +71,7 @@ async def test_port_zero_is_one_port_for_all(tmp_path: Path) -> None:
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
-async def test_a_session_is_known_to_every_worker_where_no_key_can_be_kept(tmp_path: Path) -> None:
+async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) -> None:
     """The parent makes a key for all, and passes it where no other process can see it."""
     with workers(tmp_path, 2, env={**os.environ, "XDG_STATE_HOME": "/dev/null"}) as served:
         first = Client(served.port)
@@ -87,7 +87,7 @@ async def test_a_session_is_known_to_every_worker_where_no_key_can_be_kept(tmp_p
         assert served.said("Set MILLSTREAM_KEY") == 1
 
 
-async def test_health_shows_every_worker(tmp_path: Path) -> None:
+async def test_health_lists_every_worker(tmp_path: Path) -> None:
     """Whoever asks one worker sees the whole."""
     with workers(tmp_path, 2) as served:
         client = Client(served.port)
@@ -100,7 +100,7 @@ async def test_health_shows_every_worker(tmp_path: Path) -> None:
         assert {seat["pid"] for seat in told} == set(served.pids)
 
 
-async def test_log_lines_say_which_worker_wrote_them(tmp_path: Path) -> None:
+async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
     """All of them write to the same standard error."""
     program = PROGRAM + (
         "\nimport logging\n\n@mcp.tool\nasync def notes() -> int:\n"
@@ -121,7 +121,7 @@ async def test_log_lines_say_which_worker_wrote_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [GUARDED, PLAIN], ids=["with a main guard", "without one"])
-async def test_a_script_serves_itself_with_several_workers(tmp_path: Path, source: str) -> None:
+async def test_scripts_can_serve_with_several_workers(tmp_path: Path, source: str) -> None:
     """`Server.run(workers=2)`: each worker runs the script up to that call, and what follows is the parent's."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(source)
@@ -134,7 +134,7 @@ async def test_a_script_serves_itself_with_several_workers(tmp_path: Path, sourc
         assert served.log.count("left by the door") == 1
 
 
-async def test_a_script_that_changes_its_folder_can_be_started_again(tmp_path: Path) -> None:
+async def test_scripts_that_change_directory_can_restart(tmp_path: Path) -> None:
     """The command line named the file as it lay at the start."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text("import os\nos.chdir('/')\n" + GUARDED)
@@ -142,7 +142,7 @@ async def test_a_script_that_changes_its_folder_can_be_started_again(tmp_path: P
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
-async def test_a_worker_serves_for_the_same_run_as_its_parent(tmp_path: Path) -> None:
+async def test_workers_serve_the_same_run_call_as_their_parent(tmp_path: Path) -> None:
     """A program may serve one server after the other."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(
@@ -158,7 +158,7 @@ async def test_a_worker_serves_for_the_same_run_as_its_parent(tmp_path: Path) ->
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
-def test_a_program_that_a_worker_starts_is_nobodys_worker(tmp_path: Path) -> None:
+def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
     """It inherits the variables of the worker, and neither its socket nor its place."""
     other = tmp_path / "other.py"
     other.write_text("from millstream import Server\nmcp = Server('other')\n")
@@ -174,7 +174,7 @@ def test_a_program_that_a_worker_starts_is_nobodys_worker(tmp_path: Path) -> Non
         subprocess.run(["pkill", "-P", str(served.pids[0])], check=True)
 
 
-def test_two_parents_cannot_share_a_port_by_accident(tmp_path: Path) -> None:
+def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
     """Sockets that share a port would let them, and each would get half of the calls."""
     with workers(tmp_path, 2) as served:
         command = millstream(str(tmp_path / "shop.py"), served.port, "--workers", "2")
@@ -193,9 +193,7 @@ def test_two_parents_cannot_share_a_port_by_accident(tmp_path: Path) -> None:
     ],
     ids=["raises", "needs a module", "serves itself", "exits"],
 )
-def test_a_program_that_cannot_be_served_is_told_once_and_ends_with_status_1(
-    tmp_path: Path, program: str, said: str
-) -> None:
+def test_broken_programs_are_reported_once(tmp_path: Path, program: str, said: str) -> None:
     """Three workers would say it three times."""
     (tmp_path / "shop.py").write_text(program)
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
@@ -206,7 +204,7 @@ def test_a_program_that_cannot_be_served_is_told_once_and_ends_with_status_1(
     assert done.stderr.count("\nError:") == 0
 
 
-def test_a_setting_that_cannot_be_is_told_once(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
     """The parent reads the same variables, and leaves it to the worker to say so."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
@@ -217,7 +215,7 @@ def test_a_setting_that_cannot_be_is_told_once(tmp_path: Path) -> None:
     assert done.stderr.count("KEEP_ALIVE") == 1
 
 
-def test_a_lifespan_that_fails_is_told_once_and_ends_with_status_1(tmp_path: Path) -> None:
+def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
     """The first worker goes ahead; nobody follows one that cannot start."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     (tmp_path / "broken").touch()
@@ -228,7 +226,7 @@ def test_a_lifespan_that_fails_is_told_once_and_ends_with_status_1(tmp_path: Pat
     assert done.stderr.count("RuntimeError: the disk is full") == 1
 
 
-def test_where_the_kernel_does_not_spread_connections_all_workers_share_a_socket(tmp_path: Path) -> None:
+def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
     """As on macOS. It works, and says what it does."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     start = (

@@ -37,12 +37,12 @@ def seats(*states: str) -> list[Seat]:
         (("ready", "gone", "gone"), [None, 1, 1]),
     ],
 )
-def test_one_worker_stands_in_and_all_agree_who(states: tuple[str, ...], expected: list[int | None]) -> None:
+def test_workers_agree_on_one_stand_in(states: tuple[str, ...], expected: list[int | None]) -> None:
     """The next place that serves; nobody where nobody serves."""
     assert [stands_in(place, seats(*states)) for place in (1, 2, 3)] == expected
 
 
-async def test_a_worker_begins_and_ends_with_what_it_hears() -> None:
+async def test_socket_takeover_follows_messages() -> None:
     """Also where it hears of the next state while it settles the last one."""
     log: list[str] = []
     sockets = {2: [socket.socket()], 3: [socket.socket()]}
@@ -76,7 +76,7 @@ async def test_a_worker_begins_and_ends_with_what_it_hears() -> None:
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
-async def test_connections_to_the_place_of_a_dead_worker_are_answered_before_it_is_replaced(tmp_path: Path) -> None:
+async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
     """Fixed defect: a third of all clients waited for the start of a process, and longer where that was slow."""
     with workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()

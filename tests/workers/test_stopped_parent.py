@@ -36,7 +36,7 @@ mcp = Server("shop", lifespan=lifespan, serve="hub")
 BEGINS, ENDS = "The hub can't refresh its records, which is tried again: ", "The hub refreshes its records again."
 
 
-def test_each_worker_says_once_that_its_parent_stands_still_and_once_that_it_goes_on(tmp_path: Path) -> None:
+def test_stalled_parent_is_logged_once_per_worker(tmp_path: Path) -> None:
     """Fixed defect: it was a traceback every ten seconds."""
     program = PROGRAM.replace('mcp = Server("shop", lifespan=lifespan)\n', SOON)
     assert program != PROGRAM
