@@ -132,7 +132,7 @@ async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCapture
             assert away.is_error
             assert "127.0.0.2" not in away.text
     broken = {
-        "isn't where the document is from": lambda port: document(servers=[{"url": "http://127.0.0.2:9/v1"}]),
+        "isn't the document's own origin": lambda port: document(servers=[{"url": "http://127.0.0.2:9/v1"}]),
         "nested deeper": lambda port: {"x": json.loads("[" * 80 + "]" * 80), **document()},
         "malformed": lambda port: document(paths={"/x": {"get": {"parameters": [3]}}}),
         "version 3": lambda port: {"swagger": "2.0", "paths": {}},
@@ -176,7 +176,7 @@ def test_invalid_api_options_are_refused_at_start() -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"openapi": 3}, "takes the URL or file"),
         ({"openapi": "x.json", "target": "http://x/mcp"}, "not both"),
-        ({"openapi": FastAPI(), "auth": bearer("x")}, "no auth and headers"),
+        ({"openapi": FastAPI(), "auth": bearer("x")}, "doesn't support auth and headers"),
     ]
     for options, reason in mistakes:
         with pytest.raises(ValueError, match=reason):

@@ -71,14 +71,14 @@ def test_file_options_match_the_code(tmp_path: Path) -> None:
 
 MISTAKES = {
     '[upstreams.a]\nurl = "http://a/mcp"\ntimout = 5': (
-        "line 3: upstreams.a.timout: there is no such option; did you mean 'timeout'?"
+        "line 3: upstreams.a.timout: unknown option; did you mean 'timeout'?"
     ),
-    "nam = 1": "line 1: nam: there is no such option; did you mean 'name'?",
+    "nam = 1": "line 1: nam: unknown option; did you mean 'name'?",
     '[upstreams.a]\nurl = "http://a/mcp"\n\ntimeout = "5"': (
         "line 4: upstreams.a.timeout: Expected `float`, got `str`, not '5'"
     ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools."x*"]\nlimt = "1/day"': (
-        "line 4: upstreams.a.policy.tools.x*.limt: there is no such option; did you mean 'limit'?"
+        "line 4: upstreams.a.policy.tools.x*.limt: unknown option; did you mean 'limit'?"
     ),
     '[upstreams.a]\ncommand = "a"\npolicy = { limit = "often" }': (
         "line 3: upstreams.a.policy.limit: it must be a number and a unit: 600/minute, 5/second, not 'often'"
@@ -86,24 +86,22 @@ MISTAKES = {
     '[upstreams.a]\ncommand = "a"\nenv = {\n# }\n}\nheaders = { X = "${TOKE}" }': (
         "the variable TOKE isn't set (did you mean TOKEN?). Set it, or write ${TOKE:-default}"
     ),
-    '[upstreams.a]\ntext = """\n[x]\n"""': "line 2: upstreams.a.text: there is no such option",
+    '[upstreams.a]\ntext = """\n[x]\n"""': "line 2: upstreams.a.text: unknown option",
     "[upstreams.a]\ntimeout = 1": (
-        "line 1: upstreams.a: the upstream doesn't say where it is: give one of url, command, and openapi"
+        "line 1: upstreams.a: the upstream has no target: use exactly one of url, command, and openapi"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\ncommand = "b"': "line 1: upstreams.a: the upstream has url and command",
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
-        "line 5: upstreams.b.prefix: the upstream 'a' has the prefix 'a', too: give one of them another prefix"
+        "line 5: upstreams.b.prefix: the upstream 'a' has the prefix 'a', too. Give one of them another prefix"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': "line 3: upstreams.a.scale: ",
-    "[settings]\ntool_serch = true": (
-        "line 2: settings.tool_serch: there is no such option; did you mean 'tool_search'?"
-    ),
+    "[settings]\ntool_serch = true": ("line 2: settings.tool_serch: unknown option; did you mean 'tool_search'?"),
     '[settings]\npage_size = "x"': "line 2: settings.page_size: it must be a whole number, 1 or more, not 'x'",
     '[upstreams.a]\nurl = "http://a/mcp"\nauth = { kind = "bear", env = "X" }': (
         "line 3: upstreams.a.auth.kind: 'bear' isn't a kind of credentials; did you mean 'bearer'?"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\n[upstreams.a.auth]\nkind = "bearer"\nenw = "X"': (
-        "line 5: upstreams.a.auth.enw: there is no such option; did you mean 'env'?"
+        "line 5: upstreams.a.auth.enw: unknown option; did you mean 'env'?"
     ),
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
     "x = ": "Invalid value",
@@ -147,7 +145,7 @@ def test_application_files_are_read_as_written(tmp_path: Path) -> None:
     assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
     assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})
     path = write(tmp_path, CODE, "mcp.json")
-    with pytest.raises(ConfigError, match=r"line 6: servers\.web\.headers\.X-Key: \$\{input:key\} asks a person"):
+    with pytest.raises(ConfigError, match=r"line 6: servers\.web\.headers\.X-Key: \$\{input:key\} asks the user"):
         load_file(path)
     path.write_text(CODE.replace("${input:key}", "k"), "utf-8")
     files, web = load_file(path).upstreams

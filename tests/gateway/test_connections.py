@@ -33,7 +33,7 @@ async def test_calls_use_the_account_of_their_user() -> None:
         assert await gate.call(ALICE, "up_who") == "ada"
         page = f"{gate.base}/connections"
         said = await gate.call(BOB, "up_who")
-        assert said == f"The server 'up' needs your account there. Open {page} and connect it. Then call again."
+        assert said == f"The server 'up' requires your account there. Open {page} and connect it. Then call again."
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         for revision in ("2025-06-18", "2026-07-28"):
             async with gate.client(ALICE, revision=revision) as one, gate.client(BOB, revision=revision) as two:
@@ -72,7 +72,7 @@ async def test_upstream_can_be_its_own_authorization_server() -> None:
         await gate.listed("up_who")
         assert await gate.call(ALICE, "up_who") == "ada shop:use"
         assert (await alice.send("disconnect")).status_code == 303
-        assert "needs your account" in await gate.call(ALICE, "up_who")
+        assert "requires your account" in await gate.call(ALICE, "up_who")
 
 
 async def test_declining_explains_how_to_connect_later() -> None:
@@ -96,7 +96,7 @@ async def test_call_continues_after_a_step_up() -> None:
             await alice.finish(await alice.come_back(other.accounts.agree(url, "ada")))
             return True
 
-        assert "wants more rights for this" in await gate.call(ALICE, "up_write")
+        assert "requires more permissions" in await gate.call(ALICE, "up_write")
         async with gate.client(ALICE, elicit=elicit) as client:
             assert (await client.call("up_write")).text == "written"
         assert scopes == ["books:read books:write"]
@@ -151,7 +151,7 @@ async def test_authorization_server_outage_keeps_connections() -> None:
         other.accounts.expires_in = 600
         other.accounts.about = {"token_endpoint": "http://127.0.0.1:9/token"}
         for _ in range(8):
-            assert "can't get the credentials" in await gate.call(BOB, "up_who")
+            assert "can't get credentials" in await gate.call(BOB, "up_who")
         assert await gate.call(ALICE, "up_who") == "ada"
         other.accounts.about = {}
         assert await gate.call(BOB, "up_who") == "brian"
@@ -165,13 +165,13 @@ async def test_refused_tokens_are_refreshed_once() -> None:
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
         await gate.listed("up_who")
         async with unacceptable(other.mcp):
-            assert "doesn't accept your connection any more" in await gate.call(ALICE, "up_who")
+            assert "no longer accepts your connection" in await gate.call(ALICE, "up_who")
         refreshed = [each for each in accounts.forms if each["grant_type"] == "refresh_token"]
         assert [each["resource"] for each in refreshed] == [other.url]
         await (await bob.sign_in(BOB)).connect(accounts, "brian")
         accounts.refresh.clear()
         async with unacceptable(other.mcp):
-            for words in ("doesn't accept your connection any more", "needs your account there"):
+            for words in ("no longer accepts your connection", "requires your account there"):
                 assert words in await gate.call(BOB, "up_who")
 
 
@@ -192,7 +192,7 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
             await (await bob.sign_in(BOB)).connect(accounts, "mallory")
         async with gateway(other.url, store=redis.url) as two:  # it begins with the newest account
             async with asyncio.timeout(WAIT):
-                while "can't list it" not in caplog.text:  # noqa: ASYNC110  the log has no event
+                while "can't read the lists" not in caplog.text:  # noqa: ASYNC110  the log has no event
                     await asyncio.sleep(0.01)
             assert await two.call(ALICE, "up_who") == "ada"
             assert (await two.mcp.start()).host.degraded() == []
@@ -236,7 +236,7 @@ async def test_workers_share_connections_and_refreshes() -> None:
         assert (reply.status_code, refresh in accounts.revoked) == (303, True)
         for gate in (one, two):
             async with asyncio.timeout(WAIT):
-                while "needs your account" not in await gate.call(BOB, "up_who"):
+                while "requires your account" not in await gate.call(BOB, "up_who"):
                     pass  # a message between workers is on its way
             assert await gate.call(ALICE, "up_who") == "ada"
         keys, values = await everything(one)

@@ -98,7 +98,7 @@ async def test_secrets_come_from_variables_and_files_and_stay_hidden(
             assert other.seen[-1]["authorization"] == value
             other.wants = "something else"
             said = await gate.call(ALICE, "up_who")
-            assert said == "The server 'up' behind this gateway doesn't accept the gateway's credentials."
+            assert said == "The server 'up' behind this gateway rejected the gateway's credentials."
             gate.mcp.definition.upstreams.append(UpstreamConfig(name="x", target=other.url, headers={"x-key": SECRET}))
             assert SECRET not in repr(gate.mcp.definition.upstreams)
     assert SECRET not in caplog.text
@@ -152,7 +152,7 @@ async def test_forwarded_headers_stay_with_their_caller(
 ) -> None:
     names = ["x-tenant", "authorization"]
     async with echo() as other, gateway(other.url, auth=None, forward_headers=names) as gate:
-        assert "gets each caller's own credential" in caplog.text
+        assert "receives each caller's own credential" in caplog.text
         for revision in ("2025-06-18", "2026-07-28"):
             blue, green = ({"x-tenant": each, "x-other": "secret"} for each in ("blue", "green"))
             async with (
@@ -220,7 +220,7 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
             assert await gate.call(ALICE, "up_who") == "the-gateway"
             async with unacceptable(other.mcp):
                 for _ in range(3):
-                    assert "doesn't accept the gateway's credentials" in await gate.call(ALICE, "up_who")
+                    assert "rejected the gateway's credentials" in await gate.call(ALICE, "up_who")
             assert len(other.accounts.forms) == 2
 
 
@@ -263,5 +263,5 @@ async def test_refused_exchange_affects_only_its_caller() -> None:
     async with world() as other, exchanging(other) as (gate, sign):
         await gate.listed("up_who", ada := sign(sub="ada"))
         other.accounts.fails = "invalid_target"
-        assert "doesn't accept the gateway's credentials" in await gate.call(sign(sub="brian"), "up_who")
+        assert "rejected the gateway's credentials" in await gate.call(sign(sub="brian"), "up_who")
         assert await gate.call(ada, "up_who") == "ada-exchanged"

@@ -197,7 +197,7 @@ async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> Non
                     await client.call("die")
                 except (ConnectionLost, ConnectFailed) as exc:
                     fault = exc
-            assert "The process of printer ended" in str(fault)
+            assert "The process of printer exited" in str(fault)
             assert "code 3. Its last output: out of paper" in str(fault)
             assert await call(upstream, "b")
         report = upstream.describe()
@@ -221,7 +221,7 @@ async def test_hung_processes_are_replaced(shell: Command) -> None:
             pool.sweep(monotonic() + WAIT + 1)
             await until(lambda: not pool.running)
             assert int((await client.call("pid")).text) != first
-        assert "no longer answered" in upstream.describe().last_error
+        assert "stopped responding" in upstream.describe().last_error
 
 
 async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
 
             def left_out() -> bool:
                 pool.sweep(monotonic())
-                return any("left out" in record.getMessage() for record in caplog.records)
+                return any("dropped" in record.getMessage() for record in caplog.records)
 
             await until(left_out)
         floods = [record for record in caplog.records if record.getMessage() == "printer: flood"]

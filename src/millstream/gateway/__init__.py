@@ -1,4 +1,4 @@
-"""The gateway: servers elsewhere, and APIs, as part of this one.
+"""The gateway: offers other MCP servers and HTTP APIs as part of this server.
 
 ``Server.upstream`` adds one. Import `UpstreamConfig` to write a list of them.
 """
@@ -35,7 +35,7 @@ _HOMES = {
     "static_headers": "credentials.options",
     "token_exchange": "credentials.options",
 }
-"""Public name -> module, loaded at first use."""
+"""Public name -> module, imported on first use."""
 
 __all__ = [
     "OpenApi",

@@ -1,11 +1,11 @@
-"""One call, forwarded to an upstream of any era: questions, progress, logs, cancellation, errors, and the result.
+"""Forwarding of one call to an upstream of either era: questions, progress, logs, cancellation, errors, and results.
 
 | client | upstream | questions |
 |---|---|---|
-| handshake | handshake | pass to the client on the stream of its call, see `relay` |
+| handshake | handshake | sent to the client on the stream of its call, see `relay` |
 | handshake | per-request | `input_required` becomes requests to the client; the answers go back with the state |
-| per-request | handshake | park the call until the client's retry, see `parked` |
-| per-request | per-request | `input_required` passes through, its state sealed once more |
+| per-request | handshake | the call is parked until the client's retry, see `parked` |
+| per-request | per-request | `input_required` is passed on, with its state sealed again |
 """
 
 import asyncio
@@ -81,15 +81,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("millstream.gateway")
 
 NAME = "millstream-gateway"
-"""How the gateway introduces itself to upstreams."""
+"""Name and version that the gateway sends to upstreams."""
 
 _NO_HEADERS: Mapping[str, str] = {}
 _LINKS, _LINKS_OF_STREAMS = 64, 8
-"""Connections that calls of one key may have side by side, so each question finds its call. On Streamable HTTP, most
-questions say which call they belong to.
+"""Maximum concurrent connections for the calls of one key, so each question finds its call. On Streamable HTTP, most
+questions carry the id of their call.
 """
 _MAX_KEPT = 16 * 1024
-"""Bytes of a result that a call keeps while it goes on to ask something else."""
+"""Maximum bytes of a result that is kept while its call asks another question."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _NO_SIGN_OF_LIFE = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
@@ -98,7 +98,7 @@ _MAX_METAS = 256
 _ASKS_BACK = b'"input_required"'
 _OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
                   "io.modelcontextprotocol/related-task"})  # fmt: skip
-"""Members of `_meta` that belong to the client's own connection."""
+"""`_meta` members that belong to the client's own connection."""
 
 _decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_type = msgspec.json.Decoder(Result).decode
@@ -107,7 +107,7 @@ _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
 
 class _Kept(Struct, frozen=True, array_like=True):
-    """The state of a forwarded call between the requests of its client. It travels sealed."""
+    """Sealed state of a forwarded call between the requests of its client."""
 
     kind: str
     """``parked``, ``rounds``, ``urls``, or ``result``."""
@@ -116,14 +116,14 @@ class _Kept(Struct, frozen=True, array_like=True):
 
 
 class _Rounds(Struct, frozen=True, array_like=True):
-    """What an upstream of the per-request era wants back."""
+    """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
 
 
 class _Elicitations(Struct):
-    """The data of an error that wants URLs opened."""
+    """Data of an error that asks for URLs to be opened."""
 
     elicitations: list[dict[str, Any]]
 
@@ -144,17 +144,17 @@ def forward(
     """Send a request to an upstream and return the raw JSON object of its result.
 
     Args:
-        call: of the client.
-        upstream: where to send it.
-        method: of the request.
-        params: an encoded object.
-        name: of the tool or prompt, or the URI, as the upstream has it.
-        headers: more HTTP headers.
+        call: the client's call.
+        upstream: the target.
+        method: method of the request.
+        params: encoded parameters.
+        name: upstream's name of the tool or prompt, or URI of the resource.
+        headers: additional HTTP headers.
 
     Raises:
         InputRequired: the upstream asks something, and the client answers with its next request.
-        ProtocolError: the upstream's own error, or for methods other than ``tools/call``, that there was no answer.
-        ToolError: there was no answer, or the upstream needs what the client can't do.
+        ProtocolError: the upstream's own error, or for methods other than ``tools/call``, the lack of a response.
+        ToolError: there was no response, or the upstream needs what the client can't do.
     """
     if upstream.credentials is None:
         link = upstream.plain_link
@@ -166,7 +166,7 @@ def forward(
 
 
 def _is_plain(call: "Call") -> bool:
-    """Whether the client hears nothing about a call but its result, and the call is its first request."""
+    """Return whether the client receives only the result of a call, and this is the call's first request."""
     return not (
         call.revision.handshake
         or call.token is not None
@@ -178,7 +178,7 @@ def _is_plain(call: "Call") -> bool:
 
 
 async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
-    """Forward what both sides speak as one request and one result. Of questions, only the result tells."""
+    """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.agreed.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
     link.calls += 1
@@ -209,7 +209,7 @@ _metas: dict[tuple[bytes, str, str], bytes] = {}
 
 
 def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
-    """Return `_meta` for an upstream of the per-request era. A client's requests mostly have the same."""
+    """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
     key = (raw, source.date, upstream.gateway)
     meta = _metas.get(key)
@@ -224,7 +224,7 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
 
 
 def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
-    """Return those members of the client's `_meta` that aren't about its own connection, and the path of gateways.
+    """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
 
     Raises:
         ToolError, ProtocolError: the call has come back to this gateway.
@@ -236,7 +236,7 @@ def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     try:
         kept[PATH] = extend_path(kept.get(PATH), upstream.gateway)
     except Cycle:
-        # Only the call is refused: its client writes the path, and could take the upstream from everyone else.
+        # Refuse only this call: its client writes the path, and must not block the upstream for others.
         raise _unable(
             call, f"The call went in a circle: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
@@ -246,7 +246,7 @@ def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
 async def _forward_with_credentials(
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
-    """Forward a call whose person may have to connect an account first, or to allow more."""
+    """Forward a call whose user may have to connect an account first, or to grant more scopes."""
     credentials = upstream.credentials
     assert credentials is not None  # noqa: S101  `forward` looked
     await credentials.prepare(call)
@@ -328,8 +328,8 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
         key = upstream.key(call, abilities)
         link = links.ready(key) or await links.open(key)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
-        # Callers without a session don't depend on one connection, and on its own each has its questions to itself:
-        # many servers send theirs on a stream that doesn't say which call they belong to.
+        # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
+        # many servers send them on a stream that doesn't name the call.
         streams = link.conversation.transport.name == "streamable-http"
         for number in range(1, _LINKS_OF_STREAMS if streams else _LINKS):
             other = structs.replace(key, affinity=f"#{number}")
@@ -344,7 +344,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
 
 
 async def _in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
-    """Return the result after what was said before it."""
+    """Return the result after all messages that preceded it."""
     try:
         result = await work
     except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
@@ -358,7 +358,7 @@ async def _in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
 
 
 async def _level(call: "Call") -> tuple[str, str]:
-    """Return the level of the least severe log messages that the client wants, and the one that it chose."""
+    """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
     services, session, chosen = call.services, call.session, ""
@@ -368,7 +368,7 @@ async def _level(call: "Call") -> tuple[str, str]:
 
 
 async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
-    """Have an upstream of the handshake era send log messages of a level. Calls that share a connection get theirs."""
+    """Set the log level of a handshake-era upstream, to the lowest that calls on a shared connection need."""
     relays = link.relays
     if "logging" not in upstream.catalog.capabilities or (
         relays.level and LOG_LEVELS.index(level) >= LOG_LEVELS.index(relays.level)
@@ -378,11 +378,11 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
     try:
         await link.conversation.set_log_level(level)
     except Failure as exc:
-        logger.debug("%s takes no log level: %s", upstream.config.name, exc)
+        logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
 
 
 def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> bytes:
-    """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
+    """Return the `_meta` members for the upstream: the client's, without those of its connection."""
     raw = raw_meta(call)
     passed = _passed(raw, call, upstream)
     return passed if source.handshake else b"%b,%b" % (_envelope(source, relay.abilities, relay.level), passed)
@@ -421,19 +421,19 @@ class _Exchange:
         return self._in_rounds() if self._call.revision.handshake else self._through()
 
     def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
-        """Send the request once. `extra` are more members of its parameters."""
+        """Send the request once, with `extra` members in its parameters."""
         call = self._call
         progress = call.token is not None or call.tee is not None
         return _send(self._link, self._ask, recipient, progress=progress, extra=extra)
 
-    # Upstreams of the handshake era
+    # Handshake-era upstreams
 
     async def _with_session(self) -> bytes:
-        """The upstream asks, and the client answers on the stream of its call."""
+        """Forward a call whose questions go to the client on the stream of its call."""
         return await self._send(self._relay)
 
     async def _parked(self) -> bytes:
-        """The upstream asks, and the client answers with its next request."""
+        """Forward a call whose questions are answered by the client's next request."""
         call, calls = self._call, self._upstream.parked
         kept = self._state.kept
         if kept is not None and kept.kind == "urls":
@@ -444,7 +444,7 @@ class _Exchange:
         return await calls.run(call, self._relay, self._source, size, self._send, ask_client)
 
     def _check_urls(self, kept: _Kept) -> None:
-        """Go on only when the person has agreed to open every URL that the upstream wants open."""
+        """Check that the user agreed to open every URL that the upstream asks for."""
         answers = self._call.responses or {}
         for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
             if key not in answers:
@@ -459,10 +459,10 @@ class _Exchange:
                 )
                 raise (Declined if action == "decline" else Cancelled)(text)
 
-    # Upstreams of the per-request era
+    # Per-request-era upstreams
 
     async def _in_rounds(self) -> bytes:
-        """The upstream's result asks, and the client answers on the stream of its call."""
+        """Forward a call in rounds, asking the client on the stream of its call."""
         call, extra, loop = self._call, b"", asyncio.get_running_loop()
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
@@ -475,22 +475,22 @@ class _Exchange:
                 members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(asked)}
                 latest = loop.time() + self._upstream.config.timeout
             elif loop.time() > latest:
-                raise NoAnswer("The upstream put off its answer for too long.")
+                raise NoAnswer("The upstream postponed its response for too long.")
             else:
                 await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
             if asked.request_state is not None:
                 members["requestState"] = asked.request_state
             extra = encode(members)[1:-1]
-        raise BadAnswer("The upstream asked again and again without an answer.")
+        raise BadAnswer("The upstream kept asking without returning a result.")
 
     async def _answer(self, asked: ForwardedQuestion) -> Raw:
         try:
             return project_answer(asked, await self._relay.ask(asked), self._source)
         except ProtocolError as exc:
-            raise _unable(self._call, f"The server asked the client, and got no answer: {exc.message}") from exc
+            raise _unable(self._call, f"The server asked the client, and received no answer: {exc.message}") from exc
 
     async def _through(self) -> bytes:
-        """The upstream's result asks, and so does ours."""
+        """Forward a call in rounds, returning the upstream's questions as the result."""
         call, extra = self._call, b""
         kept = self._state.kept
         members: dict[str, Any] = {}
@@ -512,13 +512,13 @@ class _Exchange:
         raise self.pass_on(asked)
 
     def pass_on(self, asked: InputRequiredResult) -> InputRequired:
-        """Return what ends the client's request with the questions of an upstream's result."""
+        """Return the exception that ends the client's request with the questions of an upstream's result."""
         questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
         value = encode(_Rounds(asked.request_state, list(questions)))
         return self._state.ask("rounds", questions, value)
 
     def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
-        """Return the questions of a result, in the words of the client.
+        """Return the questions of a result in the client's revision.
 
         Raises:
             ToolError, ProtocolError: the upstream asks what the client didn't declare.
@@ -532,11 +532,13 @@ class _Exchange:
                 for key, each in asked.input_requests.items()
             ]
         except ProtocolError as exc:
-            raise _unable(self._call, f"The server asked what this client can't answer: {exc.message}") from exc
+            raise _unable(
+                self._call, f"The server asked something that this client can't answer: {exc.message}"
+            ) from exc
 
 
 async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, extra: bytes) -> bytes:
-    """Send a request once. A parked call is this and nothing else, so it keeps nothing of its client's request."""
+    """Send a request once. A parked call keeps only this coroutine, nothing of its client's request."""
     requests, recipients = link.conversation.requests, link.relays.recipients
     params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
     request_id = next(requests.ids)
@@ -562,15 +564,15 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, e
 
 
 class _State:
-    """What a client's retry brings back for one forwarded call, and what it has to bring with the next one."""
+    """The state of one forwarded call that its client's retries carry."""
 
     __slots__ = ("_slot", "call", "kept", "upstream")
 
     def __init__(self, call: "Call", upstream: Upstream, method: str, name: str) -> None:
-        """Read it.
+        """Read the state.
 
         Raises:
-            ProtocolError: it isn't one of this upstream, as it is now.
+            ProtocolError: the state isn't one of this upstream in its current form.
         """
         self.call: Call = call
         self.upstream: Upstream = upstream
@@ -583,12 +585,12 @@ class _State:
                 raise ProtocolError(INVALID_PARAMS, OVER)
 
     def ask(self, kind: str, questions: Mapping[str, Any], value: bytes) -> InputRequired:
-        """Return what ends the client's request with questions, and keeps `value` (JSON) sealed for its retry."""
+        """Return the exception that ends the client's request with questions, sealing `value` (JSON) for its retry."""
         self._keep(kind, value)
         return InputRequired(questions)
 
     def finish(self, result: bytes) -> None:
-        """Keep the result of a call that asked: its tool may go on to ask something else, and then runs again."""
+        """Keep the result of a finished call, because its tool may ask something else and then run again."""
         if self.kept is not None and len(result) <= _MAX_KEPT:
             self._keep("result", result)
 
@@ -601,10 +603,10 @@ class _State:
 
 
 def _required(result: bytes) -> InputRequiredResult | None:
-    """Return what a result asks; None for one that asks nothing.
+    """Return the questions of a result; None if there aren't any.
 
     Raises:
-        BadAnswer: it can't be read.
+        BadAnswer: the result is malformed.
     """
     if _ASKS_BACK not in result:
         return None
@@ -613,9 +615,9 @@ def _required(result: bytes) -> InputRequiredResult | None:
             return None
         found = _decode_required(result)
     except (ValueError, RecursionError) as exc:
-        raise BadAnswer("The upstream asks something that can't be read.") from exc
+        raise BadAnswer("The upstream asks something unreadable.") from exc
     if not found.input_requests and found.request_state is None:
-        raise BadAnswer("The upstream wants something, but doesn't say what.")
+        raise BadAnswer("The upstream requires input, but doesn't say what.")
     return found
 
 
@@ -623,11 +625,11 @@ def _required(result: bytes) -> InputRequiredResult | None:
 
 
 def _refused(state: _State, exc: Failure, abilities: bytes, source: Revision | None) -> BaseException:
-    """Return the upstream's own error for the client's revision."""
+    """Return the upstream's own error in the client's revision."""
     call, upstream = state.call, state.upstream
     if exc.code == URL_ELICITATION_REQUIRED:
         return _urls_required(state, exc, abilities)
-    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and us
+    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and the gateway
         return unanswered(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
     if missing and source is not None and not source.handshake:
@@ -636,7 +638,7 @@ def _refused(state: _State, exc: Failure, abilities: bytes, source: Revision | N
 
 
 def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseException:
-    """Return what says that the person has to open URLs first."""
+    """Return the error that asks the user to open URLs first."""
     call, upstream = state.call, state.upstream
     if call.revision.url_error:
         return ProtocolError(exc.code, exc.message, exc.data)
@@ -669,22 +671,20 @@ def _unable(call: "Call", text: str) -> ToolError | ProtocolError:
 
 
 def unavailable(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
-    """Return the error for a call that wasn't sent, because the upstream answers no calls."""
+    """Return the error for a call that wasn't sent, because the upstream is down."""
     upstream.refused += 1
-    return _unable(
-        call, f"The server {upstream.config.name!r} behind this gateway doesn't answer now. Try again later."
-    )
+    return _unable(call, f"The server {upstream.config.name!r} behind this gateway isn't responding. Try again later.")
 
 
 def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
-    """Return the error for a call without an answer. It has nothing of the address or the credentials."""
+    """Return the error for a call without a response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     name = upstream.config.name
     if isinstance(exc, NoAnswer):
-        return _unable(call, f"The server {name!r} behind this gateway didn't answer in time.")
+        return _unable(call, f"The server {name!r} behind this gateway didn't respond in time.")
     if isinstance(exc, AccessDenied):
-        return _unable(call, f"The server {name!r} behind this gateway doesn't accept the gateway's credentials.")
+        return _unable(call, f"The server {name!r} behind this gateway rejected the gateway's credentials.")
     if isinstance(exc, NoCredentials):
-        text = f"The gateway can't get the credentials for the server {name!r} now. Try again later."
+        text = f"The gateway can't get credentials for the server {name!r} at the moment. Try again later."
         return _unable(call, text)
-    return _unable(call, f"The server {name!r} behind this gateway can't be reached now. Try again later.")
+    return _unable(call, f"The server {name!r} behind this gateway can't be reached at the moment. Try again later.")

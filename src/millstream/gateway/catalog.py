@@ -1,4 +1,4 @@
-"""What an upstream offers: the four lists, as a copy that outlives the connection and the worker."""
+"""The catalog of an upstream: its four lists, as a copy that outlives connections and workers."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ from millstream.client._requests import Ask
 logger = logging.getLogger("millstream.gateway")
 
 Description = dict[str, Any]
-"""One item of a list, with every member that the upstream gave it."""
+"""One item of a list, with all members that the upstream sent."""
 
 METHODS: Mapping[str, tuple[str, str, str]] = {
     "tools": ("tools/list", "tools", "name"),
@@ -37,18 +37,18 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
     "templates": ("resources/templates/list", "resourceTemplates", "uriTemplate"),
     "prompts": ("prompts/list", "prompts", "name"),
 }
-"""Kind -> method, member of the result, and the member that names an item."""
+"""Kind -> method, member of the result, and the member that identifies an item."""
 MAX_ITEMS = 10_000
-"""Items of one list."""
+"""Maximum items of one list."""
 MAX_PAGES = 1000
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Characters of names that could rewrite what a terminal or a page shows."""
+"""Control characters that could alter what a terminal or a page shows."""
 MAX_ITEM_BYTES = 256 * 1024
-"""What one item may take."""
+"""Maximum bytes of one item."""
 STORED_SECONDS = 30 * 24 * 3600.0
-"""Seconds for which the store keeps a copy that no worker renews."""
+"""Seconds until a stored copy expires unless a worker renews it."""
 _MAX_STORED = 64 * 1024 * 1024
-"""Bytes of a copy in the store, decompressed."""
+"""Maximum bytes of a stored copy, decompressed."""
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -80,26 +80,26 @@ class Catalog(Struct, kw_only=True):
     """A copy of what one upstream offers."""
 
     revision: str = ""
-    """Of the upstream; empty before the first list."""
+    """Revision of the upstream; empty before the first list."""
     instructions: str = ""
     capabilities: dict[str, Any] = {}
     tools: dict[str, Description] = {}
-    """Own name -> description."""
+    """Upstream's name -> description."""
     resources: dict[str, Description] = {}
     templates: dict[str, Description] = {}
     prompts: dict[str, Description] = {}
     hints: dict[str, tuple[int, bool]] = {}
-    """Kind -> milliseconds for which its list stays fresh, and whether only for the caller; without hints, absent."""
+    """Kind -> milliseconds until its list is stale, and whether it's private. Kinds without hints are absent."""
     taken: float = 0.0
     """Unix time of the copy."""
 
     @property
     def fresh_seconds(self) -> float:
-        """Seconds for which all lists stay fresh; 0 where the upstream says nothing."""
+        """Seconds until the first list is stale; 0 if the upstream doesn't say."""
         return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
     def items(self) -> Iterator[tuple[str, str, Description]]:
-        """Yield kind, own name, and description of each item."""
+        """Yield kind, upstream's name, and description of each item."""
         for kind in METHODS:
             for name, description in getattr(self, kind).items():
                 yield kind, name, description
@@ -110,31 +110,31 @@ _decode_catalog = msgspec.json.Decoder(Catalog).decode
 
 
 class StoredCatalog:
-    """The copy of one upstream's catalog in the store. All workers of a server share it."""
+    """The copy of one upstream's catalog in the store, shared by all workers of a server."""
 
     __slots__ = ("_content", "_key", "_kv", "shared", "time")
 
     def __init__(self, store: Store, server: str, name: str, target: Any) -> None:
-        """Nothing is read before `load`.
+        """Create it without reading anything; see `load`.
 
         Args:
-            store: keeps it.
-            server: the name of the gateway.
-            name: of the upstream.
-            target: where it is; another target has another copy.
+            store: store for the copy.
+            server: name of the gateway.
+            name: name of the upstream.
+            target: address of the upstream; each target has its own copy.
         """
         self._kv = store.kv
         place = "" if hasattr(target, "running") else repr(target)
         self._key = f"catalog:{hashlib.sha256(encode([server, name, place])).hexdigest()[:32]}"
         self.shared: bool = store.shared
-        """Other workers use the same copy."""
+        """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
-        """Unix time, for `Catalog.taken`."""
+        """Clock for `Catalog.taken`, in Unix time."""
         self._content = b""
-        """What this worker read or wrote last."""
+        """The copy that this worker read or wrote last."""
 
     async def load(self) -> Catalog | None:
-        """Return the copy; None where there's none, or the store can't give it."""
+        """Return the copy, or None if it's missing or the store is unavailable."""
         try:
             raw = await self._kv.get(self._key)
         except StoreUnavailable as exc:
@@ -146,16 +146,16 @@ class StoredCatalog:
             content = zlib.decompressobj().decompress(raw, _MAX_STORED)
             found = _decode_catalog(content)
         except (zlib.error, ValueError, RecursionError):
-            return None  # another version wrote it
+            return None  # written by another version
         self._content = _comparable(found)
         return found
 
     async def save(self, catalog: Catalog, *, renew: bool = False) -> None:
-        """Write a copy, unless it's the one that is there.
+        """Write a copy, unless it's stored already.
 
         Args:
-            catalog: to keep.
-            renew: write it even if nothing has changed.
+            catalog: catalog to store.
+            renew: whether to write it even if nothing has changed.
         """
         content = _comparable(catalog)
         if content == self._content and not renew:
@@ -164,7 +164,7 @@ class StoredCatalog:
             await self._kv.put(self._key, zlib.compress(encode(catalog), 6), STORED_SECONDS)
             self._content = content
         except (StoreFull, StoreUnavailable) as exc:
-            logger.warning("The lists of an upstream can't be stored, so new workers wait for it: %s", exc)
+            logger.warning("The lists of an upstream can't be stored, so new workers have to fetch them: %s", exc)
 
 
 def _comparable(catalog: Catalog) -> bytes:
@@ -172,25 +172,25 @@ def _comparable(catalog: Catalog) -> bytes:
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
-    """Take capabilities and instructions as they are now; a session has those of its handshake."""
+    """Update capabilities and instructions; in a session, they stay as in its handshake."""
     try:
         told = _decode_discover(await conversation.requests.ask(Ask(method="server/discover", repeatable=True)))
     except (Failure, ValueError, RecursionError) as exc:
-        logger.debug("An upstream doesn't say again what it offers: %s", exc)
+        logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
     found.capabilities, found.instructions = dict(told.capabilities), told.instructions
 
 
 async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
-    """List all that an upstream offers.
+    """Fetch all lists of an upstream.
 
     Args:
-        conversation: with the upstream.
-        max_bytes: the most that all lists may take together.
+        conversation: connection to the upstream.
+        max_bytes: maximum bytes of all lists together.
 
     Raises:
-        BadAnswer: a list has the wrong shape, doesn't end, or is too large.
-        ClientError: there's no answer.
+        BadAnswer: a list is malformed, endless, or too large.
+        ClientError: there was no response.
     """
     agreed = conversation.agreed
     found = Catalog(
@@ -236,10 +236,10 @@ def _read_items(kind: str, several: list[Raw]) -> Iterator[Description]:
 
 
 def _read_item(kind: str, raw: bytes) -> Description:
-    """Return what every client can read. One bad item would cost clients the whole list.
+    """Return a description that every client can decode, because one bad item would cost clients the whole list.
 
     Raises:
-        ValueError: the item has another shape, or is too large.
+        ValueError: the item is malformed or too large.
     """
     if len(raw) > MAX_ITEM_BYTES:
         raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
@@ -249,7 +249,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
     if kind == "tools":
         schema = found.setdefault("inputSchema", {"type": "object"})
         if not is_object(schema) or found["inputSchema"].setdefault("type", "object") != "object":
-            raise ValueError("Its inputSchema isn't one of an object")
+            raise ValueError("Its inputSchema must describe an object")
     msgspec.convert(found, _SHAPES[kind])
     if _STEERING.search(found[METHODS[kind][2]]):
         raise ValueError("Its name has control characters")
@@ -260,4 +260,4 @@ def _read_page(result: bytes, method: str, member: str) -> tuple[_Page, list[Raw
     try:
         return _decode_page(result), _decode_items(_decode_members(result).get(member, b"[]"))
     except (ValueError, RecursionError) as exc:
-        raise BadAnswer(f"The result of {method} has the wrong shape: {exc}.") from exc
+        raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc

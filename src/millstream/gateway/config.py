@@ -1,7 +1,7 @@
-"""The files that say what stands behind a gateway: ``gateway.toml``, and the `mcpServers` of other applications.
+"""Configuration files of a gateway: ``gateway.toml``, and the `mcpServers` files of other applications.
 
-`load_file` reads either. A mistake is a `ConfigError` that names file, line, and what's allowed there. Files are the
-operator's: they start programs, so nothing of them may come over HTTP.
+`load_file` reads either. Mistakes raise a `ConfigError` with the file, the line, and the allowed values. These files
+start programs, so they must come from the operator, never over HTTP.
 """
 
 import os
@@ -28,7 +28,7 @@ from millstream.gateway.policy import UpstreamPolicy
 from millstream.gateway.upstream import UpstreamConfig
 
 MAX_FILE = 4 * 1024 * 1024
-"""Bytes of a file."""
+"""Maximum bytes of a file."""
 _VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BARE = r"[A-Za-z0-9_-]+"
@@ -36,36 +36,36 @@ _KEY = re.compile(rf"\s*(?:({_BARE})|\"((?:[^\"\\]|\\.)*)\"|'([^']*)')\s*(\.)?")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
 _TRIPLE = re.compile(r'"""|\'\'\'')
 _OPTIONS_OF_OTHERS = ("mcpServers", "servers")
-"""The members of JSON files that list servers: of Claude, Cursor, and most others, and of VS Code."""
+"""Members of JSON files that list servers: in Claude, Cursor, and most others, and in VS Code."""
 
 KeyPath = tuple[str, ...]
 
 
 class ConfigError(LocalError, ValueError):
-    """A file that can't be used. The text names the file, the line, and what to write instead."""
+    """A configuration file can't be used. The message names the file, the line, and what to write instead."""
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a file says."""
+    """The content of a file."""
 
     name: str = "gateway"
-    """What clients show."""
+    """Name that clients show."""
     version: str = ""
     instructions: str = ""
-    """How to use the servers, for the client's model."""
+    """Instructions for the client's model on how to use the servers."""
     store: str = ""
-    """Where sessions, lists, and accepted definitions live; empty for the store of the settings, else memory://."""
+    """Store URL for sessions, lists, and accepted definitions. Empty for the store of the settings, or memory://."""
     serve: tuple[str, ...] = ()
-    """What runs beside MCP: hub, rest, web, metrics, or all."""
+    """What to serve in addition to MCP: hub, rest, web, metrics, or all."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Any of the settings, such as `tool_search`."""
+    """Any server settings, such as `tool_search`."""
     policy: UpstreamPolicy | None = None
-    """What callers get of all upstreams together. Its patterns match names with the prefix."""
+    """Policy for all upstreams together. Its patterns match names with the prefix."""
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
 class Source:
-    """One file, its values, and the lines they're on."""
+    """One file, its values, and their line numbers."""
 
     def __init__(self, path: Path, values: Any, line: Callable[[KeyPath], int], environ: Mapping[str, str]) -> None:
         self.path = path
@@ -79,14 +79,14 @@ class Source:
         return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
 
     def written(self, where: KeyPath) -> str:
-        """Return a value for an error as the file has it: without the variables, which may be secrets."""
+        """Return a value as written in the file for an error, without expanding variables, which may be secrets."""
         value = self.values
         for name in where:
             value = value.get(name) if is_object(value) else None
         return f"{value!r:.60}"
 
     def expand(self, value: Any, where: KeyPath) -> Any:
-        """Return a value whose texts have variables of the environment in place of ``${NAME}``.
+        """Replace ``${NAME}`` in all strings of a value with environment variables.
 
         ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
 
@@ -107,7 +107,8 @@ class Source:
         name, default_given, default = found[2].partition(":-")
         if name.startswith("input:"):
             raise self.error(
-                where, f"{found[0]} asks a person, and a gateway can't: set a variable, and write ${{NAME}}"
+                where,
+                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}",
             )
         if name in ("workspaceFolder", "userHome"):
             return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
@@ -127,11 +128,11 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     """Read a ``gateway.toml``, or a JSON file with `mcpServers` or `servers`.
 
     Args:
-        path: of the file. JSON may have comments.
+        path: path of the file. JSON may contain comments.
         environ: variables for ``${NAME}``; by default those of this process.
 
     Raises:
-        ConfigError: it can't be read, or something in it is wrong.
+        ConfigError: the file can't be read, or contains a mistake.
 
     Example:
         ``load_file("gateway.toml").upstreams``
@@ -139,7 +140,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     path = Path(path)
     try:
         if path.stat().st_size > MAX_FILE:
-            raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes: is it a configuration?")
+            raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
@@ -184,7 +185,7 @@ def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
 
 
 def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the keys of a TOML document and their lines. Those of inline tables are on the line of the table."""
+    """Yield the keys of a TOML document and their lines. Keys of inline tables are on the line of the table."""
     table: KeyPath = ()
     quotes = ""
     depth = 0
@@ -213,7 +214,7 @@ def _dotted(line: str, start: int) -> tuple[KeyPath, int]:
 
 
 def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
-    """Return which quotes of several lines, and how many brackets, are open after a line."""
+    """Return the multi-line quotes and the number of brackets that are still open after a line."""
     at = 0
     while at < len(line):
         if quotes:
@@ -236,22 +237,22 @@ def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
 # gateway.toml
 
 _OF_CODE = ("name", "target", "policy", "auth", "openapi")
-"""Fields of `UpstreamConfig` that a file writes in another way."""
+"""Fields of `UpstreamConfig` with another syntax in files."""
 
 
 class _Target(Struct, frozen=True, kw_only=True):
-    """Fields of an upstream in a file that aren't those of `UpstreamConfig`."""
+    """Fields of an upstream that exist only in files."""
 
     url: str = ""
-    """The address of an MCP server."""
+    """URL of an MCP server."""
     command: str | tuple[str, ...] = ""
-    """A program that serves MCP on standard input and output."""
+    """Program that serves MCP on standard input and output."""
     args: tuple[str, ...] = ()
-    """Further arguments of the command."""
+    """Additional arguments of the command."""
     openapi: str | dict[str, Any] = ""
-    """The URL or file of an OpenAPI document instead, or a table with `url` and what of it to offer."""
+    """URL or file of an OpenAPI document instead, or a table with `url` and the operations to offer."""
     disabled: bool = False
-    """Leave the upstream out."""
+    """Whether to ignore the upstream."""
     auth: dict[str, Any] | None = None
     policy: UpstreamPolicy | None = None
 
@@ -265,7 +266,7 @@ def upstream_options() -> Mapping[str, FieldInfo]:
 
 @cache
 def gateway_options() -> Mapping[str, FieldInfo]:
-    """Return the options at the top of ``gateway.toml`` by name."""
+    """Return the top-level options of ``gateway.toml`` by name."""
     return {each.name: each for each in fields(GatewayConfig)}
 
 
@@ -318,17 +319,17 @@ def _upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | No
 
 
 def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
-    """Take what says where an upstream is."""
+    """Remove and return the fields that say where an upstream is."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
     given = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(given) != 1:
-        what = f"has {' and '.join(given)}" if given else "doesn't say where it is"
-        raise source.error(where, f"the upstream {what}: give one of url, command, and openapi")
+        what = f"has {' and '.join(given)}" if given else "has no target"
+        raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi")
     if api:
         return None, _openapi(source, api, (*where, "openapi"))
     if url:
         if args:
-            raise source.error((*where, "args"), "arguments go with a command, and this upstream has a url")
+            raise source.error((*where, "args"), "args requires a command, but this upstream has a url")
         return url, None
     if isinstance(command, str) and not args:
         return command, None
@@ -355,7 +356,7 @@ def _credentials(source: Source, given: Any, where: KeyPath) -> Any:
 
 
 def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig]) -> None:
-    """Refuse upstreams that can't work, and two whose items would have the same names."""
+    """Check that each upstream can work, and that no two share a prefix."""
     hosts: dict[str, str] = {}
     for config in configs:
         try:
@@ -367,7 +368,7 @@ def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig
             prefix = config.names.prefix
             raise source.error(
                 (table, config.name, "prefix"),
-                f"the upstream {hosts[host]!r} has the prefix {prefix!r}, too: give one of them another prefix",
+                f"the upstream {hosts[host]!r} has the prefix {prefix!r}, too. Give one of them another prefix",
             )
         hosts[host] = config.name
 
@@ -376,7 +377,7 @@ def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig
 
 
 class _Server(Struct, frozen=True, kw_only=True):
-    """An entry of `mcpServers` or `servers`, as far as a gateway needs it. Applications add members of their own."""
+    """An entry of `mcpServers` or `servers`, without the members that only applications use."""
 
     url: str = ""
     httpUrl: str = ""  # noqa: N815  as it's written
@@ -393,7 +394,7 @@ class _Server(Struct, frozen=True, kw_only=True):
 def _servers(source: Source) -> GatewayConfig:
     found = [key for key in _OPTIONS_OF_OTHERS if is_object(source.values) and key in source.values]
     if not found:
-        raise source.error((), "the file has neither mcpServers nor servers; that's where MCP servers are listed")
+        raise source.error((), "the file has neither mcpServers nor servers, where MCP servers are listed")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
     for name, given in _object(source, source.values[found[0]], (found[0],)).items():
@@ -412,7 +413,8 @@ def _servers(source: Source) -> GatewayConfig:
             odd = next((key for key in table if key not in options and nearest(key, ("command", "url"))), None)
             hint = f" (did you mean {nearest(odd, ('command', 'url'))} instead of {odd}?)" if odd else ""
             raise source.error(
-                where, f"a server has a command or a url, and this one has {'both' if url else 'neither'}{hint}"
+                where,
+                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",
             )
         command = server.command if isinstance(server.command, tuple) else (server.command,)
         configs.append(
@@ -439,16 +441,16 @@ def _object(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
 
 
 def _table(source: Source, given: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Return a table all of whose keys are options."""
+    """Return a table after checking that all of its keys are options."""
     table = _object(source, given, where)
     for key in table:
         if key not in options:
-            raise source.error((*where, key), f"there is no such option; {instead(key, tuple(options))}")
+            raise source.error((*where, key), f"unknown option; {instead(key, tuple(options))}")
     return table
 
 
 def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
-    """Return a Struct of a table. Errors name the value, however deep it is."""
+    """Convert a table to a Struct. Errors name the value, however deeply nested."""
     options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
     table = _table(source, given, where, options)
     values = {
@@ -464,7 +466,7 @@ def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
 
 
 def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
-    """Return a value as the type of its field."""
+    """Convert a value to the type of its field."""
     structs = _structs(kind)
     if is_object(value) and structs:
         if get_origin(kind) is dict:
@@ -478,7 +480,7 @@ def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
 
 
 def _structs(kind: Any) -> list[Any]:
-    """Return the Struct that a type is, an optional one is, or a dict has as values."""
+    """Return the Structs in a type: the type itself, its optional form, or the values of a dict."""
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [kind]
     if get_origin(kind) in (Union, UnionType):

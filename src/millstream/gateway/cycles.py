@@ -1,7 +1,7 @@
-"""Gateways behind each other: calls and lists that would go in a circle are noticed.
+"""Detection of calls and lists that would go in a circle between gateways.
 
-Each gateway has an id. Calls carry the ids of the gateways that they passed, and each gateway announces its own and
-those behind it. One that finds its own id refuses the call, or offers nothing of that upstream.
+Each gateway has an id. Calls carry the ids of the gateways that they passed, and each gateway announces its own id and
+those behind it. A gateway that finds its own id refuses the call, or offers nothing of that upstream.
 """
 
 import hashlib
@@ -16,40 +16,40 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 
 PATH = "millstream.gateway/path"
-"""The member of `_meta` that carries ids, oldest first."""
+"""Member of `_meta` with the ids, oldest first."""
 CAPABILITY = "millstream.gateway"
-"""The experimental capability that announces ids."""
+"""Experimental capability that announces ids."""
 MAX_HOPS = 8
-"""Gateways that a call may pass."""
+"""Maximum gateways that a call may pass."""
 _MAX_IDS = 64
 
 _decode_path = msgspec.json.Decoder(list[str]).decode
 
 
 class Cycle(Exception):
-    """A call has come back to a gateway that it passed, or passed too many of them."""
+    """A call has come back to a gateway that it passed, or has passed too many."""
 
 
 def identity(secret: bytes, server: str, places: Sequence[tuple[str, str]]) -> str:
-    """Return the id of a gateway: the same for all of its workers, and after a restart.
+    """Return the id of a gateway, which is the same for all of its workers and after a restart.
 
     Args:
-        secret: of the server.
-        server: its name.
+        secret: secret of the server.
+        server: name of the server.
         places: name and target of each upstream.
     """
     return hmac.new(secret, encode([server, places]), hashlib.sha256).hexdigest()[:16]
 
 
 def extend_path(raw: Raw | None, own: str) -> Raw:
-    """Return the ids of a call that leaves a gateway.
+    """Append this gateway's id to the path of a call.
 
     Args:
-        raw: those that it came with, as JSON.
-        own: the id of the gateway.
+        raw: ids that the call arrived with, as JSON.
+        own: id of this gateway.
 
     Raises:
-        Cycle: the call was here before, or there are too many ids.
+        Cycle: the call was here before, or the path is too long.
     """
     try:
         path = [] if raw is None else _decode_path(raw)

@@ -1,4 +1,4 @@
-"""What an upstream offers, as items of the registry. Arguments and results pass through as bytes."""
+"""Registry items for what an upstream offers. Arguments and results pass through as bytes."""
 
 import copy
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,23 +39,23 @@ _NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
 
 
 def make_item(kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Item:
-    """Return the registry item for what an upstream lists.
+    """Return the registry item for an item that an upstream lists.
 
     Args:
         kind: tools, resources, templates, or prompts.
-        upstream: which has it.
-        name: its name or URI here.
-        own_name: its name or URI there.
-        description: as it's listed here, apart from the name.
+        upstream: the upstream.
+        name: name or URI on this server.
+        own_name: name or URI at the upstream.
+        description: description on this server, without the name.
 
     Raises:
-        ValueError: the description breaks a rule for which clients drop the item.
+        ValueError: the description breaks a rule that makes clients drop the item.
     """
     return _CLASSES[kind](upstream, name, own_name, description)
 
 
 def raw_object(raw: Any) -> Raw:
-    """Return arguments as they came.
+    """Return arguments unchanged.
 
     Raises:
         ArgumentError: they aren't an object.
@@ -93,7 +93,7 @@ class UpstreamTool(Tool):
         self.headers = headers
         original = upstream.catalog.tools.get(own_name, description).get("inputSchema")
         self._own_headers = headers if original is schema else find_annotations(original or {})
-        """Of the upstream's own schema: the policy may have taken arguments away."""
+        """Headers of the upstream's own schema, because the policy may have removed arguments."""
         self.timeout = None
         self.limit = ""
         self.concurrency = 0
@@ -118,7 +118,7 @@ class UpstreamTool(Tool):
         return forward(call, self.upstream, "tools/call", params, self.own_name)
 
     def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware gets results as a `ToolResult`."""
+        """See `Item`. Middleware receives results as a `ToolResult`."""
         inner = copy.copy(self)
         if hooks.call:
             inner.run = self._run_typed
@@ -136,12 +136,12 @@ class UpstreamTool(Tool):
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     def encode(self, value: Any, call: Call) -> bytes:
-        """Return the members of the result for the call's revision.
+        """Return the members of the result in the call's revision.
 
         Raises:
-            ToolError: the upstream's result can't be read.
+            ToolError: the upstream's result is malformed.
         """
-        if type(value) is not bytes:  # middleware has put something in its place
+        if type(value) is not bytes:  # middleware has replaced it
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
@@ -157,7 +157,7 @@ class UpstreamTool(Tool):
 
 
 class _Wrapped(Struct, forbid_unknown_fields=True):
-    """The structured value of a revision that knows only objects."""
+    """A structured value, wrapped for revisions that allow only objects."""
 
     result: Raw
 
@@ -170,7 +170,7 @@ _decode_wrapped = msgspec.json.Decoder(_Structured).decode
 
 
 def _is_wrapped(members: bytes) -> bool:
-    """Whether a value that isn't an object by its schema came in one, because this call speaks an older revision."""
+    """Return whether a value that isn't an object in its schema was wrapped, for a call of an older revision."""
     try:
         _decode_wrapped(b"{%b}" % members)
     except (msgspec.DecodeError, RecursionError):
@@ -199,7 +199,7 @@ class UpstreamPrompt(Prompt):
         return _asked(self.upstream, "prompts/get", params, self.own_name, call)
 
     def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware gets results as a list of messages."""
+        """See `Item`. Middleware receives results as a list of messages."""
         inner = copy.copy(self)
         if hooks.prompt:
             inner.run = self._run_typed
@@ -242,12 +242,12 @@ class _MatchedUri(dict[str, Any]):
 
 
 class UpstreamPattern:
-    """The URIs of a template, as they are here."""
+    """The URIs of a template, as they are on this server."""
 
     __slots__ = ("_template",)
 
     def __init__(self, uri: str) -> None:
-        """See `UriTemplate`; one that can't be read matches nothing."""
+        """See `UriTemplate`; a malformed template matches nothing."""
         try:
             self._template: UriTemplate | None = UriTemplate(uri)
         except (ValueError, RecursionError):
@@ -289,7 +289,7 @@ def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
 
 
 def _unwrap_contents(value: Any) -> Any:
-    """What a function of this server gets for a resource of an upstream."""
+    """Return a resource of an upstream as functions of this server receive it."""
     found = _contents_of(value)
     if len(found) == 1:
         return found[0].blob if found[0].text is None else found[0].text
@@ -297,7 +297,7 @@ def _unwrap_contents(value: Any) -> Any:
 
 
 def _contents_of(value: Any) -> list[ResourceContents]:
-    if type(value) is not bytes:  # of middleware
+    if type(value) is not bytes:  # from middleware
         return [each.resource for each in value]
     try:
         return _decode_read(value).contents
@@ -306,7 +306,7 @@ def _contents_of(value: Any) -> list[ResourceContents]:
 
 
 async def _read_typed(upstream: Upstream, uri: str, call: Call) -> Any:
-    """What middleware gets for a resource of an upstream."""
+    """Return a resource of an upstream as middleware receives it."""
     found = _contents_of(await _read(upstream, uri, call))
     names = upstream.names
     return [EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in found]
@@ -326,7 +326,7 @@ class UpstreamResource(Resource):
         self._described = {**description, "uri": name}
 
     def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware gets contents as a list of embedded resources."""
+        """See `Item`. Middleware receives contents as a list of embedded resources."""
         inner = copy.copy(self)
         if hooks.read:
             inner.run = lambda arguments, call: _read_typed(self.upstream, self.name, call)
@@ -402,7 +402,7 @@ def _asked(upstream: Upstream, method: str, params: bytes, own_name: str, call: 
 
 
 async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteRequestParams, call: Call) -> bytes:
-    """Return the members of a completion's result. An upstream that completes nothing has no values."""
+    """Return the members of a completion's result, without values if the upstream doesn't support completion."""
     revision = upstream.revision
     if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
         return _NO_COMPLETION
@@ -423,9 +423,9 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
 
 
 def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose properties are an object, whatever the upstream says."""
+    """Return the schema with an object for `properties`, regardless of the upstream."""
     return schema if isinstance(schema.get("properties", {}), dict) else {**schema, "properties": {}}
 
 
 def _unreadable(call: Call, upstream: Upstream, exc: Exception) -> Exception:
-    return cast("Exception", unanswered(call, upstream, BadAnswer(f"The result has the wrong shape: {exc}.")))
+    return cast("Exception", unanswered(call, upstream, BadAnswer(f"The result is malformed: {exc}.")))

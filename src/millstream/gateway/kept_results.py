@@ -1,6 +1,6 @@
-"""Results that were too large for their caller, kept for a while in the store. The same caller reads them as resources.
+"""Results that were too large for their caller, stored temporarily so that the same caller can read them as resources.
 
-The key in the store is a hash of the caller and a random id, so no other caller can read a result, even with its link.
+The store key is a hash of the caller and a random id, so no other caller can read a result, even with its link.
 """
 
 import secrets
@@ -23,11 +23,11 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class KeptResults:
-    """Keeps results in the store, under keys that only their callers can name.
+    """Stores results under keys that only their callers can compute.
 
     Args:
-        kv: of the store.
-        names: of the upstream whose results they are.
+        kv: key-value store.
+        names: names of the upstream that the results come from.
     """
 
     def __init__(self, kv: Map, names: Names) -> None:
@@ -35,12 +35,12 @@ class KeptResults:
         self._names = names
 
     async def keep(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
-        """Keep a result, and return the content that links to it; None if the store can't have it.
+        """Store a result, and return the content that links to it; None if it doesn't fit in the store.
 
         Args:
-            call: whose result it is.
+            call: call of the result.
             result: JSON of the result.
-            seconds: for which the link works.
+            seconds: lifetime of the link.
         """
         id = secrets.token_urlsafe(18)
         try:
@@ -59,7 +59,7 @@ class KeptResults:
         }
 
     def template(self) -> Template:
-        """Return the template that reads them."""
+        """Return the resource template for stored results."""
 
         async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
             found = await self._kv.get(_key(call, str(values["id"])))
@@ -67,7 +67,7 @@ class KeptResults:
             return None if found is None else _contents(uri, found)
 
         schema = {"properties": {"id": {"type": "string"}}}
-        about = "A result that was too large for its call. Links in results lead here."
+        about = "A result that was too large for its call. Results link to it."
         return Template(self._names.uri(URI), ItemSource("result", read, _same, description=about, schema=schema))
 
 
@@ -81,7 +81,7 @@ def _key(call: Call, id: str) -> str:
 
 
 def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
-    """Return a result as contents of a resource: its structured value, else its content."""
+    """Return a result as resource contents: its structured value, or else its content."""
     whole = _decode_object(result)
     if "structuredContent" in whole:
         text = encode(whole["structuredContent"]).decode()

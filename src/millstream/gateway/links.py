@@ -1,7 +1,7 @@
-"""Connections to one upstream: one client `Conversation` for each key, opened when first needed.
+"""Connections to one upstream: one client `Conversation` per key, opened on first use.
 
-A key says whose connection it is. An upstream's session belongs to one principal and one session of a client, so
-nothing that an upstream keeps for one caller reaches another. Clients never see an upstream's session id.
+A key identifies the owner of a connection. An upstream's session belongs to one principal and one session of a client,
+so upstream state never crosses callers. Clients never see an upstream's session id.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ from millstream.gateway.relay import Relays
 
 
 class LinkKey(Struct, frozen=True, gc=False):
-    """Whose connection it is."""
+    """The owner of a connection."""
 
     principal: str = ""
-    """The id of the caller's principal; empty for callers that don't sign in, and for connections that all share."""
+    """Id of the caller's principal; empty for anonymous callers, and for shared connections."""
     affinity: str = ""
-    """The id of the caller's handshake session; empty without one."""
+    """Id of the caller's handshake session; empty without one."""
     capabilities: bytes = b""
-    """What the connection declares of the client, as canonical JSON; empty for nothing."""
+    """Client capabilities that the connection declares, as canonical JSON; empty for none."""
     credentials: str = ""
-    """Whose credentials it carries: see `UpstreamCredentials.link_key`."""
+    """The credentials of the connection: see `UpstreamCredentials.link_key`."""
     handshake: bool = False
-    """It has a handshake, though the upstream speaks the per-request era, too."""
+    """Whether it uses the handshake although the upstream also speaks the per-request era."""
 
 
 _ATTEMPTS = 3
-"""Connections of a key that a call waits for, if each is closed before it stands: its person connects elsewhere."""
+"""Maximum connections that a call tries if each is closed while it opens, because its user is reconnecting."""
 SHARED = LinkKey()
-"""The key of the connection that lists what the upstream offers."""
+"""Key of the connection that reads the upstream's lists."""
 
 
 class TooManyLinks(ClientError):
@@ -42,7 +42,7 @@ class TooManyLinks(ClientError):
 
 
 class NoCredentials(ClientError):
-    """The credentials for a request can't be had now, which says nothing about the upstream."""
+    """No credentials for a request at the moment, which says nothing about the upstream."""
 
 
 class Link:
@@ -54,11 +54,11 @@ class Link:
         self.key: LinkKey = key
         self.conversation: Conversation = conversation
         self.relays: Relays = relays
-        """The clients of the calls that run on it."""
+        """Clients of the calls on this connection."""
         self.opening: asyncio.Task[None] | None = None
-        """Connects; None once it has succeeded."""
+        """Task that connects; None once it has succeeded."""
         self.calls: int = 0
-        """How many calls run on it."""
+        """Number of calls on this connection."""
         self.last_used: float = monotonic()
 
 
@@ -68,31 +68,30 @@ class Links:
     __slots__ = ("_closing", "_leaving", "_max", "_open", "connect")
 
     def __init__(self, connect: Callable[[LinkKey], Link], *, max_links: int) -> None:
-        """Nothing connects before `open`.
+        """Create the pool; `open` makes connections.
 
         Args:
-            connect: makes a connection that isn't started yet.
-            max_links: how many connections may be open. Above it, an idle one of the principal that has the most is
-                closed, so one caller can't close those of all others. No principal may have more than half of them in
-                use.
+            connect: creates a connection that isn't started yet.
+            max_links: maximum open connections. Beyond that, an idle one of the principal with the most connections is
+                closed, so one caller can't close those of all others. No principal may use more than half of them.
         """
         self.connect: Callable[[LinkKey], Link] = connect
         self._max = max_links
         self._open: dict[LinkKey, Link] = {}
         self._leaving: set[Link] = set()
-        """Connections of people who have connected another account, or none, while calls run on them."""
+        """Connections to close when their last call ends, because their user has reconnected or disconnected."""
         self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def ready(self, key: LinkKey) -> Link | None:
-        """Return the connection of a key if it stands."""
+        """Return the open connection of a key, or None."""
         link = self._open.get(key)
         return link if link is not None and link.opening is None else None
 
     async def open(self, key: LinkKey) -> Link:
-        """Return the connection of a key, and make it if there is none.
+        """Return the connection of a key, opening it if necessary.
 
         Raises:
             ClientError: the upstream can't be reached, or all connections are in use.
@@ -113,7 +112,7 @@ class Links:
                 opening.result()
             if self._open.get(key) is link:  # another caller may have closed it
                 return link
-        raise ConnectionLost("The connection was closed while it was opened.")
+        raise ConnectionLost("The connection was closed while it was being opened.")
 
     async def _start(self, link: Link) -> None:
         try:
@@ -137,7 +136,7 @@ class Links:
         self.end(min(idle, key=lambda link: (-counts[link.key.principal], link.last_used)))
 
     def end(self, link: Link) -> None:
-        """Close a connection in the background. The next call with its key makes another."""
+        """Close a connection in the background. The next call with its key opens another one."""
         if self._open.get(link.key) is link:
             del self._open[link.key]
         task = asyncio.get_running_loop().create_task(_close(link))
@@ -145,7 +144,7 @@ class Links:
         task.add_done_callback(self._closing.discard)
 
     def end_of(self, owner: str) -> None:
-        """Close the connections that carry the credentials of one person, once the calls on them are over."""
+        """Close the connections with one user's credentials once their calls have finished."""
         for key, link in list(self._open.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
@@ -156,7 +155,7 @@ class Links:
                 self.end(link)
 
     def end_idle(self, seconds: float, *, now: float) -> None:
-        """Close connections without calls that weren't used for so long, and those that wait for their last call."""
+        """Close connections that have been idle for `seconds`, and those marked for closing."""
         for link in [each for each in self._leaving if not each.calls]:
             self._leaving.discard(link)
             self.end(link)
@@ -165,7 +164,7 @@ class Links:
                 self.end(link)
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Close all connections."""
         for link in [*self._open.values(), *self._leaving]:
             self.end(link)
         self._leaving.clear()
@@ -174,7 +173,7 @@ class Links:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Every caller may have gone before a connection failed."""
+    """Retrieve the exception of a failed connection whose callers are gone."""
     if not task.cancelled():
         task.exception()
 

@@ -1,7 +1,7 @@
-"""Names and URIs of an upstream as clients of the gateway see them, and back.
+"""Mapping between an upstream's names and URIs and those that clients of the gateway see.
 
-A prefix goes in front of names (``files_read``) and into URIs (``file://files/…``, ``files+urn:…``). Both can be
-reversed without a table, so any worker understands what another one listed.
+A prefix is added to names (``files_read``) and to URIs (``file://files/…``, ``files+urn:…``). Both can be reversed
+without a table, so any worker understands what another one listed.
 """
 
 import re
@@ -17,15 +17,15 @@ def is_prefix(text: str) -> bool:
 
 
 class Names:
-    """The names of one upstream. Without a prefix, they are its own."""
+    """The names of one upstream. Without a prefix, they are unchanged."""
 
     __slots__ = ("_in_uri", "_name", "_scheme", "prefix")
 
     def __init__(self, prefix: str) -> None:
-        """Names with a prefix.
+        """Create the mapping.
 
         Args:
-            prefix: of names; empty for none.
+            prefix: prefix of names; empty for none.
         """
         self.prefix: str = prefix
         self._name = f"{prefix}_" if prefix else ""
@@ -34,35 +34,35 @@ class Names:
 
     @property
     def host(self) -> str:
-        """The prefix as it stands in URIs. Two upstreams can't have the same.
+        """The prefix in the form used in URIs, unique among upstreams.
 
-        Clients that normalize URIs don't change it: hosts have no upper case, and schemes no underscores.
+        It survives URI normalization by clients: hosts have no upper case, and schemes no underscores.
         """
         host = self.prefix.lower().replace("_", "-")
         return host if not host or host[0].isalpha() else f"u{host}"
 
     def name(self, name: str) -> str:
-        """Return the name that clients of the gateway use for a tool or prompt."""
+        """Return the name of a tool or prompt for clients of the gateway."""
         return self._name + name
 
     def uri(self, uri: str) -> str:
-        """Return the URI that clients of the gateway use for a resource, or for a template."""
+        """Return the URI of a resource or template for clients of the gateway."""
         if not self.prefix:
             return uri
         scheme, separator, rest = uri.partition(_SEPARATOR)
         return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
 
     def has(self, name: str) -> bool:
-        """Return whether a name is one of this upstream, by its prefix."""
+        """Return whether a name belongs to this upstream, by its prefix."""
         return name.startswith(self._name)
 
     def original_uri(self, uri: str) -> str | None:
-        """Return the upstream's own URI, or None for one that isn't of this upstream."""
+        """Return the upstream's own URI, or None if the URI isn't one of this upstream."""
         if not self.prefix:
             return uri
         scheme, separator, rest = uri.partition(self._in_uri)
         if separator and _SEPARATOR not in scheme:
             return f"{scheme}{_SEPARATOR}{rest}"
-        # A URI with an authority has the prefix there, so no two upstreams claim the same one.
+        # A URI with an authority carries the prefix there, so no two upstreams claim the same one.
         mine = _SEPARATOR not in uri and uri.startswith(self._scheme)
         return uri[len(self._scheme) :] if mine else None

@@ -1,6 +1,6 @@
-"""Tools and resources made of an OpenAPI document: each calls one operation of an API.
+"""Tools and resources from an OpenAPI document; each calls one operation of an API.
 
-`Server.from_openapi` and `Server.from_fastapi` use it. Schemas keep their shape. References to the document's
+Used by `Server.from_openapi` and `Server.from_fastapi`. Schemas keep their shape, and references to the document's
 components become references to ``$defs``.
 """
 
@@ -32,34 +32,35 @@ from millstream.gateway.credentials.source import check_forwarded
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
 _MOST_PARTS = 10_000
-"""Largest schema, in nodes, whose definitions are inlined."""
+"""Maximum nodes of a schema whose definitions are inlined."""
 _LONGEST = 56
-"""Most characters of a name."""
+"""Maximum characters of a name."""
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 TEXT = "text/plain"
 _NOT_ARGUMENTS = frozenset((
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
-"""Headers that no argument sets: OpenAPI ignores the first three, the others belong to the connection."""
+"""Headers that arguments can't set: OpenAPI ignores the first three, the others belong to the connection."""
 _MOST_DECODED = 4
 _MOST_SHOWN = 4000
-"""Characters of the body of an error."""
+"""Maximum characters of an error body in a message."""
 _BETWEEN = {"pipeDelimited": "|", "spaceDelimited": " "}
 _NAMED = ("properties", "patternProperties", "$defs")
-"""Keywords with named members, whose names may be those of keywords."""
+"""Keywords with named members, whose names can look like keywords."""
 
 
 class Argument(Struct, frozen=True):
-    """The place of a tool's argument in the request."""
+    """Where a tool's argument goes in the request."""
 
     name: str
-    """Its name in the API."""
+    """Name in the API."""
     place: str
     """``path``, ``query``, ``header``, ``cookie``, ``field`` of the body, or ``body``."""
     form: str = ""
-    """How a query or a form has an object or a list: the separator of a list's items, `deep` for
-    ``name[key]=value``, `json`, or empty for one pair per item."""
+    """Encoding of an object or list in a query or form: the separator of a list's items, `deep` for
+    ``name[key]=value``, `json`, or empty for one pair per item.
+    """
 
 
 class Operation(Struct, frozen=True):
@@ -72,13 +73,13 @@ class Operation(Struct, frozen=True):
     description: str | None
     tags: list[str]
     arguments: Mapping[str, Argument]
-    """By the name that models use."""
+    """Arguments by the names that models use."""
     input_schema: dict[str, Any]
     output_schema: dict[str, Any] | None
     wrapped: bool
-    """The response isn't an object and goes under `result`."""
+    """Whether the response isn't an object, and goes under `result`."""
     media: str
-    """The media type of the body."""
+    """Media type of the body."""
 
     @property
     def summary_text(self) -> str:
@@ -96,19 +97,19 @@ class Document:
     """An OpenAPI document of version 3.0 or 3.1.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the document is something else.
     """
 
     def __init__(self, spec: Any) -> None:
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths")
         if not str(spec.get("openapi", "")).startswith("3."):
-            raise ValueError("The OpenAPI document must be of version 3.0 or 3.1: convert it first")
+            raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first")
         self._spec: dict[str, Any] = spec
 
     @property
     def url(self) -> str:
-        """The URL of the API; empty if the document has none."""
+        """URL of the API; empty if the document has none."""
         servers: list[dict[str, Any]] = self._spec.get("servers") or [{}]
         return str(servers[0].get("url", ""))
 
@@ -153,7 +154,7 @@ class Document:
         )  # fmt: skip
 
     def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], str, dict[str, str]]:
-        """Return the place of the body's fields, the fields, the required ones, its media type, and their forms."""
+        """Return where the body's fields go, the fields, the required ones, the media type, and their encodings."""
         body = self._resolve(operation.get("requestBody") or {})
         media, about = _content_of(body, (FORM, MULTIPART, TEXT))
         if not media:
@@ -168,7 +169,7 @@ class Document:
         return "field", fields, needed if body.get("required") else [], media, forms
 
     def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
-        """Return the properties of an object with those of all its parts and kinds, and the required ones."""
+        """Return the properties of an object, including those of its parts and variants, and the required ones."""
         whole, visited = self._resolve(schema), set[int]() if seen is None else seen
         fields: dict[str, Any] = {}
         needed: list[str] = []
@@ -211,7 +212,7 @@ class Document:
     # References
 
     def _resolve(self, node: dict[str, Any]) -> dict[str, Any]:
-        """Return the target of a reference; anything else as it is."""
+        """Return the target of a reference, or the node itself if it isn't one."""
         for _ in range(20):
             reference = node.get("$ref")
             if not isinstance(reference, str) or not reference.startswith("#/"):
@@ -223,7 +224,7 @@ class Document:
         return {}
 
     def _with_definitions(self, schema: dict[str, Any], *, given: bool = False) -> dict[str, Any]:
-        """Return a schema with its definitions; that of a response (`given`) without write-only properties."""
+        """Return a schema with its definitions, without write-only properties if it's for a response (`given`)."""
         definitions: dict[str, Any] = {}
 
         def moved(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
@@ -243,7 +244,7 @@ class Document:
                 return {**node, "$ref": f"#/$defs/{name}"}
             made = _members(node, hidden, moved)
             if node.get("nullable") is True and isinstance(made.get("type"), str):
-                made["type"] = [made["type"], "null"]  # as 3.1 has it
+                made["type"] = [made["type"], "null"]  # the form of 3.1
             return made
 
         made = cast("dict[str, Any]", moved(schema))
@@ -255,7 +256,7 @@ class Document:
 
 
 def _members(node: dict[str, Any], hidden: frozenset[str], moved: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keywords of a schema with their schemas moved. Parts of ``allOf`` describe the same object."""
+    """Return the keywords of a schema with their schemas converted. Parts of ``allOf`` describe the same object."""
     made: dict[str, Any] = {}
     for key, value in node.items():
         if key in _NAMED and is_object(value):
@@ -276,7 +277,7 @@ def without(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
 
 
 def _form_of(about: Mapping[str, Any]) -> str:
-    """Return the form of a parameter or a field (OpenAPI 3.1, Style Values); see `Argument.form`."""
+    """Return the encoding of a parameter or field (OpenAPI 3.1, Style Values); see `Argument.form`."""
     style = about.get("style", "form")
     if str(about.get("contentType", "")).partition(";")[0].endswith("json"):
         return "json"
@@ -286,7 +287,7 @@ def _form_of(about: Mapping[str, Any]) -> str:
 
 
 def _content_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Return the media type of a body and its description, JSON if possible; empty without one."""
+    """Return the media type and description of a body, preferring JSON; empty without one."""
     content: dict[str, Any] = holder.get("content") or {}
     for kind, about in content.items():
         plain = kind.partition(";")[0].strip()
@@ -296,11 +297,11 @@ def _content_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dic
 
 
 def inlined(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, Any]:
-    """Return a schema with its definitions in place of references. Recursive ones stay definitions.
+    """Return a schema with its definitions inlined. Recursive ones stay definitions.
 
     Args:
-        schema: the schema, which stays as it is if the result would be too large.
-        most: nodes of the result.
+        schema: the schema, returned unchanged if the result would be too large.
+        most: maximum nodes of the result.
     """
     definitions: dict[str, Any] = schema.get("$defs", {})
     kept: dict[str, Any] = {}
@@ -344,12 +345,12 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class RouteMap:
-    """Which operations become what: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=Kind.RESOURCE)``.
+    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=Kind.RESOURCE)``.
 
     Args:
-        methods: of HTTP, in capitals; empty for all.
-        pattern: a regular expression that occurs in the path.
-        tags: tags of the document that an operation must all have.
+        methods: HTTP methods, in upper case; empty for all.
+        pattern: regular expression to search for in the path.
+        tags: tags that an operation must all have.
         kind: what the operations become.
     """
 
@@ -377,15 +378,15 @@ class Api:
     async def request(
         self, operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> Any:
-        """Return the response to one operation.
+        """Call one operation and return the response.
 
         Args:
-            operation: to ask for.
-            arguments: of its tool.
-            headers: more headers, which count over those of arguments.
+            operation: operation to call.
+            arguments: arguments of its tool.
+            headers: additional headers, which override those of arguments.
 
         Raises:
-            ToolError: an argument is missing or leads to another path, the API can't be reached, or it refuses.
+            ToolError: an argument is missing or changes the path, the API can't be reached, or it returns an error.
         """
         parts: dict[str, dict[str, Any]] = {
             place: {} for place in ("path", "query", "header", "cookie", "field", "body")
@@ -414,7 +415,7 @@ class Api:
                 raise
             raise ToolError(f"{type(error).__name__}: {error}") from error
         if response.status_code == _TOO_MANY:
-            raise ToolError("The API wants fewer requests. Try again later.")
+            raise ToolError("The API is rate limiting this server. Try again later.")
         if response.status_code >= _REFUSED:
             reason = f" {response.reason_phrase}" if response.reason_phrase else ""
             raise ToolError(
@@ -438,7 +439,7 @@ def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[s
 
 
 def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the parts of a multipart body. An empty list is one part, or the body would have none."""
+    """Return the parts of a multipart body. An empty list is one part, since the body needs at least one."""
     several = [
         (name, each) for name, value in fields.items() for each in (value if is_array(value) and value else [value])
     ]
@@ -446,7 +447,7 @@ def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _written(argument: Argument, value: Any) -> dict[str, Any]:
-    """Return one argument as the request has it."""
+    """Return one argument as encoded in the request."""
     if argument.place == "query":
         return _pairs(argument, value)
     if argument.place in ("header", "path") and not isinstance(value, str):
@@ -455,7 +456,7 @@ def _written(argument: Argument, value: Any) -> dict[str, Any]:
 
 
 def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
-    """Return a value in a query or a form. Lists become several pairs of one name."""
+    """Return the pairs of a value in a query or form. Lists become several pairs with one name."""
     if argument.form == "json" and not isinstance(value, str):
         return {argument.name: encode(value).decode()}
     if is_object(value) and argument.place == "query":
@@ -471,14 +472,14 @@ def _path(operation: Operation, values: Mapping[str, Any]) -> str:
             raise ToolError(f"Missing required path parameters: {found[1]!r}")
         value = str(values[found[1]])
         if not value or leads_out(value):
-            raise ToolError(f"{found[1]} can't be {value[:_LONGEST]!r}: that would be another path")
+            raise ToolError(f"{found[1]} can't be {value[:_LONGEST]!r}: that would change the path")
         return quote(value, safe="")
 
     return re.sub(r"\{([^}]+)\}", part, operation.path)
 
 
 def leads_out(path: str) -> bool:
-    """Return whether a path has a part such as ``..``, however often it's decoded."""
+    """Return whether a path contains a segment such as ``..``, even after repeated decoding."""
     for _ in range(_MOST_DECODED):
         if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
             return True
@@ -518,7 +519,7 @@ def _decode_object(raw: bytes) -> dict[str, Any]:
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:
-    """Return the result of a tool whose operation has succeeded."""
+    """Return the tool result for a successful response."""
     try:
         value: Any = response.json()
     except ValueError:
@@ -530,7 +531,7 @@ def result_of(operation: Operation, response: Any) -> ToolResult:
 
 
 def _resource(operation: Operation, name: str, api: Api) -> Resource | Template:
-    """Return an operation as a resource; as a template if its path has variables."""
+    """Return an operation as a resource, or as a template if its path has variables."""
     variables = sorted(each for each, argument in operation.arguments.items() if argument.place == "path")
 
     async def run(values: Any, call: Call) -> Any:
@@ -555,7 +556,7 @@ def _contents(uri: str, response: Any) -> ResourceContents:
 
 
 class Catalog(Protocol):
-    """The definition of a server, which items are registered in."""
+    """The definition of a server, where items are registered."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
         """Register an item."""
@@ -573,10 +574,10 @@ def register(
     """Register the operations of an OpenAPI document.
 
     Args:
-        catalog: the definition of a server.
+        catalog: definition of the server.
         spec: the document, version 3.0 or 3.1, as a dict.
         client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
-        routes: what the operations become; the first match counts, and without one an operation is a tool.
+        routes: what the operations become. The first match wins; without a match, an operation becomes a tool.
         names: names of tools and resources by `operationId`.
         choose: called with each operation and its kind; returns another kind, or None to keep it.
 
@@ -609,7 +610,7 @@ def _http() -> Any:
             return import_module(name)
         except ImportError:
             continue
-    raise ImportError("from_openapi and from_fastapi need an HTTP client: pip install httpx2")
+    raise ImportError("from_openapi and from_fastapi require an HTTP client: pip install httpx2")
 
 
 def _client_of_url(url: str) -> Any:
@@ -621,18 +622,20 @@ def _client_of_url(url: str) -> Any:
 
 
 def client_of_app(app: Any) -> Any:
-    """Return an HTTP client of an ASGI application in this process."""
+    """Return an HTTP client for an ASGI application in this process."""
     http = _http()
     return http.AsyncClient(transport=http.ASGITransport(app=app), base_url="http://localhost")
 
 
 class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
-    """An API, and what of it to offer. ``OpenApi(document="https://shop.example/openapi.json", tags=("orders",))``"""
+    """An API, and which operations to offer. ``OpenApi(document="https://shop.example/openapi.json",
+    tags=("orders",))``
+    """
 
     document: Any
-    """The URL or file of an OpenAPI document in JSON, the document as a dict, or a FastAPI application."""
+    """URL or file of an OpenAPI document in JSON, the document as a dict, or a FastAPI application."""
     base_url: str = ""
-    """Where the API is; by default the first server of the document, which must have the document's own origin."""
+    """Base URL of the API; by default the first server of the document, which must have the document's own origin."""
     tags: tuple[str, ...] = ()
     """Offer only operations with one of these tags."""
     operations: tuple[str, ...] = ()
@@ -640,7 +643,7 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
 
 
 class ApiConfig(Protocol):
-    """What of an upstream's configuration an API needs."""
+    """The part of an upstream's configuration that an API uses."""
 
     @property
     def name(self) -> str: ...
@@ -657,13 +660,13 @@ class ApiConfig(Protocol):
 
 
 def check_api(config: ApiConfig) -> None:
-    """Make sure that an API can be an upstream.
+    """Check that an API can be an upstream.
 
     Raises:
-        ValueError: it can't; the text says why.
+        ValueError: it can't; the message says why.
     """
     if config.target is not None:
-        raise ValueError(f"upstream {config.name!r}: give a target or openapi=, not both")
+        raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both")
     about = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
     if not (is_application(about) or isinstance(about, str | Path | dict)):
         raise ValueError(
@@ -672,12 +675,15 @@ def check_api(config: ApiConfig) -> None:
         )
     if is_application(about):
         if config.auth is not None or config.headers:
-            raise ValueError(f"upstream {config.name!r}: an application of this process needs no auth and headers")
+            raise ValueError(
+                f"upstream {config.name!r}: an application in this process doesn't support auth and "
+                "headers. Remove them"
+            )
         check_forwarded(config.name, config.forward_headers, {})
 
 
 def is_application(document: Any) -> bool:
-    """Return whether a document is an application that has it, such as FastAPI's."""
+    """Return whether a document is an application that generates one, such as FastAPI's."""
     return callable(getattr(document, "openapi", None))
 
 

@@ -1,7 +1,7 @@
-"""An API as an upstream: its operations are tools, by its OpenAPI document or by its FastAPI application.
+"""An API as an upstream: its operations become tools, from its OpenAPI document or its FastAPI application.
 
-The document is read again from time to time, and is input like any other: its size and depth are bounded, and its paths
-and servers can't lead anywhere but below the base URL. Requests go through the outbound engine of the client.
+The document is untrusted and read again periodically: its size and depth are bounded, and its paths and servers can't
+leave the base URL. Requests use the outbound engine of the client.
 """
 
 import asyncio
@@ -67,11 +67,11 @@ _HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ApiError(Exception):
-    """The API can't be used; the text is for the operator."""
+    """The API can't be used; the message is for the operator."""
 
 
 class ApiResponse:
-    """A response of an API, with the interface that `openapi.Api` needs."""
+    """A response of an API, with the interface that `openapi.Api` expects."""
 
     def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
         self.status_code: int = status
@@ -87,10 +87,10 @@ class ApiResponse:
         return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """Return the value of a JSON body.
+        """Decode a JSON body.
 
         Raises:
-            ValueError: it isn't JSON, or it's nested too deeply.
+            ValueError: the body isn't JSON, or is nested too deeply.
         """
         if overgrown(self.content, MAX_DEPTH):
             raise ValueError("The body is nested too deeply.")
@@ -98,12 +98,12 @@ class ApiResponse:
 
 
 class ApiClient:
-    """Requests below one base URL.
+    """Sends requests below one base URL.
 
     Args:
-        base: URL of the API.
+        base: base URL of the API.
         endpoint: sends requests to its origin.
-        seconds: for a request and its response.
+        seconds: timeout for a request and its response.
     """
 
     def __init__(self, base: Url, endpoint: Endpoint, seconds: float) -> None:
@@ -126,10 +126,10 @@ class ApiClient:
         """Send a request to a path below the base URL; the arguments are those of httpx.
 
         Raises:
-            ToolError: the path or a header can't be sent, or there's no response.
+            ToolError: the path or a header can't be sent, or there was no response.
         """
         if leads_out(path):
-            raise ToolError("An argument leads to another path.")
+            raise ToolError("An argument would change the path.")
         target = self._path + path + (f"?{_form(params)}" if params else "")
         fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
         body = b"" if content is None else content.encode() if isinstance(content, str) else content
@@ -146,15 +146,15 @@ class ApiClient:
                     method, extra, body, repeatable=method in ("GET", "HEAD"), target=target
                 )
         except TimeoutError:
-            raise ToolError(f"The API didn't answer in {self._seconds:g} seconds.") from None
+            raise ToolError(f"The API didn't respond within {self._seconds:g} seconds.") from None
         except AccessDenied:
             raise
         except ClientError as exc:
             logger.warning("%s %s failed: %s", method, self._path + path, exc)
-            raise ToolError("The API can't be reached now. Try again later.") from None
+            raise ToolError("The API can't be reached at the moment. Try again later.") from None
         if reply.stream is not None:
             reply.stream.close()
-            raise ToolError("The API answered with a stream, which a tool can't return.")
+            raise ToolError("The API responded with a stream, which a tool can't return.")
         return ApiResponse(reply.status, reply.headers, reply.body)
 
 
@@ -163,7 +163,7 @@ def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     for name, value in headers.items():
         text = str(value)
         if not (text.isprintable() or text == "") or not text.isascii():
-            raise ToolError(f"The header {name} has characters that no header may have.")
+            raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
         made[name.lower()] = text
     return made
 
@@ -194,7 +194,7 @@ def _multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[b
 
 
 class ApiTool(Tool):
-    """One operation. Results are JSON objects as bytes, as those of other upstreams are."""
+    """One operation. Its results are JSON objects as bytes, like those of other upstreams."""
 
     __slots__ = ()
 
@@ -202,9 +202,9 @@ class ApiTool(Tool):
         operation = upstream.operations[own_name]
 
         async def run(arguments: Any, call: Call) -> bytes:
-            operation = upstream.operations.get(own_name)  # the document may be a new one
+            operation = upstream.operations.get(own_name)  # the document may have changed
             if operation is None:
-                raise ToolError("The API doesn't have this operation any more.")
+                raise ToolError("The API no longer has this operation.")
             response = await upstream.request(operation, arguments, call)
             return b"{%b}" % encode_result(result_of(operation, response))
 
@@ -232,7 +232,7 @@ _object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class ApiUpstream(Upstream):
-    """One API of a running gateway. It has no connections of MCP, and its lists come from the document."""
+    """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
     def __init__(self, config: UpstreamConfig, **rest: Any) -> None:
         """See `Upstream`."""
@@ -240,11 +240,11 @@ class ApiUpstream(Upstream):
         given = config.openapi
         self.about: OpenApi = given if isinstance(given, OpenApi) else OpenApi(document=given)
         self.operations: dict[str, Operation] = {}
-        """Own name -> operation."""
+        """Upstream's name -> operation."""
         self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
         given_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
         self._own_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *given_headers)}
-        """Headers that no argument sets: the operator says what they are."""
+        """Headers that arguments can't set, because the operator configures them."""
         self._base: Url | None = None
         self._application: Api | None = None
         self._pools: dict[str, ConnectionPool] = {}
@@ -260,7 +260,7 @@ class ApiUpstream(Upstream):
         return is_application(self.about.document)
 
     async def open(self, pool: ProcessPool) -> None:
-        """Begin to read the document, in the background. An application of this process starts now."""
+        """Start reading the document, in the background. An application in this process starts now."""
         if self.is_application:
             application = self.about.document
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
@@ -282,10 +282,10 @@ class ApiUpstream(Upstream):
         return ApiTool(self, name, own_name, description)
 
     async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call) -> Any:
-        """Return the response to one operation, asked for with the credentials of a caller.
+        """Call one operation with the credentials of a caller, and return the response.
 
         Raises:
-            ToolError: there's none.
+            ToolError: there was no response.
         """
         if self._application is not None:
             return await self._application.request(operation, arguments, self._forwarded(call))
@@ -301,7 +301,7 @@ class ApiUpstream(Upstream):
         except AccessDenied as exc:
             if credentials is not None and await credentials.recover(call, exc):
                 return await api.request(operation, arguments)
-            raise ToolError(f"The API refused the credentials ({exc.status}).") from None
+            raise ToolError(f"The API rejected the credentials ({exc.status}).") from None
 
     def _forwarded(self, call: Call) -> dict[str, str]:
         headers = call.headers or {}
@@ -334,7 +334,7 @@ class ApiUpstream(Upstream):
         self._recover()
 
     async def _read(self) -> tuple[Document, Url | None]:
-        """Return the document, and the URL that it's from."""
+        """Return the document, and the URL that it was read from."""
         given, origin = self.about.document, None
         if is_application(given):
             given = given.openapi()
@@ -358,7 +358,7 @@ class ApiUpstream(Upstream):
             raise ApiError(str(exc)) from exc
 
     async def _fetch(self, url: Url) -> bytes:
-        """Read the document, with credentials if the API is at the same origin."""
+        """Fetch the document, with credentials if the API has the same origin."""
         own = not self.about.base_url or parse(self.about.base_url).origin == url.origin
         credentials = (
             self.credentials if own and self.credentials is not None and not self.credentials.personal else None
@@ -370,11 +370,11 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.stream.close()
         if reply.status != _OK or reply.stream is not None:
-            raise ApiError(f"{url} answered {reply.status} and no document.")
+            raise ApiError(f"{url} responded with {reply.status} and no document.")
         return reply.body
 
     def _base_of(self, server: str, origin: Url | None) -> Url:
-        """Return the URL below which all requests go."""
+        """Return the base URL of all requests."""
         text = self.about.base_url or server
         if origin is None or self.about.base_url:
             if not text.startswith(("http://", "https://")):
@@ -383,8 +383,8 @@ class ApiUpstream(Upstream):
         base = origin.join(text or "/")
         if base.origin != origin.origin:
             raise ApiError(
-                f"The document says that the API is at {base.origin}, which isn't where the document is from. If you "
-                f"trust it, set base_url = {str(base)!r}."
+                f"The document says that the API is at {base.origin}, which isn't the document's own origin. If "
+                f"you trust it, set base_url = {str(base)!r}."
             )
         return base
 
@@ -399,7 +399,7 @@ class ApiUpstream(Upstream):
         return Endpoint(url, headers, pool, auth)
 
     def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
-        """Return the operations that are offered, and what lists say of them."""
+        """Return the operations to offer, and their descriptions."""
         chosen = re.compile("|".join(map(translate, self.about.operations))) if self.about.operations else None
         tags, found, tools = set(self.about.tags), dict[str, Operation](), dict[str, Description]()
         size = 0
@@ -412,10 +412,12 @@ class ApiUpstream(Upstream):
                 if chosen is not None and not (chosen.match(own) or chosen.match(route)):
                     continue
                 if not _PATH.fullmatch(operation.path) or leads_out(operation.path):
-                    logger.warning("%s: %s is left out: it isn't a path below the API", self.config.name, route)
+                    logger.warning(
+                        "%s: %s is left out: its path isn't below the API's base URL", self.config.name, route
+                    )
                     continue
                 if len(found) >= MAX_OPERATIONS:
-                    raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations: choose some by tags.")
+                    raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
                 name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in found)
                 usable = self._usable(operation)
                 if usable is None:
@@ -432,16 +434,17 @@ class ApiUpstream(Upstream):
                 size += len(encode(tools[name]))
                 if size > self.config.max_catalog_bytes:
                     raise ApiError(
-                        f"The tools take more than {self.config.max_catalog_bytes:,} bytes: choose some by tags."
+                        f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                     )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
             raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
         return found, tools
 
     def _usable(self, operation: Operation) -> Operation | None:
-        """Return an operation without headers that no argument may set; None if its schema is too large.
+        """Return an operation without the headers that arguments can't set; None if its schema is too large.
 
-        Each schema has copies of the definitions that it refers to, so a small document can make very large ones.
+        Each schema contains copies of the definitions that it refers to, so a small document can produce very large
+        ones.
         """
         hidden = frozenset(
             name

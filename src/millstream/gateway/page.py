@@ -1,4 +1,4 @@
-"""What the page `/gateway` shows: state and figures of each upstream, of all workers together, and what it offers."""
+"""Data for the page `/gateway`: state and statistics of each upstream across workers, and its items."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from millstream.gateway.catalog import METHODS, Catalog, Description
 from millstream.gateway.upstream import Upstream
 
 MAX_ITEMS = 500
-"""Tools and quarantined items that are shown."""
+"""Maximum tools and quarantined items to show."""
 _TOKEN = 4
-"""Characters of JSON that count as a token, as in ``millstream tokens``."""
+"""Characters of JSON per token, as in ``millstream tokens``."""
 _WORST = ("degraded", "connecting", "disabled", "ready")
-"""States, the one that needs a look first in front."""
+"""States, the most urgent first."""
 _SUMS = ("links", "refused", "calls", "unanswered")
 _MOST = ("p50_ms", "p99_ms", "listed_at", "changed_at")
 _OF_PROCESSES = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 
 Registered = Mapping[tuple[str, str], tuple[Upstream, tuple[str, Description]]]
-"""(kind, name here) -> upstream, and its item: own name and description."""
+"""(kind, name here) -> upstream, and its item: upstream's name and description."""
 
 
 class GatewayReports:
@@ -28,18 +28,18 @@ class GatewayReports:
     __slots__ = ("_registered", "_tokens", "_upstreams")
 
     def __init__(self, upstreams: Mapping[str, Upstream], registered: Registered) -> None:
-        """Keep what the part keeps, and change nothing.
+        """Create the reports from the live tables of the part.
 
         Args:
-            upstreams: by name.
-            registered: what they offer here.
+            upstreams: upstreams by name.
+            registered: the items that they offer here.
         """
         self._upstreams = upstreams
         self._registered = registered
         self._tokens: dict[str, tuple[Catalog, int]] = {}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and figures of each upstream."""
+        """Return state and statistics of each upstream."""
         return [
             {
                 **upstream.describe(),
@@ -51,7 +51,7 @@ class GatewayReports:
         ]
 
     def items(self, name: str) -> dict[str, Any] | None:
-        """Return the tools of an upstream, the most expensive first, and what's quarantined; None if there is none."""
+        """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""
         upstream = self._upstreams.get(name)
         if upstream is None:
             return None
@@ -84,7 +84,7 @@ class GatewayReports:
 
 
 def _tokens(name: str, description: Description) -> int:
-    """Return about how many tokens a tool takes in the context of a model."""
+    """Return approximately how many tokens a tool takes in a model's context."""
     shown = {
         "name": name,
         "description": description.get("description", ""),
@@ -94,9 +94,9 @@ def _tokens(name: str, description: Description) -> int:
 
 
 def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one report for each upstream from those of several workers, our own first.
+    """Merge the reports of several workers into one per upstream, our own first.
 
-    Counts are sums, times and quantiles are the largest, and the state is the worst.
+    Counts are added, times and quantiles are the largest, and the state is the worst.
     """
     found: dict[str, dict[str, Any]] = {}
     for reports in workers:

@@ -1,8 +1,9 @@
-"""Calls that wait at an upstream for an answer which their client brings in a later request, on any worker.
+"""Parked calls: calls that wait at an upstream for an answer in a later request of their client, on any worker.
 
-A client of the per-request era can't be asked while its call runs. So the call to the upstream goes on as a task, and
-the client's request ends with `InputRequired`. The sealed state names the worker, the call, and the round. The client's
-retry wakes the call: here, or by messages on the worker that holds it. Each state wakes a call once.
+A client of the per-request era can't be asked while its call runs. The call to the upstream therefore continues as a
+task, and the client's request ends with `InputRequired`. The sealed state names the worker, the call, and the round.
+The
+client's retry resumes the call, here or by messages to the worker that holds it. Each state resumes a call once.
 """
 
 import asyncio
@@ -30,14 +31,14 @@ from millstream.gateway.relay import COMPLETE, PROGRESS, Backlog, Outbox, Relay,
 
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
-UNREACHABLE = "The server process that holds this call can't be reached now. Try again in a moment."
+UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
 
 MAX_BYTES = 64 * 1024 * 1024
-"""What the requests of all parked calls may take together; those of one caller, half of it."""
+"""Maximum bytes of the requests of all parked calls together; half of it for one caller."""
 _PIECE = 256 * 1024
-"""Bytes of one message between workers."""
+"""Maximum bytes of one message between workers."""
 _WAKES = 30.0
-"""Seconds until the worker that holds a call must have confirmed that it woke it."""
+"""Seconds for the worker that holds a call to confirm that it resumed it."""
 
 Notify = Callable[[str, bytes], None]
 AskClient = Callable[[Mapping[str, Any], bytes], InputRequired]
@@ -63,7 +64,7 @@ class _OpenQuestion(Struct):
 
 
 class ParkedCall:
-    """A call to an upstream, which goes on when its client's request has ended."""
+    """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
         "_admit", "_backlog", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
@@ -73,30 +74,30 @@ class ParkedCall:
     def __init__(
         self, call: Call, abilities: bytes, source: Revision, size: int, admit: "Callable[[ParkedCall], bool]"
     ) -> None:
-        """Nothing runs before `task` is set.
+        """Create the call; `start` runs it.
 
         Args:
-            call: of the client.
+            call: the client's call.
             abilities: what the client can be asked.
-            source: what the upstream speaks.
+            source: revision of the upstream.
             size: bytes of the request to the upstream.
             admit: whether there is room to park it.
         """
         self.id: str = ""
-        """Set when it's parked."""
+        """Id once it's parked; empty before."""
         self.abilities: bytes = abilities
         self.revision: Revision = call.revision
         self.session: str = ""
-        """Clients of the per-request era have none."""
+        """Session id; clients of the per-request era have none."""
         self.source: Revision = source
         self.size: int = size
         self.owner: str = call.owner
         self.bound: bytes = b""
-        """The hash of principal, method, name, and arguments."""
+        """Hash of principal, method, name, and arguments."""
         self.round: int = 0
-        """How often the client was asked."""
+        """Number of times that the client was asked."""
         self.following: bool = True
-        """A request of the client waits for it."""
+        """Whether a request of the client waits for it."""
         self.task: asyncio.Task[bytes]
         self.timer: asyncio.TimerHandle | None = None
         self._admit = admit
@@ -105,10 +106,10 @@ class ParkedCall:
         self._news = asyncio.Event()
         self._notify: Notify | None = None
         self._backlog = Backlog()
-        """What was said while no request of the client waited."""
+        """Notifications that arrived while no request of the client was waiting."""
 
     def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
-        """Run the call to the upstream."""
+        """Start the call to the upstream."""
         self.task = asyncio.get_running_loop().create_task(exchange)
         self.task.add_done_callback(self._ended)
 
@@ -117,14 +118,14 @@ class ParkedCall:
         if not task.cancelled():
             task.exception()  # or asyncio would log it as never retrieved
 
-    # What the upstream says
+    # Messages from the upstream
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Take progress as a client hears it."""
+        """Pass on progress in the client's form."""
         self.notify(PROGRESS, encode(Step(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
-        """Take progress or a log message, which waits while no request of the client does."""
+        """Pass on progress or a log message, or keep it while no request of the client is waiting."""
         if method == COMPLETE:
             return  # not in the per-request era
         if self._notify is not None:
@@ -133,7 +134,7 @@ class ParkedCall:
             self._backlog.put(method, params)
 
     async def ask(self, asked: ForwardedQuestion) -> bytes:
-        """Return the answer that a later request brings.
+        """Return the answer that a later request carries.
 
         Raises:
             ProtocolError: too many questions are open.
@@ -148,10 +149,10 @@ class ParkedCall:
         finally:
             del self._open[key]
 
-    # What the client's requests do
+    # Requests of the client
 
     def attach(self, notify: Notify) -> None:
-        """Give what is said to a request of the client from now on."""
+        """Send notifications to a request of the client from now on."""
         self._notify = notify
         while self._backlog:
             notify(*self._backlog.take())
@@ -160,7 +161,7 @@ class ParkedCall:
         """Wait for questions, and return them by key; None when the call has ended."""
         while not self.task.done():
             if self._unanswered():
-                await asyncio.sleep(0)  # questions that came together are asked together
+                await asyncio.sleep(0)  # questions that arrived together are asked together
                 self.round += 1
                 return self._unanswered()
             self._news.clear()
@@ -175,15 +176,15 @@ class ParkedCall:
         }
 
     def leave(self) -> None:
-        """A request of the client has ended."""
+        """Record that a request of the client has ended."""
         self._notify = None
         self.following = False
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any]) -> None:
-        """Answer questions, for a request of the client that waits from now on.
+        """Answer questions for a request of the client that waits from now on.
 
         Raises:
-            ProtocolError: it's another call's request, one that came before, or an answer has the wrong shape.
+            ProtocolError: the request belongs to another call or an earlier round, or an answer is malformed.
         """
         if self.following or number != self.round or bound != self.bound:
             raise ProtocolError(INVALID_PARAMS, OVER)
@@ -200,7 +201,7 @@ class ParkedCall:
 
 
 class _Remote(Struct, eq=False):
-    """A call of another worker, which a request here has woken."""
+    """A call of another worker that was resumed by a request here."""
 
     worker: str
     notify: Notify
@@ -213,7 +214,7 @@ class ParkedCalls:
     """The parked calls of one worker."""
 
     def __init__(self, services: Services) -> None:
-        """Nothing is parked yet. Questions are bounded by the settings that bound those of handshake clients."""
+        """Create an empty table. Questions have the same bounds as those for handshake clients."""
         self._services = services
         self._parked: dict[str, ParkedCall] = {}
         self._by_owner: Counter[str] = Counter()
@@ -224,7 +225,7 @@ class ParkedCalls:
         self._remote: dict[int, _Remote] = {}
         """Calls of other workers, by our number."""
         self._followers: dict[tuple[str, int], asyncio.Task[None]] = {}
-        """Requests of other workers, by worker and their number."""
+        """Requests of other workers, by worker and its number."""
         self._tasks: set[asyncio.Task[Any]] = set()
         peers = services.peers
         peers.on(WakeCall, self._wake_for)
@@ -246,7 +247,7 @@ class ParkedCalls:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # Here
+    # On this worker
 
     async def run(
         self,
@@ -260,11 +261,11 @@ class ParkedCalls:
         """Run a call to an upstream whose questions end the client's request.
 
         Args:
-            call: of the client.
-            relay: to the client.
-            source: what the upstream speaks.
+            call: the client's call.
+            relay: relay to the client.
+            source: revision of the upstream.
             size: bytes of the request to the upstream.
-            exchange: runs the call, with the `Recipient` that the upstream's messages go to.
+            exchange: runs the call, with the `Recipient` of the upstream's messages.
             ask_client: returns what ends the client's request with questions, and keeps a ticket for `resume`.
 
         Raises:
@@ -277,11 +278,11 @@ class ParkedCalls:
         return await self._follow(parked, call, relay, ask_client)
 
     async def resume(self, call: Call, relay: Relay, ticket: bytes, ask_client: AskClient) -> bytes:
-        """Continue a call with the answers of a retry; raises as `run`.
+        """Continue a call with the answers of a retry. Also raises what `run` raises.
 
         Raises:
             ProtocolError: the call is over, or was answered already.
-            ToolError: the worker that holds it is gone.
+            ToolError: the worker that held it has stopped.
         """
         found = _decode_ticket(ticket)
         if found.worker != self._services.store.workers.me:
@@ -300,7 +301,7 @@ class ParkedCalls:
         parked.attach(relay.notify)
         try:
             asks = await parked.next()
-        except BaseException:  # the client doesn't want the result any more
+        except BaseException:  # the client no longer wants the result
             self._drop(parked)
             raise
         finally:
@@ -322,7 +323,7 @@ class ParkedCalls:
         parked.timer = loop.call_later(self._services.settings.ask_timeout, self._drop, parked)
 
     def _admit(self, parked: ParkedCall) -> bool:
-        """Whether a call may be parked; if so, it can be found from now on."""
+        """Return whether a call may be parked, and register it if so."""
         if parked.id:
             return True
         settings = self._services.settings
@@ -341,7 +342,7 @@ class ParkedCalls:
         return True
 
     def _drop(self, parked: ParkedCall) -> None:
-        """Forget a call, and cancel it at the upstream if it runs."""
+        """Remove a call, and cancel it at the upstream if it's running."""
         parked.task.cancel()
         if parked.timer is not None:
             parked.timer.cancel()
@@ -387,7 +388,7 @@ class ParkedCalls:
 
     @staticmethod
     def _raised(call: Call, kind: str, body: bytes) -> Exception:
-        """Return what the outcome of a call on another worker is here."""
+        """Convert the outcome of a call on another worker to an exception."""
         if kind == "lost":
             return unavailable(call, LOST)
         code, message, data = _decode_failure(body)
@@ -423,7 +424,7 @@ class ParkedCalls:
             remote.outcome.set_result((news.kind, b"".join(remote.pieces)))
 
     def _interrupt(self) -> None:
-        """Messages may have been lost, and the result may be among them."""
+        """Resynchronize after messages may have been lost, including results."""
         for number, remote in self._remote.items():
             if not remote.outcome.done():
                 remote.woken.set()
@@ -431,7 +432,7 @@ class ParkedCalls:
                 self._send_soon(remote.worker, LeaveCall(number))
 
     async def _look(self) -> None:
-        """Give up what depends on workers that are gone."""
+        """Give up calls that depend on workers that have stopped."""
         alive = self._services.store.workers.alive
         for worker in {remote.worker for remote in self._remote.values()}:
             if not await alive(worker):
@@ -460,7 +461,7 @@ class ParkedCalls:
             follower.cancel()
 
     async def _follow_for(self, message: WakeCall, worker: str) -> None:
-        """Wake a call for a request that another worker serves, and tell that worker what it says."""
+        """Resume a call for a request on another worker, and send that worker its messages."""
         try:
             parked = self._find(message.id)
             parked.wake(message.round, message.bound, _decode_responses(message.responses))
@@ -473,7 +474,7 @@ class ParkedCalls:
             for at in pieces:
                 news = CallNews(message.number, kind, body[at : at + _PIECE], at + _PIECE < len(body))
                 if not await self._services.peers.send(worker, news):
-                    raise LocalError("The worker that woke a call is gone.")
+                    raise LocalError("The worker that resumed a call has stopped.")
 
         outbox = Outbox(send)
         try:
@@ -500,7 +501,7 @@ class ParkedCalls:
 
 
 def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
-    """Return how a call to an upstream ended, for another worker."""
+    """Return the outcome of a call to an upstream, for another worker."""
     if task.cancelled():
         return "lost", b""
     exc = task.exception()

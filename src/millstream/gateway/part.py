@@ -1,4 +1,4 @@
-"""The gateway as a part of the server: opens upstreams, and keeps their items in the registry."""
+"""The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
 import logging
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("millstream.gateway")
 
 MAX_INSTRUCTIONS = 8 * 1024
-"""Characters of the instructions of one upstream."""
+"""Maximum characters of one upstream's instructions."""
 _CAPABILITIES = frozenset({"tools", "resources", "prompts", "completions"})
 NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource template", "prompts": "prompt"}
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
 
 class Definition(Protocol):
-    """What the gateway needs of the server's definition."""
+    """The part of the server's definition that the gateway uses."""
 
     name: str
     upstreams: list[UpstreamConfig]
@@ -47,7 +47,7 @@ class Definition(Protocol):
 
 
 class GatewayPart:
-    """Connects to the upstreams of a server and offers what they have."""
+    """Connects to the upstreams of a server and offers their items."""
 
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
@@ -56,17 +56,17 @@ class GatewayPart:
         self.definition: Definition = definition
         self.upstreams: dict[str, Upstream] = {}
         self._registered: dict[tuple[str, str], tuple[Upstream, Any]] = {}
-        """(kind, name here) -> upstream, and the description that the item was made of."""
+        """(kind, name here) -> upstream, and the description that the item was created from."""
         self._kept: dict[str, KeptResults] = {}
-        """Upstream -> its results that were too large."""
+        """Upstream -> its stored oversized results."""
         self._shadowed: dict[tuple[str, str], str] = {}
-        """(kind, name) of upstreams' items that have the names of this server's own -> what to do about it."""
+        """(kind, name) of upstreams' items that clash with this server's own -> what to do about it."""
         self._odd_names: set[str] = set()
-        """Names that not every client can call, of which the log says so."""
+        """Names that not every client can call, and that have been logged."""
         self._ids: list[str] = []
-        """The id of this gateway, and those of the gateways behind it."""
+        """Id of this gateway, and those of the gateways behind it."""
         self._followed: dict[object, frozenset[str]] = {}
-        """Stream or connection -> the URIs that it follows."""
+        """Stream or connection -> the URIs that it subscribes to."""
 
     async def open(self, host: Host) -> None:
         """Connect in the background, and wait for first lists for a while.
@@ -76,7 +76,9 @@ class GatewayPart:
         """
         self._host = host
         if host.registry.unlisted is not None:
-            raise ValueError("This server runs in another event loop already: with upstreams, it runs in one at a time")
+            raise ValueError(
+                "This server already runs in another event loop. With upstreams, it can run in only one at a time"
+            )
         check(self.definition.upstreams)
         host.lives_on = True
         pool = ProcessPool(limit=host.settings.max_processes)
@@ -116,10 +118,10 @@ class GatewayPart:
             raise ValueError(next(iter(self._shadowed.values())))
 
     async def close(self) -> None:
-        """Do nothing: the host's stack closes the upstreams."""
+        """Do nothing, because the host's exit stack closes the upstreams."""
 
     def _announce_ids(self, host: Host) -> None:
-        """Announce the id of this gateway where another one may be behind it."""
+        """Announce the id of this gateway to other gateways."""
         places = [
             (each.name, "" if hasattr(each.target, "running") else repr(each.target))
             for each in self.definition.upstreams
@@ -129,7 +131,7 @@ class GatewayPart:
             host.capability(CAPABILITY, {"ids": self._ids}, member="experimental")
 
     def _merge_ids(self) -> None:
-        """Announce the gateways behind this one, too."""
+        """Announce the gateways behind this one as well."""
         found = [each for upstream in self.upstreams.values() for each in announced_ids(upstream.catalog.capabilities)]
         ids = [self._ids[0], *dict.fromkeys(found)]
         if ids != self._ids:
@@ -149,7 +151,7 @@ class GatewayPart:
             upstream.credentials = credentials
             credentials.changed = upstream.end_links_of
             if credentials.personal:
-                host.registry.offer("tools")  # clients that come before the first person connects look for some later
+                host.registry.offer("tools")  # early clients still look for tools later
             host.stack.push_async_callback(credentials.close)
 
     def _give_policy(self, upstream: Upstream, host: Host) -> None:
@@ -165,8 +167,8 @@ class GatewayPart:
                 host.every_second(_Following(upstream, pins.file))
             if pins.forgets:
                 logger.warning(
-                    "%s: a restart forgets which definitions are pinned, because the store is memory:// and there's no "
-                    "lock file. Run `millstream gateway accept`, or give a lasting store such as "
+                    "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
+                    "there's no lock file. Run `millstream gateway accept`, or use a persistent store such as "
                     "sqlite:///gateway.db.",
                     config.name,
                 )
@@ -186,21 +188,21 @@ class GatewayPart:
         ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
     async def _wait(self) -> None:
-        """Wait for the first lists, each upstream for as long as its configuration says."""
+        """Wait for the first lists, up to each upstream's configured time."""
 
         async def wait(upstream: Upstream) -> None:
             try:
                 async with asyncio.timeout(upstream.config.start_timeout):
                     await upstream.listed.wait()
             except TimeoutError:
-                logger.warning("The upstream %s has given no lists yet", upstream.config.name)
+                logger.warning("The upstream %s has not returned any lists yet", upstream.config.name)
 
         await asyncio.gather(*map(wait, self.upstreams.values()))
 
     # State
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and figures of each upstream, for operators."""
+        """Return state and statistics of each upstream, for operators."""
         return [upstream.describe() for upstream in self.upstreams.values()]
 
     def _doubt(self) -> str:
@@ -214,14 +216,14 @@ class GatewayPart:
         read, figures = host.metrics.read, self._figures
         label = ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up, label, merge="min")
-        read("counter", "gateway_calls_total", "Calls that were sent.", lambda: figures("calls"), label)
-        text = "Calls that were sent and got no answer."
+        read("counter", "gateway_calls_total", "Calls sent to an upstream.", lambda: figures("calls"), label)
+        text = "Calls sent to an upstream that got no response."
         read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
-        text = "Calls that weren't sent, because the breaker was open."
+        text = "Calls not sent, because the breaker was open."
         read("counter", "gateway_refused_total", text, lambda: figures("refused"), label)
         read("gauge", "gateway_links", "Open connections.", lambda: figures("links"), label)
         for share in ("p50_ms", "p99_ms"):
-            text = f"{share[:3]} of the time until the answer, of the last calls."
+            text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, lambda share=share: figures(share), label, merge="max")  # type: ignore[misc]
 
     @property
@@ -238,10 +240,10 @@ class GatewayPart:
     # Items
 
     def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
-        """Offer what an upstream lists now, and no more what it doesn't.
+        """Offer what an upstream lists now, and remove what it no longer lists.
 
         Args:
-            upstream: whose catalog is new.
+            upstream: upstream with a new catalog.
             announced: kinds of lists that the upstream said have changed.
         """
         wanted: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -255,12 +257,12 @@ class GatewayPart:
             name = named(description[key])
             if (other := self._claimant(upstream, kind, name)) is not None:
                 logger.error(
-                    "%s: %r is left out: names like this are of the upstream %s",
+                    "%s: %r is left out: names like this belong to the upstream %s",
                     upstream.config.name, name, other.config.name,
                 )  # fmt: skip
                 continue
             if (kind, name) in wanted:
-                logger.error("%s: %r is left out: another item has the name %r", upstream.config.name, own_name, name)
+                logger.error("%s: %r is left out: another item is named %r", upstream.config.name, own_name, name)
                 continue
             wanted[kind, name] = own_name, description
         changed = set(announced)
@@ -277,17 +279,17 @@ class GatewayPart:
             self._announce(change)
 
     def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
-        """Say once for each tool that its name won't work with every client."""
+        """Warn once for each tool whose name won't work with every client."""
         odd = [name for name in tools if not works_everywhere(name) and name not in self._odd_names]
         if odd:
             self._odd_names.update(odd)
             logger.warning(
-                "%s: the name %.150r and %d others won't work with every client, the prefix included: %s",
+                "%s: the name %.150r and %d others won't work with every client, even with the prefix: %s",
                 upstream.config.name, odd[0], len(odd) - 1, NAMES_THAT_WORK,
             )  # fmt: skip
 
     def _merge_hints(self) -> None:
-        """Lists are fresh for as long as those of every upstream, and private where one of them is."""
+        """Combine the cache hints: the shortest lifetime, and private if any upstream's list is."""
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
             for kind, (ttl_ms, own) in upstream.catalog.hints.items():
@@ -296,7 +298,7 @@ class GatewayPart:
         self._host.registry.hints = merged
 
     def _instructions(self) -> str:
-        """What the server says, and each upstream under its name."""
+        """Return the server's instructions, followed by each upstream's under its name."""
         parts = [self.definition.instructions] if self.definition.instructions else []
         for name, upstream in self.upstreams.items():
             text = upstream.catalog.instructions[:MAX_INSTRUCTIONS]
@@ -306,7 +308,7 @@ class GatewayPart:
         return "\n\n".join(parts)
 
     def _exchange(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
-        """Replace the items of an upstream in the registry. Return whether anything is different now."""
+        """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry = self._host.registry
         mine = {
             name: made for (each, name), (owner, made) in self._registered.items() if owner is upstream and each == kind
@@ -342,7 +344,7 @@ class GatewayPart:
         description: Description,
         rules: ItemRules | None,
     ) -> Any:
-        """Return an item with the rules of its upstream inside the middleware of the server."""
+        """Return an item with the policy of its upstream inside the server's middleware."""
         make = getattr(upstream, "make_item", None) or make_item
         item = make(kind, upstream, name, own_name, description)
         if isinstance(item, Template) and not upstream.names.prefix:
@@ -352,7 +354,7 @@ class GatewayPart:
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
-        """Return another upstream to which a name or URI belongs by its longer prefix.
+        """Return another upstream whose longer prefix matches a name or URI.
 
         Otherwise an upstream could take calls that are meant for another one.
         """
@@ -365,24 +367,24 @@ class GatewayPart:
         return None
 
     def _collide(self, upstream: Upstream, kind: str, name: str) -> None:
-        """An item has the name of another one: what was there first stays."""
+        """Report an item whose name is taken; the first one stays."""
         other = self._registered.get((kind, name))
         noun, mine = NOUNS[kind], upstream.config.name
         if other is None:
             text = (
-                f"The {noun} {name!r} is this server's own, and the upstream {mine!r} has one of that name, too: "
-                f"give the upstream another prefix=, or rename the {noun}"
+                f"The {noun} {name!r} is this server's own, and the upstream {mine!r} has one with that name, "
+                f"too: give the upstream another prefix=, or rename the {noun}"
             )
             self._shadowed[kind, name] = text
         else:
             text = (
-                f"The upstreams {other[0].config.name!r} and {mine!r} both have a {noun} {name!r}: only that of the "
-                "first is offered. Give one of them another prefix="
+                f"The upstreams {other[0].config.name!r} and {mine!r} both have a {noun} {name!r}: only the first "
+                "one's is offered. Give one of them another prefix="
             )
         logger.error("%s", text)
 
     def _unlisted(self, uri: str) -> Resource | None:
-        """Find the upstream of a URI that none of them lists: links in results may lead there."""
+        """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
             if own_uri is None or "resources" not in upstream.catalog.capabilities:
@@ -402,7 +404,7 @@ class GatewayPart:
         self._host.services.changes.emit(ServerChange("updated", uri))
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
-        """See `ChangeSource`: watch the resources that streams and connections of this worker follow."""
+        """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
         if not uris and owner not in self._followed:
             return
         before = self._followed.pop(owner, frozenset())
@@ -422,7 +424,7 @@ class GatewayPart:
                 await upstream.watches.settled(mine, upstream.config.connect_timeout)
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
-        """The upstream's own URI of a resource, if it can be watched there."""
+        """Return the upstream's own URI of a resource, if it can be watched there."""
         offered = upstream.catalog.capabilities.get("resources")
         resources = cast("dict[str, Any]", offered) if isinstance(offered, dict) else {}
         if not resources.get("subscribe") or self._is_local(uri):
@@ -432,14 +434,14 @@ class GatewayPart:
         if self._claimant(upstream, "resources", uri) is not None:
             return ""
         if upstream.credentials is not None and upstream.credentials.personal:
-            return ""  # it would be watched with the account of another person
+            return ""  # it would be watched with another user's account
         return upstream.names.original_uri(uri) or ""
 
     def _is_local(self, uri: str) -> bool:
         return uri in self._host.registry.resources and ("resources", uri) not in self._registered
 
     def _announce(self, change: str) -> None:
-        """Tell the clients of this worker. Every other worker has its own copy of the lists, and does the same."""
+        """Notify the clients of this worker. Other workers have their own copies of the lists, and do the same."""
         for listener in self._host.changes:
             listener(change)
         self._host.services.changes.emit(ServerChange(change))
@@ -456,7 +458,7 @@ class GatewayPart:
 
 
 class _Following:
-    """Reads the lists of an upstream again when the file of accepted definitions has changed."""
+    """Refreshes an upstream when the file of accepted definitions has changed."""
 
     def __init__(self, upstream: Upstream, file: AcceptedFile) -> None:
         self._upstream = upstream
@@ -476,7 +478,7 @@ def _api_upstream() -> type[Upstream]:
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:
-    """Make sure that upstreams can stand side by side.
+    """Check that upstreams can work, alone and together.
 
     Raises:
         ValueError: one can't work, or two have the same name or prefix.
@@ -486,7 +488,7 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
     for config in configs:
         config.check()
         if config.name in names:
-            raise ValueError(f"Two upstreams are named {config.name!r}: rename one")
+            raise ValueError(f"Two upstreams are named {config.name!r}. Rename one")
         names.add(config.name)
         host = config.names.host
         if host in prefixes:

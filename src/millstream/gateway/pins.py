@@ -1,8 +1,8 @@
-"""Definitions that the operator trusts, against upstreams that change what a tool says after it was accepted.
+"""Pinned definitions, which protect against upstreams that change a tool after it was accepted.
 
-With ``trust = "pin"``, an item is offered only while its definition is the accepted one. Accepted definitions are in a
-file that `millstream gateway accept` writes, which fits into version control. For items that it lacks, the store has
-the definition that was seen first, with its digest. A file that changes counts at the next look.
+With ``trust = "pin"``, an item is offered only while its definition is the accepted one. `millstream gateway accept`
+writes accepted definitions to a file for version control. For items that aren't in it, the store keeps the digest of
+the first definition. Changes of the file take effect at the next check.
 """
 
 import tempfile
@@ -25,19 +25,19 @@ _YEARS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""
 _BATCH = 500
 _MAX_KEPT = 16 * 1024
-"""Bytes of a definition that are kept beside its digest, to show what has changed."""
+"""Maximum bytes of a definition that is stored with its digest, to show what has changed."""
 _DIGEST = 64
 
 Accepted = dict[str, dict[str, Description]]
-"""Kind -> own name -> definition."""
+"""Kind -> upstream's name -> definition."""
 
 
 INSTRUCTIONS = "server", "instructions"
-"""Kind and name of what an upstream says of itself. Models follow it as they follow descriptions."""
+"""Kind and name of the upstream's own description, which models follow like tool descriptions."""
 
 
 class PinsUnavailable(ClientError):
-    """What was accepted can't be read now."""
+    """The accepted definitions can't be read at the moment."""
 
 
 class Quarantined(Struct, frozen=True):
@@ -45,15 +45,15 @@ class Quarantined(Struct, frozen=True):
 
     kind: str
     name: str
-    """As the upstream has it."""
+    """Upstream's name or URI."""
     offered: Description
-    """What the upstream says now."""
+    """Current definition."""
     accepted: Description | None
-    """What the operator accepted; None if nothing was, or only its digest is known."""
+    """Accepted definition; None if there's none, or only its digest is known."""
 
 
 def pinned_items(catalog: Catalog) -> Iterator[tuple[str, str, Description]]:
-    """Yield kind, own name, and definition of all that can be pinned."""
+    """Yield kind, upstream's name, and definition of everything that can be pinned."""
     if catalog.instructions:
         yield *INSTRUCTIONS, {"instructions": catalog.instructions}
     yield from catalog.items()
@@ -69,7 +69,7 @@ class AcceptedFile:
 
     @property
     def stamp(self) -> object:
-        """What changes when the file does."""
+        """Return a value that changes when the file does."""
         try:
             stat = self.path.stat()
         except OSError:
@@ -77,7 +77,7 @@ class AcceptedFile:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def of(self, upstream: str) -> Accepted:
-        """Return what's accepted of an upstream.
+        """Return the accepted definitions of an upstream.
 
         Raises:
             LocalError: the file is malformed or can't be read.
@@ -93,7 +93,7 @@ class AcceptedFile:
         return self._read.get(upstream, {})
 
     def accept(self, upstream: str, kind: str, definitions: Mapping[str, Description | None]) -> None:
-        """Write the definitions of some items; None takes one out.
+        """Write the definitions of some items; None removes one.
 
         Raises:
             LocalError, OSError: the file can't be read or written.
@@ -113,12 +113,12 @@ class AcceptedFile:
 
 
 class Pins:
-    """What one upstream may offer.
+    """Checks the definitions of one upstream.
 
     Args:
-        upstream: its name.
-        policy: with the file of accepted definitions, and what happens to new ones.
-        kv: of the store.
+        upstream: name of the upstream.
+        policy: policy with the file of accepted definitions, and the handling of new ones.
+        kv: key-value store.
     """
 
     def __init__(self, upstream: str, policy: UpstreamPolicy, kv: Map) -> None:
@@ -129,15 +129,15 @@ class Pins:
 
     @property
     def forgets(self) -> bool:
-        """Whether what was seen first is accepted, and nothing of it outlives this process."""
+        """Whether first definitions are accepted, but not kept beyond this process."""
         lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and self.file.stamp is not None)
         return self._accepts and not lasts
 
     async def sort(self, catalog: Catalog) -> tuple[Catalog, list[Quarantined]]:
-        """Return the lists without what isn't accepted, and that.
+        """Split a catalog into accepted items and quarantined ones.
 
         Raises:
-            PinsUnavailable: the store or the file doesn't say what was accepted.
+            PinsUnavailable: the store or the file can't be read.
         """
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
@@ -174,7 +174,7 @@ class Pins:
         return found
 
     async def _see(self, kind: str, name: str, definition: Description) -> bool:
-        """Accept the first definition of an item; False if another worker has just seen another one."""
+        """Accept the first definition of an item. Return False if another worker has just accepted a different one."""
         key, digest = self._key(kind, name), digest_of(definition)
         text = msgspec.json.encode(definition)
         try:
@@ -184,13 +184,13 @@ class Pins:
         return won or (await self._kv.get(key) or b"").startswith(digest)
 
     def _key(self, kind: str, name: str) -> str:
-        """Names are the upstream's own, and may be long."""
+        """Return the store key, hashed because upstreams choose the names, which may be long."""
         text = f"{self._upstream}\n{kind}\n{name}"
         return f"pin:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _kept(value: bytes) -> Description | None:
-    """Return the definition behind a digest in the store; None if it was too large to keep."""
+    """Return the definition stored with a digest; None if it was too large."""
     try:
         return _decode_definition(value[_DIGEST:])
     except (msgspec.DecodeError, RecursionError):
@@ -201,5 +201,5 @@ _decode_definition = msgspec.json.Decoder(Description).decode
 
 
 def digest_of(definition: Mapping[str, Any]) -> bytes:
-    """Return the digest of a definition, whatever the order of its members."""
+    """Return the digest of a definition, independent of the order of its members."""
     return sha256(msgspec.json.encode(definition, order="sorted")).hexdigest().encode()

@@ -1,7 +1,7 @@
-"""Policies of upstreams: items and their names, visibility, arguments, results, and limits.
+"""Policies for upstreams: items and their names, visibility, arguments, results, and limits.
 
-`UpstreamPolicy` is what the operator writes. `Policy` compiles it when items are registered: an item that no rule
-changes gets no frame at all. Patterns are globs as in `fnmatch`, and case counts: ``*`` is any text, ``?`` any letter.
+The operator writes an `UpstreamPolicy`; `Policy` compiles it when items are registered. An item without rules gets no
+extra frame. Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any text, ``?`` any character.
 """
 
 import re
@@ -30,7 +30,7 @@ from millstream.gateway.names import Names
 from millstream.gateway.redaction import Redaction, Redactor
 
 CHARACTERS = 4
-"""Characters of JSON that count as a token, as in ``millstream tokens``."""
+"""Characters of JSON per token, as in ``millstream tokens``."""
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
 _KINDS = ("tools", "prompts", "resources")
@@ -40,24 +40,24 @@ Texts = tuple[str, ...]
 
 
 class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
-    """What every kind of item can have."""
+    """Rules for all kinds of items."""
 
     scopes: Texts = ()
-    """Scopes that a caller needs, all of them. Others don't see the item."""
+    """Scopes that a caller needs, all of them. The item is hidden from other callers."""
     groups: Texts = ()
-    """Values of the claim `groups`, one of which a caller needs. Others don't see the item."""
+    """Values of the claim `groups`; a caller needs at least one. The item is hidden from other callers."""
     claims: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
-    """Claims that a caller needs: a claim is equal, or is a list that has the value. Others don't see the item."""
+    """Claims that a caller needs: each equals the value, or is a list that contains it. Hidden from other callers."""
     tags: Texts = ()
     """Tags for `Server.disable` and tool search."""
     redact_results: tuple[str | Redaction, ...] = ()
-    """Regular expressions whose matches callers don't get: the text becomes `[redacted]`."""
+    """Regular expressions whose matches are replaced by `[redacted]` for callers."""
 
     def __post_init__(self) -> None:
-        """Hold what the types say: a string in place of a list would be patterns of one letter.
+        """Check the types, because a string instead of a list would become one pattern per character.
 
         Raises:
-            ValueError: a value is of the wrong type or out of range.
+            ValueError: a value has the wrong type or is out of range.
         """
         for each in fields(type(self)):
             if each.name == "shared":
@@ -73,76 +73,77 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metac
 
 
 class ToolRules(Rules, frozen=True, kw_only=True):
-    """What one tool or all tools of an upstream can have."""
+    """Rules for one tool or all tools of an upstream."""
 
     limit: RateText = ""
-    """How often one caller may call it: ``10/minute``. Each tool counts by itself."""
+    """Rate limit per caller, such as ``10/minute``. Each tool counts separately."""
     cost: Weight | None = None
-    """How many calls one call counts as, in the limits of its caller."""
+    """Number of calls that one call counts as, in the limits of its caller."""
     concurrency: Cap = 0
-    """How many calls of it may run at a time, of all callers together; 0 for any number."""
+    """Maximum concurrent calls of all callers together; 0 for no limit."""
     timeout: Seconds = 0.0
-    """Seconds that a call may take; 0 for the upstream's own bound."""
+    """Timeout of a call in seconds; 0 for the upstream's own timeout."""
     result_bytes: Cap = 0
-    """Bytes of a result; of a larger one the caller gets the beginning and a link to the rest. 0 for any size."""
+    """Maximum bytes of a result. The caller gets the beginning of a larger one, and a link to the rest. 0 for no limit.
+    """
     result_tokens: Cap = 0
-    """The same in tokens of four characters; the smaller of the two counts."""
+    """The same limit in tokens of four characters; the smaller one applies."""
     result_seconds: Seconds = 0.0
     """Seconds for which the link works; 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
-    """Regular expressions whose matches the upstream doesn't get."""
+    """Regular expressions whose matches are redacted before arguments reach the upstream."""
 
 
 class ToolPolicy(ToolRules, frozen=True, kw_only=True):
-    """One tool, or all tools whose names match a pattern."""
+    """Rules for one tool, or all tools whose names match a pattern."""
 
     name: str = ""
-    """Another name, in front of which the prefix still stands."""
+    """Another name, to which the prefix is still added."""
     title: str = ""
     description: str = ""
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Arguments for callers that don't give them. The schema shows them."""
+    """Default values of arguments, shown in the schema."""
     hidden: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Arguments that the upstream always gets. Callers neither see nor change them."""
+    """Fixed values of arguments. Callers can't see or change them."""
     annotations: dict[str, bool | str] = field(default_factory=dict[str, bool | str])
-    """Hints for clients, such as ``readOnlyHint``, over those of the upstream."""
+    """Hints for clients, such as ``readOnlyHint``, overriding those of the upstream."""
 
 
 class PromptPolicy(Rules, frozen=True, kw_only=True):
-    """One prompt, or all prompts whose names match a pattern."""
+    """Rules for one prompt, or all prompts whose names match a pattern."""
 
     name: str = ""
-    """Another name, in front of which the prefix still stands."""
+    """Another name, to which the prefix is still added."""
     title: str = ""
     description: str = ""
     defaults: dict[str, str] = field(default_factory=dict[str, str])
-    """Arguments for callers that don't give them."""
+    """Default values of arguments."""
     hidden: dict[str, str] = field(default_factory=dict[str, str])
-    """Arguments that the upstream always gets. Callers neither see nor change them."""
+    """Fixed values of arguments. Callers can't see or change them."""
 
 
 class ResourcePolicy(Rules, frozen=True, kw_only=True):
-    """One resource or template, or all whose URIs match a pattern."""
+    """Rules for one resource or template, or all whose URIs match a pattern."""
 
     title: str = ""
     description: str = ""
 
 
 class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
-    """What callers get of an upstream.
+    """Policy for an upstream.
 
-    Patterns match names and URIs as the upstream has them, without the prefix. What stands directly here applies to all
-    items; `tools`, `prompts`, and `resources` add rules for some. Of several values the last one counts; scopes,
-    groups, claims, tags, and redactions add up.
+    Patterns match the upstream's names and URIs, without the prefix. Rules given directly apply to all items; `tools`,
+    `prompts`, and `resources` add rules for some. If several rules match, the last value wins, while scopes, groups,
+    claims, tags, and redactions accumulate.
 
     Example:
         ``UpstreamPolicy(deny=("delete_*",), tools={"search": ToolPolicy(limit="10/minute")})``
     """
 
     allow: Texts = ()
-    """Patterns of names and URIs. If there are any, nothing else is offered."""
+    """Patterns of names and URIs. If there are any, only matching items are offered."""
     deny: Texts = ()
-    """Patterns of names and URIs that aren't offered, even if `allow` has them."""
+    """Patterns of names and URIs that aren't offered, even if `allow` matches."""
     first_seen: Literal["accept", "quarantine"] = "accept"
     """With ``trust = "pin"``, what happens to a definition that was never accepted."""
     pins: str = ""
@@ -154,16 +155,16 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     resources: dict[str, ResourcePolicy] = field(default_factory=dict[str, ResourcePolicy])
     """Pattern -> rules of the resources and templates whose URI matches it."""
     shared: "UpstreamPolicy | None" = None
-    """A policy of several upstreams. Its patterns match names as callers see them, with the prefix."""
+    """A shared policy for several upstreams. Its patterns match names as callers see them, with the prefix."""
 
 
 class Visibility(Struct, frozen=True):
-    """Who sees an item: ``visible(principal)``. A caller without a principal doesn't."""
+    """Decides who sees an item: ``visible(principal)``. Anonymous callers don't."""
 
     groups: tuple[frozenset[str], ...]
-    """Of each set, one."""
+    """Sets of groups; a caller needs one of each set."""
     claims: tuple[tuple[str, Any], ...]
-    """Names and values, all of them."""
+    """Names and values of claims; a caller needs all of them."""
 
     def __call__(self, principal: Principal | None) -> bool:
         """Return whether a caller has the groups and claims."""
@@ -187,15 +188,16 @@ def _has_claim(claim: Any, value: Any) -> bool:
 
 
 Keep = Callable[[Call, bytes, float], Awaitable[dict[str, Any] | None]]
-"""``await keep(call, result, seconds)`` keeps a result for its caller, and returns the resource link to it; None if it
-doesn't fit."""
+"""Stores an oversized result: ``await keep(call, result, seconds)`` returns the resource link to it, or None if it
+doesn't fit.
+"""
 
 
 class ItemRules(Struct, frozen=True, kw_only=True):
-    """The rules of one item, ready to use."""
+    """The compiled rules of one item."""
 
     name: str = ""
-    """Of a tool or prompt, without the prefix."""
+    """Name of a tool or prompt, without the prefix."""
     scopes: frozenset[str] = frozenset()
     visible: Callable[[Principal | None], bool] | None = None
     tags: frozenset[str] = frozenset()
@@ -209,15 +211,15 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     defaults: Mapping[str, Any] = {}
     hidden: Mapping[str, Any] = {}
     budget: int = 0
-    """Bytes of a result; 0 for any number."""
+    """Maximum bytes of a result; 0 for no limit."""
     seconds: float = RESULT_SECONDS
     arguments: Redactor | None = None
     results: Redactor | None = None
     rules_of: "Callable[[str], ItemRules | None] | None" = None
-    """Of a template: the rules of one of its URIs, as callers see it; None if it isn't offered."""
+    """For a template: returns the rules of one of its URIs, as callers see it, or None if it isn't offered."""
 
     def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a listed description as callers see it, under its own name or URI."""
+        """Return a listed description as callers see it, under the upstream's name or URI."""
         changed = dict(description)
         if self.name:
             changed["name"] = self.name
@@ -234,7 +236,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             if is_array(changed.get("arguments")):
                 changed["arguments"] = self._prompt_arguments(changed["arguments"])
         if self.budget:
-            changed.pop("outputSchema", None)  # a preview doesn't fit it
+            changed.pop("outputSchema", None)  # a preview doesn't match it
         return changed
 
     def _schema(self, schema: dict[str, Any]) -> dict[str, Any]:
@@ -267,18 +269,18 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
     @property
     def changes_arguments(self) -> bool:
-        """Whether arguments have to be read at all."""
+        """Whether arguments have to be decoded."""
         return bool(self.defaults or self.hidden or self.arguments is not None)
 
     def fill(self, arguments: Any, known: Collection[str] = ()) -> Any:
-        """Return the arguments as the upstream gets them: JSON from JSON, a dict from a dict.
+        """Return the arguments for the upstream, as JSON or as a dict like the input.
 
         Args:
-            arguments: of the caller.
-            known: names of the arguments that callers may give.
+            arguments: the caller's arguments.
+            known: names of the arguments that callers may pass.
 
         Raises:
-            ToolError: they aren't an object.
+            ToolError: the arguments aren't an object.
         """
         if is_object(arguments):
             return self._filled(arguments, known)
@@ -290,19 +292,19 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
     def _filled(self, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
         values = {**self.defaults, **given}
-        if self.hidden:  # many programs read names of members in any case
+        if self.hidden:  # many programs ignore case in member names
             hidden = {name.casefold() for name in self.hidden}
             values = {name: value for name, value in values.items() if name.casefold() not in hidden or name in known}
         if self.arguments is not None:
             values = cast("dict[str, Any]", self.arguments.value(values))
-        return {**values, **self.hidden}  # last, so that a caller can't say otherwise
+        return {**values, **self.hidden}  # last, so a caller can't override them
 
     def apply(self, item: Item, keep: Keep | None = None) -> None:
-        """Give an item of an upstream its rules, before it's registered. Its results are JSON objects as bytes.
+        """Apply the rules to an upstream's item before it's registered. Its results are JSON objects as bytes.
 
         Args:
-            item: a new one, made of the description that `describe` returned.
-            keep: where results beyond the budget go.
+            item: item created from the result of `describe`.
+            keep: stores oversized results.
         """
         item.scopes |= self.scopes
         item.tags |= self.tags
@@ -350,12 +352,12 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
-    """Return the beginning of a tool's result, and the resource link to all of it.
+    """Return the beginning of a tool's result, and the resource link to the rest.
 
     Args:
-        result: the JSON of the result.
+        result: JSON of the result.
         budget: bytes of text to keep.
-        link: the resource link; None if the whole result can't be kept.
+        link: resource link; None if the whole result can't be stored.
     """
     try:
         whole = _decode_object(result)
@@ -376,7 +378,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 
 
 class RestrictedPattern:
-    """The URIs of a template without those that aren't offered."""
+    """The URIs of a template, without those that aren't offered."""
 
     __slots__ = ("_offers", "_pattern")
 
@@ -390,13 +392,13 @@ class RestrictedPattern:
         return self._pattern.variables
 
     def match(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI; None for one that isn't offered."""
+        """Return the values of the variables in a URI; None if the URI isn't offered."""
         found = self._pattern.match(uri)
         return found if found is not None and self._offers(uri) else None
 
 
 def _by_uri(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:
-    """Return `run` of a template with the rules of the URI that's read: they may ask for more than the template's."""
+    """Return a template's `run` that applies the rules of each URI, which may be stricter than the template's."""
 
     async def run_by_rules(arguments: Any, call: Call) -> Any:
         uri: str = getattr(arguments, "uri", "") or call.name
@@ -417,19 +419,19 @@ class Policy:
     """The compiled policy of one upstream.
 
     Args:
-        policy: what the operator wrote.
-        names: of the upstream's items as callers see them, for rules that are shared.
+        policy: the operator's policy.
+        names: mapping to the names that callers see, for shared policies.
 
     Raises:
-        ValueError: a regular expression can't be used.
-        ImportError: there are regular expressions, and the extra `redact` isn't installed.
+        ValueError: a regular expression is invalid.
+        ImportError: there are regular expressions, but the extra `redact` isn't installed.
     """
 
     def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
         layers = [policy]
         while (above := layers[0].shared) is not None:
             if len(layers) > _MAX_SHARED or any(above is each for each in layers):
-                raise ValueError("The policies share each other.")
+                raise ValueError("The policies share each other. Remove one of the shared= options.")
             layers.insert(0, above)
         self._layers = [_Layer(each) for each in layers]
         self._own = self._layers[-1]
@@ -442,7 +444,7 @@ class Policy:
 
     @property
     def has_budgets(self) -> bool:
-        """Whether results of some tools may be too large."""
+        """Whether any tool has a budget for its results."""
         return any(layer.has_budgets for layer in self._layers)
 
     def item(self, kind: str, name: str) -> ItemRules | None:
@@ -450,7 +452,7 @@ class Policy:
 
         Args:
             kind: tools, prompts, resources, or templates.
-            name: the name or the URI that the upstream has for it.
+            name: upstream's name or URI.
         """
         if not self.allows(kind, name):
             return None
@@ -487,9 +489,9 @@ class Policy:
         return any(layer.has_uris for layer in self._layers)
 
     def rules_of(self, uri: str) -> ItemRules | None:
-        """Return the rules of a URI, as callers see it, that isn't listed; None if it isn't offered.
+        """Return the rules of an unlisted URI, as callers see it; None if it isn't offered.
 
-        Every spelling that an upstream may take for the same resource counts.
+        Considers every spelling that an upstream may treat as the same resource.
         """
         original = self._names.original_uri(uri)
         if original is None:
@@ -497,7 +499,7 @@ class Policy:
         spellings = _spellings(original)
         if not all(self.allows("resources", each) for each in spellings):
             return None
-        others = _normalized(spellings)  # they count for what forbids, so an upstream's own spelling stays allowed
+        others = _normalized(spellings)  # they only count against access, so the upstream's own spelling stays allowed
         if any(layer.denies(self._name_in(layer, "resources", each)) for layer in self._layers for each in others):
             return None
         found = [
@@ -541,7 +543,7 @@ class _Layer:
 
     @property
     def has_budgets(self) -> bool:
-        """Whether results may be too large."""
+        """Whether results have a budget."""
         return any(rules.result_bytes or rules.result_tokens for rules in (self._policy, *self._policy.tools.values()))
 
     @property
@@ -566,7 +568,7 @@ def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:
 
 
 def _spellings(uri: str) -> list[str]:
-    """Return a URI as it is, and what decoding it and resolving its dots make of it."""
+    """Return a URI with its decoded and dot-resolved variants."""
     found = [uri]
     for _ in range(_MAX_URI_FORMS):
         decoded = unquote(found[-1])
@@ -574,12 +576,12 @@ def _spellings(uri: str) -> list[str]:
             break
         found.append(decoded)
     else:
-        found.append("")  # encoded over and over: only a policy that allows everything lets it pass
+        found.append("")  # repeatedly encoded: passes only a policy that allows everything
     return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
 
 
 def _normalized(uris: Collection[str]) -> list[str]:
-    """Return URIs with scheme and host in lower case (RFC 3986 §6.2.2.1), and those of files in one form (RFC 8089)."""
+    """Return URIs with scheme and host in lower case (RFC 3986 §6.2.2.1), and file URIs in one form (RFC 8089)."""
     found: list[str] = []
     for uri in uris:
         scheme, colon, rest = uri.partition(":")

@@ -1,10 +1,10 @@
-"""Processes of upstreams that speak over stdio: bounded, restarted with back-off, and never left behind.
+"""Process pools for stdio upstreams: bounded, restarted with backoff, and never left behind.
 
-A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` hand out targets for a client, one for each key: one
-process for all callers, one for each principal, or one for each session. Each connection to a target is one process. A
-connection that loses its process gets another one with its next call, as every connection of a client does.
+A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
+callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
+next call starts another one, as for every client connection.
 
-Each process leads a process group, and the group ends with it. A watchdog ends the groups of a worker that was killed.
+Each process leads a process group, which ends with it. A watchdog ends the groups of a killed worker.
 """
 
 import asyncio
@@ -30,66 +30,66 @@ from millstream.client._transports.transport import Listener, Request, Transport
 _logger = logging.getLogger("millstream.gateway.processes")
 
 _STARTS = 4
-"""Processes that may boot at once: more would only slow each other down."""
+"""Maximum processes that boot at once; more would only slow each other down."""
 _BOOT = 15.0
-"""Seconds after which a process that hasn't written anything no longer counts as booting."""
+"""Seconds after which a process without output no longer counts as booting."""
 _WAIT = 30.0
 """Seconds that a connection waits for a process."""
 _MAX_WAITING = 1000
-"""Connections to one upstream that may wait."""
+"""Maximum waiting connections to one upstream."""
 _TICK = 0.25
-"""Seconds between looks for a process that can make room."""
+"""Seconds between attempts to make room for a process."""
 _MAX_KEYS = 1000
-"""Keys whose crashes are remembered."""
+"""Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
 _MAX_DOUBLED = 16
 _FORGIVEN = 5.0
-"""Seconds of life that make up for one crash."""
+"""Seconds of uptime that cancel out one crash."""
 _GIVEN_UP = 3
-"""Requests without an answer that mark a silent process as hung."""
+"""Unanswered requests after which a silent process counts as hung."""
 _MAX_LINE = 2000
-"""Bytes of a line of standard error that are logged."""
+"""Maximum bytes of a logged line of standard error."""
 _LINES = 50
-"""Lines of standard error that an upstream may log each second."""
+"""Maximum logged lines of standard error per second and upstream."""
 _BURST = 200
 _ERROR_BYTES = 4 * 1024 * 1024
-"""Bytes of standard error that are read in a second. Beyond that, the process waits."""
+"""Maximum bytes of standard error read per second; beyond that, the process blocks."""
 _MESSAGES = 5000
-"""Notifications and requests of a process that are read in a second. Beyond that, the process waits."""
+"""Maximum notifications and requests of a process read per second; beyond that, the process blocks."""
 _OUTPUT_LINES = 100_000
-"""The same for lines of every kind."""
+"""The same for lines of all kinds."""
 _SYSTEM = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
-"""Control characters. They don't reach the log."""
+"""Control characters, removed before logging."""
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):
-    """The processes of one upstream at this moment. ``processes.describe().running``"""
+    """The current processes of one upstream. ``processes.describe().running``"""
 
     running: int
-    """Processes that run, including spare ones and those that are about to start or end."""
+    """Running processes, including spare, starting, and stopping ones."""
     spare: int
-    """Processes that wait for a connection."""
+    """Spare processes."""
     waiting: int
-    """Connections that wait for a process."""
+    """Connections waiting for a process."""
     limit: int
-    """How many may run."""
+    """Maximum running processes."""
     started: int
     """Processes started so far."""
     crashed: int
-    """Processes that ended by themselves, hung, or broke the protocol."""
+    """Processes that crashed, hung, or broke the protocol."""
     ended_idle: int
-    """Processes that were ended because nothing used them, or to make room for others."""
+    """Processes that were stopped because they were idle, or to make room."""
     memory: int
-    """Bytes of memory in use; 0 where the system has no /proc."""
+    """Memory in use, in bytes; 0 if the system has no /proc."""
     retry_seconds: float
-    """Seconds until a process that crashed may start again, the longest of all keys; 0 if none has to wait."""
+    """Longest remaining restart delay of all keys, in seconds; 0 if there's none."""
     last_error: str
-    """How the last one crashed; empty if none has."""
+    """Reason of the last crash; empty if there was none."""
 
 
 class ProcessTarget:
-    """A target for a client: the process of one key."""
+    """A client target: the process of one key."""
 
     __slots__ = ("_key", "_processes", "key")
 
@@ -97,15 +97,15 @@ class ProcessTarget:
         self._processes = processes
         self._key = key
         self.key: str = repr(processes.command.argv)
-        """What a client remembers the era of the server by."""
+        """Key under which a client caches the era of the server."""
 
     def new_transport(self, listener: Listener, background: Background) -> Transport:
-        """Return a transport that isn't open yet. It has a spare process, or starts one when it opens."""
+        """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""
         return self._processes.take(self._key, listener)
 
 
 class UpstreamProcesses:
-    """The processes of one upstream. Made by `ProcessPool.add`."""
+    """The processes of one upstream, created by `ProcessPool.add`."""
 
     def __init__(
         self,
@@ -130,26 +130,27 @@ class UpstreamProcesses:
         self._idle_seconds = idle_seconds
         self._memory_limit = memory_limit
         self._wanted_spares = spares
-        # Process
+        # State
         self.running: set[ProcessTransport] = set()
-        """Those that run, start, or end."""
+        """Processes that are running, starting, or stopping."""
         self.log: ErrorLog = ErrorLog(name)
         self._spares: deque[ProcessTransport] = deque()
         self._refill: asyncio.Task[None] | None = None
         self._crashes: OrderedDict[str, _Crashes] = OrderedDict()
         self._crashed: ProcessTransport | None = None
-        """The last one that did."""
+        """Last process that crashed."""
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._counts: Counter[str] = Counter()
         self._closed = False
 
     def target(self, key: str = "") -> ProcessTarget:
-        """Return what a client connects to.
+        """Return a target for a client.
 
         Args:
-            key: whose process it is: the id of a principal or of a session; empty for the one that all callers share.
-                Crashes of one key don't delay another.
+            key: owner of the process: the id of a principal or session, or empty for one that all callers share.
+                Crashes of
+                one key don't delay others.
 
         Example:
             ``Client(pool.add("files", Command(("mcp-server-files", "."))).target())``
@@ -168,7 +169,7 @@ class UpstreamProcesses:
         return transport
 
     def warm_up(self) -> None:
-        """Start as many spare processes as configured, in the background, where there is room."""
+        """Start the configured number of spare processes in the background, if there's room."""
         if self._may_warm_up() and (self._refill is None or self._refill.done()):
             self._refill = self.pool.background.start(self._start_spares())
 
@@ -185,22 +186,24 @@ class UpstreamProcesses:
                 return
             self._spares.append(transport)
 
-    # Room
+    # Limits
 
     async def admit(self, transport: "ProcessTransport") -> None:
-        """Wait until another process may start. It counts from then on.
+        """Wait until another process may start, and reserve its place.
 
         Raises:
-            ConnectFailed: it crashed too often just now, or all processes are in use.
+            ConnectFailed: it crashed too often recently, or all processes are in use.
         """
         delay = self._delay(transport.key)
         if delay:
             raise ConnectFailed(
-                f"The process of {self.name} ended {self._crashes[transport.key].count} times and starts again in "
+                f"The process of {self.name} exited {self._crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} seconds. {self._last_error}".rstrip()
             )
         if self._waiting >= _MAX_WAITING:
-            raise ConnectFailed(f"{self._waiting:,} connections wait for a process of {self.name}. Try again later.")
+            raise ConnectFailed(
+                f"{self._waiting:,} connections are already waiting for a process of {self.name}. Try again later."
+            )
         self._waiting += 1
         try:
             async with asyncio.timeout(_WAIT), self._turn:
@@ -226,10 +229,13 @@ class UpstreamProcesses:
     def _full(self) -> str:
         if len(self.running) >= self._limit:
             return f"All {self._limit} processes of {self.name} are in use. Try again later, or raise max_processes."
-        return f"No process of {self.name} can start now: {self.pool.limit} run in all. Try again later."
+        return (
+            f"No process of {self.name} can start at the moment: {self.pool.limit} processes are running. Try "
+            "again later."
+        )
 
     def _make_room(self) -> None:
-        """End the process that nothing has used for the longest time, unless one is ending already."""
+        """Stop the least recently used idle process, unless one is stopping already."""
         among = list(self.running) if len(self.running) >= self._limit else self.pool.running
         if any(each.closing for each in among):
             return
@@ -238,17 +244,17 @@ class UpstreamProcesses:
         if idle:
             min(idle, key=lambda each: (each.attached, each.last_used)).retire()
 
-    # Life
+    # Lifecycle
 
     def started(self, transport: "ProcessTransport") -> None:
-        """Take note of a process that has just started."""
+        """Record that a process has started."""
         self._counts["started"] += 1
         if self._memory_limit is not None:
             _limit_memory(transport.pid, self._memory_limit, self.name)
         self.pool.watchdog.add(transport.pid)
 
     def ended(self, transport: "ProcessTransport") -> None:
-        """Take note of a process that has ended and left no zombie."""
+        """Record that a process has exited and was reaped."""
         self.pool.watchdog.discard(transport.pid)
         self.forget(transport)
         if transport.closing:
@@ -261,10 +267,10 @@ class UpstreamProcesses:
         while len(self._crashes) > _MAX_KEYS:
             self._crashes.popitem(last=False)
         crashes.add(monotonic(), transport.born)
-        _logger.warning("%s: process %d ended with exit code %s", self.name, transport.pid, transport.exit_code)
+        _logger.warning("%s: process %d exited with code %s", self.name, transport.pid, transport.exit_code)
 
     def forget(self, transport: "ProcessTransport") -> None:
-        """Free what a process had."""
+        """Release the resources of a process."""
         self.running.discard(transport)
         with contextlib.suppress(ValueError):
             self._spares.remove(transport)
@@ -281,7 +287,7 @@ class UpstreamProcesses:
         return "" if self._crashed is None else str(self._crashed.fault or "")
 
     def sweep(self, now: float) -> None:
-        """End idle and hung processes, and replace spare ones."""
+        """Stop idle and hung processes, and replace spare ones."""
         for transport in list(self.running):
             transport.check(now)
             if transport.attached and self._idle_seconds and transport.idle_seconds(now) > self._idle_seconds:
@@ -290,7 +296,7 @@ class UpstreamProcesses:
         self.warm_up()
 
     def describe(self) -> ProcessReport:
-        """Return what the processes do now."""
+        """Return a report on the processes."""
         return ProcessReport(
             running=len(self.running),
             spare=len(self._spares),
@@ -305,7 +311,7 @@ class UpstreamProcesses:
         )
 
     async def close(self) -> None:
-        """End every process, and start none any more."""
+        """Stop all processes, and start no more."""
         self._closed = True
         if self._refill is not None:
             self._refill.cancel()
@@ -318,17 +324,17 @@ class ProcessPool:
     """The processes of all upstreams of one worker."""
 
     def __init__(self, *, limit: int = 128, starts: int = _STARTS, min_idle_seconds: float = 5.0) -> None:
-        """Nothing starts before a target is connected to.
+        """Create an empty pool. Processes start when a client connects to their target.
 
         Args:
-            limit: how many processes may run at once.
-            starts: how many may boot at once.
-            min_idle_seconds: seconds without a call after which a process may be ended in favor of another one.
+            limit: maximum running processes.
+            starts: maximum processes that boot at once.
+            min_idle_seconds: seconds without a call after which a process may be stopped in favor of another one.
         """
         # Configuration
         self.limit: int = limit
         self.min_idle_seconds: float = min_idle_seconds
-        # Process
+        # State
         self.background: Background = Background()
         self.starts: asyncio.Semaphore = asyncio.Semaphore(starts)
         self.freed: asyncio.Event = asyncio.Event()
@@ -347,19 +353,20 @@ class ProcessPool:
         timeout: float = 60.0,
         max_bytes: int = 64 * 1024 * 1024,
     ) -> UpstreamProcesses:
-        """Return the processes of one upstream; none runs yet.
+        """Register the processes of one upstream without starting any.
 
         Args:
-            name: for the log and for errors.
-            command: how to start one.
-            limit: how many may run at once.
-            idle_seconds: seconds without a call or subscription after which one is ended; 0 for never.
-            memory_limit: bytes of memory that each process may allocate (RLIMIT_DATA, on Linux). An allocation beyond
-                it fails, and most programs end then. What a program only reserves doesn't count, so programs for Node
-                and Go run under it as well.
-            spares: how many processes to keep started for the next connections.
-            timeout: seconds without output after which one that has left several requests unanswered is replaced.
-            max_bytes: the most that one message may take.
+            name: name for logs and errors.
+            command: how to start a process.
+            limit: maximum running processes.
+            idle_seconds: seconds without a call or subscription after which a process is stopped; 0 for never.
+            memory_limit: bytes of memory that each process may allocate (RLIMIT_DATA, on Linux). Allocations beyond it
+                fail,
+                and most programs then exit. Memory that is only reserved doesn't count, so Node and Go programs work,
+                    too.
+            spares: number of processes to keep started for the next connections.
+            timeout: seconds without output after which a process with several unanswered requests is replaced.
+            max_bytes: maximum bytes of one message.
         """
         processes = UpstreamProcesses(
             self,
@@ -376,13 +383,13 @@ class ProcessPool:
         return processes
 
     def remove(self, processes: UpstreamProcesses) -> None:
-        """Forget the processes of an upstream, which have ended."""
+        """Remove the processes of an upstream, which must have been stopped."""
         with contextlib.suppress(ValueError):
             self._upstreams.remove(processes)
 
     @property
     def running(self) -> list["ProcessTransport"]:
-        """Every process that runs, starts, or ends."""
+        """All processes that are running, starting, or stopping."""
         return [transport for processes in self._upstreams for transport in processes.running]
 
     @property
@@ -391,17 +398,17 @@ class ProcessPool:
         return sum(len(processes.running) for processes in self._upstreams) >= self.limit
 
     async def wait_for_room(self, seconds: float) -> None:
-        """Wait until a process ends, but not for longer than so many seconds."""
+        """Wait until a process ends, for at most `seconds`."""
         self.freed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.freed.wait()
 
     def sweep(self, now: float) -> None:
-        """End idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
+        """Stop idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
 
         Args:
-            now: as `time.monotonic` gives it.
+            now: current time of `time.monotonic`.
         """
         for processes in list(self._upstreams):
             processes.sweep(now)
@@ -409,7 +416,7 @@ class ProcessPool:
             self.background.start(self.watchdog.start())
 
     async def close(self) -> None:
-        """End every process."""
+        """Stop all processes."""
         try:
             await asyncio.gather(*(processes.close() for processes in list(self._upstreams)))
         finally:
@@ -426,18 +433,18 @@ class ProcessTransport(StdioTransport):
         self._processes = processes
         self.key: str = ""
         self.attached: bool = False
-        """A client has it."""
+        """Whether a client has it."""
         self.closing: bool = False
-        """We end it."""
+        """Whether the pool is stopping it."""
         self.retired: bool = False
-        """It wasn't the client that ended it."""
+        """Whether the pool stopped it, rather than its client."""
         self.booting: bool = False
         self.born: float = 0.0
         self.last_used: float = monotonic()
         self._asked_at: float = 0.0
         """When the first request since its last output was sent; 0 without one."""
         self._given_up = 0
-        """How many of these weren't answered."""
+        """Number of those requests without a response."""
         self._error_line = b""
         self._output = _Flow(_OUTPUT_LINES)
         self._messages = _Flow(_MESSAGES)
@@ -445,38 +452,38 @@ class ProcessTransport(StdioTransport):
 
     @property
     def pid(self) -> int:
-        """The id of the process, also after its end; 0 before its start."""
+        """Id of the process, even after its exit; 0 before its start."""
         return 0 if self._process is None else self._process.get_pid()
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Exit code, negative for a signal; None while it runs."""
         return None if self._process is None else self._process.get_returncode()
 
     @property
     def unread(self) -> int:
-        """Bytes that it hasn't read yet, apart from what the system holds."""
+        """Bytes that it hasn't read yet, excluding those in system buffers."""
         stdin = None if self._process is None else self._process.get_pipe_transport(0)
         return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
 
     @property
     def fault(self) -> ClientError | None:
-        """Why it's gone."""
+        """Why the process ended."""
         return self._duplex.fault
 
     def attach(self, key: str, listener: Listener) -> None:
-        """Give it to a client."""
+        """Assign the process to a client."""
         self.key = key
         self.attached = True
         self.last_used = monotonic()
         self.relay.attach(listener)
 
     async def open(self) -> None:
-        """Start the process, once there's room for it.
+        """Start the process once there's room for it.
 
         Raises:
-            TargetError: there's no such program.
-            ConnectFailed: it crashed too often just now, all processes are in use, or the system doesn't start it.
+            TargetError: the program doesn't exist.
+            ConnectFailed: it crashed too often recently, all processes are in use, or the system couldn't start it.
         """
         if self._process is not None:
             return
@@ -491,24 +498,24 @@ class ProcessTransport(StdioTransport):
             raise
 
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
-        """Take note of its start."""
+        """Record the start of the process."""
         super().process_started(process)
         self._processes.started(self)
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         self.last_used = now = monotonic()
         self._asked_at = self._asked_at or now
         try:
             if not self.writable.is_set():
                 await self._take_turn()
             return await self._duplex.exchange(request)
-        except asyncio.CancelledError:  # it took too long, or its caller went away
+        except asyncio.CancelledError:  # it took too long, or its caller was canceled
             self._given_up += 1
             raise
 
     def idle_seconds(self, now: float) -> float:
-        """Return the seconds since anything used it; negative while something does."""
+        """Return the seconds since it was last used; negative while in use."""
         if self.closing or self.exited.is_set() or not self.pid:
             return -1.0
         if self._duplex.waiting or not self.writable.is_set() or self.relay.wanted.is_set():
@@ -516,18 +523,18 @@ class ProcessTransport(StdioTransport):
         return now - self.last_used
 
     def retire(self) -> None:
-        """End it in the background. A connection that comes back to it gets another process."""
+        """Stop the process in the background. Its connection gets another one when used again."""
         self.closing = self.retired = True
-        self._duplex.end(SessionLost(f"The process of {self._processes.name} was ended because it was idle."))
+        self._duplex.end(SessionLost(f"The process of {self._processes.name} was stopped because it was idle."))
         self._processes.pool.background.start(self.close())
 
     def check(self, now: float) -> None:
-        """End it if it hangs."""
+        """Stop the process if it's hung."""
         if self.booting and now - self.born > _BOOT:
             self.finish_boot()
         silence = now - self._asked_at if self._asked_at else 0.0
         if self._given_up >= _GIVEN_UP and silence > self._processes.timeout and not self.closing:
-            self._duplex.end(ConnectionLost(f"The process of {self._processes.name} no longer answered."))
+            self._duplex.end(ConnectionLost(f"The process of {self._processes.name} stopped responding."))
             self._kill(signal.SIGKILL)
 
     def finish_boot(self) -> None:
@@ -536,10 +543,10 @@ class ProcessTransport(StdioTransport):
             self.booting = False
             self._processes.pool.starts.release()
 
-    # What the process does
+    # Events of the process
 
     def heard(self, data: bytes) -> None:
-        """Take some of its standard output."""
+        """Process a chunk of standard output."""
         self.finish_boot()
         self._asked_at = 0.0
         self._given_up = 0
@@ -554,7 +561,7 @@ class ProcessTransport(StdioTransport):
             self._pause(1, wait)
 
     def noted(self, data: bytes) -> None:
-        """Take some of its standard error."""
+        """Process a chunk of standard error."""
         super().noted(data)
         *lines, rest = (self._error_line + data).split(b"\n")
         for line in lines:
@@ -565,7 +572,7 @@ class ProcessTransport(StdioTransport):
             self._pause(2, wait)
 
     def _pause(self, fd: int, seconds: float) -> None:
-        """Read no more from a pipe for a while, so the process has to wait."""
+        """Stop reading a pipe for a while, so that the process blocks."""
         pipe = None if self._process is None else cast("asyncio.ReadTransport", self._process.get_pipe_transport(fd))
         if pipe is None or pipe.is_closing():
             return
@@ -578,7 +585,7 @@ class ProcessTransport(StdioTransport):
         asyncio.get_running_loop().call_later(seconds, resume)
 
     def process_ended(self) -> None:
-        """Take note of its end."""
+        """Record the exit of the process."""
         super().process_ended()
         if self._error_line:
             self._processes.log.write(self._error_line, self.pid)
@@ -586,20 +593,20 @@ class ProcessTransport(StdioTransport):
         self._processes.ended(self)
 
     async def close(self) -> None:
-        """Close its input, and end it if that doesn't."""
+        """Close standard input, and terminate the process if it doesn't exit."""
         self.closing = True
         await super().close()
 
 
 class Relay:
-    """Passes on what a process says to the client that has it."""
+    """Passes messages of a process on to its current client."""
 
     __slots__ = ("_listener", "count", "wanted")
 
     def __init__(self) -> None:
         self._listener: Listener | None = None
         self.count = 0
-        """Messages so far that aren't answers."""
+        """Number of messages so far that aren't responses."""
         self.wanted: asyncio.Event = asyncio.Event()
 
     def attach(self, listener: Listener) -> None:
@@ -617,7 +624,7 @@ class Relay:
 
 
 class _Flow:
-    """How much of something came in the current second."""
+    """Amount received in the current second."""
 
     __slots__ = ("_amount", "_limit", "_since")
 
@@ -627,7 +634,7 @@ class _Flow:
         self._since = -math.inf
 
     def take(self, amount: int, now: float) -> float:
-        """Return the seconds to wait before more is read."""
+        """Return the seconds to wait before reading more."""
         if now - self._since >= 1:
             self._since = now
             self._amount = 0
@@ -636,7 +643,7 @@ class _Flow:
 
 
 class _Crashes:
-    """When the process of one key may start again."""
+    """The restart delay of one key."""
 
     __slots__ = ("count", "until")
 
@@ -645,7 +652,7 @@ class _Crashes:
         self.until = 0.0
 
     def add(self, now: float, born: float) -> None:
-        """Count a crash. The first start after one doesn't wait; the wait doubles from there, with jitter."""
+        """Record a crash. The first restart is immediate; after that the delay doubles, with jitter."""
         self.count = max(0, self.count - int((now - born) / _FORGIVEN)) + 1
         doubled = min(self.count - 2, _MAX_DOUBLED)
         delay = 0.0 if doubled < 0 else min(_FIRST_DELAY * 2**doubled, _LONGEST_DELAY)
@@ -653,7 +660,7 @@ class _Crashes:
 
 
 class ErrorLog:
-    """Logs what the processes of one upstream write to standard error, up to a rate."""
+    """A rate-limited log of the standard error of one upstream's processes."""
 
     __slots__ = ("_allowed", "_dropped", "_name", "_since")
 
@@ -664,7 +671,7 @@ class ErrorLog:
         self._dropped = 0
 
     def write(self, line: bytes, pid: int) -> None:
-        """Log one line, cut at a limit and without control characters."""
+        """Log one line, truncated and without control characters."""
         now = monotonic()
         self._allowed = min(_BURST, self._allowed + (now - self._since) * _LINES)
         self._since = now
@@ -677,18 +684,18 @@ class ErrorLog:
             _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
-        """Log how many lines were left out since the last time."""
+        """Log how many lines were dropped since the last time."""
         if self._dropped:
-            _logger.warning("%s: left out %d lines of standard error", self._name, self._dropped)
+            _logger.warning("%s: dropped %d lines of standard error", self._name, self._dropped)
             self._dropped = 0
 
 
 class Watchdog(asyncio.SubprocessProtocol):
-    """A small process that ends our process groups when this process is gone. `watchdog.py` is its program.
+    """A small process that ends our process groups when this process is gone; its program is `watchdog.py`.
 
-    A server that ignores the end of its input would outlive us otherwise. PR_SET_PDEATHSIG isn't enough: it reaches
-    neither what a server has started (``npx``, ``uv run``) nor systems other than Linux, and it ends a process with the
-    thread that started it.
+    Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
+    reach
+    child processes (``npx``, ``uv run``), exists only on Linux, and ends a process with the thread that started it.
     """
 
     def __init__(self) -> None:
@@ -700,11 +707,11 @@ class Watchdog(asyncio.SubprocessProtocol):
 
     @property
     def missing(self) -> bool:
-        """Whether it was killed while it's needed."""
+        """Whether the watchdog was killed while it's needed."""
         return bool(self._groups) and self._process is None and not self._closing
 
     async def start(self) -> None:
-        """Start it unless it runs."""
+        """Start the watchdog unless it's running."""
         if self._process is None and sys.platform != "win32":
             async with self._lock:
                 await self._start()
@@ -726,19 +733,19 @@ class Watchdog(asyncio.SubprocessProtocol):
                 start_new_session=True,
             )
         except OSError as exc:
-            _logger.warning("Processes of upstreams may outlive this one: no watchdog starts: %s", exc)
+            _logger.warning("Processes of upstreams may outlive this one, because the watchdog can't start: %s", exc)
             return
         self._exited.clear()
         for group in self._groups:
             self._write(b"+%d\n" % group)
 
     def add(self, group: int) -> None:
-        """Guard a process group."""
+        """Register a process group."""
         self._groups.add(group)
         self._write(b"+%d\n" % group)
 
     def discard(self, group: int) -> None:
-        """Leave a process group alone, because it's gone."""
+        """Remove a process group that has ended."""
         if group in self._groups:
             self._groups.discard(group)
             self._write(b"-%d\n" % group)
@@ -748,14 +755,14 @@ class Watchdog(asyncio.SubprocessProtocol):
             cast("asyncio.WriteTransport", self._process.get_pipe_transport(0)).write(line)
 
     def process_exited(self) -> None:
-        """Take note of its end."""
+        """Record the exit of the watchdog."""
         if self._process is not None:
             self._process.close()
         self._process = None
         self._exited.set()
 
     async def close(self) -> None:
-        """End it. It ends what is still running."""
+        """Stop the watchdog, which ends all remaining groups."""
         self._closing = True
         async with self._lock:
             if self._process is not None:
@@ -764,19 +771,19 @@ class Watchdog(asyncio.SubprocessProtocol):
 
 
 def _limit_memory(pid: int, limit: int, name: str) -> None:
-    """Limit the memory of a process that has just started, and of what it starts."""
+    """Limit the memory of a process that has just started, and of its children."""
     try:
         import resource  # noqa: PLC0415  not on Windows
 
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
     except (ImportError, AttributeError):
-        _logger.warning("%s: this system has no limit for the memory of another process", name)
+        _logger.warning("%s: this system can't limit the memory of another process", name)
     except (OSError, ValueError) as exc:
-        _logger.warning("%s: the memory limit isn't set: %s", name, exc)
+        _logger.warning("%s: the memory limit couldn't be set: %s", name, exc)
 
 
 def _memory(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 if it isn't known."""
+    """Return the resident memory of a process in bytes; 0 if unknown."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         import resource  # noqa: PLC0415  not on Windows
 

@@ -1,7 +1,7 @@
-"""The questions of an upstream, forwarded to a client that may speak another revision.
+"""Questions of an upstream, forwarded to a client that may speak another revision.
 
-`abilities_of` says what the client of a call can be asked. `declare` says it to an upstream, `project_question` puts a
-question into the client's words and refuses what wasn't declared, and `project_answer` brings the answer back.
+`abilities_of` returns what the client of a call can be asked. `declare` announces it to an upstream, `project_question`
+converts a question to the client's revision and rejects what wasn't declared, and `project_answer` converts the answer.
 """
 
 import secrets
@@ -27,19 +27,19 @@ from millstream._server.questions.sampling import project_conversation
 Json = dict[str, Any]
 
 UI = "io.modelcontextprotocol/ui"
-"""The one extension that passes a gateway as it is: it adds only members of results and resources."""
+"""The only extension that passes a gateway unchanged: it only adds members to results and resources."""
 _UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}
-"""The settings that its clients have. Others aren't declared: each kind of client has connections of its own."""
+"""Settings of this extension. Others aren't declared, because each kind of client would need its own connections."""
 MAX_ASKED = 100
-"""Questions that an upstream may ask in one round of a call."""
+"""Maximum questions that an upstream may ask in one round of a call."""
 MAX_QUESTION = 1024 * 1024
-"""Bytes of the parameters of one question."""
+"""Maximum bytes of the parameters of one question."""
 
 ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
-"""The abilities of a client that can be asked anything."""
+"""Abilities of a client that can be asked anything."""
 
 MAX_ANSWER = 64 * 1024 * 1024
-"""Bytes of one answer."""
+"""Maximum bytes of one answer."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -49,7 +49,7 @@ _decode_messages = msgspec.json.Decoder(list[Message]).decode
 
 
 def abilities_of(call: Call) -> bytes:
-    """Return what the client of a call can be asked, as canonical JSON in the words of the newest revision.
+    """Return what the client of a call can be asked, as canonical JSON in the form of the newest revision.
 
     Empty for a client that can't be asked anything. Clients with equal abilities can share a connection to an upstream.
     """
@@ -92,7 +92,7 @@ def _encode_abilities(
 
 
 def can_ask(abilities: bytes) -> bool:
-    """Return whether a client with these abilities can be asked something."""
+    """Return whether a client with these abilities can be asked anything."""
     return any(b'"%b":' % name in abilities for name in (b"elicitation", b"roots", b"sampling"))
 
 
@@ -102,7 +102,7 @@ def _read(abilities: bytes) -> Json:
 
 
 def declare(abilities: bytes, revision: Revision) -> Json:
-    """Return the client capabilities that abilities are in the words of an upstream's revision."""
+    """Return abilities as client capabilities of an upstream's revision."""
     declared: Json = dict(_read(abilities))
     modes = members(declared.pop("elicitation", None))
     known: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
@@ -114,28 +114,28 @@ def declare(abilities: bytes, revision: Revision) -> Json:
 
 
 class ForwardedQuestion(Struct, frozen=True):
-    """A question in the words of the client, and what its answer has to become."""
+    """A question in the client's revision, and how to convert its answer."""
 
     method: str
     params: Json
     original: Json
-    """The parameters as the upstream wrote them."""
+    """Parameters as the upstream sent them."""
 
 
 def project_question(
     method: str, raw: bytes, abilities: bytes, source: Revision, target: Revision
 ) -> ForwardedQuestion:
-    """Return an upstream's question in the words of the client's revision.
+    """Convert an upstream's question to the client's revision.
 
     Args:
-        method: of the question.
+        method: method of the question.
         raw: its parameters.
         abilities: see `abilities_of`.
-        source: the revision of the upstream.
-        target: the revision of the client.
+        source: revision of the upstream.
+        target: revision of the client.
 
     Raises:
-        ProtocolError: the client can't be asked this, or nobody could.
+        ProtocolError: the client can't be asked this, or the question is invalid.
     """
     if len(raw) > MAX_QUESTION or too_many_members(raw) or overgrown(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
@@ -163,7 +163,7 @@ _CAPABILITY: Mapping[str, str] = {
     "roots/list": "roots",
 }
 _DROPPED = frozenset({"_meta", "task"})
-"""Members that belong to the connection of the upstream and not to the client's."""
+"""Members that belong to the upstream's connection, not to the client's."""
 
 
 def _project_form(params: Json, modes: Json, target: Revision) -> Json:
@@ -210,10 +210,10 @@ def _project_sampling(params: Json, declared: Json, source: Revision, target: Re
 
 
 def project_answer(asked: ForwardedQuestion, raw: bytes, source: Revision) -> Raw:
-    """Return a client's answer as the revision of the upstream has it.
+    """Convert a client's answer to the revision of the upstream.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for an answer of the wrong shape.
+        ProtocolError: INVALID_PARAMS for a malformed answer.
     """
     if len(raw) > MAX_ANSWER or too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}: more than {MAX_MEMBERS:,} members")
@@ -234,14 +234,14 @@ _ACTIONS = frozenset({"accept", "decline", "cancel"})
 def _read_form(asked: ForwardedQuestion, raw: bytes) -> Raw:
     result = _decode_elicit(raw)
     if result.action not in _ACTIONS:
-        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
     if bytes(result.content)[:1] not in (b"", b"{", b"n"):
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: content must be an object")
     fields = members(members(asked.original.get("requestedSchema")).get("properties"))
     lists = {name for name, field in fields.items() if members(field).get("type") == "array"}
     if not lists or result.action != "accept" or not bytes(result.content):
         return Raw(raw)
-    # A form of an older revision had one choice where the upstream allows several.
+    # A form of an older revision had a single choice where the upstream allows several.
     content = _decode_object(result.content)
     if not any(isinstance(content.get(name), str) for name in lists):
         return Raw(raw)
@@ -264,7 +264,7 @@ def _read_sample(raw: bytes, source: Revision) -> Raw:
     content = bytes(_decode_sample(raw).content)
     if source.sampling_tools or not content.startswith(b"["):
         return Raw(raw)
-    # Older revisions have one block in an answer.
+    # Answers of older revisions have one block.
     blocks = _decode_blocks(content)
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}

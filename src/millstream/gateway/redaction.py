@@ -1,7 +1,7 @@
-"""Texts without what regular expressions match. The expressions are the operator's, the texts are not.
+"""Redaction of text by regular expressions. The expressions are the operator's; the text is untrusted.
 
-RE2 runs in time that grows with the text and not with the expression, so no text stops the event loop for long
-(docs/decisions/0035). It has no look-around and no back-references.
+RE2's run time is linear in the text, whatever the expression, so no text blocks the event loop for long
+(docs/decisions/0035). It doesn't support look-around and back-references.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from millstream._protocol.suggestions import Suggesting
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
 _MAX_PROGRAM = 1 << 20
-"""Bytes of a compiled expression."""
+"""Maximum bytes of a compiled expression."""
 
 
 class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Suggesting):
-    """A regular expression of RE2's syntax, and the text that takes the place of each match.
+    """A regular expression in RE2's syntax, and the text that replaces each match.
 
     Example:
         ``Redaction(r"[\\w.]+@[\\w.]+", replacement="[email]")``
@@ -35,7 +35,7 @@ class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Sugge
 
 
 class Redactor:
-    """Several redactions, one after the other.
+    """Applies several redactions in order.
 
     Raises:
         ValueError: a pattern isn't a regular expression of RE2, or there are more than 64.
@@ -44,11 +44,11 @@ class Redactor:
 
     def __init__(self, patterns: Sequence[str | Redaction]) -> None:
         try:
-            re2: Any = import_module("re2")  # an extra, without types
+            re2: Any = import_module("re2")  # optional, without type hints
         except ImportError:
             raise MissingExtra("Redacting arguments and results", "redact") from None
         if len(patterns) > MAX_PATTERNS:
-            raise ValueError(f"There are {len(patterns)} regular expressions: use at most {MAX_PATTERNS}.")
+            raise ValueError(f"There are {len(patterns)} regular expressions. Use at most {MAX_PATTERNS}.")
         options = re2.Options()
         options.max_mem = _MAX_PROGRAM
         options.log_errors = False
@@ -56,24 +56,30 @@ class Redactor:
         for each in patterns:
             redaction = Redaction(each) if isinstance(each, str) else each
             if len(redaction.pattern) > _MAX_PATTERN:
-                raise ValueError(f"The regular expression {redaction.pattern[:40]!r}… is too long: use several.")
+                raise ValueError(
+                    f"The regular expression {redaction.pattern[:40]!r}… is too long. Split it into several."
+                )
             try:
                 compiled = re2.compile(redaction.pattern, options)
             except re2.error as exc:
-                raise ValueError(f"{redaction.pattern!r} isn't a regular expression of RE2: {_reason(exc)}.") from None
+                raise ValueError(
+                    f"{redaction.pattern!r} isn't a valid RE2 regular expression: {_reason(exc)}."
+                ) from None
             if compiled.search("") is not None:
-                raise ValueError(f"{redaction.pattern!r} matches an empty text: it would redact between all letters.")
+                raise ValueError(
+                    f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
+                )
             text = redaction.replacement
             self._steps.append((compiled.sub, partial(_constant, text)))
 
     def text(self, text: str) -> str:
-        """Return a text without the matches."""
+        """Return a text with its matches replaced."""
         for substitute, replacement in self._steps:
             text = substitute(replacement, text)
         return text
 
     def value(self, value: Any) -> Any:
-        """Return a JSON value whose texts and numbers are without the matches. Names of members stay."""
+        """Return a JSON value with matches replaced in strings and numbers. Member names are unchanged."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -87,7 +93,7 @@ class Redactor:
         return value
 
     def json(self, data: bytes) -> bytes:
-        """Return JSON whose texts are without the matches."""
+        """Return JSON with matches replaced in its strings."""
         return encode(self.value(msgspec.json.decode(data)))
 
 

@@ -1,9 +1,9 @@
-"""What an upstream says about a forwarded call, on its way to the client: questions, progress, and log messages.
+"""Messages of an upstream about a forwarded call, passed to the client: questions, progress, and log messages.
 
-`Relays` takes the messages of one connection to an upstream, and finds the call of each. A `Relay` takes them to the
-client of one call. Where a transport doesn't say which call a message belongs to, it belongs to the
-only one that runs. With several, questions are refused and log messages dropped, unless all of them are calls of one
-session of a client: then they have the same person to ask.
+`Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
+client of one call. If the transport doesn't say which call a message belongs to, it's the only running one. If there
+are several, questions are refused and log messages dropped, unless all calls belong to one client session and so to
+the same user.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ LOG = "notifications/message"
 PROGRESS = "notifications/progress"
 COMPLETE = "notifications/elicitation/complete"
 MAX_WAITING = 256
-"""Notifications of one call that wait for a slow client. Of more, the oldest are dropped."""
+"""Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
 MAX_WAITING_BYTES = 1024 * 1024
-"""What these may take together."""
+"""Maximum bytes of them together."""
 REJECTED = -1
-"""The error code with which a person or a client refuses a sampling request."""
+"""Error code of a sampling request that the user or client refused."""
 
 
 class Step(Struct, omit_defaults=True):
-    """The progress of a call."""
+    """Progress of a call."""
 
     progress: float
     total: float | None = None
@@ -68,7 +68,7 @@ _decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
 class Recipient(Protocol):
-    """The client of one forwarded call, as a connection to an upstream sees it."""
+    """The client of one forwarded call, as seen by a connection to an upstream."""
 
     @property
     def abilities(self) -> bytes:
@@ -77,31 +77,31 @@ class Recipient(Protocol):
 
     @property
     def revision(self) -> Revision:
-        """What the client speaks."""
+        """Revision of the client."""
         ...
 
     @property
     def session(self) -> str:
-        """The id of the client's session; empty without one."""
+        """Id of the client's session; empty without one."""
         ...
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Take progress."""
+        """Pass on progress."""
 
     def notify(self, method: str, params: bytes) -> None:
-        """Take progress or a log message."""
+        """Pass on progress or a log message."""
 
     async def ask(self, asked: ForwardedQuestion) -> bytes:
-        """Return the client's raw answer.
+        """Ask the client, and return its raw answer.
 
         Raises:
-            ProtocolError: there is none.
+            ProtocolError: there was no answer.
         """
         ...
 
 
 class Backlog:
-    """Notifications that wait, within bounds. The oldest are dropped."""
+    """A bounded queue of notifications that drops the oldest."""
 
     __slots__ = ("_size", "_waiting")
 
@@ -120,29 +120,29 @@ class Backlog:
             self.take()
 
     def take(self) -> tuple[str, bytes]:
-        """Remove the oldest notification, and return it."""
+        """Remove and return the oldest notification."""
         method, params = self._waiting.popleft()
         self._size -= len(params)
         return method, params
 
 
 class Outbox:
-    """Notifications about one call, sent in the background and in order."""
+    """Sends notifications about one call in the background, in order."""
 
     __slots__ = ("_pump", "_send", "_waiting")
 
     def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
-        """Nothing is sent yet.
+        """Create an empty outbox.
 
         Args:
-            send: sends the method and parameters of one notification, and waits while its receiver is slow.
+            send: sends the method and parameters of one notification, waiting while its receiver is slow.
         """
         self._send = send
         self._waiting = Backlog()
         self._pump: asyncio.Task[None] | None = None
 
     def put(self, method: str, params: bytes) -> None:
-        """Send a notification soon. If too many wait, the oldest is dropped."""
+        """Queue a notification. If the queue is full, the oldest one is dropped."""
         self._waiting.put(method, params)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
@@ -152,7 +152,7 @@ class Outbox:
             await self._send(*self._waiting.take())
 
     async def settle(self) -> None:
-        """Wait until everything is sent, so that the result comes after it."""
+        """Wait until everything is sent, so that the result follows it."""
         if self._pump is not None and not self._pump.done():
             try:
                 await asyncio.wait([self._pump])
@@ -166,17 +166,17 @@ class Outbox:
 
 
 class Relay:
-    """The client of a call that runs here."""
+    """The client of a call that runs on this worker."""
 
     __slots__ = ("_call", "_least", "_outbox", "_urls", "abilities", "level")
 
     def __init__(self, call: Call, abilities: bytes = b"", level: str = "") -> None:
-        """Nothing is sent yet.
+        """Create a relay.
 
         Args:
-            call: of the client.
+            call: the client's call.
             abilities: what the client can be asked.
-            level: of the least severe log messages that the client wants; empty for none.
+            level: minimum level of log messages that the client wants; empty for none.
         """
         self._call = call
         self.abilities: bytes = abilities
@@ -188,20 +188,20 @@ class Relay:
 
     @property
     def revision(self) -> Revision:
-        """What the client speaks."""
+        """Revision of the client."""
         return self._call.revision
 
     @property
     def session(self) -> str:
-        """The id of the client's session; empty without one."""
+        """Id of the client's session; empty without one."""
         return "" if self._call.session is None else self._call.session.id
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Take progress as a client hears it."""
+        """Pass on progress in the client's form."""
         self.notify(PROGRESS, encode(Step(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
-        """Take progress, a log message, or that the person is done with a URL."""
+        """Pass on progress, a log message, or the completion of a URL elicitation."""
         try:
             if not self._wants(method, params):
                 return
@@ -225,12 +225,12 @@ class Relay:
             await self._call.say(notification_message(method, Raw(params)))
 
     async def settle(self) -> None:
-        """Wait until what was heard is sent, so that the result comes after it."""
+        """Wait until pending notifications are sent, so that the result follows them."""
         if self._outbox is not None:
             await self._outbox.settle()
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         if self._outbox is not None:
             self._outbox.stop()
 
@@ -242,9 +242,9 @@ class Relay:
         """
         call = self._call
         if call.over or call.cancelled:
-            raise ProtocolError(INVALID_REQUEST, "The call that asks is over")
+            raise ProtocolError(INVALID_REQUEST, "The call that asks has ended")
         if not call.open_line().asks:
-            raise ProtocolError(METHOD_NOT_FOUND, "The client reads no stream on which it can be asked")
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no stream open on which it can be asked")
         if self.revision.elicitation_ids and "elicitationId" in asked.params:
             self._urls.add(str(asked.params["elicitationId"]))
         ids = call.asked = set() if call.asked is None else call.asked
@@ -262,37 +262,37 @@ class Relay:
 
 
 class Relays:
-    """The calls that run on one connection, and what the upstream says about them."""
+    """The calls that run on one connection, and the upstream's messages about them."""
 
     __slots__ = ("_abilities", "_name", "_shared", "_warned", "conversation", "level", "recipients")
 
     def __init__(self, name: str, abilities: bytes, *, shared: bool = False) -> None:
-        """Nothing runs yet.
+        """Create an empty table.
 
         Args:
-            name: of the upstream, for the log.
-            abilities: what the connection declares, see `questions.abilities_of`.
-            shared: other settings would give each session a connection of its own.
+            name: name of the upstream, for the log.
+            abilities: capabilities that the connection declares, see `questions.abilities_of`.
+            shared: whether other settings would give each session its own connection.
         """
         self._name = name
         self._abilities = abilities
         self._shared = shared
         self._warned = False
         self.recipients: dict[int, Recipient] = {}
-        """Id of the request -> the client that it's forwarded for."""
+        """Request id -> the client that it's forwarded for."""
         self.level: str = ""
-        """The least severe level that the upstream was asked for."""
+        """Minimum log level requested from the upstream."""
         self.conversation: Conversation
-        """With the upstream; set before it starts."""
+        """Conversation with the upstream; set before it starts."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
         """Return the capabilities to declare in a revision."""
         return declare(self._abilities, revision) | dict(more)
 
     def find(self, request_id: int) -> Recipient | None:
-        """Return the recipient that a message belongs to; without a request, the only one.
+        """Return the recipient of a message; without a request, the only one.
 
-        Of several calls of one session, it's the one that has run for longest.
+        Of several calls of one session, it's the one that started first.
         """
         if request_id:
             return self.recipients.get(request_id)
@@ -304,10 +304,10 @@ class Relays:
         return found[0]
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """Return the answer of the client that made the call.
+        """Forward a question to the client that made the call, and return the answer.
 
         Raises:
-            ProtocolError: it's not known which client that is, or it doesn't answer.
+            ProtocolError: the client is unknown or doesn't answer.
         """
         if method == "ping":
             return {}
@@ -322,9 +322,9 @@ class Relays:
             except ProtocolError:
                 if request_id or not recipient.session or recipient in self.recipients.values():
                     raise
-            # Its call has ended. Another one of the session runs, which may be the one that asks.
+            # Its call has ended. Another one of the session runs, and may be the one that asks.
             if self.find(0) is None:
-                raise ProtocolError(INVALID_REQUEST, "The call that asks is over")
+                raise ProtocolError(INVALID_REQUEST, "The call that asks has ended")
 
     def _unknown(self) -> ProtocolError:
         if not self.recipients:
@@ -333,17 +333,17 @@ class Relays:
             self._warned = True
             remedy = ' Set scale="per_session" for it.' if self._shared else ""
             logger.warning(
-                "%s asked a question while several calls ran, and didn't say for which one. It was refused.%s",
+                "%s asked a question while several calls were running, without saying for which one. It was refused.%s",
                 self._name, remedy,
             )  # fmt: skip
         return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")
 
     def receive(self, notification: Notification) -> None:
-        """Take a notification to the client whose call it belongs to. Progress finds its call by its token."""
+        """Pass a notification to the client of its call. Progress is matched by its token."""
         if notification.method == LOG:
             recipient = self.find(notification.request_id)
             if recipient is not None:
                 recipient.notify(LOG, bytes(notification.params))
-        elif notification.method == COMPLETE:  # its id says whose it is
+        elif notification.method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
                 recipient.notify(COMPLETE, bytes(notification.params))

@@ -1,6 +1,6 @@
-"""Results of upstreams on their way to the caller: what each hop writes itself comes off, and URIs get the prefix.
+"""Conversion of upstream results: removes what each server sets itself, and adds the prefix to URIs.
 
-Only what changes is decoded. Content, binary data included, stays the bytes that came.
+Only what changes is decoded; content, including binary data, stays the original bytes.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from millstream.gateway.names import Names
 
 Members = dict[str, Raw]
 WrongShape = (ValueError, RecursionError)
-"""What is raised for a result that can't be read."""
+"""Exceptions raised for a malformed result."""
 
 _COMPLETE = Raw(b'"complete"')
 _OPEN = ord("[")
@@ -29,15 +29,15 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 
 def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple[bytes, dict[str, Any] | None]:
-    """Return the members of a result without its type and `_meta`, and what `_meta` says beside the server's name.
+    """Return the members of a result without its type and `_meta`, and the members of `_meta` beyond the server's name.
 
     Args:
-        result: a JSON object.
-        array: the member that must be an array; it's added where it's missing. Empty for none.
+        result: JSON object.
+        array: member that must be an array, and is added if missing; empty for none.
         drop: members to leave out.
 
     Raises:
-        ValueError, RecursionError: it can't be read.
+        ValueError, RecursionError: the result is malformed.
     """
     found = _decode_members(result)
     if bytes(found.pop("resultType", _COMPLETE)) != bytes(_COMPLETE):
@@ -61,16 +61,16 @@ def _kept_meta(meta: bytes) -> dict[str, Any] | None:
 
 
 _known_meta = lru_cache(256)(_kept_meta)
-"""Most results of an upstream have the same, with nothing in it beside the server's name."""
+"""Cached, because most results of an upstream have the same `_meta`."""
 
 
 def has_uris(members: bytes) -> bool:
-    """Return whether there may be URIs in members of a result. Their names may be written with escapes."""
+    """Return whether members of a result may contain URIs. Their names may be escaped."""
     return b'"uri"' in members or b"\\u" in members
 
 
 def tool_uris(members: bytes, names: Names) -> bytes:
-    """Return the members of a tool's result with the prefix in the URIs of resource links and embedded resources."""
+    """Add the prefix to the URIs of resource links and embedded resources in a tool's result."""
     found = _decode_members(b"{%b}" % members)
     if "content" in found:
         found["content"] = Raw(encode([_block(each, names) for each in _decode_several(found["content"])]))
@@ -78,7 +78,7 @@ def tool_uris(members: bytes, names: Names) -> bytes:
 
 
 def message_uris(members: bytes, names: Names) -> bytes:
-    """The same for the members of a prompt's result."""
+    """Add the prefix to the URIs in a prompt's result."""
     found = _decode_members(b"{%b}" % members)
     messages = _decode_several(found["messages"]) if "messages" in found else []
     for message in messages:
@@ -89,7 +89,7 @@ def message_uris(members: bytes, names: Names) -> bytes:
 
 
 def resource_uris(members: bytes, names: Names) -> bytes:
-    """The same for the contents of a resource."""
+    """Add the prefix to the URIs in the contents of a resource."""
     found = _decode_members(b"{%b}" % members)
     if "contents" in found:
         found["contents"] = Raw(encode([_with_prefix(each, names) for each in _decode_several(found["contents"])]))

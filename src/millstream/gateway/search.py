@@ -1,8 +1,8 @@
-"""Tool search: the list of tools has `search_tools` and `call_tool`, and models find the others by what they do.
+"""Tool search: clients list only `search_tools` and `call_tool`, and models find other tools by what they do.
 
-``Settings(tool_search=True)`` turns it on, for a server with upstreams or without. SQLite's full-text index ranks by
-BM25 (docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it:
-scopes, limits, middleware, time limits, and the audit log are those of a direct call.
+``Settings(tool_search=True)`` turns it on, with or without upstreams. SQLite's full-text index ranks by BM25
+(docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it, so scopes,
+limits, middleware, timeouts, and the audit log apply as to a direct call.
 """
 
 import re
@@ -31,20 +31,20 @@ from millstream.client._tool_headers import headers_of
 
 SEARCH, CALL = "search_tools", "call_tool"
 LISTED = "listed"
-"""The tag of tools that the list has as well."""
+"""Tag of tools that stay in the list."""
 MAX_FOUND = 20
 _FOUND = 5
 _MAX_QUERY = 1000
 _MAX_WORDS = 32
 _MAX_TEXT = 4000
-"""Characters of a description, or of all arguments, that are searched."""
+"""Maximum characters of a description, or of all arguments, that are indexed."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
 _STOP_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "by", "for", "from", "i", "in", "is", "it", "me", "my", "of", "on", "or",
     "that", "the", "this", "to", "with", "you",
 ))  # fmt: skip
 _WEIGHTS = "8.0, 4.0, 2.0, 1.0"
-"""Of name, title, description, and arguments."""
+"""Weights of name, title, description, and arguments."""
 
 
 class SearchArguments(Struct, frozen=True):
@@ -74,7 +74,7 @@ SEARCH_DESCRIPTION: dict[str, Any] = {
     },
 }
 CALL_DESCRIPTION: dict[str, Any] = {
-    "description": f"Call a tool that {SEARCH} has found.",
+    "description": f"Call a tool that {SEARCH} returned.",
     "inputSchema": {
         "type": "object",
         "properties": {
@@ -87,15 +87,15 @@ CALL_DESCRIPTION: dict[str, Any] = {
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, those of ``camelCase`` and ``snake_case`` one by one."""
+    """Split text into words, including the parts of ``camelCase`` and ``snake_case``."""
     return _WORD.findall(text)
 
 
 class Index:
-    """What tools say about themselves, ranked by BM25.
+    """A BM25 index of tool descriptions.
 
     Args:
-        tools: name -> description as it's listed.
+        tools: name -> description as listed.
     """
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
@@ -110,7 +110,7 @@ class Index:
         )
 
     def search(self, query: str) -> list[str]:
-        """Return the names of the tools that have a word of a query, the best first."""
+        """Return the names of the tools that contain a word of the query, best match first."""
         every = dict.fromkeys(word.lower() for word in words(query[:_MAX_QUERY]))
         found = [word for word in every if word not in _STOP_WORDS][:_MAX_WORDS]
         if not found:
@@ -122,7 +122,7 @@ class Index:
         return [self._names[number] for (number,) in rows]
 
     def close(self) -> None:
-        """Free its memory."""
+        """Release its memory."""
         self._table.close()
 
 
@@ -139,7 +139,7 @@ def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, str, str, st
 
 
 class SearchPart:
-    """Puts `search_tools` and `call_tool` in front of all other tools of a server."""
+    """Replaces the tool list of a server with `search_tools` and `call_tool`."""
 
     name: str = "search"
     needs: Collection[str] = ()
@@ -148,10 +148,10 @@ class SearchPart:
         self._index: Index | None = None
 
     async def open(self, host: Host) -> None:
-        """Register both tools, and leave the others out of the list.
+        """Register both tools, and hide the others from the list.
 
         Raises:
-            ValueError: the server has a tool of one of these names.
+            ValueError: the server has a tool with one of these names.
         """
         self._registry: Registry = host.registry
         for name, run, read, about in (
@@ -169,7 +169,7 @@ class SearchPart:
         host.gate(self._redirect)
 
     async def close(self) -> None:
-        """Free the index."""
+        """Release the index."""
         self._forget("tools")
 
     def _unlist(self) -> None:
@@ -181,7 +181,7 @@ class SearchPart:
 
     @staticmethod
     def _listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what lists have: both tools, and those that are tagged."""
+        """Return what lists contain: both tools, and the tagged ones."""
         if kind != "tools":
             return items
         return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED in item.tags}
@@ -207,7 +207,7 @@ class SearchPart:
         return ToolResult(encode(result).decode(), result)
 
     def _redirect(self, call: Call) -> None:
-        """Make a call of `call_tool` a call of the tool that it names. The gates after this one see that tool."""
+        """Turn a call of `call_tool` into a call of the tool that it names, before later gates see it."""
         if call.method != "tools/call" or call.tool is not None:
             return
         if (call.name or target_name(call.method, call.params)) != CALL:
@@ -221,16 +221,16 @@ class SearchPart:
                 ToolError(text) if call.revision.argument_errors_in_result else ProtocolError(INVALID_PARAMS, text)
             ) from exc
         if inner.name == CALL:
-            raise ToolError(f"{CALL} can't call itself: give it the name of another tool.")
+            raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         call.name, call.arguments = inner.name[:128], None
         call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
         tool = self._registry.tools.get(inner.name)
         if tool is None or not sees(call, tool):
-            return  # the handler refuses it
+            return  # the handler rejects it
         if tool.requires and not call.revision.handshake:
             require_capabilities(call.client.capabilities, tool.requires)
         if tool.headers and call.headers is not None:
-            # The client can't know which arguments would have been in headers.
+            # The client can't know which arguments belong in headers.
             repeated = headers_of(tool.headers, msgspec.json.decode(inner.arguments))
             call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
@@ -241,7 +241,7 @@ def _shown(tool: Tool) -> dict[str, Any]:
 
 
 async def _never(arguments: Any, call: Call) -> Any:
-    raise ToolError(f"{CALL} isn't available here: call the tool itself.")
+    raise ToolError(f"{CALL} isn't available here. Call the tool directly.")
 
 
 _decode_params = msgspec.json.Decoder(dict[str, Raw]).decode

@@ -1,4 +1,4 @@
-"""One server behind the gateway: how it's configured, and how it is while the gateway runs."""
+"""One server behind the gateway: its configuration, and its state while the gateway runs."""
 
 import asyncio
 import contextlib
@@ -55,9 +55,9 @@ State = Literal["connecting", "ready", "degraded", "disabled"]
 
 _LISTS = frozenset({"tools", "resources", "prompts"})
 _SHORTEST_REFRESH = 5.0
-"""Seconds between two lists that the upstream didn't announce, however soon it says they're stale."""
+"""Minimum seconds between two lists that the upstream didn't announce, even if it says they're stale earlier."""
 _PAUSE = 4.0
-"""Times as long as a list took, until the next one that the upstream announces."""
+"""Pause before the next announced list, as a multiple of the time that the last one took."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
@@ -67,86 +67,88 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
 
     name: str
-    """For the operator: logs, metrics, and pages."""
+    """Name for the operator, in logs, metrics, and pages."""
     target: Any
     """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
     prefix: str | None = None
-    """In front of names; by default `name`. Empty for the upstream's own names."""
+    """Prefix of names; by default `name`. Empty for the upstream's own names."""
     headers: Mapping[str, str] = {}
-    """Sent with each HTTP request to the upstream."""
+    """Headers for each HTTP request to the upstream."""
     env: Mapping[str, str] = {}
-    """Variables for a command, beside the few that every program needs."""
+    """Environment variables for a command, in addition to the few that every program needs."""
     cwd: str | None = None
-    """Where a command runs."""
+    """Working directory of a command."""
     auth: Credentials | None = None
-    """Where credentials come from that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
+    """Source of credentials that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
     forward_headers: Sequence[str] = ()
     """Names of the caller's HTTP headers to pass on."""
     scale: Literal["shared", "per_principal", "per_session"] = "shared"
-    """How many processes a command gets: one, one for each principal, or one for each session."""
+    """Number of processes for a command: one, one per principal, or one per session."""
     timeout: float = 60.0
-    """Seconds until an answer; progress starts them again."""
+    """Seconds to wait for a response; progress restarts the clock."""
     connect_timeout: float = 10.0
-    """Seconds until a connection must stand, or a process must run."""
+    """Seconds to wait for a connection, or for a process to start."""
     start_timeout: float = 5.0
     """Seconds that the start of the gateway waits for the first lists; with a stored copy it doesn't wait."""
     refresh_seconds: float = 300.0
-    """Seconds until lists are asked for again, where the upstream doesn't say how long they're fresh."""
+    """Seconds between lists, if the upstream doesn't say how long they're fresh."""
     max_processes: int = 8
-    """Processes of a command that may run at once in each worker. Above it, the idle one that was used longest ago is
-    ended."""
+    """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
     spare_processes: int = 0
-    """Processes of a command to keep started for the next principals or sessions."""
+    """Number of processes of a command to keep started for the next principals or sessions."""
     max_links: int = 1000
-    """Connections that may be open at once."""
+    """Maximum open connections."""
     idle_seconds: float = 300.0
-    """Seconds after which a connection or process without calls is closed."""
+    """Seconds after which an idle connection or process is closed."""
     memory_limit: int | None = None
-    """Bytes of memory that each process of a command may allocate. Only Linux limits them."""
+    """Maximum bytes of memory per process of a command, on Linux only."""
     max_catalog_bytes: int = 8 * 1024 * 1024
-    """The most that the lists of the upstream may take together."""
+    """Maximum bytes of the upstream's lists together."""
     max_bytes: int = 64 * 1024 * 1024
-    """The most that one message of the upstream may take."""
+    """Maximum bytes of one message from the upstream."""
     policy: UpstreamPolicy | None = None
-    """What of it callers get: see `UpstreamPolicy`."""
+    """What callers get: see `UpstreamPolicy`."""
     trust: Literal["follow", "pin"] = "follow"
     """``pin`` hides a tool whose definition has changed until the operator accepts it."""
     revision: str | None = None
-    """The date of the only revision to speak with the upstream; by default the newest that both sides know."""
+    """The only protocol revision to use, as a date; by default the newest that both sides support."""
     openapi: Any = None
-    """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or
-    `OpenApi` with what of it to offer."""
+    """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or an
+    `OpenApi` that selects operations.
+    """
 
     def __repr__(self) -> str:
-        """Leave out what may be secret: headers, variables, and targets that have them."""
+        """Leave out potential secrets: headers, variables, and targets that contain them."""
         return f"UpstreamConfig(name={self.name!r})"
 
     @property
     def connects(self) -> bool:
-        """Whether each person connects an account of their own, on the page of connections."""
+        """Whether each user connects their own account, on the page of connections."""
         return isinstance(self.auth, PerUserOAuth)
 
     @property
     def names(self) -> Names:
-        """The names of its items here."""
+        """Mapping of its names to those on this server."""
         return Names(self.name if self.prefix is None else self.prefix)
 
     def check(self) -> None:
-        """Make sure that it can work.
+        """Check the configuration.
 
         Raises:
-            ValueError: it can't; the text says why.
+            ValueError: it can't work; the message says why.
         """
         if not self.name.strip():
-            raise ValueError("An upstream needs a name")
+            raise ValueError("An upstream requires a name")
         prefix = self.names.prefix
         if not is_prefix(prefix):
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} makes names that not every client can call: "
-                f"{PREFIX_RULE}, or give another prefix="
+                f"{PREFIX_RULE}, or set another prefix="
             )
         if self.revision is not None and self.revision not in BY_DATE:
-            raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
+            raise ValueError(
+                f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}"
+            )
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
@@ -203,7 +205,7 @@ class _SharedProgram:
 
     @asynccontextmanager
     async def running(self) -> "AsyncGenerator[Running]":
-        """Give what runs; leaving the block doesn't stop it."""
+        """Yield the running server; leaving the block doesn't stop it."""
         yield self._running
 
 
@@ -220,71 +222,71 @@ class Upstream:
         store: Store,
         server: str,
     ) -> None:
-        """Nothing connects before `open`.
+        """Create the upstream; `open` connects to it.
 
         Args:
-            config: of the upstream.
-            changed: called when `catalog` is a new one, with the kinds of lists that the upstream said have changed.
-            updated: called with the URI, as it is here, of a resource that changed.
-            parked: the calls that wait for answers.
-            store: keeps copies of the lists.
-            server: the name of the gateway.
+            config: configuration of the upstream.
+            changed: called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
+            updated: called with the URI on this server of a resource that changed.
+            parked: calls that wait for answers.
+            store: store for copies of the lists.
+            server: name of the gateway.
         """
         # Configuration
         self.config: UpstreamConfig = config
         self.names: Names = config.names
         self.credentials: UpstreamCredentials | None = None
-        """What its connections carry; set before `open`."""
+        """Credentials of its connections; set before `open`."""
         self.lister: LinkKey = SHARED
-        """The key of the connection that lists what it offers."""
+        """Key of the connection that reads the lists."""
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.pins: Pins | None = None
-        """What may be offered, where definitions are pinned; set before `open`."""
+        """Pinned definitions, if any; set before `open`."""
         self._has_left = False
-        """The person whose account lists what it offers has connected another one, or none."""
+        """Set when the user whose account reads the lists has reconnected or disconnected."""
         self._changed = changed
         self._stored = StoredCatalog(store, server, config.name, config.target)
         self.parked: ParkedCalls = parked
-        # Process
+        # State
         self._reached = asyncio.Event()
-        """Set when the breaker closes: no time to wait for the next attempt."""
+        """Set when the breaker closes, so that the next attempt starts at once."""
         self.breaker: Breaker = Breaker(self._reached.set)
         self.refused: int = 0
-        """Calls that weren't sent, because the breaker was open."""
+        """Number of calls that weren't sent, because the breaker was open."""
         self.state: State = "connecting"
         self.reason: str = ""
-        """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
+        """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
         self.catalog: Catalog = Catalog()
         self.changed_at: float = 0.0
-        """Unix time of the last change to its lists; 0 before the first one."""
+        """Unix time of the last change of its lists; 0 before the first one."""
         self._revision_known: Catalog | None = None
         self._is_plain = False
-        """Whether one connection serves all, by the lists in `_revision_known`."""
+        """Whether one connection serves all calls, according to the lists in `_revision_known`."""
         self.quarantined: list[Quarantined] = []
-        """What isn't offered, because its definition isn't the accepted one."""
+        """Items that aren't offered, because their definition isn't the accepted one."""
         self.links: Links = Links(self._connect, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             self._shared_conversation, lambda uri: updated(self.names.uri(uri))
         )
         self.has_handshake: bool = config.revision is None
-        """As far as is known, the upstream speaks a revision with a handshake, too, and may."""
+        """Whether the upstream, as far as known, supports the handshake as well and may use it."""
         self.gateway: str = ""
-        """The id of the gateway, see `cycles`; set before `open`."""
+        """Id of the gateway, see `cycles`; set before `open`."""
         self._in_cycle = False
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
-        """Those of a command."""
+        """Processes of a command."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
-        """Set while something has changed that isn't listed yet."""
+        """Set while there are unlisted changes."""
         self._announced: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
 
     async def open(self, pool: ProcessPool) -> None:
-        """Begin to connect, in the background.
+        """Start connecting, in the background.
 
         Args:
             pool: runs the processes of a command.
@@ -309,24 +311,24 @@ class Upstream:
 
     @property
     def address(self) -> Any:
-        """Where credentials are sent to, if that's a URL."""
+        """URL or target that credentials are sent to."""
         return self.config.target
 
     @property
     def is_application(self) -> bool:
-        """It's an application of this process that isn't reached through MCP."""
+        """Whether it's an application in this process that isn't reached through MCP."""
         return False
 
     @property
     def revision(self) -> Revision:
-        """What the upstream speaks, as far as is known."""
+        """Revision of the upstream, as far as known."""
         return BY_DATE[self.catalog.revision]
 
     def key(self, call: "Call", abilities: bytes) -> LinkKey:
-        """Return whose connection a call needs.
+        """Return the key of the connection that a call needs.
 
         Args:
-            call: of the client.
+            call: the client's call.
             abilities: what the client can be asked, see `questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
@@ -335,7 +337,7 @@ class Upstream:
             principal = program.caller_of(call.principal)
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
-        # Many servers that speak both eras can ask questions in one of them only: each client gets its own era.
+        # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
         handshake = per_request and call.revision.handshake and self.has_handshake and can_ask(abilities)
         if self._serves_many:
             own_process = self.config.scale == "per_principal"
@@ -344,13 +346,13 @@ class Upstream:
         if self.processes is not None:
             return LinkKey(principal, session, abilities, handshake=handshake)
         own = "" if self.credentials is None else self.credentials.link_key(call)
-        if per_request and not handshake:  # each request says all there is to know
+        if per_request and not handshake:  # each request is self-contained
             return LinkKey(principal, credentials=own) if own or program is not None else SHARED
         return LinkKey(principal, session, abilities, own, handshake)
 
     @property
     def plain_link(self) -> Link | None:
-        """The connection that all calls share, where it stands and each request says all there is to know."""
+        """The connection that all calls share, if it's open and each request is self-contained."""
         if self._revision_known is not self.catalog:
             self._revision_known = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
@@ -362,22 +364,22 @@ class Upstream:
 
     @property
     def _protected(self) -> Program | None:
-        """A program that checks the tokens of its callers: each of them has connections of their own."""
+        """The program, if it checks the tokens of its callers and each of them needs separate connections."""
         target = self._target
         return target if isinstance(target, Program) and target.protected else None
 
     @property
     def has_process_for_each(self) -> bool:
-        """Callers have processes of their own, so the failure of one says nothing about another's."""
+        """Whether callers have separate processes, so that the failure of one says nothing about the others."""
         return self.processes is not None and self.config.scale != "shared"
 
     @property
     def _serves_many(self) -> bool:
-        """One process of a command serves several callers."""
+        """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.scale != "per_session"
 
     def _add_processes(self, pool: ProcessPool) -> UpstreamProcesses | None:
-        """Return the processes of a command; None for an upstream of another kind."""
+        """Return the processes of a command; None for other kinds of upstreams."""
         config = self.config
         target = self._target
         place = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
@@ -395,7 +397,7 @@ class Upstream:
         )
 
     def _connect(self, key: LinkKey) -> Link:
-        # A process that serves several callers can't know which of them has what.
+        # A process that serves several callers can't distinguish their capabilities.
         shared = self._serves_many
         relays = Relays(self.config.name, ANYTHING if shared else key.capabilities, shared=shared)
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
@@ -435,13 +437,13 @@ class Upstream:
     # Lists
 
     async def _run(self) -> None:
-        """Keep the lists fresh for as long as the gateway runs."""
+        """Keep the lists fresh while the gateway runs."""
         failures = 0
         while True:
             try:
                 self.lister = await self._find_lister()
                 link = await self.links.open(self.lister)
-                link.calls += 1  # it's in use, however quiet it is
+                link.calls += 1  # it's in use even while idle
                 try:
                     await self._list(link.conversation)
                     failures = 0
@@ -452,8 +454,8 @@ class Upstream:
                 if self._has_left:
                     continue
                 if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
-                    # It's about one person's account: calls of others go on, and another one reads the lists next.
-                    logger.warning("%s: a person's account can't list it: %s", self.config.name, exc)
+                    # This affects one user's account: calls of others go on, and another account reads the lists next.
+                    logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     self._pass_over(self.lister.credentials)
                 else:
                     self._degrade(str(exc) or type(exc).__name__)
@@ -466,7 +468,7 @@ class Upstream:
 
     @property
     def _is_personal(self) -> bool:
-        """Nothing can be asked of it without a person."""
+        """Whether it can't be used without a user."""
         return self.credentials is not None and self.credentials.personal
 
     def _pass_over(self, lister: str) -> None:
@@ -474,25 +476,25 @@ class Upstream:
             self.credentials.pass_over(lister)
 
     async def _find_lister(self) -> LinkKey:
-        """Return whose connection reads the lists: one that all share, or that of a person who has connected."""
+        """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
         credentials = self.credentials
         if credentials is None or not credentials.personal:
             return SHARED
         self.state = "ready" if self.catalog.revision else "connecting"
-        self.reason = "waits for a person to connect, with whose account it can be listed"
+        self.reason = "waits for a user to connect an account that can read the lists"
         self.listed.set()
         lister = await credentials.lister()
         self._has_left = False
         return LinkKey(credentials=lister)
 
     def end_links_of(self, owner: str) -> None:
-        """Close the connections of a person who has connected another account, or none."""
+        """Close the connections of a user who has reconnected or disconnected."""
         if self.lister.credentials.partition("\n")[0] == owner:
             self._has_left = True
         self.links.end_of(owner)
 
     async def load(self) -> None:
-        """Take the copy that the store has, so that no client waits for the upstream."""
+        """Load the stored copy, so that no client waits for the upstream."""
         found = await self._stored.load()
         if found is not None and found.revision in BY_DATE:
             await self._offer(found)
@@ -509,7 +511,7 @@ class Upstream:
             return
         self._in_cycle = False
         if self._is_personal and found.hints.get("resources", (0, True))[1]:
-            found.resources = {}  # they may be the lister's own, and others would see them
+            found.resources = {}  # they may belong to the lister alone
         found.taken = self._stored.time()
         renew = found.taken - self.catalog.taken > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)
@@ -517,7 +519,7 @@ class Upstream:
         await self._stored.save(found, renew=renew)
 
     async def _offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
-        """Offer new lists, without what isn't accepted."""
+        """Offer new lists, without the items that aren't accepted."""
         if self.pins is not None:
             found, quarantined = await self.pins.sort(found)
             if quarantined != self.quarantined:
@@ -535,7 +537,7 @@ class Upstream:
         self.listed.set()
 
     def is_quarantined(self, uri: str) -> bool:
-        """Return whether the definition of a resource isn't the accepted one."""
+        """Return whether a resource is quarantined."""
         return any(each.kind == "resources" and each.name == uri for each in self.quarantined)
 
     def refresh(self) -> None:
@@ -543,11 +545,11 @@ class Upstream:
         self._news.set()
 
     def rules(self, kind: str, own_name: str) -> ItemRules | None:
-        """Return the rules of an item; None if the policy leaves it out."""
+        """Return the rules of an item; None if the policy excludes it."""
         return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
-        """List again when the upstream says that something changed, and when the lists are no longer fresh."""
+        """Refresh the lists when the upstream announces a change, and when they're stale."""
         watching = asyncio.get_running_loop().create_task(self._watch(conversation))
         try:
             while True:
@@ -561,14 +563,14 @@ class Upstream:
                 self._news.clear()
                 began = monotonic()
                 await self._list(conversation)
-                # An upstream that changes all the time doesn't get all the time.
+                # An upstream that changes constantly must not be listed constantly.
                 await asyncio.sleep(min(_PAUSE * (monotonic() - began), _SHORTEST_REFRESH))
         finally:
             watching.cancel()
             await asyncio.wait([watching])
 
     async def _adopt(self, seconds: float) -> bool:
-        """Use the stored copy if another worker has just made it. Return whether it's fresh."""
+        """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
         found = await self._stored.load() if self._stored.shared else None
         if found is None or found.revision not in BY_DATE or self._stored.time() - found.taken > seconds / 2:
             return False
@@ -584,7 +586,7 @@ class Upstream:
                         self._announced.add(change.kind)
                     self._news.set()
         except Failure as exc:
-            logger.debug("%s tells no changes: %s", self.config.name, exc)
+            logger.debug("%s doesn't report changes: %s", self.config.name, exc)
         except ClientError as exc:
             logger.debug("%s: the subscription ended: %s", self.config.name, exc)
             self._news.set()
@@ -595,17 +597,17 @@ class Upstream:
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
         self.state, self.reason = "degraded", reason
-        self.listed.set()  # waiting for it longer would only keep the others waiting
+        self.listed.set()  # don't make clients wait for it
         self.breaker.trip()
 
     def _note_cycle(self) -> None:
-        """Take note that the upstream leads back to this gateway, so nothing of it is offered any more."""
+        """Record that the upstream leads back to this gateway, and stop offering its items."""
         if not self._in_cycle:
             self._in_cycle = True
             self.catalog = Catalog(revision=self.catalog.revision)
             self._changed(self, ())
         self.listed.set()
-        self._degrade("it leads back to this gateway: take one of the two out of the other's upstreams")
+        self._degrade("it leads back to this gateway. Remove one of the two from the other's upstreams")
 
     def _recover(self) -> None:
         if self.state == "degraded":
@@ -614,7 +616,7 @@ class Upstream:
         self.breaker.reset()
 
     def describe(self) -> dict[str, Any]:
-        """Return state and figures for operators. `reason` may name addresses: it's for those who may see them."""
+        """Return state and statistics for operators. `reason` may contain addresses."""
         found = self.catalog
         processes = self.processes
         return {

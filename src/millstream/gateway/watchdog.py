@@ -1,8 +1,8 @@
-"""Ends process groups after the process that started them is gone, however it ended. It runs as a program of its own.
+"""A separate program that ends process groups after the process that started them is gone, even after SIGKILL.
 
-`ProcessPool` starts one watchdog for each worker and names process groups on its standard input: ``+PID`` for one that
-runs, ``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, also after SIGKILL. Then the
-watchdog ends what is left. It imports nothing of Millstream, so it starts fast and stays small.
+`ProcessPool` starts one watchdog per worker and writes process groups to its standard input: ``+PID`` for a new one,
+``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, and the watchdog then ends the
+remaining groups. It imports nothing of Millstream, so it starts fast and stays small.
 """
 
 import os
@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 _GRACE = 2.0
-"""Seconds to end after standard input has closed, and again after SIGTERM."""
+"""Seconds for a group to end after standard input has closed, and again after SIGTERM."""
 _TICK = 0.05
 
 
 def main(lines: Iterable[bytes]) -> None:
-    """Follow `lines` until they end, then end every group that runs."""
+    """Process `lines` until they end, then end every remaining group."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     groups: dict[int, bytes] = {}
@@ -40,7 +40,7 @@ def main(lines: Iterable[bytes]) -> None:
 
 
 def _send(leader: int, started: bytes, number: int) -> bool:
-    """Send a signal to a group, and return whether it exists. The id may belong to another one by now."""
+    """Send a signal to a group, and return whether it still exists. Its id may have been reused."""
     now = _start_time(leader)
     if now and now != started:
         return False
@@ -51,7 +51,7 @@ def _send(leader: int, started: bytes, number: int) -> bool:
 
 
 def _start_time(pid: int) -> bytes:
-    """Return when a process started, where the system has /proc; empty if it's gone."""
+    """Return when a process started, on systems with /proc; empty if it's gone."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
     return b""

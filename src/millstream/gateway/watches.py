@@ -1,4 +1,4 @@
-"""Subscriptions to resources of one upstream, for as long as a client of the gateway is subscribed to them."""
+"""Subscriptions to resources of one upstream, kept while clients of the gateway are subscribed to them."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from millstream.client._errors import ClientError
 logger = logging.getLogger("millstream.gateway")
 
 MAX_WATCHED = 1000
-"""Resources of one upstream that are watched at once."""
+"""Maximum resources of one upstream that are watched at once."""
 _RETRY = 15.0
-"""Seconds until a subscription that failed is tried again."""
+"""Seconds before a failed subscription is retried."""
 
 
 class ResourceWatches:
@@ -24,31 +24,33 @@ class ResourceWatches:
     __slots__ = ("_all", "_connect", "_each", "_settled", "_updated", "_wanted")
 
     def __init__(self, connect: Callable[[], Awaitable[Conversation]], updated: Callable[[str], None]) -> None:
-        """Nothing is watched before `want`.
+        """Create the watches; `want` starts them.
 
         Args:
-            connect: gives the conversation to watch on.
-            updated: called with the upstream's own URI of a resource that changed, or may have.
+            connect: returns the conversation to watch on.
+            updated: called with the upstream's own URI of a resource that has or may have changed.
         """
         self._connect = connect
         self._updated = updated
         self._wanted: frozenset[str] = frozenset()
         self._settled: dict[str, asyncio.Event] = {}
-        """Own URI -> set once the upstream has granted or refused its subscription."""
+        """Upstream's URI -> set once the upstream has granted or refused its subscription."""
         self._each: dict[str, asyncio.Task[None]] = {}
-        """The handshake era: own URI -> task."""
+        """In the handshake era: upstream's URI -> task."""
         self._all: list[asyncio.Task[None]] = []
-        """The per-request era: the subscription to all, the newest last."""
+        """In the per-request era: the subscriptions to all resources, the newest last."""
 
     def want(self, uris: frozenset[str], *, handshake: bool) -> None:
-        """Watch these resources from now on, and no others.
+        """Set the resources to watch, replacing earlier ones.
 
         Args:
-            uris: the upstream's own.
-            handshake: the era of the upstream.
+            uris: the upstream's own URIs.
+            handshake: whether the upstream uses the handshake era.
         """
         if len(uris) > MAX_WATCHED:
-            logger.warning("Clients are subscribed to %d resources of an upstream: not all are watched", len(uris))
+            logger.warning(
+                "Clients are subscribed to %d resources of an upstream, which is more than can be watched", len(uris)
+            )
             uris = frozenset(sorted(uris)[:MAX_WATCHED])
         changed, self._wanted = uris != self._wanted, uris
         self._settled = {uri: self._settled.get(uri) or asyncio.Event() for uri in uris}
@@ -69,7 +71,7 @@ class ResourceWatches:
                 self._end(older)
 
     async def settled(self, uris: Collection[str], seconds: float) -> None:
-        """Wait until the upstream has granted or refused subscriptions that are wanted, at most for so long."""
+        """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for uri in uris:
@@ -106,7 +108,7 @@ class ResourceWatches:
             await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  it's no secret
 
     async def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         tasks = [*self._all, *self._each.values()]
         self._all.clear()
         self._each.clear()

@@ -1,1 +1,1 @@
-"""Credentials for upstreams: what each call carries there, and how it comes by it. See `options` for the kinds."""
+"""Credentials that calls carry to upstreams. See `options` for the kinds."""

@@ -1,7 +1,7 @@
-"""A connection of each person to an upstream: their own tokens of its authorization server (OAuth 2.1 with PKCE).
+"""Accounts that users connect to an upstream: their own tokens from its authorization server (OAuth 2.1 with PKCE).
 
-A connection belongs to a principal, an upstream, and the upstream's URL. It's made and ended on the page of
-connections, and only there: a call without one asks its person to open the page. All that is kept is sealed.
+A connection belongs to a principal, an upstream, and the upstream's URL. It's made and removed only on the page of
+connections; a call without one asks its user to open the page. Everything stored is sealed.
 """
 
 import asyncio
@@ -37,16 +37,16 @@ PAGE: Final = "/connections"
 CALLBACK: Final = "/connections/callback"
 METADATA: Final = "/connections/client.json"
 _KEPT: Final = 180 * 86_400.0
-"""Seconds after its last refresh for which a connection is kept."""
+"""Seconds that a connection is kept after its last refresh."""
 _CLIENT_KEPT: Final = 86_400.0
-"""Seconds for which a registration is used again."""
+"""Seconds for which a client registration is reused."""
 _DEMAND_KEPT: Final = 900.0
-"""Seconds for which the page knows what an upstream has asked for."""
+"""Seconds for which the page remembers what an upstream asked for."""
 _MAX_LISTERS: Final = 16
 _MAX_CHALLENGE: Final = 4096
 _ROUND_PATIENCE: Final = 20.0
-"""Seconds that a call of the per-request era waits for a person who has agreed to open the page: it's one HTTP request,
-and its client may give up.
+"""Seconds that a call of the per-request era waits after its user agreed to open the page. The call is one HTTP
+request, and its client may time out.
 """
 _URL_MODE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {"elicitation": {"url": {}}}
 _CLIENT_KIND: Final = b"gateway client"
@@ -61,22 +61,22 @@ class Demand(Struct, frozen=True):
 
 
 class PersonalCredentials(UpstreamCredentials):
-    """The connections of all people to one upstream."""
+    """The connections of all users to one upstream."""
 
     personal = True
 
     def __init__(self, upstream: str, forward: Sequence[str], url: Url, options: PerUserOAuth, host: Host) -> None:
-        """Read the secret.
+        """Create the credentials and read the secret.
 
         Args:
-            upstream: its name.
+            upstream: name of the upstream.
             forward: see `UpstreamCredentials`.
-            url: of the upstream.
-            options: as the operator wrote them.
+            url: URL of the upstream.
+            options: the operator's options.
             host: the running server.
 
         Raises:
-            LocalError: a secret isn't there.
+            LocalError: a secret is missing.
         """
         super().__init__(upstream, forward)
         self.url: Url = parse("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
@@ -87,8 +87,8 @@ class PersonalCredentials(UpstreamCredentials):
         self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
         self._proofs = Proofs()
         self.base: str = _configured_base(host)
-        """What the addresses of this server begin with, where its sign-in says so."""
-        # Another URL, or another client, is another connection.
+        """Base URL of this server, if its sign-in configures one."""
+        # Another URL or client id is another connection.
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._tokens = SharedTokens(
@@ -99,17 +99,17 @@ class PersonalCredentials(UpstreamCredentials):
             logger.warning(
                 "Accounts that people connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
                 upstream,
-                "is kept beside them in the store" if host.store.shared else "ends with this process",
+                "is stored beside them" if host.store.shared else "ends with this process",
             )
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        """Owner -> calls that wait until that person has connected."""
+        """Owner -> calls that wait for this user to connect."""
         self._passed_over: dict[str, float] = {}
-        """Owner -> when lists couldn't be read with their connection."""
+        """Owner -> when the lists couldn't be read with this connection."""
         self._arrival = asyncio.Event()
-        """Set after a person has connected or disconnected."""
+        """Set after a user has connected or disconnected."""
 
     async def close(self) -> None:
-        """Finish what runs."""
+        """Finish running tasks."""
         await self._tokens.close()
 
     def _hear(self, owner: str) -> None:
@@ -119,7 +119,7 @@ class PersonalCredentials(UpstreamCredentials):
         self.changed(owner)
 
     def _look_again(self) -> None:
-        """Have everything that waits for a person look into the store."""
+        """Make all calls that wait for a user check the store."""
         for events in self._waiting.values():
             for event in events:
                 event.set()
@@ -128,7 +128,7 @@ class PersonalCredentials(UpstreamCredentials):
     # Lists
 
     async def lister(self) -> str:
-        """Return the link key of a person who is connected; wait until there's one."""
+        """Return the link key of a connected user, waiting for one if necessary."""
         while True:
             self._arrival.clear()
             listers = await self._listers()
@@ -155,7 +155,7 @@ class PersonalCredentials(UpstreamCredentials):
             return []
 
     async def _note_lister(self, owner: str) -> None:
-        """Remember who connected last: lists are read with one of these connections."""
+        """Remember who connected last, because lists are read with one of these connections."""
         owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
         packed = msgspec.msgpack.encode(owners)
         await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _KEPT)
@@ -179,7 +179,7 @@ class PersonalCredentials(UpstreamCredentials):
         owner, _ = self._identify(call)
         grant = await self._tokens.load(owner)
         if grant is None or (not grant.tokens.refresh_token and 0 < grant.tokens.expires_at <= time.time()):
-            await self._ask(call, owner, grant, f"The server {self.upstream!r} needs your account there.")
+            await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
 
     async def recover(self, call: "Call", denied: AccessDenied) -> bool:
         """See `UpstreamCredentials.recover`."""
@@ -187,21 +187,24 @@ class PersonalCredentials(UpstreamCredentials):
         if not lacking and denied.status != 401:
             return False
         if lacking and self.options.scope:
-            return await super().recover(call, denied)  # the person can't allow more than the operator asks for
+            return await super().recover(call, denied)  # the user can't grant more than the operator requests
         owner, _ = self._identify(call)
         demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
         kv = self._services.store.kv
         await kv.put(f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_KEPT, lossy=True)
-        reason = "wants more rights for this" if lacking else "doesn't accept your connection any more"
+        reason = "requires more permissions for this" if lacking else "no longer accepts your connection"
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token of the connection's person, renewed if it's about to expire."""
+        """Return the token of the user's connection, renewed if it's about to expire."""
         owner = caller.owner
         grant = await self._tokens.get(owner, self._renew) if owner else None
         if grant is None:
-            raise AccessDenied(f"The upstream {self.upstream!r} isn't connected for this person.", 401)
+            raise AccessDenied(
+                f"The upstream {self.upstream!r} isn't connected for this person. Connect it on the page /connections.",
+                401,
+            )
         tokens = grant.tokens
         proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
@@ -217,11 +220,11 @@ class PersonalCredentials(UpstreamCredentials):
     # Questions
 
     async def _ask(self, call: "Call", owner: str, before: Grant | None, why: str) -> None:
-        """Ask the person to connect, and wait until they have.
+        """Ask the user to connect, and wait until they have.
 
         Raises:
-            ToolError, ProtocolError: the client can't ask, or the person hasn't connected.
-            InputRequired: the client asks, and sends the call again.
+            ToolError, ProtocolError: the client can't ask, or the user hasn't connected.
+            InputRequired: the client will ask, and then repeat the call.
         """
         page = self.page_of(call)
         how = f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
@@ -262,7 +265,7 @@ class PersonalCredentials(UpstreamCredentials):
             return False
 
     def page_of(self, call: "Call") -> str:
-        """Return the address of the page of connections, as the caller can reach it; empty if it isn't known."""
+        """Return the URL of the page of connections as the caller can reach it; empty if unknown."""
         base = self.base
         if not base and call.headers is not None:
             scheme, root = getattr(call.origin, "scheme", ""), getattr(call.origin, "root_path", "")
@@ -274,18 +277,18 @@ class PersonalCredentials(UpstreamCredentials):
     # The page
 
     async def connection(self, owner: str) -> Grant | None:
-        """Return the connection of a person."""
+        """Return the connection of a user."""
         return await self._tokens.load(owner)
 
     async def begin(self, owner: str, base: str) -> AuthorizationRequest:
-        """Return what to send a person to the authorization server for.
+        """Return the authorization request for a user.
 
         Args:
             owner: see `owner_of`.
-            base: what the addresses of this server begin with, as the person's browser has them.
+            base: base URL of this server, as the user's browser knows it.
 
         Raises:
-            ClientError: the upstream and its authorization server don't fit together, or can't be asked.
+            ClientError: the upstream and its authorization server don't fit together, or can't be reached.
         """
         grant = await self._tokens.load(owner)
         place = self._registration_place(base)
@@ -299,10 +302,10 @@ class PersonalCredentials(UpstreamCredentials):
         return asked
 
     async def finish(self, owner: str, base: str, asked: AuthorizationRequest, answer: Mapping[str, str]) -> None:
-        """Make the connection of a person who has come back.
+        """Create a user's connection from the redirect of the login.
 
         Raises:
-            ClientError: that isn't an answer to what was asked, or the person declined, or the issuer did.
+            ClientError: the redirect doesn't answer the request, or the user or the issuer declined.
         """
         oauth, store = self._client(base, None, {asked.issuer.issuer: asked.who})
         now = time.time()
@@ -310,22 +313,22 @@ class PersonalCredentials(UpstreamCredentials):
             async with asyncio.timeout(PATIENCE):
                 await oauth.bring(self.url, asked, answer)
         except AccessDenied:
-            # The authorization server may have forgotten this client: the next attempt registers again.
+            # The authorization server may have dropped this client, so the next attempt registers again.
             await self._services.store.kv.delete(self._registration_place(base))
             raise
         tokens = store.load().tokens[str(self.url)]
         own = Registration() if self.options.client_id else asked.who
-        await self._note_lister(owner)  # before the news that there's a connection
+        await self._note_lister(owner)  # before announcing the connection
         await self._tokens.put(owner, _make_grant(tokens, own, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
     async def disconnect(self, owner: str) -> bool:
-        """Remove the connection of a person; whether the authorization server has revoked it, too (RFC 7009)."""
+        """Remove the connection of a user. Return whether the authorization server has revoked it, too (RFC 7009)."""
         grant = await self._tokens.remove(owner)
         return grant is not None and await self._discard(owner, grant)
 
     async def _discard(self, owner: str, grant: Grant) -> bool:
-        """Revoke tokens that nothing uses any more."""
+        """Revoke tokens that are no longer used."""
         oauth, _ = self._client("", grant, {})
         try:
             async with asyncio.timeout(PATIENCE):
@@ -334,7 +337,7 @@ class PersonalCredentials(UpstreamCredentials):
             return False
 
     async def _demand(self, owner: str) -> Demand:
-        """Return what the upstream asked of this person, or asks of a stranger."""
+        """Return what the upstream asked of this user, or what it asks of an unauthenticated client."""
         raw = await self._services.store.kv.get(f"connection-wanted:{self._id}:{owner}")
         if raw is not None:
             try:
@@ -347,7 +350,9 @@ class PersonalCredentials(UpstreamCredentials):
         except ClientError as exc:
             if isinstance(exc, AccessDenied):
                 raise
-            raise ConnectFailed(f"The upstream {self.upstream!r} can't be reached now.") from exc
+            raise ConnectFailed(
+                f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
+            ) from exc
         if reply.stream is not None:
             reply.stream.close()
         return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
@@ -355,9 +360,9 @@ class PersonalCredentials(UpstreamCredentials):
     # Tokens
 
     async def _renew(self, old: Grant | None) -> Grant | None:
-        """Return a connection with fresh tokens; None if it has ended."""
+        """Return the connection with fresh tokens, or None if it has ended."""
         if old is None or not old.tokens.refresh_token:
-            # A refusal may be the upstream's mistake, and the person would have to connect again.
+            # Keep it: the refusal may be the upstream's mistake, and the user would have to connect again.
             return None if old is None or 0 < old.tokens.expires_at <= time.time() else old
         oauth, store = self._client("", old, {})
         now = time.time()
@@ -404,22 +409,22 @@ class PersonalCredentials(UpstreamCredentials):
 
 def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> Grant:
     grant = make_grant(tokens, registration, now=now)
-    # Without a refresh token, the access token is used to its end.
+    # Without a refresh token, the access token is used until it expires.
     return grant if tokens.refresh_token else structs.replace(grant, renew_at=tokens.expires_at)
 
 
 def owner_of(principal_id: str) -> str:
-    """Return the name under which a person's connections are kept."""
+    """Return the owner key of a user's connections."""
     return sha256(principal_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def own_metadata(base: str) -> str:
-    """Return the client id that this server is by its own metadata document (CIMD); empty without https."""
+    """Return the URL of this server's own client metadata document (CIMD); empty without https."""
     return base + METADATA if base.startswith("https://") else ""
 
 
 def _configured_base(host: Host) -> str:
-    """Return what the addresses of this server begin with, where its sign-in says so."""
+    """Return the base URL of this server, if its sign-in configures one."""
     guard = host.guard
     resource = next((each.resource for each in guard.methods if each.resource), "") if guard is not None else ""
     return resource.rstrip("/").removesuffix(host.settings.path.rstrip("/")) if resource else ""

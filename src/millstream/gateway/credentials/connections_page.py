@@ -1,8 +1,8 @@
-"""The page where a signed-in person connects accounts of upstreams, and disconnects them.
+"""The page where a signed-in user connects and disconnects accounts of upstreams.
 
-A person goes to an authorization server and comes back in two steps. The callback comes from another site, without the
-cookie by which the person is signed in, so it only takes the answer in, for the browser that left with the state. That
-browser then opens the page itself, now with both cookies, and the answer counts for the person who began, and no other.
+The login returns in two steps. The callback comes from another site, without the cookie of the user's sign-in, so it
+only stores the answer for the browser that left with the state. That browser then opens the page itself, now with both
+cookies, and the answer is used only for the user who began.
 """
 
 import time
@@ -43,17 +43,17 @@ _PENDING: Final = b"gateway connection pending"
 _ANSWERED: Final = b"gateway connection answered"
 T = TypeVar("T")
 _LEAVING: Final = Rate(60, 60)
-"""Times that one person is sent away: each asks servers elsewhere."""
-_FOREIGN: Final = refusal(403, "This form has to be sent from this server's own page.")
-_MALFORMED: Final = refusal(400, "That isn't what the page of connections sends. Reload the page.")
+"""Maximum logins per user and minute, because each one contacts other servers."""
+_FOREIGN: Final = refusal(403, "This form has to be sent from this server's own page. Reload the page and try again.")
+_MALFORMED: Final = refusal(400, "The form is malformed. Reload the page.")
 _TOO_OLD: Final = (
-    "This attempt took more than ten minutes, was finished already, or began in another browser or as another person. "
-    "Connect again."
+    "This login took more than ten minutes, was already finished, or began in another browser or with another "
+    "account. Connect again."
 )
 
 
 class PendingConnection(Struct, frozen=True):
-    """A person who was sent to an authorization server."""
+    """A login that is in progress at an authorization server."""
 
     upstream: str
     owner: str
@@ -63,14 +63,14 @@ class PendingConnection(Struct, frozen=True):
 
 
 class AnsweredConnection(Struct, frozen=True):
-    """What they brought back, until their own browser asks for it."""
+    """The answer to a login, until the user's own browser asks for it."""
 
     pending: PendingConnection
     answer: dict[str, str]
 
 
 class _Row(Struct, frozen=True):
-    """One upstream, as the page shows it."""
+    """One upstream, as shown on the page."""
 
     name: str
     host: str
@@ -80,15 +80,15 @@ class _Row(Struct, frozen=True):
 
 
 class ConnectionsPage:
-    """The page of one running server, for all upstreams where each person has a connection of their own."""
+    """The page of one running server, for all upstreams that users connect to individually."""
 
     def __init__(self, host: Host, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
-        """Nothing is served before `serve`.
+        """Create the page; `serve` adds its paths.
 
         Args:
             host: the running server.
-            connections: by the name of the upstream.
-            server: what the server is called.
+            connections: connections by name of the upstream.
+            server: name of the server.
         """
         self._host = host
         self._connections = connections
@@ -100,21 +100,21 @@ class ConnectionsPage:
         """Add the paths of the page."""
         routes = self._host.routes
         routes.add(PAGE, Route({"GET": self.show, "POST": self.take}, reserved=True))
-        # People come back from another site, without the cookie by which they are signed in.
+        # The redirect comes from another site, without the cookie of the user's sign-in.
         routes.add(CALLBACK, Route({"GET": self.returned}, public=True, reserved=True))
         routes.add(METADATA, Route({"GET": self.describe}, public=True, reserved=True))
 
     # The page
 
     async def show(self, request: HttpRequest) -> Response:
-        """`GET /connections`, and its last step for a person who has come back."""
+        """Handle `GET /connections`, including the last step of a login."""
         handle = query_value("finish", request.query)
         if handle and request.method == "GET":
             return await self._finish(request, handle)
         return await self._page(request, wanted=query_value("connect", request.query))
 
     async def take(self, request: HttpRequest) -> Response:
-        """`POST /connections`: connect or disconnect an upstream."""
+        """Handle `POST /connections`: connect or disconnect an upstream."""
         principal = request.principal
         if not is_own(request):
             return _FOREIGN
@@ -136,10 +136,12 @@ class ConnectionsPage:
 
     async def _begin(self, request: HttpRequest, name: str, connection: PersonalCredentials, owner: str) -> Response:
         if self._leaving.take(owner) > 0:
-            return await self._page(request, "You have tried too often. Wait a minute.", 429)
+            return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
         base = self._base(request, connection)
         if not same_host(request, base):
-            return await self._page(request, f"Open {base}{PAGE} to connect: only that address is known there.", 400)
+            return await self._page(
+                request, f"Open {base}{PAGE} to connect: the login only works at that address.", 400
+            )
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
@@ -154,7 +156,7 @@ class ConnectionsPage:
         return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
 
     async def returned(self, request: HttpRequest) -> Response:
-        """`GET /connections/callback`: take in the answer of an authorization server. Each state counts once."""
+        """Handle `GET /connections/callback`: store the answer of an authorization server. Each state is valid once."""
         try:
             answer = answer_of("?" + request.query[:_MAX_QUERY].decode("latin-1"))
         except ClientError:
@@ -169,7 +171,7 @@ class ConnectionsPage:
         return pages.continue_at(request, f"{PAGE}?finish={handle}")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
-        """Make the connection, in the browser and for the person who began."""
+        """Create the connection, in the browser and for the user who began."""
         found = await self._take(_ANSWERED, handle, AnsweredConnection)
         principal = request.principal
         if found is None or principal is None:
@@ -187,7 +189,7 @@ class ConnectionsPage:
         return self._back(request)
 
     async def describe(self, request: HttpRequest) -> Response:
-        """`GET /connections/client.json`: this server as a client, for authorization servers that read it (CIMD)."""
+        """Handle `GET /connections/client.json`: the client metadata document of this server (CIMD)."""
         base = self._base(request, next(iter(self._connections.values())))
         about = {
             "client_id": base + METADATA,
@@ -201,10 +203,10 @@ class ConnectionsPage:
         }
         return Response(encode(about), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
 
-    # Parts of them
+    # Helpers
 
     async def _take(self, kind: bytes, secret: str, wanted: type[T]) -> T | None:
-        """Return what was kept under a secret, once."""
+        """Return what was stored under a secret, and delete it."""
         raw = await self._vault.take(f"connection-pending:{digest(secret)}")
         return None if raw is None else self._vault.open(kind, raw.decode("latin-1"), wanted, secret.encode())
 
@@ -234,7 +236,7 @@ class ConnectionsPage:
 
     @staticmethod
     def _base(request: HttpRequest, connection: PersonalCredentials) -> str:
-        """Return what the addresses of this server begin with, as its sign-in says or as the browser knows it."""
+        """Return the base URL of this server, from its sign-in or as the browser knows it."""
         if connection.base:
             return connection.base
         host = request.headers.get(b"host", b"").decode("latin-1")
@@ -242,12 +244,12 @@ class ConnectionsPage:
 
     @staticmethod
     def _back(request: HttpRequest) -> Response:
-        """Lead to the page itself, so that a reload repeats nothing."""
+        """Redirect to the page itself, so that a reload doesn't repeat the request."""
         return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
 
 
 def same_host(request: HttpRequest, base: str) -> bool:
-    """Return whether a browser is where it will come back to: its cookies are kept for that host only."""
+    """Return whether the browser is on the host of the redirect, since its cookies are valid only there."""
     return (
         request.headers.get(b"host", b"").decode("latin-1").lower()
         == base.partition("://")[2].partition("/")[0].lower()
@@ -259,6 +261,6 @@ def _name(said: object) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a sentence in which servers elsewhere have a part."""
+    """Return a sentence that may quote other servers, shortened."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_SAID else f"{plain[:_MAX_SAID]}…"

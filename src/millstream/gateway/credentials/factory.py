@@ -1,4 +1,4 @@
-"""Make the credentials of an upstream from its options."""
+"""Creates the credentials of an upstream from its options."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -26,18 +26,18 @@ def open_credentials(
     headers: Mapping[str, str],
     host: Host,
 ) -> UpstreamCredentials | None:
-    """Return the credentials of an upstream; None where it has none, and forwards no headers.
+    """Return the credentials of an upstream; None if it has none and forwards no headers.
 
     Args:
-        name: of the upstream.
-        target: a URL, where credentials can be sent.
-        auth: as the operator wrote it.
-        forward_headers: names of headers of the caller to pass on.
+        name: name of the upstream.
+        target: URL of the upstream.
+        auth: the operator's options.
+        forward_headers: names of the caller's headers to pass on.
         headers: fixed headers of the upstream.
         host: the running server, whose sign-in is open.
 
     Raises:
-        LocalError: they can't work; the text says why.
+        LocalError: the options can't work; the message says why.
     """
     if auth is None and not forward_headers:
         return None
@@ -45,7 +45,8 @@ def open_credentials(
     if url is None:
         what = "auth" if auth is not None else "forward_headers"
         raise LocalError(
-            f"The upstream {name!r} has {what}, which is for servers at a URL. Give a command its secrets in env=…"
+            f"The upstream {name!r} has {what}, which only works for servers at a URL. Pass a command its secrets "
+            "in env=…"
         )
     taken = dict(headers)
     if isinstance(auth, StaticHeaders):
@@ -88,8 +89,8 @@ def _check_guarded(name: str, kind: str, host: Host) -> None:
     if host.guard is None:
         in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
         raise LocalError(
-            f"The upstream {name!r} has {kind}, and this server has no auth=…: it can't tell callers apart. Let them "
-            f"sign in, for example with Server(auth=auth.oidc(…)){in_file}."
+            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't tell callers apart. "
+            f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Access tokens without a person: the gateway's own (client credentials), and callers' tokens exchanged (RFC 8693)."""
+"""Access tokens without user interaction: the gateway's own (client credentials), and exchanged ones (RFC 8693)."""
 
 import asyncio
 import time
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _UNKNOWN_LIFE: Final = 300.0
-"""Seconds for which an exchanged token is used whose issuer doesn't say how long it lives."""
+"""Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
 _LISTS_AGAIN: Final = 30.0
-"""Seconds until lists are read again with a token that couldn't read them, if no other caller comes."""
+"""Seconds until lists are read again with a token that failed to read them, unless another caller comes first."""
 _KEPT: Final = 3600.0
-"""Seconds for which a token is kept whose end isn't known."""
+"""Seconds for which a token without a known expiry is stored."""
 
 
 class _TokenCredentials(UpstreamCredentials):
@@ -40,17 +40,17 @@ class _TokenCredentials(UpstreamCredentials):
         self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,
         services: Services,
     ) -> None:  # fmt: skip
-        """Read the secrets.
+        """Create the credentials and read the secrets.
 
         Args:
-            upstream: its name.
+            upstream: name of the upstream.
             forward: see `UpstreamCredentials`.
-            url: of the upstream.
-            options: as the operator wrote them.
-            services: of the server.
+            url: URL of the upstream.
+            options: the operator's options.
+            services: services of the server.
 
         Raises:
-            LocalError: a secret isn't there.
+            LocalError: a secret is missing.
             ValueError: a key can't sign.
         """
         super().__init__(upstream, forward)
@@ -64,7 +64,7 @@ class _TokenCredentials(UpstreamCredentials):
         self._tokens = SharedTokens(services, f"gateway-token:{place}:", ttl=_KEPT, lossy=True)
 
     async def close(self) -> None:
-        """Finish what runs."""
+        """Finish running tasks."""
         await self._tokens.close()
 
     def _read(self) -> None:
@@ -91,15 +91,17 @@ class _TokenCredentials(UpstreamCredentials):
             return Issuer(issuer=options.token_url, token_endpoint=options.token_url)
         found = await find_issuer(options.issuer, self._outbound)
         if found is None:
-            raise ConnectFailed(f"{options.issuer} has no metadata now. If it never has, name its token_url instead.")
+            raise ConnectFailed(
+                f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
+            )
         return found
 
     async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
         issuer = await self._issuer()
         given = await ask_token(issuer, self._who, form, self._outbound, BoundKey(Proofs(), ""))
         if given.error or not given.access_token or not given.usable:
-            why = brief(given.error_description or given.error or "the answer has none that can be sent")
-            raise AccessDenied(f"{issuer.issuer} gives no token for the upstream {self.upstream!r}: {why}.", 401)
+            why = brief(given.error_description or given.error or "the response has no usable token")
+            raise AccessDenied(f"{issuer.issuer} issued no token for the upstream {self.upstream!r}: {why}.", 401)
         return given
 
     def _form(self, grant_type: str, **more: str) -> dict[str, str]:
@@ -116,7 +118,7 @@ class OwnCredentials(_TokenCredentials):
         return {} if grant is None else _header(grant)
 
     async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
-        """Ask for another token."""
+        """Request another token."""
         return await self._tokens.replace("own", _sent_token(sent), self._renew)
 
     async def _renew(self, old: Grant | None) -> Grant:
@@ -131,7 +133,7 @@ class OwnCredentials(_TokenCredentials):
 
 
 class ExchangedCredentials(_TokenCredentials):
-    """Each caller's token, exchanged (RFC 8693)."""
+    """Tokens exchanged for each caller's own (RFC 8693)."""
 
     personal = True
 
@@ -141,9 +143,9 @@ class ExchangedCredentials(_TokenCredentials):
         """See `_TokenCredentials`."""
         super().__init__(upstream, forward, url, options, services)
         self._newest = ""
-        """The link key of the caller who called last."""
+        """Link key of the most recent caller."""
         self._passed_over = ""
-        """The link key with which lists couldn't be read."""
+        """Link key that failed to read the lists."""
         self._arrival = asyncio.Event()
 
     def _identify(self, call: "Call") -> tuple[str, Caller]:
@@ -151,13 +153,19 @@ class ExchangedCredentials(_TokenCredentials):
         if principal is None or not principal.issuer or headers is None:
             raise refusal(
                 call,
-                f"The server {self.upstream!r} behind this gateway needs an access token of yours. Sign in with one: "
-                "an API key can't be exchanged.",
+                f"The server {self.upstream!r} behind this gateway requires an access token of yours. Sign in "
+                "with one: an API key can't be exchanged.",
             )
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
-            raise refusal(call, f"The server {self.upstream!r} behind this gateway needs an access token of yours.")
-        # A program with fewer scopes must not get what another one of the same person may do.
+            raise refusal(
+                call,
+                (
+                    f"The server {self.upstream!r} behind this gateway requires an access token of "
+                    "yours. Sign in with one."
+                ),
+            )
+        # A program with fewer scopes must not get the token of another program of the same user.
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
         key = f"{principal.bound.hex()}:{rights}"
         exp = principal.claims.get("exp")
@@ -171,13 +179,13 @@ class ExchangedCredentials(_TokenCredentials):
         return key
 
     def observe(self, call: "Call", seconds: float, answer: bytes) -> None:
-        """Take note of a caller whose token can read lists, while there's none."""
+        """Remember a caller whose token can read the lists, if there's none yet."""
         if not self._arrival.is_set():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
     async def lister(self) -> str:
-        """Return the link key of the newest caller; wait for one whose token is valid."""
+        """Return the link key of the most recent caller, waiting for one with a valid token."""
         while True:
             key = self._newest
             caller = self.caller(key)
@@ -198,7 +206,7 @@ class ExchangedCredentials(_TokenCredentials):
         self._passed_over = link_key
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token that was given for the caller's newest one."""
+        """Return the token that was exchanged for the caller's current one."""
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
         token = caller.token
@@ -210,7 +218,7 @@ class ExchangedCredentials(_TokenCredentials):
         return {} if grant is None else _header(grant)
 
     async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
-        """Exchange the caller's token once more."""
+        """Exchange the caller's token again."""
         token = caller.token
 
         async def renew(old: Grant | None) -> Grant:
@@ -233,7 +241,7 @@ class ExchangedCredentials(_TokenCredentials):
 
 
 def _name(caller: Caller) -> str:
-    """Return the name of what was given for one token of one person. The token itself isn't in it."""
+    """Return the store key of the token exchanged for one token of one user. It doesn't contain the token."""
     return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""How calls get their credentials for an upstream, as data: ``mcp.upstream("shop", url, auth=bearer(env="TOKEN"))``.
+"""Options for the credentials of an upstream: ``mcp.upstream("shop", url, auth=bearer(env="TOKEN"))``.
 
-Each kind is a frozen Struct, tagged by `kind`, so that a configuration file decodes to the same values. A secret is
-named by an environment variable or a file. Its text is in no representation and can't be encoded.
+Each kind is a frozen Struct tagged by `kind`, so a configuration file decodes to the same values. A secret is named
+by an environment variable or a file; its text can't be printed or encoded.
 """
 
 import os
@@ -17,11 +17,11 @@ from millstream._protocol.suggestions import Suggesting
 
 _MAX_SECRET: Final = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
-"""RFC 6749 §3.3."""
+"""Syntax of a scope, RFC 6749 §3.3."""
 
 
 class SecretText:
-    """The text of a secret that a program gave."""
+    """A secret given as text by a program."""
 
     __slots__ = ("_text",)
 
@@ -46,27 +46,27 @@ class SecretText:
 
 
 class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, metaclass=Suggesting):
-    """A secret by where it is: ``Secret(env="SHOP_TOKEN")`` or ``Secret(file="/run/secrets/shop")``."""
+    """A reference to a secret: ``Secret(env="SHOP_TOKEN")`` or ``Secret(file="/run/secrets/shop")``."""
 
     env: str = ""
-    """The environment variable."""
+    """Environment variable."""
     file: str = ""
-    """The file. It's read again when the upstream refuses the secret, so a rotated one counts without a restart."""
+    """File. It's read again when the upstream refuses the secret, so a rotated one takes effect without a restart."""
     text: SecretText | None = None
-    """The secret itself, from a program and never from a file. See `secret`."""
+    """The secret itself, only in programs. See `secret`."""
 
     def __post_init__(self) -> None:
         if sum((bool(self.env), bool(self.file), self.text is not None)) != 1:
-            raise ValueError("A secret is one of env, the name of a variable, and file, the path of a file.")
+            raise ValueError("A secret needs exactly one of env, the name of a variable, and file, the path of a file.")
 
     def read(self, whose: str) -> str:
-        """Return the secret, without blanks around it.
+        """Return the secret, stripped of whitespace.
 
         Args:
-            whose: for errors, such as ``the upstream 'shop'``.
+            whose: owner for error messages, such as ``the upstream 'shop'``.
 
         Raises:
-            LocalError: it isn't there, or can't be sent in a header.
+            LocalError: the secret is missing, or can't be sent in a header.
         """
         if self.text is not None:
             value, where = self.text.reveal(), "The secret"
@@ -79,7 +79,7 @@ class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
                     value = file.read(_MAX_SECRET)
             except (OSError, UnicodeDecodeError) as exc:
                 why = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
-                raise LocalError(f"{where} with a secret of {whose} can't be read: {why}.") from None
+                raise LocalError(f"{where}, which holds a secret of {whose}, can't be read: {why}.") from None
         value = value.strip()
         if not value:
             raise LocalError(f"{where} has no secret for {whose}. Set it before the server starts.")
@@ -87,14 +87,14 @@ class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secret | None:
-    """Return a `Secret` of a text, a variable, or a file; None if nothing is given.
+    """Return a `Secret` for a text, a variable, or a file; None if all are empty.
 
     Raises:
-        ValueError: more than one is given.
+        ValueError: more than one is set.
     """
     if isinstance(value, Secret):
         if env or file:
-            raise ValueError("Give one secret: the text, env=, or file=.")
+            raise ValueError("Pass only one of the secret's text, env=, and file=.")
         return value
     if not (value or env or file):
         return None
@@ -114,7 +114,7 @@ class StaticHeaders(
 
 
 def is_scope(text: str) -> bool:
-    """Return whether a text can be a scope (RFC 6749 §3.3)."""
+    """Return whether a text is a valid scope (RFC 6749 §3.3)."""
     return _SCOPE.fullmatch(text) is not None
 
 
@@ -122,45 +122,46 @@ class _Grant(
     Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True,
     metaclass=Suggesting,
 ):  # fmt: skip
-    """What the kinds that ask an authorization server have in common."""
+    """Common options of the kinds that use an authorization server."""
 
     issuer: str = ""
-    """The authorization server, by its exact name. Credentials go to no other one."""
+    """Exact issuer identifier of the authorization server. Credentials are sent to no other one."""
     client_id: str = ""
     client_secret: Secret | None = None
     scope: tuple[str, ...] = ()
-    """Scopes to ask for; without any, those that the upstream or the authorization server chooses."""
+    """Scopes to request; by default those that the upstream or the authorization server chooses."""
     private_addresses: bool = False
-    """The authorization server may be in a private network. Otherwise it may only if the upstream's URL is."""
+    """Whether the authorization server may be in a private network. By default, only if the upstream's URL is."""
 
     def __post_init__(self) -> None:
         for each in self.scope:
             if not is_scope(each):
                 raise ValueError(f"{each!r} isn't a scope.")
         if self.client_secret is not None and not self.client_id:
-            raise ValueError("A client_secret needs its client_id.")
+            raise ValueError("A client_secret requires its client_id.")
 
 
 class _Signing(_Grant, frozen=True, kw_only=True):
-    """What those that run without a person have besides."""
+    """Common options of the kinds without user interaction."""
 
     token_url: str = ""
-    """The token endpoint, for an authorization server without metadata."""
+    """Token endpoint of an authorization server without metadata."""
     private_key: Secret | None = None
-    """A private key in PEM instead of a client secret (`private_key_jwt`, RFC 7523)."""
+    """Private key in PEM, instead of a client secret (`private_key_jwt`, RFC 7523)."""
     key_id: str = ""
-    """The name of that key at the authorization server."""
+    """Id of that key at the authorization server."""
     secret_in_form: bool = False
-    """Send the client secret in the form (`client_secret_post`), not in a header (`client_secret_basic`)."""
+    """Whether to send the client secret in the form (`client_secret_post`) instead of a header (`client_secret_basic`).
+    """
     resource: str = ""
-    """The name under which the authorization server knows the upstream (RFC 8707); its URL by default."""
+    """Identifier of the upstream at the authorization server (RFC 8707); its URL by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.issuer) == bool(self.token_url):
             raise ValueError("Name the authorization server: issuer, or token_url if it has no metadata.")
         if self.private_key is not None and (self.client_secret is not None or not self.client_id):
-            raise ValueError("A private_key needs a client_id, and no client_secret.")
+            raise ValueError("A private_key requires a client_id, and no client_secret.")
 
 
 class ClientCredentials(_Signing, frozen=True, kw_only=True, tag="client_credentials"):
@@ -169,26 +170,26 @@ class ClientCredentials(_Signing, frozen=True, kw_only=True, tag="client_credent
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.client_id or (self.client_secret is None and self.private_key is None):
-            raise ValueError("client_credentials needs a client_id, and a client_secret or a private_key.")
+            raise ValueError("client_credentials requires a client_id, and a client_secret or a private_key.")
 
 
 class TokenExchange(_Signing, frozen=True, kw_only=True, tag="token_exchange"):
     """Each caller's own access token, exchanged for one for the upstream (RFC 8693)."""
 
     audience: str = ""
-    """The logical name of the upstream at the authorization server, where it goes by that and not by `resource`."""
+    """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
-    """Each person's own connection (OAuth 2.1 with PKCE)."""
+    """Each user's own connection (OAuth 2.1 with PKCE)."""
 
     client_metadata_url: str = ""
-    """A page about this client, for authorization servers that read it (CIMD); by default one that this server has."""
+    """URL of a client metadata document (CIMD); by default this server's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.client_id and not self.issuer:
-            raise ValueError("A client_id is for one authorization server: name it with issuer.")
+            raise ValueError("A client_id is for one authorization server. Name it with issuer.")
 
 
 Credentials = BearerToken | StaticHeaders | ClientCredentials | TokenExchange | PerUserOAuth
@@ -202,16 +203,16 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     """Send one token for all callers: ``auth=bearer(env="SHOP_TOKEN")``.
 
     Args:
-        token: the token; better not in the text of a program.
-        env: the environment variable that has it.
-        file: the file that has it. It's read again when the upstream refuses the token.
+        token: the token itself; avoid this in source code.
+        env: environment variable with the token.
+        file: file with the token. It's read again when the upstream refuses the token.
 
     Raises:
-        ValueError: not exactly one of them is given.
+        ValueError: not exactly one of them is set.
     """
     found = secret(token, env, file)
     if found is None:
-        raise ValueError("bearer() needs a token: bearer(env='NAME')")
+        raise ValueError("bearer() requires a token: bearer(env='NAME')")
     return BearerToken(env=found.env, file=found.file, text=found.text)
 
 
@@ -223,7 +224,7 @@ def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
     """
     found = {name: secret(value) for name, value in headers.items()}
     if not found or None in found.values():
-        raise ValueError("static_headers() needs headers, each with a value")
+        raise ValueError("static_headers() requires headers, each with a value")
     return StaticHeaders(headers={name: value for name, value in found.items() if value is not None})
 
 
@@ -240,24 +241,25 @@ def client_credentials(
     secret_in_form: bool = False,
     private_addresses: bool = False,
 ) -> ClientCredentials:
-    """Send an access token of the gateway's own: ``auth=client_credentials("gw", Secret(env="S"), issuer="https://…")``.
+    """Send an access token of the gateway's own: ``auth=client_credentials("gw", Secret(env="S"),
+    issuer="https://…")``.
 
     All workers share one token, and one of them renews it before it expires.
 
     Args:
-        client_id: by which the authorization server knows this gateway.
-        client_secret: the secret that goes with it.
-        issuer: the authorization server, by its exact name.
+        client_id: client id of this gateway.
+        client_secret: secret for `client_id`.
+        issuer: exact issuer identifier of the authorization server.
         token_url: its token endpoint instead, if it has no metadata.
-        private_key: a private key in PEM instead of a secret.
-        key_id: the name of that key there.
-        scope: scopes to ask for.
-        resource: the name of the upstream there (RFC 8707); its URL by default.
-        secret_in_form: send the secret in the form, not in a header.
-        private_addresses: the authorization server may be in a private network.
+        private_key: private key in PEM, instead of a secret.
+        key_id: id of that key at the authorization server.
+        scope: scopes to request.
+        resource: identifier of the upstream at the authorization server (RFC 8707); its URL by default.
+        secret_in_form: whether to send the secret in the form instead of a header.
+        private_addresses: whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: something is missing, or excludes something else.
+        ValueError: an option is missing, or conflicts with another one.
     """
     return ClientCredentials(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
@@ -282,24 +284,25 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
 ) -> TokenExchange:
     """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
-    The server needs ``auth=`` that takes tokens of an issuer: the caller's token is verified before it's exchanged. An
-    exchanged token is used for that caller alone, and no longer than either token lives.
+    The server needs an ``auth=`` that accepts tokens of an issuer: the caller's token is verified before the exchange.
+    An
+    exchanged token is used for that caller only, and expires with the earlier of both tokens.
 
     Args:
-        issuer: the authorization server that exchanges tokens, by its exact name.
+        issuer: exact issuer identifier of the authorization server that exchanges tokens.
         token_url: its token endpoint instead, if it has no metadata.
-        client_id: by which it knows this gateway, where it wants to.
-        client_secret: the secret that goes with it.
-        private_key: a private key in PEM instead of a secret.
-        key_id: the name of that key there.
-        scope: scopes to ask for.
-        resource: the name of the upstream there (RFC 8707); its URL by default.
-        audience: its logical name there, besides.
-        secret_in_form: send the secret in the form, not in a header.
-        private_addresses: the authorization server may be in a private network.
+        client_id: client id of this gateway, if the server requires one.
+        client_secret: secret for `client_id`.
+        private_key: private key in PEM, instead of a secret.
+        key_id: id of that key at the authorization server.
+        scope: scopes to request.
+        resource: identifier of the upstream at the authorization server (RFC 8707); its URL by default.
+        audience: logical name of the upstream at the authorization server.
+        secret_in_form: whether to send the secret in the form instead of a header.
+        private_addresses: whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: something is missing, or excludes something else.
+        ValueError: an option is missing, or conflicts with another one.
     """
     return TokenExchange(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
@@ -317,22 +320,22 @@ def per_user_oauth(
     scope: str | Iterable[str] = (),
     private_addresses: bool = False,
 ) -> PerUserOAuth:
-    """Let each person connect their own account: ``auth=per_user_oauth()``.
+    """Have each user connect their own account: ``auth=per_user_oauth()``.
 
-    A call of a person without a connection asks them to open ``/connections``. Tokens are sealed in the server's store.
-    The server needs ``auth=``, which tells people apart.
+    A call of a user without a connection asks them to open ``/connections``. Tokens are sealed in the server's store.
+    The server needs ``auth=`` to tell users apart.
 
     Args:
-        client_id: by which the authorization server knows this gateway, if it doesn't register clients. Register it
-            with the redirect URL ``YOUR-SERVER/connections/callback``.
-        client_secret: the secret that goes with it.
-        issuer: the only authorization server to accept; needed with `client_id`.
-        client_metadata_url: a page about this client; by default the server's own.
-        scope: scopes to ask for; by default those that the upstream names.
-        private_addresses: the authorization server may be in a private network.
+        client_id: client id of this gateway, if the authorization server doesn't register clients. Register it with the
+            redirect URI ``YOUR-SERVER/connections/callback``.
+        client_secret: secret for `client_id`.
+        issuer: the only authorization server to accept; required with `client_id`.
+        client_metadata_url: URL of a client metadata document; by default the server's own.
+        scope: scopes to request; by default those that the upstream names.
+        private_addresses: whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: something is missing, or can't be.
+        ValueError: an option is missing or invalid.
     """
     return PerUserOAuth(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer,

@@ -1,7 +1,7 @@
-"""The credentials of one upstream on one worker, and the way a connection there gets them.
+"""The credentials of one upstream on one worker, and how its connections use them.
 
 A connection belongs to a link key. Calls with equal keys carry the same credentials and the same forwarded headers, so
-nothing of one caller travels on the connection of another.
+a caller's credentials never appear on another caller's connection.
 """
 
 import logging
@@ -35,51 +35,51 @@ _NEVER: Final = frozenset(
         "proxy-connection", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-"""Headers that concern one connection or one message (RFC 9110 §7.6.1), and cookies, which are this server's own."""
+"""Headers of one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
 _PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
 
 
 class Caller(Struct):
-    """What is known of the callers with one link key."""
+    """What is known about the callers with one link key."""
 
     headers: Mapping[str, str]
-    """Forwarded ones."""
+    """Forwarded headers."""
     owner: str = ""
-    """The id of the principal."""
+    """Id of the principal."""
     token: str = ""
-    """The newest access token that the caller has shown, where it's exchanged."""
+    """Most recent access token of the caller, if it's exchanged."""
     until: float = 0.0
-    """When that ends, in Unix time."""
+    """Expiry of that token, in Unix time."""
 
 
 class UpstreamCredentials:
-    """The credentials of one upstream. This class forwards headers; others add what an upstream's `auth` says."""
+    """The credentials of one upstream. This class forwards headers; subclasses add the upstream's `auth`."""
 
     personal: bool = False
-    """Nothing can be asked of the upstream without a person."""
+    """Whether the upstream can't be used without a user."""
 
     def __init__(self, upstream: str, forward: Sequence[str]) -> None:
-        """Nothing is read or asked yet.
+        """Create the credentials without any I/O.
 
         Args:
-            upstream: its name, for errors.
+            upstream: name of the upstream, for errors.
             forward: names of headers to forward, in lower case; see `check_forwarded`.
         """
         # Configuration
         self.upstream: str = upstream
         self._forward: tuple[tuple[bytes, str], ...] = tuple((each.encode(), each) for each in forward)
         self.changed: Callable[[str], None] = _ignore
-        """Called with a link key after a person has connected or disconnected: end the connections with it."""
-        # Process
+        """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
+        # State
         self._callers: OrderedDict[str, Caller] = OrderedDict()
 
-    # What a call needs
+    # Used by calls
 
     def link_key(self, call: "Call") -> str:
-        """Return the part of a connection's key that says whose credentials it carries, before each call.
+        """Return the part of a connection's key that identifies its credentials, before each call.
 
         Raises:
-            ToolError: the upstream needs to know who calls, and the caller hasn't signed in.
+            ToolError: the upstream needs to identify the caller, who hasn't signed in.
         """
         headers = self._forwarded(call)
         owner, told = self._identify(call)
@@ -95,64 +95,64 @@ class UpstreamCredentials:
         return key
 
     def caller(self, link_key: str) -> Caller | None:
-        """Return what is known of the callers with a link key."""
+        """Return what is known about the callers with a link key."""
         return self._callers.get(link_key)
 
     def auth(self, link_key: str) -> Auth:
-        """Return what gives a new connection its headers. The empty key is that of the connection for lists."""
+        """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
         return LinkAuth(self, self.caller(link_key) or Caller({}))
 
     async def lister(self) -> str:
-        """Return the link key of the connection that reads lists; wait until there are credentials for it."""
+        """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
         return ""
 
     def pass_over(self, link_key: str) -> None:
-        """Prefer others than this one for the next lists: they couldn't be read with it."""
+        """Prefer other connections for the next lists, because they couldn't be read with this one."""
 
     async def prepare(self, call: "Call") -> None:
-        """Make sure that a call has credentials, and ask the person for them where it hasn't.
+        """Ensure that a call has credentials, asking the user for them if necessary.
 
         Raises:
-            ToolError, ProtocolError, InputRequired: it has none now.
+            ToolError, ProtocolError, InputRequired: the call has no credentials yet.
         """
 
     async def recover(self, call: "Call", denied: AccessDenied) -> bool:
-        """Return whether a call that the upstream denied is worth another attempt, after the person was asked.
+        """Return whether to retry a call that the upstream denied, after asking the user.
 
         Raises:
-            ToolError, ProtocolError, InputRequired: the person has to act first.
+            ToolError, ProtocolError, InputRequired: the user has to act first.
         """
         if denied.status == 403 and "insufficient_scope" in denied.challenge:
             raise refusal(
                 call,
-                f"The server {self.upstream!r} behind this gateway wants more rights for this than the gateway has "
-                f"there: {scopes_in(denied.challenge)}. Its operator can ask for them with scope.",
+                f"The server {self.upstream!r} behind this gateway requires more permissions than the gateway has "
+                f"there: {scopes_in(denied.challenge)}. Its operator can request them with scope.",
             )
         return False
 
     async def close(self) -> None:
-        """Release what this holds."""
+        """Release resources."""
 
-    # For kinds of credentials
+    # For subclasses
 
     def _identify(self, call: "Call") -> tuple[str, Caller]:
-        """Return whose credentials a call uses, and what is known of the caller."""
+        """Return the link key of a call, and what is known about the caller."""
         return "", Caller({})
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
         """Return the credentials for one request, without forwarded headers.
 
         Raises:
-            ClientError: there are none now.
+            ClientError: there are no credentials at the moment.
         """
         return {}
 
     async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
-        """Get other credentials than the ones sent, which the upstream has refused; whether there are any."""
+        """Replace credentials that the upstream has refused, and return whether there are new ones."""
         return False
 
     def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Take a nonce for proofs. See `Auth.heard`."""
+        """Learn a nonce for proofs. See `Auth.heard`."""
         return False
 
     def _forwarded(self, call: "Call") -> dict[str, str]:
@@ -173,13 +173,15 @@ class LinkAuth:
         self._sent: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """Return what to send with the next request."""
+        """Return the headers for the next request."""
         try:
             sent = self._sent = await self._credentials.headers_of(self._caller, method, url.origin + target)
         except AccessDenied:
             raise
         except ClientError as exc:
-            raise NoCredentials(f"There are no credentials for {self._credentials.upstream!r} now. {exc}") from exc
+            raise NoCredentials(
+                f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
+            ) from exc
         forwarded = self._caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
@@ -188,32 +190,34 @@ class LinkAuth:
         return self._credentials.heard(url, nonce, challenge)
 
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
-        """Get other credentials once, where the upstream has refused these. More rights are the person's to give."""
+        """Replace refused credentials once. Granting more scopes is up to the user."""
         try:
             return status == 401 and await self._credentials.replace_refused(self._caller, status, self._sent)
         except AccessDenied:
             raise
         except ClientError as exc:
-            raise NoCredentials(f"There are no credentials for {self._credentials.upstream!r} now. {exc}") from exc
+            raise NoCredentials(
+                f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
+            ) from exc
 
     def __repr__(self) -> str:
         return f"LinkAuth({self._credentials.upstream!r})"
 
 
 class FixedCredentials(UpstreamCredentials):
-    """Secret headers that are the same for all callers."""
+    """Secret headers, the same for all callers."""
 
     def __init__(self, upstream: str, forward: Sequence[str], secrets: Mapping[str, Secret], prefix: str = "") -> None:
-        """Read the secrets.
+        """Create the credentials and read the secrets.
 
         Args:
-            upstream: its name.
+            upstream: name of the upstream.
             forward: see `UpstreamCredentials`.
-            secrets: by header.
-            prefix: of each value.
+            secrets: secrets by header.
+            prefix: prefix of each value.
 
         Raises:
-            LocalError: a secret isn't there, or can't be sent.
+            LocalError: a secret is missing, or can't be sent.
         """
         super().__init__(upstream, forward)
         self._secrets = secrets
@@ -234,7 +238,7 @@ class FixedCredentials(UpstreamCredentials):
         return self._headers
 
     async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
-        """Read the files again: a secret may have been rotated."""
+        """Read the files again, because a secret may have been rotated."""
         try:
             found = self._read()
         except LocalError:
@@ -247,12 +251,12 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
     """Return the names of headers to forward, in lower case.
 
     Args:
-        upstream: its name, for errors.
-        names: as the operator wrote them.
+        upstream: name of the upstream, for errors.
+        names: the operator's list.
         taken: headers that the upstream's own configuration sets.
 
     Raises:
-        LocalError: one of them must not be forwarded.
+        LocalError: a header must not be forwarded.
     """
     ours = {each.lower() for each in taken}
     found = tuple(dict.fromkeys(each.lower() for each in names))
@@ -260,39 +264,40 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
         where = f"forward_headers of the upstream {upstream!r}"
         if name in _NEVER or name.startswith(("mcp-", "sec-", "proxy-")):
             raise LocalError(
-                f"{where} can't have {name!r}: it belongs to one connection or message, not to the caller."
+                f"{where} can't contain {name!r}: it belongs to one connection or message, not to the caller."
             )
         if name in ours:
-            raise LocalError(f"{where} can't have {name!r}: the upstream's own configuration sets it.")
+            raise LocalError(f"{where} can't contain {name!r}: the upstream's own configuration sets it.")
         try:
             check_headers({name: ""})
         except TargetError as exc:
             raise LocalError(f"{where}: {exc}") from None
     if "authorization" in found:
         logger.warning(
-            "forward_headers of the upstream %r has authorization: that server gets each caller's own credential for "
-            "this one, and can use it here as the caller. Name it only for a server that you run yourself.",
+            "forward_headers of the upstream %r contains authorization: that server receives each caller's own "
+            "credential for this one, and can use it here as the caller. Forward it only to servers that you run "
+            "yourself.",
             upstream,
         )
     return found
 
 
 def refusal(call: "Call", text: str) -> ToolError | ProtocolError:
-    """Return the error for a call that can't be forwarded now."""
+    """Return the error for a call that can't be forwarded at the moment."""
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
 def scopes_in(challenge: str) -> str:
     """Return the scopes that a challenge names, for an error."""
     named = read_challenges(challenge).parameters.get("scope", "").split()
-    return " ".join(each for each in named if is_scope(each))[:_MAX_SHOWN] or "it doesn't say which"
+    return " ".join(each for each in named if is_scope(each))[:_MAX_SHOWN] or "unspecified scopes"
 
 
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
     """Return how to reach the authorization servers of an upstream.
 
-    The upstream names them, so they have to be on the public Internet, unless the operator's own URL of the upstream
-    isn't. Only what the URL says counts: a name that a stranger's DNS leads to a private address opens nothing.
+    The upstream names them, so they must be on the public Internet unless the operator's own URL of the upstream isn't.
+    Only the host in the URL counts: a public name that resolves to a private address doesn't grant access.
     """
     return Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guarded(is_public))
 
@@ -300,7 +305,7 @@ def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
 def _is_private(host: str) -> bool:
     try:
         return not is_public(host)
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return is_this_machine(host) or host.endswith(_PRIVATE_NAMES) or "." not in host
 
 

@@ -1,8 +1,8 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
-A refresh token often counts once. So a worker takes a lease before it renews, reads the store again, and writes by
-comparing: of two workers that want a new token, one asks for it, and the other finds it. A renewal runs in a task of
-its own, since a caller that gives up in the middle would lose the refresh token that is on its way.
+A refresh token is often valid once. A worker takes a lease before it renews, reads the store again, and writes with
+compare-and-set, so of two workers that need a new token, one requests it and the other finds it. A renewal runs in its
+own task, because a canceled caller would otherwise lose the new refresh token.
 """
 
 import asyncio
@@ -22,28 +22,28 @@ from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
 PATIENCE: Final = 30.0
-"""Seconds for all that an authorization server is asked at once."""
+"""Seconds for all requests to an authorization server together."""
 _LEASE: Final = 2 * PATIENCE
 _LOOK_AGAIN: Final = 0.05
 _EARLY: Final = 30.0
-"""Seconds before its end at which a token is renewed, or a fifth of its life if that's less."""
+"""Seconds before expiry at which a token is renewed, or a fifth of its lifetime if that's less."""
 _MAX_CACHED: Final = 4096
 _MAX_RENEWALS: Final = 1024
-"""Tokens that are renewed at a time."""
+"""Maximum concurrent renewals."""
 _AGAIN: Final = 5.0
-"""Seconds after a renewal in which another refusal by the upstream doesn't cause another renewal."""
+"""Seconds after a renewal during which another refusal by the upstream doesn't cause another renewal."""
 _KIND: Final = b"gateway token"
 _TOPIC: Final = "gateway-token"
 
 
 class Grant(Struct, frozen=True):
-    """What an authorization server gave for one upstream and one owner."""
+    """Tokens of an authorization server for one upstream and one owner."""
 
     tokens: Tokens
     renew_at: float = 0.0
-    """Unix time from which the access token is too old; 0 where it has no known end."""
+    """Unix time at which to renew the access token; 0 if its expiry is unknown."""
     registration: Registration = msgspec.field(default_factory=Registration)
-    """As which client, where this one was registered."""
+    """The client registration that the tokens were issued to, if there's one."""
 
     @property
     def token(self) -> str:
@@ -52,14 +52,14 @@ class Grant(Struct, frozen=True):
 
 
 def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> Grant:
-    """Return the grant of tokens that were given now."""
+    """Return a grant for tokens that were just issued."""
     life = max(tokens.expires_at - now, 0.0)
     renew_at = tokens.expires_at - min(_EARLY, life / 5) if tokens.expires_at else 0.0
     return Grant(tokens, renew_at, registration or Registration())
 
 
 Renew = Callable[[Grant | None], Awaitable[Grant | None]]
-"""Gets a grant in place of one; None if there's none any more."""
+"""Returns the successor of a grant, or None if it has ended."""
 
 
 class SharedTokens:
@@ -79,16 +79,16 @@ class SharedTokens:
         missed: Callable[[], None] = lambda: None,
         discard: Callable[[str, Grant], Awaitable[object]] | None = None,
     ) -> None:
-        """Share them by the store of a server.
+        """Share grants through the store of a server.
 
         Args:
-            services: of the server.
-            prefix: of their keys in the store, with the kind and a colon in front.
-            ttl: seconds for which a grant without an end is kept.
-            lossy: a grant can be had again without a person.
-            changed: called with the name of a grant that a worker has put or removed.
-            missed: called after such news may have been lost.
-            discard: what becomes of a grant that was renewed and is of no use, because it was removed in between.
+            services: services of the server.
+            prefix: prefix of the store keys, after the kind and a colon.
+            ttl: seconds for which a grant without an expiry is kept.
+            lossy: whether a grant can be obtained again without a user.
+            changed: called with the name of a grant that a worker has stored or removed.
+            missed: called after such messages may have been lost.
+            discard: called with a renewed grant that was removed during its renewal.
         """
         self._services = services
         self._prefix = prefix
@@ -98,17 +98,17 @@ class SharedTokens:
         self._changed = changed
         self._missed = missed
         self._discard = discard
-        # Process
+        # State
         self._cached: OrderedDict[str, Grant] = OrderedDict()
         self._news = 0
-        """How often something may have changed in the store."""
+        """Counter of possible changes in the store."""
         self._renewals: dict[str, asyncio.Task[Grant | None]] = {}
         self._renewed: OrderedDict[str, float] = OrderedDict()
         """Name -> when this worker last renewed it because it was refused."""
         self._stop = services.store.bus.subscribe(self._topic, self._hear, interrupted=self._forget_all)
 
     async def close(self) -> None:
-        """Stop. Renewals that run are finished first: a refresh token may be on its way."""
+        """Stop after finishing running renewals, which may be receiving a refresh token."""
         self._stop()
         while self._renewals:
             await asyncio.wait(list(self._renewals.values()))
@@ -124,13 +124,13 @@ class SharedTokens:
         self._cached.pop(name, None)
         self._changed(name)
 
-    # What there is
+    # Stored grants
 
     def _place(self, name: str) -> str:
         return self._prefix + name
 
     async def load(self, name: str) -> Grant | None:
-        """Return the grant of a name as it is, however old."""
+        """Return the stored grant of a name, even if it has expired."""
         found = self._cached.get(name)
         if found is None:
             _, found = await self._read(name)
@@ -166,7 +166,7 @@ class SharedTokens:
         return self._ttl if lasts else max(until - time.time(), 1.0)
 
     async def put(self, name: str, grant: Grant) -> None:
-        """Keep a grant in place of any other, and tell all workers."""
+        """Store a grant, replacing any other, and notify all workers."""
         await self._services.store.kv.put(
             self._place(name), self._sealed(name, grant), self._life(grant), lossy=self._lossy
         )
@@ -184,13 +184,13 @@ class SharedTokens:
         self._cached.pop(name, None)
         await self._services.store.bus.publish(self._topic, name.encode())
 
-    # What is fresh
+    # Fresh grants
 
     async def get(self, name: str, renew: Renew) -> Grant | None:
         """Return the grant of a name, renewed if its token is about to expire.
 
         Raises:
-            ClientError: it has expired, and can't be renewed now.
+            ClientError: it has expired, and can't be renewed at the moment.
         """
         found = await self.load(name)
         if found is not None and not _is_old(found):
@@ -201,10 +201,10 @@ class SharedTokens:
         """Renew a grant whose access token the upstream has refused.
 
         Returns:
-            Whether another attempt is worthwhile: there's another token now.
+            Whether a retry makes sense, because there's another token.
 
         Raises:
-            ClientError: it can't be renewed now.
+            ClientError: the grant can't be renewed at the moment.
         """
         _, found = await self._read(name)
         if found is not None and found.token != refused:
@@ -223,7 +223,7 @@ class SharedTokens:
         task = self._renewals.get(name)
         if task is None:
             if len(self._renewals) >= _MAX_RENEWALS:
-                raise ConnectFailed("Too many access tokens are renewed at once. Try again later.")
+                raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
             task = asyncio.get_running_loop().create_task(self._renew(name, old, renew))
             self._renewals[name] = task
             task.add_done_callback(lambda done: self._forget(name, done))
@@ -233,7 +233,7 @@ class SharedTokens:
         if self._renewals.get(name) is done:
             del self._renewals[name]
         if not done.cancelled():
-            done.exception()  # its callers may have given up
+            done.exception()  # its callers may have been canceled
 
     async def _renew(self, name: str, old: Grant | None, renew: Renew) -> Grant | None:
         try:
@@ -247,10 +247,10 @@ class SharedTokens:
                 async with asyncio.timeout(PATIENCE):
                     fresh = await renew(found)
         except TimeoutError:
-            raise ConnectFailed("The authorization server took too long.") from None
+            raise ConnectFailed("The authorization server took too long. Try again later.") from None
         except ClientError:
             if old is not None and not _has_ended(old):
-                return old  # it's good for a while
+                return old  # it's still valid for a while
             raise
         return await self._write(name, raw, fresh)
 
@@ -267,7 +267,7 @@ class SharedTokens:
             if fresh is None:
                 await self._tell(name)
             return fresh
-        # It was removed or replaced in between: what the person did counts.
+        # It was removed or replaced in between: the user's action wins.
         _, found = await self._read(name)
         if found is None and fresh is not None and self._discard is not None:
             await self._discard(name, fresh)
@@ -284,13 +284,13 @@ def _has_ended(grant: Grant) -> bool:
 
 @asynccontextmanager
 async def lease(kv: Map, place: str) -> AsyncGenerator[None]:
-    """Be the only worker inside for a name. A worker that dies inside blocks the others for a minute at most."""
+    """Hold an exclusive lease on a name. If a worker dies while holding it, others wait for at most a minute."""
     mine = secrets.token_bytes(16)
-    # Another worker may have it, and nothing here would hear that it's over.
+    # Another worker may hold it, and there's no notification when it's released.
     while not await kv.compare_and_set(place, None, mine, _LEASE):  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_AGAIN)
     try:
         yield
     finally:
-        # One that took too long is over, and another may have begun.
+        # An expired lease may belong to another worker by now.
         await kv.compare_and_set(place, mine, None, 1.0)

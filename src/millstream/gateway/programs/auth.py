@@ -1,4 +1,4 @@
-"""A program's own check of tokens, in front of every path of the server that runs it."""
+"""Authentication by a program's own token check, for every path of the server that runs it."""
 
 import asyncio
 import json
@@ -21,24 +21,24 @@ from millstream.gateway.programs.http import SIGN_IN, HttpSide
 logger = logging.getLogger("millstream.gateway")
 
 _SECONDS = 10.0
-"""How long a program's verdict is valid, unless the token expires earlier."""
+"""Seconds for which a program's verdict is valid, unless the token expires earlier."""
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 TOKEN = "access_token"  # noqa: S105  the name of a claim
-"""The claim that has the token as the program's library describes it."""
+"""Claim that holds the token as the program's library represents it."""
 
 
 class ProgramAuth(AuthMethod):
-    """Asks the program whether a token is valid. Its paths to sign in stay as they are."""
+    """Asks the program whether a token is valid. The program's sign-in paths are unchanged."""
 
     shows = True
 
     def __init__(self, side: HttpSide, remember: Callable[[str, Any], None]) -> None:
-        """Take over what an application checks.
+        """Wrap the token check of an application.
 
         Args:
-            side: of a program that is protected.
-            remember: called with a caller and what the library knows of them.
+            side: HTTP side of a protected program.
+            remember: called with a caller and the library's user object.
         """
         self._remember = remember
         self._backend: Any = side.backend
@@ -66,8 +66,8 @@ class ProgramAuth(AuthMethod):
         try:
             found: Any = await self._backend.authenticate(HTTPConnection(scope))
         except Exception as error:
-            logger.exception("The program's check of tokens failed.")
-            raise Unavailable("The token can't be verified now. Try again later.") from error
+            logger.exception("The program's token check failed.")
+            raise Unavailable("The token can't be verified at the moment. Try again later.") from error
         if found is None:
             return None
         granted, user = found
@@ -88,16 +88,16 @@ class ProgramAuth(AuthMethod):
         return Identity(principal, seconds)
 
     def holds(self, id: str) -> bool:
-        """Return True: a program reports no revocations, so its verdicts are valid for seconds only."""
+        """Return True: programs don't report revocations, so their verdicts are valid only for seconds."""
         return True
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return the paths by which the program says how to sign in."""
+        """Return the paths with the program's protected resource metadata."""
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}
 
 
 def caller_of(principal: Principal) -> str:
-    """Return what tells callers apart: each token has sessions of its own, because one may grant more than another."""
+    """Return the caller key: each token has its own sessions, because tokens may have different scopes."""
     credential: object = getattr(principal.claims.get(TOKEN), "token", None)
     return sha256(credential.encode()).hexdigest() if isinstance(credential, str) else principal.id
 
@@ -108,12 +108,12 @@ def _claim(token: Any, name: str) -> Any:
 
 
 def _resource_of(side: HttpSide) -> Mapping[str, Any]:
-    """Return what the program says about itself as a protected resource (RFC 9728); empty if it says nothing."""
+    """Return the program's protected resource metadata (RFC 9728); empty if it has none."""
     path = next((each.path for each in side.own_paths() if each.path.startswith(_WELL_KNOWN)), "")
     if not path:
         return {}
     found: list[bytes] = []
-    # The path needs nothing of the program, so a loop of its own serves it, wherever this is called.
+    # The path doesn't need the program's state, so a separate loop can serve it from anywhere.
     thread = Thread(target=lambda: found.append(asyncio.run(_get(side.application, path))))
     thread.start()
     thread.join()
@@ -125,7 +125,7 @@ def _resource_of(side: HttpSide) -> Mapping[str, Any]:
 
 
 async def _get(application: Any, path: str) -> bytes:
-    """Return the body of a reply of an ASGI application."""
+    """Return the response body of an ASGI application."""
     parts: list[bytes] = []
 
     async def receive() -> Mapping[str, Any]:

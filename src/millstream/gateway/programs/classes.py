@@ -1,6 +1,6 @@
-"""The classes of other libraries whose objects are servers.
+"""Server classes of other libraries.
 
-Nothing here imports a library: an object of one exists only where the program has imported it.
+This module doesn't import any of them: their objects exist only where the program has imported them.
 """
 
 import sys
@@ -16,11 +16,11 @@ _CLASSES: Mapping[tuple[str, str], str] = {
 
 
 class ProgramError(ValueError):
-    """A program can't run here; the text says why and what to do."""
+    """A program can't run here; the message says why and what to do."""
 
 
 def library_of(value: object) -> str:
-    """Return the name of the library that a server object belongs to; empty for any other object."""
+    """Return the library that a server object belongs to; empty for any other object."""
     for (module, name), library in _CLASSES.items():
         found = getattr(sys.modules.get(module), name, None)
         if isinstance(found, type) and isinstance(value, found):

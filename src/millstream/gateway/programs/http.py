@@ -1,4 +1,4 @@
-"""What a program serves over HTTP beside MCP: its check of tokens, and its own paths."""
+"""The HTTP side of a program: its token check, and its paths besides MCP."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 SIGN_IN = "/.well-known/oauth-"
-"""What the paths begin with that say how to sign in."""
+"""Prefix of the sign-in metadata paths."""
 _KNOWN_MIDDLEWARE = frozenset(
     (
         "AuthContextMiddleware",
@@ -16,8 +16,8 @@ _KNOWN_MIDDLEWARE = frozenset(
         "RequestContextMiddleware",
     )
 )
-"""What may stand in front of MCP. This server does the same: it checks tokens, Host, and Origin, and sends CORS headers
-to the origins that the program names.
+"""Middleware that may wrap MCP. This server replaces it: it checks tokens, Host, and Origin, and sends CORS headers
+to the origins that the program allows.
 """
 
 
@@ -26,19 +26,19 @@ class OwnPath(Struct, frozen=True):
 
     path: str
     methods: frozenset[str]
-    """Of HTTP; empty for all."""
+    """HTTP methods; empty for all."""
     below: bool
-    """Everything below the path, too."""
+    """Whether it includes everything below the path."""
 
 
 class HttpSide:
-    """The application that a program would serve over HTTP, taken apart through Starlette's public attributes."""
+    """The application that a program would serve over HTTP, inspected through Starlette's public attributes."""
 
     def __init__(self, application: Any) -> None:
-        """Look at an application.
+        """Inspect an application.
 
         Args:
-            application: of Starlette, as the library makes it.
+            application: Starlette application that the library creates.
         """
         self.application: Any = application
         self._mcp: Any = next((route for route in application.routes if _holder_of(route) is not None), None)
@@ -47,43 +47,43 @@ class HttpSide:
         self.required_scopes: tuple[str, ...] = tuple(getattr(endpoint, "required_scopes", None) or ())
         """Scopes that every caller needs."""
         self.metadata_url: str = str(getattr(endpoint, "resource_metadata_url", None) or "")
-        """Where clients find out how to sign in; empty where the program doesn't say."""
+        """URL of the protected resource metadata; empty if there's none."""
         self.backend: Any = _backend_of(application)
-        """Starlette's `AuthenticationBackend` that reads tokens; None where the program checks none."""
+        """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
         self.protected: bool = inner is not None or self.backend is not None
-        """Callers need a token."""
+        """Whether callers need a token."""
 
     @property
     def mcp_path(self) -> str:
-        """Where the program serves MCP."""
+        """Path of MCP."""
         return str(getattr(self._mcp, "path", ""))
 
     @property
     def low_level(self) -> Any:
-        """The low-level server behind the application; None if the library doesn't show it."""
+        """The low-level server behind the application; None if the library doesn't expose it."""
         return getattr(getattr(_holder_of(self._mcp), "session_manager", None), "app", None)
 
     def unknown_middleware(self) -> list[str]:
-        """Return the names of middleware classes that this package can't run in front of MCP."""
+        """Return the names of middleware classes that can't run in front of MCP here."""
         names = [str(getattr(each.cls, "__name__", each.cls)) for each in self.application.user_middleware]
         return [name for name in names if name not in _KNOWN_MIDDLEWARE]
 
     def cors_origins(self) -> tuple[str, ...]:
-        """Return the origins whose pages may read replies, as the program's middleware names them."""
+        """Return the origins that the program's CORS middleware allows."""
         options = [each.kwargs for each in self.application.user_middleware if hasattr(each, "kwargs")]
         return tuple(str(origin) for each in options for origin in each.get("allow_origins", ()))
 
     def own_paths(self) -> Iterator[OwnPath]:
-        """Yield the paths beside MCP: those to sign in, and those of the program."""
+        """Yield the paths besides MCP: sign-in metadata, and the program's own."""
         for route in self.application.routes:
             if route is self._mcp or not hasattr(route, "path"):
                 continue
-            below = not hasattr(route, "methods")  # of Starlette's `Mount`
+            below = not hasattr(route, "methods")  # Starlette's `Mount`
             yield OwnPath(route.path or "/", frozenset(getattr(route, "methods", None) or ()), below)
 
 
 def _holder_of(route: Any) -> Any:
-    """Return the endpoint of a route that has a session manager, also behind a check of tokens."""
+    """Return the endpoint of a route that has a session manager, unwrapping a token check."""
     endpoint = getattr(route, "endpoint", None)
     for each in (endpoint, getattr(endpoint, "app", None)):
         if hasattr(each, "session_manager"):

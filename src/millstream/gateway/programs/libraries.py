@@ -1,4 +1,4 @@
-"""How a server object of each library is run in this process, through its public interface."""
+"""Adapters that run the server objects of each library through its public interface."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,11 +16,11 @@ def program_of(value: Any) -> Program:
     """Return a server object of another library as a target.
 
     Raises:
-        ProgramError: it isn't one, or this version of its library can't be used.
+        ProgramError: it isn't one, or this version of its library isn't supported.
     """
     library = library_of(value)
     if not library:
-        raise ProgramError(f"A {type(value).__name__} isn't a server of mcp or fastmcp.")
+        raise ProgramError(f"{type(value).__name__} isn't a server of mcp or fastmcp.")
     known = f"{library} {metadata.version(library)}"
     name = str(getattr(value, "name", "") or "") or "server"
     if library == "fastmcp":
@@ -33,19 +33,19 @@ def program_of(value: Any) -> Program:
     unknown = side.unknown_middleware() if side is not None else []
     if unknown:
         raise ProgramError(
-            f"{name} has HTTP middleware of its own, which can't run here: {', '.join(unknown)}. Run its command "
-            "instead, or serve it as before and give its URL: millstream run URL"
+            f"{name} has its own HTTP middleware, which can't run here: {', '.join(unknown)}. Run its command "
+            "instead, or serve it as before and use its URL: millstream run URL"
         )
     program = Program(name, known, open, side, handshake_only=not _has_per_request_era())
     low_level = value if side is None else side.low_level
-    # fastmcp 3 and newer show it only while their lifespan runs.
+    # fastmcp 3 and newer expose it only while their lifespan runs.
     options = None if low_level is None else low_level.create_initialization_options()
     program.version = str(options.server_version if options is not None else value.version or "")
     return program
 
 
 def upstream_of(value: Any) -> Program:
-    """Return a server object as an upstream of a server that may let in other callers than the program does.
+    """Return a server object as an upstream of a server that may admit other callers than the program does.
 
     Raises:
         ProgramError: as `program_of`, or the program checks tokens.
@@ -53,8 +53,8 @@ def upstream_of(value: Any) -> Program:
     program = value if isinstance(value, Program) else program_of(value)
     if program is not value and program.protected:
         raise ProgramError(
-            f"{program.name} checks the tokens of its callers, and as an upstream it would serve everybody whom this "
-            "server lets in. Serve it by itself, with millstream run, or give its URL as the upstream."
+            f"{program.name} checks the tokens of its callers, but as an upstream it would serve every caller of "
+            "this server. Serve it on its own with millstream run, or use its URL as the upstream."
         )
     return program
 
@@ -75,22 +75,22 @@ def _low_level_class() -> type:
 
 
 def _shown(server: Any, known: str) -> Any:
-    """Return a low-level server if it is one.
+    """Return `server` if it's a low-level server.
 
     Raises:
-        ProgramError: it isn't: the application of this version has another shape.
+        ProgramError: it isn't one, because this version structures its application differently.
     """
     if not isinstance(server, _low_level_class()):
         raise ProgramError(
-            f"{known} doesn't show the server behind its HTTP application. "
-            'Run the program as a command instead: millstream run "python FILE"'
+            f"{known} doesn't expose the server behind its HTTP application. Run the program as a command "
+            'instead: millstream run "python FILE"'
         )
     return server
 
 
 @asynccontextmanager
 async def _low_level(server: Any) -> AsyncGenerator[Server]:
-    """Run a low-level server as over its own HTTP: 1.x runs the lifespan for each session, 2.x once."""
+    """Run a low-level server as its own HTTP transport would: 1.x runs the lifespan per session, 2.x once."""
     options = server.create_initialization_options()
     if not _has_per_request_era():
         yield Server(lambda given, taken: server.run(given, taken, options))
@@ -108,9 +108,9 @@ async def _low_level(server: Any) -> AsyncGenerator[Server]:
 
 @asynccontextmanager
 async def _fastmcp(server: Any, known: str) -> AsyncGenerator[Server]:
-    """Run a server of fastmcp: its application's lifespan once, and its low-level server for each session."""
+    """Run a fastmcp server: its application's lifespan once, and its low-level server for each session."""
     application = server.http_app()  # its session manager runs only once
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(application.router.lifespan_context(application))
-        # Known only now, because fastmcp 3 and newer make the session manager in the lifespan.
+        # Known only now, because fastmcp 3 and newer create the session manager in the lifespan.
         yield await stack.enter_async_context(_low_level(_shown(HttpSide(application).low_level, known)))

@@ -1,4 +1,4 @@
-"""Messages as the MCP SDK's own types, which every library of this package uses on its streams."""
+"""Conversion of messages to the MCP SDK's types, which all libraries of this package use on their streams."""
 
 from importlib import import_module
 from typing import Any
@@ -11,7 +11,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Messages:
-    """Makes messages of the installed SDK, and reads them."""
+    """Creates and reads messages of the installed SDK."""
 
     __slots__ = ("_error", "_message", "_notification", "_request", "_response", "_session_message")
 
@@ -26,10 +26,10 @@ class Messages:
         self._message: Any = types.JSONRPCMessage if isinstance(types.JSONRPCMessage, type) else None
 
     def make(self, data: bytes) -> Any:
-        """Return a message as the SDK has it.
+        """Return a message as an object of the SDK.
 
         Args:
-            data: a whole JSON-RPC message.
+            data: complete JSON-RPC message.
         """
         members = _decode(data)
         if "method" not in members:
@@ -40,7 +40,7 @@ class Messages:
         return self._session_message(made if self._message is None else self._message(made))
 
     def read(self, message: Any) -> tuple[Envelope, int]:
-        """Return a message that a server sent, and the id of the request that it belongs to; 0 if that isn't known."""
+        """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
         content = message.message
         content = getattr(content, "root", content)
         request_id = getattr(content, "id", None)
@@ -55,10 +55,10 @@ class Messages:
 
 
 def encode_members(value: Any) -> bytes:
-    """Return an object of the SDK as JSON."""
+    """Encode an object of the SDK as JSON."""
     try:
         return encode(value)
-    except (TypeError, ValueError):  # it has something that only pydantic can write
+    except (TypeError, ValueError):  # it contains something that only pydantic can encode
         pass
     from pydantic_core import to_json  # noqa: PLC0415  few messages need it
 
@@ -66,7 +66,7 @@ def encode_members(value: Any) -> bytes:
 
 
 def encode_error(error: Any) -> bytes:
-    """Return an error of the SDK, with its code, message, and data, as JSON."""
+    """Encode an error of the SDK, with its code, message, and data, as JSON."""
     members: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.data is not None:
         members["data"] = error.data

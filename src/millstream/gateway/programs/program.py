@@ -1,4 +1,4 @@
-"""A server object of another library, as a target for a client of this process."""
+"""A server object of another library, as a target for clients in this process."""
 
 import asyncio
 from collections import OrderedDict
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Server(Struct, frozen=True):
-    """What runs in one event loop."""
+    """A server running in one event loop."""
 
     serve: Callable[[Any, Any], Awaitable[None]]
     """``await serve(input, output)`` runs one session until the input ends."""
@@ -34,28 +34,28 @@ class Server(Struct, frozen=True):
 Open = Callable[[], AbstractAsyncContextManager[Server]]
 """Runs what a program runs once for all sessions, such as its lifespan."""
 MAX_USERS = 10_000
-"""Callers that a program remembers."""
+"""Maximum callers that a program remembers."""
 
 
 class _Running:
-    """A program that runs in one event loop."""
+    """A program running in one event loop."""
 
     __slots__ = ("context", "ready", "server", "stop", "task", "users")
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.users = 0
-        """Sessions, and others that need the program to run."""
+        """Number of sessions and other users of the program."""
         self.ready: asyncio.Future[None] = loop.create_future()
         self.stop = asyncio.Event()
         self.context = Context()
-        """What the program's lifespan has set."""
+        """Context variables set by the program's lifespan."""
         self.server: Server
         self.task: asyncio.Task[None]
 
 
 class Program:
-    """A program of another library. It's a target of `Client` and of ``Server.upstream``.
+    """A program of another library, as a target for `Client` and ``Server.upstream``.
 
     Its lifespan runs while sessions are open, or inside `running_lifespan`.
     """
@@ -63,14 +63,14 @@ class Program:
     def __init__(
         self, name: str, library: str, open: Open, side: "HttpSide | None" = None, *, handshake_only: bool
     ) -> None:
-        """Nothing starts before the first session.
+        """Create the program; it starts with the first session.
 
         Args:
-            name: of the server.
+            name: name of the server.
             library: name and version, for errors and logs.
             open: runs the program.
-            side: what it serves over HTTP; None for a low-level server, which serves nothing by itself.
-            handshake_only: it speaks no revision of the per-request era.
+            side: its HTTP side; None for a low-level server, which has none.
+            handshake_only: whether it doesn't support the per-request era.
         """
         self.name: str = name
         self.version: str = ""
@@ -84,28 +84,28 @@ class Program:
 
     @property
     def protected(self) -> bool:
-        """Whether its callers need a token, so that each of them needs a session of their own."""
+        """Whether callers need a token, so that each of them needs a separate session."""
         return self.side is not None and self.side.protected
 
     def authenticator(self) -> "ProgramAuth":
-        """Return the program's check of tokens, for a server in front of it."""
+        """Return the program's token check, for a server in front of it."""
         from millstream.gateway.programs.auth import ProgramAuth  # noqa: PLC0415  few programs check tokens
 
         assert self.side is not None  # noqa: S101  otherwise it isn't protected
         return ProgramAuth(self.side, self.remember)
 
     def caller_of(self, principal: "Principal") -> str:
-        """Return what tells the callers of a protected program apart."""
+        """Return the caller key of a protected program."""
         from millstream.gateway.programs.auth import caller_of  # noqa: PLC0415  few programs check tokens
 
         return caller_of(principal)
 
     def remember(self, caller: str, user: Any) -> None:
-        """Keep what the library knows of a caller, for the sessions of that caller.
+        """Store the library's user object for the sessions of a caller.
 
         Args:
             caller: see `caller_of`.
-            user: of the library.
+            user: user object of the library.
         """
         self._users[caller] = user
         self._users.move_to_end(caller)
@@ -113,7 +113,7 @@ class Program:
             self._users.popitem(last=False)
 
     def user_of(self, caller: str) -> Any:
-        """Return what `remember` kept last; None for a caller who isn't known."""
+        """Return what `remember` stored last; None for an unknown caller."""
         return self._users.get(caller)
 
     def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
@@ -126,7 +126,7 @@ class Program:
 
     @asynccontextmanager
     async def running_lifespan(self) -> AsyncGenerator[None]:
-        """Run the program's lifespan for the length of the block, with or without sessions."""
+        """Run the program's lifespan for the duration of the block, even without sessions."""
         await self.enter()
         try:
             yield
@@ -135,10 +135,10 @@ class Program:
             await self.settle()
 
     async def enter(self) -> Context:
-        """Start the program in this event loop unless it runs. Return the context for a session.
+        """Start the program in this event loop if necessary. Return the context for a session.
 
         Raises:
-            Exception: of the program's lifespan.
+            Exception: raised by the program's lifespan.
         """
         loop = asyncio.get_running_loop()
         running = self._running.get(loop)
@@ -154,7 +154,7 @@ class Program:
         return running.context.copy()
 
     def leave(self) -> None:
-        """Take back one `enter`. The last one stops the program; see `settle`."""
+        """Undo one `enter`. The last one stops the program; see `settle`."""
         running = self._running.get(asyncio.get_running_loop())
         if running is not None:
             self._leave(running)
@@ -166,18 +166,18 @@ class Program:
             running.stop.set()
 
     async def settle(self) -> None:
-        """Wait until the program has stopped, if it's about to."""
+        """Wait until the program has stopped, if it's stopping."""
         running = self._running.get(asyncio.get_running_loop())
         if running is not None and not running.users:
             await asyncio.wait([running.task])
 
     async def serve(self, input: Any, output: Any) -> None:
-        """Run a session until its input ends. `enter` was called."""
+        """Run a session until its input ends. Call `enter` first."""
         await self._running[asyncio.get_running_loop()].server.serve(input, output)
 
     @property
     def single(self) -> SingleExchange | None:
-        """What answers requests of the per-request era; None if sessions do. `enter` was called."""
+        """Return the handler for requests of the per-request era; None if sessions do. Call `enter` first."""
         return self._running[asyncio.get_running_loop()].server.single
 
     async def _run(self, running: _Running, loop: asyncio.AbstractEventLoop) -> None:
@@ -191,7 +191,7 @@ class Program:
             if running.ready.done():
                 raise
             running.ready.set_exception(exc)
-            running.ready.exception()  # raised to the waiter already
+            running.ready.exception()  # already raised to the waiter
         finally:
             if self._running.get(loop) is running:
                 del self._running[loop]
@@ -207,5 +207,5 @@ class ProgramOfCaller:
         self._caller = caller
 
     def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
-        """Return a transport to a session of its own."""
+        """Return a transport to a new session."""
         return ProgramTransport(self._program, self._caller, listener, background)

@@ -1,6 +1,6 @@
 """Requests of the per-request era to a server of the SDK 2.x: one call each, without a session and its streams.
 
-The SDK's own HTTP does the same: such a request needs nothing of an earlier one.
+This is what the SDK's own HTTP transport does, because such a request depends on no earlier one.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream.gateway.programs.messages import encode_error, encode_members
 
 Deliver = Callable[[Envelope, int], None]
-"""``deliver(notification, request id)``"""
+"""Delivers a notification: ``deliver(notification, request id)``."""
 
 
 class _Request(msgspec.Struct):
@@ -25,17 +25,17 @@ _decode = msgspec.json.Decoder(_Request).decode
 
 
 class SingleExchange:
-    """Answers requests, each for itself."""
+    """Answers requests independently of each other."""
 
     def __init__(self, server: Any, lifespan_state: Any) -> None:
         """Prepare to call a low-level server.
 
         Args:
-            server: of the SDK 2.x.
-            lifespan_state: what its lifespan has given.
+            server: server of the SDK 2.x.
+            lifespan_state: state that its lifespan yielded.
 
         Raises:
-            ImportError, AttributeError: this version has other modules.
+            ImportError, AttributeError: this version is organized differently.
         """
         runner: Any = import_module("mcp.server.runner")
         inbound: Any = import_module("mcp.shared.inbound")
@@ -51,13 +51,13 @@ class SingleExchange:
         self._refusal: Any = import_module("mcp.shared.exceptions").NoBackChannelError
 
     async def answer(self, method: str, body: bytes, request_id: int, deliver: Deliver) -> Envelope:
-        """Return the answer to a request.
+        """Return the response to a request.
 
         Args:
-            method: of the request.
-            body: the whole message.
-            request_id: of the request.
-            deliver: takes the notifications that come before the answer.
+            method: method of the request.
+            body: complete message.
+            request_id: id of the request.
+            deliver: receives the notifications that precede the response.
         """
         params = _decode(body).params
         route = self._classify({"method": method, "params": params})
@@ -69,7 +69,7 @@ class SingleExchange:
             result = await self._serve(
                 self._server, context, method, params, connection=connection, lifespan_state=self._state
             )
-        except Exception as exc:  # the server dispatches its request here
+        except Exception as exc:  # handlers can raise anything
             return Envelope(request_id, "", b"", error=encode_error(self._error_of(exc)))
         finally:
             context.closed = True
@@ -97,7 +97,7 @@ class _DispatchContext:
 
     @property
     def cancel_requested(self) -> Any:
-        """An event that's never set: a request that is cancelled ends with its task."""
+        """An event that's never set: canceling a request cancels its task."""
         if self._cancelled is None:
             self._cancelled = asyncio.Event()
         return self._cancelled

@@ -1,7 +1,7 @@
-"""The two streams between a client and a server object of another library, as anyio's stream interfaces.
+"""The two streams between a client and a server object of another library, with anyio's stream interfaces.
 
-The libraries take any object with anyio's interface. These two do without the task that a pair of memory streams needs
-to carry messages back: a message that the server sends reaches the waiting request within `send`.
+Unlike a pair of memory streams, these need no task to carry messages back: a message that the server sends reaches
+the waiting request within `send`.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ class ServerInput(ObjectReceiveStream[Any]):
     """Messages for the server."""
 
     def __init__(self, limit: int) -> None:
-        """Make an empty stream.
+        """Create an empty stream.
 
         Args:
-            limit: messages that may wait until the server receives them; `put` waits for room.
+            limit: maximum unread messages; `put` waits for room.
         """
         self._limit = limit
         self._messages: deque[tuple[Context, Any]] = deque()
@@ -30,14 +30,14 @@ class ServerInput(ObjectReceiveStream[Any]):
         self._ended = False
         self._closed = False
         self.last_context: Context | None = None
-        """The context of the last message: mcp 2.x runs its handler there."""
+        """Context of the last message; mcp 2.x runs its handler there."""
 
     async def put(self, message: Any, context: Context) -> bool:
-        """Add a message; False if the server has closed the stream, or `end` was called.
+        """Add a message. Return False if the server has closed the stream, or `end` was called.
 
         Args:
-            message: of the library's type.
-            context: where the server handles it, if its library does so for each message.
+            message: message of the library's type.
+            context: context for its handler, in libraries that run each message in its own.
         """
         while len(self._messages) >= self._limit and not (self._ended or self._closed):
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -50,7 +50,7 @@ class ServerInput(ObjectReceiveStream[Any]):
         return True
 
     def end(self) -> None:
-        """End the stream after the messages that wait. A server ends its session then."""
+        """End the stream after the unread messages. The server then ends its session."""
         self._ended = True
         self._wake()
         self._admit(len(self._writers))
@@ -74,7 +74,7 @@ class ServerInput(ObjectReceiveStream[Any]):
         return message
 
     async def aclose(self) -> None:
-        """Close the stream. Messages that wait are lost."""
+        """Close the stream, discarding unread messages."""
         self._closed = True
         self._messages.clear()
         self._wake()
@@ -96,10 +96,10 @@ class ServerOutput(ObjectSendStream[Any]):
     """Messages from the server."""
 
     def __init__(self, deliver: Callable[[Any], bool]) -> None:
-        """Make an open stream.
+        """Create an open stream.
 
         Args:
-            deliver: takes a message; False if the connection is closed.
+            deliver: receives a message; returns False if the connection is closed.
         """
         self._deliver = deliver
         self._closed = False

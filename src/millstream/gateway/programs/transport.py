@@ -1,4 +1,4 @@
-"""A client's transport to a server object of another library, in this process: one session of theirs each."""
+"""A client's transport to a server object of another library in this process, one session each."""
 
 import asyncio
 import logging
@@ -20,38 +20,38 @@ from millstream.gateway.programs.streams import ServerInput, ServerOutput
 logger = logging.getLogger("millstream.gateway")
 
 _WAITING = 1000
-"""Messages that wait until a program receives them."""
+"""Maximum messages that a program hasn't received yet."""
 _GRACE = 2.0
-"""Seconds that a session has to end by itself."""
+"""Seconds for a session to end by itself."""
 _NO_DISCOVERY = encode({"code": METHOD_NOT_FOUND, "message": "Method not found"})
 
 
 class Sessions(Protocol):
-    """A program, as far as its sessions need it."""
+    """A program, from the perspective of its sessions."""
 
     name: str
     handshake_only: bool
     messages: Messages
 
     async def enter(self) -> Context:
-        """Start the program unless it runs. Return the context for a session."""
+        """Start the program if necessary. Return the context for a session."""
         ...
 
     def leave(self) -> None:
-        """Take back one `enter`."""
+        """Undo one `enter`."""
 
     async def settle(self) -> None:
-        """Wait until the program has stopped, if it's about to."""
+        """Wait until the program has stopped, if it's stopping."""
 
     async def serve(self, input: ServerInput, output: ServerOutput, /) -> None:
         """Run a session until its input ends."""
 
     @property
     def single(self) -> SingleExchange | None:
-        """What answers requests of the per-request era; None if sessions do."""
+        """Return the handler for requests of the per-request era; None if sessions do."""
 
     def user_of(self, caller: str) -> Any:
-        """Return what the library knows of a caller."""
+        """Return the library's user object of a caller."""
 
 
 class ProgramTransport:
@@ -83,24 +83,26 @@ class ProgramTransport:
         self._revision: Revision | None = None
         self._session: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Envelope]] = set()
-        """Requests that need no session."""
+        """Running requests that need no session."""
 
     @property
     def lost(self) -> bool:
-        """Whether the session is over."""
+        """Whether the session has ended."""
         return self._duplex.fault is not None
 
     async def open(self) -> None:
         """Start a session.
 
         Raises:
-            ConnectFailed: the program doesn't start.
+            ConnectFailed: the program failed to start.
         """
         try:
             self._context = await self._program.enter()
         except Exception as exc:
-            logger.exception("The program %s doesn't start", self._program.name)
-            raise ConnectFailed(f"The program {self._program.name} doesn't start: {type(exc).__name__}.") from exc
+            logger.exception("The program %s failed to start", self._program.name)
+            raise ConnectFailed(
+                f"The program {self._program.name} failed to start: {type(exc).__name__}. See the log."
+            ) from exc
         self._entered = True
 
     def _context_of_caller(self) -> Context:
@@ -128,13 +130,13 @@ class ProgramTransport:
         return self._duplex.fault is None
 
     def agreed(self, revision: Revision) -> None:
-        """Keep the revision."""
+        """Store the revision."""
         self._revision = revision
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         if request.method == "server/discover" and self._program.handshake_only:
-            return Envelope(request.id, "", b"", error=_NO_DISCOVERY)  # its session would log a complaint
+            return Envelope(request.id, "", b"", error=_NO_DISCOVERY)  # its session would log a warning
         revision = request.revision or self._revision
         single = self._program.single
         if single is None or revision is None or revision.handshake:
@@ -146,7 +148,7 @@ class ProgramTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            return await task  # a caller that is cancelled cancels it
+            return await task  # canceling the caller cancels it
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
@@ -154,7 +156,7 @@ class ProgramTransport:
             raise ConnectionLost("The client was closed.") from None
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer. Without a session, there's nothing for either."""
+        """Send a notification or a response. Without a session, there's nothing to send it to."""
         if self._session is not None:
             await self._write(message)
 
