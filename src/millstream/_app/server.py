@@ -21,6 +21,7 @@ from millstream._app.hub_access import HubAccess, no_hub
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
+from millstream._protocol.errors import LocalError
 from millstream._protocol.suggestions import suggesting
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completers import completer_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import Given
     from millstream.extensions import Extension
+    from millstream.extensions.events import EventOptions, Events
     from millstream.gateway.upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
@@ -49,6 +51,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
+D = TypeVar("D", bound=type[Any])
 Kind = Literal["tool", "resource", "prompt"]
 Transport = Literal["http", "stdio", "sse", "streamable-http"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
@@ -212,6 +215,17 @@ class Server(FamiliarNames):
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
         return _decorate(function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options)))
+
+    def event(self, name: str, **options: "Unpack[EventOptions]") -> "Callable[[D], D]":
+        """Declare an event that clients can subscribe to, over the class of its payload: ``@mcp.event("order.paid")``.
+
+        Keyword options: see `millstream.extensions.events.EventOptions`. The server needs the events extension.
+
+        Raises:
+            LocalError: the server has no events.
+            ValueError: there is an event of that name.
+        """
+        return self.events.event(name, **options)
 
     def complete(self, reference: str, argument: str) -> Callable[[C], C]:
         """``@mcp.complete("review", argument="tone")`` over ``def f(value, arguments) -> list[str]``, plain or async.
@@ -464,6 +478,23 @@ class Server(FamiliarNames):
     async def stop(self) -> None:
         """Close what runs in this event loop, if something does."""
         await self.runtimes.stop()
+
+    @property
+    def events(self) -> "Events":
+        """The events extension of the server: ``await mcp.events.publish(OrderPaid(order="7"))``.
+
+        Raises:
+            LocalError: the server has no events.
+        """
+        from millstream.extensions.events import Events  # noqa: PLC0415  few servers have events
+
+        extension = self.extension(Events)
+        if extension is not None:
+            return extension
+        raise LocalError(
+            f'{self.name!r} has no events. Write Server({self.name!r}, serve="hub", '
+            'extensions=[Events(draft="SEP-3415")]), with Events from millstream.extensions.events.'
+        )
 
     @property
     def hub(self) -> HubAccess:

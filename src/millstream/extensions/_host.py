@@ -2,14 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from millstream._config import Settings
 from millstream._parts import Host
 from millstream._protocol.admission import require_capabilities
-from millstream._protocol.errors import CustomResult
+from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import Handler, result_object, typed
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
@@ -22,6 +22,9 @@ from millstream._server.handlers.params import take_rounds
 from millstream._server.peer_messages import ExtensionBroadcast
 from millstream._stores.base import Log, Map
 from millstream.extensions._context import CallContext
+
+if TYPE_CHECKING:
+    from millstream.hub import Hub
 
 T = TypeVar("T")
 EVERY_REVISION: Final = frozenset(revision.date for revision in ALL)
@@ -98,6 +101,26 @@ class ServerHost:
     def worker(self) -> str:
         """The name of this worker in the store."""
         return self._host.store.workers.me
+
+    @property
+    def hub(self) -> "Hub":
+        """The hub of the server, for an extension that has ``hub`` in `Extension.needs`.
+
+        Raises:
+            LocalError: the server serves no hub.
+        """
+        if self._host.hub is None:
+            raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs")
+        return self._host.hub
+
+    def seal(self, value: bytes, bound: str) -> bytes:
+        """Encrypt a value for the store with the keys of the server. Only `unseal` with the same `bound` reads it."""
+        services = self._host.services
+        return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
+
+    def unseal(self, sealed: bytes, bound: str) -> bytes | None:
+        """Return the value that `seal` encrypted; None if the server has other keys now, or it was changed."""
+        return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
 
     async def alive(self, worker: str) -> bool:
         """Return whether a worker of that name runs."""

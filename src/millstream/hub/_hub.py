@@ -229,6 +229,20 @@ class Hub:
         )
         return await self._attendance.welcome(subscription, last_event_id, history)
 
+    async def follow(
+        self, channel: str, outlet: Outlet, *, encode: Encode, last_event_id: str = "", transport: str = ""
+    ) -> Subscription:
+        """Subscribe for the server itself: neither the authorization hook nor a cap is asked.
+
+        Arguments as `subscribe`.
+
+        Raises:
+            InvalidName: nothing was written.
+        """
+        check_channel(channel)
+        subscription = Subscription((channel,), outlet, encode, self._attendance.leave, transport=transport)
+        return await self._attendance.welcome(subscription, last_event_id, 0)
+
     async def receive(
         self,
         client_id: str,
@@ -269,6 +283,10 @@ class Hub:
         """
         check_channel(channel)
         return await self._journal.history(channel, count) if count > 0 else []
+
+    def place(self) -> str:
+        """Return the id of the place where this worker stands. A subscriber resumes behind it."""
+        return self._journal.place()
 
     def stats(self) -> HubStats:
         """The state of this worker's part of the hub."""

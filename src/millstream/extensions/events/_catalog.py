@@ -1,0 +1,74 @@
+"""The event types that a server declares."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from millstream._protocol.errors import LocalError
+from millstream.extensions.events._errors import unknown_event
+from millstream.extensions.events._event_type import EventType
+
+
+class EventCatalog:
+    """Event types by name and by the class of their payload."""
+
+    __slots__ = ("_by_name", "_by_payload")
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, EventType] = {}
+        self._by_payload: dict[Any, EventType] = {}
+
+    def add(self, kind: EventType) -> None:
+        """Declare an event type.
+
+        Raises:
+            ValueError: there is one of that name, or of that payload class.
+        """
+        if kind.name in self._by_name:
+            raise ValueError(f"There is an event {kind.name!r} already. Give this one another name")
+        if kind.payload in self._by_payload:
+            other = self._by_payload[kind.payload].name
+            raise ValueError(f"{kind.payload.__name__} is the payload of {other!r} already. Give {kind.name!r} its own")
+        self._by_name[kind.name] = kind
+        self._by_payload[kind.payload] = kind
+
+    def __iter__(self) -> Iterator[EventType]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def named(self, name: str) -> EventType | None:
+        """Return the event type of a name, if there is one."""
+        return self._by_name.get(name)
+
+    def of(self, event: Any) -> EventType:
+        """Return the event type of a name, or of a payload.
+
+        Raises:
+            LocalError: there is none.
+        """
+        kind = self._by_name.get(event) if isinstance(event, str) else self._by_payload.get(type(event))
+        if kind is None:
+            shown = repr(event) if isinstance(event, str) else f"the class {type(event).__name__}"
+            raise LocalError(f'No event is declared for {shown}. Declare one: @mcp.event("order.paid") on a class.')
+        return kind
+
+    def visible(self, name: str, scopes: frozenset[str] | None) -> EventType:
+        """Return an event type that a caller may use.
+
+        Args:
+            name: of the event.
+            scopes: of the caller; None for one that may do everything.
+
+        Raises:
+            ProtocolError: NOT_FOUND; hidden event types are as those that don't exist.
+        """
+        kind = self._by_name.get(name)
+        if kind is None or not sees(kind, scopes):
+            raise unknown_event(name)
+        return kind
+
+
+def sees(kind: EventType, scopes: frozenset[str] | None) -> bool:
+    """Return whether scopes cover an event type; None covers everything."""
+    return scopes is None or kind.scopes <= scopes

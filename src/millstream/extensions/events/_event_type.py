@@ -1,0 +1,230 @@
+"""Event types: a hub channel, a schema of the payload, and who may receive which events."""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import LocalError, shorten
+from millstream._protocol.json_schema import Schema, is_object
+from millstream._protocol.principal import Principal
+from millstream._server.functions.engine import VALUE, engine_of_type
+from millstream._server.functions.outputs import encode
+from millstream._server.functions.problems import place
+from millstream.extensions.events._errors import invalid
+from millstream.hub._channels import check_channel
+
+MAX_BODY = 256 * 1024
+"""Bytes of an event as it's delivered. Receivers may refuse larger ones."""
+MAX_ARGUMENTS = 16 * 1024
+"""Bytes of the arguments of a subscription, as canonical JSON."""
+
+Match = Callable[[Any, Any, Principal | None], bool]
+"""``match(payload, arguments, principal)`` says whether a subscription receives an event. It must not block."""
+
+_logger = logging.getLogger("millstream.events")
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_encode_canonical = msgspec.json.Encoder(order="sorted").encode
+
+
+class Arguments(Struct, frozen=True):
+    """The arguments of a subscription: as typed values, and as canonical JSON."""
+
+    value: Any
+    """What `match` gets: an instance of the declared type, or a dictionary."""
+    given: Mapping[str, Any]
+    canonical: bytes
+
+
+class Occurrence(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One event as it's delivered.
+
+    Example:
+        ``async for event in client_events: print(event.name, event.data)``
+    """
+
+    event_id: str
+    """Identifies the event, for deduplication."""
+    name: str
+    timestamp: str
+    """When it was published, ISO 8601."""
+    data: Any
+    cursor: str | None = None
+    """The position behind the event, where the delivery has it."""
+
+
+class EventType:
+    """One declared event type.
+
+    Args:
+        name: of the event, and of the hub channel that carries it.
+        payload: the type of the data, an object.
+        arguments: the type of the arguments of subscriptions, an object; without it, any field of the payload is a
+            filter.
+        match: decides which subscriptions receive an event. Without it, each argument that is a field of the payload
+            has to equal it.
+        description: what clients show; the docstring of the payload by default.
+        scopes: that a caller needs to see the event type.
+
+    Raises:
+        InvalidName: the name can't be a channel.
+        TypeError: one of the types is not an object, or can't be described.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        payload: Any,
+        *,
+        arguments: Any = None,
+        match: Match | None = None,
+        description: str = "",
+        scopes: frozenset[str] = frozenset(),
+    ) -> None:
+        check_channel(name)
+        self.name: str = name
+        self.payload: Any = payload
+        self.scopes: frozenset[str] = scopes
+        self.description: str = description or _summary(payload)
+        self._engine = engine_of_type(payload)
+        self.payload_schema: Schema = _object_schema(self._engine.input_schema, name, "payload")
+        self._fields = frozenset(self.payload_schema.get("properties", {}))
+        self._arguments = None if arguments is None else engine_of_type(arguments)
+        self.input_schema: Schema = (
+            _filters_of(self.payload_schema)
+            if self._arguments is None
+            else _object_schema(self._arguments.input_schema, name, "arguments")
+        )
+        self._match = match
+
+    def describe(self, delivery: list[str]) -> dict[str, Any]:
+        """Return the entry of `events/list`."""
+        described: dict[str, Any] = {"name": self.name}
+        if self.description:
+            described["description"] = self.description
+        return {
+            **described,
+            "delivery": delivery,
+            "inputSchema": self.input_schema,
+            "payloadSchema": self.payload_schema,
+        }
+
+    # Arguments
+
+    def read_arguments(self, raw: Raw | bytes) -> Arguments:
+        """Return the arguments of a subscription.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS; the text names what doesn't fit.
+        """
+        text = bytes(raw) or b"{}"
+        if text == b"null":
+            text = b"{}"
+        try:
+            given = _decode_object(text)
+            canonical = _encode_canonical(given)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise invalid("arguments must be an object") from error
+        if len(canonical) > MAX_ARGUMENTS:
+            raise invalid(f"arguments have at most {MAX_ARGUMENTS} bytes")
+        if self._arguments is None:
+            unknown = sorted(given.keys() - self._fields)
+            if unknown:
+                raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
+            return Arguments(given, given, canonical)
+        wrapped = b'{"%b":%b}' % (VALUE.encode(), text)
+        try:
+            value = getattr(self._arguments.decode(wrapped), VALUE)
+        except msgspec.DecodeError as error:
+            problems = self._arguments.problems(error, {VALUE: given})
+            text_of = "; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)
+            raise invalid(f"arguments: {shorten(text_of)}") from error
+        return Arguments(value, given, canonical)
+
+    # Payloads
+
+    def encode(self, data: Any) -> bytes:
+        """Return the JSON of a payload.
+
+        Raises:
+            LocalError: it isn't of the declared type, or it's too large to be delivered.
+            TypeError: it can't be written as JSON.
+        """
+        written = encode(data)
+        if len(written) + 2048 > MAX_BODY:
+            limit = MAX_BODY - 2048
+            raise LocalError(
+                f"The data of an event {self.name!r} takes at most {limit} bytes, not {len(written)}. "
+                "Publish an id, and let clients read the rest with a tool."
+            )
+        try:
+            self.read(written)
+        except ValueError as error:
+            raise LocalError(f"The data don't fit the event {self.name!r}: {error}") from error
+        return written
+
+    def read(self, written: bytes) -> Any:
+        """Return the payload of its JSON, as the declared type.
+
+        Raises:
+            ValueError: it doesn't fit.
+        """
+        wrapped = b'{"%b":%b}' % (VALUE.encode(), written)
+        try:
+            return getattr(self._engine.decode(wrapped), VALUE)
+        except msgspec.ValidationError as error:
+            problems = self._engine.problems(error, msgspec.json.decode(wrapped))
+            raise ValueError("; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)) from error
+
+    def matches(self, payload: Any, data: Mapping[str, Any], arguments: Arguments, principal: Principal | None) -> bool:
+        """Return whether a subscription receives an event. A `match` that raises excludes it.
+
+        Args:
+            payload: the event, as the declared type.
+            data: the same as JSON values.
+            arguments: of the subscription.
+            principal: who subscribed.
+        """
+        if self._match is None:
+            return all(data.get(name) == value for name, value in arguments.given.items() if name in self._fields)
+        try:
+            return bool(self._match(payload, arguments.value, principal))
+        except Exception:
+            _logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
+            return False
+
+
+def timestamp(at: float) -> str:
+    """Return a Unix time as ISO 8601, in UTC with milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _summary(payload: Any) -> str:
+    text = getattr(payload, "__doc__", None) or ""
+    return "" if text.startswith(f"{getattr(payload, '__name__', '')}(") else text.strip().partition("\n\n")[0]
+
+
+def _object_schema(wrapper: Schema, name: str, what: str) -> Schema:
+    schema = wrapper["properties"][VALUE]
+    while "$ref" in schema:
+        schema = wrapper["$defs"][schema["$ref"].rpartition("/")[2]]
+    if schema.get("type") != "object":
+        raise TypeError(
+            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model"
+        )
+    if "$defs" in wrapper:
+        schema = {**schema, "$defs": wrapper["$defs"]}
+    return {key: value for key, value in schema.items() if key != "default"}
+
+
+def _filters_of(payload: Schema) -> Schema:
+    """Return the schema of arguments where each field of the payload is an optional filter."""
+    properties = {
+        name: {key: value for key, value in each.items() if key != "default"} if is_object(each) else each
+        for name, each in payload.get("properties", {}).items()
+    }
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema

@@ -1,0 +1,212 @@
+"""Reads of a hub channel: pages for polls, and feeds that stay open."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from millstream.hub import Event, Hub
+from millstream.hub._event import CUT, GAP
+
+_LOW_WATER = 64 * 1024
+_MAX_CURSOR = 256
+
+Kind = Literal["event", "gap", "place", "cut"]
+
+
+class Notice(Struct, frozen=True, array_like=True):
+    """What a channel says: an event, a gap before the next one, how far the worker has read, or the end."""
+
+    kind: Kind
+    id: str
+    offset: int
+    at: float
+    data: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Notice).decode
+
+
+def encode_notice(event: Event) -> bytes:
+    """Return an event of the hub as the bytes of a `Notice`."""
+    if event.channel:
+        return _encode(Notice("event", event.id, event.offset, event.at, event.data or b""))
+    kinds: dict[str | None, Kind] = {GAP: "gap", CUT: "cut"}
+    return _encode(Notice(kinds.get(event.event, "place"), "", event.offset, 0.0, b""))
+
+
+def position(hub: Hub, offset: int) -> str:
+    """Return the cursor of an offset in the present epoch."""
+    return f"{hub.place().rpartition('.')[0]}.{offset}"
+
+
+def split_cursor(cursor: str) -> tuple[str, int]:
+    """Return the epoch and the offset of a cursor; offset -1 for one that isn't ours."""
+    epoch, _, digits = cursor.rpartition(".")
+    return epoch, int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
+
+
+class Feed:
+    """An outlet of the hub from which one task takes notices. The hub ends a feed that falls too far behind."""
+
+    __slots__ = ("_buffered", "_callbacks", "_news", "_room", "_waiting", "closed")
+
+    def __init__(self) -> None:
+        self.closed: bool = False
+        self._waiting: deque[bytes] = deque()
+        self._buffered = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the task hasn't taken yet."""
+        return self._buffered
+
+    def write(self, data: bytes) -> None:
+        """Take a notice."""
+        if not self.closed:
+            self._waiting.append(data)
+            self._buffered += len(data)
+            self._news.set()
+
+    async def drain(self) -> None:
+        """Wait until the task has taken most of what was written."""
+        while self._buffered > _LOW_WATER and not self.closed:
+            self._room.clear()
+            await self._room.wait()
+
+    def close(self) -> None:
+        """End the feed. What was written before can still be taken. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            self._news.set()
+            self._room.set()
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back at the end, or immediately after it."""
+        if self.closed:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    async def take(self) -> Notice | None:
+        """Return the next notice, or None at the end."""
+        while not self._waiting:
+            if self.closed:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        data = self._waiting.popleft()
+        self._buffered -= len(data)
+        if self._buffered <= _LOW_WATER:
+            self._room.set()
+        return _decode(data)
+
+
+class Page:
+    """An outlet that collects some events, and closes when it has enough.
+
+    Args:
+        hub: whose channel is read.
+        most: how many events to collect.
+        max_bytes: the data of all of them together, give or take one event.
+        accepts: says which events count.
+    """
+
+    __slots__ = (
+        "_accepts", "_callbacks", "_hub", "_left", "_most", "closed", "complete", "cursor", "events", "gap", "more",
+    )  # fmt: skip
+
+    def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:
+        self._hub = hub
+        self._most = most
+        self._left = max_bytes
+        self._accepts = accepts
+        self._callbacks: list[Callable[[], None]] = []
+        self.closed: bool = False
+        self.events: list[Notice] = []
+        self.cursor: str = ""
+        """The position behind everything that was read."""
+        self.gap: bool = False
+        """Events before the first one are gone."""
+        self.more: bool = False
+        """There are further events behind `cursor`."""
+
+    @property
+    def buffered(self) -> int:
+        """Nothing waits."""
+        return 0
+
+    def write(self, data: bytes) -> None:
+        """Take a notice."""
+        if self.closed:
+            return
+        notice = _decode(data)
+        if notice.kind == "gap":
+            self.gap = True
+        elif notice.kind == "place":
+            self.cursor = position(self._hub, notice.offset)
+        elif notice.kind == "event":
+            if self._accepts(notice):
+                if len(self.events) >= self._most or self._left <= 0:
+                    self.more = True
+                    self.close()
+                    return
+                self.events.append(notice)
+                self._left -= len(notice.data)
+            self.cursor = position(self._hub, notice.offset)
+
+    async def drain(self) -> None:
+        """Return at once."""
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back at the end, or immediately after it."""
+        if self.closed:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+
+async def read_page(
+    hub: Hub,
+    channel: str,
+    cursor: str,
+    *,
+    most: int,
+    max_bytes: int = 4 * 1024 * 1024,
+    accepts: Callable[[Notice], bool] = lambda notice: True,
+) -> Page:
+    """Return the events of a channel behind a cursor. An empty cursor stands for now."""
+    page = Page(hub, most=most, max_bytes=max_bytes, accepts=accepts)
+    await hub.follow(channel, page, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
+    page.close()
+    return page
+
+
+def open_feed(hub: Hub, channel: str, cursor: str) -> tuple[Feed, "asyncio.Task[Any]"]:
+    """Return a feed of the events behind a cursor, and the task that brings it up to date.
+
+    The task replays as fast as the feed is read. Await it, or cancel it and close the feed.
+    """
+    feed = Feed()
+    replay = asyncio.get_running_loop().create_task(
+        hub.follow(channel, feed, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
+    )
+    return feed, replay

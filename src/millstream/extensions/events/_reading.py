@@ -1,0 +1,249 @@
+"""`events/list`, `events/poll`, and `events/stream`, without what carries them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, ProtocolError
+from millstream._protocol.principal import Principal
+from millstream.extensions.events._catalog import EventCatalog, sees
+from millstream.extensions.events._errors import forbidden, invalid
+from millstream.extensions.events._event_type import Arguments, EventType, timestamp
+from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
+from millstream.hub import Forbidden, Hub, TooMany
+
+NEXT_POLL_MS = 10_000
+MAX_EVENTS = 100
+"""Events of one page, whatever the client asks for."""
+PAGE_SIZE = 100
+"""Event types of one page of `events/list`."""
+PREFIX = "notifications/events/"
+
+_decode_data = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Caller(Struct, frozen=True):
+    """Who asks."""
+
+    principal: Principal | None = None
+    scopes: frozenset[str] | None = frozenset()
+    """None for a caller that may do everything."""
+
+
+class ListParams(Struct):
+    cursor: str | None = None
+
+
+class ReadParams(Struct, rename="camel"):
+    """Of `events/poll` and `events/stream`."""
+
+    name: str
+    arguments: Raw = field(default_factory=lambda: Raw(b""))
+    cursor: str | None = None
+    max_age_ms: int | None = None
+    max_events: int | None = None
+
+
+class Reader:
+    """Which events of one subscription count, and how they're written.
+
+    Args:
+        kind: of the events.
+        arguments: of the subscription.
+        principal: who subscribed.
+        oldest: events published before this Unix time are skipped.
+    """
+
+    __slots__ = ("_arguments", "_kind", "_oldest", "_principal", "skipped")
+
+    def __init__(self, kind: EventType, arguments: Arguments, principal: Principal | None, oldest: float = 0.0) -> None:
+        self._kind = kind
+        self._arguments = arguments
+        self._principal = principal
+        self._oldest = oldest
+        self.skipped: bool = False
+        """An event was too old."""
+
+    def accepts(self, notice: Notice) -> bool:
+        """Return whether the subscription receives an event. One whose data don't fit the schema counts for none."""
+        if notice.at < self._oldest:
+            self.skipped = True
+            return False
+        try:
+            payload, data = self._kind.read(notice.data), _decode_data(notice.data)
+        except (ValueError, RecursionError):
+            return False
+        return self._kind.matches(payload, data, self._arguments, self._principal)
+
+    def occurrence(self, notice: Notice, cursor: str | None) -> dict[str, Any]:
+        """Return an event as it's delivered; without a cursor where the delivery has one of its own."""
+        return occurrence(self._kind.name, notice, cursor)
+
+
+def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
+    """Return an event as it's delivered."""
+    written = {"eventId": notice.id, "name": name, "timestamp": timestamp(notice.at), "data": Raw(notice.data)}
+    return written if cursor is None else {**written, "cursor": cursor}
+
+
+def _with_values(written: dict[str, Any]) -> dict[str, Any]:
+    return {**written, "data": _decode_data(written["data"])}
+
+
+class EventReading:
+    """The methods that read events. They keep no state between requests.
+
+    Args:
+        catalog: the event types.
+        hub: that carries the events.
+        clock: Unix time.
+        modes: the delivery modes that every event type has.
+    """
+
+    def __init__(self, catalog: EventCatalog, hub: Hub, clock: Callable[[], float], modes: list[str]) -> None:
+        self._catalog = catalog
+        self._hub = hub
+        self._clock = clock
+        self._modes = modes
+
+    def list_types(self, params: ListParams, caller: Caller, *, streams: bool = True) -> dict[str, Any]:
+        """Return one page of the event types that the caller sees, with the delivery modes that it can use.
+
+        Args:
+            params: of the request.
+            caller: who asks. Webhooks are for those who have signed in.
+            streams: the revision has `events/stream`.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS for a cursor that isn't ours.
+        """
+        kinds = sorted((kind for kind in self._catalog if sees(kind, caller.scopes)), key=lambda each: each.name)
+        after = params.cursor or ""
+        if after and self._catalog.named(after) is None:
+            raise invalid("unknown cursor")
+        rest = [kind for kind in kinds if kind.name > after]
+        page = rest[:PAGE_SIZE]
+        unusable = {"webhook" if caller.principal is None else "", "" if streams else "push"}
+        modes = [mode for mode in self._modes if mode not in unusable]
+        listed: dict[str, Any] = {"events": [kind.describe(modes) for kind in page]}
+        return {**listed, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else listed
+
+    async def poll(self, params: ReadParams, caller: Caller) -> dict[str, Any]:
+        """Return the events behind a cursor, or the present cursor if none is given.
+
+        Raises:
+            ProtocolError: the caller may not, or the request doesn't fit.
+        """
+        kind = self._catalog.visible(params.name, caller.scopes)
+        reader = self._reader(kind, params, caller)
+        most = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
+        check_admission(self._hub, kind.name, caller.principal)
+        page = await read_page(self._hub, kind.name, params.cursor or "", most=most, accepts=reader.accepts)
+        return {
+            "events": [_with_values(reader.occurrence(each, None)) for each in page.events],
+            "cursor": page.cursor,
+            "truncated": page.gap or reader.skipped,
+            "hasMore": page.more,
+            "nextPollMs": NEXT_POLL_MS,
+        }
+
+    def open_stream(self, params: ReadParams, caller: Caller) -> "EventStream":
+        """Return the stream of one subscription.
+
+        Raises:
+            ProtocolError: the caller may not, or the request doesn't fit.
+        """
+        kind = self._catalog.visible(params.name, caller.scopes)
+        reader = self._reader(kind, params, caller)
+        check_admission(self._hub, kind.name, caller.principal)
+        feed, replay = open_feed(self._hub, kind.name, params.cursor or "")
+        return EventStream(self._hub, reader, feed, replay)
+
+    def _reader(self, kind: EventType, params: ReadParams, caller: Caller) -> Reader:
+        return Reader(
+            kind,
+            kind.read_arguments(params.arguments),
+            caller.principal,
+            oldest(params.max_age_ms, params.cursor, self._clock()),
+        )
+
+
+class EventStream:
+    """The notifications of one stream.
+
+    Example:
+        ``async for method, params in stream: await reply.send(method, params)``, and then ``await stream.close()``.
+    """
+
+    __slots__ = ("_feed", "_hub", "_reader", "_replay")
+
+    def __init__(self, hub: Hub, reader: Reader, feed: Feed, replay: asyncio.Task[Any]) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._feed = feed
+        self._replay = replay
+
+    def end(self) -> None:
+        """Take nothing more from the hub. The iteration ends."""
+        self._feed.close()
+
+    async def close(self) -> None:
+        """End, and release everything."""
+        self._feed.close()
+        self._replay.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await self._replay
+
+    async def __aiter__(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+        """Yield each notification as its method and its params, until the hub or `end` ends the stream."""
+        hub, reader = self._hub, self._reader
+        active = gap = False
+        while (notice := await self._feed.take()) is not None:
+            if notice.kind == "cut":
+                text = "The stream fell behind. Open it again with the last cursor."
+                yield f"{PREFIX}error", {"error": {"code": INTERNAL_ERROR, "message": text}}
+            if notice.kind == "gap":
+                gap = True
+            if notice.kind in ("gap", "cut"):
+                continue
+            counts = notice.kind == "event" and reader.accepts(notice)
+            truncated, here = gap or reader.skipped, position(hub, notice.offset)
+            if truncated or not active:
+                start = position(hub, notice.offset - 1) if counts else here
+                yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
+                active, gap, reader.skipped = True, False, False
+            elif notice.kind == "place":
+                yield f"{PREFIX}heartbeat", {"cursor": here}
+            if counts:
+                yield f"{PREFIX}event", reader.occurrence(notice, here)
+
+
+def oldest(max_age_ms: int | None, cursor: str | None, now: float) -> float:
+    """Return the Unix time before which events aren't replayed.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for a negative age.
+    """
+    if max_age_ms is None or not cursor:
+        return 0.0
+    if max_age_ms < 0:
+        raise invalid("maxAgeMs must be 0 or more")
+    return now - max_age_ms / 1000
+
+
+def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None:
+    """Ask the authorization hook of the hub, and its caps.
+
+    Raises:
+        ProtocolError: FORBIDDEN or OVERLOADED.
+    """
+    try:
+        hub.admission.subscribe([channel], principal=principal)
+    except Forbidden as error:
+        raise forbidden(str(error)) from error
+    except TooMany as error:
+        raise ProtocolError(OVERLOADED, str(error), status=503) from error

@@ -1,0 +1,266 @@
+"""`events/subscribe` and `events/unsubscribe`: webhook subscriptions, on any worker."""
+
+import asyncio
+import hmac
+import secrets
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec.structs import replace
+
+from millstream._protocol.principal import Principal
+from millstream.extensions.events._catalog import EventCatalog
+from millstream.extensions.events._errors import (
+    callback_failed,
+    exhausted,
+    forbidden,
+    invalid,
+    unknown_subscription,
+    unsupported,
+)
+from millstream.extensions.events._event_type import Arguments, EventType, timestamp
+from millstream.extensions.events._feed import position, read_page, split_cursor
+from millstream.extensions.events._reading import Caller, Reader, check_admission, oldest
+from millstream.extensions.events._subscriptions import (
+    Status,
+    Subscription,
+    SubscriptionStore,
+    rotated,
+    subscription_id,
+)
+from millstream.extensions.events._webhook import WebhookSender, read_secret, read_url
+from millstream.hub import Hub
+
+MIN_TTL: Final = 60.0
+DEFAULT_TTL: Final = 3600.0
+GRACE: Final = 900.0
+"""Seconds for which an old secret signs beside the new one."""
+_CHALLENGES: Final = 16
+"""Verifications under way on a worker."""
+_PER_HOST: Final = 20
+"""Verifications that a worker sends to one host in `_PERIOD` seconds."""
+_PERIOD: Final = 60.0
+_HOSTS: Final = 4096
+_ATTEMPTS: Final = 5
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Echo(Struct):
+    challenge: str = ""
+
+
+_decode_echo = msgspec.json.Decoder(_Echo).decode
+
+
+class DeliveryParams(Struct):
+    url: str
+    mode: str = "webhook"
+    secret: str = ""
+
+
+class SubscribeParams(Struct, rename="camel"):
+    """Of `events/subscribe` and `events/unsubscribe`."""
+
+    name: str
+    delivery: DeliveryParams
+    arguments: Raw = field(default_factory=lambda: Raw(b""))
+    cursor: str | None = None
+    max_age_ms: int | None = None
+    ttl_ms: float | UnsetType | None = UNSET
+
+
+class Subscribing:
+    """The methods that change webhook subscriptions.
+
+    Args:
+        catalog: the event types.
+        hub: that carries the events.
+        subscriptions: in the store.
+        sender: sends the challenges.
+        max_ttl: seconds that a subscription is granted at most.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        catalog: EventCatalog,
+        hub: Hub,
+        subscriptions: SubscriptionStore,
+        sender: WebhookSender,
+        *,
+        max_ttl: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._catalog = catalog
+        self._hub = hub
+        self._clock = clock
+        self._subscriptions = subscriptions
+        self._sender = sender
+        self._max_ttl = max_ttl
+        self._verifying = 0
+        self._challenged: dict[str, deque[float]] = {}
+        """Host -> when it was sent challenges."""
+
+    async def subscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
+        """Create a subscription, or refresh the one with the same key.
+
+        Raises:
+            ProtocolError: the caller may not, the request doesn't fit, a limit is reached, or the endpoint failed.
+        """
+        principal, kind, arguments, id = self._key(params, caller)
+        url, secret = params.delivery.url, params.delivery.secret
+        read_secret(secret)
+        now = self._clock()
+        expires = now + self._grant(params.ttl_ms)
+        too_old = oldest(params.max_age_ms, params.cursor, now)
+        check_admission(self._hub, kind.name, principal)
+        known, _ = await self._subscriptions.get(kind.name, id)
+        await self._subscriptions.admit(principal, id, expires, [each.name for each in self._catalog])
+        try:
+            if not await self._subscriptions.is_verified(principal, url):
+                await self._verify(url, secret, id)
+                await self._subscriptions.verified(principal, url)
+            since, truncated = await self._start(kind, arguments, params.cursor or "", too_old, principal)
+        except BaseException:
+            if known is None:
+                await self._subscriptions.dismiss(principal, id)
+            raise
+        fresh = Subscription(
+            id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
+            principal.client, principal.scopes, since, too_old,
+        )  # fmt: skip
+        known = await self._write(fresh, now)
+        await self._subscriptions.tell(kind.name, id)
+        granted: dict[str, Any] = {"id": id, "refreshBefore": timestamp(expires)}
+        if known is None:
+            return {**granted, "cursor": since, "truncated": truncated}
+        status = await self._subscriptions.status(id)
+        return {
+            **granted,
+            "cursor": await self._watermark(known, since),
+            "truncated": False,
+            "deliveryStatus": _described(status),
+        }
+
+    async def unsubscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
+        """End a subscription.
+
+        Raises:
+            ProtocolError: NOT_FOUND; there is none with this key.
+        """
+        principal, kind, _, id = self._key(params, caller)
+        found = await self._subscriptions.delete(kind.name, id)
+        await self._subscriptions.dismiss(principal, id)
+        await self._subscriptions.tell(kind.name, id)
+        if not found:
+            raise unknown_subscription()
+        return {}
+
+    def _key(self, params: SubscribeParams, caller: Caller) -> tuple[Principal, EventType, Arguments, str]:
+        principal = caller.principal
+        if principal is None:
+            raise forbidden("Webhooks need a caller who has signed in")
+        kind = self._catalog.visible(params.name, caller.scopes)
+        if params.delivery.mode != "webhook":
+            raise unsupported("deliveryMode", params.delivery.mode[:50])
+        read_url(params.delivery.url)
+        arguments = kind.read_arguments(params.arguments)
+        return (
+            principal,
+            kind,
+            arguments,
+            subscription_id(principal, params.delivery.url, kind.name, arguments.canonical),
+        )
+
+    def _grant(self, ttl_ms: float | UnsetType | None) -> float:
+        """Return the seconds that a subscription is granted. The server never grants that it doesn't expire."""
+        if ttl_ms is UNSET:
+            return min(DEFAULT_TTL, self._max_ttl)
+        if ttl_ms is None:
+            return self._max_ttl
+        if not ttl_ms > 0:
+            raise invalid("ttlMs must be a positive number of milliseconds, or null")
+        return min(max(ttl_ms / 1000, MIN_TTL), self._max_ttl)
+
+    async def _start(
+        self, kind: EventType, arguments: Arguments, cursor: str, too_old: float, principal: Principal
+    ) -> tuple[str, bool]:
+        """Return the cursor to begin behind, and whether events before it are missing."""
+        hub = self._hub
+        if not cursor:
+            return position(hub, split_cursor(hub.place())[1]), False
+        reader = Reader(kind, arguments, principal, too_old)
+        page = await read_page(hub, kind.name, cursor, most=1, accepts=reader.accepts)
+        if page.gap or reader.skipped:
+            return (position(hub, page.events[0].offset - 1) if page.events else page.cursor), True
+        return cursor, False
+
+    async def _write(self, fresh: Subscription, now: float) -> Subscription | None:
+        """Write a subscription. Return the one that it refreshed."""
+        for _ in range(_ATTEMPTS):
+            before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
+            new = fresh
+            if before is not None:
+                new = replace(rotated(before, fresh.secret, now + GRACE), expires=fresh.expires, scopes=fresh.scopes)
+            if await self._subscriptions.replace(new, sealed):
+                return before
+        raise exhausted("subscriptions")
+
+    async def _watermark(self, known: Subscription, since: str) -> str:
+        """Return the cursor up to which everything was taken or given up."""
+        if known.since:
+            return known.since
+        owed = (await self._subscriptions.owed([known.id])).get(known.id)
+        if owed is not None and owed.events:
+            return f"{owed.epoch}.{min(each.offset for each in owed.events) - 1}"
+        return await self._subscriptions.position(known.name) or since
+
+    async def _verify(self, url: str, secret: str, id: str) -> None:
+        """Have the endpoint confirm that it wants these deliveries.
+
+        Raises:
+            ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED where there were too many challenges.
+        """
+        where, now = read_url(url), asyncio.get_running_loop().time()
+        challenged = self._challenged.setdefault(where.host, deque())
+        while challenged and challenged[0] <= now - _PERIOD:
+            challenged.popleft()
+        if len(challenged) >= _PER_HOST or self._verifying >= _CHALLENGES:
+            raise exhausted("verifications")
+        challenged.append(now)
+        if len(self._challenged) > _HOSTS:
+            self._challenged.pop(next(iter(self._challenged)))
+        challenge = secrets.token_urlsafe(32)
+        self._verifying += 1
+        try:
+            answer = await self._sender.send(
+                where,
+                _encode({"type": "verification", "challenge": challenge}),
+                message_id=f"msg_verification_{secrets.token_hex(12)}",
+                subscription=id,
+                keys=(read_secret(secret),),
+                now=self._clock(),
+            )
+        finally:
+            self._verifying -= 1
+        if answer.reason:
+            raise callback_failed(answer.reason if not answer.status else "challenge_failed")
+        try:
+            echoed = _decode_echo(answer.body).challenge
+        except (msgspec.DecodeError, RecursionError):
+            echoed = ""
+        if not hmac.compare_digest(echoed.encode(), challenge.encode()):
+            raise callback_failed("challenge_failed")
+
+
+def _described(status: Status) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "active": True,
+        "lastDeliveryAt": timestamp(status.last_delivery) if status.last_delivery else None,
+        "lastError": status.last_error or None,
+    }
+    return {**described, "failedSince": timestamp(status.failed_since)} if status.failed_since else described

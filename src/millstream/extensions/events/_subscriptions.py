@@ -1,0 +1,313 @@
+"""Webhook subscriptions as the store keeps them. Any worker reads and writes them.
+
+The record of a subscription is sealed, because it holds the secret of the receiver.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from millstream._protocol.principal import Principal
+from millstream._stores.base import Entry, StoreFull
+from millstream.extensions import ServerHost
+from millstream.extensions.events._errors import exhausted
+
+VERIFIED_SECONDS: Final = 24 * 3600.0
+LEASE: Final = 15.0
+"""Seconds after which another worker may deliver what a silent one did."""
+CHANGES: Final = "events:changes"
+"""The stream that says which subscriptions have changed."""
+_CHANGES_KEPT: Final = 1_000
+_CHUNK: Final = 200
+_ATTEMPTS: Final = 20
+
+
+class Subscription(Struct, frozen=True, array_like=True):
+    """One webhook subscription."""
+
+    id: str
+    name: str
+    """Of the event type."""
+    arguments: bytes
+    """Canonical JSON."""
+    url: str
+    secret: str
+    expires: float
+    """Unix time."""
+    subject: str
+    issuer: str
+    client: str
+    scopes: frozenset[str]
+    since: str = ""
+    """The cursor to begin behind, until a worker has begun. The present one, or an older one for a replay."""
+    oldest: float = 0.0
+    """Events before this Unix time aren't replayed."""
+    old_secret: str = ""
+    """Also signs, until `old_until`."""
+    old_until: float = 0.0
+
+    @property
+    def principal(self) -> Principal:
+        """Who subscribed, with the scopes of then."""
+        return Principal(self.subject, self.issuer, self.client, self.scopes)
+
+
+class Status(Struct, frozen=True, array_like=True):
+    """How the deliveries of a subscription go."""
+
+    last_delivery: float = 0.0
+    last_error: str = ""
+    failed_since: float = 0.0
+
+
+class Owed(Struct, frozen=True, array_like=True):
+    """An event that an endpoint hasn't taken yet, although it was sent."""
+
+    offset: int
+    attempts: int
+    due: float
+    first: float
+    """When it was sent first."""
+
+
+class OwedEvents(Struct, frozen=True, array_like=True):
+    """What one subscription is owed."""
+
+    epoch: str
+    events: list[Owed]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_subscription = msgspec.msgpack.Decoder(Subscription).decode
+_decode_status = msgspec.msgpack.Decoder(Status).decode
+_decode_owed = msgspec.msgpack.Decoder(OwedEvents).decode
+_decode_held = msgspec.msgpack.Decoder(dict[str, float]).decode
+
+
+def subscription_id(principal: Principal, url: str, name: str, arguments: bytes) -> str:
+    """Return the id that follows from the key of a subscription. It is a routing handle, and no secret."""
+    parts = (principal.bound, url.encode(), name.encode(), arguments)
+    digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()
+    return f"sub_{digest[:32]}"
+
+
+class SubscriptionStore:
+    """The subscriptions of all workers.
+
+    Args:
+        host: the running server.
+        most: subscriptions in all.
+        most_each: subscriptions of one principal.
+    """
+
+    def __init__(self, host: ServerHost, *, most: int, most_each: int) -> None:
+        self._host = host
+        self._map = host.map
+        self._most = most
+        self._most_each = most_each
+
+    # Subscriptions
+
+    async def get(self, name: str, id: str) -> tuple[Subscription | None, bytes | None]:
+        """Return a subscription, and its sealed record for `replace`."""
+        sealed = await self._map.get(_key(name, id))
+        return self._open(id, sealed), sealed
+
+    async def replace(self, new: Subscription, before: bytes | None) -> bool:
+        """Write a subscription unless its record has changed since it was read. Return whether it was written.
+
+        Raises:
+            ProtocolError: RESOURCE_EXHAUSTED; the store is full.
+        """
+        sealed = self._host.seal(_encode(new), new.id)
+        ttl = max(1.0, new.expires - self._host.now())
+        try:
+            return await self._map.compare_and_set(_key(new.name, new.id), before, sealed, ttl)
+        except StoreFull as error:
+            raise exhausted("subscriptions") from error
+
+    async def delete(self, name: str, id: str) -> bool:
+        """Delete a subscription and what is owed to it. Return whether there was one."""
+        kv = self._map
+        found = await kv.delete(_key(name, id))
+        await kv.delete(_owed_key(id))
+        await kv.delete(_status_key(id))
+        return found
+
+    async def all(self, name: str) -> list[Subscription]:
+        """Return the subscriptions of an event type. This walks the store."""
+        keys = await self._map.keys(f"events:sub.{_tag(name)}.")
+        found: list[Subscription] = []
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            for key, sealed in zip(chunk, await self._map.get_many(chunk), strict=True):
+                subscription = self._open(key.rpartition(".")[2], sealed)
+                if subscription is not None:
+                    found.append(subscription)
+        return found
+
+    def _open(self, id: str, sealed: bytes | None) -> Subscription | None:
+        if sealed is None:
+            return None
+        plain = self._host.unseal(sealed, id)
+        return None if plain is None else _decode_subscription(plain)
+
+    # Limits
+
+    async def admit(self, principal: Principal, id: str, expires: float, names: Sequence[str]) -> None:
+        """Count a subscription of a principal, unless there are too many.
+
+        Raises:
+            ProtocolError: RESOURCE_EXHAUSTED.
+        """
+        kv, key = self._map, f"events:of.{principal.bound.hex()}"
+        for attempt in range(_ATTEMPTS):
+            before, now = await kv.get(key), self._host.now()
+            held = {} if before is None else {each: at for each, at in _decode_held(before).items() if at > now}
+            if id not in held:
+                if len(held) >= self._most_each:
+                    raise exhausted("subscriptions", self._most_each)
+                if await self.count(names) >= self._most:
+                    raise exhausted("subscriptions", self._most)
+            held[id] = expires
+            try:
+                if await kv.compare_and_set(key, before, _encode(held), max(held.values()) - now + 1.0):
+                    return
+            except StoreFull as error:
+                raise exhausted("subscriptions") from error
+            await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
+        raise exhausted("subscriptions")
+
+    async def dismiss(self, principal: Principal, id: str) -> None:
+        """Count a subscription of a principal no longer."""
+        kv, key = self._map, f"events:of.{principal.bound.hex()}"
+        for attempt in range(_ATTEMPTS):
+            before, now = await kv.get(key), self._host.now()
+            held = {} if before is None else {each: at for each, at in _decode_held(before).items() if at > now}
+            if before is None or held.pop(id, None) is None:
+                return
+            after = _encode(held) if held else None
+            if await kv.compare_and_set(key, before, after, max(held.values(), default=now) - now + 1.0):
+                return
+            await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
+
+    async def count(self, names: Sequence[str]) -> int:
+        """Return how many subscriptions the event types have, as the workers that deliver them counted last."""
+        counts = await self._map.get_many([f"events:count.{_tag(name)}" for name in names])
+        return sum(int(each) for each in counts if each is not None)
+
+    async def put_count(self, name: str, count: int) -> None:
+        """Note how many subscriptions an event type has."""
+        await self._map.put(f"events:count.{_tag(name)}", b"%d" % count, VERIFIED_SECONDS)
+
+    # Verified endpoints
+
+    async def is_verified(self, principal: Principal, url: str) -> bool:
+        """Return whether an endpoint has confirmed that it wants what a principal subscribes to."""
+        return await self._map.get(_verified_key(principal, url)) is not None
+
+    async def verified(self, principal: Principal, url: str) -> None:
+        """Note that an endpoint has confirmed."""
+        await self._map.put(_verified_key(principal, url), b"1", VERIFIED_SECONDS)
+
+    # Progress of deliveries
+
+    async def position(self, name: str) -> str:
+        """Return the cursor up to which an event type is delivered; empty at first."""
+        return (await self._map.get(f"events:cursor.{_tag(name)}") or b"").decode()
+
+    async def put_position(self, name: str, cursor: str) -> None:
+        """Note the cursor up to which every event was taken, given up, or is owed."""
+        await self._map.put(f"events:cursor.{_tag(name)}", cursor.encode(), 30 * VERIFIED_SECONDS)
+
+    async def owed(self, ids: Sequence[str]) -> dict[str, OwedEvents]:
+        """Return what each subscription is owed, if it's owed anything."""
+        found: dict[str, OwedEvents] = {}
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            for id, value in zip(chunk, await self._map.get_many([_owed_key(id) for id in chunk]), strict=True):
+                if value is not None:
+                    found[id] = _decode_owed(value)
+        return found
+
+    async def put_owed(self, subscription: Subscription, epoch: str, events: list[Owed]) -> None:
+        """Note what a subscription is owed."""
+        if not events:
+            await self._map.delete(_owed_key(subscription.id))
+            return
+        ttl = max(1.0, subscription.expires - self._host.now())
+        await self._map.put(_owed_key(subscription.id), _encode(OwedEvents(epoch, events)), ttl)
+
+    async def status(self, id: str) -> Status:
+        """Return how the deliveries of a subscription go."""
+        value = await self._map.get(_status_key(id))
+        return Status() if value is None else _decode_status(value)
+
+    async def put_status(self, id: str, status: Status) -> None:
+        """Note how they go."""
+        await self._map.put(_status_key(id), _encode(status), VERIFIED_SECONDS)
+
+    # Leases
+
+    async def lead(self, name: str) -> bool:
+        """Take or renew the lease for the deliveries of an event type. Return whether this worker has it."""
+        if not self._host.shared:
+            return True
+        key, me = f"events:lease.{_tag(name)}", self._host.worker.encode()
+        return await self._map.compare_and_set(key, me, me, LEASE) or (
+            await self._map.compare_and_set(key, None, me, LEASE)
+        )
+
+    async def resign(self, name: str) -> None:
+        """Give the lease back."""
+        if self._host.shared:
+            me = self._host.worker.encode()
+            await self._map.compare_and_set(f"events:lease.{_tag(name)}", me, None, 1.0)
+
+    # News
+
+    async def tell(self, name: str, id: str) -> None:
+        """Tell the worker that delivers the events of a type that a subscription has changed."""
+        data = f"{name}\0{id}".encode()
+        await self._host.log.append(CHANGES, data, ttl=VERIFIED_SECONDS, max_entries=_CHANGES_KEPT)
+
+    def listen(self, hear: Callable[[Entry], None], interrupted: Callable[[], None]) -> Callable[[], None]:
+        """Call `hear` with each change, and `interrupted` where some may be missing. Return what ends that."""
+        return self._host.log.listen(CHANGES, hear, interrupted=interrupted)
+
+    async def listening(self) -> None:
+        """Return when changes that any worker makes from now on are heard."""
+        await self._host.log.listening(CHANGES)
+
+
+def rotated(before: Subscription, secret: str, until: float) -> Subscription:
+    """Return a subscription with a new secret, whose old one signs too until a Unix time."""
+    if secret == before.secret:
+        return before
+    return replace(before, secret=secret, old_secret=before.secret, old_until=until)
+
+
+def _tag(name: str) -> str:
+    return sha256(name.encode()).hexdigest()[:16]
+
+
+def _key(name: str, id: str) -> str:
+    return f"events:sub.{_tag(name)}.{id}"
+
+
+def _owed_key(id: str) -> str:
+    return f"events:owed.{id}"
+
+
+def _status_key(id: str) -> str:
+    return f"events:status.{id}"
+
+
+def _verified_key(principal: Principal, url: str) -> str:
+    return f"events:verified.{sha256(principal.bound + url.encode()).hexdigest()[:32]}"

@@ -1,0 +1,141 @@
+"""One signed POST to a callback URL, as Standard Webhooks signs it.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md. The name of the host is
+resolved for each request, every address of it has to be public, no redirect is followed, and no proxy of the
+environment is used.
+"""
+
+import binascii
+import hmac
+import ssl
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Literal
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream._http.client.dial import AddressRefused, Judge, guarded, is_public
+from millstream._http.client.errors import ClientError, TargetError, TlsFailed
+from millstream._http.client.fetch import request
+from millstream._http.client.url import Url, parse
+from millstream.extensions.events._errors import invalid
+
+SECRET_PREFIX = "whsec_"  # noqa: S105  no secret: how each begins
+SECONDS = 5.0
+"""For one attempt, connection included."""
+MAX_URL = 2048
+_MAX_ANSWER = 16 * 1024
+
+Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "http_5xx", "challenge_failed"]
+"""Why an attempt failed: a category that says nothing about what an inner address answered."""
+
+
+class Answer(Struct, frozen=True):
+    """The result of one attempt."""
+
+    status: int = 0
+    """Of HTTP; 0 without an answer."""
+    reason: Reason = ""
+    """Empty if the endpoint took the message."""
+    body: bytes = b""
+
+    @property
+    def final(self) -> bool:
+        """Whether another attempt is useless: the endpoint took the message, or never will (410, 413)."""
+        return not self.reason or self.status in (410, 413)
+
+
+def read_secret(text: str) -> bytes:
+    """Return the key of a ``whsec_…`` secret.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS; it isn't base64 of 24 to 64 bytes.
+    """
+    key = b""
+    if text.startswith(SECRET_PREFIX) and len(text) <= 128:
+        try:
+            key = b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+    if not 24 <= len(key) <= 64:
+        raise invalid("delivery.secret must be whsec_ followed by base64 of 24 to 64 bytes")
+    return key
+
+
+def read_url(text: str) -> Url:
+    """Return the parts of a callback URL.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS; it isn't an https URL, or it has a user name or a fragment.
+    """
+    wrong = invalid("delivery.url must be an https URL without user name and fragment")
+    if len(text) > MAX_URL or not text.isascii():
+        raise wrong
+    try:
+        url, parts = parse(text), urlsplit(text)
+    except (TargetError, ValueError):
+        raise wrong from None
+    if url.scheme != "https" or "@" in parts.netloc or parts.fragment:
+        raise wrong
+    return url
+
+
+def sign(message_id: str, seconds: int, body: bytes, keys: Sequence[bytes]) -> str:
+    """Return the value of ``webhook-signature``: one signature for each key."""
+    signed = b"%b.%d.%b" % (message_id.encode(), seconds, body)
+    return " ".join("v1," + b64encode(hmac.digest(key, signed, sha256)).decode() for key in keys)
+
+
+class WebhookSender:
+    """Sends signed messages.
+
+    Args:
+        judge: which addresses may be connected to.
+        tls: certificates to trust; those of the system by default.
+    """
+
+    __slots__ = ("_judge", "_tls")
+
+    def __init__(self, *, judge: Judge = is_public, tls: ssl.SSLContext | None = None) -> None:
+        self._judge = judge
+        self._tls = tls
+
+    async def send(
+        self, url: Url, body: bytes, *, message_id: str, subscription: str, keys: Sequence[bytes], now: float
+    ) -> Answer:
+        """POST a message, and return what became of it. It never raises because of the endpoint.
+
+        Args:
+            url: of the endpoint.
+            body: JSON.
+            message_id: the same for each attempt.
+            subscription: its id.
+            keys: to sign with, the newest first.
+            now: Unix time.
+        """
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "millstream",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now)),
+            "webhook-signature": sign(message_id, int(now), body, keys),
+            "x-mcp-subscription-id": subscription,
+        }
+        try:
+            reply = await request(
+                "POST", url, headers, body, dial=guarded(self._judge), context=self._tls, max_body=_MAX_ANSWER,
+                max_head=_MAX_ANSWER, seconds=SECONDS,
+            )  # fmt: skip
+        except TlsFailed:
+            return Answer(reason="tls_error")
+        except TimeoutError:
+            return Answer(reason="timeout")
+        except ClientError as error:
+            return Answer(reason="timeout" if isinstance(error.__cause__, TimeoutError) else "connection_refused")
+        except (AddressRefused, OSError, UnicodeError):
+            return Answer(reason="connection_refused")
+        if 200 <= reply.status < 300:
+            return Answer(reply.status, "", reply.body)
+        return Answer(reply.status, "http_5xx" if reply.status >= 500 else "http_4xx")

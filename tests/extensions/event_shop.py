@@ -1,0 +1,150 @@
+"""A server with events, and a client that was written from SEP-3415 alone: HTTP and JSON."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+from msgspec import Struct
+
+import http_peer
+from millstream import Server, Settings, auth
+from millstream._protocol.principal import Principal
+from millstream.extensions.events import Events
+from patience import WAIT
+
+ADA, BOB = "ada-" + "k" * 40, "bob-" + "k" * 40
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "sep", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+class OrderPaid(Struct):
+    """A customer paid an order."""
+
+    order: str
+    customer: str = "ada"
+    total: float = 1.0
+
+
+class AtLeast(Struct):
+    """Which refunds to deliver."""
+
+    total: float = 0.0
+
+
+class Refunded(Struct):
+    """An order was refunded, and its customer is told."""
+
+    order: str
+    customer: str
+    total: float
+
+
+class Audited(Struct):
+    """For auditors."""
+
+    what: str
+
+
+def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> bool:
+    """Customers see their own refunds."""
+    return principal is not None and event.customer == principal.subject and event.total >= wanted.total
+
+
+def make_shop(store: str = "memory://", **options: Any) -> Server:
+    """A shop where two customers sign in."""
+    keys = auth.keys(named={"ada": (ADA, ["audit"]), "bob": BOB})
+    settings = Settings(key="0123456789abcdef" * 4)
+    events = Events(draft="SEP-3415", **options)
+    shop = Server("shop", serve="hub", store=store, auth=keys, extensions=[events], settings=settings)
+    shop.event("order.paid")(OrderPaid)
+    shop.event("order.refunded", arguments=AtLeast, match=is_own)(Refunded)
+    shop.event("audit.noted", scopes=["audit"])(Audited)
+    return shop
+
+
+class Failed(Exception):
+    """A JSON-RPC error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["message"])
+        self.code: int = error["code"]
+        self.data: Any = error.get("data")
+
+
+class SepClient:
+    """Posts JSON-RPC requests, each by itself."""
+
+    def __init__(self, http: httpx2.AsyncClient, url: str, key: str) -> None:
+        self._http = http
+        self._url = url
+        self._key = key
+        self._id = 0
+
+    def _request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        self._id += 1
+        body = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": {**params, "_meta": META}}
+        headers = {
+            "accept": "application/json, text/event-stream",
+            "content-type": "application/json",
+            "mcp-protocol-version": "2026-07-28",
+            "mcp-method": method,
+            "authorization": f"Bearer {self._key}",
+        }
+        if method == "tools/call":
+            headers["mcp-name"] = params["name"]
+        return {"url": self._url, "content": json.dumps(body), "headers": headers}
+
+    async def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of a request."""
+        answer = (await self._http.post(**self._request(method, params))).json()
+        if "error" in answer:
+            raise Failed(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    @asynccontextmanager
+    async def stream(self, **params: Any) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """The messages of `events/stream`."""
+        async with self._http.stream("POST", **self._request("events/stream", params)) as response:
+
+            async def messages() -> AsyncIterator[dict[str, Any]]:
+                if response.headers["content-type"] == "application/json":
+                    raise Failed(json.loads(await response.aread())["error"])
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        yield json.loads(line.removeprefix("data: "))
+
+            yield messages()
+
+    async def subscribe(self, url: str, secret: str, name: str = "order.paid", **params: Any) -> dict[str, Any]:
+        """The result of `events/subscribe`."""
+        delivery = {"mode": "webhook", "url": url, "secret": secret}
+        return await self.ask("events/subscribe", name=name, delivery=delivery, **params)
+
+
+class World:
+    """A running shop."""
+
+    def __init__(self, shop: Server, http: httpx2.AsyncClient, port: int) -> None:
+        self.shop = shop
+        self.port = port
+        self._http = http
+
+    def client(self, key: str = ADA) -> SepClient:
+        """A client of one customer."""
+        return SepClient(self._http, f"http://127.0.0.1:{self.port}/mcp", key)
+
+
+@asynccontextmanager
+async def running(shop: Server) -> AsyncIterator[World]:
+    """A shop, open for the length of the block."""
+    async with http_peer.serve(shop) as served, httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
+        try:
+            yield World(shop, http, served.port)
+        finally:
+            await shop.stop()

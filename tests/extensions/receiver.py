@@ -1,0 +1,120 @@
+"""A receiver of webhooks over TLS, which checks each message with the verifier of the Standard Webhooks project."""
+
+import asyncio
+import base64
+import json
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from standardwebhooks import Webhook
+
+from client.certificates import self_signed
+from patience import WAIT
+
+
+def new_secret() -> str:
+    """A signing secret, as a client makes one."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+class Message:
+    """One request that arrived."""
+
+    def __init__(self, headers: dict[str, str], body: bytes) -> None:
+        self.headers = headers
+        self.body = body
+        self.data: dict[str, Any] = json.loads(body)
+
+    @property
+    def id(self) -> str:
+        """The same for each attempt."""
+        return self.headers["webhook-id"]
+
+    def signed_with(self, secret: str) -> bool:
+        """Whether the verifier accepts the signature."""
+        try:
+            Webhook(secret).verify(self.body, self.headers)
+        except Exception:
+            return False
+        return True
+
+
+class Receiver:
+    """Takes messages at ``https://localhost:PORT/…``. Challenges are answered if a known secret signed them."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self.tls = tls
+        """Trusts the certificate of the receiver."""
+        self.port = 0
+        self.secrets: list[str] = []
+        self.challenges: list[Message] = []
+        self.messages: list[Message] = []
+        """Every attempt, in the order of arrival."""
+        self.answer: Callable[[Message], int | str] = lambda message: 200
+        """The status for a message; text is the location of a redirect."""
+        self.echoes = True
+        self._news = asyncio.Event()
+
+    def url(self, path: str = "/hook") -> str:
+        """Where to send."""
+        return f"https://localhost:{self.port}{path}"
+
+    def secret(self) -> str:
+        """A new secret that is known here."""
+        self.secrets.append(new_secret())
+        return self.secrets[-1]
+
+    async def until(self, enough: Callable[[], bool]) -> None:
+        """Wait until what arrived is enough."""
+        async with asyncio.timeout(WAIT):
+            while not enough():
+                self._news.clear()
+                await self._news.wait()
+
+    async def take(self, count: int) -> list[Message]:
+        """Wait for so many attempts."""
+        await self.until(lambda: len(self.messages) >= count)
+        return self.messages
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            assert head[0].startswith("POST ")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            message = Message(headers, await reader.readexactly(int(headers["content-length"])))
+            status, body, extra = self._reply(message)
+            length = f"content-length: {len(body)}\r\n"
+            writer.write(f"HTTP/1.1 {status} Status\r\n{extra}{length}connection: close\r\n\r\n{body}".encode())
+            await writer.drain()
+        finally:
+            writer.close()
+
+    def _reply(self, message: Message) -> tuple[int, str, str]:
+        assert any(message.signed_with(secret) for secret in self.secrets), "no known secret signed this"
+        self._news.set()
+        if message.data.get("type") == "verification":
+            self.challenges.append(message)
+            return 200, json.dumps({"challenge": message.data["challenge"] if self.echoes else "?"}), ""
+        self.messages.append(message)
+        answer = self.answer(message)
+        return (307, "", f"location: {answer}\r\n") if isinstance(answer, str) else (answer, "", "")
+
+
+@asynccontextmanager
+async def receiving(folder: Path) -> AsyncIterator[Receiver]:
+    """A receiver, open for the length of the block."""
+    certificate, key = self_signed(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    receiver = Receiver(ssl.create_default_context(cafile=certificate))
+    server = await asyncio.start_server(receiver.serve, "localhost", 0, ssl=context)
+    receiver.port = server.sockets[0].getsockname()[1]
+    try:
+        yield receiver
+    finally:
+        server.close()

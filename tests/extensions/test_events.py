@@ -1,0 +1,196 @@
+"""Events by poll and stream, as a client sees them that was written from SEP-3415 alone."""
+
+import asyncio
+
+import pytest
+
+from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, make_shop, running
+from millstream import Client, Server
+from millstream.extensions.events import Events
+from patience import WAIT
+
+
+async def test_the_list_shows_what_the_caller_may_see() -> None:
+    """Schemas come from the types, and an event type with scopes is hidden from others."""
+    async with running(make_shop(webhooks=False)) as world:
+        listed = await world.client(ADA).ask("events/list")
+        assert listed["resultType"] == "complete"
+        assert [each["name"] for each in listed["events"]] == ["audit.noted", "order.paid", "order.refunded"]
+        paid = listed["events"][1]
+        assert paid["description"] == "A customer paid an order."
+        assert paid["delivery"] == ["poll", "push"]
+        assert paid["payloadSchema"]["required"] == ["order"]
+        assert set(paid["inputSchema"]["properties"]) == {"order", "customer", "total"}
+        bob = world.client(BOB)
+        assert [each["name"] for each in (await bob.ask("events/list"))["events"]] == ["order.paid", "order.refunded"]
+        with pytest.raises(Failed) as hidden:
+            await bob.ask("events/poll", name="audit.noted")
+        assert (hidden.value.code, hidden.value.data) == (-32023, {"kind": "event"})
+        capabilities = (await bob.ask("server/discover"))["capabilities"]
+        assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {}
+        assert capabilities["events"] == {}
+
+
+async def test_polls_return_each_event_once() -> None:
+    """The first poll returns the present cursor. Pages end with a cursor that goes on behind them."""
+    async with running(make_shop(webhooks=False)) as world:
+        client = world.client()
+        first = await client.ask("events/poll", name="order.paid")
+        assert (first["events"], first["truncated"], first["hasMore"]) == ([], False, False)
+        for number in range(5):
+            await world.shop.events.publish(OrderPaid(str(number)))
+        await world.shop.hub.publish("order.paid", {"order": 7})  # doesn't fit the payload
+        await world.shop.hub.publish("order.paid", {"order": "hub"}, id="upstream-1")
+        seen, cursor, more = [], first["cursor"], True
+        while more:
+            page = await client.ask("events/poll", name="order.paid", cursor=cursor, maxEvents=2)
+            assert len(page["events"]) <= 2
+            assert not page["truncated"]
+            seen += page["events"]
+            cursor, more = page["cursor"], page["hasMore"]
+        assert [each["data"]["order"] for each in seen] == ["0", "1", "2", "3", "4", "hub"]
+        assert len({each["eventId"] for each in seen}) == 6
+        assert seen[-1]["eventId"] == "upstream-1"
+        assert "cursor" not in seen[0]
+        again = await client.ask("events/poll", name="order.paid", cursor=cursor)
+        assert (again["events"], again["cursor"]) == ([], cursor)
+
+
+async def test_arguments_filter_events() -> None:
+    """By equal fields, or by the match function of the event type, which also gets the principal."""
+    async with running(make_shop(webhooks=False)) as world:
+        ada, bob = world.client(ADA), world.client(BOB)
+        start = (await ada.ask("events/poll", name="order.paid"))["cursor"]
+        for customer, total in (("ada", 5.0), ("bob", 6.0), ("ada", 7.0)):
+            await world.shop.events.publish(OrderPaid("1", customer, total))
+            await world.shop.events.publish(Refunded("1", customer, total))
+        chosen = {"name": "order.paid", "arguments": {"customer": "ada", "total": 7}, "cursor": start}
+        assert [each["data"]["total"] for each in (await bob.ask("events/poll", **chosen))["events"]] == [7]
+        own = {"name": "order.refunded", "arguments": {"total": 6.5}, "cursor": start}
+        assert [each["data"]["total"] for each in (await ada.ask("events/poll", **own))["events"]] == [7]
+        assert (await bob.ask("events/poll", **own))["events"] == []
+        for wrong in ({"color": "red"}, [], "text"):
+            with pytest.raises(Failed) as refused:
+                await ada.ask("events/poll", name="order.paid", arguments=wrong)
+            assert refused.value.code == -32602
+        with pytest.raises(Failed, match="total must be a number"):
+            await ada.ask("events/poll", name="order.refunded", arguments={"total": "many"})
+
+
+async def test_a_cursor_that_is_gone_truncates() -> None:
+    """What is left follows, and the next poll is complete again."""
+    async with running(make_shop(webhooks=False)) as world:
+        client = world.client()
+        await world.shop.events.publish(OrderPaid("1"))
+        for lost in ("0123456789ab.1", "nonsense"):
+            page = await client.ask("events/poll", name="order.paid", cursor=lost)
+            assert page["truncated"]
+            assert [each["data"]["order"] for each in page["events"]] == ["1"]
+            assert not (await client.ask("events/poll", name="order.paid", cursor=page["cursor"]))["truncated"]
+        late = await client.ask("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
+        assert (late["events"], late["truncated"]) == ([], False)
+        await world.shop.events.publish(OrderPaid("2"))
+        old = await client.ask("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
+        assert (old["events"], old["truncated"]) == ([], True)
+
+
+async def test_a_stream_delivers_what_is_published() -> None:
+    """First comes `active`, then the replay, then what is published. Each message names the request."""
+    async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
+        client = world.client()
+        start = (await client.ask("events/poll", name="order.paid"))["cursor"]
+        before = world.shop.hub.stats().subscribers
+        await world.shop.events.publish(OrderPaid("1"))
+        async with client.stream(name="order.paid", cursor=start) as messages:
+            active, first = await anext(messages), await anext(messages)
+            await world.shop.events.publish(OrderPaid("2"))
+            second = await anext(messages)
+            while second["method"] == "notifications/events/heartbeat":
+                second = await anext(messages)
+        assert active["method"] == "notifications/events/active"
+        assert active["params"]["cursor"] == start
+        assert active["params"]["truncated"] is False
+        assert [each["params"]["data"]["order"] for each in (first, second)] == ["1", "2"]
+        ids = {each["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] for each in (active, first, second)}
+        assert ids == {2}
+        async with client.stream(name="order.paid", cursor=first["params"]["cursor"]) as messages:
+            assert (await anext(messages))["params"]["cursor"] == first["params"]["cursor"]
+            assert (await anext(messages))["params"]["eventId"] == second["params"]["eventId"]
+        async with client.stream(name="order.paid", cursor="gone.1") as messages:
+            assert (await anext(messages))["params"]["truncated"] is True
+        while world.shop.hub.stats().subscribers > before:  # noqa: ASYNC110  a client that leaves ends it
+            await asyncio.sleep(0)
+
+
+async def test_a_stream_that_cannot_be_is_refused_at_once() -> None:
+    """As an error, and not as a stream."""
+    async with running(make_shop(webhooks=False)) as world:
+        for params, code in (({"name": "no"}, -32023), ({"name": "order.paid", "arguments": {"x": 1}}, -32602)):
+            async with world.client().stream(**params) as messages:
+                with pytest.raises(Failed) as refused:
+                    await anext(messages)
+            assert refused.value.code == code
+
+
+async def test_a_server_that_stops_ends_streams_with_a_result() -> None:
+    """So that the client knows that it was no accident."""
+    async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
+        async with world.client().stream(name="order.paid") as messages:
+            await anext(messages)
+            stopping = asyncio.create_task(world.shop.stop())
+            last = [each async for each in messages][-1]
+            await stopping
+        assert last["result"]["resultType"] == "complete"
+        assert last["result"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == last["id"]
+
+
+async def test_handshake_clients_find_events() -> None:
+    """ChatGPT looks for the top-level capability, and may come with a session."""
+    mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
+    mcp.event("order.paid")(OrderPaid)
+    async with Client(mcp, revision="2025-11-25") as client:
+        assert client.capabilities["events"] == {}
+        (listed,) = (await client.request("events/list"))["events"]
+        assert listed["delivery"] == ["poll"]
+        start = (await client.request("events/poll", {"name": "order.paid"}))["cursor"]
+        for order in ("1", "2", "3"):
+            await mcp.events.publish(OrderPaid(order), id=f"evt_{order}")
+        page = await client.request("events/poll", {"name": "order.paid", "cursor": start})
+        assert [each["eventId"] for each in page["events"]] == ["evt_1", "evt_2", "evt_3"]
+        newest = (await client.call("get_recent_events", limit=2)).data["events"]
+        assert [each["data"]["order"] for each in newest] == ["3", "2"]
+        named = await client.call("get_recent_events", event_id="evt_1", event_name="order.paid")
+        assert [each["data"]["order"] for each in named.data["events"]] == ["1"]
+
+
+async def test_recent_events_are_those_that_the_caller_may_see() -> None:
+    """As for every other read: scopes, and the match function."""
+    async with running(make_shop(recent_events_tool=True)) as world:
+        await world.shop.events.publish(Refunded("1", "ada", 1.0))
+        await world.shop.events.publish("audit.noted", {"what": "1"})
+        for key, names in ((ADA, ["audit.noted", "order.refunded"]), (BOB, [])):
+            result = await world.client(key).ask("tools/call", name="get_recent_events", arguments={})
+            assert sorted(each["name"] for each in result["structuredContent"]["events"]) == names
+
+
+async def test_events_are_off_unless_a_program_names_the_draft() -> None:
+    """What a mistake in the program says."""
+    with pytest.raises(ValueError, match="SEP-3415"):
+        Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    plain = Server("plain")
+    with pytest.raises(Exception, match="has no events"):
+        plain.event("order.paid")
+    with pytest.raises(Exception, match="add it to serve="):
+        await Server("plain", extensions=[Events(draft="SEP-3415")]).start()
+    shop = make_shop()
+    for mistake in (lambda: shop.event("order.paid")(OrderPaid), lambda: shop.event("x")(OrderPaid)):
+        with pytest.raises(ValueError, match="already"):
+            mistake()
+    with pytest.raises(TypeError, match="must be an object"):
+        shop.event("count")(int)
+    async with running(shop):
+        for event, data in (("order.paid", {"order": 1}), ("nothing", {}), (object(), None)):
+            with pytest.raises(Exception, match=r"don't fit|No event"):
+                await shop.events.publish(event, data)
+        with pytest.raises(Exception, match="takes at most"):
+            await shop.events.publish(OrderPaid("x" * 300_000))

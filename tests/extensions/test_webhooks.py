@@ -1,0 +1,345 @@
+"""Webhooks: each message is checked by the verifier of the Standard Webhooks project (`receiver.py`)."""
+
+import asyncio
+import base64
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, make_shop, running
+from extensions.receiver import Message, Receiver, new_secret, receiving
+from patience import WAIT
+from processes import ROOT, free_port, millstream, serving
+
+
+@asynccontextmanager
+async def delivering(folder: Path, **options: Any) -> AsyncIterator[tuple[World, Receiver]]:
+    """A shop that delivers to a receiver on this machine, and retries at once."""
+    async with receiving(folder) as receiver:
+        given = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": lambda attempts: 0.01}
+        async with running(make_shop(**{**given, **options})) as world:
+            yield world, receiver
+
+
+async def _refused(wait: Any, code: int, reason: str = "") -> None:
+    with pytest.raises(Failed) as refused:
+        await wait
+    assert refused.value.code == code, refused.value
+    if reason:
+        assert refused.value.data["reason"] == reason
+
+
+async def test_events_are_delivered_signed(tmp_path: Path) -> None:
+    """After the endpoint has confirmed, once for each principal and URL."""
+    async with delivering(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        granted = await client.subscribe(receiver.url(), secret, arguments={"customer": "ada"}, ttlMs=120_000)
+        assert granted["id"].startswith("sub_")
+        assert granted["refreshBefore"].endswith("Z")
+        assert granted["truncated"] is False
+        (challenge,) = receiver.challenges
+        assert challenge.headers["x-mcp-subscription-id"] == granted["id"]
+        assert challenge.id.startswith("msg_verification_")
+        published = await world.shop.events.publish(OrderPaid("1"))
+        await world.shop.events.publish(OrderPaid("2", "bob"))
+        await world.shop.events.publish(OrderPaid("3"))
+        first, second = await receiver.take(2)
+        assert {first.data["data"]["order"], second.data["data"]["order"]} == {"1", "3"}
+        sent = next(each for each in (first, second) if each.data["data"]["order"] == "1")
+        assert sent.id == sent.data["eventId"] == published.id
+        assert sent.headers["content-type"] == "application/json"
+        assert sent.headers["x-mcp-subscription-id"] == granted["id"]
+        assert sent.signed_with(secret)
+        assert not sent.signed_with(new_secret())
+        other = await client.subscribe(receiver.url(), receiver.secret(), arguments={"customer": "bob"})
+        assert other["id"] != granted["id"]
+        assert len(receiver.challenges) == 1
+        await world.client(BOB).subscribe(receiver.url(), receiver.secret())
+        assert len(receiver.challenges) == 2
+
+
+async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
+    """With a new signature each time, until the endpoint takes them or has refused for good."""
+    async with delivering(tmp_path) as (world, receiver):
+        client = world.client()
+        statuses = {"fails": [500, 302, 429, 204], "gone": [410], "large": [413], "dead": [503] * 9}
+
+        def answer(message: Message) -> int:
+            left = statuses.get(message.data["data"]["order"], [])
+            return left.pop(0) if left else 200
+
+        receiver.answer = answer
+        await client.subscribe(receiver.url(), receiver.secret())
+        for order in (*statuses, "last"):
+            await world.shop.events.publish(OrderPaid(order), id=f"evt_{order}")
+        await receiver.take(4 + 1 + 1 + 5 + 1)
+        counts = {order: sum(each.id == f"evt_{order}" for each in receiver.messages) for order in (*statuses, "last")}
+        assert counts == {"fails": 4, "gone": 1, "large": 1, "dead": 5, "last": 1}
+        await world.shop.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
+        await receiver.until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
+
+
+async def test_the_cursor_never_passes_an_event_that_is_not_taken(tmp_path: Path) -> None:
+    """So a client that keeps every cursor it receives loses nothing."""
+    async with delivering(tmp_path, retry_delay=lambda attempts: 0.2) as (world, receiver):
+        stuck = [500]
+        receiver.answer = lambda message: stuck.pop() if message.data["data"]["order"] == "1" and stuck else 200
+        client = world.client()
+        granted = await client.subscribe(receiver.url(), receiver.secret())
+        await world.shop.events.publish(OrderPaid("1"))
+        await receiver.take(1)
+        await world.shop.events.publish(OrderPaid("2"))
+        await receiver.take(3)
+        by_order = {each.data["data"]["order"]: each.data["cursor"] for each in receiver.messages}
+        replayed = await client.ask("events/poll", name="order.paid", cursor=by_order["2"])
+        assert [each["data"]["order"] for each in replayed["events"]] == ["1", "2"]
+        assert granted["cursor"] != by_order["1"]
+
+
+async def test_a_new_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
+    """A refresh with another secret rotates it; the id stays."""
+    async with delivering(tmp_path) as (world, receiver):
+        client, old = world.client(), receiver.secret()
+        first = await client.subscribe(receiver.url(), old)
+        await world.shop.events.publish(OrderPaid("1"))
+        await receiver.take(1)
+        new = receiver.secret()
+        second = await client.subscribe(receiver.url(), new)
+        assert second["id"] == first["id"]
+        assert second["deliveryStatus"]["active"] is True
+        await world.shop.events.publish(OrderPaid("2"))
+        await receiver.until(
+            lambda: any(each.signed_with(new) and each.signed_with(old) for each in receiver.messages[1:])
+        )
+
+
+async def test_an_unsubscribed_endpoint_receives_nothing(tmp_path: Path) -> None:
+    """And a second attempt finds no subscription."""
+    async with delivering(tmp_path) as (world, receiver):
+        client = world.client()
+        await client.subscribe(receiver.url("/a"), receiver.secret())
+        await client.subscribe(receiver.url("/b"), receiver.secret())
+        delivery = {"url": receiver.url("/a")}
+        await _refused(world.client(BOB).ask("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
+        await client.ask("events/unsubscribe", name="order.paid", delivery=delivery)
+        await _refused(client.ask("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
+        ids = {each.headers["x-mcp-subscription-id"] for each in receiver.challenges}
+        for number in range(3):
+            await world.shop.events.publish(OrderPaid(str(number)))
+        await receiver.take(3)
+        assert len({each.headers["x-mcp-subscription-id"] for each in receiver.messages} & ids) == 1
+
+
+async def test_endpoints_must_confirm(tmp_path: Path) -> None:
+    """A reachable one that doesn't echo the challenge, and one that can't be reached."""
+    async with delivering(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        receiver.echoes = False
+        await _refused(client.subscribe(receiver.url(), secret), -32027, "challenge_failed")
+        receiver.echoes = True
+        for url, reason in (("https://localhost:1/", "connection_refused"), ("https://127.0.0.1:1/", "")):
+            await _refused(client.subscribe(url, secret), -32027, reason)
+        await world.shop.events.publish(OrderPaid("1"))
+        await client.subscribe(receiver.url(), secret)
+        await world.shop.events.publish(OrderPaid("2"))
+        (only,) = await receiver.take(1)
+        assert only.data["data"]["order"] == "2"
+
+
+async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> None:
+    """Whatever they're called; only the operator can allow them."""
+    async with delivering(tmp_path, private_callbacks=False) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        hosts = (f"localhost:{receiver.port}", "127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]")
+        for host in (*hosts, "[::ffff:10.0.0.1]", "100.64.0.1"):
+            await _refused(client.subscribe(f"https://{host}/hook", secret), -32027, "connection_refused")
+        assert receiver.challenges == []
+    async with delivering(tmp_path) as (world, receiver):
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        receiver.answer = lambda message: receiver.url("/elsewhere")
+        await world.shop.events.publish(OrderPaid("1"))
+        assert len({each.id for each in await receiver.take(5)}) == 1
+
+
+async def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    """Before anything is sent anywhere."""
+    async with delivering(tmp_path) as (world, receiver):
+        client, url, good = world.client(), receiver.url(), receiver.secret()
+        short = "whsec_" + base64.b64encode(b"x" * 23).decode()
+        long = "whsec_" + base64.b64encode(b"x" * 65).decode()
+        for secret in ("", "secret", "whsec_", "whsec_???", short, long, good.removeprefix("whsec_")):
+            await _refused(client.subscribe(url, secret), -32602)
+        for wrong in (url.replace("https", "http"), "https://a:b@localhost/", "ftp://x", "", "https://x/#y"):
+            await _refused(client.subscribe(wrong, good), -32602)
+        for ttl in (0, -1, "1"):
+            await _refused(client.subscribe(url, good, ttlMs=ttl), -32602)
+        await _refused(client.subscribe(url, good, name="nothing"), -32023)
+        other = {"mode": "carrier-pigeon", "url": url, "secret": good}
+        await _refused(client.ask("events/subscribe", name="order.paid", delivery=other), -32026)
+        assert receiver.challenges == []
+
+
+async def test_grants_are_bounded(tmp_path: Path) -> None:
+    """By a floor and a ceiling, also where the client asks for no expiry, and by caps."""
+    async with delivering(tmp_path, max_ttl=3600.0, max_subscriptions=3, max_subscriptions_each=2) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        short = (await client.subscribe(receiver.url(), secret, ttlMs=1))["refreshBefore"]
+        longest = (await client.subscribe(receiver.url(), secret, ttlMs=None))["refreshBefore"]
+        assert short < longest
+        await client.subscribe(receiver.url("/2"), secret)
+        await _refused(client.subscribe(receiver.url("/3"), secret), -32025)
+        await client.subscribe(receiver.url("/2"), secret)  # a refresh is no further subscription
+        await client.ask("events/unsubscribe", name="order.paid", delivery={"url": receiver.url("/2")})
+        await client.subscribe(receiver.url("/3"), secret)
+
+
+async def test_a_subscription_can_begin_in_the_past(tmp_path: Path) -> None:
+    """Behind a cursor of the client. A cursor that is gone truncates."""
+    async with delivering(tmp_path) as (world, receiver):
+        client = world.client()
+        start = (await client.ask("events/poll", name="order.paid"))["cursor"]
+        for number in range(3):
+            await world.shop.events.publish(OrderPaid(str(number)))
+        granted = await client.subscribe(receiver.url(), receiver.secret(), cursor=start)
+        assert granted["truncated"] is False
+        await world.shop.events.publish(OrderPaid("3"))
+        await receiver.take(4)
+        assert sorted(each.data["data"]["order"] for each in receiver.messages) == ["0", "1", "2", "3"]
+        late = await client.subscribe(receiver.url("/late"), receiver.secret(), cursor="gone.7")
+        assert late["truncated"] is True
+        await receiver.take(8)
+
+
+async def test_match_functions_get_the_principal_who_subscribed(tmp_path: Path) -> None:
+    """Each customer receives their own refunds."""
+    async with delivering(tmp_path) as (world, receiver):
+        ids = {}
+        for key, customer in ((ADA, "ada"), (BOB, "bob")):
+            granted = await world.client(key).subscribe(receiver.url(), receiver.secret(), name="order.refunded")
+            ids[granted["id"]] = customer
+        for number, customer in enumerate(("ada", "bob", "eve", "ada")):
+            await world.shop.events.publish(Refunded(str(number), customer, 1.0))
+        await receiver.take(3)
+        for each in receiver.messages:
+            assert each.data["data"]["customer"] == ids[each.headers["x-mcp-subscription-id"]]
+
+
+async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
+    """What an endpoint didn't take is sent again with the same id, and nothing that it took."""
+    up = asyncio.Event()
+    async with receiving(tmp_path) as receiver:
+        receiver.answer = lambda message: 200 if up.is_set() or message.data["data"]["order"] == "taken" else 500
+        options: dict[str, Any] = {
+            "private_callbacks": True,
+            "tls": receiver.tls,
+            "store": f"sqlite:///{tmp_path}/s.db",
+        }
+        async with running(make_shop(**options)) as world:
+            await world.client().subscribe(receiver.url(), receiver.secret())
+            await world.shop.events.publish(OrderPaid("taken"))
+            await receiver.take(1)
+            await world.shop.events.publish(OrderPaid("owed"))
+            await receiver.take(2)
+        up.set()
+        shop = make_shop(**options, retry_delay=lambda attempts: 0.01)
+        async with running(shop) as world:
+            await world.shop.events.publish(OrderPaid("new"))
+            orders = [each.data["data"]["order"] for each in await receiver.take(4)]
+    assert orders[:2] == ["taken", "owed"]
+    assert sorted(orders[2:]) == ["new", "owed"]
+
+
+def _program(folder: Path, receiver: Receiver) -> Path:
+    """A program that serves the shop, for processes of its own."""
+    program = folder / "shop.py"
+    program.write_text(
+        f"""
+import os, ssl, sys
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+from extensions.event_shop import OrderPaid, make_shop
+tls = ssl.create_default_context(cafile={str(folder / "c.pem")!r})
+mcp = make_shop(private_callbacks=True, tls=tls)
+
+@mcp.tool
+async def pay(order: str) -> int:
+    await mcp.events.publish(OrderPaid(order), id=order)
+    return os.getpid()
+"""
+    )
+    return program
+
+
+@asynccontextmanager
+async def _two_workers(folder: Path) -> AsyncIterator[tuple[Receiver, SepClient]]:
+    """Two workers on one store, a receiver, and a client whose requests go to either worker."""
+    async with receiving(folder) as receiver:
+        port = free_port()
+        command = millstream(str(_program(folder, receiver)), port, "--workers", "2")
+        with serving(command, port, folder / "log"):
+            limits = httpx2.Limits(max_keepalive_connections=0)
+            async with httpx2.AsyncClient(timeout=WAIT, trust_env=False, limits=limits) as http:
+                yield receiver, SepClient(http, f"http://127.0.0.1:{port}/mcp", ADA)
+
+
+async def _pay(client: SepClient, order: str) -> int:
+    result = await client.ask("tools/call", name="pay", arguments={"order": order})
+    pid: int = result["structuredContent"]
+    return pid
+
+
+@pytest.mark.server
+async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
+    """Whichever publishes, and whichever has the lease."""
+    async with _two_workers(tmp_path) as (receiver, client):
+        await client.subscribe(receiver.url(), receiver.secret())
+        workers, count = set[int](), 0
+        while len(workers) < 2 or count < 20:
+            count += 1
+            workers.add(await _pay(client, f"evt_{count}"))
+        await client.ask("events/unsubscribe", name="order.paid", delivery={"url": receiver.url()})
+        await client.subscribe(receiver.url("/end"), receiver.secret())
+        await _pay(client, "evt_end")
+        await receiver.until(lambda: receiver.messages[-1:] != [] and receiver.messages[-1].id == "evt_end")
+        ids = [each.id for each in receiver.messages]
+        assert len(ids) == len(set(ids))
+
+
+@pytest.mark.server
+@pytest.mark.nightly
+async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
+    """Both at once, in the middle of deliveries: each event arrives, perhaps twice, and then with the same id."""
+    async with _two_workers(tmp_path) as (receiver, client):
+        receiver.answer = lambda message: 500
+        await client.subscribe(receiver.url(), receiver.secret(), ttlMs=600_000)
+        workers, count = set[int](), 0
+        while len(workers) < 2 or count < 20:
+            count += 1
+            workers.add(await _pay(client, f"evt_{count}"))
+        await receiver.take(1)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        receiver.answer = lambda message: 200
+        wanted = {f"evt_{number}" for number in range(1, count + 1)}
+        killed = len(receiver.messages)
+        await receiver.until(lambda: {each.id for each in receiver.messages[killed:]} >= wanted)
+
+
+@pytest.mark.nightly
+async def test_ten_thousand_subscriptions_receive_an_event(tmp_path: Path) -> None:
+    """Of a hundred principals, at one endpoint: each once."""
+    async with delivering(tmp_path, max_subscriptions_each=20_000, max_subscriptions=20_000) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        for start in range(0, 10_000, 50):
+            urls = (receiver.url(f"/{number}") for number in range(start, start + 50))
+            for url in urls:
+                await world.events.verify("ada", url)
+            await asyncio.gather(*(client.subscribe(url, secret) for url in urls))
+        await world.shop.events.publish(OrderPaid("1"))
+        await receiver.take(10_000)
+        assert len({each.headers["x-mcp-subscription-id"] for each in receiver.messages}) == 10_000
