@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from reader_world import Typed
+from scripts.docs import region
 
 LEFT_OUT = {
     r"python3 -m venv|\. \.venv/bin/activate|pip install |sudo python3 -m venv|sudo /opt/millstream/bin/pip": (
@@ -64,8 +65,17 @@ def imports(name: str) -> Typed:
 
 
 SHOP = {"shop.py": "examples/bookshop.py"}
+NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
+SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
+    "docs/how-to/resources.md": Page(files=NOTEBOOK),
+    "docs/how-to/prompts.md": Page(files=NOTEBOOK),
+    "docs/how-to/errors.md": Page(
+        untyped=SHOWN | {"result = await": "tests/client/test_calls.py does so."},
+    ),
+    "docs/how-to/images-and-files.md": Page(untyped=SHOWN),
+    "docs/how-to/logging.md": Page(untyped=SHOWN),
     "docs/tutorial.md": Page(
         also={
             "millstream run bookshop.py --serve web": (
