@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call, CallFailure
-from millstream._server.observability.tracing import Tracing
+from millstream._server.observability.tracing import Tracer
 from millstream._telemetry.spans import Spans
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -24,9 +24,9 @@ def a_call(**given: Any) -> Call:
     return Call(**{"revision": NEWEST, "id": 1, "method": "ping", "client": client, "transport": "http", **given})
 
 
-def recording() -> tuple[Tracing, InMemorySpanExporter]:
+def recording() -> tuple[Tracer, InMemorySpanExporter]:
     """Tracing whose finished spans can be read."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return Tracing(Spans(provider.get_tracer("test"))), exporter
+    return Tracer(Spans(provider.get_tracer("test"))), exporter

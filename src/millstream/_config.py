@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.suggestions import Suggesting, nearest, unknown
+from millstream._protocol.suggestions import SuggestionMeta, closest_name, unknown_name_message
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
@@ -61,7 +61,7 @@ class VariableError(ValueError):
     """An environment variable that can't be used: the person who set it has to correct it, not the program's author."""
 
 
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Operational settings: ``Server("shop", settings=Settings(tool_timeout=10))``.
 
     Times are seconds, sizes are bytes.
@@ -256,7 +256,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
                 values[name] = _read_variable(variable, text, name)
         for name, value in given.items():
             if name not in types:
-                raise ValueError(unknown("Settings", name, types, cls._ELSEWHERE))
+                raise ValueError(unknown_name_message("Settings", name, types, cls._ELSEWHERE))
             values[name] = _convert(name, value, types[name])
         return cls(**values)
 
@@ -319,7 +319,7 @@ def _is_foreign(variable: str, text: str) -> bool:
 
 
 def _nearest(name: str, elsewhere: Mapping[str, str]) -> str:
-    near = nearest(name, {*_types(), *elsewhere})
+    near = closest_name(name, {*_types(), *elsewhere})
     if near is not None and near in elsewhere and PREFIX + near.upper() not in _ADDRESS:
         return f" {elsewhere[near]}"
     return f" Did you mean {PREFIX}{near.upper()}?" if near else ""

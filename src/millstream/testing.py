@@ -14,7 +14,7 @@ from millstream._app.server import Server
 from millstream._protocol.content import Text
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
 from millstream._protocol.revisions import BY_DATE, NEWEST
-from millstream._protocol.suggestions import instead
+from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import Failure, ToolFailed
 from millstream.client._incoming import Notification
@@ -84,7 +84,7 @@ async def connect(
         ValueError: an unknown revision.
     """
     if revision not in BY_DATE:
-        raise ValueError(f"There is no revision {revision!r}; {instead(revision, list(BY_DATE))}")
+        raise ValueError(f"There is no revision {revision!r}; {suggest(revision, list(BY_DATE))}")
 
     def fill_in(question: Question) -> Any:
         assert elicit is not None  # noqa: S101  else the client has no handler

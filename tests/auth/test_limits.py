@@ -14,7 +14,7 @@ from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from cases import for_each
 from fleet import until
 from millstream import Server, Settings
-from millstream._http.message import HttpRequest, neighborhood
+from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._limits.quota import period
 from millstream._limits.shared_limiter import SharedLimiter
@@ -124,7 +124,7 @@ def test_invalid_rates_are_refused(text: str) -> None:
 ])  # fmt: skip
 def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> None:
     """Whoever has one of them has 2**64."""
-    assert neighborhood(address) == counted
+    assert peer_network(address) == counted
     assert HttpRequest("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
 

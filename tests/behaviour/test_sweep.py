@@ -168,11 +168,11 @@ async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFi
     async with mcp.running() as runtime:
         sweep = runtime.sweep
         sweep.lag = sweeps.STALL / 2
-        sweep.tell_of_stall(100.0)
+        sweep.report_stall(100.0)
         assert not caplog.records
         sweep.lag = 2.5
         for now in (100.0, 101.0, 100.0 + sweeps.QUIET):
-            sweep.tell_of_stall(now)
+            sweep.report_stall(now)
     text = (
         "Nothing could run for 2.5 seconds. If an `async def` function calls something that blocks, such as "
         "time.sleep or requests, make it a `def` function: those run in threads"

@@ -19,13 +19,13 @@ from millstream import auth
 from millstream._http.client.connection import HttpConnection
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream._http.media import accepted
-from millstream._http.message import neighborhood, query_values
+from millstream._http.media import parse_accept
+from millstream._http.message import peer_network, query_values
 from millstream._limits.gcra import Rate
 from millstream._limits.quota import CalendarQuota
 from millstream._protocol import jsonrpc, session_token, sse
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
-from millstream._protocol.depth import overgrown
+from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.json_schema import check_schema
 from millstream._protocol.lines import LineSplitter
@@ -81,7 +81,7 @@ def envelopes() -> Target:
             for headers in (None, {b"mcp-method": message.method.encode(), b"mcp-protocol-version": b"2026-07-28"}):
                 with suppress(ProtocolError):
                     admit_per_request(message, serves=lambda *_: True, requires=lambda *_: {}, headers=headers)
-        overgrown(data)
+        exceeds_limits(data)
 
     return read
 
@@ -161,7 +161,7 @@ def headers() -> Target:
 
     def read(data: bytes) -> None:
         parse_authority(data)
-        accepted(data)
+        parse_accept(data)
         policy.allows_origin(data, b"127.0.0.1", "127.0.0.1")
         text = text_of(data)
         with suppress(ProtocolError):
@@ -173,7 +173,7 @@ def headers() -> Target:
         with suppress(ValueError):
             query_values(data)
         read_challenges(text)
-        neighborhood(text)
+        peer_network(text)
         for read_text in (Rate.of, CalendarQuota):
             with suppress(ValueError):
                 read_text(text)
@@ -219,7 +219,7 @@ def schemas() -> Target:
     def read(data: bytes) -> None:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = msgspec.json.decode(data)
-            if isinstance(value, dict) and not overgrown(data):
+            if isinstance(value, dict) and not exceeds_limits(data):
                 with suppress(ValueError, LocalError, TypeError):
                     check_schema(value)
 

@@ -1,4 +1,4 @@
-"""`overgrown` against a plain recursive count, and on what could mislead it."""
+"""`exceeds_limits` against a plain recursive count, and on what could mislead it."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
-from millstream._protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, overgrown, too_many_members
+from millstream._protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, exceeds_limits, too_many_members
 from strategies import bytewise, json_values
 
 
@@ -22,8 +22,8 @@ def depth_of(value: Any) -> int:
 
 def test_bodies_with_few_brackets_skip_the_depth_scan() -> None:
     """Our choice: the scan runs only when the count of brackets exceeds the limit."""
-    assert not overgrown(b"[" * 64)
-    assert not overgrown(b"")
+    assert not exceeds_limits(b"[" * 64)
+    assert not exceeds_limits(b"")
 
 
 @for_each("opening", [b"[", b'{"a":', b'[{"a":'])
@@ -32,13 +32,13 @@ def test_depth_64_passes_and_65_is_refused(opening: bytes) -> None:
     levels = opening.count(b"[") + opening.count(b"{")
     closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
     times = 64 // levels
-    assert not overgrown(b"[" + (opening * times + b"0" + closing * times)[1:] + b"[]" * 80)
-    assert overgrown(b"[" + opening * times + b"0" + closing * times + b"]")
+    assert not exceeds_limits(b"[" + (opening * times + b"0" + closing * times)[1:] + b"[]" * 80)
+    assert exceeds_limits(b"[" + opening * times + b"0" + closing * times + b"]")
 
 
 def test_many_shallow_arrays_are_not_deep() -> None:
     """A count of brackets alone would refuse long lists."""
-    assert not overgrown(b"[" + b",".join([b'{"a":[]}'] * 1000) + b"]")
+    assert not exceeds_limits(b"[" + b",".join([b'{"a":[]}'] * 1000) + b"]")
 
 
 @for_each(
@@ -54,21 +54,21 @@ def test_many_shallow_arrays_are_not_deep() -> None:
 def test_brackets_inside_strings_do_not_count(text: str) -> None:
     """RFC 8259 §7: a string may hold brackets, and a quote after an odd run of backslashes."""
     json.loads(text)
-    assert not overgrown(text.encode())
+    assert not exceeds_limits(text.encode())
 
 
 def test_brackets_after_a_string_that_ends_in_an_escaped_backslash_count() -> None:
     """RFC 8259 §7: the quote after an even run of backslashes closes the string."""
     text = '["\\\\",' + "[" * 64 + "]" * 64 + "]"
     json.loads(text)
-    assert overgrown(text.encode())
+    assert exceeds_limits(text.encode())
 
 
 def test_unbalanced_input_is_not_deep() -> None:
     """Our choice: what is not JSON is left to the decoder."""
-    assert not overgrown(b'"' + b"[" * 100)
-    assert not overgrown(b'"' + b"[" * 100 + b"\\")
-    assert not overgrown(b"]" * 100 + b"[" * 100)
+    assert not exceeds_limits(b'"' + b"[" * 100)
+    assert not exceeds_limits(b'"' + b"[" * 100 + b"\\")
+    assert not exceeds_limits(b"]" * 100 + b"[" * 100)
 
 
 @given(json_values, st.integers(0, 6))
@@ -76,7 +76,7 @@ def test_depth_check_agrees_with_a_recursive_count(value: Any, limit: int) -> No
     """Property: text of any value, escaped or not, measured without parsing."""
     for ascii_only in (True, False):
         body = json.dumps(value, ensure_ascii=ascii_only).encode()
-        assert bool(overgrown(body, limit)) == (depth_of(value) > limit)
+        assert bool(exceeds_limits(body, limit)) == (depth_of(value) > limit)
 
 
 @given(st.text('[]{}"\\a'), st.integers(0, 3))
@@ -85,16 +85,16 @@ def test_json_depth_is_measured_exactly(text: str, limit: int) -> None:
     try:
         value = json.loads(text)
     except ValueError:
-        overgrown(text.encode(), limit)
+        exceeds_limits(text.encode(), limit)
     else:
-        assert bool(overgrown(text.encode(), limit)) == (depth_of(value) > limit)
+        assert bool(exceeds_limits(text.encode(), limit)) == (depth_of(value) > limit)
 
 
 @given(st.binary())
 def test_depth_check_accepts_any_bytes(body: bytes) -> None:
     """Our choice: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
     for piece in (body, *bytewise(body), body + b"\xff]"):
-        assert isinstance(overgrown(piece, 0), str)
+        assert isinstance(exceeds_limits(piece, 0), str)
 
 
 def test_depth_scan_runs_no_python_loop() -> None:
@@ -111,7 +111,7 @@ def test_depth_scan_runs_no_python_loop() -> None:
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            overgrown(body)
+            exceeds_limits(body)
         finally:
             sys.settrace(before)
         return count

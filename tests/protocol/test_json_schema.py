@@ -17,10 +17,10 @@ from millstream._protocol.json_schema import (
     MAX_SCHEMAS,
     Schema,
     check_schema,
-    integral,
+    drop_null,
+    is_integral,
     object_schema,
     schema_of,
-    without_null,
     wrap_output,
 )
 
@@ -318,14 +318,14 @@ def test_removing_null_from_a_schema_gives_the_inner_type() -> None:
     """Forms and headers leave a value out instead of sending null."""
     text = {"type": "string"}
     nullable = {"anyOf": [text, {"type": "null"}], "title": "T", "default": None}
-    assert without_null(nullable) == {"type": "string", "title": "T"}
-    assert without_null({**nullable, "default": "d"})["default"] == "d"
+    assert drop_null(nullable) == {"type": "string", "title": "T"}
+    assert drop_null({**nullable, "default": "d"})["default"] == "d"
     for other in (text, {"anyOf": [text, {"type": "integer"}]}):
-        assert without_null(other) is other
+        assert drop_null(other) is other
 
 
 def test_whole_floats_of_any_size_are_integers() -> None:
     """JSON Schema 2020-12 core §4.2.3: 1.0 is an integer, and so is every number without a fraction."""
-    values = [integral(value) for value in (1.0, 1.5, "1.0", True, 2.0**70)]
+    values = [is_integral(value) for value in (1.0, 1.5, "1.0", True, 2.0**70)]
     assert values == [1, 1.5, "1.0", True, 2**70]
     assert [type(value) for value in values] == [int, float, str, bool, int]

@@ -32,8 +32,12 @@ def test_names_and_titles_are_kept_on_every_revision() -> None:
         "annotations": {"priority": 1, "lastModified": "x"},
         "arguments": [{"name": "a", "title": "A"}],
     }
-    assert projection.named(item, L2) == {"uri": "a:b", "annotations": {"priority": 1}, "arguments": [{"name": "a"}]}
-    assert projection.named(item, L3) == item
+    assert projection.project_item(item, L2) == {
+        "uri": "a:b",
+        "annotations": {"priority": 1},
+        "arguments": [{"name": "a"}],
+    }
+    assert projection.project_item(item, L3) == item
     assert projection.tool({"name": "plain"}, L4) == {"name": "plain"}
     assert projection.tool_result(b'"content":[]', L1) == b'"content":[]'
 

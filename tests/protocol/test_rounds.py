@@ -63,10 +63,10 @@ def test_changed_questions_drop_their_answer_and_later_ones() -> None:
     replay = Rounds(None, {})
     for slot in ("q1", "q2", "q3"):
         replay.settle(slot, "m", b"1")
-    assert replay.settled("q1", "m") == b"1"
-    assert replay.settled("q2", "changed") is None
-    assert replay.settled("q3", "m") is None
-    assert replay.settled("q1", "m") == b"1"
+    assert replay.find_settled("q1", "m") == b"1"
+    assert replay.find_settled("q2", "changed") is None
+    assert replay.find_settled("q3", "m") is None
+    assert replay.find_settled("q1", "m") == b"1"
 
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from millstream import Context, Server
 from millstream._app import runtime as runtimes_of_a_loop
 from millstream._protocol.errors import LocalError
-from millstream._telemetry.logs import overhear
+from millstream._telemetry.logs import capture_logs
 from patience import WAIT
 
 HOST = "http://127.0.0.1"
@@ -160,7 +160,7 @@ async def test_errors_are_shown_once_for_several_servers(
         logging.getLogger("theirs").error("the shelf fell down")
         assert capsys.readouterr().err.count("the shelf fell down") == 1
     first, second = Heard(), Heard()
-    stop_first, stop_second = overhear(first), overhear(second)
+    stop_first, stop_second = capture_logs(first), capture_logs(second)
     stop_first()
     logging.getLogger("theirs").error("the other shelf fell down")
     stop_second()

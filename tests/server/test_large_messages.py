@@ -12,7 +12,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Field
 from millstream._protocol.admission import admit_per_request
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, overgrown
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, exceeds_limits
 from millstream._protocol.errors import PARSE_ERROR, UNSUPPORTED_VERSION, ProtocolError
 from millstream._protocol.jsonrpc import MAX_ID, Envelope, check_text, split_batch
 from millstream._server.functions.arguments import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
@@ -191,7 +191,7 @@ def test_messages_with_100_000_containers_are_refused_before_parsing(
 
 def test_brackets_in_strings_are_not_counted() -> None:
     """RFC 8259 §7: a program of many brackets may be an argument."""
-    assert not overgrown(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
+    assert not exceeds_limits(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
 
 
 @for_each("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
@@ -220,7 +220,7 @@ def test_messages_with_5_000_slow_numbers_are_refused_before_parsing(
 )
 def test_fast_numbers_and_digits_in_strings_are_not_counted(item: bytes) -> None:
     """Results of measurements, at full length or as tiny as they are, go on to be arguments."""
-    assert not overgrown(many(item, MAX_LONG_NUMBERS * 2))
+    assert not exceeds_limits(many(item, MAX_LONG_NUMBERS * 2))
 
 
 def test_oversized_batches_are_refused_at_the_first_excess_item() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._server.observability.figures import Figures, present
+from millstream._server.observability.figures import Figures, dashboard_values
 from millstream._server.observability.observer import Observer
 from observed import a_call
 
@@ -43,8 +43,8 @@ def measured(
 def test_call_figures_of_two_workers_are_merged() -> None:
     """Our choice: counts by bucket travel, since percentiles can't be added up."""
     fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
-    page = present({"a": fast, "b": slow}, "a")
-    alone = present({"a": fast}, "a")
+    page = dashboard_values({"a": fast, "b": slow}, "a")
+    alone = dashboard_values({"a": fast}, "a")
     add, slow_row = page["tools"]
     assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (102, 1, 101, 1)
     assert (page["per_second"][-1], len(page["per_second"])) == (102, 60)
@@ -58,7 +58,7 @@ def test_call_figures_of_two_workers_are_merged() -> None:
 def test_sessions_of_two_workers_are_summed() -> None:
     """One that reached both counts at both."""
     one, other = measured({}, sessions=("a", "b", "c")), measured({}, sessions=("b", "c", "d"))
-    page = present({"a": one, "b": other}, "a")
+    page = dashboard_values({"a": one, "b": other}, "a")
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
 
@@ -71,7 +71,7 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
                    connections={kind: 2})  # fmt: skip
     other = measured({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
                      connections={kind: 1})  # fmt: skip
-    page = present({"a": one, "b": other}, "a", store={"up": True})
+    page = dashboard_values({"a": one, "b": other}, "a", store={"up": True})
     assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
     assert page["loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "stood": 300.0}
     assert page["process"] == {"resident_bytes": 42, "max_descriptors": 5}
@@ -84,7 +84,7 @@ def test_worker_rows_start_with_the_oldest() -> None:
     young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
     old = measured({}, began=20.0, pid=8, host="west")
     for here in ("a", "b"):
-        first, second = present({"a": young, "b": old}, here)["workers"]
+        first, second = dashboard_values({"a": young, "b": old}, here)["workers"]
         assert (first["name"], first["pid"], first["host"], first["since"]) == ("b", 8, "west", 20.0)
         assert second == {
             "name": "a",
@@ -102,5 +102,5 @@ def test_workers_with_other_buckets_are_counted() -> None:
     """During a deploy another version may measure differently: its calls are counted, its times are left out."""
     own = measured({"add": [0.001]})
     other = msgspec.structs.replace(measured({"add": [2.0] * 9}), bounds=(1.0,))
-    (add,) = present({"a": own, "b": other}, "a")["tools"]
-    assert (add["calls"], add["p99_ms"]) == (10, present({"a": own}, "a")["tools"][0]["p99_ms"])
+    (add,) = dashboard_values({"a": own, "b": other}, "a")["tools"]
+    assert (add["calls"], add["p99_ms"]) == (10, dashboard_values({"a": own}, "a")["tools"][0]["p99_ms"])

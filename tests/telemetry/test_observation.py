@@ -12,7 +12,7 @@ from millstream import Principal, Server, ToolError
 from millstream._app.dashboard_queries import DashboardQueries
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
-from millstream._server.observability.figures import present
+from millstream._server.observability.figures import dashboard_values
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers
@@ -187,7 +187,7 @@ def test_sessions_are_counted_by_activity() -> None:
 
 def page(observer: Observer, *, hub: dict[str, Any] | None = None, store: Any = None) -> dict[str, Any]:
     """What a dashboard shows of one worker alone."""
-    return present({"me": observer.figures(hub=hub)}, "me", store=store)
+    return dashboard_values({"me": observer.figures(hub=hub)}, "me", store=store)
 
 
 def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from millstream import Principal
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.call import CallFailure
-from millstream._server.observability.call_history import present_past
+from millstream._server.observability.call_history import history_values
 from millstream._server.observability.recent_calls import (
     KEPT,
     KEPT_FAILURES,
@@ -25,7 +25,7 @@ from millstream._server.observability.recent_calls import (
     SPAN_SLOW,
     RecentCalls,
     WorkerCalls,
-    present_calls,
+    call_values,
 )  # fmt: skip
 from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
@@ -50,7 +50,7 @@ def asked(arguments: Any, **given: Any) -> Any:
 
 def looked(recent: RecentCalls) -> dict[str, Any]:
     """What a page gets, by way of another worker."""
-    return present_calls([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=WorkerCalls)])
+    return call_values([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=WorkerCalls)])
 
 
 def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
@@ -152,7 +152,7 @@ def test_client_counts_are_bounded() -> None:
     assert (clients[("agent-0", "1")]["calls"], clients[("agent-0", "1")]["errors"]) == (2, 1)
     assert clients[("agent-0", "1")]["transport"] == "stdio"
     assert looked(other)["calls"][0]["caller"] == "ada"
-    both = present_calls([recent.look(), recent.look()])
+    both = call_values([recent.look(), recent.look()])
     assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
 
 
@@ -181,7 +181,7 @@ def past(until: int, **given: Any) -> HistoryWindow:
 
 def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     """A second that one worker has not told yet would look like a fall."""
-    page = present_past([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
+    page = history_values([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
     assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)
     assert page["all"]["calls"][-1] == 4
     assert page["all"]["errors"][-1] == 2
@@ -191,7 +191,7 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     row = page["operations"][0]
     assert (row["name"], row["calls"], row["errors"]) == ("add", 360, 180)
     assert page["rest"]["calls"] == 21
-    alone = present_past([past(1_000, points={})], 60)
+    alone = history_values([past(1_000, points={})], 60)
     assert alone["all"]["calls"] == [None] * 60
     json.dumps(page)
 
@@ -231,7 +231,7 @@ def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:
         fail(recent, f"No note {number} in 123e4567-e89b-42d3-a456-426614174000.")
     fail(other, "No note 5 in deadbeefdeadbeef.", "open")
     fail(other, 'Traceback (most recent call last):\n  File "/home/ada/shop.py", line 7, in f\n    1 / 0\nOops: 1 / 0')
-    first, second = present_calls([recent.look(), other.look()])["errors"]
+    first, second = call_values([recent.look(), other.look()])["errors"]
     assert (first["message"], first["count"], first["tools"]) == ("No note … in ….", 4, ["find", "open"])
     assert (first["first"], first["last"], first["example"]) == (1_001.0, 1_004.0, "No note 5 in deadbeefdeadbeef.")
     assert second["example"] == "Oops: 1 / 0 (shop.py:7)"

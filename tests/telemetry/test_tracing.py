@@ -136,7 +136,7 @@ def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None
 def test_programs_without_tracing_import_no_opentelemetry() -> None:
     """Our choice: no cost when absent, and none when it is only installed."""
     program = (
-        "import sys\nfrom millstream._server.observability.tracing import Tracing, load_spans\n"
+        "import sys\nfrom millstream._server.observability.tracing import Tracer, load_spans\n"
         "import millstream._server.observability.observer\n"
         "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
     )

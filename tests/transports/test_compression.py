@@ -3,7 +3,7 @@
 import gzip
 
 from cases import for_each
-from millstream._http.compression import compressed
+from millstream._http.compression import compress
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, Response
 from millstream._transports.hub_routes import encode_sse_gzip
 from millstream.hub import Event
@@ -14,7 +14,7 @@ LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 @for_each("accepted", [b"gzip", b"br, gzip", b"GZIP;q=0.5, identity", b"gzip;q=1.0"])
 def test_large_replies_are_compressed_for_gzip_clients(accepted: bytes) -> None:
     """RFC 9110 12.5.3; the reply says that it varies."""
-    reply = compressed(Response(LARGE), {b"accept-encoding": accepted})
+    reply = compress(Response(LARGE), {b"accept-encoding": accepted})
     assert gzip.decompress(reply.body) == LARGE
     assert len(reply.body) < len(LARGE) / 5
     assert b"content-encoding: gzip\r\nvary: accept-encoding\r\n" in reply.head
@@ -23,13 +23,13 @@ def test_large_replies_are_compressed_for_gzip_clients(accepted: bytes) -> None:
 @for_each("accepted", [b"", b"br", b"gzip;q=0", b"gzip;q=0.000", b"x-gzipped"])
 def test_other_clients_get_uncompressed_replies(accepted: bytes) -> None:
     """RFC 9110 12.5.3: a quality of zero forbids."""
-    assert compressed(Response(LARGE), {b"accept-encoding": accepted}).body == LARGE
+    assert compress(Response(LARGE), {b"accept-encoding": accepted}).body == LARGE
 
 
 @for_each("head", [STREAM_HEAD.replace(b"text/event-stream", b"image/png"), b"etag: x\r\n" + JSON_HEAD])
 def test_binary_replies_are_not_compressed(head: bytes) -> None:
     """Pictures are compressed already."""
-    assert compressed(Response(LARGE, 200, head), {b"accept-encoding": b"gzip"}).body == LARGE
+    assert compress(Response(LARGE, 200, head), {b"accept-encoding": b"gzip"}).body == LARGE
 
 
 def test_compressed_events_form_one_gzip_stream() -> None:

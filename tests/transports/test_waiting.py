@@ -11,7 +11,7 @@ async def test_gate_holds_until_it_is_set() -> None:
     gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)
-    gate.stir()
+    gate.notify()
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
     waiting.pop().cancel()
@@ -24,11 +24,11 @@ async def test_gate_holds_until_it_is_set() -> None:
 
 
 async def test_other_waiters_are_woken_to_check() -> None:
-    """`stir` opens nothing."""
+    """`notify` opens nothing."""
     gate = CompactEvent()
-    waiting = asyncio.create_task(gate.stirred())
+    waiting = asyncio.create_task(gate.wait_changed())
     await asyncio.sleep(0)
-    gate.stir()
+    gate.notify()
     await asyncio.wait_for(waiting, WAIT)
     assert not gate.is_set()
 

@@ -17,9 +17,9 @@ from msgspec import Struct, structs
 
 from millstream._parts import UpstreamReports
 from millstream._protocol.errors import LocalError
-from millstream._server.observability.call_history import present_past
-from millstream._server.observability.figures import Figures, present
-from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, present_calls
+from millstream._server.observability.call_history import history_values
+from millstream._server.observability.figures import Figures, dashboard_values
+from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peer_messages import StatsReply, StatsRequest
 from millstream._server.peers import Peers
 from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
@@ -165,7 +165,7 @@ class DashboardQueries:
     def snapshot(self, *, store: Any = None) -> dict[str, Any]:
         """Return what the dashboard shows: the sums over all workers, and a row for each."""
         figures = {name: each for name, (_, each) in self._figures.items()}
-        return present({**figures, self._me: self._own()}, self._me, store=store)
+        return dashboard_values({**figures, self._me: self._own()}, self._me, store=store)
 
     def _own(self) -> Figures:
         """Return the figures of this second, which are taken once for all dashboards."""
@@ -175,17 +175,17 @@ class DashboardQueries:
         return self._taken[1]
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> dict[str, Any]:
-        """Return the last so many seconds, as in `present_past`; with a method, its own points, too."""
+        """Return the last so many seconds, as in `history_values`; with a method, its own points, too."""
         question = _Question(
             "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
         )
         answers = await self._ask(question)
-        return present_past([_decode_past(each) for each in answers.values()], question.seconds)
+        return history_values([_decode_past(each) for each in answers.values()], question.seconds)
 
     async def calls(self, since: float = 0, until: float = 0) -> dict[str, Any]:
         """Return the newest calls, or those that are kept of a time; with them, the clients and the errors."""
         question = _Question("calls", since=since, until=until)
-        return present_calls(_decode_calls(each) for each in (await self._ask(question)).values())
+        return call_values(_decode_calls(each) for each in (await self._ask(question)).values())
 
     async def readers(self) -> dict[str, Any]:
         """Return the streams whose readers are furthest behind."""

@@ -17,13 +17,13 @@ from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, ToolError
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream._server.functions.callables import notice
+from millstream._server.functions.callables import warn_author
 from millstream._server.peer_messages import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class OneWorkerOnly(LocalError, ToolError):
     """Something was registered on one of several workers. A tool that does so tells its caller."""
 
 
-class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Suggesting):
+class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=SuggestionMeta):
     """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
 
     title: str | None = None
@@ -297,7 +297,7 @@ class Definition:
 
     def _take(self, kind: str, key: str, item: Any, prefix: str, *, on: bool) -> None:
         name = prefix_name(kind, key, prefix)
-        self._put(kind, name, item.named(name) if prefix else item, on=on)
+        self._put(kind, name, item.with_name(name) if prefix else item, on=on)
 
     def add_upstream(self, config: "UpstreamConfig") -> None:
         """Put another server behind this one.
@@ -439,12 +439,12 @@ class Definition:
     def _warn_of_names(self, prefix: str, tools: Iterator[str]) -> None:
         """Say so where tools of a server that is about to be mounted here get names that some clients can't call."""
         if text := _warning_of([name for tool in tools for name in self.find_long_names_below(prefix, tool)], prefix):
-            notice(text)
+            warn_author(text)
 
     def _warn_of_name(self, item: Any) -> None:
         """The same for a tool of this server."""
         if self._mounted_on and (text := _warning_of([*self.find_long_names(item.name)])):
-            notice(text, item.code)
+            warn_author(text, item.code)
 
     def find_long_names(self, tool: str) -> Iterator[str]:
         """The names that are too long for some clients only where a tool of this server is mounted."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from millstream._http.hosts import EXEMPT, not_a_socket, of_this_site
+from millstream._http.hosts import EXEMPT, not_a_socket, require_same_site
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.problems import plain_problem
 from millstream._parts import Route, RouteRegistry
@@ -104,7 +104,7 @@ class Routes:
 
 def _streaming(route: Route, sockets: bool) -> Route:
     """Close what opens a stream to pages of other sites and to WebSockets."""
-    get = of_this_site(not_a_socket(route.handlers["GET"], served=sockets))
+    get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
     return msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
 
 

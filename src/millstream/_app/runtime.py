@@ -24,7 +24,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.tools import Tool
 from millstream._server.handlers import install
-from millstream._server.load import halt, wait_for
+from millstream._server.load import stop_calls, wait_for
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
@@ -229,7 +229,7 @@ class Runtime:
             # A last request of a connection may have been another subscription.
             await asyncio.sleep(0.01)
             self._end_subscriptions()
-        await halt(self.dispatcher.calls, clock, HALT_SECONDS)
+        await stop_calls(self.dispatcher.calls, clock, HALT_SECONDS)
         self.streams.close()
         for drain in self.host.drains:
             await drain(max(1.0, deadline - self.sweep.clock()))

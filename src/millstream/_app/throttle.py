@@ -14,9 +14,9 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from millstream._config import Settings
-from millstream._http.message import neighborhood
+from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate, rate_lines
-from millstream._limits.names import named
+from millstream._limits.hashed_keys import hash_key
 from millstream._limits.quota import CalendarQuota
 from millstream._limits.shared_limiter import SharedLimiter
 from millstream._limits.store_limiter import StoreLimiter
@@ -95,7 +95,7 @@ class Throttle:
             tool, principal, origin = call.tool, call.principal, call.origin
             if tool is not None and not tool.limited:
                 # `Call.owner`, inline.
-                owner = principal.id if principal is not None else "" if origin is None else neighborhood(origin.peer)
+                owner = principal.id if principal is not None else "" if origin is None else peer_network(origin.peer)
                 at = whole_at.get(owner)
                 if at is not None:
                     now = clock()
@@ -113,7 +113,7 @@ class Throttle:
         Raises:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
         """
-        paces = self._common(request.owner, neighborhood(request.peer), 1.0)
+        paces = self._common(request.owner, peer_network(request.peer), 1.0)
         self._refuse_early(paces)
         if not self._taken_here(paces):
             await self._ask(None, paces, [], [])
@@ -121,7 +121,7 @@ class Throttle:
     def _check(self, call: Call) -> Awaitable[None] | None:
         """The same for whatever limits there are."""
         owner = call.owner
-        peer = "" if call.origin is None else neighborhood(call.origin.peer)
+        peer = "" if call.origin is None else peer_network(call.origin.peer)
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)
         self._refuse_early(paces)
@@ -176,7 +176,7 @@ class Throttle:
             seats.append((f"concurrency:{_ODD.sub('_', tool.name)}", "", tool.concurrency))
         for name, key, most in seats:
             policies.append(name)
-            charges.append(Seat(named(name, key), most, f"{next(self._holders):x}"))
+            charges.append(Seat(hash_key(name, key), most, f"{next(self._holders):x}"))
         return policies, charges
 
     async def _ask(self, call: Call | None, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
@@ -184,7 +184,7 @@ class Throttle:
         seats = [charge for charge in charges if isinstance(charge, Seat)]
         mine: list[Pace] = []
         if self._shared:
-            mine = [limiter.pace(key, named(limiter.name, key), price) for limiter, key, price in paces]
+            mine = [limiter.pace(key, hash_key(limiter.name, key), price) for limiter, key, price in paces]
         else:
             for limiter, key, price in paces:
                 limiter.take(key, price)

@@ -18,7 +18,7 @@ _LEVEL = 1
 _KINDS = (b"content-type: application/json", b"content-type: text/", b"content-type: application/problem+json")
 
 
-def compressed(response: Response, headers: Mapping[bytes, bytes]) -> Response:
+def compress(response: Response, headers: Mapping[bytes, bytes]) -> Response:
     """The reply as gzip, where the client takes that and the type is text."""
     if not (accepts_gzip(headers.get(b"accept-encoding", b"")) and response.head.startswith(_KINDS)):
         return response

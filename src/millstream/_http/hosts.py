@@ -295,7 +295,7 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 
-def of_this_site(handler: Handler) -> Handler:
+def require_same_site(handler: Handler) -> Handler:
     """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
 
     async def screened(request: HttpRequest) -> Response | Sink | None:

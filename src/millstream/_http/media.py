@@ -18,10 +18,10 @@ _ANY = AcceptedTypes(True, True)
 _MEMO_SIZE = 256
 _known: dict[bytes | None, AcceptedTypes] = {None: _ANY}
 known_accept = _known.get
-"""Of an `Accept` value that was seen before; hot paths ask this before they call `accepted`."""
+"""Of an `Accept` value that was seen before; hot paths ask this before they call `parse_accept`."""
 
 
-def accepted(value: bytes | None) -> AcceptedTypes:
+def parse_accept(value: bytes | None) -> AcceptedTypes:
     """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
     known = _known.get(value)
     if known is None:

@@ -99,7 +99,7 @@ class Sink(Outlet, Protocol):
 
 
 @lru_cache(maxsize=4096)
-def neighborhood(address: str) -> str:
+def peer_network(address: str) -> str:
     """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
     try:
         parsed = ip_address(address)
@@ -141,8 +141,8 @@ class HttpRequest(Struct, eq=False):
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `neighborhood`."""
-        return neighborhood(self.peer) if self.principal is None else self.principal.id
+        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `peer_network`."""
+        return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
         """Called when the handler's task was cancelled, but not its call. True if the peer has gone; if not, it still

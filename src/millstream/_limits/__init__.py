@@ -1,6 +1,6 @@
 """How often something may happen, and how many things at a time: in one worker, or in all that share a store."""
 
-from millstream._http.message import neighborhood
-from millstream._limits.gcra import Limiter, Rate, told
+from millstream._http.message import peer_network
+from millstream._limits.gcra import Limiter, Rate, report_headers
 
-__all__ = ["Limiter", "Rate", "neighborhood", "told"]
+__all__ = ["Limiter", "Rate", "peer_network", "report_headers"]

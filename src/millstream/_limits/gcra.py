@@ -100,7 +100,7 @@ class Limiter:
         self.whole_at.update(kept)
 
 
-def told(limiter: Limiter, key: str, wait: float) -> bytes:
+def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
     """Header lines that tell a caller what its limit is and when to come back."""
     return rate_lines(limiter.name, limiter.rate, limiter.left(key), wait)
 

@@ -5,8 +5,8 @@ While the store doesn't answer, each worker counts alone, with the whole rate.
 
 from collections.abc import Callable
 
-from millstream._limits.gcra import Limiter, Rate, told
-from millstream._limits.names import named
+from millstream._limits.gcra import Limiter, Rate, report_headers
+from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.rates import Pace
 
@@ -45,10 +45,10 @@ class GlobalLimiter:
             pool.report(self._pace(key), lambda seconds: limiter.block(key, seconds))
         return wait
 
-    def told(self, key: str, wait: float) -> bytes:
+    def report_headers(self, key: str, wait: float) -> bytes:
         """Header lines that say when to come back."""
-        return told(self._limiter, key, wait)
+        return report_headers(self._limiter, key, wait)
 
     def _pace(self, key: str) -> Pace:
         rate = self._limiter.rate
-        return Pace(named(self._limiter.name, key), rate.count, rate.seconds)
+        return Pace(hash_key(self._limiter.name, key), rate.count, rate.seconds)

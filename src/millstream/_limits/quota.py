@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 
 from millstream._limits.gcra import Rate
-from millstream._limits.names import named
+from millstream._limits.hashed_keys import hash_key
 from millstream._stores.rates import Quota
 
 _QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
@@ -50,7 +50,7 @@ class CalendarQuota:
         if not self._now.start <= now < self._now.end:
             self._now = period(now, monthly=self._monthly)
         start, end = self._now.start, self._now.end
-        return Quota(named(f"{self.name} {start:.0f}", key), self.count, end, cost)
+        return Quota(hash_key(f"{self.name} {start:.0f}", key), self.count, end, cost)
 
 
 def period(now: float, *, monthly: bool) -> Period:

@@ -24,7 +24,7 @@ _HOT: Final = 1.0
 """Seconds: a key that comes again within this time gets tokens in advance."""
 
 
-class _Known(Struct):
+class _KnownPace(Struct):
     """What a worker knows of one key."""
 
     asked: float = 0.0
@@ -53,7 +53,7 @@ class SharedLimiter:
         # Process
         self.workers = 1
         """How many share the rate, as the store said last."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _KnownPace] = {}
         self._alone: Limiter | None = None
 
     def wait(self, key: str, cost: float = 1.0) -> float:
@@ -98,7 +98,7 @@ class SharedLimiter:
         if known is None:
             if len(self._known) >= _MAX_KEYS:
                 self._known = dict(list(self._known.items())[_MAX_KEYS // 2 :])
-            known = self._known[key] = _Known()
+            known = self._known[key] = _KnownPace()
         known.asked, known.left = now, taken.left
         if advanced:
             known.fetching = -_LOST

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 
 Role = Literal["user", "assistant"]
 
@@ -19,7 +19,7 @@ class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The base of every value of this module: frozen, camelCase, defaults omitted."""
 
 
-class Annotations(Wire, frozen=True, metaclass=Suggesting):
+class Annotations(Wire, frozen=True, metaclass=SuggestionMeta):
     """Hints for the client: who should see something, how important it is, when it changed.
 
     Example:
@@ -50,7 +50,7 @@ class AnnotationsDict(TypedDict, total=False):
     lastModified: str
 
 
-class ToolAnnotations(Wire, frozen=True, metaclass=Suggesting):
+class ToolAnnotations(Wire, frozen=True, metaclass=SuggestionMeta):
     """Hints about a tool for clients, never a promise: ``ToolAnnotations(read_only_hint=True)``."""
 
     title: str | None = None
@@ -60,7 +60,7 @@ class ToolAnnotations(Wire, frozen=True, metaclass=Suggesting):
     open_world_hint: bool | None = None
 
 
-class Icon(Wire, frozen=True, metaclass=Suggesting):
+class Icon(Wire, frozen=True, metaclass=SuggestionMeta):
     """A picture for a tool, resource, prompt or server: ``Icon("https://example.com/tea.png", "image/png")``.
 
     `src` is an https or data URI.

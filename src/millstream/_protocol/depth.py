@@ -1,8 +1,9 @@
 """How deep JSON nests, and how many arrays, objects, members and long numbers it holds, without parsing it.
 
-`overgrown` guards recursive decoders, and the event loop: a value of a million empty arrays fits into 4 MiB and takes
-half a second to build, for the collector walks it again and again. Half a million numbers such as ``1.5e300`` take four
-seconds. It does not validate: of text that is not JSON it says something, and the decoder refuses that text anyway.
+`exceeds_limits` protects recursive decoders and the event loop. A value of a million empty arrays fits into 4 MiB and
+takes half a second to build, because the garbage collector walks it repeatedly. Half a million numbers such as
+``1.5e300`` take four seconds. The function doesn't validate: for text that isn't JSON its result is arbitrary, and the
+decoder refuses the text afterward.
 Nothing in it loops in Python, and each step is one linear pass.
 """
 
@@ -33,7 +34,7 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: +1 opens, -1 closes."""
 
 
-def overgrown(body: bytes, max_depth: int = 64) -> str:
+def exceeds_limits(body: bytes, max_depth: int = 64) -> str:
     """Why `body` is more than may be decoded, or nothing. Brackets inside strings do not count.
 
     Bodies with at most `max_depth` opening brackets, nearly all, cost one count of these.

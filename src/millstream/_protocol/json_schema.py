@@ -44,15 +44,15 @@ NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
-def shown(annotation: Any) -> str:
+def type_text(annotation: Any) -> str:
     """A type as people write it: without the modules that its parts come from, and our `Field` by its name."""
     if isinstance(annotation, type) and not get_args(annotation):
-        return without_modules(annotation.__name__)
+        return drop_modules(annotation.__name__)
     functions_by_name = re.sub(r"<function (\S+) at 0x[0-9a-fA-F]+>", r"\1", repr(annotation))
-    return re.sub(r"\bMeta\(", "Field(", without_modules(functions_by_name))
+    return re.sub(r"\bMeta\(", "Field(", drop_modules(functions_by_name))
 
 
-def without_modules(text: str) -> str:
+def drop_modules(text: str) -> str:
     """A text about types without the modules that they come from."""
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
@@ -81,7 +81,7 @@ def value_at(value: Any, path: Iterable[str]) -> Any:
     return value
 
 
-def integral(value: Any) -> Any:
+def is_integral(value: Any) -> Any:
     """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -109,17 +109,17 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     try:
         (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
     except NameError as error:
-        raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
+        raise TypeError(f"an annotation inside {type_text(annotation)} cannot be resolved: {error}") from error
     _write_decimals(root)
     for component in components.values():
         _write_decimals(component)
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
-    document = inlined(root, components)
+    document = inline_references(root, components)
     detail(document, annotation, document.get("$defs", {}), {} if written else MOMENTS, set())
-    return without_formats(document, {"duration"}) if written else document
+    return drop_formats(document, {"duration"}) if written else document
 
 
-def inlined(root: Schema, definitions: Schema) -> Schema:
+def inline_references(root: Schema, definitions: Schema) -> Schema:
     """Return a schema with references only to recursive types.
 
     Args:
@@ -149,7 +149,7 @@ def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
     schema = schema_of(annotation, hook=hook)
     if schema.get("type") != "object":
         raise TypeError(
-            f"{shown(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
+            f"{type_text(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
         )
     schema.setdefault("properties", {})
     if not schema.get("required", True):
@@ -163,13 +163,13 @@ def wrap_output(schema: Schema) -> Schema:
     inner = {key: value for key, value in schema.items() if key not in outer}
     return {
         "type": "object",
-        "properties": {"result": moved(inner, "#/properties/result")},
+        "properties": {"result": rebase_references(inner, "#/properties/result")},
         "required": ["result"],
         **outer,
     }
 
 
-def without_null(schema: Schema) -> Schema:
+def drop_null(schema: Schema) -> Schema:
     """The schema of ``T | None`` as that of ``T``: for places that leave a value out instead of sending null."""
     parts = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     if len(parts) != 1:
@@ -239,7 +239,7 @@ def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], 
             yield from (((keyword, name), child) for name, child in value.items())
 
 
-def rebuilt(node: Schema, change: Callable[[Any], Any]) -> Schema:
+def rebuild(node: Schema, change: Callable[[Any], Any]) -> Schema:
     """A copy of a schema, each schema directly inside it replaced by what `change` makes of it."""
     made = {key: value.copy() if key in LISTS or key in MAPS else value for key, value in node.items()}
     for (keyword, *at), child in children(node):
@@ -250,21 +250,21 @@ def rebuilt(node: Schema, change: Callable[[Any], Any]) -> Schema:
     return made
 
 
-def without_formats(node: Any, formats: Collection[str]) -> Any:
+def drop_formats(node: Any, formats: Collection[str]) -> Any:
     """A copy of a schema without some formats, wherever they stand in it."""
     if not is_object(node):
         return node
-    made = rebuilt(node, lambda child: without_formats(child, formats))
+    made = rebuild(node, lambda child: drop_formats(child, formats))
     if made.get("format") in formats:
         del made["format"]
     return made
 
 
-def moved(node: Any, place: str) -> Any:
+def rebase_references(node: Any, place: str) -> Any:
     """A schema that is to stand at `place` of another document: references to its own root point there instead."""
     if not is_object(node) or "$id" in node:
         return node  # references inside a document with a name of its own count from there
-    made = rebuilt(node, lambda child: moved(child, place))
+    made = rebuild(node, lambda child: rebase_references(child, place))
     for keyword in ("$ref", "$dynamicRef"):
         reference = made.get(keyword, "")
         if reference == "#" or reference.startswith("#/"):
@@ -319,7 +319,7 @@ class _Inliner:
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
-        result = rebuilt(node, lambda child: self.expand(child, scope))
+        result = rebuild(node, lambda child: self.expand(child, scope))
         if "enum" in result and "type" not in result:
             values: list[Any] = result["enum"]
             kinds = {JSON_TYPES.get(type(value)) for value in values}

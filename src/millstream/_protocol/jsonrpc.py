@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream._protocol.depth import overgrown
+from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
 
 RequestId = int | str
@@ -86,7 +86,7 @@ def check_text(body: bytes, max_depth: int) -> None:
             str(body, "utf-8")
         except UnicodeDecodeError as exc:
             raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
-    why = overgrown(body, max_depth)
+    why = exceeds_limits(body, max_depth)
     if why:
         raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
 

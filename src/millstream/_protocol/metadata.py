@@ -138,7 +138,7 @@ for as long as it lives, so what a client may declare must not be what fills a s
 """
 
 
-class _Known(Struct, gc=False):
+class _KnownCapabilities(Struct, gc=False):
     """The capabilities that a server asks for, unread. What else stands beside them is skipped."""
 
     roots: Raw | UnsetType = UNSET
@@ -149,7 +149,7 @@ class _Known(Struct, gc=False):
     experimental: Raw | UnsetType = UNSET
 
 
-_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_known = msgspec.json.Decoder(_KnownCapabilities).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 

@@ -58,7 +58,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     for where, path, schema in _positions("inputSchema", (), input_schema):
         if ANNOTATION not in schema:
             continue
-        param = _annotated(where, path, schema)
+        param = _parse_annotation(where, path, schema)
         if param.header in found:
             other = ".".join(found[param.header].path)
             raise ValueError(f"{where}: {ANNOTATION} {schema[ANNOTATION]!r} is already used by {other!r}.")
@@ -66,7 +66,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     return tuple(found.values())
 
 
-def _annotated(where: str, path: tuple[str, ...] | None, schema: Mapping[str, Any]) -> ParamHeader:
+def _parse_annotation(where: str, path: tuple[str, ...] | None, schema: Mapping[str, Any]) -> ParamHeader:
     token: object = schema[ANNOTATION]
     kind: object = schema.get("type")
     if not path:

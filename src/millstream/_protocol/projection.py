@@ -27,7 +27,7 @@ from millstream._protocol.revisions import Revision
 Json = dict[str, Any]
 
 
-def named(item: Json, revision: Revision) -> Json:
+def project_item(item: Json, revision: Revision) -> Json:
     """A resource, template, prompt or tool description without the members a revision has not."""
     drop: set[str] = set()
     if not revision.named_titles:
@@ -40,13 +40,13 @@ def named(item: Json, revision: Revision) -> Json:
         kept = {key: value for key, value in item["annotations"].items() if key != "lastModified"}
         item = {**item, "annotations": kept}
     if "arguments" in item and not revision.named_titles:
-        item = {**item, "arguments": [named(argument, revision) for argument in item["arguments"]]}
+        item = {**item, "arguments": [project_item(argument, revision) for argument in item["arguments"]]}
     return item
 
 
 def tool(item: Json, revision: Revision) -> Json:
     """A tool description as a revision knows it."""
-    item = named(item, revision)
+    item = project_item(item, revision)
     if not revision.tool_annotations and "annotations" in item:
         item = {key: value for key, value in item.items() if key != "annotations"}
     output = item.get("outputSchema")
@@ -73,7 +73,7 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
-def structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
+def project_structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
     """Encoded structured content for a revision; empty when it has none. What isn't an object is wrapped.
 
     Args:
@@ -119,11 +119,11 @@ _decode_messages = msgspec.json.Decoder(GetPromptResult).decode
 
 
 def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """The members of a tool result in the newest shape, as an older revision has them; `wraps` as for `structured`."""
+    """Return the members of a tool result for an older revision. `wraps` is as for `project_structured`."""
     result = _decode_result(b"{%b}" % members)
     parts = [b'"content":%b' % encode(blocks(result.content, revision))]
     if result.structured_content is not UNSET:
-        value = structured(bytes(result.structured_content), revision, wraps=wraps)
+        value = project_structured(bytes(result.structured_content), revision, wraps=wraps)
         if value:
             parts.append(b'"structuredContent":%b' % value)
     if result.is_error:

@@ -122,7 +122,7 @@ class Rounds:
         """The key in `inputRequests`: an explicit key as it is, an ordinal with the digest of its question."""
         return slot if key is not None else f"{slot}-{mark[:8]}"
 
-    def settled(self, slot: str, mark: str) -> bytes | None:
+    def find_settled(self, slot: str, mark: str) -> bytes | None:
         """The value of a slot from an earlier round. A changed question drops its answer and the later ones."""
         entry = self._entries.get(slot)
         if entry is None:

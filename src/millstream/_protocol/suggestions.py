@@ -16,33 +16,33 @@ FEW = 16
 """A sentence that lists more names than these isn't read."""
 
 
-def nearest(name: str, names: Collection[str]) -> str | None:
+def closest_name(name: str, names: Collection[str]) -> str | None:
     """The name that was probably meant, if one is near."""
     by_case = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1)
     return by_case[near[0]] if near else None
 
 
-def instead(name: str, names: Collection[str]) -> str:
+def suggest(name: str, names: Collection[str]) -> str:
     """The rest of a sentence that refuses a name: the one that was probably meant, and all there are, if they're few.
 
     Args:
         name: the one that nobody knows.
         names: in their order if they're a list or a tuple.
     """
-    near = nearest(name, names)
+    near = closest_name(name, names)
     if len(names) > FEW:
         return f"did you mean {near!r}?" if near else f"there are {len(names)} others"
     all_names = names if isinstance(names, list | tuple) else sorted(names)
     return f"{f'did you mean {near!r}? There' if near else 'there'} is {', '.join(all_names)}"
 
 
-def unknown(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
+def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
     """The sentence that refuses a name: see `refuse_unknown`."""
-    near = nearest(name, {*names, *elsewhere})
+    near = closest_name(name, {*names, *elsewhere})
     if near is not None and near in elsewhere:
         return f"{where} has no option {name!r}. {elsewhere[near]}"
-    return f"{where} has no option {name!r}; {instead(name, names)}"
+    return f"{where} has no option {name!r}; {suggest(name, names)}"
 
 
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
@@ -59,7 +59,7 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
     """
     for name in given:
         if name not in names:
-            raise TypeError(unknown(where, name, names, elsewhere))
+            raise TypeError(unknown_name_message(where, name, names, elsewhere))
 
 
 def suggesting(function: F) -> F:
@@ -84,10 +84,10 @@ def suggesting(function: F) -> F:
 
 
 if TYPE_CHECKING:
-    Suggesting = StructMeta
+    SuggestionMeta = StructMeta
 else:
 
-    class Suggesting(StructMeta):
+    class SuggestionMeta(StructMeta):
         """The metaclass of structs that people fill in: an unknown field is refused with the nearest one."""
 
         def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass

@@ -33,8 +33,8 @@ class Control:
         self._allowance = Allowance(PER_SECOND, monotonic)
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
-        peers.on(AnswerMessage, self._answered_elsewhere)
-        peers.on(CancelCall, self._cancelled_elsewhere)
+        peers.on(AnswerMessage, self._on_answer)
+        peers.on(CancelCall, self._on_cancel)
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(self._look_at_my_name)
 
@@ -110,10 +110,10 @@ class Control:
     async def _look_at_my_name(self) -> None:
         self._questions.end_misnamed()
 
-    def _cancelled_elsewhere(self, message: CancelCall, worker: str) -> None:
+    def _on_cancel(self, message: CancelCall, worker: str) -> None:
         self.cancel(message.session, _decode_id(message.id))
 
-    def _answered_elsewhere(self, message: AnswerMessage, worker: str) -> None:
+    def _on_answer(self, message: AnswerMessage, worker: str) -> None:
         # Whose question it is was not known there.
         answer = Envelope(id=message.id, method="", params=b"", result=message.result, error=message.error)
         self._questions.answer(answer, message.session)

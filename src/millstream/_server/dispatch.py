@@ -32,14 +32,14 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.rounds import InputRequired
 from millstream._server.calls.call import Call, CallFailure
-from millstream._server.calls.client_questions import meant
+from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.control import Control
 from millstream._server.features.capabilities import ServerDescription
 from millstream._server.features.registry import Registry
 from millstream._server.functions.outputs import NotJson
-from millstream._server.load import Load, lighten
+from millstream._server.load import Load, release_arguments
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.user_frames import advise, shown_error, with_user_frames
 
@@ -154,7 +154,7 @@ class Dispatcher:
             and (self.by_id.setdefault(key, call) is not call or call.cancelled)
             and not self._begin_in(call, scope)
         ):
-            lighten(call, self.services.bodies)
+            release_arguments(call, self.services.bodies)
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services
@@ -179,7 +179,7 @@ class Dispatcher:
             answer = (
                 b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
                 if not (call.bare or call.cancelled)
-                else _enveloped(call, b"%b%b}" % (head, members))
+                else _wrap_envelope(call, b"%b%b}" % (head, members))
             )
         except BaseException as exc:
             answer = self._failure(call, exc)
@@ -208,12 +208,12 @@ class Dispatcher:
     def abandon(self, call: Call, scope: str = "") -> None:
         """Forget a call that was counted and will never run: its task was cancelled before it began."""
         self.by_id.pop((scope, call.id), None)
-        lighten(call, self.services.bodies)
+        release_arguments(call, self.services.bodies)
 
     def _give_back(self, call: Call) -> None:
         """What the call held is for others now."""
         if call.weight:
-            lighten(call, self.services.bodies)
+            release_arguments(call, self.services.bodies)
         if call.release is not None:
             call.release()
 
@@ -232,7 +232,7 @@ class Dispatcher:
             BaseException: what ends the task of the call itself.
         """
         if isinstance(exc, BaseExceptionGroup):
-            exc = meant(cast("BaseExceptionGroup[BaseException]", exc))
+            exc = resolve_group(cast("BaseExceptionGroup[BaseException]", exc))
         if isinstance(exc, ProtocolError):
             return self._refuse(call, exc)
         if isinstance(exc, InputRequired):
@@ -277,14 +277,16 @@ class Dispatcher:
         # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = CallFailure(str(error.code), kept, incident)
-        return b"" if call.bare or _given_up(call) else error_message(call.id, error.code, error.message, error.data)
+        return (
+            b"" if call.bare or _is_cancelled(call) else error_message(call.id, error.code, error.message, error.data)
+        )
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
         if call.method != "tools/call":
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
         call.failure = CallFailure("tool_error", None, incident)
         head = self._heads[call.revision.date]
-        return _enveloped(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
+        return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
@@ -333,14 +335,14 @@ class Dispatcher:
             return self._unexpected(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
-        return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
+        return _wrap_envelope(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
     def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
         result = dict(exc.result)
         meta: dict[str, Any] = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:
             meta = {SERVER_KEY: projection.implementation(self.info, call.revision, whole=False), **meta}
-        return _enveloped(call, encode({**result, "_meta": meta} if meta else result))
+        return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
 
     def stop_notifications(self) -> None:
         """Stop the handlers of notifications that run."""
@@ -369,10 +371,10 @@ async def _conclude(call: Call, answer: bytes) -> None:
     if call.asked:
         await call.services.questions.take_back(call.asked, call.open_line().send)
     if call.tee is not None:
-        await call.tee(_told(call, answer))
+        await call.tee(_stream_answer(call, answer))
 
 
-def _told(call: Call, answer: bytes) -> bytes:
+def _stream_answer(call: Call, answer: bytes) -> bytes:
     """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
     if not call.bare:
         return answer
@@ -382,13 +384,13 @@ def _told(call: Call, answer: bytes) -> bytes:
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
 
 
-def _given_up(call: Call) -> bool:
+def _is_cancelled(call: Call) -> bool:
     """The caller cancelled the call: however it ends now, it is not answered."""
     return call.cancelled and not (call.expired or call.halted)
 
 
-def _enveloped(call: Call, result: bytes) -> bytes:
-    if _given_up(call):
+def _wrap_envelope(call: Call, result: bytes) -> bytes:
+    if _is_cancelled(call):
         return b""
     return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
 
@@ -403,7 +405,7 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
 
 def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
     """What answers a method that is served: the server's own handler, or that of an extension."""
-    handler = handlers.get(call.method) or registry.extended(call.method, call.revision)
+    handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
     assert handler is not None  # noqa: S101  admission or `check_offered` saw it
     return handler
 

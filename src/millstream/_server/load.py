@@ -105,7 +105,7 @@ class Load:
             and not (method == "ping" and self.running < self.max_calls + SPARE)
             and self.full(caller.owner)
         ):
-            raise busy()
+            raise busy_error()
 
     def take(self, call: Call, size: int) -> None:
         """Count the bytes that a call was asked with until it's over. This is the last step before it runs.
@@ -116,8 +116,8 @@ class Load:
         if size > LIGHT:
             call.weight = size
             if not self._bodies.take(call.owner, size):
-                lighten(call, self._bodies)
-                raise busy()
+                release_arguments(call, self._bodies)
+                raise busy_error()
 
     def full(self, owner: str) -> bool:
         """Whether a caller may start no further call."""
@@ -159,19 +159,19 @@ def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int)
     return min(max_per_principal, max(1, max_streams // 2))
 
 
-def busy() -> ProtocolError:
+def busy_error() -> ProtocolError:
     """The refusal of a call for which there is no room now."""
     return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
 
-def lighten(call: Call, bodies: "ByteBudget") -> None:
+def release_arguments(call: Call, bodies: "ByteBudget") -> None:
     """A large call lets go of what it was asked with, and stops counting."""
     if call.weight:
         bodies.give(call.owner, call.weight)
         call.weight = 0
 
 
-async def halt(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
+async def stop_calls(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
     """Stop all calls that run, because the server stops and waits no longer: they're answered with an error.
 
     A call that doesn't end within some seconds, or whose answer can't be written, isn't waited for.

@@ -87,16 +87,16 @@ class Sweep:
             await asyncio.sleep(TICK)
             now = self.clock()
             self.lag = max(0.0, now - asked - TICK)
-            self.tell_of_stall(now)
+            self.report_stall(now)
             self.look_at_calls(now)
             if now - beat >= services.settings.heartbeat:
                 beat = now
                 _attempt(self._beat)
-                self.beside("logs", self._touch())
+                self.run_in_background("logs", self._touch())
                 self.report_progress()
             _attempt(self._each_tick, now)
 
-    def tell_of_stall(self, now: float) -> None:
+    def report_stall(self, now: float) -> None:
         """Warn whoever wrote a function that keeps everybody waiting."""
         if self.lag < STALL or (self._told is not None and now - self._told < QUIET):
             return
@@ -109,7 +109,7 @@ class Sweep:
             f" (calls: {', '.join(names)})" if names else "",
         )
 
-    def beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
+    def run_in_background(self, key: object, work: Coroutine[Any, Any, None]) -> None:
         """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
         if key in self._pending:
             work.close()
@@ -139,7 +139,7 @@ class Sweep:
         elif now - call.started > settings.call_cap and not (call.lasting or call.method == "subscriptions/listen"):
             call.expire()
         elif now - call.started >= settings.silence and call.line is None:
-            self.beside(call, call.open_line().keep_alive())
+            self.run_in_background(call, call.open_line().keep_alive())
 
     def report_progress(self) -> None:
         """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
@@ -148,7 +148,7 @@ class Sweep:
                 continue
             told = call.progress = call.progress or CallProgress()
             if call.line is not None and told.reported == told.reported_before:
-                self.beside(call, nudge_progress(call))
+                self.run_in_background(call, nudge_progress(call))
             told.reported_before = told.reported
 
 

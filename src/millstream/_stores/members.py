@@ -88,7 +88,7 @@ class MapMembers:
             position = None
             if outcome == "announce":
                 position = await self._append(told)
-                await self._change(key, lambda record: _announced(record, member, me))
+                await self._change(key, lambda record: _announcement(record, member, me))
             return present, position
 
     async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
@@ -118,7 +118,7 @@ class MapMembers:
             if outcome != "announce":
                 return None
             position = await self._append(told)
-            await self._change(key, lambda record: _announced(record, member, me))
+            await self._change(key, lambda record: _announcement(record, member, me))
             return position
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
@@ -231,7 +231,7 @@ class MapMembers:
             self._keys.pop(key, None)
 
 
-def _announced(record: Record, member: str, me: str) -> str:
+def _announcement(record: Record, member: str, me: str) -> str:
     held = record.get(member)
     if held is None or held.announcing != me:
         return ""

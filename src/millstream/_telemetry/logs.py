@@ -118,19 +118,19 @@ class _OurHandler(logging.StreamHandler[TextIO]):
     """Marks the handler that `configure` may replace."""
 
 
-def overhear(listener: logging.Handler) -> Callable[[], None]:
+def capture_logs(listener: logging.Handler) -> Callable[[], None]:
     """Let a handler hear every record beside those that show them; returns what ends that.
 
     Where a program has set up no logging, Python shows warnings and errors on standard error, but only as long as no
     logger has a handler. One that merely listens must not silence that.
     """
-    handler = _Overhearing(listener)
+    handler = _CaptureHandler(listener)
     root = logging.getLogger()
     root.addHandler(handler)
     return lambda: root.removeHandler(handler)
 
 
-class _Overhearing(logging.Handler):
+class _CaptureHandler(logging.Handler):
     def __init__(self, listener: logging.Handler) -> None:
         super().__init__()
         self._listener = listener
@@ -143,14 +143,14 @@ class _Overhearing(logging.Handler):
 
     def _shows(self) -> bool:
         """Whether it's the one that shows what nothing else does: each server that runs here has one that listens."""
-        return next((each for each in logging.getLogger().handlers if isinstance(each, _Overhearing)), self) is self
+        return next((each for each in logging.getLogger().handlers if isinstance(each, _CaptureHandler)), self) is self
 
 
 def _is_shown(name: str) -> bool:
     """Whether a logger of this name reaches a handler that is not merely listening."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
-        if any(not isinstance(each, _Overhearing) for each in logger.handlers):
+        if any(not isinstance(each, _CaptureHandler) for each in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None
     return False

@@ -9,7 +9,7 @@ _MAX_LINE = 8192
 """Characters; the rest of a longer line begins another."""
 
 
-def overhear_prints(listener: logging.Handler) -> Callable[[], None]:
+def capture_prints(listener: logging.Handler) -> Callable[[], None]:
     """Let a handler get each line printed to standard output and standard error; return what ends that.
 
     Records have the level INFO, and ``stdout`` or ``stderr`` as the name of their logger. Log handlers that exist

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from millstream._http.message import neighborhood
+from millstream._http.message import peer_network
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
@@ -19,7 +19,7 @@ from millstream._protocol.jsonrpc import Envelope, check_text, error_message, no
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
-from millstream._server.calls.changes import Broadcast, ServerChange, encode_change, touched
+from millstream._server.calls.changes import Broadcast, ServerChange, affected_uris, encode_change
 from millstream._server.calls.message_observer import SESSION_OVER
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
@@ -254,7 +254,7 @@ class ClientConnection:
             if not isinstance(change, Broadcast) or change.reaches(session.client):
                 self._write(message)
             return
-        for uri in touched(change, session.record.subscriptions):
+        for uri in affected_uris(change, session.record.subscriptions):
             self._write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
     def finish(self, then: Callable[[], None]) -> None:
@@ -262,7 +262,7 @@ class ClientConnection:
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
-        _when_over(
+        _call_when_done(
             [each for each, call in self._tasks.items() if ends and call and (call.lasting or call.method == _LISTEN)],
             then,
         )
@@ -297,10 +297,10 @@ def _session(id: str, opening: Handshake, owner: str) -> Session:
 
 
 def _owner(principal: Principal | None, peer: str) -> str:
-    return neighborhood(peer) if principal is None else principal.id
+    return peer_network(peer) if principal is None else principal.id
 
 
-def _when_over(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:
+def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:
     if tasks:
         asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: then())
     else:

@@ -18,7 +18,7 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolE
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peer_messages import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -67,7 +67,7 @@ class HttpSse:
         self._sinks: set[Sink] = set()
         self._name = dispatcher.services.store.workers.me
         dispatcher.services.peers.on_workers(self._look_at_my_name)
-        dispatcher.services.peers.on(PostedMessage, self._posted_elsewhere)
+        dispatcher.services.peers.on(PostedMessage, self._on_posted)
 
     async def get(self, request: HttpRequest) -> Response | None:
         """Open the stream and serve the session until it closes."""
@@ -87,7 +87,7 @@ class HttpSse:
             headers=request.headers,
             transport="sse",
         )
-        self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=lasts_until(principal))
+        self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=expiry_of(principal))
         self._connections[session_id] = (connection, hash_principal(principal))
         self._sinks.add(sink)
         try:
@@ -141,7 +141,7 @@ class HttpSse:
         for sink in list(self._sinks):
             sink.close()
 
-    def _posted_elsewhere(self, message: PostedMessage, worker: str) -> None:
+    def _on_posted(self, message: PostedMessage, worker: str) -> None:
         # The other worker knows whose the session is, but not whether its stream is still open.
         found = self._connections.get(message.connection)
         if found is not None:

@@ -13,14 +13,14 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.compression import GZIP_HEAD, accepts_gzip, gzip_member
-from millstream._http.media import accepted, carries_json
+from millstream._http.media import carries_json, parse_accept
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_values
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, encode
 from millstream._server.calls.message_observer import ObserveMessage, ignore_message
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.services import expiry_of
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany
@@ -145,13 +145,13 @@ class HubRoutes:
             admit()
         except (InvalidName, Forbidden, TooMany) as exc:
             return _refusal(exc)
-        if not accepted(request.headers.get(b"accept")).stream:
+        if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream of content-type text/event-stream.")
         if self._streams.full(request):
             return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
-        until = lasts_until(request.principal)
+        until = expiry_of(request.principal)
         self._streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
         try:
             await begin(sink, encode_sse_gzip if gzip else encode_sse)

@@ -178,11 +178,11 @@ class OpenStreams:
             if each.owner is not None and gone(each.owner):
                 each.dismiss()
 
-    def end_opened(self, owner: str, until: float) -> None:
+    def end_revoked(self, owner: str, until: float) -> None:
         """End the streams that somebody opened by a credential that would have ended then, and has ended now."""
         for number, sink in list(self._numbered.items()):
             found = self._sinks[sink]
-            if found.owner == owner and abs(self._ends.until(number) - until) < _SAME:
+            if found.owner == owner and abs(self._ends.expires_at(number) - until) < _SAME:
                 self._send_away(sink, found.code, found.dismiss)
 
     def end_expired(self) -> None:

@@ -1,6 +1,6 @@
 """The refusals that several handlers of the MCP endpoint share, as HTTP replies with a JSON-RPC error."""
 
-from millstream._http.media import accepted
+from millstream._http.media import parse_accept
 from millstream._http.message import TEXT_HEAD, Response
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
@@ -14,7 +14,7 @@ def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Respo
     return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
 
 
-def refused(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
+def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
     """An error as an HTTP reply; one that may pass says when to try again."""
     head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
     return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
@@ -35,7 +35,7 @@ TOO_MANY_STREAMS = refusal(
 
 def no_stream(accept: bytes | None) -> Response | None:
     """The refusal for a GET by who can't read a stream, or isn't a client at all; None for the others."""
-    known = accepted(accept)
+    known = parse_accept(accept)
     if known.page:
         return _FOR_CLIENTS
     return None if known.stream else _NO_STREAM

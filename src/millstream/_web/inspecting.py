@@ -13,7 +13,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import Services, lasts_until
+from millstream._server.calls.services import Services, expiry_of
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.inspect_sign_in import SignIns
 from millstream.client._errors import ClientError, TargetError
@@ -116,7 +116,7 @@ class Inspecting:
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM)
-        until = lasts_until(request.principal)
+        until = expiry_of(request.principal)
         # A comment between two pieces of one event would break it: nothing is written but what the server says.
         self._streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)

@@ -16,7 +16,7 @@ from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Respon
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.services import expiry_of
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, InvalidName, TooMany
@@ -77,7 +77,7 @@ class LogFeed:
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, request, ("inspect", ""), until=lasts_until(request.principal))
+        self._streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
         instance, _, number = last_event_id(request).partition("-")
         told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         try:
@@ -164,7 +164,7 @@ class DashboardFeed:
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, request, ("dashboard", ""), until=lasts_until(request.principal))
+        self._streams.add(sink, request, ("dashboard", ""), until=expiry_of(request.principal))
         try:
             self._welcome(sink, last_event_id(request))
             await sink.wait_closed()

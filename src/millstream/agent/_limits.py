@@ -2,10 +2,10 @@
 
 from msgspec import Struct
 
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 
 
-class Limits(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Bounds of one answer, whatever the model wants. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
 
     max_rounds: int = 20

@@ -213,7 +213,7 @@ def introspected(
         ...     secret=os.environ["SHOP_SECRET"],
         ... )
     """
-    from millstream._http.client.dial import anywhere  # noqa: PLC0415
+    from millstream._http.client.dial import allow_any  # noqa: PLC0415
     from millstream._http.client.fetch import check_url, fetch  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.auth._rules import rules_of  # noqa: PLC0415
@@ -223,7 +223,7 @@ def introspected(
         raise ValueError("auth.introspected() needs the client and the secret by which it signs in at the endpoint")
 
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
-        return await fetch(url, form=form, headers={"authorization": authorization}, judge=anywhere)
+        return await fetch(url, form=form, headers={"authorization": authorization}, judge=allow_any)
 
     rules = rules_of(issuer, audience, scopes, implied, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)

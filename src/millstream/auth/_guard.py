@@ -11,10 +11,10 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from millstream._http.message import Handler, HttpRequest, Response, Sink, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network
 from millstream._http.server.fast_head import header_lines
-from millstream._limits.gcra import Limiter, Rate, told
-from millstream._limits.names import named
+from millstream._limits.gcra import Limiter, Rate, report_headers
+from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
 from millstream._stores.rates import Pace
@@ -173,7 +173,7 @@ class AuthGuard:
         Raises:
             Unavailable: those before take too long.
         """
-        return self._checks.hold(neighborhood(address))
+        return self._checks.hold(peer_network(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
         """Return the owner of a credential by the first method that knows it, and the extra checks of that method.
@@ -199,25 +199,25 @@ class AuthGuard:
 
     def slow(self, address: str) -> Response | None:
         """The refusal for an address that has sent too many wrong credentials; None while it may try."""
-        key = neighborhood(address)
+        key = peer_network(address)
         wait = self._failures.wait(key)
-        return None if wait <= 0 else self.challenges.slow(told(self._failures, key, wait))
+        return None if wait <= 0 else self.challenges.slow(report_headers(self._failures, key, wait))
 
     def failed(self, address: str) -> None:
         """An address has sent a wrong credential."""
         if self.told is not None:
             self.told(address)
-        key, failures = neighborhood(address), self._failures
+        key, failures = peer_network(address), self._failures
         failures.take(key)
         if self.pool is not None:
-            pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)
+            pace = Pace(hash_key(failures.name, key), failures.rate.count, failures.rate.seconds)
             self.pool.report(pace, lambda wait: failures.block(key, wait))
 
-    def tell(self, told: Callable[[str], None]) -> None:
+    def tell(self, report_headers: Callable[[str], None]) -> None:
         """Tell of the address of every wrong credential from now on, wherever it's presented."""
-        self.told = told
+        self.told = report_headers
         for method in self.methods:
-            method.tell(told)
+            method.tell(report_headers)
 
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import HttpRequest, Response, neighborhood, query_value, refusal
+from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
 from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
@@ -168,7 +168,7 @@ class SignIn:
             return _FOREIGN
         sealed = _cookie(request)
         if sealed:
-            await self._end(sealed, neighborhood(request.peer))
+            await self._end(sealed, peer_network(request.peer))
         return _go(request, PATH, "", 0)
 
     async def _end(self, sealed: str, address: str) -> None:

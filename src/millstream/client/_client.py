@@ -27,7 +27,7 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.suggestions import instead, suggesting
+from millstream._protocol.suggestions import suggest, suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._familiar import FamiliarNames
@@ -238,7 +238,7 @@ class Client(FamiliarNames):
             return failure
         if tool in names:
             return failure
-        message = f"{failure.message.rstrip('.')}; {instead(tool, names)}" if names else failure.message
+        message = f"{failure.message.rstrip('.')}; {suggest(tool, names)}" if names else failure.message
         return Failure(failure.code, message, failure.data)
 
     def tools(self, *, fresh: bool = False) -> Listing[ToolDescription]:

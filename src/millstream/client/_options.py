@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 from millstream.client._endpoint import Auth
 
 
-class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
 
     name: str = "millstream"

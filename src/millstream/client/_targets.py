@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream._http.client.url import Url, parse
-from millstream._protocol.suggestions import nearest
+from millstream._protocol.suggestions import closest_name
 from millstream.client._errors import TargetError
 from millstream.client._transports.embedded import Embedded, TransportFactory
 from millstream.client._transports.stdio import Command
@@ -106,7 +106,7 @@ def _check_no_file(text: str) -> None:
 
 def _missing(path: Path) -> TargetError:
     names = [each.name for each in path.parent.glob(f"*{path.suffix}")]
-    near = nearest(path.name, names)
+    near = closest_name(path.name, names)
     hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
     return TargetError(f"There is no file {path}. {hint}")
 

@@ -10,7 +10,7 @@ from millstream._protocol.jsonrpc import notification_message
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
-from millstream._server.load import lighten, most_streams
+from millstream._server.load import most_streams, release_arguments
 
 
 class CallContext(Context):
@@ -59,7 +59,7 @@ class ReplyStream:
         streaming[call.owner] = mine + 1
         call.lasting = True
         call.params = b""  # the stream may be open for a day
-        lighten(call, services.bodies)
+        release_arguments(call, services.bodies)
         services.endings.add(self._over.set)
         self._forget = call.open_line().on_close(self._over.set)
         return self
@@ -86,7 +86,7 @@ class ReplyStream:
 
     async def send(self, method: str, params: Any = None) -> None:
         """Send a notification, and wait while the client reads more slowly than you send."""
-        await self._call.say(notification_message(method, params))
+        await self._call.send_to_caller(notification_message(method, params))
 
     def push(self, method: str, params: Any = None) -> bool:
         """Send a notification without waiting. Return False if the stream is closed.

@@ -578,7 +578,7 @@ class _State:
         self.upstream: Upstream = upstream
         self._slot = f"gateway {method} {name}"
         self.kept: _Kept | None = None
-        raw = None if call.rounds is None else call.rounds.settled(self._slot, self._slot)
+        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
         if raw is not None:
             self.kept = _decode_kept(raw)
             if self.kept.upstream != upstream.config.name:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._protocol.depth import overgrown
+from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
@@ -243,7 +243,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
     """
     if len(raw) > MAX_ITEM_BYTES:
         raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
-    if reason := overgrown(raw):
+    if reason := exceeds_limits(raw):
         raise ValueError(reason)
     found = _decode_item(raw)
     if kind == "tools":

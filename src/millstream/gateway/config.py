@@ -22,7 +22,7 @@ from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.suggestions import instead, nearest
+from millstream._protocol.suggestions import closest_name, suggest
 from millstream.gateway.credentials.options import Credentials
 from millstream.gateway.policy import UpstreamPolicy
 from millstream.gateway.upstream import UpstreamConfig
@@ -119,7 +119,7 @@ class Source:
             return value
         if default_given or value is not None:
             return default
-        near = nearest(name, [each for each in self.environ if each.isupper()])
+        near = closest_name(name, [each for each in self.environ if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
         raise self.error(where, f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}")
 
@@ -351,7 +351,7 @@ def _credentials(source: Source, given: Any, where: KeyPath) -> Any:
     table = _object(source, source.expand(given, where), where)
     kind = str(table.get("kind", ""))
     if kind not in kinds:
-        raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {instead(kind, tuple(kinds))}")
+        raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {suggest(kind, tuple(kinds))}")
     return _struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
 
 
@@ -410,8 +410,8 @@ def _servers(source: Source) -> GatewayConfig:
         server = _Server(**values)
         url = server.url or server.httpUrl or server.serverUrl
         if bool(url) == bool(server.command):
-            odd = next((key for key in table if key not in options and nearest(key, ("command", "url"))), None)
-            hint = f" (did you mean {nearest(odd, ('command', 'url'))} instead of {odd}?)" if odd else ""
+            odd = next((key for key in table if key not in options and closest_name(key, ("command", "url"))), None)
+            hint = f" (did you mean {closest_name(odd, ('command', 'url'))} instead of {odd}?)" if odd else ""
             raise source.error(
                 where,
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",
@@ -445,7 +445,7 @@ def _table(source: Source, given: Any, where: KeyPath, options: Mapping[str, Fie
     table = _object(source, given, where)
     for key in table:
         if key not in options:
-            raise source.error((*where, key), f"unknown option; {instead(key, tuple(options))}")
+            raise source.error((*where, key), f"unknown option; {suggest(key, tuple(options))}")
     return table
 
 

@@ -21,7 +21,7 @@ from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
@@ -627,7 +627,7 @@ def client_of_app(app: Any) -> Any:
     return http.AsyncClient(transport=http.ASGITransport(app=app), base_url="http://localhost")
 
 
-class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
+class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """An API, and which operations to offer. ``OpenApi(document="https://shop.example/openapi.json",
     tags=("orders",))``
     """

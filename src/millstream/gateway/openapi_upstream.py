@@ -25,7 +25,7 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._protocol import projection
-from millstream._protocol.depth import overgrown
+from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import ToolError
 from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import encode
@@ -92,7 +92,7 @@ class ApiResponse:
         Raises:
             ValueError: the body isn't JSON, or is nested too deeply.
         """
-        if overgrown(self.content, MAX_DEPTH):
+        if exceeds_limits(self.content, MAX_DEPTH):
             raise ValueError("The body is nested too deeply.")
         return msgspec.json.decode(self.content)
 
@@ -346,7 +346,7 @@ class ApiUpstream(Upstream):
                 data = await asyncio.to_thread(Path(given).read_bytes)
             if len(data) > self.config.max_catalog_bytes:
                 raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
-            if why := overgrown(data, MAX_DEPTH):
+            if why := exceeds_limits(data, MAX_DEPTH):
                 raise ApiError(f"The document has {why}.")
             try:
                 given = msgspec.json.decode(data)

@@ -19,12 +19,12 @@ from millstream._protocol.errors import RESOURCE_NOT_FOUND, ProtocolError, ToolE
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Template
-from millstream._server.features.sources import Item, checked
+from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
 from millstream.gateway.names import Names
 from millstream.gateway.redaction import Redaction, Redactor
@@ -39,7 +39,7 @@ Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0
 Texts = tuple[str, ...]
 
 
-class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
+class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Rules for all kinds of items."""
 
     scopes: Texts = ()
@@ -322,7 +322,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = _by_uri(item.run, rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._around(item.run, keep, item.parameters)
-        item.run = checked(item.run, self.scopes)
+        item.run = require_scopes(item.run, self.scopes)
 
     def _around(self, run: Run, keep: Keep | None, known: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.depth import MAX_MEMBERS, overgrown, too_many_members
+from millstream._protocol.depth import MAX_MEMBERS, exceeds_limits, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
@@ -137,7 +137,7 @@ def project_question(
     Raises:
         ProtocolError: the client can't be asked this, or the question is invalid.
     """
-    if len(raw) > MAX_QUESTION or too_many_members(raw) or overgrown(raw):
+    if len(raw) > MAX_QUESTION or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     name = _CAPABILITY.get(method)
     declared = _read(abilities)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
@@ -23,7 +23,7 @@ _MAX_PROGRAM = 1 << 20
 """Maximum bytes of a compiled expression."""
 
 
-class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Suggesting):
+class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """A regular expression in RE2's syntax, and the text that replaces each match.
 
     Example:

@@ -222,7 +222,7 @@ class Relay:
             step = _decode_step(params)
             await Context(self._call).progress(step.progress, step.total, step.message)
         else:
-            await self._call.say(notification_message(method, Raw(params)))
+            await self._call.send_to_caller(notification_message(method, Raw(params)))
 
     async def settle(self) -> None:
         """Wait until pending notifications are sent, so that the result follows them."""
@@ -251,7 +251,7 @@ class Relay:
         scope = "" if call.session is None else call.session.id
         try:
             return await call.services.questions.ask(
-                call.say, asked.method, asked.params, owner=call.owner, scope=scope, asked=ids
+                call.send_to_caller, asked.method, asked.params, owner=call.owner, scope=scope, asked=ids
             )
         except Declined as exc:
             raise ProtocolError(REJECTED, str(exc)) from None

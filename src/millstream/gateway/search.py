@@ -19,14 +19,14 @@ from millstream._protocol.admission import require_capabilities, target_name
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.access import granted
+from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
-from millstream._server.handlers.listing import sees
+from millstream._server.handlers.list_pages import sees
 from millstream.client._tool_headers import headers_of
 
 SEARCH, CALL = "search_tools", "call_tool"
@@ -191,7 +191,7 @@ class SearchPart:
         if self._index is None:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
             self._index = Index(tools)
-        scopes = granted(call)
+        scopes = granted_scopes(call)
         found: list[dict[str, Any]] = []
         matches = 0
         for name in self._index.search(arguments.query):

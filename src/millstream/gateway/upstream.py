@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
 from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
@@ -63,7 +63,7 @@ _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
 
 
-class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
 
     name: str

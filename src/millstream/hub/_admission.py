@@ -13,7 +13,7 @@ from millstream.hub._channels import (
     check_client_id,
     check_name,
     check_pattern,
-    owned,
+    owned_id,
     owner_of,
 )
 from millstream.hub._limits import Forbidden, HubLimits, InvalidName
@@ -88,7 +88,7 @@ class AccessRules:
             InvalidName, Forbidden, TooMany: it is not so.
         """
         check_client_id(client_id)
-        mailbox = owned(client_id, owner_of(principal))
+        mailbox = owned_id(client_id, owner_of(principal))
         self._allow(principal, "subscribe", CLIENT + client_id)
         self._audience.check_room((CLIENT + mailbox,), address)
         return mailbox

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import nlargest
 
-from millstream._http.message import Outlet, neighborhood
+from millstream._http.message import Outlet, peer_network
 from millstream.hub._channels import is_pattern
 from millstream.hub._limits import HubLimits, TooMany
 from millstream.hub._patterns import PatternIndex
@@ -76,7 +76,7 @@ class Audience:
         if limits.max_connections and len(self._entered) >= limits.max_connections:
             raise TooMany("connections", limits.max_connections)
         cap = limits.max_connections_per_address
-        if cap and address and self._by_address.get(neighborhood(address), 0) >= cap:
+        if cap and address and self._by_address.get(peer_network(address), 0) >= cap:
             raise TooMany("address", cap)
         cap = limits.max_subscribers_per_channel
         if cap and any(self._by_channel.get(channel, 0) >= cap for channel in channels):
@@ -88,7 +88,7 @@ class Audience:
         self._by_transport[subscription.transport] += 1
         self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
-            _count(self._by_address, neighborhood(subscription.address), 1)
+            _count(self._by_address, peer_network(subscription.address), 1)
         for channel in subscription.channels:
             _count(self._by_channel, channel, 1)
 
@@ -113,7 +113,7 @@ class Audience:
         if others:
             self._by_outlet[outlet] = others
         if subscription.address:
-            _count(self._by_address, neighborhood(subscription.address), -1)
+            _count(self._by_address, peer_network(subscription.address), -1)
         for channel in subscription.channels:
             _count(self._by_channel, channel, -1)
             hearers = self._exact.get(channel)

@@ -33,7 +33,7 @@ class UnreadBacklog:
         """Outlets that catch up and wait for room, the one that waits longest first, and their unread bytes."""
         self._waiting_bytes = 0
 
-    def wrote(self, size: int) -> None:
+    def add(self, size: int) -> None:
         """Count bytes written, and cut the outlets that are furthest behind when there is too much unread."""
         self._since += size
         if self._since * _PARTS < self._most:

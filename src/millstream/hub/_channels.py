@@ -64,7 +64,7 @@ def owner_of(principal: Principal | None) -> str:
     return "" if principal is None else principal.bound.hex()
 
 
-def owned(client_id: str, owner: str) -> str:
+def owned_id(client_id: str, owner: str) -> str:
     """The client id of one owner among those of all: two people may choose the same. Client ids have no slash."""
     return f"{owner}/{client_id}" if owner else client_id
 

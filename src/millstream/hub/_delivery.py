@@ -69,7 +69,7 @@ class Delivery:
     async def open(self) -> None:
         """Listen, and go to the end of both streams."""
         self.events = Tail(self._store.log, JOURNAL, None, self._take, self._lost)
-        self.visits = Tail(self._store.log, STREAM, None, self._take_visits, self._lost_visits)
+        self.visits = Tail(self._store.log, STREAM, None, self._take_changes, self._on_changes_lost)
         self.events.position = await self._journal.open()
         self.visits.position = await self._arrivals.open(self._journal.epoch)
         await self.catch_up()
@@ -96,9 +96,9 @@ class Delivery:
                 continue
             write(event, event.channel)
             if event.channel.startswith(CLIENT):
-                self._mailboxes.delivered(event.channel.removeprefix(CLIENT))
+                self._mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))
 
-    def _take_visits(self, entries: Sequence[Entry]) -> None:
+    def _take_changes(self, entries: Sequence[Entry]) -> None:
         journal = self._journal
         for entry in entries:
             event = self._arrivals.take(entry, journal.epoch, journal.offset)
@@ -110,7 +110,7 @@ class Delivery:
         self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
         self._tell_loss("journal")
 
-    def _lost_visits(self, loss: Gap) -> None:
+    def _on_changes_lost(self, loss: Gap) -> None:
         self._arrivals.forget(self._journal.offset)
         self._tell_loss("stream of arrivals")
 
@@ -145,7 +145,7 @@ class Delivery:
             written += len(chunk) * len(outlets)
         for outlet in slow:
             self._end(outlet, SLOW)
-        self.backlog.wrote(written)
+        self.backlog.add(written)
 
     def _end(self, outlet: Outlet, reason: str) -> None:
         sharing = self._audience.on(outlet)

@@ -18,7 +18,7 @@ from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
 from millstream.hub._admission import AccessRules, check_target
 from millstream.hub._audience import Audience
-from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned, owner_of
+from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned_id, owner_of
 from millstream.hub._delivery import Delivery
 from millstream.hub._event import (
     Event,
@@ -122,7 +122,7 @@ class Hub:
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
         await self._delivery.open()
-        works = (self._attendance.see_off, self._mailboxes.keep_saved, self._keep_fresh)
+        works = (self._attendance.run_departures, self._mailboxes.keep_saved, self._keep_fresh)
         self._tasks = [asyncio.create_task(work()) for work in works]
 
     async def close(self) -> None:
@@ -176,7 +176,7 @@ class Hub:
             InvalidName, TooLarge, TypeError: as `publish`.
         """
         check_client_id(client_id)
-        return await self._publish(CLIENT + owned(client_id, owner_of(principal)), data, event, id)
+        return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id)
 
     # Subscribing
 
@@ -227,7 +227,7 @@ class Hub:
             authorize=self._authorize,
             transport=transport,
         )
-        return await self._attendance.welcome(subscription, last_event_id, history)
+        return await self._attendance.start(subscription, last_event_id, history)
 
     async def follow(
         self, channel: str, outlet: Outlet, *, encode: Encode, last_event_id: str = "", transport: str = ""
@@ -264,7 +264,7 @@ class Hub:
             (CLIENT + mailbox,), outlet, encode, self._attendance.leave,
             mailbox=mailbox, principal=principal, address=address, transport=transport,
         )  # fmt: skip
-        return await self._attendance.welcome(subscription, last_event_id, 0)
+        return await self._attendance.start(subscription, last_event_id, 0)
 
     async def presence(self, channel: str) -> list[Member]:
         """The clients on a channel, on all workers, in the order of arrival.
@@ -343,7 +343,7 @@ class Hub:
         at = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
         place = position_id(at.epoch, at.offset)  # the journal may know another epoch
         if not subscribers and channel.startswith(CLIENT):
-            await self._mailboxes.owe(channel.removeprefix(CLIENT), place, now)
+            await self._mailboxes.record_debt(channel.removeprefix(CLIENT), place, now)
         await self._delivery.events.reach(at)
         await self._count()
         return PublishResult(id or place, subscribers)
@@ -351,7 +351,9 @@ class Hub:
     def _tell(self, channel: str, event: str, member: Member) -> CoAppend:
         """Return the event that a member came or left."""
         behind = str(self._journal.offset)
-        return self._arrivals.told(StoredEvent(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
+        return self._arrivals.entry_for(
+            StoredEvent(PRESENCE + channel, encode_data(member), event, behind, self._clock())
+        )
 
     async def _tell_here(self, told: Position) -> None:
         """Return when the subscribers of this worker know it. A hub that closes has none left to wait for."""

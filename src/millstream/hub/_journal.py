@@ -121,14 +121,14 @@ class Journal:
         if after < self.recent_floor and after != self.offset:
             return None
         events: list[Event] = []
-        for event in self.remembered(after):
+        for event in self.recent_events(after):
             events.append(event)
             max_bytes -= len(event.data or b"")
             if max_bytes <= 0:
                 return events, event.offset
         return events, self.offset
 
-    def remembered(self, after: int = 0) -> Iterator[Event]:
+    def recent_events(self, after: int = 0) -> Iterator[Event]:
         """Iterate over what it has read behind an offset, as far as it remembers. Read nothing before it ends."""
         recent = self._recent
         return islice(recent, bisect_right(recent, after, key=_offset), None)
@@ -145,10 +145,10 @@ class Journal:
             return []
         entries = await self._store.log.newest(history_stream(channel), count)
         oldest = self._clock() - age
-        events = [unpack(each.data, self.epoch, each.position.offset) for each in entries if self.present(each)]
+        events = [unpack(each.data, self.epoch, each.position.offset) for each in entries if self.is_current(each)]
         return [event for event in events if event.at >= oldest]
 
-    def present(self, entry: Entry) -> bool:
+    def is_current(self, entry: Entry) -> bool:
         """Return whether an entry is of the present epoch."""
         return entry.position.epoch == self.epoch
 

@@ -65,7 +65,7 @@ class Mailboxes:
         self.unsaved = asyncio.Event()
         """There is something to `save`."""
 
-    async def seen(self, client_id: str) -> int:
+    async def read_offset(self, client_id: str) -> int:
         """The offset up to which the client was served."""
         if client_id in self._online:
             return self._journal.offset
@@ -75,7 +75,7 @@ class Mailboxes:
         saved = await self._kv.get(_SEEN + client_id)
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
-    async def owe(self, client_id: str, place: str, at: float) -> None:
+    async def record_debt(self, client_id: str, place: str, at: float) -> None:
         """A message was sent, and the client is not connected to this worker. An older debt stands, unless it was paid:
         the client may be connected to another worker.
         """
@@ -89,7 +89,7 @@ class Mailboxes:
         ):
             await kv.compare_and_set(_DEBT + client_id, old, debt, ttl, lossy=True)
 
-    async def owed(self, client_id: str) -> tuple[int, float]:
+    async def debt(self, client_id: str) -> tuple[int, float]:
         """Offset and time of the oldest message that the client was not written; 0 when there is none."""
         saved = await self._kv.get(_DEBT + client_id)
         if saved is None:
@@ -97,20 +97,20 @@ class Mailboxes:
         debt = _decode(saved)
         return parse_offset(debt.place, self._journal.epoch), debt.at
 
-    def arrived(self, client_id: str, *, served: bool) -> None:
+    def client_arrived(self, client_id: str, *, served: bool) -> None:
         """A connection of the client has caught up; `served` says whether messages were written to it."""
         self._online[client_id] = self._online.get(client_id, 0) + 1
         if served:
             self._owe_place(client_id)
 
-    def left(self, client_id: str) -> None:
+    def client_left(self, client_id: str) -> None:
         """A connection that had caught up is gone."""
         self._online[client_id] -= 1
         if not self._online[client_id]:
             del self._online[client_id]
             self._owe_place(client_id)
 
-    def delivered(self, client_id: str) -> None:
+    def mark_delivered(self, client_id: str) -> None:
         """A message of the client's was written to those of its connections that are here."""
         if client_id in self._online:
             self._owe_place(client_id)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._stores.base import CoAppend, Position, Store
-from millstream.hub._channels import owned
+from millstream.hub._channels import owned_id
 
 _GROUP: Final = "presence:"
 _LOCKS: Final = 64
@@ -37,7 +37,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
     @property
     def key(self) -> str:
         """What tells it from every other client."""
-        return owned(self.client_id, self.owner)
+        return owned_id(self.client_id, self.owner)
 
 
 _encode = msgspec.msgpack.Encoder().encode

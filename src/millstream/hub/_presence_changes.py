@@ -58,7 +58,7 @@ class PresenceChanges:
         return self._held[-1] if self._held else self._dropped
 
     @staticmethod
-    def told(record: StoredEvent) -> CoAppend:
+    def entry_for(record: StoredEvent) -> CoAppend:
         """One to be kept. The `id` of its record is the place in the journal that it comes after."""
         return CoAppend(STREAM, pack(record), _TTL, _KEPT)
 
@@ -82,7 +82,7 @@ class PresenceChanges:
         last = self.last
         return f"{place}-{last.number}" if last.behind == offset else place
 
-    def missed(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
+    def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Those behind an event id, and whether these are all."""
         held = deque(visit for visit in self._held if visit.after(offset, number))
         return held, not self._dropped.after(offset, number)

@@ -59,7 +59,7 @@ class PresenceEvents:
         """The hub closes: arrivals that haven't gone out leave with all others."""
         self._departed.clear()
 
-    async def welcome(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
+    async def start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date; from then on it hears what is published."""
         self._audience.enter(subscription)
         outlet = subscription.outlet
@@ -80,7 +80,7 @@ class PresenceEvents:
         elif subscription.mailbox:
             client_id = subscription.mailbox
             await replay.mailbox(
-                client_id, await self._mailboxes.seen(client_id), await self._mailboxes.owed(client_id)
+                client_id, await self._mailboxes.read_offset(client_id), await self._mailboxes.debt(client_id)
             )
         elif history:
             await replay.newest(history)
@@ -92,7 +92,7 @@ class PresenceEvents:
             return subscription
         self._audience.join(subscription)
         if subscription.mailbox:
-            self._mailboxes.arrived(subscription.mailbox, served=replay.wrote)
+            self._mailboxes.client_arrived(subscription.mailbox, served=replay.wrote)
         subscription.write(self._delivery.place())
         if subscription.member is not None:
             await self._show(subscription, subscription.member)
@@ -101,7 +101,7 @@ class PresenceEvents:
     async def _show(self, subscription: Subscription, member: Member) -> None:
         """Tell that a subscriber has come."""
         try:
-            for channel in _shown_on(subscription):
+            for channel in _presence_channels(subscription):
                 with self._trouble:
                     await self._presence.join(channel, member)
         finally:
@@ -115,7 +115,7 @@ class PresenceEvents:
         if not self._audience.leave(subscription):
             return
         if subscription.mailbox and subscription.joined:
-            self._mailboxes.left(subscription.mailbox)
+            self._mailboxes.client_left(subscription.mailbox)
         if subscription.present:
             self._depart(subscription)
 
@@ -123,7 +123,7 @@ class PresenceEvents:
         self._departed.append(subscription)
         self._departures.set()
 
-    async def see_off(self) -> None:
+    async def run_departures(self) -> None:
         """Tell who left, until cancelled. There are never more than there were subscribers."""
         while True:
             await self._departures.wait()
@@ -133,10 +133,10 @@ class PresenceEvents:
 
     async def _tell_departure(self, subscription: Subscription) -> None:
         if subscription.member is not None:
-            for channel in _shown_on(subscription):
+            for channel in _presence_channels(subscription):
                 with self._trouble:  # `Presence.refresh` tries again
                     await self._presence.leave(channel, subscription.member)
 
 
-def _shown_on(subscription: Subscription) -> list[str]:
+def _presence_channels(subscription: Subscription) -> list[str]:
     return [channel for channel in subscription.channels if not channel.startswith("$") and not is_pattern(channel)]

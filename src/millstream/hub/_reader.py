@@ -116,7 +116,7 @@ class JournalReader:
         last = index.offsets[-1] if index.offsets else 0
         for entry in page:
             offset = entry.position.offset
-            if offset > last and self._journal.present(entry):
+            if offset > last and self._journal.is_current(entry):
                 stamp = stamp_of(entry.data)
                 index.offsets.append(offset)
                 index.times.append(stamp.at)
@@ -195,7 +195,7 @@ class JournalReader:
                     page = await log.read(JOURNAL, after, PAGE, PAGE_BYTES)
                     for entry in page:
                         stamp = stamp_of(entry.data)
-                        if stamp.id is not None and journal.present(entry) and entry.position.offset <= until:
+                        if stamp.id is not None and journal.is_current(entry) and entry.position.offset <= until:
                             known = KnownEvent(stamp.channel, entry.position.offset, stamp.at)
                             journal.ids.add(stamp.id, known)
             except Gap:  # trimmed since the last read

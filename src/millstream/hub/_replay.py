@@ -115,7 +115,7 @@ class CatchUp:
         await self._follow()
 
     async def mailbox(self, client_id: str, seen: int, owed: tuple[int, float]) -> None:
-        """Write what came for a client behind `seen`; `owed` are place and time of the oldest message of it."""
+        """Write what came for a client behind `seen`; `debt` are place and time of the oldest message of it."""
         oldest, at = owed
         await self._reach(max(seen, oldest))
         end = self._journal.offset
@@ -140,17 +140,17 @@ class CatchUp:
     def finish(self) -> None:
         """Write who came and left during the replay. The next event goes to the subscriber directly, so don't wait."""
         if not self._subscription.outlet.closed:
-            self._tell_visits(self._missed_visits(), sys.maxsize)
+            self._send_changes(self._missed_changes(), sys.maxsize)
 
-    def _missed_visits(self) -> deque[PresenceChange]:
+    def _missed_changes(self) -> deque[PresenceChange]:
         if not self._visiting:
             return deque()
-        visits, complete = self._arrivals.missed(*self._heard)
+        visits, complete = self._arrivals.since(*self._heard)
         if not complete:
             self._tell_gap("trimmed")
         return visits
 
-    def _tell_visits(self, visits: deque[PresenceChange], before: int) -> None:
+    def _send_changes(self, visits: deque[PresenceChange], before: int) -> None:
         """Write those that were delivered before an event, in its place: each id stands for all that was written."""
         subscription, journal = self._subscription, self._journal
         while visits and visits[0].behind < before:
@@ -177,7 +177,7 @@ class CatchUp:
                 return
             elif (recent := journal.recent(self._at, _CHUNK)) is not None:
                 events, self._at = recent
-                self._visits = self._missed_visits()
+                self._visits = self._missed_changes()
                 for event in events:
                     self._offer(event)
             elif not await self._read_on() and journal.epoch == self._epoch:
@@ -201,7 +201,7 @@ class CatchUp:
                 page, self._page = await self._reader.journal_page(self._page, after)
                 if journal.epoch != self._epoch:
                     return False
-                self._visits = self._missed_visits()
+                self._visits = self._missed_changes()
                 for entry in page:
                     if entry.position.offset > journal.offset or self._unread >= _CHUNK:
                         break
@@ -282,7 +282,7 @@ class CatchUp:
             offsets = index.offsets[max(start, bisect_left(index.offsets, after + 1)) :]
             sources.append(zip(offsets, repeat(number)))
         remembered = array("q")
-        for event in journal.remembered(after):
+        for event in journal.recent_events(after):
             dropped = self._dropped.get(event.channel, 0)
             if event.offset > dropped and self._lacks(event) and not journal.too_old(event):
                 remembered.append(event.offset)
@@ -309,7 +309,7 @@ class CatchUp:
         place = next(plan, None)
         while place is not None and not outlet.closed:
             async with self._reader.turns:
-                self._visits = self._missed_visits()
+                self._visits = self._missed_changes()
                 while place is not None and self._unread < _CHUNK:
                     offset, source = place
                     event = journal.recall(offset)
@@ -344,7 +344,7 @@ class CatchUp:
     def _put(self, event: Event) -> None:
         """Write an event, and before it those who came and left."""
         if self._visits:
-            self._tell_visits(self._visits, event.offset)
+            self._send_changes(self._visits, event.offset)
         self._written, self.wrote = event.offset, True
         data = self._subscription.encode(event)
         self._subscription.outlet.write(data)

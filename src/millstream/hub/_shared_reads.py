@@ -17,7 +17,7 @@ KEPT_BYTES: Final = 16 * 1024 * 1024
 T = TypeVar("T")
 
 
-class _Kept(Struct, Generic[T]):
+class _CachedRead(Struct, Generic[T]):
     """The result of one read."""
 
     value: T
@@ -27,7 +27,7 @@ class _Kept(Struct, Generic[T]):
     end: asyncio.TimerHandle
 
 
-class _Reading(Struct, Generic[T], eq=False):
+class _PendingRead(Struct, Generic[T], eq=False):
     """A read under way."""
 
     since: int
@@ -45,8 +45,8 @@ class SharedReads(Generic[T]):
 
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
-        self._kept: dict[Hashable, _Kept[T]] = {}
-        self._reading: dict[Hashable, _Reading[T]] = {}
+        self._kept: dict[Hashable, _CachedRead[T]] = {}
+        self._reading: dict[Hashable, _PendingRead[T]] = {}
         """Reads under way that may serve further subscribers."""
         self._tasks: set[asyncio.Task[T]] = set()
         """All reads under way."""
@@ -80,12 +80,12 @@ class SharedReads(Generic[T]):
             return kept.value
         reading = self._reading.get(key)
         if reading is None or not usable(reading.since, None):
-            reading = self._reading[key] = _Reading(since, asyncio.create_task(read()))
+            reading = self._reading[key] = _PendingRead(since, asyncio.create_task(read()))
             self._tasks.add(reading.future)
             reading.future.add_done_callback(partial(self._done, key, reading, final))
         return await asyncio.shield(reading.future)
 
-    def _done(self, key: Hashable, reading: _Reading[T], final: Callable[[T], bool], done: asyncio.Task[T]) -> None:
+    def _done(self, key: Hashable, reading: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]) -> None:
         self._tasks.discard(done)
         failed = done.cancelled() or done.exception() is not None
         if self._reading.get(key) is not reading:
@@ -100,7 +100,7 @@ class SharedReads(Generic[T]):
             self._drop(next(iter(self._kept)))
         if size <= KEPT_BYTES:
             end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, key)
-            self._kept[key] = _Kept(value, reading.since, size, end)
+            self._kept[key] = _CachedRead(value, reading.since, size, end)
             self.bytes += size
 
     def _drop(self, key: Hashable) -> None:

@@ -53,7 +53,7 @@ class AuthPart(OwnPart):
                 each.share(guard.pool)
 
         def end_streams(now: float) -> None:
-            if guard.refresh(host.streams.end_opened):
+            if guard.refresh(host.streams.end_revoked):
                 host.streams.end_of(lambda owner: not guard.holds(owner))
 
         host.every_second(end_streams)

@@ -32,13 +32,13 @@ class ObservationPart(OwnPart):
         if not access_log and spans is None and host.metrics is None:
             return
         from millstream._server.observability.observer import Observer  # noqa: PLC0415  only where something is observed
-        from millstream._server.observability.tracing import Tracing  # noqa: PLC0415
+        from millstream._server.observability.tracing import Tracer  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
         host.observer = observer = Observer(
             host.registry.tools,
             log=MessageLog(sys.stderr) if access_log else None,
-            tracing=Tracing(spans) if spans is not None else None,
+            tracing=Tracer(spans) if spans is not None else None,
             metrics=host.metrics,
             connections=host.streams.by_kind,
         )

@@ -12,8 +12,8 @@ from millstream._server.observability.recent_calls import RecentCalls
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
-from millstream._telemetry.logs import overhear
-from millstream._telemetry.prints import overhear_prints
+from millstream._telemetry.logs import capture_logs
+from millstream._telemetry.prints import capture_prints
 from millstream._web.audit import AuditRecords
 from millstream._web.connect import ConnectFacts
 from millstream._web.dashboard_routes import query_handlers, upstream_handlers
@@ -54,7 +54,7 @@ class WebPart(OwnPart):
             },
             measure=measure,
         )
-        host.on_close(overhear(feed.log))
+        host.on_close(capture_logs(feed.log))
         for running in (feed.run(), queries.run()):
             host.run(running)
         dashboard: dict[str, Handler] = {
@@ -70,14 +70,14 @@ class WebPart(OwnPart):
             host.routes.add(path, route)
         host.routes.add("/chat/members", Route({"GET": ChatMembers(hub).get}, private=True))
         if host.settings.show_errors:
-            host.on_close(overhear_prints(feed.log))
+            host.on_close(capture_prints(feed.log))
             developing = LogFeed(feed.log, host.streams)
             host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
         host.on_http(lambda: _serve(host))
 
 
 def _serve(host: Host) -> None:
-    from millstream._http.hosts import of_this_site  # noqa: PLC0415  a server without HTTP does without these
+    from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
     from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
     from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
@@ -96,7 +96,7 @@ def _serve(host: Host) -> None:
     # People come back from another site, without the cookie by which they are signed in: it knows them itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.returned}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
-    routes.add_prefix(PREFIX, Route({"POST": relay, "GET": of_this_site(relay), "DELETE": relay}, local=True))
+    routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

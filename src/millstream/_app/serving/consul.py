@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from millstream._app.serving.errors import CommandError
-from millstream._http.client.dial import anywhere, guarded
+from millstream._http.client.dial import allow_any, guard_dial
 from millstream._http.client.errors import ClientError, TargetError
 from millstream._http.client.fetch import request
 from millstream._http.client.url import parse
@@ -129,7 +129,7 @@ class ConsulRegistration:
             headers["x-consul-token"] = token
         try:
             reply = await request(
-                "PUT", parse(self._base + path), headers, body, dial=guarded(anywhere), max_body=_MAX_ANSWER,
+                "PUT", parse(self._base + path), headers, body, dial=guard_dial(allow_any), max_body=_MAX_ANSWER,
                 seconds=_SECONDS,
             )  # fmt: skip
         except (ClientError, OSError) as error:

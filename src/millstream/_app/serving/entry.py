@@ -110,7 +110,7 @@ def prepare(application: Application, runtime: Runtime) -> Endpoints:
 def look_ahead(runtime: Runtime) -> None:
     """It is served now: ask the issuers of its callers, so that one that can't be asked is noticed at once."""
     if runtime.guard is not None:
-        runtime.sweep.beside("issuers", runtime.guard.prefetch())
+        runtime.sweep.run_in_background("issuers", runtime.guard.prefetch())
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, ended, status_of
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.pool import ConnectionPool, plain, unreachable, untrusted
+from millstream._http.client.pool import ConnectionPool, connect_error, plain, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url
 from millstream.client._client import Client
@@ -146,11 +146,11 @@ async def trusted(url: Url, seconds: float) -> Step:
         hint = "Is it http:// rather than https://?"
         raise ConnectFailed(f"{url.origin} showed no certificate within {seconds:g} seconds. {hint}") from exc
     except ssl.SSLCertVerificationError as exc:
-        raise untrusted(url, exc) from exc
+        raise tls_error(url, exc) from exc
     except ssl.SSLError as exc:
         raise TlsFailed(f"{url.origin} does not speak TLS: {exc.reason}.") from exc
     except OSError as exc:
-        raise unreachable(url, exc) from exc
+        raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
     return Step("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")

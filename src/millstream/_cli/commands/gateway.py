@@ -16,7 +16,7 @@ from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json
 from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError
-from millstream._protocol.suggestions import instead
+from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.client._options import Options
@@ -119,7 +119,7 @@ def accept(
         }
         if tool and all(name != tool for _, name, _ in pinned_items(found)):
             names = tuple(name for _, name, _ in pinned_items(found))
-            raise CommandError(f"{upstream} has no {tool}.", fix=f"{instead(tool, names)}.".capitalize())
+            raise CommandError(f"{upstream} has no {tool}.", fix=f"{suggest(tool, names)}.".capitalize())
         rows: list[dict[str, object]] = []
         for (kind, name), definition in changed.items():
             before = kept.of(upstream).get(kind, {}).get(name)
@@ -143,7 +143,7 @@ def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
         if each.name == name:
             return each
     names = tuple(each.name for each in config.upstreams)
-    raise CommandError(f"{file} has no upstream {name}.", fix=f"{instead(name, names)}.".capitalize())
+    raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, names)}.".capitalize())
 
 
 async def _lists(config: UpstreamConfig) -> catalog.Catalog:

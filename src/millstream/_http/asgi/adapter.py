@@ -14,7 +14,7 @@ from typing import Any, cast
 from millstream._http.asgi.sink import AsgiSink, Send, header_list, header_lists
 from millstream._http.budget import ByteBudget
 from millstream._http.close_signal import failure
-from millstream._http.compression import FROM_BYTES, compressed
+from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
@@ -41,7 +41,7 @@ _OVER: Any = object()
 _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
-def nobody(scope: Scope) -> str:
+def no_peer(scope: Scope) -> str:
     """The address of a peer that has none: empty, as on a Unix socket.
 
     Over TCP, it's a peer that reset its connection at once. They have one name, or limits wouldn't hold for them.
@@ -96,7 +96,7 @@ class AsgiAdapter:
             headers,
             b"",
             scope.get("query_string", b""),
-            client[0] if client else nobody(scope),
+            client[0] if client else no_peer(scope),
             root,
             scope.get("scheme", "http"),
             adapter=self,
@@ -223,7 +223,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
         if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
-            response = compressed(response, self.headers)
+            response = compress(response, self.headers)
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body

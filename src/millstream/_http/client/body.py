@@ -16,7 +16,7 @@ class BodySource(Protocol):
     def resume(self) -> None:
         """Read on."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Nobody reads the rest of this body."""
 
 
@@ -60,7 +60,7 @@ class Body:
         """Read no more of it."""
         if not self._ended:
             self._ended = True
-            self._source.let_go()
+            self._source.release()
             self._wake()
 
     # What the connection says

@@ -113,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
         return waiter
 
     @property
-    def untouched(self) -> bool:
+    def closed_before_reply(self) -> bool:
         """The server closed a connection that was in use before, without a byte of this reply."""
         return self.closed and self.served > 0 and not self._began
 
@@ -135,7 +135,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Nobody reads the rest. Where it ends soon, the connection can serve again."""
         if self.closed:
             return

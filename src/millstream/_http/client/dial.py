@@ -50,7 +50,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in each for each in _ODD)
 
 
-def anywhere(address: str) -> bool:
+def allow_any(address: str) -> bool:
     """Accept any address: the operator has written the URL."""
     return True
 
@@ -70,7 +70,7 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
     return protocol
 
 
-def guarded(judge: Judge) -> Dial[Any]:
+def guard_dial(judge: Judge) -> Dial[Any]:
     """Return a dial function that connects only to addresses that `judge` accepts.
 
     A name with a single address that isn't accepted is refused: it's there to deceive. Names of this machine lead to

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply, lines
-from millstream._http.client.dial import AddressRefused, Dial, Judge, guarded, is_public, is_this_machine
+from millstream._http.client.dial import AddressRefused, Dial, Judge, guard_dial, is_public, is_this_machine
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
@@ -91,7 +91,7 @@ async def fetch(
         raise OutboundError("A header can't hold that.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", where, head, form or b"", dial=guarded(judge), max_body=max_bytes,
+            "GET" if form is None else "POST", where, head, form or b"", dial=guard_dial(judge), max_body=max_bytes,
             max_head=_MAX_HEAD, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # the last for names that can't be looked up
@@ -145,7 +145,7 @@ async def request(
         seconds: for all of it.
         max_head: bytes of the reply's head.
         connect_seconds: for the connection.
-        dial: connects, such as `guarded`. Without it, proxies of the environment count.
+        dial: connects, such as `guard_dial`. Without it, proxies of the environment count.
         context: certificates to trust; those of the system by default.
 
     Raises:

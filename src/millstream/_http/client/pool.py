@@ -12,7 +12,7 @@ from collections import deque
 from millstream._http.client.connection import MAX_HEAD, HttpConnection, HttpReply
 from millstream._http.client.dial import Dial, connect_directly
 from millstream._http.client.errors import ConnectFailed, ConnectionLost, TlsFailed
-from millstream._http.client.proxy import Proxy, no_proxy, proxy_for, refused, tunnel
+from millstream._http.client.proxy import Proxy, no_proxy, proxy_error, proxy_for, tunnel
 from millstream._http.client.url import Url
 
 _FRESH = 3.0
@@ -74,7 +74,7 @@ class ConnectionPool:
         """
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
-            data = proxy.forwarded(self._url, data)
+            data = proxy.forward(self._url, data)
         freshness = 3600.0 if repeatable else _FRESH
         while True:
             connection = self._take_free(freshness) or await self._take(freshness)
@@ -82,10 +82,10 @@ class ConnectionPool:
             try:
                 reply = await waiter
                 if proxy is not None and reply.status == 407:
-                    raise refused(proxy, self._url.authority, "407")
+                    raise proxy_error(proxy, self._url.authority, "407")
                 return reply
             except ConnectionLost:
-                if not (repeatable and connection.untouched):
+                if not (repeatable and connection.closed_before_reply):
                     raise
             except asyncio.CancelledError:
                 connection.abort()
@@ -158,13 +158,13 @@ class ConnectionPool:
             text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
         except ssl.SSLCertVerificationError as exc:
-            raise untrusted(url, exc) from exc
+            raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
                 f"{url.origin} does not speak TLS ({exc.reason or exc}). Is it http:// rather than https://?"
             ) from exc
         except OSError as exc:
-            raise unreachable(url, exc) from exc
+            raise connect_error(url, exc) from exc
         return connection
 
     def _connection(self) -> HttpConnection:
@@ -203,13 +203,13 @@ class ConnectionPool:
                 return
 
 
-def unreachable(url: Url, exc: OSError) -> ConnectFailed:
+def connect_error(url: Url, exc: OSError) -> ConnectFailed:
     """The error where nobody answers."""
     remedy = "Check host and port, and that the server runs."
     return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
 
 
-def untrusted(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
+def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
     """The error where the certificate isn't one that the system trusts."""
     return TlsFailed(
         f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",

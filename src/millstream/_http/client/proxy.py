@@ -37,7 +37,7 @@ class Proxy(Struct, frozen=True):
         """Header lines for this proxy."""
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
 
-    def forwarded(self, url: Url, request: bytes) -> bytes:
+    def forward(self, url: Url, request: bytes) -> bytes:
         """A request for a proxy to pass on: with the whole URL, and what the proxy itself wants to know."""
         method, _, rest = request.partition(b" ")
         line, end, fields = rest.partition(b"\r\n")
@@ -93,7 +93,7 @@ def _is_excepted(url: Url, exceptions: str) -> bool:
     return False
 
 
-class _Asking(asyncio.Protocol):
+class _ConnectRequest(asyncio.Protocol):
     """Reads the head of what a proxy answers to CONNECT."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         ConnectFailed: the proxy isn't there, or doesn't connect us.
     """
     try:
-        transport, asking = await asyncio.get_running_loop().create_connection(_Asking, proxy.host, proxy.port)
+        transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)
     except OSError as exc:
         raise no_proxy(proxy, exc) from exc
     host = f"[{url.host}]" if ":" in url.host else url.host
@@ -130,14 +130,14 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         if len(words) < 2 or not words[0].startswith("HTTP/1."):
             raise ConnectFailed(f"The proxy {proxy} gave no answer when asked to connect to {place}.")
         if not words[1].startswith("2"):
-            raise refused(proxy, place, " ".join(words[1:]))
+            raise proxy_error(proxy, place, " ".join(words[1:]))
     except BaseException:
         transport.abort()
         raise
     return transport
 
 
-def refused(proxy: Proxy, place: str, status: str) -> ConnectFailed:
+def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
     """The error for a proxy that doesn't connect us."""
     if status.startswith("407"):
         return ConnectFailed(

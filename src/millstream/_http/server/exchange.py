@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from millstream._http.close_signal import failure
-from millstream._http.compression import FROM_BYTES, compressed
+from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.limits import HttpLimits
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.server.replies import CLOSE, ReplyHeads
@@ -168,7 +168,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             if not isinstance(response, Response):
                 response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
             if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
-                response = compressed(response, self.headers)
+                response = compress(response, self.headers)
             heads, body = protocol.guard.heads, response.body
             if (
                 response.head is JSON_HEAD

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from millstream._http.budget import ByteBudget
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Response, neighborhood
+from millstream._http.message import Response, peer_network
 from millstream._http.server.connection import ServerConnection
 from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT, ReplyHeads
 from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
@@ -166,7 +166,7 @@ class ConnectionGuard:
         limits, peer = self.limits, connection.peer
         over_cap = len(self._state.connections) > limits.max_connections
         if limits.max_connections_per_address and peer:
-            self._counts[near := neighborhood(peer)] += 1
+            self._counts[near := peer_network(peer)] += 1
             over_cap |= self._counts[near] > limits.max_connections_per_address
         connection.connection.over_cap = over_cap
         if not over_cap:
@@ -188,7 +188,7 @@ class ConnectionGuard:
         self._connections.discard(connection)
         self._spares.discard(connection)
         # A WebSocket still counts until the next sweep counts again.
-        if connection not in self._state.connections and (near := neighborhood(connection.peer)) in self._counts:
+        if connection not in self._state.connections and (near := peer_network(connection.peer)) in self._counts:
             self._counts[near] -= 1
 
     # Unsent bytes
@@ -201,9 +201,9 @@ class ConnectionGuard:
         while self.unsent > self.limits.max_unsent and len(self._stalled) > 1:
             owners: Counter[str] = Counter()
             for each, held in self._stalled.items():
-                owners[neighborhood(each.peer)] += held
+                owners[peer_network(each.peer)] += held
             largest = owners.most_common(1)[0][0]
-            slowest = next(each for each in self._stalled if neighborhood(each.peer) == largest)
+            slowest = next(each for each in self._stalled if peer_network(each.peer) == largest)
             logger.warning(
                 "A connection of %s was cut: unsent replies take %d bytes, and max_unsent allows %d.",
                 slowest.peer or "a local client", self.unsent, self.limits.max_unsent,
@@ -230,7 +230,7 @@ class ConnectionGuard:
         self._look(everybody, now, max(1, _AT_ONCE // ends))
         if self.limits.max_connections_per_address:
             # WebSockets are not watched here but stay in the server's set: count again.
-            self._counts = Counter(neighborhood(each.peer) for each in self._state.connections if each.peer)
+            self._counts = Counter(peer_network(each.peer) for each in self._state.connections if each.peer)
 
     def _look(self, left: list[GuardedConnection], now: float, end: int) -> None:
         """Look at some of these connections, and at the rest in the next turns of the loop.

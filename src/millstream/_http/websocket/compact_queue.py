@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class CompactEvent:
-    """What `asyncio.Event` does, and `stir` for those who wait for something else as well."""
+    """What `asyncio.Event` does, and `notify` for those who wait for something else as well."""
 
     __slots__ = ("_open", "_waiters")
 
@@ -27,20 +27,20 @@ class CompactEvent:
     def set(self) -> None:
         """Let everybody through."""
         self._open = True
-        self.stir()
+        self.notify()
 
     def clear(self) -> None:
         """From now on they wait."""
         self._open = False
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Wake those who wait, to look again."""
         waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def stirred(self) -> None:
+    async def wait_changed(self) -> None:
         """Wait until something may have changed."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = (*self._waiters, waiter)
@@ -49,7 +49,7 @@ class CompactEvent:
     async def wait(self) -> bool:
         """Wait until it is set."""
         while not self._open:
-            await self.stirred()
+            await self.wait_changed()
         return True
 
 
@@ -71,12 +71,12 @@ class CompactQueue(Generic[Item]):
         if self._items is None:
             self._items = deque()
         self._items.append(item)
-        self._news.stir()
+        self._news.notify()
 
     async def get(self) -> Item:
         """Take the oldest, once there is one."""
         while self._items is None:
-            await self._news.stirred()
+            await self._news.wait_changed()
         item = self._items.popleft()
         if not self._items:
             self._items = None

@@ -82,7 +82,7 @@ class DirectSocket(Socket):
     async def drain(self) -> None:
         room = self._wire.room
         while not (room.is_set() or self.closed):
-            await room.stirred()
+            await room.wait_changed()
 
     def took(self) -> None:
         """The transport has room again."""
@@ -91,7 +91,7 @@ class DirectSocket(Socket):
     def _stop(self) -> None:
         if self._farewell is not None:
             self._wire.hang_up()
-        self._wire.room.stir()
+        self._wire.room.notify()
 
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read until the socket is closed, and say goodbye."""

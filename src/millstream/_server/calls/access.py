@@ -10,7 +10,7 @@ _DIRECT = frozenset(("stdio", "memory"))
 _NONE = frozenset[str]()
 
 
-def granted(call: Call) -> frozenset[str] | None:
+def granted_scopes(call: Call) -> frozenset[str] | None:
     """The scopes of a caller; None for one who may do everything."""
     return None if call.transport in _DIRECT else scopes_of(call.principal)
 
@@ -28,6 +28,6 @@ def check_scopes(call: Call, needed: frozenset[str]) -> None:
         ProtocolError: INSUFFICIENT_SCOPE, HTTP 403; it names all of them, so that a client asks for them in one go.
     """
     if needed:
-        scopes = granted(call)
+        scopes = granted_scopes(call)
         if scopes is not None and not needed <= scopes:
             raise call.services.lacking(needed)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from millstream._http.message import neighborhood
+from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import members
@@ -171,10 +171,10 @@ class Call(Struct, eq=False, kw_only=True):
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `neighborhood`."""
+        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `peer_network`."""
         if self.principal is not None:
             return self.principal.id
-        return "" if self.origin is None else neighborhood(self.origin.peer)
+        return "" if self.origin is None else peer_network(self.origin.peer)
 
     def raw_params(self) -> bytes:
         """Return the JSON of `params` as it came; empty without any."""
@@ -191,7 +191,7 @@ class Call(Struct, eq=False, kw_only=True):
             line = self.line = self.open_reply(self)
         return line
 
-    async def say(self, message: bytes) -> None:
+    async def send_to_caller(self, message: bytes) -> None:
         """Send a message about the call to its caller; after the answer, nothing more is said."""
         if not self.over:
             await self.open_line().send(message)

@@ -51,7 +51,7 @@ ANY_UPDATE = ServerChange("updated")
 """Updates may have been missed: whoever watches resources tells each of them."""
 
 
-def touched(change: ServerChange, watched: Collection[str]) -> Collection[str]:
+def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[str]:
     """Which of the resources that somebody watches a change is about."""
     if change is ANY_UPDATE:
         return sorted(watched)

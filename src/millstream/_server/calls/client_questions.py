@@ -68,7 +68,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
         raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
     scope = "" if call.session is None else call.session.id
     asked = call.asked = set() if call.asked is None else call.asked
-    raw = await open_questions.ask(call.say, method, params, owner=call.owner, scope=scope, asked=asked)
+    raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)
     except ProtocolError as exc:  # the client's mistake, but not one in the request that is being answered
@@ -96,7 +96,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
         method, params = method_of(question), params_of(question, call.revision)
         slot, mark = replay.slot(key), digest(method, params)
         wire_key = replay.wire_key(slot, key, mark)
-        raw = replay.settled(slot, mark)
+        raw = replay.find_settled(slot, mark)
         if raw is None:
             raw = replay.response(slot, wire_key, mark)
             if raw is not None:
@@ -113,7 +113,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
     return {name: read_answer(questions[name][1], raw) for name, raw in found.items()}
 
 
-def meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks.
 
     Of several failures that are all text for the model, it stands for the first.

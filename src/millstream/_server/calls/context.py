@@ -109,7 +109,7 @@ class Context(CallInfo):
         if severity < await self._least_level():
             return
         params = LoggingMessageNotificationParams(level, data, logger)
-        await self._call.say(notification_message("notifications/message", params))
+        await self._call.send_to_caller(notification_message("notifications/message", params))
 
     async def _least_level(self) -> int:
         call = self._call
@@ -147,7 +147,7 @@ class Context(CallInfo):
             method: of an extension, such as ``com.example/sold``.
             params: an object, as a mapping or Struct.
         """
-        await self._call.say(notification_message(method, params))
+        await self._call.send_to_caller(notification_message(method, params))
 
     async def close_stream(self, retry_ms: int | None = None) -> bool:
         """Drop the connection but not the call: the client comes back for the rest (2025-11-25, in a session).
@@ -251,7 +251,7 @@ class Context(CallInfo):
                 self._memo[slot] = await _value(function)
             return cast("T", self._memo[slot])
         rounds = self._rounds()
-        raw = rounds.settled(slot, "once")
+        raw = rounds.find_settled(slot, "once")
         if raw is None:
 
             async def run() -> bytes:
@@ -313,7 +313,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
     if call.token is not None:
-        await call.say(notification)
+        await call.send_to_caller(notification)
     if call.tee is not None:
         await call.tee(notification)
 

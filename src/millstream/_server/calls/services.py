@@ -28,12 +28,12 @@ def principal_id(principal: Any) -> str:
     return principal.id if principal is not None else ""
 
 
-def lasts_until(principal: Principal | None) -> float:
+def expiry_of(principal: Principal | None) -> float:
     """When the streams of a caller end, in seconds since 1970: with the credential that opened them."""
     return inf if principal is None else principal.until
 
 
-def without_sign_in(needed: frozenset[str]) -> ProtocolError:
+def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     """The refusal of a caller whose scopes do not cover something, where nobody can sign in."""
     wanted = " ".join(sorted(needed))
     text = f"This needs the scope {wanted}, and the server has no way to sign in."
@@ -78,7 +78,7 @@ class Services:
         self.secrets: Secrets = secrets or load_secrets(settings.key)
         """Found at the start, because trouble with them must stop the start and not the first request."""
         self._ring: KeyRing | None = None
-        self.lacking: Callable[[frozenset[str]], ProtocolError] = without_sign_in
+        self.lacking: Callable[[frozenset[str]], ProtocolError] = sign_in_required
         """The refusal of a caller whose scopes do not cover something."""
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)

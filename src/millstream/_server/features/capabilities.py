@@ -76,7 +76,7 @@ class ServerDescription:
 
     def _kept(self) -> dict[tuple[str, str, bool], bytes]:
         """What was made of the capabilities that there are now."""
-        if self._made_of != self._registry.offered:
+        if self._made_of != self._registry.capability_count:
             self._made.clear()
-            self._made_of = self._registry.offered
+            self._made_of = self._registry.capability_count
         return self._made

@@ -34,7 +34,7 @@ def check_completers(registry: Registry) -> None:
         ValueError: naming the completer whose prompt, template or argument there is not.
     """
     for reference, argument in registry.completers:
-        if _completed(registry, reference) is None:
+        if _completion_target(registry, reference) is None:
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
         check_argument(registry, reference, argument)
 
@@ -45,13 +45,13 @@ def check_argument(registry: Registry, reference: str, argument: str) -> None:
     Raises:
         ValueError: naming the arguments that it has.
     """
-    item = _completed(registry, reference)
+    item = _completion_target(registry, reference)
     if item is not None and argument not in item.parameters:
         known = ", ".join(map(repr, item.parameters)) or "none"
         raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
 
 
-def _completed(registry: Registry, reference: str) -> Prompt | Template | None:
+def _completion_target(registry: Registry, reference: str) -> Prompt | Template | None:
     """The prompt or template of a reference, whether it is offered now or not."""
     found: tuple[Prompt | Template | None, ...] = (
         registry.prompts.get(reference),

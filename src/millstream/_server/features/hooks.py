@@ -1,8 +1,8 @@
 """Middleware: hooks around what a server does for a caller.
 
-`hooks_of` looks once at which hooks an object has. `hooked` puts those around one item when it is registered, and
-`MiddlewareChain` puts those for lists and whole messages around the handlers of a server. Without a hook, there is no
-frame.
+`hooks_of` finds the hooks of an object once. `wrap_with_hooks` puts those for calls around an item when it's
+registered, and `MiddlewareChain` puts those for lists and whole messages around the handlers of a server. A server
+without hooks has no extra frame.
 """
 
 import inspect
@@ -65,7 +65,7 @@ class Request:
         _ = self.arguments
         self._arguments = dict(arguments)
 
-    def settled(self, read: Callable[[dict[str, Any]], Any]) -> Any:
+    def final_arguments(self, read: Callable[[dict[str, Any]], Any]) -> Any:
         """The arguments as the function takes them: as they came, or read again if middleware changed them."""
         if self._arguments is None or encode(self._arguments) == self._before:
             return self._given
@@ -184,7 +184,7 @@ def _hook(middleware: object, name: str) -> Hook | None:
     return cast("Hook", hook)
 
 
-def chained(hooks: Iterable[Hook], inside: Next) -> Next:
+def chain_hooks(hooks: Iterable[Hook], inside: Next) -> Next:
     """Hooks around what lies inside, as one function."""
     for hook in reversed(tuple(hooks)):
         inside = _link(hook, inside)
@@ -195,7 +195,7 @@ def _link(hook: Hook, inside: Next) -> Next:
     return lambda request: hook(request, inside)
 
 
-def hooked(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
+def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
     """`run` of an item of a kind with the hooks of its server around it; as it is, where none are for its kind."""
     about = _OF_KIND[kind]
     mine: tuple[Hook, ...] = getattr(hooks, about)
@@ -211,21 +211,21 @@ def hooked(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
                 raise ToolError(str(exc)) from exc
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
-    async def inside(request: _Running) -> Any:
+    async def inside(request: _HookRun) -> Any:
         call = request.call
-        return await run(request.settled(lambda arguments: reread(arguments, call)), call)
+        return await run(request.final_arguments(lambda arguments: reread(arguments, call)), call)
 
-    chain = chained(mine, inside)
+    chain = chain_hooks(mine, inside)
 
     def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
         return chain(
-            _Running(method, call.name if about == "read" else name, arguments, shared_context(call, home), call)
+            _HookRun(method, call.name if about == "read" else name, arguments, shared_context(call, home), call)
         )
 
     return run_hooked
 
 
-class _Running(Request):
+class _HookRun(Request):
     """With the call, for what lies inside of all hooks."""
 
     __slots__ = ("call",)

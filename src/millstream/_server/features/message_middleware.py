@@ -15,7 +15,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import shared_context
 from millstream._server.features.completion_lookup import find_readable
-from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chained
+from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import Registry
 
 Handler = Callable[[Call], Awaitable[bytes]]
@@ -56,7 +56,7 @@ class MiddlewareChain:
         chain: Next = inside
         for each, hook in reversed(hooks):
             chain = _with(hook, chain, call, each.home)
-        return _encoded(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
+        return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
 
     def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
         """Whose hooks a request passes: this server's, then those of each server through which its item is mounted."""
@@ -67,7 +67,7 @@ class MiddlewareChain:
         elif method == "prompts/get" and isinstance(name, str):
             item = registry.prompts.get(name)
         elif method == "completion/complete":
-            item = _completed(registry, params.get("ref"))
+            item = _completion_target(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
             # The one that the handler will find: of several that fit, the first that the caller sees.
             item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
@@ -81,15 +81,17 @@ class MiddlewareChain:
             result = _members(await handler(call))
 
             async def inside(request: ListRequest) -> list[dict[str, Any]]:
-                return await self._mounted(result[member], kind, key, call)
+                return await self._project_mounted(result[member], kind, key, call)
 
-            chain = chained(self._hooks.list, inside)
+            chain = chain_hooks(self._hooks.list, inside)
             result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
-            return _encoded(result)
+            return _encode_result(result)
 
         return listed
 
-    async def _mounted(self, items: list[dict[str, Any]], kind: str, key: str, call: Call) -> list[dict[str, Any]]:
+    async def _project_mounted(
+        self, items: list[dict[str, Any]], kind: str, key: str, call: Call
+    ) -> list[dict[str, Any]]:
         """The items as the servers that are mounted here show theirs, each its own."""
         registered: dict[str, Any] = getattr(self._registry, kind)
         shown: dict[Hooks, None] = {}
@@ -100,7 +102,7 @@ class MiddlewareChain:
             theirs = [each for each in items if each[key] in own]
             if theirs:
                 at = items.index(theirs[0])
-                chain = chained(hooks.list, _given(theirs))
+                chain = chain_hooks(hooks.list, _given(theirs))
                 left = await chain(ListRequest(kind, shared_context(call, hooks.home)))
                 items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
         return items
@@ -109,7 +111,7 @@ class MiddlewareChain:
 _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
 
 
-def _completed(registry: Registry, reference: Any) -> Any:
+def _completion_target(registry: Registry, reference: Any) -> Any:
     """The prompt or template whose argument a request completes."""
     if not is_object(reference):
         return None
@@ -145,5 +147,5 @@ def _members(members: bytes) -> dict[str, Any]:
     return msgspec.json.decode(b"{%b}" % members, type=dict[str, Any])
 
 
-def _encoded(result: dict[str, Any]) -> bytes:
+def _encode_result(result: dict[str, Any]) -> bytes:
     return encode(result)[1:-1]

@@ -41,7 +41,7 @@ def page_of(
     names = list(items)
     start = 0 if cursor is None else _start(kind, names, cursor)
     shown = names[start : start + size]
-    describe = projection.tool if kind == "tools" else projection.named
+    describe = projection.tool if kind == "tools" else projection.project_item
     result: dict[str, Any] = {_MEMBERS[kind]: [describe(items[name].describe(), revision) for name in shown]}
     if start + size < len(names):
         result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()

@@ -9,7 +9,7 @@ from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
-from millstream._server.functions.description import Labels, Names, check_options, described
+from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import encode_messages
 
 
@@ -41,7 +41,7 @@ class Prompt(Item):
             }
             for each in self.parameters
         ]
-        self._described = described({"name": self.name}, source.description, labels, arguments=arguments or None)
+        self._described = describe_item({"name": self.name}, source.description, labels, arguments=arguments or None)
 
     def encode(self, value: Any, call: Call) -> bytes:
         """The members of the result for the call's revision.

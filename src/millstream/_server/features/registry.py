@@ -262,7 +262,7 @@ class Registry:
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
 
-    def extended(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+    def extension_handler(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
         """The handler that an extension has for a method in a revision."""
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
@@ -273,7 +273,7 @@ class Registry:
         """Whether a client of a revision may call a method."""
         capability = revision.requests.get(method)
         if capability is None:
-            return self.extended(method, revision) is not None
+            return self.extension_handler(method, revision) is not None
         return capability in self._offered
 
     def offer(self, capability: str) -> None:
@@ -285,7 +285,7 @@ class Registry:
         return capability in self._offered
 
     @property
-    def offered(self) -> int:
+    def capability_count(self) -> int:
         """How many capabilities there are; they only become more."""
         return len(self._offered) + len(self.extensions)
 

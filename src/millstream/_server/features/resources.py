@@ -9,7 +9,7 @@ from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
-from millstream._server.functions.description import Labels, Names, check_options, described
+from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import encode_contents
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
@@ -50,7 +50,7 @@ class _Readable(Item):
         self.mime_type: str | None = labels.get("mime_type")
         self.meta: Mapping[str, Any] | None = labels.get("meta")
         """`_meta` of the contents, as of the listed item."""
-        self._described = described(
+        self._described = describe_item(
             {self.naming: uri, "name": source.name},
             source.description,
             labels,
@@ -125,9 +125,9 @@ class Template(_Readable):
                 f"function takes {', '.join(self.parameters) or 'nothing'}: they must be the same names"
             )
 
-    def named(self, name: str) -> Self:
+    def with_name(self, name: str) -> Self:
         """See `Item`."""
-        other = super().named(name)
+        other = super().with_name(name)
         other.template = self._pattern(name)
         return other
 

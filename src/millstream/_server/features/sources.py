@@ -22,7 +22,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, send_progress
 from millstream._server.calls.sync_context import SyncContext, Waits
 from millstream._server.features.dependency_resolver import CONTEXTS, call_with_dependencies
-from millstream._server.features.hooks import Hooks, Run, hooked
+from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
 from millstream._server.functions.arguments import decode_of, read_arguments, read_checked, read_texts
 from millstream._server.functions.dependencies import plan_dependencies
 from millstream._server.functions.description import Labels, Names
@@ -39,7 +39,7 @@ Raises `ArgumentError` with what is wrong with them.
 """
 
 
-def checked(run: Run, scopes: frozenset[str]) -> Run:
+def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
     """`run` for callers with these scopes, however the call was prepared; as it is where it needs none."""
     if not scopes:
         return run
@@ -110,7 +110,7 @@ class Item:
         """Who sees it."""
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server through which it is reached, where any of them has some."""
-        self.run: Run = checked(source.run, self.scopes)
+        self.run: Run = require_scopes(source.run, self.scopes)
         self.parameters: tuple[str, ...] = source.parameters
         self.choices: Callable[[str], list[str]] = source.choices
 
@@ -126,10 +126,10 @@ class Item:
         """The same item with the middleware of its server around it."""
         other = copy.copy(self)
         other.path = (hooks, *self.path)
-        other.run = checked(hooked(self.kind, self.name, self.run, self.read, hooks), self.scopes)
+        other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
-    def named(self, name: str) -> Self:
+    def with_name(self, name: str) -> Self:
         """The same item under another name or URI."""
         other = copy.copy(self)
         other.name = name

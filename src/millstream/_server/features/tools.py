@@ -18,12 +18,12 @@ from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import CLIENT_CAPABILITIES
 from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import Revision
-from millstream._protocol.suggestions import instead
+from millstream._protocol.suggestions import suggest
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
-from millstream._server.functions.callables import name_of, notice
-from millstream._server.functions.description import Labels, Names, check_options, described
+from millstream._server.functions.callables import name_of, warn_author
+from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import ToolResult, encode_result, encode_value
 
 
@@ -117,7 +117,7 @@ class Tool(Item):
         """Structured values aren't objects: revisions that know only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """Values of exactly this class need no check and no other encoder."""
-        self._described = described(
+        self._described = describe_item(
             {"name": self.name},
             source.description,
             {**labels, "annotations": annotations},
@@ -191,20 +191,20 @@ def works_everywhere(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _unclear(source: ItemSource, described: Mapping[str, Any]) -> str:
+def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
     """Say what a model can't know about a tool that was made of a function."""
     found: list[str] = []
     if source.untyped:
         names = ", ".join(map(repr, source.untyped))
         found.append(f"clients see no type for {names}: annotate the parameters, as in {source.untyped[0]}: int")
-    if source.code is not None and "description" not in described:
+    if source.code is not None and "description" not in describe_item:
         found.append("models see no description: write a docstring")
     return "; ".join(found)
 
 
 def _check_name(source: ItemSource) -> None:
     if not works_everywhere(source.name):
-        notice(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
+        warn_author(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
@@ -213,9 +213,9 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
         known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))
         odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
         if known and odd:
-            notice(
+            warn_author(
                 f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, and "
-                f"MCP has none of that name; {instead(odd[0], known)}. What clients of your own declare belongs under "
+                f"MCP has none of that name; {suggest(odd[0], known)}. What clients of your own declare belongs under "
                 "'extensions' or 'experimental'",
                 source.code,
             )

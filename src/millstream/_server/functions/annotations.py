@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream._protocol.json_schema import shown
+from millstream._protocol.json_schema import type_text
 from millstream._server.functions.callables import RegistrationError
-from millstream._server.functions.fields import CONSTRAINTS, as_written
+from millstream._server.functions.fields import CONSTRAINTS, constraint_text
 
 UNIONS = (Union, UnionType)
 COLLECTIONS: tuple[Any, ...] = (
@@ -31,7 +31,7 @@ _PYDANTIC = ("pydantic", "pydantic_core", "pydantic_extra_types", "annotated_typ
 _PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__pydantic_config__")
 
 
-def unaliased(annotation: Any) -> Any:
+def unwrap_alias(annotation: Any) -> Any:
     """Return what an outermost `NewType` or alias (``type Age = int``, PEP 695) names."""
     while True:
         alias = get_origin(annotation) or annotation
@@ -50,20 +50,20 @@ def has_fields(kind: Any) -> bool:
     return isinstance(kind, type) and (marked or issubclass(kind, Struct))
 
 
-def split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return the type and the metadata of the outermost ``Annotated``, below aliases."""
-    annotation = unaliased(annotation)
+    annotation = unwrap_alias(annotation)
     if get_origin(annotation) is Annotated:
         return get_args(annotation)[0], get_args(annotation)[1:]
     return annotation, ()
 
 
-def joined(annotation: Any, metadata: tuple[Any, ...]) -> Any:
-    """Return the reverse of `split`."""
+def join_annotation(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+    """Return the reverse of `split_annotation`."""
     return Annotated[annotation, *metadata] if metadata else annotation
 
 
-def normalized(annotation: Any) -> Any:
+def normalize(annotation: Any) -> Any:
     """Return an annotation as both engines read it.
 
     `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union belong to the
@@ -72,23 +72,23 @@ def normalized(annotation: Any) -> Any:
     Raises:
         Refused: a bound makes no sense for the type.
     """
-    annotation, metadata = split(annotation)
+    annotation, metadata = split_annotation(annotation)
     metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
     origin = get_origin(annotation)
     if origin in UNIONS:
-        members = [normalized(part) for part in get_args(annotation)]
+        members = [normalize(part) for part in get_args(annotation)]
         for meta in metadata:
-            members = _bounded(members, meta)
+            members = _distribute_bounds(members, meta)
         annotation = union_of(members)
         metadata = tuple(_texts_of(each) if isinstance(each, Meta) else each for each in metadata)
     elif origin in COLLECTIONS:
-        annotation = origin[*(part if part is ... else normalized(part) for part in get_args(annotation))]
+        annotation = origin[*(part if part is ... else normalize(part) for part in get_args(annotation))]
     elif annotation is object:
         annotation = Any
     if annotation in _BUILTINS:
         for meta in metadata:
-            _bounded([annotation], meta)
-    return joined(annotation, metadata)
+            _distribute_bounds([annotation], meta)
+    return join_annotation(annotation, metadata)
 
 
 def union_of(members: list[Any]) -> Any:
@@ -101,21 +101,21 @@ def _texts_of(meta: Meta) -> Meta:
     return Meta(**{name: getattr(meta, name) for name in _TEXTS})
 
 
-def _bounded(members: list[Any], meta: Any) -> list[Any]:
+def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:
     """Put the bounds of our `Field` on the members of a union that they make sense for."""
     bounds = {name: value for name in CONSTRAINTS if (value := getattr(meta, name, None)) is not None}
     if not isinstance(meta, Meta) or not bounds:
         return members
     fitting = [_makes_sense(bounds, member) for member in members]
     if not any(fitting):
-        raise RegistrationError(f"{as_written(meta)} fits none of the types {' | '.join(map(shown, members))}")
+        raise RegistrationError(f"{constraint_text(meta)} fits none of the types {' | '.join(map(type_text, members))}")
     return [
         Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)
     ]
 
 
 def _makes_sense(bounds: Mapping[str, Any], member: Any) -> bool:
-    kind: Any = split(member)[0]
+    kind: Any = split_annotation(member)[0]
     kind = get_origin(kind) or kind
     if not isinstance(kind, type) or kind is NoneType:
         return False
@@ -184,8 +184,8 @@ def needs_pydantic(annotation: Any) -> bool:
 def _check_seen(holder: Any, item: Meta) -> None:
     if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
         raise RegistrationError(
-            f"pydantic checks the fields of {holder.__name__} and passes over millstream's {as_written(item)} in one: "
-            f"write pydantic.{as_written(item)} there"
+            f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}: "
+            f"write pydantic.{constraint_text(item)} there"
         )
 
 
@@ -212,7 +212,7 @@ def has_meta(kind: Any) -> bool:
 def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:
     """Yield the classes in a type and what ``Annotated`` says of them, each with the class that has it in a field."""
     seen = set() if seen is None else seen
-    annotation = unaliased(annotation)
+    annotation = unwrap_alias(annotation)
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Literal:
         return

@@ -11,16 +11,16 @@ import msgspec
 
 from millstream._protocol.depth import too_many_values
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import Schema, integral
+from millstream._protocol.json_schema import Schema, is_integral
 from millstream._server.functions.plan import Plan
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,
     Problem,
-    expected,
+    engine_problem,
+    expected_text,
     explain,
     find_problems,
-    misfit,
 )
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -57,7 +57,7 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
 
 def _text_error(error: msgspec.ValidationError, plan: Plan, values: dict[str, Any]) -> str:
     if len(values) > MAX_LISTED:
-        return _refusal(plan, explain([misfit(error)], plan.input_schema))
+        return _refusal(plan, explain([engine_problem(error)], plan.input_schema))
     return _refusal(plan, explain(plan.engine.problems(error, values, lax=True), plan.input_schema))
 
 
@@ -78,11 +78,11 @@ def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
 
 def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
     if len(raw) > MAX_WALKED:
-        return [misfit(error)]
+        return [engine_problem(error)]
     try:
         return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.lenient)
     except (msgspec.DecodeError, RecursionError):
-        return [misfit(error)]
+        return [engine_problem(error)]
 
 
 def read_arguments(plan: Plan, raw: bytes) -> Any:
@@ -145,10 +145,10 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArgumentError(
-            f"Invalid arguments for {item}: the arguments don't fit: {shorten(str(error))}. {expected(schema)}"
+            f"Invalid arguments for {item}: the arguments don't fit: {shorten(str(error))}. {expected_text(schema)}"
         ) from error
     if not check.fits(value):
-        why = f"{check.reasons(value, len(raw))}. {expected(schema)}"
+        why = f"{check.reasons(value, len(raw))}. {expected_text(schema)}"
         raise ArgumentError(f"Invalid arguments for {item}: {why}")
     return value
 
@@ -191,7 +191,7 @@ def _whole(text: str) -> float:
     value = float(text)
     if not isfinite(value):
         raise ValueError("Number out of range")
-    whole: float = integral(value)
+    whole: float = is_integral(value)
     return whole
 
 

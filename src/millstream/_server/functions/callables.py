@@ -53,7 +53,7 @@ def check_function(function: Any, kind: str) -> None:
         raise TypeError(f"mcp.{kind} takes a function, not {function!r}")
 
 
-def notice(text: str, code: CodeType | None = None) -> None:
+def warn_author(text: str, code: CodeType | None = None) -> None:
     """Warn the author of a function.
 
     Args:
@@ -70,7 +70,7 @@ def notice(text: str, code: CodeType | None = None) -> None:
         warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)
 
 
-def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def unwrap_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that carries annotations and docstring, below partials, decorators and ``__call__``."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -80,13 +80,13 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def name_of(function: Callable[..., Any]) -> str:
     """Return the name of a function, for messages and as its default name for clients."""
-    name: str = unwrapped(function).__name__
+    name: str = unwrap_function(function).__name__
     return name if name != "__call__" else type(function).__name__
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return resolved annotations. One that can't be resolved stays a string, and its user refuses it."""
-    target = unwrapped(function)
+    target = unwrap_function(function)
     if inspect.isclass(target):
         target = target.__init__
     try:

@@ -13,7 +13,7 @@ from msgspec import Struct, to_builtins
 from millstream._protocol.content import Icon
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.principal import Principal
-from millstream._protocol.suggestions import instead
+from millstream._protocol.suggestions import suggest
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 """Several strings. A `Collection` would let one string pass, whose letters would then be the names."""
@@ -139,7 +139,7 @@ def check_options(
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():
         if option not in names:
-            raise TypeError(f"{item}: there is no option {option!r} here; {instead(option, names)}")
+            raise TypeError(f"{item}: there is no option {option!r} here; {suggest(option, names)}")
         right, what = _RULES[option]
         if value is not None and not right(value):
             raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
@@ -156,7 +156,7 @@ def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
     names = [field.encode_name for field in msgspec.structs.fields(wanted)]
     unknown = sorted(given.keys() - set(names))
     if unknown:
-        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {instead(unknown[0], names)}")
+        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {suggest(unknown[0], names)}")
     try:
         msgspec.convert(given, wanted)
     except msgspec.ValidationError as error:
@@ -177,7 +177,7 @@ def _is_moment(text: str) -> bool:
     return text.isascii()
 
 
-def described(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """A description in the newest shape, without the members that were not given."""
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.annotations import needs_pydantic, normalized
+from millstream._server.functions.annotations import needs_pydantic, normalize
 from millstream._server.functions.msgspec_engine import MsgspecEngine
 from millstream._server.functions.outputs import Output, OutputError
 from millstream._server.functions.parameters import Parameter, ParameterError
@@ -112,7 +112,7 @@ def engine_of_type(annotation: Any) -> Engine:
     Raises:
         TypeError: neither engine can read it.
     """
-    return engine_of("value", [Parameter(VALUE, VALUE, normalized(annotation), msgspec.NODEFAULT)])
+    return engine_of("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)])
 
 
 def decoder_of(annotation: Any) -> Callable[[bytes], Any]:

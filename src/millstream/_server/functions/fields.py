@@ -17,7 +17,7 @@ HEADER_KEYWORD = "x-mcp-header"
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
-def as_written(meta: Meta) -> str:
+def constraint_text(meta: Meta) -> str:
     """What a program wrote for a constraint: ``Field(ge=3)``."""
     said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
     return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"

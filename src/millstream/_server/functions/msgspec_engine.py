@@ -15,19 +15,19 @@ from millstream._protocol.json_schema import (
     LOOSE,
     NO_NUMBER,
     Schema,
+    drop_formats,
     has_no_number,
     object_schema,
     schema_of,
-    without_formats,
 )
 from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.outputs import (
     Output,
     OutputError,
-    broken_promise,
     enc_hook,
     encode,
     is_structured,
+    output_error,
 )
 from millstream._server.functions.parameters import (
     Parameter,
@@ -35,7 +35,7 @@ from millstream._server.functions.parameters import (
     is_slow_to_build,
     unreadable,
 )
-from millstream._server.functions.problems import Problem, find_problems, misfit, subject
+from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
 
 _IMMUTABLE = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
@@ -108,7 +108,7 @@ class MsgspecEngine:
 
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
         """See `Engine`."""
-        return list(find_problems(self.input_schema, values, lax=lax)) or [misfit(error)]
+        return list(find_problems(self.input_schema, values, lax=lax)) or [engine_problem(error)]
 
     def _decode_exactly(self, raw: Any) -> Any:
         arguments = self._decoder.decode(raw)
@@ -190,10 +190,10 @@ class MsgspecOutput:
                 self._decode(data)
             except (msgspec.ValidationError, ValueError) as error:
                 unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
-                raise broken_promise(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
+                raise output_error(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
         if self._exact and (b"NaN" in data or b"Infinity" in data):
             for problem in find_problems(self.schema, msgspec.json.decode(data), steps=inf):
-                raise broken_promise(f"{subject(problem.path) if problem.path else ''}{problem.text}")
+                raise output_error(f"{subject(problem.path) if problem.path else ''}{problem.text}")
         return data
 
 
@@ -205,6 +205,6 @@ def output_of(annotation: Any) -> Output | None:
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)
-        return MsgspecOutput(annotation, without_formats(schema, LOOSE)) if is_structured(schema) else None
+        return MsgspecOutput(annotation, drop_formats(schema, LOOSE)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

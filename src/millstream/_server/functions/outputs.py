@@ -71,7 +71,7 @@ def enc_hook(value: Any) -> Any:
 encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 
 
-def broken_promise(why: str) -> LocalError:
+def output_error(why: str) -> LocalError:
     """Return the error for a result that isn't what was promised."""
     return LocalError(f"the result does not fit the output schema: {why}")
 

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream._protocol.json_schema import Schema, is_array, is_object, shown, without_modules, without_null
+from millstream._protocol.json_schema import Schema, drop_modules, drop_null, is_array, is_object, type_text
 from millstream._server.functions.annotations import (
     alias_in,
     default_in,
     described_in,
     is_pydantic_field,
-    joined,
-    normalized,
-    split,
+    join_annotation,
+    normalize,
+    split_annotation,
 )
 from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import HEADER_KEYWORD
@@ -44,7 +44,7 @@ class Parameter(Struct, frozen=True):
     wire: str
     """What clients call it."""
     annotation: Any
-    """As `normalized` gives it."""
+    """As `normalize` gives it."""
     default: Any
     """`NODEFAULT` when the argument is required, or ``pydantic.Field`` has its default."""
 
@@ -71,7 +71,7 @@ def parameter_of(
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
     try:
-        annotation, metadata = split(normalized(hint))
+        annotation, metadata = split_annotation(normalize(hint))
         wire = alias_in(metadata) or parameter.name
         default = default_in(metadata) if default is NODEFAULT else default
     except RegistrationError as error:
@@ -79,13 +79,13 @@ def parameter_of(
     except TypeError as error:
         raise TypeError(f"{where}: {error}; {WHAT_WORKS}") from error
     except RecursionError:
-        raise TypeError(f"{where}: the alias {shown(hint)} refers to itself; use a dataclass that does") from None
+        raise TypeError(f"{where}: the alias {type_text(hint)} refers to itself; use a dataclass that does") from None
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
     if description and not described_in(metadata):
         metadata = (*metadata, Meta(description=description))
-    return Parameter(parameter.name, wire, joined(annotation, metadata), default)
+    return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
 
 
 def _named_how(parameter: inspect.Parameter) -> str:
@@ -100,7 +100,7 @@ def _named_how(parameter: inspect.Parameter) -> str:
 def unreadable(name: str, parameter: Parameter, error: Exception) -> ParameterError:
     """Return the error for a parameter that an engine can't read."""
     where = f"{name}: parameter {parameter.name!r}"
-    return ParameterError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}")
+    return ParameterError(f"{where}: {drop_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}")
 
 
 def finish_schema(schema: Schema) -> Schema:
@@ -108,7 +108,7 @@ def finish_schema(schema: Schema) -> Schema:
     properties = schema["properties"]
     for name, node in properties.items():
         if HEADER_KEYWORD in node:
-            properties[name] = without_null(node)
+            properties[name] = drop_null(node)
     return schema
 
 

@@ -14,17 +14,17 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream._protocol.json_schema import Schema, without_modules
+from millstream._protocol.json_schema import Schema, drop_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.annotations import normalized
+from millstream._server.functions.annotations import normalize
 from millstream._server.functions.callables import (
     RegistrationError,
     check_function,
     context_in,
     hints_of,
     name_of,
-    notice,
-    unwrapped,
+    unwrap_function,
+    warn_author,
 )
 from millstream._server.functions.dependencies import Dependency, dependencies_in
 from millstream._server.functions.docstrings import describe
@@ -120,7 +120,7 @@ def plan(
         ImportError: a schema is written by hand, and the extra that checks it is not installed.
     """
     check_function(function, kind)
-    target = unwrapped(function)
+    target = unwrap_function(function)
     if name is not None and not name.strip():
         raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
     name = name or _own_name(function, target, kind)
@@ -130,7 +130,7 @@ def plan(
     context, context_type = context_in(signature, hints, contexts, name)
     filled = dependencies_in(signature, hints)
     values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
-    _check_meant(values, hints, name, input_schema)
+    _check_accidental(values, hints, name, input_schema)
     parameters = [parameter_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
     is_async, is_generator = _nature(function, target)
@@ -151,7 +151,7 @@ def plan(
     engine = _engine(
         name,
         parameters,
-        _promised(hints, kind, is_generator) if by_hand is None else None,
+        _return_type(hints, kind, is_generator) if by_hand is None else None,
         closed if check else kind == "tool" and not lenient,
         getattr(target, "__code__", None),
     )
@@ -210,7 +210,9 @@ def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[b
     return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
 
 
-def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None) -> None:
+def _check_accidental(
+    values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None
+) -> None:
     """Refuse parameters that would become arguments of clients by mistake.
 
     Raises:
@@ -264,7 +266,7 @@ def _check_yields(annotation: Any, name: str) -> None:
         )
 
 
-def _promised(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
+def _return_type(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
     """Return the type of what a tool promises to return; None where it promises nothing."""
     annotation = hints.get("return", Any)
     if is_generator:
@@ -279,14 +281,14 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
         if isinstance(returns, str):
             raise OutputError(f"the annotation {returns!r} cannot be resolved")
         try:
-            promised = None if returns is None else normalized(returns)
+            promised = None if returns is None else normalize(returns)
         except RegistrationError as error:
             raise RegistrationError(f"{name}: the return type: {error}") from error
         return engine_of(name, parameters, returns=promised, forbid_unknown=closed)
     except (OutputError, RecursionError) as error:
-        notice(
+        warn_author(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "
-            f"{without_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
+            f"{drop_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
             "model or builtins, or write -> Any",
             code,
         )

@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     """What it must be; of one that is `missing` or `unknown`, that word."""
 
 
-def misfit(error: Exception) -> Problem:
+def engine_problem(error: Exception) -> Problem:
     """Return what a decoder says of arguments whose schema says nothing."""
     return Problem((), f"don't fit: {shorten(str(error))}")
 
@@ -83,10 +83,10 @@ def place(path: Sequence[str | int]) -> str:
 
 def explain(problems: Sequence[Problem], schema: Schema) -> str:
     """Return what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``."""
-    return f"{in_words(problems)}. {expected(schema)}"
+    return f"{problem_text(problems)}. {expected_text(schema)}"
 
 
-def in_words(problems: Sequence[Problem], *, whole: str = "the arguments", most: int = MAX_PROBLEMS) -> str:
+def problem_text(problems: Sequence[Problem], *, whole: str = "the arguments", most: int = MAX_PROBLEMS) -> str:
     """Return problems in a sentence.
 
     Args:
@@ -100,7 +100,7 @@ def in_words(problems: Sequence[Problem], *, whole: str = "the arguments", most:
         inner = {path[:-1] for path in names}
         for where in sorted(inner, key=lambda path: (len(path), str(path))):
             here = [str(path[-1]) for path in names if path[:-1] == where]
-            parts.append(f"{word} {listed(here)}" + (f" in '{place(where)}'" if where else ""))
+            parts.append(f"{word} {list_names(here)}" + (f" in '{place(where)}'" if where else ""))
     others = [each for each in problems if each.text not in ("missing", "unknown")]
     parts += [f"{subject(each.path, whole)}{each.text}" for each in others[:most]]
     if len(others) > most:
@@ -168,15 +168,15 @@ class _Comparison:
         choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
         if choices and not _is_one_of(value, choices):
             listed_choices = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
-            yield Problem(path, f"must be one of {listed_choices}{got(value, path, node)}")
+            yield Problem(path, f"must be one of {listed_choices}{got_text(value, path, node)}")
         elif choices or (node.get("pattern") == DECIMAL and _is_of(value, "number")):
             return
         elif kind and not _is_of(value, kind):
-            yield Problem(path, f"must be {_what(node)}{got(value, path, node, typed=True)}")
+            yield Problem(path, f"must be {_what(node)}{got_text(value, path, node, typed=True)}")
         elif (
             text := self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
         ) is not None:
-            yield Problem(path, f"must be {text}{got(value, path, node)}")
+            yield Problem(path, f"must be {text}{got_text(value, path, node)}")
         elif is_object(value):
             yield from self._of_object(node, value, path)
         elif is_array(value):
@@ -218,16 +218,16 @@ class _Comparison:
             alike = [each for name, each in named.items() if name == value.get(tag)]
             if not alike:
                 tags = list(named)
-                found = f"{got(value[tag], (*path, tag), {})}" if tag in value else ""
+                found = f"{got_text(value[tag], (*path, tag), {})}" if tag in value else ""
                 yield Problem((*path, tag), f"must be one of {', '.join(map(_json, tags))}{found}")
                 return
         if len(alike) == 1:
             yield from self.problems(alike[0], value, path)
         elif any("type" in each or "enum" in each for each in options):
             kinds = " or ".join(dict.fromkeys(map(_what, options)))
-            yield Problem(path, f"must be {kinds}{got(value, path, node, typed=not alike)}")
+            yield Problem(path, f"must be {kinds}{got_text(value, path, node, typed=not alike)}")
         else:
-            why = (in_words(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
+            why = (problem_text(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
             yield Problem(path, f"must fit an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
 
     def _of_object(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
@@ -327,7 +327,7 @@ def _unreadable(node: Schema, text: str) -> str | None:
     return None
 
 
-def got(value: Any, path: Path, node: Schema, *, typed: bool = False) -> str:
+def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> str:
     """Return ``, got the string "hello"``: a value, cut; nothing of what is secret.
 
     Args:
@@ -354,13 +354,13 @@ def words(kinds: Sequence[str]) -> str:
     return " or ".join(WORDS.get(each, each) for each in kinds)
 
 
-def listed(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """Return the names in quotes, not too many and none too long."""
     quoted = ", ".join(f"'{name[:MAX_SHOWN]}'" for name in names[:MAX_LISTED])
     return quoted if len(names) <= MAX_LISTED else f"{quoted} and {len(names) - MAX_LISTED} more"
 
 
-def expected(schema: Schema) -> str:
+def expected_text(schema: Schema) -> str:
     """Return the properties of a schema in a line."""
     properties: dict[str, Any] = schema.get("properties", {})
     if not properties:

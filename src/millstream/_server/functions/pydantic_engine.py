@@ -24,11 +24,11 @@ from millstream._protocol.json_schema import (
     LOOSE,
     NO_NUMBER,
     Schema,
+    drop_formats,
     has_no_number,
-    inlined,
+    inline_references,
     schema_of,
-    shown,
-    without_formats,
+    type_text,
 )
 from millstream._server.functions.annotations import (
     UNIONS,
@@ -36,15 +36,23 @@ from millstream._server.functions.annotations import (
     has_meta,
     has_pydantic_members,
     needs_pydantic,
-    unaliased,
     union_of,
+    unwrap_alias,
 )
 from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
-from millstream._server.functions.outputs import Output, OutputError, broken_promise, enc_hook, is_structured
+from millstream._server.functions.outputs import Output, OutputError, enc_hook, is_structured, output_error
 from millstream._server.functions.parameters import Parameter, finish_schema, unreadable
-from millstream._server.functions.problems import Path, Problem, find_problems, got, listed, misfit, place
+from millstream._server.functions.problems import (
+    Path,
+    Problem,
+    engine_problem,
+    find_problems,
+    got_text,
+    list_names,
+    place,
+)
 
 MAX_ERRORS = 1_000
 """Of more problems than these, none is named: naming one means building all."""
@@ -128,7 +136,7 @@ class PydanticEngine:
         """See `Engine`."""
         cause = error.__cause__
         if not isinstance(cause, pydantic.ValidationError):
-            return [misfit(error)]
+            return [engine_problem(error)]
         count = cause.error_count()
         if count > MAX_ERRORS:
             return [Problem((), f"have {count:,} problems")]
@@ -158,7 +166,7 @@ def _problem(item: Any, values: Any) -> Problem:
         return Problem(path, "unknown")
     value = item["input"]  # an object shows too much; a `SecretStr` is none of these
     return Problem(
-        path, f"doesn't fit: {item['msg']}{got(value, path, {}) if isinstance(value, str | int | float) else ''}"
+        path, f"doesn't fit: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
     )
 
 
@@ -224,9 +232,9 @@ def _model_of(
 ) -> type[pydantic.BaseModel]:
     definitions: dict[str, Any] = {
         _field_name(index): (
-            Annotated[translated(parameter.annotation), pydantic.Field(alias=parameter.wire)]
+            Annotated[translate(parameter.annotation), pydantic.Field(alias=parameter.wire)]
             if parameter.default is NODEFAULT
-            else (translated(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
+            else (translate(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
         )
         for index, parameter in enumerate(parameters)
     }
@@ -239,23 +247,23 @@ def _check_readable(name: str, parameter: Parameter) -> None:
     except RegistrationError as error:
         raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}") from error
     except _UNREADABLE as error:
-        why = TypeError(f"{shown(parameter.annotation)} is not supported")
+        why = TypeError(f"{type_text(parameter.annotation)} is not supported")
         raise unreadable(name, parameter, why) from error
 
 
 def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
-    schema = _cleaned(model.model_json_schema(schema_generator=SchemaGenerator), model.__name__)
+    schema = _clean_schema(model.model_json_schema(schema_generator=SchemaGenerator), model.__name__)
     schema.setdefault("properties", {})
     return finish_schema(schema)
 
 
-def _cleaned(schema: Schema, name: str = "") -> Schema:
+def _clean_schema(schema: Schema, name: str = "") -> Schema:
     """Return a schema without references, and without titles that repeat the name of a class."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for title, part in [(name, schema), *definitions.items()]:
         if part.get("title") == title:
             del part["title"]
-    return inlined(schema, definitions)
+    return inline_references(schema, definitions)
 
 
 class SchemaGenerator(GenerateJsonSchema):
@@ -279,7 +287,7 @@ class SchemaGenerator(GenerateJsonSchema):
 # Types of msgspec, in pydantic's terms.
 
 
-def translated(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
+def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     """Return an annotation with our `Field` and msgspec's Structs in pydantic's terms.
 
     Args:
@@ -289,12 +297,12 @@ def translated(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     Raises:
         Refused: a class has bounds of ours that pydantic would pass over.
     """
-    annotation = unaliased(annotation)
+    annotation = unwrap_alias(annotation)
     parts, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
         bounds = [_field(item) for item in parts[1:] if isinstance(item, Meta)]
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
-        return Annotated[translated(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
+        return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
     if _is_struct(kind):
         if needs_pydantic(annotation):
@@ -304,16 +312,16 @@ def translated(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
             )
         return Annotated[annotation, _StructSchema(annotation)]
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
-        return _translated_class(annotation, kind, inside)
+        return _translate_class(annotation, kind, inside)
     if origin is Literal:
         return Annotated[annotation, pydantic.BeforeValidator(_member_of(parts))]
     if not parts:
         return annotation
     if origin in UNIONS:
-        return union_of([translated(part, inside) for part in parts])
+        return union_of([translate(part, inside) for part in parts])
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
-    return _GENERIC.get(origin, origin)[*(part if part is ... else translated(part, inside) for part in parts)]
+    return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
 
 
 def _is_struct(kind: Any) -> bool:
@@ -341,15 +349,13 @@ def _field(meta: Meta) -> Any:
     return pydantic.Field(**said, json_schema_extra=meta.extra_json_schema)
 
 
-def _translated_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
+def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
     if kind in inside or get_args(annotation) or has_pydantic_members(kind):
         raise RegistrationError(
-            f"pydantic checks {shown(annotation)}, which is generic, refers to itself or has validators, and passes "
-            "over millstream's Field in it: write pydantic.Field there"
+            f"pydantic checks {type_text(annotation)}, which is generic, refers to itself or has validators, and "
+            "ignores millstream's Field in it: write pydantic.Field there"
         )
-    hints = {
-        name: translated(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()
-    }
+    hints = {name: translate(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()}
     if is_dataclass(kind):
         return Annotated[kind, _DataclassSchema(hints)]
     if hasattr(kind, "__total__"):
@@ -424,15 +430,15 @@ class PydanticOutput:
             if isinstance(made, pydantic.BaseModel):
                 unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
                 if unset:  # `model_construct` looks at nothing
-                    raise broken_promise(f"missing {listed(unset)}")
+                    raise output_error(f"missing {list_names(unset)}")
             data: bytes = self._dump(made, by_alias=True, warnings="error")
         except pydantic.ValidationError as error:
             problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
-            raise broken_promise("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
+            raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
         except PydanticSerializationError as error:
-            raise broken_promise(str(error)) from None
+            raise output_error(str(error)) from None
         if b"null" in data and has_no_number(pydantic_core.to_jsonable_python(made, inf_nan_mode="constants")):
-            raise broken_promise(NO_NUMBER)
+            raise output_error(NO_NUMBER)
         return data
 
 
@@ -448,13 +454,13 @@ def output_of(annotation: Any) -> Output | None:
     except RegistrationError:
         raise
     except _UNREADABLE as error:
-        raise OutputError(f"{shown(annotation)} is not supported") from error
-    schema = without_formats(_cleaned(schema, schema.get("title", "")), LOOSE)
+        raise OutputError(f"{type_text(annotation)} is not supported") from error
+    schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
     return PydanticOutput(adapter, schema) if is_structured(schema) else None
 
 
 def _adapter(annotation: Any) -> Any:
-    hint: Any = translated(annotation)
+    hint: Any = translate(annotation)
     try:
         return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
     except pydantic.PydanticUserError as error:

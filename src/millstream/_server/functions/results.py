@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.outputs import NotJson, Output, broken_promise, encode
+from millstream._server.functions.outputs import NotJson, Output, encode, output_error
 from millstream._server.functions.schema_check import SchemaCheck
 
 PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
@@ -54,7 +54,7 @@ class CheckedOutput:
         """See `Output`."""
         data = encode(value)
         if not self._check.fits(written := msgspec.json.decode(data)):
-            raise broken_promise(self._check.reasons(written, len(data)))
+            raise output_error(self._check.reasons(written, len(data)))
         return data
 
 
@@ -102,7 +102,7 @@ def _structured(value: Any, output: Output | None) -> bytes:
 def _explicit(result: ToolResult, output: Output | None) -> bytes:
     if output is not None and not result.is_error:
         if result.structured is UNSET:
-            raise broken_promise("it has no structured value")
+            raise output_error("it has no structured value")
         result = msgspec.structs.replace(result, structured=Raw(output.encode(result.structured)))
     items = result.content if isinstance(result.content, list) else [result.content]
     if result.structured is UNSET:

@@ -11,7 +11,7 @@ from typing import Any
 
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema
-from millstream._server.functions.problems import MAX_LISTED, MAX_WALKED, Matches, find_problems, in_words
+from millstream._server.functions.problems import MAX_LISTED, MAX_WALKED, Matches, find_problems, problem_text
 
 MAX_BACKTRACKS = 10_000
 """Steps of one `pattern` on one string, where it looks around or back; all other patterns take linear time."""
@@ -63,4 +63,4 @@ class SchemaCheck:
         )
         if not found:
             return f"{self._whole} must fit the schema"
-        return in_words(found, whole=self._whole, most=MAX_REASONS)
+        return problem_text(found, whole=self._whole, most=MAX_REASONS)

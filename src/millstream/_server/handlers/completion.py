@@ -17,7 +17,7 @@ from millstream._server.features.completers import CompleterFunction
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Template
-from millstream._server.handlers.listing import sees
+from millstream._server.handlers.list_pages import sees
 from millstream._server.handlers.params import read_texts
 
 MAX_VALUES = 100

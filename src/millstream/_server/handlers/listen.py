@@ -17,16 +17,16 @@ from millstream._protocol.notifications import (
     ResourceUpdatedNotificationParams,
     SubscriptionsAcknowledgedNotificationParams,
 )
-from millstream._server.calls.access import granted
+from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call, ReplyChannel
-from millstream._server.calls.changes import UPDATED, ServerChange, touched
+from millstream._server.calls.changes import UPDATED, ServerChange, affected_uris
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
-from millstream._server.handlers.listing import sees
+from millstream._server.handlers.list_pages import sees
 from millstream._server.handlers.params import read
-from millstream._server.load import lighten, most_streams
+from millstream._server.load import most_streams, release_arguments
 
 MAX_URI_BYTES = 128 * 1024
 """The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
@@ -89,7 +89,7 @@ class ListenHandlers:
         client = call.client
         call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
-        lighten(call, self._services.bodies)
+        release_arguments(call, self._services.bodies)
         owner = call.owner
         mine, most = self._open.get(owner, 0), settings.max_streams
         if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
@@ -149,7 +149,7 @@ class ListenHandlers:
         return b""
 
     def _honoured(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
-        offers, scopes = self._registry.offers, granted(call)
+        offers, scopes = self._registry.offers, granted_scopes(call)
         uris = wanted.resource_subscriptions if offers("resources") else []
         if scopes is not None and self._registry.scopes:
             uris = [uri for uri in uris if self._covers(scopes, uri)]
@@ -201,5 +201,6 @@ class _Pushes:
 
 def _updates(change: ServerChange, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:
     return [
-        notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)) for uri in touched(change, uris)
+        notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark))
+        for uri in affected_uris(change, uris)
     ]

@@ -11,7 +11,7 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.listing import list_page, sees
+from millstream._server.handlers.list_pages import list_page, sees
 from millstream._server.handlers.params import read_texts, take_rounds
 
 _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)

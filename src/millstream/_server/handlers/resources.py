@@ -17,7 +17,7 @@ from millstream._server.features.completion_lookup import MAX_URI, find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.listing import list_page, sees
+from millstream._server.handlers.list_pages import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)

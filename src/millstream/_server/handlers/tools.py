@@ -19,7 +19,7 @@ from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool, run_with_timeout
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.listing import list_page, sees
+from millstream._server.handlers.list_pages import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)

@@ -10,7 +10,7 @@ _LATE: Final = 5
 """Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
 
 
-def present_past(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
+def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
     """Columns of points, and a row for each operation.
 
     Each column has a value for each of ``at`` (seconds since 1970), null where nothing is known. Percentiles are of all
@@ -34,7 +34,7 @@ def present_past(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]
         for at, (tally, gauges) in past.points.items():
             whole, before = points.get(at, (OperationTally(0, {}), None))
             whole.add(tally)
-            points[at] = whole, gauges if before is None else _beside(before, gauges)
+            points[at] = whole, gauges if before is None else _add_gauges(before, gauges)
     total = OperationTally(0, {})
     for tally, _ in points.values():
         total.add(tally)
@@ -58,7 +58,7 @@ def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally
         found.setdefault(key, OperationTally(0, {})).add(tally)
 
 
-def _beside(one: Gauges, other: Gauges) -> Gauges:
+def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
     """Of two workers at the same time."""
     return Gauges(
         max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams

@@ -1,7 +1,7 @@
-"""Figures for a live page: those of each worker, and the page made of all.
+"""Measurements for the dashboard: one `Figures` per worker, merged into one page.
 
-The figures of workers can be added up: they have counts by bucket instead of percentiles. `present` computes what
-people read, for one worker as for many.
+Figures hold counts by bucket instead of percentiles, so those of several workers can be added up. `dashboard_values`
+computes percentiles and rates from the sum.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Figures(Struct, frozen=True, array_like=True):
     not have it."""
 
 
-def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
+def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
     """Everything a dashboard shows, as JSON values: sums over the workers, and a row for each.
 
     Rates and percentiles are of the last 10 to 15 seconds where somebody asked in time for the state before them,
@@ -77,14 +77,14 @@ def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> 
         "per_second": _history([each.per_second for each in every]),
         "tools": [row for row in rows if row["method"] == "tools/call"],
         "methods": [row for row in rows if row["method"] != "tools/call"],
-        "sessions": _rows(_joined((each.sessions for each in every), _sum)),
-        "connections": _rows(_joined((each.connections for each in every), _sum)),
+        "sessions": _rows(_merge_all((each.sessions for each in every), _sum)),
+        "connections": _rows(_merge_all((each.connections for each in every), _sum)),
         "loop_lag_ms": {
             "last": max(each.lag[0] for each in every),
             "worst": max(each.lag[1] for each in every),
             "stood": max(each.stood for each in every),
         },
-        "process": _joined((each.process for each in every), _sum),
+        "process": _merge_all((each.process for each in every), _sum),
         "hub": _sum_of_all([each.hub for each in every]),
         "store": store,
         "workers": [_worker(name, each) for name, each in sorted(workers.items(), key=_age)],
@@ -112,7 +112,7 @@ def _worker(name: str, figures: Figures) -> dict[str, Any]:
 
 
 def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[dict[str, Any]]:
-    found = _joined((_comparable(each, bounds) for each in workers), _both)
+    found = _merge_all((_comparable(each, bounds) for each in workers), _merge)
     return [_row(key, found[key], bounds) for key in sorted(found)]
 
 
@@ -126,7 +126,7 @@ def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[st
     }
 
 
-def _both(one: OperationFigures, other: OperationFigures) -> OperationFigures:
+def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
     return OperationFigures(
         one.calls + other.calls,
         one.errors + other.errors,
@@ -162,7 +162,7 @@ def _history(several: Sequence[Sequence[int]]) -> list[int]:
 # Whatever else can be added up
 
 
-def _joined(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
+def _merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
     found: dict[Key, Value] = {}
     for each in several:
         for key, value in each.items():
@@ -175,7 +175,7 @@ def _sum(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, dict):
-        return _joined(cast("list[dict[str, Any]]", [one, other]), _sum)
+        return _merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
     return one + other
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._server.calls.call import Call
 from millstream._server.observability.figures import Figures, OperationFigures
-from millstream._server.observability.tracing import Tracing
+from millstream._server.observability.tracing import Tracer
 from millstream._telemetry.active_sessions import ActiveSessions
 from millstream._telemetry.messages import MAX_KIND, REMEMBERED, AccessRecord, Frame, MessageLog
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
@@ -55,7 +55,7 @@ class Observer:
         *,
         connections: Mapping[Labels, float] = MappingProxyType({}),
         log: MessageLog | None = None,
-        tracing: Tracing | None = None,
+        tracing: Tracer | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,

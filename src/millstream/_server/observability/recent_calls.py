@@ -152,11 +152,11 @@ class RecentCalls:
         seen.last, seen.transport, seen.revision = now, call.transport, revision
         arguments: str | None = None
         if (outcome or seconds >= SLOW or now - self._looked < WATCHED) and self._may_read(int(now)):
-            arguments = shown_arguments(call)
+            arguments = redact_arguments(call)
         error = incident = ""
         if outcome:
             seen.errors += 1
-            error, incident = shown_error(call, answer), "" if failure is None else failure.incident
+            error, incident = redact_error(call, answer), "" if failure is None else failure.incident
             self._count_error(error or outcome.replace("_", " "), outcome, call.name or method, now, incident)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
@@ -216,7 +216,7 @@ class RecentCalls:
         return WorkerCalls([_recent(each) for each in every], clients, list(self._errors.values()))
 
 
-def present_calls(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
+def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     """The newest calls of all workers, the newest first; their clients, the busiest first; and their errors, the most
     frequent first. As JSON values.
     """
@@ -227,7 +227,7 @@ def present_calls(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     clients: dict[tuple[str, str], ClientCalls] = {}
     for each in every:
         for key, seen in each.clients.items():
-            clients[key] = _both(clients[key], seen) if key in clients else seen
+            clients[key] = _merge(clients[key], seen) if key in clients else seen
     return {
         "calls": [
             msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
@@ -256,7 +256,7 @@ def _all_errors(workers: Iterable[WorkerCalls]) -> list[ErrorCount]:
     return sorted(found.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
 
 
-def _both(one: ClientCalls, other: ClientCalls) -> ClientCalls:
+def _merge(one: ClientCalls, other: ClientCalls) -> ClientCalls:
     newer = one if one.last >= other.last else other
     return ClientCalls(one.calls + other.calls, one.errors + other.errors, newer.last, newer.transport, newer.revision)
 
@@ -304,7 +304,7 @@ class _Answer(Struct, gc=False):
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
-def shown_arguments(call: Call) -> str | None:
+def redact_arguments(call: Call) -> str | None:
     """The arguments of a call as JSON, without secrets; None where they have no names, or are too long to look into."""
     try:
         raw = call.raw_params()
@@ -318,7 +318,7 @@ def shown_arguments(call: Call) -> str | None:
     return text if len(text) <= MAX_ARGUMENTS else f"{text[:MAX_ARGUMENTS]}…"
 
 
-def shown_error(call: Call, answer: bytes) -> str:
+def redact_error(call: Call, answer: bytes) -> str:
     """The error as the caller received it, without secrets."""
     failure = call.failure
     text = ""

@@ -38,7 +38,7 @@ def load_spans(version: str) -> "Spans | None":
     return spans
 
 
-class Tracing:
+class Tracer:
     """The open spans of calls in flight."""
 
     __slots__ = ("_open", "_spans")

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
-from millstream._protocol.json_schema import Schema, integral, is_array, is_object, without_null
+from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object
 from millstream._server.functions.engine import VALUE, Engine, engine_of_type
 from millstream._server.functions.problems import explain
 
@@ -60,7 +60,7 @@ def requested_schema(answer: Any) -> Schema:
 
 
 def _form_field(name: str, node: Schema) -> Schema:
-    node = without_null(node)
+    node = drop_null(node)
     if "const" in node:
         node = {**node, "enum": [node["const"]]}
     kind = node.get("type")
@@ -114,20 +114,20 @@ def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
     if rich_enums and defaults_all:
         return schema
     properties = {
-        name: _projected(node, rich_enums=rich_enums, defaults_all=defaults_all)
+        name: _project_node(node, rich_enums=rich_enums, defaults_all=defaults_all)
         for name, node in schema.get("properties", {}).items()
     }
     return {**schema, "properties": properties}
 
 
-def _projected(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
+def _project_node(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
     field: Schema = dict(node)
     if not rich_enums:
         if field.get("type") == "array":
             texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
             items: Schema = field.get("items", {})
             field = {"type": "string", **texts, **items}
-        titled = _titled(field)
+        titled = _titled_choices(field)
         if titled:
             field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
             field["enum"] = [choice["const"] for choice in titled]
@@ -146,7 +146,9 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     schema = requested_schema(answer)
     properties: dict[str, Schema] = schema.get("properties", {})
     content = {
-        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else integral(value)
+        name: [value]
+        if properties.get(name, {}).get("type") == "array" and isinstance(value, str)
+        else is_integral(value)
         for name, value in content.items()
     }
     if isinstance(answer, dict):
@@ -186,7 +188,7 @@ def _misfit(value: Any, node: Schema) -> str | None:
     kind = node.get("type", "string")
     if type(value) not in JSON_TYPES.get(kind, (str,)):
         return f"is not of type {kind}"
-    choices = _allowed(node if kind != "array" else node.get("items", {}))
+    choices = _allowed_values(node if kind != "array" else node.get("items", {}))
     chosen: list[Any] = value if is_array(value) else [value]
     if choices and any(one not in choices for one in chosen):
         return f"is not one of {', '.join(map(str, choices))}"
@@ -205,11 +207,11 @@ BOUNDS = {
 }  # fmt: skip
 
 
-def _allowed(node: Schema) -> list[Any]:
-    return node.get("enum") or [choice["const"] for choice in _titled(node)]
+def _allowed_values(node: Schema) -> list[Any]:
+    return node.get("enum") or [choice["const"] for choice in _titled_choices(node)]
 
 
-def _titled(node: Schema) -> list[Schema]:
+def _titled_choices(node: Schema) -> list[Schema]:
     """Choices with titles. In a form written by hand, alternatives can be something else, and stay as they are."""
     choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
     return choices if all("const" in choice for choice in choices) else []

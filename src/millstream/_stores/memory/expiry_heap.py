@@ -32,11 +32,11 @@ class ExpiryHeap(Generic[Name]):
             heappush(self._heap, (deadline, name))
             self._compact()
 
-    def passed(self, name: Name, now: float) -> bool:
+    def has_expired(self, name: Name, now: float) -> bool:
         """Whether the time of a name is over."""
         return self._until[name] <= now
 
-    def until(self, name: Name) -> float:
+    def expires_at(self, name: Name) -> float:
         """When the time of a name is over."""
         return self._until[name]
 

@@ -166,7 +166,7 @@ class StreamKind:
     def _present(self, stream: str, now: float) -> Stream | None:
         self.sweep(now)
         held = self.streams.get(stream)
-        if held is not None and self._deadlines.passed(stream, now):
+        if held is not None and self._deadlines.has_expired(stream, now):
             self._forget(stream)
             return None
         return held
@@ -178,9 +178,9 @@ class StreamKind:
         self.size += size
         return held
 
-    def until(self, stream: str) -> float:
+    def expires_at(self, stream: str) -> float:
         """When a stream that is held ends."""
-        return self._deadlines.until(stream)
+        return self._deadlines.expires_at(stream)
 
     def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
         """Hold a stream as it was once, whatever is held of it."""

@@ -108,14 +108,14 @@ class MemoryMap:
         return True
 
     async def keys(self, prefix: str) -> list[str]:
-        now, passed = self._clock(), self._deadlines.passed
+        now, passed = self._clock(), self._deadlines.has_expired
         kinds = [self.kinds[kind_of(prefix)]] if ":" in prefix else self.kinds.values()
         return [key for kind in kinds for key in kind.values if key.startswith(prefix) and not passed(key, now)]
 
     def _present(self, key: str, now: float) -> bytes | None:
         self._sweep(now)
         value = self.kinds[kind_of(key)].values.get(key)
-        if value is not None and self._deadlines.passed(key, now):
+        if value is not None and self._deadlines.has_expired(key, now):
             self._forget(key)
             return None
         return value
@@ -162,7 +162,7 @@ class MemoryMap:
         """Value, end and whether it's lossy, as they are held; None where nothing is."""
         kind = self.kinds[kind_of(key)]
         value = kind.values.get(key)
-        return None if value is None else (value, self._deadlines.until(key), key in kind.lossy)
+        return None if value is None else (value, self._deadlines.expires_at(key), key in kind.lossy)
 
     def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
         """Hold a value as it was once, whatever is held."""

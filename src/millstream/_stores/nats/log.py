@@ -82,7 +82,7 @@ class View(Struct, frozen=True):
         return self.ttl == _INDEX_TTL
 
 
-class _Known(Struct):
+class _ViewCache(Struct):
     """What a worker remembers of a stream that it appends to."""
 
     until: float
@@ -102,7 +102,7 @@ class NatsLog:
         self._listening = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
         """Subject of a view -> the newest sequence in it that this worker knows of."""
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
         self._homes: dict[str, set[str]] = {}
         """Kind of an index -> kinds of the streams whose entries it shows."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +165,7 @@ class NatsLog:
             if len(self._seen) > _SEEN:
                 self._seen.popitem(last=False)
 
-    async def _begin(self, view: View) -> _Known:
+    async def _begin(self, view: View) -> _ViewCache:
         """Forget what a stream that has expired has left, and return what this worker knows of it."""
         key = (view.name, view.kind)
         known = self._known.get(key)
@@ -174,7 +174,7 @@ class NatsLog:
             last = await self._link.last(view.stream, view.subject)
             if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
                 await self._drop(view, last.seq)
-            known = self._known.setdefault(key, _Known(0.0))
+            known = self._known.setdefault(key, _ViewCache(0.0))
         self._known.move_to_end(key)
         while len(self._known) > _KNOWN:
             self._known.popitem(last=False)
@@ -193,7 +193,7 @@ class NatsLog:
 
     def _count(self, view: View, most: int) -> None:
         """Trim a view after some appends, in the background."""
-        known = self._known.setdefault((view.name, view.kind), _Known(0.0))
+        known = self._known.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
             known.appended = 0
@@ -448,7 +448,7 @@ class NatsLog:
         if known is None or last is None or last.seq <= (await self._floor(view)).seq:
             return
         if await self._lives(view, last):  # another worker has appended, or touched it
-            self._known.setdefault(key, _Known(now + _LOOK_AGAIN, known.appended))
+            self._known.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
             await self._drop(view, last.seq)
             await self._is_sealed(view)

@@ -109,7 +109,7 @@ class RedisClient:
         return self._redis is None
 
     @property
-    def doubt(self) -> str:
+    def degraded_reason(self) -> str:
         """Why a server that answers may drop what it's given; empty while none does."""
         return self._doubt
 

@@ -72,7 +72,7 @@ class RedisBackend:
         return self._state.time()
 
     async def degraded_reason(self) -> str:
-        return self._client.doubt
+        return self._client.degraded_reason
 
     async def bind(self, worker: str) -> None:
         """Nothing to tie: Redis doesn't say that a connection ended."""

@@ -36,7 +36,7 @@ class FileVanished(StoreUnavailable):
     """The file isn't where it was: what would be written now, nobody would find again. Nothing was changed."""
 
 
-def named(path: Path, exc: Exception) -> LocalError:
+def translate_error(path: Path, exc: Exception) -> LocalError:
     """The error to show for what went wrong with a file."""
     code = getattr(exc, "sqlite_errorname", "") or type(exc).__name__
     for prefix, text in _TEXTS.items():

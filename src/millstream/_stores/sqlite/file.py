@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.sqlite.errors import FileVanished, named
+from millstream._stores.sqlite.errors import FileVanished, translate_error
 from millstream._stores.sqlite.location import Location
 
 APPLICATION: Final = 0x4D53_5452
@@ -73,7 +73,7 @@ class File:
             try:
                 _create(path)
             except OSError as exc:
-                raise named(path, exc) from exc
+                raise translate_error(path, exc) from exc
         else:
             self._look_for()
         try:
@@ -81,7 +81,7 @@ class File:
             self._owned, self._log = _identity(path), _identity(_log_of(path))
         except (sqlite3.Error, ValueError) as exc:
             self.drop()
-            raise named(path, exc) from exc
+            raise translate_error(path, exc) from exc
         except BaseException:
             self.drop()
             raise
@@ -121,7 +121,7 @@ class File:
             work()
             self.run("COMMIT")
         except sqlite3.Error as exc:
-            error = named(self.location.path, exc)
+            error = translate_error(self.location.path, exc)
             if self._database is not None and self._database.in_transaction:
                 with suppress(sqlite3.Error):
                     self.run("ROLLBACK")
@@ -133,7 +133,7 @@ class File:
 
     def explain(self, exc: Exception) -> Exception:
         """Return what happened as an error that says why, and what to do."""
-        return named(self.location.path, exc) if isinstance(exc, sqlite3.Error | OSError) else exc
+        return translate_error(self.location.path, exc) if isinstance(exc, sqlite3.Error | OSError) else exc
 
     def make_room(self) -> None:
         """Move the write-ahead log into the database and cut it off: on a full disk, it may be what fills it.
@@ -144,7 +144,7 @@ class File:
         try:
             self.run("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as exc:
-            if not isinstance(named(self.location.path, exc), StoreFull):
+            if not isinstance(translate_error(self.location.path, exc), StoreFull):
                 self.drop()
                 raise
 

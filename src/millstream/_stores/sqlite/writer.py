@@ -135,7 +135,7 @@ class SqliteWriter:
                 self._work(jobs)
             return
         except Exception as exc:  # whatever it is: nothing of it is in the file, or nobody knows
-            error = _as_told(self._file.explain(exc))
+            error = _final_error(self._file.explain(exc))
         if self._failed is None or str(self._failed[1]) != str(error) or time.monotonic() - self._failed[0] >= PAUSE:
             self._failed, self.degraded_reason = (time.monotonic(), error), str(error)
         for job in jobs:
@@ -171,7 +171,7 @@ class SqliteWriter:
                 job.failure = exc
 
 
-def _as_told(exc: Exception) -> LocalError:
+def _final_error(exc: Exception) -> LocalError:
     """Convert an error of the file to the one that the contract of stores names."""
     if isinstance(exc, StoreFull | StoreUnavailable):
         return exc

@@ -22,7 +22,7 @@ from millstream._http.problems import (
     WRONG_TYPE,
     ProblemKind,
 )
-from millstream._protocol.json_schema import moved
+from millstream._protocol.json_schema import rebase_references
 from millstream._protocol.jsonrpc import encode
 from millstream._server.features.tools import Tool
 from millstream._transports.rest.examples import example_of
@@ -76,7 +76,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
     arguments: Json = described["inputSchema"]
     result: Json = described.get("outputSchema", {})
     description: str = described.get("description", "")
-    content: Json = {"schema": _placed(f"{name}.arguments", arguments, schemas)}
+    content: Json = {"schema": _add_component(f"{name}.arguments", arguments, schemas)}
     example = example_of(arguments)
     if example is not UNSET:
         content["example"] = example
@@ -90,14 +90,14 @@ def _operation(tool: Tool, schemas: Json) -> Json:
         "responses": {
             "200": {
                 "description": "The structured result of the tool" if result else "The result of the tool",
-                "content": {"application/json": {"schema": _placed(f"{name}.result", result, schemas)}},
+                "content": {"application/json": {"schema": _add_component(f"{name}.result", result, schemas)}},
             },
             **{str(status): {"$ref": f"#/components/responses/{status}"} for status in _BY_STATUS},
         },
     }
 
 
-def _placed(name: str, schema: Json, schemas: Json) -> Json:
+def _add_component(name: str, schema: Json, schemas: Json) -> Json:
     """Put a schema among the components, and give the reference to it."""
     if not schema:
         return {
@@ -108,7 +108,7 @@ def _placed(name: str, schema: Json, schemas: Json) -> Json:
     while key in schemas:
         key += "_"
     place = f"#/components/schemas/{key}"
-    schemas[key] = moved(schema, place)
+    schemas[key] = rebase_references(schema, place)
     return {"$ref": place}
 
 

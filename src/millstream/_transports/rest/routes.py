@@ -75,7 +75,7 @@ class _Result(Struct, gc=False):
     is_error: bool = msgspec.field(default=False, name="isError")
 
 
-class _Described(Struct, frozen=True):
+class _OpenApiReply(Struct, frozen=True):
     """The OpenAPI document, ready to be sent; and what is sent to those who have it (RFC 9110 §13.1.2)."""
 
     tag: bytes
@@ -83,7 +83,7 @@ class _Described(Struct, frozen=True):
     unchanged: Response
 
     @classmethod
-    def of(cls, body: bytes) -> "_Described":
+    def of(cls, body: bytes) -> "_OpenApiReply":
         tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:16].encode()
         head = b"etag: %b\r\ncache-control: no-cache\r\n" % tag
         return cls(tag, Response(body, 200, JSON_HEAD + head), Response(b"", 304, head))
@@ -107,7 +107,7 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._max_depth = settings.max_depth
         # Prepared
-        self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _Described]] = {}
+        self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
         """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
         document. The registry gives the same object for a list until it changes.
         """
@@ -140,7 +140,7 @@ class RestRoutes:
             refusal = projection.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
-            return refusals.refused(refusal)
+            return refusals.error_response(refusal)
         request.body = b""
         del body, envelope, params  # the call has what it needs
         outcome = await self._dispatcher.outcome(call)
@@ -231,7 +231,7 @@ class RestRoutes:
                 instructions=self._dispatcher.instructions,
                 root_path=root,
             )
-            found = _Described.of(body)
+            found = _OpenApiReply.of(body)
             self._described[key] = (page, found)
         known = request.headers.get(b"if-none-match", b"")
         return found.unchanged if found.tag in known else found.whole

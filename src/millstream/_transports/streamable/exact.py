@@ -12,7 +12,7 @@ from millstream._protocol.jsonrpc import Envelope, check_text, error_message, re
 from millstream._protocol.revisions import ASSUMED, NEWEST
 from millstream._server.calls.call import Call
 from millstream._transports.batches import is_batch
-from millstream._transports.refusals import WRONG_TYPE, refusal, refused, too_many_streams, unknown_session
+from millstream._transports.refusals import WRONG_TYPE, error_response, refusal, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import serve_batch
 from millstream._transports.streamable.exchange import LISTEN, StreamableEndpoint, StreamableExchange
 
@@ -71,7 +71,7 @@ def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: Protoco
         exc = projection.error(exc, ASSUMED)
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
-        return refused(exc, request_id)
+        return error_response(exc, request_id)
     return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
 
 

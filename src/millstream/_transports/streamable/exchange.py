@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from millstream._http.media import AcceptedTypes, accepted
+from millstream._http.media import AcceptedTypes, parse_accept
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, client_id_of
 from millstream._protocol import sse
 from millstream._protocol.admission import Admission, check_handshake_header
@@ -41,7 +41,7 @@ class StreamableEndpoint:
         """The way back of a call that came by POST."""
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
-        readable = accepted(request.headers.get(b"accept"))
+        readable = parse_accept(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self.json_only or call.lasting or call.method == LISTEN)
         return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
@@ -76,7 +76,7 @@ class StreamableExchange:
     def __init__(self, endpoint: StreamableEndpoint, request: HttpRequest) -> None:
         self.endpoint = endpoint
         self.request = request
-        self.accepts: AcceptedTypes = accepted(request.headers.get(b"accept"))
+        self.accepts: AcceptedTypes = parse_accept(request.headers.get(b"accept"))
 
     def check_readable(self) -> None:
         """Refuse a client that reads streams only, where none are made.

@@ -10,10 +10,10 @@ from millstream._server.calls.sessions import Session
 from millstream._transports.refusals import (
     SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
+    error_response,
     missing_session,
     no_stream,
     refusal,
-    refused,
 )
 from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.resume import UNKNOWN_EVENT, Resumption
@@ -50,7 +50,7 @@ class SessionStreams:
         try:
             session = await self._find(request)
         except ProtocolError as exc:
-            return refused(exc)
+            return error_response(exc)
         if not session.current:
             return _STREAMS_GONE
         if self._endpoint.streams.full(request):
@@ -81,7 +81,7 @@ class SessionStreams:
             if not await sessions.end(session, request.owner):
                 return _TOO_MANY_ENDED
         except ProtocolError as exc:
-            return refused(exc)
+            return error_response(exc)
         self._endpoint.services.note(SESSION_OVER, "http", session)
         self._standing.close(session.id)
         await self._endpoint.dispatcher.control.end_anywhere(session.id)

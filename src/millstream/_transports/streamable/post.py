@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from millstream._http.media import accepted, known_accept
+from millstream._http.media import known_accept, parse_accept
 from millstream._http.message import HttpRequest, Response
-from millstream._protocol.depth import overgrown
+from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.jsonrpc import MAX_ID
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
@@ -68,9 +68,9 @@ class Streamable:
             or size > _MAX_USUAL
             or len(headers) != len(request.raw_headers)
             or not body.isascii()
-            or overgrown(body, self._max_depth)
+            or exceeds_limits(body, self._max_depth)
             or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
-            or not (known_accept(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
+            or not (known_accept(headers.get(b"accept")) or parse_accept(headers.get(b"accept"))).json
             or b"content-encoding" in headers
         ):
             pass
@@ -98,7 +98,7 @@ class Streamable:
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
         else:
-            session = sessions.remembered(headers.get(b"mcp-session-id"), request.principal)
+            session = sessions.find_known(headers.get(b"mcp-session-id"), request.principal)
             revision = None if session is None else session.revision
             if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
                 return None

@@ -16,7 +16,7 @@ from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services, lasts_until
+from millstream._server.calls.services import Services, expiry_of
 from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import too_many_streams
@@ -54,7 +54,7 @@ class PostReplyChannel:
         self._session = call.session
         self._caller = request if call.lasting or call.method == _LISTEN else None
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
-        self._until = inf if self._caller is None else lasts_until(call.principal)
+        self._until = inf if self._caller is None else expiry_of(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None

@@ -8,7 +8,7 @@ from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST
 from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.services import expiry_of
 from millstream._server.calls.sessions import Session
 from millstream._server.peer_messages import ReplyTakeover
 from millstream._stores.base import Entry, Gap, Position
@@ -28,7 +28,7 @@ class Resumption:
         self._endpoint = endpoint
         self._readers: dict[str, _Reader] = {}
         peers = endpoint.services.peers
-        peers.on(ReplyTakeover, self._taken_up, own=True)
+        peers.on(ReplyTakeover, self._on_takeover, own=True)
         peers.on_interruption(self._place_all)
         peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
@@ -52,7 +52,7 @@ class Resumption:
             if self._endpoint.streams.full(request):  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
             reader.sink = request.open(200, STREAM_HEAD)
-            self._endpoint.streams.add(reader.sink, request, until=lasts_until(request.principal))
+            self._endpoint.streams.add(reader.sink, request, until=expiry_of(request.principal))
             await self._read(reader, reader.sink, stream, name, position)
         finally:
             if self._readers.get(name) is reader:
@@ -102,7 +102,7 @@ class Resumption:
         if line is not None:
             line.leave()
 
-    def _taken_up(self, message: ReplyTakeover, _worker: str) -> None:
+    def _on_takeover(self, message: ReplyTakeover, _worker: str) -> None:
         """Somebody reads a stream. All workers hear of its readers in one order, and the last one stays."""
         reader = self._readers.get(message.log)
         if reader is None or (reader.placed and message.id != reader.id):

@@ -102,7 +102,7 @@ class HttpSessions:
             kept.give(owner, size)
         return affords
 
-    def remembered(self, value: bytes | None, principal: Principal | None) -> Session | None:
+    def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
         """The session of its caller, when it is known from before and has no record; else ask `find`."""
         known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
         if known is None:

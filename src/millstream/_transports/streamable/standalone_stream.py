@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.metadata import ClientInfo
-from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, encode_change, touched
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, affected_uris, encode_change
+from millstream._server.calls.services import expiry_of
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.peer_messages import SessionEnd, StandaloneTakeover
 from millstream._transports.refusals import TOO_MANY_STREAMS
@@ -98,7 +98,7 @@ class _StandaloneStream:
             self._update(change, message)
 
     def _update(self, change: ServerChange, message: bytes) -> None:
-        for uri in touched(change, self.subscribed):
+        for uri in affected_uris(change, self.subscribed):
             self.write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
     def begin(self, record: SessionRecord) -> None:
@@ -106,9 +106,9 @@ class _StandaloneStream:
         wait for that one.
         """
         if not self.loaded and not self._newer:
-            self.recorded(record)
+            self.update_record(record)
 
-    def recorded(self, record: SessionRecord | None) -> None:
+    def update_record(self, record: SessionRecord | None) -> None:
         """Take the subscriptions of a session; another worker may have changed them, or ended it."""
         self._newer = record is None
         if record is None:
@@ -134,7 +134,7 @@ class StandaloneStreams:
         self._endpoint = endpoint
         self._by_session: dict[str, _StandaloneStream] = {}
         services = endpoint.services
-        services.peers.on(StandaloneTakeover, self._heard_of, own=True)
+        services.peers.on(StandaloneTakeover, self._on_takeover, own=True)
         services.peers.on_interruption(self._place_all)
         services.peers.on(SessionEnd, lambda message, worker: self.close(message.session))
         services.peers.on_loss(self.close_all)
@@ -150,7 +150,7 @@ class StandaloneStreams:
         for session_id in list(self._by_session):
             self.close(session_id)
 
-    def _heard_of(self, message: StandaloneTakeover, _worker: str) -> None:
+    def _on_takeover(self, message: StandaloneTakeover, _worker: str) -> None:
         """A session has a stream. All workers hear of its streams in one order, and the last one stays."""
         found = self._by_session.get(message.session)
         if found is None:
@@ -173,7 +173,7 @@ class StandaloneStreams:
         standing = _StandaloneStream(stream, session.client, services.changes.follow)
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
-        services.records.watch(session.id, standing.recorded)
+        services.records.watch(session.id, standing.update_record)
         try:
             # Before the client knows that it's heard here: all hear later of another stream that it opens then.
             if not await peers.tell(StandaloneTakeover(session.id, standing.id)):
@@ -183,7 +183,7 @@ class StandaloneStreams:
             if self._endpoint.streams.full(request):  # many may have waited for that
                 return TOO_MANY_STREAMS
             sink = request.open(200, STREAM_HEAD)
-            until = lasts_until(request.principal)
+            until = expiry_of(request.principal)
             self._endpoint.streams.add(sink, request, ("http", session.revision.date), until=until)
             standing.open(sink)
             record = await services.records.get(session)
@@ -194,7 +194,7 @@ class StandaloneStreams:
             await sink.wait_closed()
         finally:
             stop()
-            services.records.unwatch(session.id, standing.recorded)
+            services.records.unwatch(session.id, standing.update_record)
             if self._by_session.get(session.id) is standing:
                 del self._by_session[session.id]
             standing.close()

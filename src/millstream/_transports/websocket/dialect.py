@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._http.message import neighborhood
+from millstream._http.message import peer_network
 from millstream._http.websocket.socket import Socket
 from millstream._protocol import projection
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
@@ -122,7 +122,7 @@ class SocketPeer(Struct, frozen=True):
     @property
     def owner(self) -> str:
         """Whose share of the server's capacity its calls take, see `Call.owner`."""
-        return neighborhood(self.address) if self.principal is None else self.principal.id
+        return peer_network(self.address) if self.principal is None else self.principal.id
 
 
 class Dialect:

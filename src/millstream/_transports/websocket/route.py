@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from millstream._http.asgi.adapter import Receive, Scope, nobody
+from millstream._http.asgi.adapter import Receive, Scope, no_peer
 from millstream._http.asgi.sink import Send, header_list
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
@@ -20,7 +20,7 @@ from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket, Di
 from millstream._http.websocket.queued_socket import QueuedSocket
 from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream._protocol.principal import Principal
-from millstream._server.calls.services import lasts_until
+from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
@@ -90,7 +90,7 @@ class WebSocketRoute:
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
         self._streams.add(
             outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
-            finish=connection.finish, until=lasts_until(peer.principal),
+            finish=connection.finish, until=expiry_of(peer.principal),
         )  # fmt: skip
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
@@ -130,7 +130,7 @@ class WebSocketRoute:
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
         client = scope.get("client")
-        address = client[0] if client else nobody(scope)
+        address = client[0] if client else no_peer(scope)
         refusal = self._policy.check("POST", headers, raw_headers, address)
         if refusal is not None:
             return refusal

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
-from millstream._http.client.dial import Judge, anywhere, is_public
+from millstream._http.client.dial import Judge, allow_any, is_public
 from millstream._http.client.fetch import fetch
-from millstream._http.message import HttpRequest, neighborhood
-from millstream._limits.gcra import Limiter, Rate, told
+from millstream._http.message import HttpRequest, peer_network
+from millstream._limits.gcra import Limiter, Rate, report_headers
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
@@ -53,7 +53,7 @@ class ClientProof:
         self._vault = vault
         self._judges: dict[str, Judge] = {
             # The program's author may name a place in the author's own network; nobody else may.
-            "given": anywhere,
+            "given": allow_any,
             "document": judge_of(here=not config.secure),
             "registered": is_public,
         }
@@ -71,16 +71,16 @@ class ClientProof:
             OAuthError: nobody who is known, or who has shown it.
         """
         try:
-            async with self._checks.hold(neighborhood(request.peer)):
+            async with self._checks.hold(peer_network(request.peer)):
                 return await self._judge(request, form)
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
     async def _judge(self, request: HttpRequest, form: Parameters) -> Client:
-        key = neighborhood(request.peer)
+        key = peer_network(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
-            raise _slow("Too many failed attempts from your address.", self._failures.told(key, wait))
+            raise _slow("Too many failed attempts from your address.", self._failures.report_headers(key, wait))
         header = request.headers.get(b"authorization")
         if len(request.headers) != len(request.raw_headers) and header is not None:
             _one_header(request)
@@ -137,7 +137,7 @@ class ClientProof:
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _refused("The assertion is not one of this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
-            raise _slow("Too many assertions from your address.", told(self._proofs, address, wait))
+            raise _slow("Too many assertions from your address.", report_headers(self._proofs, address, wait))
         for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
             try:
                 claims = verify(assertion, key, header.alg)

@@ -16,7 +16,7 @@ import msgspec
 from millstream._http.client.dial import is_public
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.hosts import is_loopback
-from millstream._http.message import HttpRequest, neighborhood
+from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._limits.store_limiter import StoreLimiter
@@ -64,7 +64,7 @@ class Lookups:
     def by(self, request: HttpRequest) -> Callable[[], bool]:
         """Whether whoever makes a request may, asked when it comes to that."""
         return lambda: (
-            not (self._here and not is_loopback(request.peer)) and self._limiter.report(neighborhood(request.peer)) <= 0
+            not (self._here and not is_loopback(request.peer)) and self._limiter.report(peer_network(request.peer)) <= 0
         )
 
 

@@ -14,9 +14,9 @@ from enum import Enum
 from secrets import randbelow, token_hex
 from typing import Final
 
-from millstream._http.message import neighborhood
+from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate
-from millstream._limits.names import named
+from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.rates import Pace, Seat
 from millstream.auth._authorization_server.accounts import Accounts
@@ -181,7 +181,7 @@ def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -
 
 def _pace(limiter: Limiter, key: str, *, cost: float = 1.0) -> Pace:
     """What to ask of the store; a cost of 0 only looks."""
-    return Pace(named(limiter.name, key), limiter.rate.count, limiter.rate.seconds, cost, cost)
+    return Pace(hash_key(limiter.name, key), limiter.rate.count, limiter.rate.seconds, cost, cost)
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."
@@ -218,9 +218,9 @@ class LoginThrottle:
             password: as typed.
             device: id of the browser, if the person has logged in there before (`Tickets.device`).
         """
-        network, named = neighborhood(peer), name.casefold()[:128]
+        network, hash_key = peer_network(peer), name.casefold()[:128]
         limiter = self._devices if device else self._attempts
-        keys = (device,) if device else (network, f"{network} {named}", named)
+        keys = (device,) if device else (network, f"{network} {hash_key}", hash_key)
         async with limiter.trying(*keys) as may:
             if not may:
                 return SLOW

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, HttpRequest, Response, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, peer_network
 from millstream._limits.gcra import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
@@ -77,7 +77,7 @@ class PendingLogins:
         Raises:
             SignInFailed: it can't be sent there now.
         """
-        if self._leaving.take(neighborhood(request.peer)) > 0:
+        if self._leaving.take(peer_network(request.peer)) > 0:
             said = "Too many people sign in from your address. Try again in a minute."
             return pages.wrong("Wait a little", said, 429)
         state = new_secret()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import HttpRequest, Response, neighborhood
+from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream.auth._authorization_server.answers import OAuthError, reply
@@ -42,12 +42,12 @@ class Registration:
             return exc.response()
 
     async def _register(self, request: HttpRequest) -> Response:
-        key = neighborhood(request.peer)
+        key = peer_network(request.peer)
         wait = await self._limiter.take(key)
         if wait > 0:
             raise OAuthError(
                 "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429,
-                self._limiter.told(key, wait),
+                self._limiter.report_headers(key, wait),
             )  # fmt: skip
         said = read_metadata(request)
         secret = new_secret()

@@ -10,7 +10,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from millstream._http.client.connection import too_large
-from millstream._http.client.pool import unreachable, untrusted
+from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url, parse
 from millstream._protocol.jsonrpc import Envelope
@@ -115,7 +115,7 @@ class WebSocketTransport:
         except InvalidStatus as exc:
             raise _refused(url, exc.response) from exc
         except ssl.SSLCertVerificationError as exc:
-            raise untrusted(url, exc) from exc
+            raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
                 f"{url.origin} does not speak TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
@@ -128,7 +128,7 @@ class WebSocketTransport:
             what = f"{url.origin} did not accept a WebSocket within {self._timeout:g} seconds."
             raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
         except OSError as exc:
-            raise unreachable(url, exc) from exc
+            raise connect_error(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
             raise NotMcp(f"{url} is a WebSocket, but not for MCP: it does not accept the subprotocol mcp.")

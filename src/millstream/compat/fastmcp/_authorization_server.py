@@ -15,7 +15,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, HttpRequest, Response, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, peer_network
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
@@ -280,10 +280,10 @@ class RunningProvider(VerifierMethod):
         return reply({})
 
     async def _register(self, request: HttpRequest) -> Response:
-        key = neighborhood(request.peer)
+        key = peer_network(request.peer)
         wait = await self._registrations.take(key)
         if wait > 0:
-            head = self._registrations.told(key, wait)
+            head = self._registrations.report_headers(key, wait)
             raise OAuthError("temporarily_unavailable", "Too many registrations from your address.", 429, head)
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options

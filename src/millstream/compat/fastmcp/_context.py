@@ -139,7 +139,7 @@ class ServerSession:
         """Tell the client that the user is done at a URL (2025-11-25)."""
         if self._call.revision.elicitation_ids:
             params = {"elicitationId": elicitation_id}
-            await self._call.say(notification_message("notifications/elicitation/complete", params))
+            await self._call.send_to_caller(notification_message("notifications/elicitation/complete", params))
 
     async def elicit_form(
         self,

@@ -245,7 +245,9 @@ class PersonalCredentials(UpstreamCredentials):
             if not await self._has_changed(owner, before, event, limit):
                 raise refusal(call, f"{why} It isn't connected yet. {how} Then call again.")
             if revision.elicitation_ids:
-                await call.say(notification_message("notifications/elicitation/complete", {"elicitationId": id}))
+                await call.send_to_caller(
+                    notification_message("notifications/elicitation/complete", {"elicitationId": id})
+                )
         finally:
             waiting.discard(event)
             if not waiting and self._waiting.get(owner) is waiting:

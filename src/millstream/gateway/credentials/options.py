@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.suggestions import Suggesting
+from millstream._protocol.suggestions import SuggestionMeta
 
 _MAX_SECRET: Final = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
@@ -45,7 +45,9 @@ class SecretText:
         raise TypeError("A secret can't be pickled or copied into a file.")
 
 
-class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, metaclass=Suggesting):
+class Secret(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, metaclass=SuggestionMeta
+):
     """A reference to a secret: ``Secret(env="SHOP_TOKEN")`` or ``Secret(file="/run/secrets/shop")``."""
 
     env: str = ""
@@ -106,7 +108,13 @@ class BearerToken(Secret, frozen=True, kw_only=True, tag_field="kind", tag="bear
 
 
 class StaticHeaders(
-    Struct, frozen=True, kw_only=True, tag_field="kind", tag="headers", forbid_unknown_fields=True, metaclass=Suggesting
+    Struct,
+    frozen=True,
+    kw_only=True,
+    tag_field="kind",
+    tag="headers",
+    forbid_unknown_fields=True,
+    metaclass=SuggestionMeta,
 ):
     """Secret headers, the same for all callers: ``{kind = "headers", headers = {x-api-key = {env = "SHOP_KEY"}}}``."""
 
@@ -120,7 +128,7 @@ def is_scope(text: str) -> bool:
 
 class _Grant(
     Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True,
-    metaclass=Suggesting,
+    metaclass=SuggestionMeta,
 ):  # fmt: skip
     """Common options of the kinds that use an authorization server."""
 

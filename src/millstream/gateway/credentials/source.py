@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from millstream._http.client.dial import guarded, is_public, is_this_machine
+from millstream._http.client.dial import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
 from millstream.client._endpoint import Auth, check_headers
@@ -299,7 +299,9 @@ def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
     The upstream names them, so they must be on the public Internet unless the operator's own URL of the upstream isn't.
     Only the host in the URL counts: a public name that resolves to a private address doesn't grant access.
     """
-    return Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guarded(is_public))
+    return (
+        Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guard_dial(is_public))
+    )
 
 
 def _is_private(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from millstream._server.calls.access import granted
+from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.params import page_decoder, read
@@ -21,7 +21,7 @@ def list_page(registry: Registry, kind: str, call: Call) -> bytes:
         kind,
         call.revision,
         cursor,
-        granted(call) if registry.scoped else None,
+        granted_scopes(call) if registry.scoped else None,
         registry.hidden(kind, call.principal) if kind in registry.conditional else _NONE,
     )
 
