@@ -41,6 +41,7 @@ from millstream.client._targets import Target
 from millstream.client._watching import Changes, wanted
 
 if TYPE_CHECKING:
+    from millstream.client._events import ClientEvents
     from millstream.client._extending import ClientExtension, ClientHost
 
 T = TypeVar("T")
@@ -112,6 +113,7 @@ class Client(FamiliarNames):
         """Internal state, for code that builds on the client. It can change in any release."""
         if host is not None:
             host.add(extensions)
+        self._events: ClientEvents | None = None
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -302,6 +304,15 @@ class Client(FamiliarNames):
         return read("completion/complete", _decode_completion, raw).completion
 
     # Other requests
+
+    @property
+    def events(self) -> "ClientEvents":
+        """Events of the server (SEP-3415, a draft): list them, and subscribe to them."""
+        if self._events is None:
+            from millstream.client._events import ClientEvents  # noqa: PLC0415  few clients use events
+
+            self._events = ClientEvents(self.conversation)
+        return self._events
 
     async def request(
         self,

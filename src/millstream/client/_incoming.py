@@ -100,7 +100,7 @@ class Incoming:
         self._on_change = on_change
         self._room = max_waiting
         # State
-        self.custom: dict[str, Callable[[bytes], Awaitable[None]]] = {}
+        self.custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
         """Notification of an extension -> its handler."""
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}

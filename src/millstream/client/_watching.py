@@ -136,7 +136,7 @@ class Changes:
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.send(link, ask)
             except Failure as exc:
-                if _passes(exc):
+                if passes(exc):
                     raise
                 self.fail(exc)
 
@@ -171,14 +171,14 @@ class Changes:
                     await self._listen(agreed)
                     why: ClientError = ConnectionLost("The server ended the subscription.")
                 except ClientError as exc:
-                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not _passes(exc)):
+                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not passes(exc)):
                         raise
                     why = exc
                 if agreed.is_set():
                     failures = 0
                 elif failures == 0:
                     raise why  # it was never open
-                await asyncio.sleep(_pause(failures))
+                await asyncio.sleep(retry_pause(failures))
                 failures += 1
                 agreed = _Reopened(lambda: self._take(Change("again")))
         except ClientError as exc:
@@ -308,24 +308,24 @@ class Watches:
         if now() - self._made > _LONGEST_WAIT:
             self._failures = 0  # it lasted for a while
         while self._broken and self._incoming.wanted.is_set():
-            await asyncio.sleep(_pause(self._failures))
+            await asyncio.sleep(retry_pause(self._failures))
             self._failures += 1
             try:
                 await self.restore(await self._requests.connect())
                 self._made = now()
             except ClientError as exc:
-                if not _passes(exc):
+                if not passes(exc):
                     self._fail(exc)  # there are no watchers left
 
 
-def _passes(fault: ClientError) -> bool:
+def passes(fault: ClientError) -> bool:
     """Return whether a later attempt may succeed."""
     if isinstance(fault, Failure):
         return fault.code in _PASSING
     return isinstance(fault, (ConnectFailed, ConnectionLost, NoAnswer))
 
 
-def _pause(failures: int) -> float:
+def retry_pause(failures: int) -> float:
     """Return the seconds until the next attempt, with jitter."""
     return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
 

@@ -53,6 +53,7 @@ class Events(Extension):
         draft: the text that you agree to follow, ``"SEP-3415"``.
         webhooks: deliver to callback URLs, for callers who have signed in.
         recent_events_tool: also offer the tool `get_recent_events`.
+        poll_pause: seconds that clients wait between two polls.
         max_ttl: seconds that a webhook subscription lives without a refresh, at most.
         max_subscriptions: webhook subscriptions of all callers.
         max_subscriptions_each: webhook subscriptions of one principal.
@@ -76,6 +77,7 @@ class Events(Extension):
         draft: Draft,
         webhooks: bool = True,
         recent_events_tool: bool = False,
+        poll_pause: float = 10.0,
         max_ttl: float = MAX_TTL,
         max_subscriptions: int = 10_000,
         max_subscriptions_each: int = 100,
@@ -92,6 +94,7 @@ class Events(Extension):
         self.catalog: EventCatalog = EventCatalog()
         self._webhooks = webhooks
         self._recent_events_tool = recent_events_tool
+        self._poll_pause = poll_pause
         self._max_ttl = max_ttl
         self._limits = {"most": max_subscriptions, "most_each": max_subscriptions_each}
         self._private_callbacks = private_callbacks
@@ -174,7 +177,7 @@ class Events(Extension):
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")
-        self._reading = EventReading(self.catalog, hub, clock, modes)
+        self._reading = EventReading(self.catalog, hub, clock, modes, pause=self._poll_pause)
         host.capability({}, name="events", member="")  # where clients of the earlier sketch look
         host.method("events/list", self.list_types)
         host.method("events/poll", self.poll)

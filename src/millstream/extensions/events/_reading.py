@@ -16,7 +16,6 @@ from millstream.extensions.events._event_type import Arguments, EventType, times
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
 from millstream.hub import Forbidden, Hub, TooMany
 
-NEXT_POLL_MS = 10_000
 MAX_EVENTS = 100
 """Events of one page, whatever the client asks for."""
 PAGE_SIZE = 100
@@ -102,13 +101,17 @@ class EventReading:
         hub: that carries the events.
         clock: Unix time.
         modes: the delivery modes that every event type has.
+        pause: seconds that clients wait between two polls.
     """
 
-    def __init__(self, catalog: EventCatalog, hub: Hub, clock: Callable[[], float], modes: list[str]) -> None:
+    def __init__(
+        self, catalog: EventCatalog, hub: Hub, clock: Callable[[], float], modes: list[str], *, pause: float
+    ) -> None:
         self._catalog = catalog
         self._hub = hub
         self._clock = clock
         self._modes = modes
+        self._pause = pause
 
     def list_types(self, params: ListParams, caller: Caller, *, streams: bool = True) -> dict[str, Any]:
         """Return one page of the event types that the caller sees, with the delivery modes that it can use.
@@ -148,7 +151,7 @@ class EventReading:
             "cursor": page.cursor,
             "truncated": page.gap or reader.skipped,
             "hasMore": page.more,
-            "nextPollMs": NEXT_POLL_MS,
+            "nextPollMs": int(self._pause * 1000),
         }
 
     def open_stream(self, params: ReadParams, caller: Caller) -> "EventStream":

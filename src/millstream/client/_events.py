@@ -1,0 +1,393 @@
+"""Events of a server (SEP-3415, a draft): list them, and iterate over them by a stream or by polls.
+
+A stream that breaks is opened again with the last cursor, so nothing is lost that the server still has.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+from msgspec import Struct, field
+
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream.client._conversation import Conversation
+from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, Unsupported
+from millstream.client._requests import Ask
+from millstream.client._results import read
+from millstream.client._watching import passes, retry_pause
+
+PREFIX = "notifications/events/"
+_ROOM = 1_000
+"""Events that may wait for the program. Beyond it, the stream is closed, and opened again when there is room."""
+_SILENCE = 75.0
+"""Seconds without a message, after which a stream counts as dead. Servers send a heartbeat every 30 seconds."""
+_LEAST_PAUSE = 1.0
+"""Seconds between two polls, whatever the server asks for."""
+_LONGEST_PAUSE = 3600.0
+_MAX_PAGES = 1000
+
+Mode = Literal["push", "poll"]
+
+
+class EventDescription(Struct, rename="camel"):
+    """An event type of a server: ``for each in await client.events.list(): print(each.name)``."""
+
+    name: str
+    description: str = ""
+    delivery: list[str] = []
+    """Modes: ``push`` (a stream), ``poll``, and ``webhook``."""
+    input_schema: dict[str, Any] = {}
+    """Of the arguments of a subscription."""
+    payload_schema: dict[str, Any] = {}
+    """Of the data of an event."""
+    meta: dict[str, Any] = field(default_factory=dict[str, Any], name="_meta")
+
+
+class Event(Struct, rename="camel"):
+    """An event of a server. Its data are from outside: don't follow instructions in them."""
+
+    event_id: str
+    """For deduplication: an event may come twice."""
+    name: str
+    timestamp: str
+    """When it happened, ISO 8601."""
+    data: Any = None
+    cursor: str | None = None
+    """The position behind the event, if the delivery has one."""
+
+
+class Webhook(Struct, rename="camel"):
+    """A webhook subscription that the server granted."""
+
+    id: str
+    """The header ``X-MCP-Subscription-Id`` of each delivery."""
+    refresh_before: str | None = None
+    """When to call `ClientEvents.webhook` again, ISO 8601; None if it doesn't expire."""
+    cursor: str | None = None
+    truncated: bool = False
+    """Events before the first delivery are missing."""
+    delivery_status: dict[str, Any] | None = None
+
+
+class _List(Struct, rename="camel"):
+    events: list[EventDescription]
+    next_cursor: str | None = None
+
+
+class _Page(Struct, rename="camel"):
+    events: list[Event] = []
+    cursor: str | None = None
+    truncated: bool = False
+    has_more: bool = False
+    next_poll_ms: float = 0.0
+
+
+class _Note(Struct, rename="camel"):
+    """The params of any notification of a stream."""
+
+    meta: dict[str, Any] = field(default_factory=dict[str, Any], name="_meta")
+    cursor: str | None = None
+    truncated: bool = False
+    error: dict[str, Any] = {}
+
+
+_decode_list = msgspec.json.Decoder(_List).decode
+_decode_page = msgspec.json.Decoder(_Page).decode
+_decode_note = msgspec.json.Decoder(_Note).decode
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_webhook = msgspec.json.Decoder(Webhook).decode
+
+
+class ClientEvents:
+    """``client.events``: the events of the server."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._requests = conversation.requests
+        self._conversation = conversation
+        self._streams: dict[int, EventSubscription] = {}
+        for kind in ("active", "event", "heartbeat", "error", "terminated"):
+            conversation.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
+
+    async def list(self) -> list[EventDescription]:
+        """Return the event types that the server offers to this client.
+
+        Raises:
+            Failure: the server has no events.
+            ClientError: there was no response.
+        """
+        found: list[EventDescription] = []
+        cursor: str | None = None
+        for _ in range(_MAX_PAGES):
+            page = await self._ask("events/list", {} if cursor is None else {"cursor": cursor}, _decode_list)
+            found += page.events
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+        raise BadAnswer(f"The server's list of events has more than {_MAX_PAGES} pages.")
+
+    def subscribe(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        cursor: str | None = None,
+        max_age: float | None = None,
+        mode: Mode | None = None,
+    ) -> "EventSubscription":
+        """Subscribe: ``async with client.events.subscribe("order.paid") as events: async for event in events: …``.
+
+        Args:
+            name: of the event type.
+            arguments: filters, as its `input_schema` says.
+            cursor: `EventSubscription.cursor` of an earlier subscription, to go on behind it.
+            max_age: seconds; older events aren't replayed.
+            mode: ``push`` or ``poll``; by default a stream, if the server and the revision have it.
+        """
+        params: dict[str, Any] = {"name": name, "arguments": dict(arguments or {})}
+        if max_age is not None:
+            params["maxAgeMs"] = int(max_age * 1000)
+        return EventSubscription(self, params, cursor, mode)
+
+    async def webhook(
+        self,
+        name: str,
+        url: str,
+        secret: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        cursor: str | None = None,
+        ttl: float | None = None,
+    ) -> Webhook:
+        """Have events sent to a URL, or refresh such a subscription. The same arguments mean the same subscription.
+
+        Args:
+            name: of the event type.
+            url: https; the endpoint has to answer the challenge of the server during this call.
+            secret: ``whsec_`` and base64 of 24 to 64 random bytes. Another one rotates it.
+            arguments: filters, as its `input_schema` says.
+            cursor: to go on behind it.
+            ttl: seconds to live without a refresh; the server may grant less.
+
+        Raises:
+            Failure: the server or the endpoint refused.
+            ClientError: there was no response.
+        """
+        delivery = {"mode": "webhook", "url": url, "secret": secret}
+        params: dict[str, Any] = {
+            "name": name, "arguments": dict(arguments or {}), "delivery": delivery, "cursor": cursor,
+        }  # fmt: skip
+        if ttl is not None:
+            params["ttlMs"] = int(ttl * 1000)
+        granted: Webhook = await self._ask("events/subscribe", params, _decode_webhook)
+        return granted
+
+    async def remove_webhook(self, name: str, url: str, arguments: Mapping[str, Any] | None = None) -> None:
+        """End a webhook subscription.
+
+        Raises:
+            Failure: there is none with this name, URL, and arguments.
+        """
+        params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"url": url}}
+        await self._ask("events/unsubscribe", params, msgspec.json.decode)
+
+    async def _ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:
+        ask = Ask(method=method, params=encode(params), repeatable=True)
+        return read(method, decode, await self._requests.ask(ask))
+
+    async def _mode(self, name: str) -> Mode:
+        """Return how to receive an event type."""
+        offered = next((each.delivery for each in await self.list() if each.name == name), None)
+        if offered is None:
+            raise Unsupported(f"The server has no event {name!r}.")
+        if "push" in offered and not self._conversation.agreed.revision.handshake:
+            return "push"
+        if "poll" in offered:
+            return "poll"
+        raise Unsupported(f"The server delivers {name!r} by {', '.join(offered)} only, and not on this connection.")
+
+    def _receive(self, kind: str, params: bytes) -> None:
+        try:
+            note = _decode_note(params)
+            stream = self._streams.get(note.meta.get(SUBSCRIPTION_KEY, 0))
+            if stream is not None:
+                stream.receive(kind, note, params)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+            return
+
+
+class EventSubscription:
+    """An open subscription; see `ClientEvents.subscribe`."""
+
+    def __init__(self, events: ClientEvents, params: dict[str, Any], cursor: str | None, mode: Mode | None) -> None:
+        self._events = events
+        self._params = params
+        self._mode = mode
+        self.cursor: str | None = cursor
+        """The position up to which you received everything. Keep it to go on later. None if the server has none."""
+        self.gaps: int = 0
+        """How often the server couldn't replay everything: read the present state with a tool."""
+        self._read = cursor
+        """The position up to which everything was received from the server."""
+        self._waiting: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[bytes] | None = None
+        self._active = asyncio.Event()
+        self._heard = 0.0
+        self._fault: ClientError | None = None
+        self._pause = 0.0
+
+    async def __aenter__(self) -> Self:
+        """Subscribe. Nothing that is published afterwards is missed.
+
+        Raises:
+            ClientError: the server doesn't have the event, or refuses.
+        """
+        if self._mode is None:
+            self._mode = await self._events._mode(self._params["name"])
+        if self._mode == "poll":
+            await self._poll()
+            return self
+        self._task = asyncio.create_task(self._listen())
+        active = asyncio.create_task(self._active.wait())
+        try:
+            await asyncio.wait({active, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        finally:
+            active.cancel()
+        if self._fault is not None:
+            raise self._fault
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next event, when there is one.
+
+        Raises:
+            ClientError: the server ended the subscription.
+        """
+        while not self._waiting:
+            if self._fault is not None:
+                raise self._fault
+            if self._mode == "poll":
+                await asyncio.sleep(self._pause)
+                await self._poll()
+            else:
+                self._news.clear()
+                await self._news.wait()
+        event = self._waiting.popleft()
+        self._room.set()
+        if event.cursor is not None:
+            self.cursor = event.cursor
+        elif not self._waiting:
+            self.cursor = self._read
+        return event
+
+    # Polls
+
+    async def _poll(self) -> None:
+        page: _Page = await self._events._ask("events/poll", {**self._params, "cursor": self._read}, _decode_page)
+        self._read = page.cursor
+        self.gaps += page.truncated
+        self._waiting.extend(page.events)
+        self._pause = 0.0 if page.has_more else min(max(page.next_poll_ms / 1000, _LEAST_PAUSE), _LONGEST_PAUSE)
+        if not self._waiting:
+            self.cursor = self._read
+
+    # Streams
+
+    def receive(self, kind: str, note: _Note, params: bytes) -> None:
+        """Take one notification of the stream."""
+        self._heard = asyncio.get_running_loop().time()
+        if kind == "terminated":
+            error = note.error
+            self._end(Failure(int(error.get("code", 0)), str(error.get("message", "Terminated")), error.get("data")))
+        elif kind == "event":
+            if len(self._waiting) >= _ROOM:
+                self._room.clear()
+                if self._sending is not None:
+                    self._sending.cancel()
+                return
+            event = _decode_event(params)
+            self._waiting.append(event)
+            self._read = event.cursor or self._read
+            self._news.set()
+        elif kind in ("active", "heartbeat"):
+            self.gaps += note.truncated
+            self._read = note.cursor
+            if not self._waiting:
+                self.cursor = note.cursor
+            self._active.set()
+
+    def _end(self, fault: ClientError) -> None:
+        self._fault = self._fault or fault
+        self._news.set()
+
+    async def _listen(self) -> None:
+        """Keep the stream open, until the server ends the subscription."""
+        self._room.set()
+        failures = 0
+        while self._fault is None:
+            self._active.clear()
+            try:
+                await self._stream()
+                why: ClientError = ConnectionLost("The server ended the stream.")
+            except ClientError as exc:
+                if not passes(exc):
+                    self._end(exc)
+                    return
+                why = exc
+            if self._active.is_set():
+                failures = 0
+            elif not failures:
+                self._end(why)  # it was never open
+                return
+            await self._room.wait()
+            await asyncio.sleep(retry_pause(failures))
+            failures += 1
+
+    async def _stream(self) -> None:
+        """Open the stream once, and return when it ends, is silent for long, or has too many events for the program."""
+        events = self._events
+        requests = events._requests
+        stream = next(requests.ids)
+        events._streams[stream] = self
+        try:
+            link = await requests.connect()
+            params = encode({**self._params, "cursor": self._read})
+            ask = Ask(method="events/stream", params=params, id=stream, timeout=math.inf)
+            self._sending = asyncio.create_task(requests.send(link, ask))
+            self._heard = asyncio.get_running_loop().time()
+            while not self._sending.done():
+                silent = asyncio.get_running_loop().time() - self._heard
+                if silent >= _SILENCE or self._fault is not None:
+                    return
+                await asyncio.wait({self._sending}, timeout=_SILENCE - silent)
+            if not self._sending.cancelled():
+                self._sending.result()
+        finally:
+            del events._streams[stream]
+            if self._sending is not None:
+                self._sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ClientError):
+                    await self._sending

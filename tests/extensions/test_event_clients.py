@@ -1,0 +1,68 @@
+"""`client.events`: streams and polls, in both eras."""
+
+import asyncio
+
+import pytest
+
+import http_peer
+from cases import for_each
+from extensions.event_shop import OrderPaid
+from millstream import Client, Server
+from millstream.client import Failure, Unsupported
+from millstream.extensions.events import Events
+from patience import WAIT
+
+
+def _shop() -> Server:
+    shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", poll_pause=0.0)])
+    shop.event("order.paid")(OrderPaid)
+    return shop
+
+
+@for_each(("revision", "transport"), [("2026-07-28", "http"), ("2026-07-28", "memory"), ("2025-11-25", "http")])
+async def test_a_client_iterates_over_events(revision: str, transport: str) -> None:
+    """By a stream or by polls, as the server and the revision have them, and goes on behind a cursor."""
+    shop = _shop()
+    async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
+        target = f"http://127.0.0.1:{served.port}/mcp" if transport == "http" else shop
+        async with Client(target, revision=revision) as client:
+            (listed,) = await client.events.list()
+            assert listed.name == "order.paid"
+            assert listed.payload_schema["required"] == ["order"]
+            async with client.events.subscribe("order.paid", {"customer": "ada"}) as events:
+                for order, customer in (("1", "ada"), ("2", "bob"), ("3", "ada")):
+                    await shop.events.publish(OrderPaid(order, customer))
+                first = await anext(events)
+                assert (first.data["order"], first.name) == ("1", "order.paid")
+                assert (await anext(events)).data["order"] == "3"
+                cursor = events.cursor
+            await shop.events.publish(OrderPaid("4"))
+            async with client.events.subscribe("order.paid", cursor=cursor) as events:
+                assert (await anext(events)).data["order"] == "4"
+                assert events.gaps == 0
+            async with client.events.subscribe("order.paid", cursor="gone.9") as events:
+                assert (await anext(events)).data["order"] == "1"
+                assert events.gaps == 1
+            with pytest.raises(Unsupported, match="no event"):
+                async with client.events.subscribe("nothing"):
+                    pass
+            with pytest.raises(Failure, match="no field"):
+                async with client.events.subscribe("order.paid", {"color": "red"}):
+                    pass
+        await shop.stop()
+
+
+async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
+    """What was published while there was no connection comes first."""
+    shop = _shop()
+    async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
+        url = f"http://127.0.0.1:{served.port}/mcp"
+        async with Client(url) as client, client.events.subscribe("order.paid") as events:
+            await shop.events.publish(OrderPaid("1"))
+            assert (await anext(events)).data["order"] == "1"
+            for connection in list(served.state.connections):
+                connection.transport.abort()
+            await shop.events.publish(OrderPaid("2"))
+            await shop.events.publish(OrderPaid("3"))
+            assert [(await anext(events)).data["order"] for _ in range(2)] == ["2", "3"]
+        await shop.stop()
