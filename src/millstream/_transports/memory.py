@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 
+from millstream._protocol.principal import Principal
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
 
@@ -15,8 +17,27 @@ class MemoryPipe:
 
     __slots__ = ("_connection", "_news", "_waiting", "closed")
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._connection = ClientConnection(dispatcher, self._take, self._no_wait, transport="memory")
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        principal: Principal | None = None,
+        peer: str = "",
+        headers: Mapping[bytes, bytes] | None = None,
+        transport: str = "memory",
+    ) -> None:
+        """Open a connection.
+
+        Args:
+            dispatcher: carries out the calls.
+            principal: the caller; None for an anonymous one.
+            peer: the caller's address.
+            headers: of the request that stands for the caller.
+            transport: what calls name as theirs. ``memory`` may do everything; others need the scopes of what they use.
+        """
+        self._connection = ClientConnection(
+            dispatcher, self._take, self._no_wait, principal=principal, peer=peer, headers=headers, transport=transport
+        )
         self._waiting: deque[bytes] = deque()
         self._news = asyncio.Event()
         self.closed = False

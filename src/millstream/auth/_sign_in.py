@@ -35,6 +35,7 @@ _OUTS = Rate(60, 60)
 their address uses that up."""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/connect/server", "/chat/members",
+    "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/connections",

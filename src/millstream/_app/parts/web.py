@@ -73,14 +73,16 @@ class WebPart(OwnPart):
             host.on_close(capture_prints(feed.log))
             developing = LogFeed(feed.log, host.streams)
             host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
-        host.on_http(lambda: _serve(host))
+        host.on_http(lambda: _serve(host, definition.name))
 
 
-def _serve(host: Host) -> None:
+def _serve(host: Host, name: str) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
+    from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
     from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
     from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
+    from millstream._web.playground import PATH, SOCKET_PATH, Playground  # noqa: PLC0415
 
     routes = host.routes
     missing = () if host.gateway is not None else ("gateway",)
@@ -90,6 +92,14 @@ def _serve(host: Host) -> None:
     public = [each for each in shown if not routes.exact[f"/{each}"].private]
     facts = ConnectFacts(host.settings, host.guard, shown, public=public, is_local=host.is_local)
     routes.add("/connect/server", Route({"GET": facts.get}))
+    playground = Playground(name, host.dispatcher, host.guard, is_local=host.is_local)
+    socket = WebSocketRoute(
+        host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.talk
+    )
+    host.sockets[SOCKET_PATH] = socket
+    host.on_drain(socket.close)
+    routes.add(PATH, Route({"GET": playground.status}, private=True))
+    routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
     relay, sign_in = inspecting.relay, inspecting.sign_in
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))

@@ -10,7 +10,7 @@ peer does not read. Malformed frames, messages that don't end, pings and the clo
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from millstream._http.asgi.adapter import Receive, Scope, no_peer
 from millstream._http.asgi.sink import Send, header_list
@@ -30,6 +30,7 @@ from millstream.hub import Hub
 
 Authenticate = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 """Who asks: the caller, None for an anonymous one, or the reply that refuses the handshake."""
+MakeDialect = Callable[[ClientConnection, Socket, SocketPeer], "SocketDialect"]
 MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
 SUBPROTOCOL = "mcp"
@@ -42,12 +43,22 @@ _LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503,
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
 
 
+class SocketDialect(Protocol):
+    """What a socket's messages mean."""
+
+    async def take(self, data: bytes) -> None:
+        """Take one message."""
+
+    async def close(self) -> None:
+        """The socket is closed: stop what runs for it."""
+
+
 class WebSocketRoute:
     """The handler. One for each running server."""
 
     __slots__ = (
-        "_dispatcher", "_gates", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams",
-        "may_publish",
+        "_dialect", "_dispatcher", "_gates", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping",
+        "_streams", "may_publish",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +71,7 @@ class WebSocketRoute:
         guard: Authenticate | None = None,
         may_publish: MayPublish = lambda principal, address, headers: True,
         gates: Sequence[RequestGate] = (),
+        dialect: MakeDialect | None = None,
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -71,6 +83,8 @@ class WebSocketRoute:
         self.may_publish: MayPublish = may_publish
         """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
         self._gates = gates
+        self._dialect = dialect
+        """Makes what reads the messages instead of MCP and the hub's dialect."""
         # Process
         self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
         self._stopping = False
@@ -92,7 +106,7 @@ class WebSocketRoute:
             outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
             finish=connection.finish, until=expiry_of(peer.principal),
         )  # fmt: skip
-        speaks = SUBPROTOCOL in scope.get("subprotocols", ())
+        speaks = self._dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
@@ -172,8 +186,11 @@ class WebSocketRoute:
     async def _serve(
         self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool
     ) -> None:
-        dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer, self._gates)
-
+        dialect: SocketDialect | None = None
+        if self._dialect is not None:
+            dialect = self._dialect(connection, outbox, peer)
+        elif not speaks:
+            dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, self._gates)
         take = dialect.take if dialect is not None else partial(_take, connection)
         try:
             await outbox.run(self._read(receive, outbox, take))

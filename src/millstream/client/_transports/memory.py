@@ -1,7 +1,9 @@
 """A server in this process and event loop: the full protocol, without a network."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
@@ -11,16 +13,27 @@ from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.embedded import Embedded, Running
 from millstream.client._transports.transport import Listener, Request
 
+if TYPE_CHECKING:
+    from millstream._server.dispatch import Dispatcher
+
 
 class MemoryTransport:
     """Runs the server while the client is open."""
 
-    __slots__ = ("_background", "_duplex", "_pipe", "_running", "_server")
+    __slots__ = ("_background", "_duplex", "_new_pipe", "_pipe", "_running", "_server")
 
     name = "memory"
 
-    def __init__(self, server: Embedded, listener: Listener, background: Background) -> None:
+    def __init__(
+        self,
+        server: Embedded,
+        listener: Listener,
+        background: Background,
+        *,
+        pipe: "Callable[[Dispatcher], MemoryPipe]" = MemoryPipe,
+    ) -> None:
         self._server = server
+        self._new_pipe = pipe
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
         self._running: AbstractAsyncContextManager[Running] | None = None
@@ -36,7 +49,7 @@ class MemoryTransport:
         running = self._server.running()
         runtime = await running.__aenter__()
         self._running = running
-        self._pipe = MemoryPipe(runtime.dispatcher)
+        self._pipe = self._new_pipe(runtime.dispatcher)
         self._background.start(self._read(self._pipe))
 
     async def _read(self, pipe: MemoryPipe) -> None:

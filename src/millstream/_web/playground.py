@@ -1,0 +1,358 @@
+"""The playground of the chat page: a model of the operator's choice uses this server's tools.
+
+A conversation lives as long as its WebSocket, so one worker has all of it. Its calls go through the dispatcher as those
+of the caller: with the caller's principal, scopes, and limits. The key of the model stays here.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.message import JSON_HEAD, HttpRequest, Response
+from millstream._http.websocket.socket import TRY_AGAIN_LATER, Socket
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import check_text, encode
+from millstream._protocol.principal import Principal
+from millstream._server.dispatch import Dispatcher
+from millstream._transports.connection import ClientConnection
+from millstream._transports.memory import MemoryPipe
+from millstream._transports.websocket.dialect import SocketPeer
+from millstream.agent._configuration import Configuration
+from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied
+from millstream.agent._events import Calling, Event, Returned
+from millstream.agent._language_model import LanguageModel
+from millstream.agent._limits import Limits
+from millstream.agent._person import Approval
+from millstream.agent._servers import ServerAt
+from millstream.client._background import Background
+from millstream.client._errors import ClientError
+from millstream.client._questions import Answered, Question
+from millstream.client._transports.memory import MemoryTransport
+from millstream.client._transports.transport import Listener
+
+if TYPE_CHECKING:
+    from millstream.agent._agent import Agent
+    from millstream.auth._guard import AuthGuard
+
+logger = logging.getLogger("millstream")
+
+PATH = "/chat/playground"
+SOCKET_PATH = "/chat/playground/talk"
+CHAT = "millstream:chat"
+"""The scope for the playground, where callers sign in: it spends the tokens of the operator."""
+LIMITS = Limits(max_rounds=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0)
+MAX_TEXT = 16_000
+"""Characters that a person says at once."""
+MAX_TURNS = 50
+MAX_MESSAGES = 1024 * 1024
+"""Bytes of a conversation, as its messages are sent to the model. It's full after that."""
+MAX_CONVERSATIONS = 32
+MAX_CONVERSATIONS_EACH = 3
+"""Conversations of one caller that are open at a time."""
+
+Decision = Literal["approve", "always", "decline"]
+
+
+class Say(Struct, frozen=True, tag="say"):
+    """The person says something."""
+
+    text: str
+
+
+class Decide(Struct, frozen=True, tag="decide"):
+    """The person allows a call, or doesn't."""
+
+    id: str
+    decision: Decision
+
+
+class Fill(Struct, frozen=True, tag="fill"):
+    """The person fills in a form of the server; without ``values``, they decline."""
+
+    id: str
+    values: dict[str, Any] | None = None
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """The person stops the answer."""
+
+
+_decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
+
+
+class CallerTarget:
+    """This server, as a client of one caller reaches it in this process."""
+
+    def __init__(self, dispatcher: Dispatcher, peer: SocketPeer) -> None:
+        self.dispatcher: Dispatcher = dispatcher
+        self._peer = peer
+
+    def running(self) -> AbstractAsyncContextManager[Self]:
+        """The server runs already."""
+        return nullcontext(self)
+
+    def new_transport(self, listener: Listener, background: Background) -> MemoryTransport:
+        """Return a transport whose calls are those of the caller."""
+        peer = self._peer
+        pipe = partial(
+            MemoryPipe, principal=peer.principal, peer=peer.address, headers=peer.headers, transport="playground"
+        )
+        return MemoryTransport(self, listener, background, pipe=pipe)
+
+
+class Playground:
+    """The handlers of the playground, and its conversations. One for each running server."""
+
+    __slots__ = ("_configuration", "_dispatcher", "_guard", "_is_local", "_name", "_open", "_trouble")
+
+    def __init__(
+        self,
+        name: str,
+        dispatcher: Dispatcher,
+        guard: "AuthGuard | None",
+        *,
+        is_local: Callable[[str, Mapping[bytes, bytes]], bool],
+        environment: Mapping[str, str] | None = None,
+        file: str = ".env",
+    ) -> None:
+        """Read which model to use. Nothing is connected before a person says something.
+
+        Args:
+            name: of the server.
+            dispatcher: carries out the calls.
+            guard: in front of every path; None where no caller signs in.
+            is_local: whether a peer address and headers belong to a program on this machine.
+            environment: variables that name the model, as `millstream chat` reads them.
+            file: further variables.
+        """
+        self._name = name
+        self._dispatcher = dispatcher
+        self._guard = guard
+        self._is_local = is_local
+        self._trouble = ""
+        environment = os.environ if environment is None else environment
+        try:
+            self._configuration = Configuration.load(file, environment)
+        except ConfigurationError as exc:
+            self._configuration = Configuration({}, environment)
+            self._trouble = str(exc)
+        self._open: Counter[str] = Counter()
+
+    def model(self) -> LanguageModel:
+        """Return the model.
+
+        Raises:
+            ConfigurationError: none is configured.
+        """
+        if self._trouble:
+            raise ConfigurationError(self._trouble)
+        return self._configuration.model()
+
+    async def status(self, request: HttpRequest) -> Response:
+        """`GET`: whether the caller may use the playground (``state``), the ``model``, and why there's none."""
+        here = self._guard is None
+        found: dict[str, Any]
+        if not here and (request.principal is None or not request.principal.has({CHAT})):
+            found = {"state": "forbidden", "reason": f"Your key or account needs the scope {CHAT}."}
+        else:
+            try:
+                model = self.model()
+            except ConfigurationError as exc:
+                found = {"state": "off", "reason": str(exc) if here else "The operator hasn't chosen a model."}
+            else:
+                found = {"state": "ready", "model": model.name}
+        return Response(encode(found), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+    async def admit(self, request: HttpRequest) -> Principal | Response | None:
+        """Return the caller of a handshake, or the reply that refuses it."""
+        if self._guard is None:
+            if not self._is_local(request.peer, request.headers):
+                return Response(b"The playground needs callers who sign in.\n", 403, b"content-type: text/plain\r\n")
+            return None
+        found = await self._guard(request)
+        if isinstance(found, Principal) and not found.has({CHAT}):
+            return self._guard.challenges.insufficient({CHAT})
+        return found
+
+    def talk(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundTalk":
+        """Begin a conversation on a socket; too many end at once."""
+        owner = peer.owner
+        target = CallerTarget(self._dispatcher, peer)
+        full = self._open[owner] >= MAX_CONVERSATIONS_EACH or self._open.total() >= MAX_CONVERSATIONS
+        if full:
+            outbox.end(TRY_AGAIN_LATER, "You have too many conversations open. Close one first.")
+
+        def over() -> None:
+            self._open[owner] -= 1
+            self._open += Counter()  # without those at zero
+
+        self._open[owner] += 1
+        return PlaygroundTalk(
+            self._name, self.model, target, outbox, over, max_depth=self._dispatcher.services.settings.max_depth
+        )
+
+
+class PlaygroundTalk:
+    """One conversation: what the browser sends, and what happens."""
+
+    __slots__ = (
+        "_agent", "_always", "_begun", "_max_depth", "_model", "_name", "_number", "_outbox", "_over", "_target",
+        "_task", "_turns", "_waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        model: Callable[[], LanguageModel],
+        target: CallerTarget,
+        outbox: Socket,
+        over: Callable[[], None],
+        *,
+        max_depth: int,
+    ) -> None:
+        # Configuration
+        self._name = name
+        self._model = model
+        self._target = target
+        self._outbox = outbox
+        self._over = over
+        self._max_depth = max_depth
+        # Conversation
+        self._agent: Agent | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._turns = 0
+        self._number = 0
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        """What the person is asked: number -> decision or values."""
+        self._always: set[tuple[str, str]] = set()
+        self._begun: dict[str, float] = {}
+        """Calls that run: id -> when they began."""
+
+    async def take(self, data: bytes) -> None:
+        """Take one message of the browser."""
+        try:
+            check_text(data, self._max_depth)
+            message = _decode(data)
+        except (ProtocolError, msgspec.MsgspecError) as exc:
+            self._send({"type": "failed", "reason": f"The server can't read this message. {exc}"})
+            return
+        if isinstance(message, Say):
+            self._say(message.text)
+        elif isinstance(message, Stop):
+            if self._task is not None:
+                self._task.cancel()
+        else:
+            waiting = self._waiting.pop(message.id, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.decision if isinstance(message, Decide) else message.values)
+
+    async def close(self) -> None:
+        """End the conversation: the socket is closed."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        agent, self._agent = self._agent, None
+        try:
+            if agent is not None:
+                await agent.__aexit__(None, None, None)
+        finally:
+            self._over()
+
+    def _say(self, text: str) -> None:
+        reason = self._reason_not_to(text)
+        if reason:
+            self._send({"type": "failed", "reason": reason})
+            return
+        self._turns += 1
+        self._task = asyncio.get_running_loop().create_task(self._answer(text))
+
+    def _reason_not_to(self, text: str) -> str:
+        if self._task is not None and not self._task.done():
+            return "The model is answering. Wait for it, or stop it."
+        if not text.strip():
+            return "There's nothing to answer."
+        if len(text) > MAX_TEXT:
+            return f"A message has at most {MAX_TEXT:,} characters."
+        messages = [] if self._agent is None else self._agent.messages
+        if self._turns >= MAX_TURNS or len(encode(messages)) > MAX_MESSAGES:
+            return "This conversation is full. Start a new one."
+        return ""
+
+    async def _answer(self, text: str) -> None:
+        try:
+            agent = self._agent = self._agent or await self._connected()
+            async with aclosing(agent.say(text)) as events:
+                async for event in events:
+                    self._tell(event)
+                    await self._outbox.drain()
+        except asyncio.CancelledError:
+            self._send({"type": "stopped"})
+        except ModelDenied:
+            # What the API says may quote the key.
+            logger.warning("The API of the playground's model refused its key")
+            self._send({"type": "failed", "reason": "The model's API refused the key of this server's operator."})
+        except (AgentError, ClientError) as exc:
+            self._send({"type": "failed", "reason": str(exc)})
+        except Exception:
+            logger.exception("An answer of the playground failed")
+            self._send({"type": "failed", "reason": "The server failed. Its log says why."})
+        finally:
+            self._waiting.clear()
+            self._begun.clear()
+            self._send({"type": "idle"})
+
+    async def _connected(self) -> "Agent":
+        from millstream.agent._agent import Agent  # noqa: PLC0415  loaded by the first conversation
+
+        agent = Agent(
+            self._model(),
+            [ServerAt(self._target, name=self._name)],
+            approve=self._allows,
+            elicit=self._fills_in,
+            limits=LIMITS,
+        )
+        return await agent.__aenter__()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Calling):
+            self._begun[event.id] = time.monotonic()
+        if isinstance(event, Returned):
+            seconds = time.monotonic() - self._begun.pop(event.id, time.monotonic())
+            self._send({**msgspec.to_builtins(event), "milliseconds": round(seconds * 1000, 1)})
+        else:
+            self._outbox.answer(encode(event))
+
+    async def _allows(self, request: Approval) -> bool:
+        key = request.kind, request.tool
+        if key in self._always:
+            return True
+        decision = await self._ask("approval", msgspec.to_builtins(request))
+        if decision == "always":
+            self._always.add(key)
+        return decision in ("approve", "always")
+
+    async def _fills_in(self, server: str, question: Question) -> Answered:
+        asked = {"message": question.message, "url": question.url, "schema": question.requested_schema}
+        values = await self._ask("question", asked)
+        if question.url:
+            return values is not None
+        return "decline" if values is None else values
+
+    async def _ask(self, kind: str, asked: Mapping[str, Any]) -> Any:
+        self._number += 1
+        id = str(self._number)
+        waiting = self._waiting[id] = asyncio.get_running_loop().create_future()
+        self._send({**asked, "type": kind, "id": id})
+        return await waiting
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._outbox.answer(encode(message))
