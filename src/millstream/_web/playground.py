@@ -112,11 +112,12 @@ class CallerTarget:
 class Playground:
     """The handlers of the playground, and its conversations. One for each running server."""
 
-    __slots__ = ("_configuration", "_dispatcher", "_guard", "_is_local", "_name", "_open", "_trouble")
+    __slots__ = ("_configuration", "_dispatcher", "_guard", "_is_local", "_name", "_open", "_server", "_trouble")
 
     def __init__(
         self,
         name: str,
+        server: Mapping[str, str],
         dispatcher: Dispatcher,
         guard: "AuthGuard | None",
         *,
@@ -128,6 +129,7 @@ class Playground:
 
         Args:
             name: of the server.
+            server: its ``title`` and ``version``, as people read them.
             dispatcher: carries out the calls.
             guard: in front of every path; None where no caller signs in.
             is_local: whether a peer address and headers belong to a program on this machine.
@@ -135,6 +137,7 @@ class Playground:
             file: further variables.
         """
         self._name = name
+        self._server = dict(server)
         self._dispatcher = dispatcher
         self._guard = guard
         self._is_local = is_local
@@ -170,6 +173,7 @@ class Playground:
                 found = {"state": "off", "reason": str(exc) if here else "The operator hasn't chosen a model."}
             else:
                 found = {"state": "ready", "model": model.name}
+        found["server"] = self._server
         return Response(encode(found), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def admit(self, request: HttpRequest) -> Principal | Response | None:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from millstream._app.dashboard_queries import DashboardQueries
+from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler
 from millstream._parts import WATCH, Host, Route
@@ -73,10 +74,10 @@ class WebPart(OwnPart):
             host.on_close(capture_prints(feed.log))
             developing = LogFeed(feed.log, host.streams)
             host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
-        host.on_http(lambda: _serve(host, definition.name))
+        host.on_http(lambda: _serve(host, definition))
 
 
-def _serve(host: Host, name: str) -> None:
+def _serve(host: Host, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
@@ -92,7 +93,8 @@ def _serve(host: Host, name: str) -> None:
     public = [each for each in shown if not routes.exact[f"/{each}"].private]
     facts = ConnectFacts(host.settings, host.guard, shown, public=public, is_local=host.is_local)
     routes.add("/connect/server", Route({"GET": facts.get}))
-    playground = Playground(name, host.dispatcher, host.guard, is_local=host.is_local)
+    server = {"title": definition.title, "version": definition.version}
+    playground = Playground(definition.name, server, host.dispatcher, host.guard, is_local=host.is_local)
     socket = WebSocketRoute(
         host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.talk
     )

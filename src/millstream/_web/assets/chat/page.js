@@ -8,6 +8,8 @@ import { commands } from "../shell/palette.js";
 import { showState } from "../sse.js";
 import { append, connectList, redraw, remove, showRoom, update } from "./list.js";
 import { Conversation, read } from "./messages.js";
+import { openPlayground } from "./playground.js";
+import { beginRooms, closeDrawer, room as place } from "./rooms.js";
 import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 
@@ -252,9 +254,8 @@ function open(channel) {
   showPeople();
   showTyping();
   showChannels();
-  $("side").classList.remove("shown");
-  $("show-channels").ariaExpanded = "false";
-  if (location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
+  closeDrawer();
+  if (place() === "people" && location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
 }
 
 function part(channel) {
@@ -293,7 +294,7 @@ function enter(name) {
   me.name = name;
   localStorage.setItem(NAME, name);
   $("join").hidden = true;
-  $("talk").hidden = $("side").hidden = $("people").hidden = $("state").hidden = false;
+  $("talk").hidden = $("channels-part").hidden = $("people").hidden = $("state").hidden = false;
   const kept = JSON.parse(localStorage.getItem(CHANNELS) ?? "[]").filter((channel) => typeof channel === "string" && channel !== FIRST);
   for (const channel of [FIRST, ...kept]) enterChannel(channel);
   const first = wanted();
@@ -308,7 +309,7 @@ function leave() {
   rooms.clear();
   current = "";
   showRoom(null);
-  $("talk").hidden = $("side").hidden = $("people").hidden = $("state").hidden = true;
+  $("talk").hidden = $("channels-part").hidden = $("people").hidden = $("state").hidden = true;
   $("join").hidden = false;
   $("name").value = me.name;
   $("name").select();
@@ -360,9 +361,14 @@ commands(() => (current ? [
   { title: "Change name", group: "Chat", icon: "edit", run: leave },
 ] : []));
 
-const known = localStorage.getItem(NAME);
-if (known) enter(known);
-else {
-  $("join").hidden = false;
-  $("name").focus();
+/** Open the people's room: with the name that was given before, or by asking for one. */
+function people() {
+  const known = localStorage.getItem(NAME);
+  if (current) showChannels();
+  else if (known) enter(known);
+  else {
+    $("join").hidden = false;
+    $("name").focus();
+  }
 }
+beginRooms({ people, playground: openPlayground });

@@ -40,7 +40,8 @@ export function drawChannels(rooms, current, first, part) {
   });
   drawWhenReleased($("channels"), () => $("channels").replaceChildren(...items));
   write($("unread-all"), all || "");
-  document.title = all ? `(${all}) Chat` : "Chat";
+  write($("unread-people"), all || "");
+  if ($("main").dataset.room === "people") document.title = all ? `(${all}) Chat` : "Chat";
 }
 
 /** What is wrong with the name of a channel; the hub's own rules, told before it is asked. */
@@ -51,7 +52,5 @@ export function wrong(name) {
   return name.split(".").includes("") ? "A channel's name has no empty part." : "";
 }
 
-// On a phone the two are drawers.
-for (const [button, panel] of [["show-channels", "side"], ["show-people", "people"]]) {
-  $(button).addEventListener("click", () => ($(button).ariaExpanded = String($(panel).classList.toggle("shown"))));
-}
+// On a small window, who is here is a drawer.
+$("show-people").addEventListener("click", () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown"))));

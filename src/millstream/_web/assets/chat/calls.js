@@ -1,0 +1,148 @@
+// Tool calls beside the text of an answer: each is a card that opens, with its arguments, its result, and how long it
+// took. Before a tool that may change something runs, the card asks.
+
+import { $, element, pretty, write } from "../dom.js";
+import { colored, jsonBlock } from "../render/json.js";
+import { looksLike, markdown } from "../render/markdown.js";
+import { schemaForm } from "../schema/form.js";
+import { copyable } from "../shell/copy.js";
+import { icon, swap } from "../shell/icons.js";
+
+const LOOKS = { done: ["check", "good", ""], error: ["alert", "bad", "Tool error"], refused: ["close", "warn", "Declined"], invalid: ["alert", "bad", "Invalid call"], stopped: ["stop", "warn", "Stopped"] };
+const PREVIEW = 120;
+
+const preview = (given) => Object.entries(given).map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ").slice(0, PREVIEW);
+const seconds = (milliseconds) => (milliseconds < 1_000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1_000).toFixed(1)} s`);
+
+/** The text of a result as what it is: JSON, Markdown, or text. */
+function result(text) {
+  try {
+    if (/^\s*[[{]/.test(text)) {
+      const whole = pretty(JSON.parse(text));
+      return copyable(element("pre", { tabIndex: 0, "aria-label": "Result", dir: "ltr" }, ...colored(whole)), "Copy the result", () => whole);
+    }
+  } catch {
+    // Text that begins as JSON does.
+  }
+  if (looksLike(text)) return element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" }, ...markdown(text));
+  return copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"), "Copy the result", () => text);
+}
+
+export class Card {
+  id = ""; // of the call, once it runs
+  over = false;
+  allowed = false;
+  #shown = icon("play");
+  #time = element("span", { className: "took soft small" });
+  #word = element("span", { className: "badge", hidden: true });
+  #summary = element("summary");
+  #body = element("div", { className: "call-body stack tight" });
+  #asked = null;
+  #progress = null;
+
+  /** @param {{tool: string, given: object}} call */
+  constructor({ tool, given }) {
+    this.tool = tool;
+    this.given = given;
+    this.#summary.append(this.#shown, element("code", { className: "call-name" }, tool), element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)), this.#word, this.#time);
+    this.#body.append(element("p", { className: "soft small" }, "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
+    this.node = element("details", { className: "call" }, this.#summary, this.#body);
+  }
+
+  /** Ask whether it may run. */
+  ask(description, decide) {
+    this.node.open = true;
+    this.node.classList.add("asks");
+    swap(this.#shown, "help");
+    const choice = (says, decision, look) => {
+      const button = element("button", { type: "button", className: look }, says);
+      button.addEventListener("click", () => {
+        this.allowed = decision !== "decline";
+        this.#endAsking();
+        decide(decision);
+        $("question").focus();
+      });
+      return button;
+    };
+    const buttons = element("div", { className: "row" }, choice("Approve", "approve", "primary"), choice("Always in this conversation", "always", ""), choice("Decline", "decline", "quiet"));
+    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `May ${this.tool} run?` }, element("p", { role: "status" }, element("strong", {}, "May this run?"), ` ${description || "The tool doesn't say that it only reads."}`), buttons);
+    this.#body.append(this.#asked);
+  }
+
+  /** Whether the person hasn't decided yet. */
+  get waits() {
+    return Boolean(this.#asked);
+  }
+
+  #endAsking() {
+    this.#asked?.remove();
+    this.#asked = null;
+    this.node.classList.remove("asks");
+    this.node.open = false;
+  }
+
+  run(id) {
+    this.id = id;
+    this.node.classList.add("running");
+    swap(this.#shown, "reload");
+    write(this.#time, "running");
+  }
+
+  progress(value, total, message) {
+    if (!this.#progress) {
+      this.#progress = element("div", { className: "stack tight" }, element("progress", { "aria-label": `Progress of ${this.tool}` }), element("p", { className: "soft small", dir: "auto" }));
+      this.#body.append(this.#progress);
+    }
+    const [bar, says] = this.#progress.children;
+    if (total) [bar.max, bar.value] = [total, value];
+    write(says, message ?? "");
+    write(this.#time, message || (total ? `${Math.round((100 * value) / total)} %` : "running"));
+  }
+
+  settle({ text, outcome, milliseconds }) {
+    this.over = true;
+    this.#endAsking();
+    this.#progress?.remove();
+    const [shape, look, word] = LOOKS[outcome] ?? LOOKS.error;
+    this.node.classList.remove("running");
+    this.node.classList.add(look);
+    swap(this.#shown, shape);
+    write(this.#word, word);
+    this.#word.className = `badge ${look}`;
+    this.#word.hidden = !word;
+    write(this.#time, milliseconds === undefined || outcome === "refused" ? "" : seconds(milliseconds));
+    if (outcome !== "refused" && text) this.#body.append(element("p", { className: "soft small" }, "Result"), result(text));
+  }
+
+  /** The answer ended before the call did. */
+  stop() {
+    if (!this.over) this.settle({ text: "", outcome: "stopped" });
+  }
+}
+
+/** A question of a tool: a form, or an address to open. `fill` gets the values, or null. */
+export function formCard({ id, message, url, schema }, fill) {
+  const form = url ? null : schemaForm(schema ?? {}, { id: `fill-${id}`, label: "Answer as JSON" });
+  const address = url && element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, url);
+  const accept = element("button", { type: "submit", className: "primary" }, url ? "Open" : "Send");
+  const decline = element("button", { type: "button", className: "quiet" }, "Decline");
+  const node = element("form", { className: "call asks form stack tight", noValidate: true, "aria-label": message }, element("p", { dir: "auto", role: "status" }, element("strong", {}, message)), ...(form ? [form.toolbar, form.node, form.summary] : [address]), element("div", { className: "row" }, accept, decline));
+  const end = (values, says) => {
+    node.replaceChildren(element("p", { className: "soft small", dir: "auto" }, `${message} ${says}`));
+    node.classList.remove("asks");
+    fill(values);
+    $("question").focus();
+  };
+  node.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (url) {
+      if (!/^https?:\/\//i.test(url)) return;
+      open(url, "_blank", "noopener,noreferrer");
+      return end({}, "Opened.");
+    }
+    const values = form.read();
+    if (values !== null) end(values, "Answered.");
+  });
+  decline.addEventListener("click", () => end(null, "Declined."));
+  return node;
+}

@@ -1,0 +1,271 @@
+// The playground: a conversation with a model that uses the server's tools. It lives as long as its WebSocket. The
+// server runs the model and the calls; this page shows what happens, and says what the person allows.
+
+import { $, element, write } from "../dom.js";
+import { markdown } from "../render/markdown.js";
+import { copyable } from "../shell/copy.js";
+import { icon } from "../shell/icons.js";
+import { shortcut } from "../shell/keys.js";
+import { commands } from "../shell/palette.js";
+import { refusal } from "../sse.js";
+import { Card, formCard } from "./calls.js";
+import { room } from "./rooms.js";
+
+const SHOWN_TOOLS = 200;
+
+let state = null; // {state, model, reason} of the server
+let socket = null;
+let busy = false;
+let follows = true;
+let turn = null; // the answer that is under way: {node, text, cards}
+
+// Drawing
+
+function toEnd() {
+  follows = true;
+  $("answers").scrollTop = $("answers").scrollHeight;
+  $("answers-newer").hidden = true;
+}
+
+const stay = () => (follows ? toEnd() : ($("answers-newer").hidden = !busy));
+
+/** Add something to the answer, after its text so far. */
+function add(node) {
+  turn.text = null;
+  turn.body.append(node);
+  stay();
+}
+
+function begin(text) {
+  $("welcome").hidden = true;
+  const body = element("div", { className: "answer" });
+  const asked = element("li", { className: "message own first" }, element("header", { className: "visually-hidden" }, "You"), element("div", { className: "bubble", dir: "auto" }, element("p", {}, text)));
+  $("turns").append(asked, element("li", { className: "turn", "aria-label": "Answer" }, body));
+  turn = { body, text: null, cards: [] };
+  toEnd();
+}
+
+/** Text that grows is drawn once a frame. */
+function grow(piece) {
+  if (!turn.text) {
+    const node = element("div", { className: "markdown", dir: "auto" });
+    turn.body.append(node);
+    turn.text = { node, all: "", waits: false };
+  }
+  const text = turn.text;
+  text.all += piece;
+  if (text.waits) return;
+  text.waits = true;
+  requestAnimationFrame(() => {
+    text.waits = false;
+    text.node.replaceChildren(...markdown(text.all));
+    stay();
+  });
+}
+
+const remark = (text, look = "") => add(element("p", { className: `remark ${look}`, role: look === "bad" ? "alert" : null }, icon(look === "bad" ? "alert" : "help"), element("span", {}, text)));
+
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const send = (message) => socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
+
+function work(on, says = "") {
+  busy = on;
+  $("ask").hidden = on;
+  $("stop").hidden = !on;
+  write($("activity"), says);
+}
+
+/** What the server says, by its type. */
+const HEARD = {
+  asking: () => write($("activity"), "The model is thinking…"),
+  delta: ({ text }) => (write($("activity"), "The model is writing…"), grow(text)),
+  answered: () => (turn.text = null),
+  waiting: ({ seconds, reason, void: empty }) => {
+    if (empty && turn.text) turn.text.node.remove();
+    turn.text = null;
+    write($("activity"), `${reason} Trying again in ${Math.ceil(seconds)} s.`);
+  },
+  approval: ({ id, kind, tool, description, arguments: given, text }) => {
+    write($("activity"), "The model waits for you.");
+    const card = new Card({ tool: kind === "sampling" ? "The server wants to ask the model" : tool, given: kind === "sampling" ? { text } : given });
+    card.ask(description, (decision) => {
+      send({ type: "decide", id, decision });
+      write($("activity"), "The model is working…");
+      if (kind === "sampling") card.settle({ outcome: decision === "decline" ? "refused" : "done", text: "" });
+    });
+    turn.cards.push(card);
+    add(card.node);
+  },
+  question: ({ id, message, url, schema }) => {
+    write($("activity"), "A tool waits for you.");
+    add(formCard({ id, message, url, schema }, (values) => send({ type: "fill", id, values })));
+  },
+  calling: ({ id, tool, arguments: given }) => {
+    write($("activity"), `${tool} is running…`);
+    let card = turn.cards.find((each) => !each.id && each.tool === tool && each.allowed && same(each.given, given));
+    if (!card) {
+      card = new Card({ tool, given });
+      turn.cards.push(card);
+      add(card.node);
+    }
+    card.run(id);
+  },
+  progressed: ({ id, value, total, message }) => turn.cards.find((each) => each.id === id)?.progress(value, total, message),
+  returned: ({ id, tool, text, outcome, milliseconds }) => {
+    let card = turn.cards.find((each) => each.id === id && !each.over) ?? turn.cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused");
+    if (!card) {
+      card = new Card({ tool, given: {} });
+      turn.cards.push(card);
+      add(card.node);
+    }
+    card.settle({ text, outcome, milliseconds });
+    turn.text = null;
+    write($("activity"), turn.cards.some((each) => each.waits) ? "The model waits for you." : "The model is thinking…");
+    stay();
+  },
+  sampled: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
+  finished: ({ reason }) => {
+    const why = { rounds: "Stopped: the model called tools as often as one answer may.", tokens: "Stopped: the answer reached its limit of tokens.", length: "The model reached its own limit of length.", filtered: "The model's API filtered the answer." }[reason];
+    if (why) remark(why);
+  },
+  stopped: () => {
+    for (const card of turn.cards) card.stop();
+    remark("Stopped.");
+  },
+  failed: ({ reason }) => {
+    for (const card of turn.cards) card.stop();
+    remark(reason, "bad");
+  },
+  idle: () => {
+    work(false);
+    stay();
+  },
+};
+
+// The conversation
+
+function connect() {
+  const address = new URL("chat/playground/talk", document.baseURI);
+  address.protocol = address.protocol.replace("http", "ws");
+  const mine = (socket = new WebSocket(address));
+  mine.addEventListener("message", ({ data }) => {
+    if (mine !== socket || !turn) return;
+    const message = JSON.parse(data);
+    HEARD[message.type]?.(message);
+  });
+  mine.addEventListener("close", async ({ reason }) => {
+    if (mine !== socket) return;
+    socket = null;
+    const asked = reason || (await look()) || "The connection was lost.";
+    if (turn && busy) {
+      for (const card of turn.cards) card.stop();
+      work(false);
+    }
+    if (turn) remark(`This conversation has ended. ${asked}`, "bad");
+    $("asking").hidden = true;
+    $("fresh").classList.add("accent");
+  });
+  return new Promise((resolve) => mine.addEventListener("open", resolve, { once: true }));
+}
+
+async function ask(text) {
+  if (busy || !text.trim()) return;
+  $("question").value = "";
+  begin(text);
+  $("fresh").hidden = false;
+  work(true, "Connecting…");
+  if (socket?.readyState !== WebSocket.OPEN) await connect();
+  send({ type: "say", text });
+}
+
+function fresh() {
+  const old = socket;
+  socket = turn = null;
+  old?.close();
+  work(false);
+  $("turns").replaceChildren();
+  $("asking").hidden = $("welcome").hidden = state?.state !== "ready";
+  $("fresh").hidden = true;
+  $("question").focus();
+}
+
+// What there is
+
+/** Ask the server whether there's a playground; gives why there's none. */
+async function look() {
+  const failed = (reason) => {
+    $("unavailable").textContent = reason;
+    $("unavailable").hidden = false;
+    return reason;
+  };
+  try {
+    const response = await fetch("chat/playground", { cache: "no-store" });
+    if (!response.ok) return failed(await refusal(response));
+    state = await response.json();
+  } catch {
+    return failed("The server can't be reached.");
+  }
+  write($("server-name"), state.server.title);
+  write($("server-version"), state.server.version);
+  $("unavailable").hidden = state.state !== "forbidden";
+  $("unavailable").textContent = state.state === "forbidden" ? state.reason : "";
+  $("setup").hidden = state.state !== "off";
+  write($("setup-reason"), state.reason ?? "");
+  $("model").hidden = state.state !== "ready";
+  write($("model"), state.model ?? "");
+  return "";
+}
+
+async function showTools() {
+  const response = await fetch("mcp/tools/list", { method: "POST", headers: { "content-type": "application/json" }, body: "{}" });
+  if (!response.ok) return;
+  const tools = (await response.json()).result?.tools ?? [];
+  write($("tool-count"), tools.length || "");
+  const row = ({ name, title, description, annotations }) => element("li", { title: description ?? name }, element("span", { className: "one-line tool-name", dir: "auto" }, title ?? name), annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null);
+  $("tools").replaceChildren(...tools.slice(0, SHOWN_TOOLS).map(row));
+  const easy = tools.filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length).slice(0, 2);
+  const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];
+  $("suggestions").replaceChildren(...ideas.map((idea) => {
+    const button = element("button", { type: "button" }, idea);
+    button.addEventListener("click", () => ask(idea));
+    return button;
+  }));
+}
+
+const ENV = ["API_URL=https://api.example.com/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
+const code = (text, name) => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
+
+/** Open the room. */
+export async function openPlayground() {
+  if (state?.state === "ready") return $("question").focus();
+  $("setup-install").replaceChildren(code("pip install 'millstream[agent]'", "Install"));
+  $("setup-env").replaceChildren(code(ENV, "Variables"));
+  await look();
+  const ready = state?.state === "ready";
+  $("asking").hidden = !ready;
+  $("welcome").hidden = !ready || Boolean(turn);
+  if (ready && room() === "playground") $("question").focus();
+  await showTools().catch(() => {});
+}
+
+$("asking").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask($("question").value);
+});
+$("question").addEventListener("keydown", (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    ask($("question").value);
+  } else if (event.key === "Escape" && busy) send({ type: "stop" });
+});
+$("stop").addEventListener("click", () => (send({ type: "stop" }), $("question").focus()));
+$("fresh").addEventListener("click", fresh);
+$("answers-newer").addEventListener("click", toEnd);
+$("answers").addEventListener("scroll", () => {
+  follows = $("answers").scrollHeight - $("answers").scrollTop - $("answers").clientHeight < 60;
+  if (follows) $("answers-newer").hidden = true;
+});
+new ResizeObserver(() => follows && toEnd()).observe($("answers"));
+shortcut("n", "New conversation in the playground", () => room() === "playground" && !$("fresh").hidden && fresh());
+commands(() => (room() === "playground" && turn ? [{ title: "New conversation", group: "Playground", icon: "add", run: fresh }] : []));

@@ -1,0 +1,51 @@
+// The rooms of the chat: people, who talk on channels, and the playground, where a model uses the tools. The address
+// says which is open.
+
+import { $ } from "../dom.js";
+import { shortcut } from "../shell/keys.js";
+import { commands } from "../shell/palette.js";
+
+const TITLES = { people: "Chat", playground: "Playground" };
+let rooms = {};
+
+export const room = () => $("main").dataset.room;
+
+/** Open a room, and let it begin. */
+export function enterRoom(name) {
+  $("main").dataset.room = name;
+  for (const each of Object.keys(TITLES)) {
+    if (each === name) $(`to-${each}`).ariaCurrent = "true";
+    else $(`to-${each}`).removeAttribute("aria-current");
+  }
+  document.title = TITLES[name];
+  closeDrawer();
+  rooms[name]?.();
+}
+
+export function closeDrawer() {
+  $("side").classList.remove("shown");
+  for (const id of ["show-channels", "show-rooms"]) $(id).ariaExpanded = "false";
+}
+
+// On a phone, the rooms are a drawer.
+for (const id of ["show-channels", "show-rooms"]) {
+  $(id).addEventListener("click", () => ($(id).ariaExpanded = String($("side").classList.toggle("shown"))));
+}
+
+/**
+ * Begin with the room that the address names.
+ *
+ * @param {Record<string, () => void>} given what each room does when it's opened
+ */
+export function beginRooms(given) {
+  rooms = given;
+  const follow = () => enterRoom(location.hash === "#playground" ? "playground" : "people");
+  addEventListener("hashchange", follow);
+  follow();
+}
+
+shortcut("p", "Switch between people and the playground", () => (location.hash = room() === "people" ? "playground" : "people"));
+commands(() => [
+  { title: "People", group: "Rooms", icon: "person", run: () => (location.hash = "people") },
+  { title: "Playground", group: "Rooms", icon: "play", run: () => (location.hash = "playground") },
+]);

@@ -1,0 +1,126 @@
+"""The playground in a browser: a scripted model uses tools, and the person allows, fills in, and stops."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from agent_world import KEY, ScriptedModel, calls, hangs, repeats, says
+from pages_world import OpenPage, fits
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+HOSTILE = "**Bold**, [a link](https://example.org/a) and <img src=x onerror=alert(1)> [bad](javascript:alert(1))"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """``shop(script…)``: the address of a shop whose playground has a model with that script."""
+    started: list[Any] = []
+
+    def start(*script: Any) -> str:
+        model = ScriptedModel(*script)
+        variables = {"API_URL": model.__enter__().url, "API_KEY": KEY, "DEFAULT_MODEL": "test-model"}
+        port = free_port()
+        server = serving(millstream("tests/agent/shop.py", port, "--serve", "all"), port, tmp_path / "log", **variables)
+        server.__enter__()
+        started.extend((model, server))
+        return f"http://127.0.0.1:{port}/chat#playground"
+
+    yield start
+    for each in reversed(started):
+        each.__exit__(None, None, None)
+
+
+def ask(page: Page, text: str) -> None:
+    """Ask the model."""
+    page.get_by_label("Ask the model", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def idle(page: Page) -> None:
+    """Wait until the answer is over."""
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
+
+
+def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
+    shop: Callable[..., str], open_page: OpenPage
+) -> None:
+    """Our choice: arguments, result and time of each call; approve, always or decline, by mouse, finger and keys."""
+    burn = calls(("burn", '{"isbn": "1"}'))
+    price = calls(("price", '{"isbn": "9780"}'), text="I'll look.")
+    page = open_page(
+        shop(price, says(HOSTILE), burn, repeats(""), burn, repeats(""), burn, repeats("")), has_touch=True
+    )
+    expect(page.locator("#model")).to_have_text("test-model")
+    expect(page.locator("#tools")).to_contain_text("burn")
+    ask(page, "How much?")
+    idle(page)
+    answer = page.locator(".answer").last
+    card = answer.locator(".call")
+    expect(card.locator("summary")).to_contain_text("price")
+    expect(card.locator("summary")).to_contain_text(" ms")
+    card.locator("summary").click()
+    expect(card.get_by_label("Arguments of price")).to_contain_text('"isbn": "9780"')
+    expect(card.get_by_label("Result", exact=True)).to_have_text("4")
+    text = answer.locator(".markdown").last
+    expect(text.locator("strong")).to_have_text("Bold")
+    expect(text.get_by_role("link")).to_have_attribute("href", "https://example.org/a")
+    expect(text).to_contain_text("<img src=x onerror=alert(1)>")
+    assert fits(page) == []
+    for press, word in (("Decline", "Declined"), ("Always in this conversation", None), (None, None)):
+        ask(page, "Burn it")
+        card = page.locator(".answer").last.locator(".call")
+        if press == "Decline":
+            expect(card.get_by_role("group", name="May burn run?")).to_contain_text("Burn a book.")
+            assert fits(page) == []
+            card.get_by_role("button", name=press).tap()
+        elif press:
+            page.get_by_label("Ask the model", exact=True).press("Shift+Tab")
+            button = card.get_by_role("button", name=press)
+            button.focus()
+            button.press("Enter")
+        idle(page)
+        if word:
+            expect(card.locator("summary")).to_contain_text(word)
+        else:
+            expect(page.locator(".answer").last).to_contain_text("1 is gone")
+            expect(card).to_have_class("call good")
+
+
+def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_page: OpenPage) -> None:
+    """Our choice: questions of tools are forms in the conversation; Stop and Esc end an answer."""
+    page = open_page(shop(calls(("deliver", "{}")), repeats("To "), hangs("Once upon"), says("Yes.")))
+    ask(page, "Deliver it")
+    form = page.get_by_role("form", name="Where to?")
+    form.get_by_label("street").fill("Mill Lane")
+    assert fits(page) == []
+    form.get_by_role("button", name="Send").click()
+    expect(page.locator(".answer .markdown")).to_have_text("To Mill Lane, 1")
+    ask(page, "A story")
+    expect(page.locator(".answer").last).to_contain_text("Once")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".answer").last).to_contain_text("Stopped.")
+    ask(page, "Still there?")
+    expect(page.locator(".answer").last).to_contain_text("Yes.")
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".answer")).to_have_count(0)
+    expect(page.get_by_role("heading", name="What should the model do?")).to_be_visible()
+    page.get_by_role("link", name="People").click()
+    expect(page.get_by_label("Your name")).to_be_focused()
+
+
+def test_without_a_model_one_screen_says_how_to_set_it(plain: str, open_page: OpenPage) -> None:
+    """Our choice: the room explains itself; the people's room is a click away."""
+    page = open_page(f"{plain}/chat", name="Ada")
+    page.get_by_role("link", name="Playground").click()
+    expect(page.get_by_role("heading", name="Choose a model")).to_be_visible()
+    expect(page.locator("#setup")).to_contain_text("DEFAULT_MODEL=your_model")
+    expect(page.get_by_label("Ask the model", exact=True)).to_be_hidden()
+    expect(page).to_have_title("Playground")
+    assert fits(page) == []
+    page.go_back()
+    expect(page.get_by_label("Message", exact=True)).to_be_visible()
