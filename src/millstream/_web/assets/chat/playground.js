@@ -232,7 +232,7 @@ async function showTools() {
   }));
 }
 
-const ENV = ["API_URL=https://api.example.com/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
+const ENV = ["API_URL=http://127.0.0.1:11434/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
 const code = (text, name) => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
 
 /** Open the room. */
