@@ -78,7 +78,7 @@ PAGES = {
     "docs/how-to/logging.md": Page(untyped=SHOWN),
     "docs/tutorial.md": Page(
         also={
-            "millstream run bookshop.py --serve web": (
+            "millstream dev bookshop.py": (
                 Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
             ),
             "millstream run bookshop.py --auth-key": (
