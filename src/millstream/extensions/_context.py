@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from millstream._protocol.errors import OVERLOADED, ProtocolError
 from millstream._protocol.jsonrpc import notification_message
-from millstream._server.calls.access import granted
+from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
 from millstream._server.load import most_streams, release_arguments
@@ -21,7 +21,7 @@ class CallContext(Context):
     @property
     def scopes(self) -> frozenset[str] | None:
         """The scopes of the caller; None for one that may do everything, such as over standard input."""
-        return granted(self._call)
+        return granted_scopes(self._call)
 
     def stream(self) -> "ReplyStream":
         """Keep the reply open and send notifications on it: ``async with ctx.stream() as stream: …``."""
