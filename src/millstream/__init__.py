@@ -69,6 +69,16 @@ _HOMES = {
 }
 """Public name -> module. Loaded at first use, so that a program pays for what it uses."""
 
+_NEW = "For a new program: from millstream import Server."
+_ELSEWHERE = {
+    "App": _NEW,
+    "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
+    "MCPServer": _NEW,
+    "McpError": "The error of a method is ProtocolError, and the error of a tool is ToolError.",
+    "Millstream": _NEW,
+}
+"""Name that people look for here -> what to write."""
+
 __all__ = [
     "Annotations",
     "Audio",
@@ -107,11 +117,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        if name == "FastMCP":  # an AttributeError would lose its text in `from millstream import FastMCP`
-            raise ImportError(
-                "millstream has no FastMCP. For a new program: from millstream import Server. For a program of the "
-                "official SDK: from millstream.compat.fastmcp import FastMCP."
-            )
+        if name in _ELSEWHERE:  # an AttributeError would lose its text in `from millstream import FastMCP`
+            raise ImportError(f"millstream has no {name}. {_ELSEWHERE[name]}")
         raise AttributeError(f"module 'millstream' has no attribute {name!r}")
     value = getattr(import_module(f"millstream.{home}"), name)
     globals()[name] = value

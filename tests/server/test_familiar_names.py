@@ -141,3 +141,42 @@ async def test_missing_capability_error_names_the_client_option() -> None:
     async with Client(mcp) as client:
         with pytest.raises(Failure, match=r"capability: elicitation \(-32021\)\. .*elicit=…"):
             await client.call("order")
+
+
+async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
+    """A client leaves out tools without a title. An empty title stands for none."""
+    mcp = Server("shop")
+    for name, options in (("get_bookById", {}), ("plain", {"title": ""}), ("given", {"annotations": {"title": "G"}})):
+        mcp.tool(name=name, **options)(lambda: "")  # type: ignore[call-overload]
+    async with connect(mcp) as client:
+        assert [each.title for each in await client.list_tools()] == ["Get book By Id", None, None]
+
+
+async def test_names_of_other_packages_that_mean_something_else_say_what_to_write() -> None:
+    """Our choice: a bare AttributeError doesn't help."""
+    mcp = shop()
+
+    @mcp.tool
+    def look(ctx: SyncContext) -> str:
+        """Look."""
+        with pytest.raises(AttributeError, match=r"Write `ctx\.state\[name\] = value`"):
+            ctx.set_state("a", 1)  # type: ignore[attr-defined]
+        return "looked"
+
+    with pytest.raises(AttributeError, match=r"Write `async with Client\(mcp\) as client: await client\.tools\(\)`"):
+        mcp.list_tools()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Did you mean 'mount'"):
+        mcp.mont(mcp)  # type: ignore[attr-defined]
+    async with Client(mcp) as client:
+        assert (await client.call("look")).text == "looked"
+        with pytest.raises(AttributeError, match="set_log_level"):
+            await client.set_logging_level("info")  # type: ignore[attr-defined]
+        for work, words in (
+            (client.prompt("advice"), "did you mean 'advise'"),
+            (client.read("notes://al"), "did you mean 'notes://all'"),
+        ):
+            with pytest.raises(Failure, match=words):
+                await work
+    async with Client(Server("empty")) as client:
+        with pytest.raises(Failure, match="The server has no prompts, so there is no 'x'"):
+            await client.prompt("x")

@@ -1,7 +1,40 @@
 """Methods of `Server` under the names that other MCP packages use for the same thing."""
 
 from collections.abc import Callable
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from millstream._protocol.suggestions import no_attribute
+
+_ELSEWHERE = {
+    "add_middleware": "Write `Server(middleware=[…])`, or wrap the application.",
+    "add_prompt": "Write `mcp.prompt(function)`.",
+    "add_resource": "Write `mcp.resource(uri)(function)`.",
+    "add_resource_fn": "Write `mcp.resource(uri)(function)`.",
+    "app": "The server is the ASGI application: `app = mcp`.",
+    "as_proxy": "Write `mcp.upstream(…)`.",
+    "asgi": "The server is the ASGI application: `app = mcp`.",
+    "call_tool": "Write `async with Client(mcp) as client: await client.call(name, arguments)`.",
+    "from_fastapi": "Write `Server.from_fastapi(app)`.",
+    "get": "Write `@mcp.route(path)`.",
+    "get_context": "Add a parameter to your function: `ctx: Context`.",
+    "get_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
+    "get_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
+    "get_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
+    "import_server": "Write `mcp.mount(other, prefix=…)`.",
+    "list_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
+    "list_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
+    "list_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
+    "on_event": "Write `Server(lifespan=…)`.",
+    "post": "Write `@mcp.route(path, methods=['POST'])`.",
+    "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
+    "remove_tool": "Write `mcp.disable('tool', name)`.",
+    "run_http_async": "Write `await mcp.run_async('http')`.",
+    "run_sse_async": "Write `await mcp.run_async('http')`, which serves /sse, too.",
+    "run_stdio_async": "Write `await mcp.run_async('stdio')`.",
+    "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
+    "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
+}
+"""Name of another package -> what to write here."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,3 +81,8 @@ class FamiliarNames:
     def sse_app(self, mount_path: str | None = None) -> Self:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
         return self
+
+    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _ELSEWHERE)

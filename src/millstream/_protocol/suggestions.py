@@ -45,6 +45,24 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
     return f"{where} has no option {name!r}; {suggest(name, names)}"
 
 
+def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
+    """Return the error for an attribute that doesn't exist: for `__getattr__`.
+
+    Args:
+        owner: the object that was asked.
+        name: of the attribute.
+        elsewhere: name that people look for here -> the sentence that says what to write.
+    """
+    text = f"{type(owner).__name__!r} object has no attribute {name!r}"
+    if name in elsewhere:
+        text = f"{text}. {elsewhere[name]}"
+    else:
+        public = [each for each in dir(type(owner)) if not each.startswith("_")]
+        if not name.startswith("_") and (near := closest_name(name, public)):
+            text = f"{text}. Did you mean {near!r}?"
+    return AttributeError(text)
+
+
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
     """Make sure that every name is one of those that there are.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import msgspec
 
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
@@ -224,24 +224,33 @@ class Client(FamiliarNames):
         try:
             raw = await self.conversation.call(tool, given, progress or self._progress, timeout)
         except Failure as exc:
-            raise await self._suggest(tool, exc) from None
+            raise await self._suggest("tool", tool, exc) from None
         result = read_result(raw)
         if raise_on_error:
             result.check()
         return result if into is None else result.into(into)
 
-    async def _suggest(self, tool: str, failure: Failure) -> Failure:
-        """Add the closest tool name to the error for an unknown tool."""
-        if failure.code not in (INVALID_PARAMS, METHOD_NOT_FOUND):
+    async def _suggest(self, kind: str, name: str, failure: Failure) -> Failure:
+        """Add the closest name to the error for an unknown tool, prompt, or resource."""
+        if failure.code not in (INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND):
             return failure
         try:
-            names = [each.name for each in await self.tools()]
+            names = await self._names(kind)
         except ClientError:
             return failure
-        if tool in names:
+        if any(each == name or ("{" in each and name.startswith(each.partition("{")[0])) for each in names):
             return failure
-        message = f"{failure.message.rstrip('.')}; {suggest(tool, names)}" if names else failure.message
+        if not names and failure.code == METHOD_NOT_FOUND:
+            return Failure(failure.code, f"The server has no {kind}s, so there is no {name!r}.", failure.data)
+        message = f"{failure.message.rstrip('.')}; {suggest(name, names)}" if names else failure.message
         return Failure(failure.code, message, failure.data)
+
+    async def _names(self, kind: str) -> list[str]:
+        if kind == "tool":
+            return [each.name for each in await self.tools()]
+        if kind == "prompt":
+            return [each.name for each in await self.prompts()]
+        return [each.uri for each in await self.resources()] + [each.uri_template for each in await self.templates()]
 
     def tools(self, *, fresh: bool = False) -> Listing[ToolDescription]:
         """List the tools: ``await`` the full list, or iterate page by page with ``async for``."""
@@ -270,7 +279,10 @@ class Client(FamiliarNames):
             Failure: the resource doesn't exist or can't be read.
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
-        result: ReadResourceResult = await self.conversation.cached(ask, _decode_read, fresh=fresh)
+        try:
+            result: ReadResourceResult = await self.conversation.cached(ask, _decode_read, fresh=fresh)
+        except Failure as exc:
+            raise await self._suggest("resource", uri, exc) from None
         return result.contents
 
     async def prompt(
@@ -283,7 +295,11 @@ class Client(FamiliarNames):
         """
         params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
         ask = Ask(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
-        return read("prompts/get", _decode_prompt, await self.conversation.requests.ask(ask))
+        try:
+            found = await self.conversation.requests.ask(ask)
+        except Failure as exc:
+            raise await self._suggest("prompt", name, exc) from None
+        return read("prompts/get", _decode_prompt, found)
 
     async def complete(
         self, argument: str, value: str, *, prompt: str = "", template: str = "", known: Mapping[str, str] | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.messages import (
@@ -13,6 +13,22 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream.client._results import Result
+
+_ELSEWHERE = {
+    "close": "Leave the block: `async with Client(…) as client:` closes it.",
+    "connect": "Write `async with Client(…) as client:`.",
+    "initialize": "`async with Client(…)` does that; see `server`, `capabilities`, and `revision`.",
+    "initialize_result": "See `server`, `capabilities`, `instructions`, and `revision`.",
+    "invoke": "Write `await client.call(name, arguments)`.",
+    "is_connected": "A client is connected inside `async with Client(…) as client:`.",
+    "send_ping": "Write `await client.ping()`.",
+    "send_request": "Write `await client.request(method, params)`.",
+    "send_roots_list_changed": "Write `await client.roots_changed()`.",
+    "session": "The methods are those of the client: `await client.call(name, arguments)`.",
+    "set_logging_level": "Write `await client.set_log_level(level)`.",
+    "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
+}
+"""Name of another package -> what to write here."""
 
 
 class FamiliarNames:
@@ -72,3 +88,10 @@ class FamiliarNames:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
         """Do nothing, because `__enter__` never returns."""
+
+    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            from millstream._protocol.suggestions import no_attribute  # noqa: PLC0415  only mistakes need it
+
+            raise no_attribute(self, name, _ELSEWHERE)

@@ -6,7 +6,7 @@ A `Call` is made by a transport, run by the dispatcher, and seen by user code th
 from collections.abc import Awaitable, Callable, Mapping
 from math import nan
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -21,6 +21,7 @@ from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import Rounds
+from millstream._protocol.suggestions import no_attribute
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 
@@ -272,6 +273,25 @@ def value_of(raw: Raw) -> Any:
         return None
 
 
+ELSEWHERE = {
+    "client_id": "See `ctx.principal.client` and `ctx.client`.",
+    "fastmcp": "Use the server itself, by its global name.",
+    "get_http_headers": "Read `ctx.headers`.",
+    "get_http_request": "Read `ctx.headers` and `ctx.principal`.",
+    "get_state": "Read `ctx.state[name]`; for values that outlive the call, `await ctx.session_state.get(name)`.",
+    "list_roots": "Write `await ctx.roots()`.",
+    "mcp": "Use the server itself, by its global name.",
+    "notice": "Write `await ctx.log('notice', data)`.",
+    "request": "Read `ctx.headers` and `ctx.principal`.",
+    "request_context": "Read `ctx.meta`, `ctx.lifespan`, `ctx.session`, and `ctx.headers`.",
+    "send_notification": "Changes of lists are announced by themselves. Use `ctx.log` or `ctx.progress`.",
+    "session_id": "Read `ctx.session`; values that the session keeps are in `ctx.session_state`.",
+    "set_state": "Write `ctx.state[name] = value`; for values that outlive the call, `ctx.session_state.set`.",
+    "warn": "Write `await ctx.warning(data)`.",
+}
+"""Name of another package -> what to write in a function with a context."""
+
+
 class CallInfo:
     """The call as it came."""
 
@@ -285,6 +305,11 @@ class CallInfo:
         shared = call.shared
         self.state: dict[str, Any] = {} if shared is None else shared
         """A place for values of this call; middleware, dependencies and functions share it."""
+
+    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, ELSEWHERE)
 
     @property
     def request_id(self) -> RequestId:

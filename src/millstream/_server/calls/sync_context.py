@@ -13,6 +13,8 @@ from millstream._protocol.jsonrpc import RequestId
 from millstream._protocol.metadata import ClientInfo, LogLevel
 from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.questions import Root, SampleResult
+from millstream._protocol.suggestions import no_attribute
+from millstream._server.calls.call import ELSEWHERE
 from millstream._server.calls.context import Context
 from millstream._server.calls.sessions import Session
 from millstream._server.calls.threads import Jobs, run_carried, work
@@ -129,6 +131,11 @@ class SyncContext:
     def __init__(self, context: Context, waits: Waits) -> None:
         self._context = context
         self._wait = waits.wait
+
+    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, ELSEWHERE)
 
     @property
     def request_id(self) -> RequestId:

@@ -55,6 +55,7 @@ class ToolOptions(Labels, total=False):
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """2025-11-25, server/tools, Tool Names."""
+_WORDS = re.compile(r"[_\W]+|(?<=[a-z0-9])(?=[A-Z])")
 NAMES_THAT_WORK = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
 _SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
 _SCALAR_RESULTS = {
@@ -120,7 +121,7 @@ class Tool(Item):
         self._described = describe_item(
             {"name": self.name},
             source.description,
-            {**labels, "annotations": annotations},
+            {**labels, "annotations": annotations, "title": _title(source, labels.get("title"), annotations)},
             # Some clients require `properties`.
             inputSchema={"type": "object", "properties": {}} | source.schema,
             outputSchema=output,
@@ -189,6 +190,20 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
 def works_everywhere(name: str) -> bool:
     """Whether every client can call a tool of this name."""
     return _NAME.fullmatch(name) is not None
+
+
+def title_of(name: str) -> str:
+    """Return the words of a name: ``find_books`` is "Find books"."""
+    words = _WORDS.sub(" ", name).strip()
+    return words[:1].upper() + words[1:]
+
+
+def _title(source: ItemSource, given: str | None, annotations: Any) -> str | None:
+    """Return the title of a tool. Some clients leave out tools without one, so a function's name becomes its title."""
+    other = annotations.get("title") if isinstance(annotations, Mapping) else getattr(annotations, "title", None)
+    if given is not None or source.code is None or other:
+        return given or None
+    return title_of(source.name)
 
 
 def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from millstream._http.problems import (
 )
 from millstream._protocol.json_schema import rebase_references
 from millstream._protocol.jsonrpc import encode
-from millstream._server.features.tools import Tool
+from millstream._server.features.tools import Tool, title_of
 from millstream._transports.rest.examples import example_of
 
 Json = dict[str, Any]
@@ -81,10 +81,13 @@ def _operation(tool: Tool, schemas: Json) -> Json:
     if example is not UNSET:
         content["example"] = example
     body: Json = {"required": bool(arguments.get("required")), "content": {"application/json": content}}
+    title: str = described.get("title", "")
+    if title == title_of(name):  # the first line of the docstring says more
+        title = ""
     return {
         **({"tags": sorted(tool.tags)} if tool.tags else {}),
         "operationId": name,
-        "summary": described.get("title") or description.partition("\n")[0] or name,
+        "summary": title or description.partition("\n")[0] or name,
         "description": description,
         "requestBody": body,
         "responses": {
