@@ -241,7 +241,7 @@ class Hub:
         """
         check_channel(channel)
         subscription = Subscription((channel,), outlet, encode, self._attendance.leave, transport=transport)
-        return await self._attendance.welcome(subscription, last_event_id, 0)
+        return await self._attendance.start(subscription, last_event_id, 0)
 
     async def receive(
         self,

@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args
 
-from millstream._http.client.dial import anywhere, is_public
+from millstream._http.client.dial import allow_any, is_public
 from millstream._protocol.errors import LocalError
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import PER_REQUEST
@@ -184,7 +184,7 @@ class Events(Extension):
         host.method("events/stream", self.stream, revisions=PER_REQUEST)
         if not self._webhooks:
             return
-        judge = anywhere if self._private_callbacks else is_public
+        judge = allow_any if self._private_callbacks else is_public
         sender = WebhookSender(judge=judge, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
         self._subscribing = Subscribing(self.catalog, hub, subscriptions, sender, max_ttl=self._max_ttl, clock=clock)

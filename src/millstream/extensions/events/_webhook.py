@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.dial import AddressRefused, Judge, guarded, is_public
+from millstream._http.client.dial import AddressRefused, Judge, guard_dial, is_public
 from millstream._http.client.errors import ClientError, TargetError, TlsFailed
 from millstream._http.client.fetch import request
 from millstream._http.client.url import Url, parse
@@ -125,7 +125,7 @@ class WebhookSender:
         }
         try:
             reply = await request(
-                "POST", url, headers, body, dial=guarded(self._judge), context=self._tls, max_body=_MAX_ANSWER,
+                "POST", url, headers, body, dial=guard_dial(self._judge), context=self._tls, max_body=_MAX_ANSWER,
                 max_head=_MAX_ANSWER, seconds=SECONDS,
             )  # fmt: skip
         except TlsFailed:
