@@ -21,7 +21,7 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher, Gate, Observe
-from millstream._server.features.registry import Extension, Registry
+from millstream._server.features.registry import RegisteredExtension, Registry
 from millstream._server.load import RequestGate
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
@@ -226,7 +226,7 @@ class Host:
         async def answer(call: Call) -> bytes:
             return encode(await handler(call))[1:-1]
 
-        self.extend(Extension("", {}, {name: answer}, frozenset(revisions)))
+        self.extend(RegisteredExtension("", {}, {name: answer}, frozenset(revisions)))
 
     def capability(
         self,
@@ -244,9 +244,9 @@ class Host:
             member: of the server's capabilities, ``extensions`` or ``experimental``.
             revisions: dates of the revisions that announce it.
         """
-        self.extend(Extension(member, {name: value}, {}, frozenset(revisions)))
+        self.extend(RegisteredExtension(member, {name: value}, {}, frozenset(revisions)))
 
-    def extend(self, extension: Extension) -> None:
+    def extend(self, extension: RegisteredExtension) -> None:
         """Add methods, notifications, and a capability until the server closes.
 
         Raises:

@@ -9,7 +9,7 @@ from millstream import Server, Settings, ToolResult
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.features.prompts import Prompt
-from millstream._server.features.registry import Extension
+from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource, source_from_schema
 from millstream._server.features.tools import Tool
@@ -73,14 +73,16 @@ async def later(call: Call) -> bytes:
     return b'"seen":%b' % json.dumps(call.method).encode()
 
 
-def tasks(*revisions: str) -> Extension:
-    return Extension("extensions", {"example.com/tasks": {}}, {"tasks/peek": later}, frozenset(revisions))
+def tasks(*revisions: str) -> RegisteredExtension:
+    return RegisteredExtension("extensions", {"example.com/tasks": {}}, {"tasks/peek": later}, frozenset(revisions))
 
 
 async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_have_it(mcp: Server) -> None:
     """Our choice: extensions bring methods of their own; a revision without them answers as before."""
     mcp.registry.extend(tasks(NEWEST.date))
-    mcp.registry.extend(Extension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,))))
+    mcp.registry.extend(
+        RegisteredExtension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,)))
+    )
     async with wired(mcp, "asgi") as wire:
         assert (await ask(wire, "tasks/peek"))["result"]["seen"] == "tasks/peek"
         offered = (await ask(wire, "server/discover"))["result"]["capabilities"]
@@ -117,7 +119,7 @@ def test_existing_methods_cannot_be_added_again(mcp: Server) -> None:
     mcp.registry.extend(tasks(NEWEST.date))
     for method in ("tasks/peek", "tools/call"):
         with pytest.raises(ValueError, match=f"There is a method '{method}' already"):
-            mcp.registry.extend(Extension("x", {}, {method: later}, frozenset()))
+            mcp.registry.extend(RegisteredExtension("x", {}, {method: later}, frozenset()))
 
 
 EITHER = {"anyOf": [{"type": "object"}, {"type": "integer"}]}

@@ -17,7 +17,7 @@ from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Broadcast
-from millstream._server.features.registry import Extension as Registered
+from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream._server.handlers.params import take_rounds
 from millstream._server.peer_messages import ExtensionBroadcast
 from millstream._stores.base import Log, Map

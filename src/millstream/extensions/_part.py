@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream._server.features.hooks import Middleware
-from millstream._server.features.registry import Extension as Registered
+from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream.extensions._extension import Extension, marked_methods
 from millstream.extensions._host import EVERY_REVISION, ServerHost
 

@@ -10,7 +10,7 @@ from millstream._http.limits import HttpLimits
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.server.replies import CLOSE, ReplyHeads
 from millstream._http.server.states import COMPLETES, EXPECTED
-from millstream._http.server.stream import Channel, ReplyStream
+from millstream._http.server.stream import Channel, HttpReplyStream
 
 
 class ReplyContext(Protocol):
@@ -85,7 +85,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     cancelled: bool = False
     # Reply
     cors: bytes = b""
-    sink: ReplyStream | None = None
+    sink: HttpReplyStream | None = None
     left_open: bool = False
     """The handler has returned, its stream is still open."""
     response_complete: bool = False
@@ -104,7 +104,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         protocol = self.protocol
         if self.sink is not None or self.response_complete or protocol is None:
             raise RuntimeError("This request already has its reply.")
-        self.sink = sink = ReplyStream(
+        self.sink = sink = HttpReplyStream(
             protocol,
             limit=protocol.guard.limits.stream_buffer,
             chunked=self.chunked,

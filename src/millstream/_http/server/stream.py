@@ -23,7 +23,7 @@ class Channel(Protocol):
         """Wait until the client has read, or the connection is lost."""
 
 
-class ReplyStream(CloseSignal):
+class HttpReplyStream(CloseSignal):
     """The `Sink` of our own server. A client more than `limit` bytes behind is cut off."""
 
     __slots__ = ("_chunked", "_limit", "_mute", "_protocol", "_transport")

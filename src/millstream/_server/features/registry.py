@@ -30,7 +30,7 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 """``filter(wanted, call, push)`` returns what the server agrees to, and what ends it. ``push(message)`` sends."""
 
 
-class Extension(Struct, frozen=True):
+class RegisteredExtension(Struct, frozen=True):
     """Methods and a capability that the revisions themselves don't have, added by `Registry.extend`."""
 
     capability: str
@@ -100,7 +100,7 @@ class Registry:
         self.hints: dict[str, tuple[int, bool]] = {}
         """Kind -> the most milliseconds for which its lists may be kept, and whether only by the caller."""
         self._offered: set[str] = {"", "logging"}
-        self.extensions: list[Extension] = []
+        self.extensions: list[RegisteredExtension] = []
         self.named: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
@@ -226,7 +226,7 @@ class Registry:
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         return change
 
-    def extend(self, extension: Extension) -> None:
+    def extend(self, extension: RegisteredExtension) -> None:
         """Add methods and a capability, now and for clients that ask from now on.
 
         Raises:
@@ -245,7 +245,7 @@ class Registry:
         self.extensions.append(extension)
         self._collect()
 
-    def retract(self, extension: Extension) -> None:
+    def retract(self, extension: RegisteredExtension) -> None:
         """Take away what an extension added."""
         self.extensions.remove(extension)
         self._collect()

@@ -1,0 +1,96 @@
+"""Names of classes and modules as tests: one name for one thing, and nouns. The rules are our choice.
+
+The tests read the sources with `ast`. The lists of open names only shrink: remove a name when you've renamed its class.
+"""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.check
+
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "millstream"
+IRREGULAR = {
+    "begun", "bound", "cut", "done", "found", "given", "gone", "got", "heard", "held", "kept", "known", "left", "lost",
+    "made", "meant", "met", "owed", "paid", "put", "said", "seen", "sent", "shown", "spent", "taken", "told", "written",
+}  # fmt: skip
+"""Participles that don't end in -ed."""
+NOUNS = {
+    "Cancelled": "a public exception with the name of the answer in MCP",
+    "Declined": "a public exception with the name of the answer in MCP",
+    "Feed": "a noun that ends in -ed",
+    "Greeting": "a noun: the first message on a connection",
+    "Reading": "a noun: the value of a metric at one time",
+    "_server/observability/tracing.py": "the practice, as in OpenTelemetry",
+    "_server/questions/sampling.py": "the feature's name in MCP",
+    "agent/_sampling.py": "the feature's name in MCP",
+    "auth/_authorization_server/signing.py": "the practice of signing tokens",
+    "client/_oauth/signing.py": "the practice of signing proofs",
+    "extensions/events/_feed.py": "a noun that ends in -ed",
+    "testing.py": "the usual name of a module for tests",
+}
+"""Names that look like participles, and why they stay."""
+OPEN_NAMES = {
+    "Answered", "Asked", "Asking", "Called", "Calling", "Connected", "Declared", "Described", "Embedded", "Failed",
+    "Fetching", "Finished", "Found", "Granted", "Happened", "Held", "Incoming", "Inspecting", "Kept", "Known",
+    "Landing", "Left", "Listing", "Marked", "Negotiated", "Offered", "Owed", "Progressed", "Quarantined", "Refused",
+    "Renewing", "Returned", "Reused", "Running", "Said", "Sampled", "Shown", "Signing", "Stopped", "Subscribing",
+    "Terminated", "Unsupported", "Waiting", "Wanted", "_Described", "_Exchanged", "_Following", "_Given", "_Kept",
+    "_Known", "_Landing", "_Listed", "_Missing", "_Reopened", "_Required", "_Running", "_Signing", "_Structured",
+    "_Supported", "_Unmounted", "_Waiting", "_Wrapped", "_app/serving", "_app/serving/listening.py",
+    "_app/serving/panel_drawing.py", "_app/serving/workers/launching.py", "_app/serving/workers/watching.py",
+    "_cli/chatting", "_cli/chatting/debugging.py", "_cli/commands/probing.py", "_cli/commands/watching.py",
+    "_cli/installing", "_cli/loading.py", "_cli/recording", "_web/inspecting.py", "agent/_calling.py",
+    "client/_blocking.py", "client/_extending.py", "client/_incoming.py", "client/_listing.py",
+    "client/_negotiated.py", "client/_oauth/keeping.py", "client/_transports/embedded.py", "client/_watching.py",
+    "extensions/events/_reading.py", "extensions/events/_subscribing.py", "gateway/parked.py",
+}  # fmt: skip
+"""Participles that still need a noun. `_app/serving` is the package of the HTTP server process."""
+OPEN_DUPLICATES = {
+    "Answer", "Application", "AuthorizationRequest", "Caller", "Catalog", "Challenges", "Change", "Client",
+    "Conversation", "DashboardQueries", "Definition", "Delivery", "Entry", "FamiliarNames", "Grant", "Grants",
+    "IdentityProvider", "Index", "Issuer", "Line", "Listener", "LogLevel", "MemoryStore", "Message", "Options",
+    "Orders", "Outbox", "Person", "Question", "Reader", "Registration", "Relay", "Request", "Resource", "Result",
+    "Roster", "Rules", "Said", "Seat", "Server", "Shown", "Step", "Store", "Subscription", "Tally", "Tool",
+    "Transport", "Upstream",
+}  # fmt: skip
+"""Names of several public classes that still need one each."""
+
+
+def is_participle(word: str) -> bool:
+    return word in IRREGULAR or re.fullmatch(r"\w{2,}(?:ed|ing)", word) is not None
+
+
+@cache
+def classes() -> tuple[tuple[str, str], ...]:
+    """Name and file of every class."""
+    return tuple(
+        (node.name, path.relative_to(PACKAGE).as_posix())
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+
+
+def test_no_class_is_named_by_a_bare_participle() -> None:
+    names = {name for name, _ in classes() if re.fullmatch(r"_?[A-Z][a-z]+", name)}
+    assert {name for name in names if is_participle(name.strip("_").lower())} - set(NOUNS) - OPEN_NAMES == set()
+
+
+def test_no_module_is_named_by_a_bare_participle() -> None:
+    folders = [path.parent for path in PACKAGE.rglob("__init__.py")]
+    paths = [path for path in (*PACKAGE.rglob("*.py"), *folders) if is_participle(path.stem.strip("_"))]
+    assert {path.relative_to(PACKAGE).as_posix() for path in paths} - set(NOUNS) - OPEN_NAMES == set()
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    """`compat` mirrors the names of other libraries."""
+    files: dict[str, set[str]] = {}
+    for name, path in classes():
+        if not name.startswith("_") and not path.startswith("compat/"):
+            files.setdefault(name, set()).add(path)
+    shared = {name: sorted(paths) for name, paths in files.items() if len(paths) > 1 and name not in OPEN_DUPLICATES}
+    assert shared == {}
