@@ -9,7 +9,20 @@ import base64
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from millstream import Audio, Context, Elicit, EmbeddedResource, Field, Image, Roots, Sample, Server, Text, ToolError
+from millstream import (
+    Audio,
+    Context,
+    Elicit,
+    EmbeddedResource,
+    Field,
+    Image,
+    ProtocolError,
+    Roots,
+    Sample,
+    Server,
+    Text,
+    ToolError,
+)
 
 mcp = Server("everything", version="1.0.0", instructions="Fixtures for the MCP conformance suite.")
 
@@ -320,6 +333,68 @@ async def test_input_required_result_capabilities(ctx: Context) -> str:
     asked = {kind: question for kind, question in questions.items() if kind in ctx.client.capabilities}
     answers = await ctx.ask(**asked)
     return f"Answered: {sorted(answers)}"
+
+
+# Tasks
+
+
+@mcp.tool
+def greet(name: str) -> str:
+    """Greets; it's never a task."""
+    return f"Hello, {name}!"
+
+
+@mcp.tool(task="allowed")
+async def slow_compute(seconds: float, label: str) -> str:
+    """Computes for some seconds."""
+    await asyncio.sleep(seconds)
+    return f"{label}: computed for {seconds:g} seconds."
+
+
+@mcp.tool(task="required")
+async def failing_job() -> str:
+    """Fails as a tool does, with a text for the model."""
+    await asyncio.sleep(1)
+    raise ToolError("The job failed.")
+
+
+@mcp.tool(task="required")
+async def protocol_error_job() -> str:
+    """Fails as a request does, with an error."""
+    raise ProtocolError(-32603, "The job can't run.")
+
+
+@dataclass
+class Approval:
+    confirm: bool
+
+
+@mcp.tool(task="allowed")
+async def confirm_delete(filename: str, ctx: Context) -> str:
+    """Asks before it deletes."""
+    approval = await ctx.elicit(f"Delete {filename}?", Approval)
+    return f"{filename} was {'deleted' if approval.confirm else 'kept'}."
+
+
+@dataclass
+class Partner:
+    name: str
+    confirm: bool
+
+
+@mcp.tool(task="allowed")
+async def multi_input(ctx: Context) -> str:
+    """Asks two questions at once."""
+    answers = await ctx.ask(first=Elicit("Who comes first?", Partner), second=Elicit("Who comes second?", Partner))
+    return f"{answers['first'].name} and {answers['second'].name} come."
+
+
+@mcp.tool(task="required", defer_task=True)
+async def test_tool_with_task(ctx: Context) -> str:
+    """Asks for a name, and then becomes a task."""
+    person = await ctx.elicit("What is your name?", Name, key="user_name")
+    await ctx.start_task()
+    return f"Hello, {person.name}!"
 
 
 # Resources

@@ -163,6 +163,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Open questions of one principal, or of one address where there is none."""
     max_processes: Size = 128
     """Processes that a worker may run for upstreams at a time."""
+    max_tasks: Size = 5_000
+    """Tasks that may run at a time, of all callers and workers together."""
+    max_tasks_per_caller: Size = 1_000
+    """Tasks of one principal, or of one address where there is none, that may run at a time."""
+    task_ttl: Annotated[float, Meta(ge=1, le=365 * 86400, description="a number of seconds from 1 to 31,536,000")] = (
+        3600.0
+    )
+    """Seconds from the call until a task and its result are deleted, unless the tool has a time of its own."""
+    task_poll: Annotated[float, Meta(ge=0.001, le=3600, description="a number of seconds from 0.001 to 3600")] = 1.0
+    """How long clients should wait before they ask for a task again."""
     max_rounds: Size = 64
     """How often a call of 2026-07-28 may stop for questions."""
     max_deletes: Size = 10_000

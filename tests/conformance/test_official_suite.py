@@ -2,8 +2,8 @@
 of two servers that share Redis, with nginx in front that takes one after the other.
 
 Every selection runs once in the lane; in the other ways those that look at something that no other does; behind nginx,
-those that are scored. A few run at a time. There is no file of expected failures: what the suite reports besides
-success is either outside the revisions (`tasks-*`) or explained in docs/reference/conformance.md.
+those that are scored. A few run at a time. There is no file of expected failures.
+docs/reference/conformance.md explains what the suite reports besides success.
 """
 
 import os

@@ -8,6 +8,7 @@ from millstream._config import Settings
 
 if TYPE_CHECKING:
     from millstream._parts import Part
+    from millstream._server.features.registry import Registry
     from millstream.gateway.upstream import UpstreamConfig
     from millstream.hub._bus import Bridge
 
@@ -16,6 +17,7 @@ class Described(Protocol):
     """What of a server's `Definition` decides which parts it has."""
 
     store: str
+    registry: "Registry"
     settings: Settings
     parts: frozenset[str]
     extra_parts: "Sequence[Part]"
@@ -52,6 +54,10 @@ def _has_upstreams(definition: Described) -> bool:
     return bool(definition.upstreams)
 
 
+def _has_tasks(definition: Described) -> bool:
+    return any(tool.task is not None for tool in definition.registry.tools.values())
+
+
 def _has_bridges(definition: Described) -> bool:
     return bool(definition.bridges)
 
@@ -77,6 +83,7 @@ TABLE: dict[str, Entry] = {
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
     "bus": Entry(f"{_PARTS}.bus:BusPart", _has_bridges),
     "gateway": Entry("millstream.gateway.part:GatewayPart", _has_upstreams),
+    "tasks": Entry("millstream.extensions.tasks._part:TasksPart", _has_tasks),
     "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
     "mcp": Entry(f"{_PARTS}.mcp:McpPart"),
     "probes": Entry(f"{_PARTS}.probes:ProbesPart"),

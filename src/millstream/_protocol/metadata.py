@@ -12,6 +12,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MAX_ID
 
+TASKS = "io.modelcontextprotocol/tasks"
+"""The identifier of the tasks extension."""
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY = "io.modelcontextprotocol/clientInfo"

@@ -157,5 +157,8 @@ class Rounds:
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")
-        state = RoundState(expires_at, self.rounds + 1, self._entries, self._pending)
-        return ring.seal(_KIND, _encode_state(state), nonce, bound)
+        return ring.seal(_KIND, _encode_state(self.state(expires_at)), nonce, bound)
+
+    def state(self, expires_at: int) -> RoundState:
+        """Return the state after this round, for a server that keeps it itself."""
+        return RoundState(expires_at, self.rounds + 1, self._entries, self._pending)

@@ -31,7 +31,7 @@ from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.rounds import InputRequired
-from millstream._server.calls.call import Call, CallFailure
+from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
@@ -164,7 +164,7 @@ class Dispatcher:
             self.begin(call)
         answer = b""
         try:
-            if self.gate is not None and (asked := self.gate(call)) is not None:
+            if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
                 await asked
             tool = call.tool
             if tool is not None:

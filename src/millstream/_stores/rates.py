@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-SHARED: Final = frozenset({"session"})
+SHARED: Final = frozenset({"session", "task", "taskcall"})
 """The kinds of values that have shares: a key says its share between the colon and the first dot."""
 PART: Final = 2
 """One share may take one part in so many."""

@@ -99,6 +99,7 @@ class UpstreamTool(Tool):
         self.concurrency = 0
         self.limited = False
         self.cost = 1.0
+        self.task = None
         self.requires = {}
         self.struct = None
         self.decode = raw_object

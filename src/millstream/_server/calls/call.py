@@ -25,6 +25,9 @@ from millstream._protocol.suggestions import no_attribute
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 
+DEFERRED = "deferred"
+RUNNING = "running"
+"""Values of `Call.task`."""
 NOBODY = ClientInfo()
 """A client that said nothing about itself."""
 
@@ -155,6 +158,10 @@ class Call(Struct, eq=False, kw_only=True):
     """Called when the call is over, where it holds something that others wait for."""
     lasting: bool = False
     """It's open until its client closes it, as `subscriptions/listen` is: no limit of time holds."""
+    task: str = ""
+    """`DEFERRED` while the function may still make a task of the call. `RUNNING` for the work of a task: gates don't
+    see it, because they saw the request that made the task.
+    """
     weight: int = 0
     """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
     started: float = 0.0

@@ -17,7 +17,7 @@ from millstream._protocol.principal import Publisher
 from millstream._protocol.questions import Root, SampleResult
 from millstream._protocol.rounds import Rounds, binding, open_state
 from millstream._protocol.session_token import hash_principal
-from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
+from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
@@ -29,6 +29,10 @@ T = TypeVar("T")
 _NO_LEVEL = len(LOG_LEVELS)
 OWN_STEP = 1e-6
 """Progress that a silent call reports on its own."""
+
+
+class TaskStart(BaseException):
+    """Stops the function: it runs again as a task. Not an `Exception`, so that user code lets it pass."""
 
 
 class Context(CallInfo):
@@ -156,6 +160,15 @@ class Context(CallInfo):
             False where the client could not come back; nothing happens then.
         """
         return await self._call.open_line().interrupt(retry_ms)
+
+    async def start_task(self) -> None:
+        """Make a task of a call of ``@mcp.tool(defer_task=True)``: ``await ctx.start_task()``. Not for every client.
+
+        The function stops here and runs again from its start as the task, with the answers that it has: the caller
+        answers what it asks before within the call, and what it asks later through the task.
+        """
+        if self._call.task == DEFERRED:
+            raise TaskStart
 
     # Questions
 

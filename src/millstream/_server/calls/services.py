@@ -51,7 +51,7 @@ class Services:
     __slots__ = (
         "_ring", "bodies", "changes", "clock", "endings", "held", "hub", "lacking", "leeway",
         "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
-        "store", "streamed", "streaming", "threads",
+        "store", "streamed", "streaming", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
@@ -69,6 +69,10 @@ class Services:
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
         """Hears of every message that doesn't become a call."""
+        self.tasks: Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitable[bytes] | None] | None = None
+        """``tasks(call, tool, run)`` makes a task of a call of a tool that allows it. Returns None where it stays a
+        call; ``run(call, tool)`` runs it as one.
+        """
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time

@@ -283,3 +283,7 @@ class SyncContext:
     def close_stream(self, retry_ms: int | None = None) -> bool:
         """Drop the connection but not the call; see `Context.close_stream`."""
         return self._wait(self._context.close_stream(retry_ms))
+
+    def start_task(self) -> None:
+        """Make a task of the call, as `Context.start_task` does: ``ctx.start_task()``."""
+        self._wait(self._context.start_task())

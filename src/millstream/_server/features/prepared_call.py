@@ -130,7 +130,20 @@ class PreparedCall:
             gc=False,
         )
         decode = msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
-        return PreparedCall(tool, decode if arguments is not None else _in_two_steps(decode, tool.decode))
+        whole = decode if arguments is not None else _in_two_steps(decode, tool.decode)
+        return PreparedCall(tool, _without_task(whole) if tool.task is not None else whole)
+
+
+def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A call that may become a task isn't the common case."""
+
+    def decode_plain(body: bytes) -> Any:
+        envelope = decode(body)
+        if "extensions" in envelope.params.meta.capabilities:
+            raise msgspec.DecodeError("The client declares extensions.")
+        return envelope
+
+    return decode_plain
 
 
 def _in_two_steps(decode: Callable[[bytes], Any], decode_arguments: Callable[[Any], Any]) -> Callable[[bytes], Any]:

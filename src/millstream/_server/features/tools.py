@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast
 
 from msgspec import Struct
 
@@ -15,7 +15,7 @@ from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError
 from millstream._protocol.jsonrpc import encode as encode_json
-from millstream._protocol.metadata import CLIENT_CAPABILITIES
+from millstream._protocol.metadata import CLIENT_CAPABILITIES, TASKS
 from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import Revision
 from millstream._protocol.suggestions import suggest
@@ -51,6 +51,16 @@ class ToolOptions(Labels, total=False):
     """How many calls of it may run at a time, of all callers together."""
     lenient: bool
     """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
+    task: Literal["allowed", "required"] | None
+    """Calls become tasks for clients that declare the tasks extension. Others make a plain call, or with ``required``,
+    are refused.
+    """
+    task_ttl: float | None
+    """Seconds from the call until a task and its result are deleted, instead of ``Settings.task_ttl``."""
+    task_retry: bool
+    """A task runs again, from its start, if its worker stopped before it was done. Without it, the task fails then."""
+    defer_task: bool
+    """The call becomes a task when the function awaits `Context.start_task`, and not before the function runs."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -66,14 +76,36 @@ _SCALAR_RESULTS = {
 """Members of the result of a number or boolean, by what structured content a revision has."""
 
 
+class TaskRules(Struct, frozen=True):
+    """How the calls of a tool become tasks; see `ToolOptions`."""
+
+    required: bool = False
+    ttl: float | None = None
+    retry: bool = False
+    deferred: bool = False
+
+
 class Tool(Item):
     """One registered tool."""
 
     kind = "tools"
 
     __slots__ = (
-        "_output", "_simple", "code", "concurrency", "cost", "decode", "headers", "limit", "limited", "plain",
-        "requires", "struct", "timeout", "unclear", "wraps",
+        "_output",
+        "_simple",
+        "code",
+        "concurrency",
+        "cost",
+        "decode",
+        "headers",
+        "limit",
+        "limited",
+        "plain",
+        "requires",
+        "struct", "task",
+        "timeout",
+        "unclear",
+        "wraps",
     )  # fmt: skip
 
     def __init__(
@@ -86,11 +118,15 @@ class Tool(Item):
         limit: str | None = None,
         cost: float | None = None,
         concurrency: int | None = None,
+        task: "TaskRules | None" = None,
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
         _check_name(source)
         _check_required(source, requires or {})
+        if task is not None and task.required:
+            extensions: Mapping[str, Any] = (requires or {}).get("extensions", {})
+            requires = {**(requires or {}), "extensions": {**extensions, TASKS: {}}}
         super().__init__(source.name, source, scopes, labels)
         self.code: CodeType | None = source.code
         """Where its function is written, for warnings about it."""
@@ -102,6 +138,8 @@ class Tool(Item):
         self.limited: bool = bool(limit or concurrency)
         """It has limits of its own."""
         self.cost: float = 1.0 if cost is None else float(cost)
+        self.task: TaskRules | None = task
+        """How calls become tasks; None if they don't."""
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
         self.struct: type[Struct] | None = source.struct
@@ -184,7 +222,19 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     about = {
         key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "lenient") if key in rest
     }
+    rest["task"] = _task_rules(name_of(function), rest)
     return Tool(source_of(function, "tool", home=home, **about), **rest)
+
+
+def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
+    """Take the options about tasks."""
+    task, ttl = options.pop("task", None), options.pop("task_ttl", None)
+    retry, deferred = bool(options.pop("task_retry", False)), bool(options.pop("defer_task", False))
+    if task is not None:
+        return TaskRules(task == "required", ttl, retry, deferred)
+    if ttl or retry or deferred:
+        raise ValueError(f"{name}: options of tasks need task='allowed' or task='required'")
+    return None
 
 
 def works_everywhere(name: str) -> bool:

@@ -84,6 +84,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 _TEXT = (_is_text, "a string")
 _JSON = (_is_json, "a dict whose keys are strings and whose values can be written as JSON")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
+MAX_TASK_TTL = 365 * 86400
+"""Seconds."""
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": _TEXT,
     "title": _TEXT,
@@ -110,6 +112,13 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (_is_size, "a number of bytes"),
     "thread": (lambda value: type(value) is bool, "True or False"),
     "lenient": (lambda value: type(value) is bool, "True or False"),
+    "task": (lambda value: value in ("allowed", "required"), "'allowed' or 'required'"),
+    "task_ttl": (
+        lambda value: type(value) in (int, float) and 0 < value <= MAX_TASK_TTL,
+        f"a number of seconds up to {MAX_TASK_TTL:,}",
+    ),
+    "task_retry": (lambda value: type(value) is bool, "True or False"),
+    "defer_task": (lambda value: type(value) is bool, "True or False"),
     "tags": (_are_texts, "a list of strings"),
     "enabled": (lambda value: type(value) is bool, "True or False"),
     "visible": (

@@ -47,6 +47,13 @@ class ToolHandlers:
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
+        tasks = self._services.tasks
+        if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run)) is not None:
+            return await task
+        return await self._run(call, tool)
+
+    async def _run(self, call: Call, tool: Tool) -> bytes:
+        """Run a tool whose arguments are read."""
         if self._services.streamed is not None:
             self._services.streamed(call)
         if len(call.params) > _KEPT:

@@ -1,0 +1,211 @@
+"""The tasks extension as a part of a server: its capability, its methods, and its filter of `subscriptions/listen`."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._parts import Host
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, CustomResult, LocalError, ProtocolError
+from millstream._protocol.metadata import TASKS
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import PER_REQUEST
+from millstream._server.calls.call import DEFERRED, Call
+from millstream._server.calls.context import Context, TaskStart
+from millstream._server.features.tools import TaskRules, Tool
+from millstream.extensions._host import ServerHost, Subscription
+from millstream.extensions.tasks._records import CHANGED, TaskRecord, TaskRecords, name_of
+from millstream.extensions.tasks._runner import TaskRunner
+
+logger = logging.getLogger("millstream")
+
+NOTIFICATION = "notifications/tasks"
+
+
+class TaskParams(Struct, frozen=True, rename={"task_id": "taskId"}):
+    """The params of `tasks/get` and `tasks/cancel`."""
+
+    task_id: str
+
+
+class UpdateParams(TaskParams, frozen=True, rename={"task_id": "taskId", "input_responses": "inputResponses"}):
+    """The params of `tasks/update`."""
+
+    input_responses: dict[str, Raw]
+
+
+class TasksPart:
+    """Serves tasks. A server without tools that allow them has none of it."""
+
+    name: str = "tasks"
+    needs: Collection[str] = ()
+
+    def __init__(self, definition: object) -> None:
+        self._runner: TaskRunner
+        self._records: TaskRecords
+        self._host: Host
+        self._followers: set[_Follower] = set()
+
+    async def open(self, host: Host) -> None:
+        """Announce the extension, and settle the tasks of workers that are gone."""
+        self._host = host
+        services = host.services
+        self._records = TaskRecords(host.store, services.clock)
+        self._runner = runner = TaskRunner(host.dispatcher, self._records, lambda: host.pool)
+        extension = ServerHost(host, TASKS, PER_REQUEST, experimental=False)
+        extension.capability({})
+        extension.method("tasks/get", self._get, header="taskId", declared=True)
+        extension.method("tasks/update", self._update, header="taskId", declared=True)
+        extension.method("tasks/cancel", self._cancel, header="taskId", declared=True)
+        extension.listen("taskIds", self._follow)
+        services.tasks = self._begin
+        runner.open()
+        host.on_drain(runner.drain)
+        host.on_close(host.store.bus.subscribe(CHANGED, self._changed, interrupted=self._all_changed))
+        host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
+
+    async def close(self) -> None:
+        """Stop what still runs."""
+        self._host.services.tasks = None
+        for follower in list(self._followers):
+            follower.stop()
+        await self._runner.close()
+
+    # Calls
+
+    def _begin(self, call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> Awaitable[bytes] | None:
+        """Make a task of a call, if its client can have one."""
+        rules = tool.task
+        if rules is None or call.task or call.revision.handshake or TASKS not in call.client.extensions:
+            return None
+        return self._task(call, tool, rules, run)
+
+    async def _task(
+        self, call: Call, tool: Tool, rules: TaskRules, run: Callable[[Call, Tool], Awaitable[bytes]]
+    ) -> bytes:
+        if rules.deferred:
+            call.task = DEFERRED
+            try:
+                return await run(call, tool)
+            except TaskStart:
+                pass
+        record = await self._runner.start(call, tool, rules)
+        raise CustomResult({"resultType": "task", **record.describe(detailed=False)})
+
+    # Methods
+
+    async def _get(self, params: TaskParams, ctx: Context) -> dict[str, Any]:
+        record = await self._runner.get(name_of(params.task_id, ctx.principal))
+        if record is None:
+            raise _unknown()
+        return record.describe()
+
+    async def _update(self, params: UpdateParams, ctx: Context) -> None:
+        responses: dict[str, bytes] = {}
+        for key, response in params.input_responses.items():
+            responses[key] = raw = bytes(response)
+            if not raw.startswith(b"{"):
+                raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {key[:100]!r} must be an object")
+        if not await self._runner.answer(name_of(params.task_id, ctx.principal), responses):
+            raise _unknown()
+
+    async def _cancel(self, params: TaskParams, ctx: Context) -> None:
+        if not await self._runner.cancel(name_of(params.task_id, ctx.principal)):
+            raise _unknown()
+
+    # Notifications
+
+    async def _follow(self, wanted: Any, subscription: Subscription, ctx: Context) -> list[str]:
+        """Push the states of tasks. Returns the ids of those that the caller has."""
+        try:
+            ids = list(dict.fromkeys(msgspec.convert(wanted, list[str])))
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid taskIds: {exc}") from exc
+        most = self._host.settings.max_subscriptions
+        if len(ids) > most:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {most} tasks")
+        known = await self._known(ids, ctx.principal)
+        if known:
+            follower = _Follower(self._runner.get, subscription, known)
+            self._followers.add(follower)
+            subscription.closes.append(partial(self._unfollow, follower))
+            follower.start()
+        return list(known.values())
+
+    def _unfollow(self, follower: "_Follower") -> None:
+        follower.stop()
+        self._followers.discard(follower)
+
+    async def _known(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
+        """Return the names of the tasks that there are -> their ids."""
+        names = {name_of(each, principal): each for each in ids}
+        return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
+
+    def _changed(self, data: bytes) -> None:
+        name = data.decode()
+        for follower in self._followers:
+            follower.changed(name)
+
+    def _all_changed(self) -> None:
+        for follower in self._followers:
+            follower.all_changed()
+
+
+class _Follower:
+    """Pushes the states of some tasks to one subscription, the newest of each."""
+
+    __slots__ = ("_changed", "_changes", "_get", "_names", "_subscription", "_task")
+
+    def __init__(
+        self, get: Callable[[str], Awaitable[TaskRecord | None]], subscription: Subscription, names: Collection[str]
+    ) -> None:
+        self._get = get
+        self._subscription = subscription
+        self._names = frozenset(names)
+        self._changed = dict.fromkeys(names, True)
+        """Names of tasks whose state wasn't pushed yet, in order."""
+        self._changes = asyncio.Event()
+        self._changes.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Push the states as they are, and each change from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        """Push no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def changed(self, name: str) -> None:
+        """Push the state of a task, if it's one of these."""
+        if name in self._names:
+            self._changed[name] = True
+            self._changes.set()
+
+    def all_changed(self) -> None:
+        """Push the state of every task: changes may have been missed."""
+        self._changed.update(dict.fromkeys(self._names, True))
+        self._changes.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._changes.wait()
+            self._changes.clear()
+            changed, self._changed = self._changed, {}
+            for name in changed:
+                try:
+                    record = await self._get(name)
+                except LocalError:
+                    logger.debug("A change of a task can't be read", exc_info=True)
+                    continue
+                if record is not None and not self._subscription.push(NOTIFICATION, record.describe()):
+                    return
+
+
+def _unknown() -> ProtocolError:
+    return ProtocolError(INVALID_PARAMS, "Unknown task: there is none of this id, or its time to live is over.")

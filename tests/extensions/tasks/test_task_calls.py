@@ -1,0 +1,360 @@
+"""Calls that become tasks, as a client of one server sees them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from auth_world import ALICE, BOB, known_keys
+from extensions.tasks.tasks_world import DECLARED, TaskClient, accept, text
+from fleet import until
+from millstream import Context, ProtocolError, Server, Settings, ToolError
+from millstream._protocol.metadata import TASKS
+from patience import WAIT
+from wire import Json, Wire, enveloped, request, routing, wired
+
+
+@dataclass
+class Name:
+    name: str
+
+
+def make_shop(**options: Any) -> tuple[Server, asyncio.Event, list[str]]:
+    """A server with tools of every kind, what lets `waits` go on, and what its functions noted."""
+    mcp, release, notes = Server("shop", **options), asyncio.Event(), list[str]()
+
+    @mcp.tool(task="allowed")
+    async def waits(word: str, ctx: Context) -> str:
+        """Wait, and return the word."""
+        notes.append(f"{word} began")
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            notes.append(f"{word} cancelled")
+            raise
+        notes.append(word)
+        return word
+
+    @mcp.tool(task="required")
+    async def fails(how: str) -> str:
+        """Fail."""
+        if how == "tool":
+            raise ToolError("There is no such book.")
+        if how == "protocol":
+            raise ProtocolError(-32001, "No.", {"why": 7})
+        raise ValueError("secret")
+
+    _add_asking(mcp, notes)
+
+    @mcp.tool(task="allowed")
+    async def reports(how: str, ctx: Context) -> str:
+        """Report how far it is."""
+        if how == "progress":
+            await ctx.progress(3, 10, "Reading")
+        else:
+            await ctx.info("12 books found")
+        await release.wait()
+        return "done"
+
+    return mcp, release, notes
+
+
+def _add_asking(mcp: Server, notes: list[str]) -> None:
+    @mcp.tool(task="allowed")
+    async def asks(ctx: Context) -> str:
+        """Ask twice."""
+        notes.append("began")
+        first = await ctx.elicit("Who?", Name, key="who")
+        bought = await ctx.once("buy", lambda: notes.append("bought") or len(notes))
+        second = await ctx.elicit("And who else?", Name)
+        return f"{first.name}, {second.name}, {bought}"
+
+    @mcp.tool(task="required", defer_task=True)
+    async def deferred(known: bool, ctx: Context) -> str:
+        """Become a task after a question, if it has to."""
+        if known:
+            return "at once"
+        person = await ctx.elicit("Who?", Name, key="who")
+        await ctx.start_task()
+        return f"Hello, {person.name}"
+
+
+def client_of(wire: Wire, **headers: str) -> TaskClient:
+    """A client of a server."""
+
+    async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
+        reply = await wire.post(request(method, params), {**fields, **headers})
+        return dict(reply.message)
+
+    return TaskClient(ask)
+
+
+@asynccontextmanager
+async def shop(**options: Any) -> AsyncIterator[tuple[TaskClient, asyncio.Event, list[str]]]:
+    """A client of a shop that runs."""
+    mcp, release, notes = make_shop(**options)
+    async with wired(mcp, "asgi") as wire:
+        yield client_of(wire), release, notes
+        release.set()
+
+
+async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
+    """Tasks, Task Creation and Task Polling."""
+    async with shop() as (client, release, _):
+        created = await client.call("waits", word="Dune")
+        assert {"taskId", "status", "createdAt", "lastUpdatedAt", "ttlMs", "pollIntervalMs"} <= created.keys()
+        assert not created.keys() & {"result", "error", "inputRequests", "requestState", "task", "ttl", "pollInterval"}
+        assert (created["status"], created["ttlMs"], created["pollIntervalMs"]) == ("working", 3_600_000, 1_000)
+        assert (await client.get(created["taskId"]))["status"] == "working"
+        release.set()
+        done = await client.end(created["taskId"])
+        assert (done["status"], done["resultType"], text(done)) == ("completed", "complete", "Dune")
+        assert await client.get(created["taskId"]) == done
+
+
+async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_required_one_is_refused() -> None:
+    """Tasks, Capability Negotiation."""
+    mcp, release, _ = make_shop()
+    release.set()
+    async with wired(mcp, "asgi") as wire:
+        client = client_of(wire)
+        called = await client.response("tools/call", {"name": "waits", "arguments": {"word": "Dune"}}, {})
+        assert called["result"]["content"][0]["text"] == "Dune"
+        refused = await client.response("tools/call", {"name": "fails", "arguments": {"how": "tool"}}, {})
+        assert refused["error"]["code"] == -32021
+        assert refused["error"]["data"] == {"requiredCapabilities": {"extensions": {TASKS: {}}}}
+        for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+            refused = await client.response(method, {"taskId": "x", "inputResponses": {}}, {})
+            assert refused["error"]["code"] == -32021
+        session = await wire.initialize(capabilities=DECLARED)
+        reply = await wire.post(request("tools/call", {"name": "waits", "arguments": {"word": "Dune"}}), session)
+        assert reply.message["result"]["content"][0]["text"] == "Dune"
+        reply = await wire.post(request("tasks/get", {"taskId": "x"}), session)
+        assert reply.message["error"]["code"] == -32601
+
+
+async def test_a_server_without_such_tools_has_no_tasks() -> None:
+    """Nothing is announced, and the methods are unknown."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    async def plain() -> str:
+        """Never become a task."""
+        return "plain"
+
+    async with wired(mcp, "asgi") as wire:
+        client = client_of(wire)
+        assert "extensions" not in (await client.result("server/discover", {}))["capabilities"]
+        assert (await client.response("tasks/get", {"taskId": "x"}))["error"]["code"] == -32601
+        assert (await client.result("tools/call", {"name": "plain", "arguments": {}}))["resultType"] == "complete"
+
+
+async def test_a_tool_error_completes_a_task_and_an_error_of_the_request_fails_it() -> None:
+    """Tasks, Error Handling: `failed` is for JSON-RPC errors only."""
+    async with shop() as (client, _, _):
+        done = await client.end((await client.call("fails", how="tool"))["taskId"])
+        assert (done["status"], done["result"]["isError"], text(done)) == ("completed", True, "There is no such book.")
+        done = await client.end((await client.call("fails", how="else"))["taskId"])
+        assert done["result"]["isError"]
+        assert "secret" not in json.dumps(done)
+        done = await client.end((await client.call("fails", how="protocol"))["taskId"])
+        assert (done["status"], done["statusMessage"]) == ("failed", "No.")
+        assert done["error"] == {"code": -32001, "message": "No.", "data": {"why": 7}}
+        assert "result" not in done
+
+
+async def test_wrong_arguments_are_an_answer_and_no_task() -> None:
+    """The model corrects them at once."""
+    async with shop() as (client, _, _):
+        result = await client.result("tools/call", {"name": "waits", "arguments": {"word": 7}})
+        assert (result["resultType"], result["isError"]) == ("complete", True)
+
+
+async def test_cancelling_a_task_stops_its_function_and_keeps_the_task() -> None:
+    """Tasks, Task Cancellation: an empty answer, also for a task that is over."""
+    async with shop() as (client, _, notes):
+        task_id = (await client.call("waits", word="Dune"))["taskId"]
+        await until(lambda: notes == ["Dune began"])
+        acknowledged = await client.cancel(task_id)
+        assert acknowledged.keys() == {"resultType", "_meta"}
+        assert (await client.end(task_id))["status"] == "cancelled"
+        await until(lambda: notes == ["Dune began", "Dune cancelled"])
+        assert await client.cancel(task_id) == acknowledged
+        assert (await client.get(task_id))["status"] == "cancelled"
+
+
+async def test_unknown_ids_are_refused() -> None:
+    """Tasks, Protocol Errors; an id may be as odd as a client likes."""
+    async with shop() as (client, _, _):
+        for task_id in ("", "nothing", "x" * 5_000, "../task"):
+            for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+                response = await client.response(method, {"taskId": task_id, "inputResponses": {}})
+                assert response["error"]["code"] in ((-32602,) if task_id else (-32602, -32020))
+
+
+async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
+    """Digest of the security considerations: ids are bound to the principal."""
+    mcp, release, _ = make_shop(auth=known_keys())
+    async with wired(mcp, "asgi") as wire:
+        ada = client_of(wire, authorization=f"Bearer {ALICE}")
+        bob = client_of(wire, authorization=f"Bearer {BOB}")
+        task_id = (await ada.call("waits", word="Dune"))["taskId"]
+        for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+            theirs = await bob.response(method, {"taskId": task_id, "inputResponses": {}})
+            unknown = await bob.response(method, {"taskId": "nothing", "inputResponses": {}})
+            assert theirs == unknown
+        release.set()
+        assert text(await ada.end(task_id)) == "Dune"
+
+
+async def test_questions_are_answered_through_the_task() -> None:
+    """Tasks, Task Update Requests: keys are never used again, and unknown ones are ignored."""
+    async with shop() as (client, _, notes):
+        task_id = (await client.call("asks"))["taskId"]
+        (key,) = asked = await client.asked(task_id)
+        assert (key, asked[key]["method"]) == ("who", "elicitation/create")
+        assert (await client.update(task_id, nonsense={})).keys() == {"resultType", "_meta"}
+        assert (await client.get(task_id))["status"] == "input_required"
+        await client.update(task_id, who=accept(name="Ada"))
+        task = await client.until(task_id, lambda task: "who" not in task.get("inputRequests", {"who": 1}))
+        (other,) = task["inputRequests"]
+        await client.update(task_id, who=accept(name="Eve"))
+        await client.update(task_id, **{other: accept(name="Bob")})
+        assert text(await client.end(task_id)) == "Ada, Bob, 3"
+        assert notes == ["began", "began", "bought", "began"]
+
+
+async def test_an_answer_that_is_no_object_is_refused_and_the_task_waits_on() -> None:
+    """Our choice."""
+    async with shop() as (client, _, _):
+        task_id = (await client.call("asks"))["taskId"]
+        await client.asked(task_id)
+        response = await client.response("tasks/update", {"taskId": task_id, "inputResponses": {"who": 7}})
+        assert response["error"]["code"] == -32602
+        assert (await client.get(task_id))["status"] == "input_required"
+        await client.cancel(task_id)
+        assert (await client.get(task_id)).keys() >= {"status"} - {"inputRequests"}
+
+
+async def test_progress_and_log_messages_are_the_status_message() -> None:
+    """Tasks have no progress notifications: `statusMessage` is the place."""
+    async with shop() as (client, release, _):
+        for how, shown in (("progress", "Reading (3 of 10)"), ("log", "12 books found")):
+            task_id = (await client.call("reports", how=how))["taskId"]
+            await client.until(task_id, lambda task, shown=shown: task.get("statusMessage") == shown)  # type: ignore[misc]
+        release.set()
+        assert "statusMessage" not in await client.end(task_id)
+
+
+async def test_a_deferred_task_asks_within_the_call() -> None:
+    """Tasks, Task Creation: rounds are over before the task begins. A call that needs no task is none."""
+    async with shop() as (client, _, _):
+        result = await client.result("tools/call", {"name": "deferred", "arguments": {"known": True}})
+        assert result["content"][0]["text"] == "at once"
+        params: Json = {"name": "deferred", "arguments": {"known": False}}
+        asked = await client.result("tools/call", params)
+        assert asked["resultType"] == "input_required"
+        answers = {"inputResponses": {"who": accept(name="Ada")}, "requestState": asked["requestState"]}
+        created = await client.result("tools/call", {**params, **answers})
+        assert created["resultType"] == "task"
+        assert text(await client.end(created["taskId"])) == "Hello, Ada"
+
+
+async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
+    """Our limits: of one caller, and in all."""
+    for settings in (Settings(max_tasks=2), Settings(max_tasks_per_caller=2)):
+        async with shop(settings=settings) as (client, release, _):
+            tasks = [await client.call("waits", word=word) for word in ("one", "two")]
+            params = {"name": "waits", "arguments": {"word": "three"}}
+            refused = await client.response("tools/call", params)
+            assert refused["error"]["code"] == -31429
+            assert "2" in refused["error"]["message"]
+            release.set()
+            for task in tasks:
+                await client.end(task["taskId"])
+            response = await client.accepted("tools/call", params)
+            assert response["result"]["resultType"] == "task"
+
+
+async def test_a_task_ends_with_its_time_to_live() -> None:
+    """Tasks, Task Polling: what is expired is unknown, and its function is stopped."""
+    mcp = Server("shop")
+    stopped = asyncio.Event()
+
+    @mcp.tool(task="required", task_ttl=0.05)
+    async def waits() -> None:
+        """Wait for ever."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with wired(mcp, "asgi") as wire:
+        client = client_of(wire)
+        created = await client.call("waits")
+        assert created["ttlMs"] == 50
+        async with asyncio.timeout(WAIT):
+            await stopped.wait()
+        response = await client.accepted("tasks/get", {"taskId": created["taskId"]}, refused=True)
+        assert response["error"]["code"] == -32602
+
+
+async def test_a_stream_has_the_states_of_the_tasks_that_it_names() -> None:
+    """Tasks, Task Status Notifications: what `tasks/get` would have said, for the caller's own tasks."""
+    mcp, release, _ = make_shop()
+    async with wired(mcp, "lane") as wire:
+        client = client_of(wire)
+        task_id = (await client.call("waits", word="Dune"))["taskId"]
+        assert wire.running is not None
+        peer = await wire.running.connect()
+        params = {"notifications": {"taskIds": [task_id, "nothing"]}}
+        message = enveloped("subscriptions/listen", params, "s", **DECLARED)
+        await peer.send(_post(message, routing("subscriptions/listen")))
+        heard = _messages(peer)
+        acknowledged = await anext(heard)
+        assert acknowledged["params"]["notifications"]["taskIds"] == [task_id]
+        assert (await anext(heard))["params"]["status"] == "working"
+        release.set()
+        async for notification in heard:
+            if notification["params"]["status"] != "working":
+                break
+        assert notification["method"] == "notifications/tasks"
+        done = await client.get(task_id)
+        assert {**notification["params"], "_meta": 0, "resultType": "complete"} == {**done, "_meta": 0}
+        peer.close()
+        refused = await wire.post(enveloped("subscriptions/listen", params), routing("subscriptions/listen"))
+        assert refused.message["error"]["code"] == -32021
+
+
+def _post(message: Json, fields: dict[str, str]) -> bytes:
+    body = json.dumps(message).encode()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST /mcp HTTP/1.1\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def _messages(peer: Any) -> AsyncIterator[Json]:
+    while True:
+        async with asyncio.timeout(WAIT):
+            line = await peer.reader.readline()
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])
+
+
+def test_options_of_tasks_are_checked_when_a_tool_is_registered() -> None:
+    """Our choice."""
+    mcp = Server("shop")
+    for options, said in (
+        ({"task": "always"}, "'allowed' or 'required'"),
+        ({"task": "allowed", "task_ttl": 0}, "task_ttl"),
+        ({"task_retry": True}, "need task='allowed'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            mcp.tool(**options)(_plain)  # type: ignore[arg-type]
+
+
+def _plain() -> None:
+    """Do nothing."""

@@ -1,0 +1,250 @@
+"""Tasks of several workers on one store: any of them answers, and what one leaves behind the others settle."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extensions.tasks.tasks_world import TaskClient, accept, text
+from fleet import Worker, fleet, one_worker, real_fleet, settle, until
+from millstream import Context, Server
+from millstream._stores import open_store
+from shared_store import SharedStore
+from store_parts import Backing
+from wire import Json, request, wired
+
+
+@dataclass
+class Name:
+    name: str
+
+
+class Shop:
+    """Servers of one kind, and what their functions did."""
+
+    def __init__(self) -> None:
+        self.began = Counter[str]()
+        """Name of a server and word -> how often a function began there."""
+        self.ended = Counter[str]()
+        self.release = asyncio.Event()
+        self._servers = 0
+
+    def make(self) -> Server:
+        """One more server."""
+        self._servers += 1
+        mcp, mine = Server("shop"), str(self._servers)
+
+        async def wait(word: str) -> str:
+            self.began[f"{mine}:{word}"] += 1
+            await self.release.wait()
+            self.ended[word] += 1
+            return f"{mine}:{word}"
+
+        @mcp.tool(task="required")
+        async def once(word: str) -> str:
+            """Run once at most."""
+            return await wait(word)
+
+        @mcp.tool(task="required", task_retry=True)
+        async def again(word: str) -> str:
+            """Run again after a worker stopped."""
+            return await wait(word)
+
+        @mcp.tool(task="required")
+        async def asks(ctx: Context) -> str:
+            """Ask the person."""
+            person = await ctx.elicit("Who?", Name, key="who")
+            return f"{mine}:{person.name}"
+
+        return mcp
+
+    def runs(self, word: str) -> int:
+        """How often a function began on any server."""
+        return sum(count for key, count in self.began.items() if key.endswith(f":{word}"))
+
+
+def client_of(worker: Worker) -> TaskClient:
+    """A client that asks one worker."""
+
+    async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
+        return await worker.ask(method, params, fields)
+
+    return TaskClient(ask)
+
+
+async def test_any_worker_answers_for_a_task_and_takes_what_is_said_to_it(backing: Backing) -> None:
+    """A load balancer picks any worker for each request."""
+    shop = Shop()
+    async with real_fleet(shop.make, backing, 2) as workers:
+        one, two = map(client_of, workers)
+        task_id = (await one.call("once", word="Dune"))["taskId"]
+        assert (await two.get(task_id))["status"] == "working"
+        cancelled = (await one.call("once", word="Emma"))["taskId"]
+        await until(lambda: shop.runs("Emma") == 1)
+        await two.cancel(cancelled)
+        assert (await one.get(cancelled))["status"] == "cancelled"
+        await until(lambda: len(workers[0].runtime.dispatcher.calls) == 1)
+        shop.release.set()
+        assert text(await two.end(task_id)) == "1:Dune"
+        asking = (await one.call("asks"))["taskId"]
+        assert list(await two.asked(asking)) == ["who"]
+        await two.update(asking, who=accept(name="Ada"))
+        assert text(await one.end(asking)) == "2:Ada"
+        assert (shop.runs("Dune"), shop.ended["Emma"]) == (1, 0)
+
+
+async def test_a_killed_worker_leaves_no_task_open(backing: Backing) -> None:
+    """Once its lease is over, a task fails with what to do, or runs again where its tool says so, and never both."""
+    shop = Shop()
+    async with real_fleet(shop.make, backing, 3) as workers:
+        one, two, three = map(client_of, workers)
+        lost = (await one.call("once", word="Dune"))["taskId"]
+        again = (await one.call("again", word="Emma"))["taskId"]
+        asking = (await one.call("asks"))["taskId"]
+        other = (await two.call("once", word="Ulysses"))["taskId"]
+        await one.asked(asking)
+        await until(lambda: len(shop.began) == 3)
+        workers[0].runtime.dispatcher.stopping = True
+        await backing.kill(workers[0].store.real)
+        failed = await three.end(lost)
+        assert failed["status"] == "failed"
+        assert "Call the tool again" in failed["error"]["message"]
+        await until(lambda: shop.runs("Emma") == 2)
+        shop.release.set()
+        assert text(await two.end(again)) in ("2:Emma", "3:Emma")
+        assert text(await three.end(other)) == "2:Ulysses"
+        await three.update(asking, who=accept(name="Ada"))
+        assert text(await two.end(asking)) == "3:Ada"
+        assert (shop.runs("Dune"), shop.runs("Emma"), shop.runs("Ulysses")) == (1, 2, 1)
+
+
+async def test_a_worker_that_counted_as_dead_changes_nothing_when_it_goes_on() -> None:
+    """It was stopped for longer than its lease: others have settled its tasks."""
+    shop = Shop()
+    async with fleet(shop.make, 2) as workers:
+        one, two = map(client_of, workers)
+        lost = (await one.call("once", word="Dune"))["taskId"]
+        again = (await one.call("again", word="Emma"))["taskId"]
+        await until(lambda: len(shop.began) == 2)
+        workers[0].store.sleep()
+        assert (await two.end(lost))["status"] == "failed"
+        await until(lambda: shop.runs("Emma") == 2)
+        workers[0].store.wake()
+        await until(lambda: not workers[0].runtime.dispatcher.calls)
+        shop.release.set()
+        assert text(await one.end(again)) == "2:Emma"
+        assert (await one.get(lost))["status"] == "failed"
+        assert (shop.ended["Dune"], shop.ended["Emma"]) == (0, 1)
+
+
+async def test_a_task_that_loses_its_workers_again_and_again_fails() -> None:
+    """Our choice: one that kills its worker doesn't kill all of them."""
+    shop, shared = Shop(), SharedStore()
+    async with fleet(shop.make, 1, store=shared) as (last,), fleet(shop.make, 4, store=shared) as workers:
+        task_id = (await client_of(workers[0]).call("again", word="Emma"))["taskId"]
+        for runs in range(1, 4):
+            await until(lambda runs=runs: shop.runs("Emma") == runs)  # type: ignore[misc]
+            (mine,) = [each for each in (*workers, last) if each.runtime.dispatcher.calls and not each.store.dead]
+            mine.store.die()
+        task = await client_of(next(each for each in (*workers, last) if not each.store.dead)).end(task_id)
+        assert "3 times" in task["error"]["message"]
+        assert shop.runs("Emma") == 3
+        shop.release.set()
+
+
+async def test_a_worker_that_stops_hands_over_what_it_does_not_finish() -> None:
+    """SIGTERM: tasks finish in the time for that. The others run again elsewhere, or fail with what to do."""
+    shop, shared = Shop(), SharedStore()
+    async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
+        leaving, staying = client_of(goes), client_of(stays)
+        lost = (await leaving.call("once", word="Dune"))["taskId"]
+        again = (await leaving.call("again", word="Emma"))["taskId"]
+        await until(lambda: len(shop.began) == 2)
+        await goes.runtime.drain(0.0)
+        failed = await staying.get(lost)
+        assert (failed["status"], failed["error"]["code"]) == ("failed", -31503)
+        await until(lambda: shop.began["1:Emma"] == 1)
+        shop.release.set()
+        assert text(await staying.end(again)) == "1:Emma"
+        assert shop.ended == {"Emma": 1}
+
+
+async def test_tasks_finish_in_the_time_that_a_server_has_to_stop() -> None:
+    """They are calls like others."""
+    shop, shared = Shop(), SharedStore()
+    async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
+        task_id = (await client_of(goes).call("once", word="Dune"))["taskId"]
+        await until(lambda: shop.runs("Dune") == 1)
+        draining = asyncio.create_task(goes.runtime.drain(60.0))
+        await settle()
+        shop.release.set()
+        await draining
+        assert text(await client_of(stays).get(task_id)) == "2:Dune"
+
+
+async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> None:
+    """With a store in a file: what ended is kept, what waits for an answer goes on, and what ran is settled."""
+    shop, url = Shop(), f"sqlite:///{tmp_path}/store.db"
+    kept: dict[str, str] = {}
+
+    async def serve(work: Any) -> None:
+        server = shop.make()
+        server.runtimes._stores[asyncio.get_running_loop()] = open_store(url)
+        async with wired(server, "asgi") as wire:
+
+            async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
+                return dict((await wire.post(request(method, params), fields)).message)
+
+            await work(TaskClient(ask))
+
+    async def first(client: TaskClient) -> None:
+        for name, tool in (("lost", "once"), ("again", "again")):
+            kept[name] = (await client.call(tool, word=name))["taskId"]
+        kept["asking"] = (await client.call("asks"))["taskId"]
+        await client.asked(kept["asking"])
+        await until(lambda: len(shop.began) == 2)
+
+    async def second(client: TaskClient) -> None:
+        assert (await client.end(kept["lost"]))["status"] == "failed"
+        shop.release.set()
+        assert text(await client.end(kept["again"])) == "2:again"
+        await client.update(kept["asking"], who=accept(name="Ada"))
+        assert text(await client.end(kept["asking"])) == "2:Ada"
+
+    async def third(client: TaskClient) -> None:
+        assert text(await client.get(kept["again"])) == "2:again"
+
+    for work in (first, second, third):
+        await serve(work)
+
+
+async def test_the_end_of_a_task_is_stored_once_the_store_answers_again() -> None:
+    """An outage loses no result."""
+    shop, shared = Shop(), SharedStore()
+    async with fleet(shop.make, 2, store=shared) as workers:
+        one, two = map(client_of, workers)
+        task_id = (await one.call("once", word="Dune"))["taskId"]
+        await until(lambda: shop.runs("Dune") == 1)
+        workers[0].store.down = True
+        shop.release.set()
+        await until(lambda: shop.ended["Dune"] == 1)
+        await settle()
+        assert (await two.get(task_id))["status"] == "working"
+        workers[0].store.down = False
+        assert text(await two.end(task_id)) == "1:Dune"
+
+
+async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None:
+    """After lost messages, a worker looks at what it runs."""
+    shop, shared = Shop(), SharedStore()
+    async with fleet(shop.make, 2, store=shared) as workers:
+        one, two = map(client_of, workers)
+        task_id = (await one.call("once", word="Dune"))["taskId"]
+        await until(lambda: shop.runs("Dune") == 1)
+        workers[0].store.deaf = True
+        await two.cancel(task_id)
+        workers[0].store.deaf = False
+        assert workers[0].runtime.dispatcher.calls
+        workers[0].store.miss()
+        await until(lambda: not workers[0].runtime.dispatcher.calls)
