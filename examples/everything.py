@@ -470,5 +470,23 @@ async def test_input_required_result_prompt(ctx: Context) -> str:
     return f"Use this context: {situation.context}"
 
 
+# Skills
+
+
+@mcp.skill(
+    files={"references/FORMS.md": "# Forms\n\nFill in every field.\n", "scripts/fill.py": "print('filled')\n"},
+    frontmatter={"license": "Apache-2.0", "metadata": {"version": "2.1.0"}},
+)
+def pdf_processing() -> str:
+    """Extract, fill, and assemble PDF documents."""
+    return "# PDF processing\n\nRead `references/FORMS.md` first.\n"
+
+
+@mcp.skill(prefix="support/billing", dynamic=True)
+async def refunds() -> str:
+    """Process refund requests of customers."""
+    return "# Refunds\n\nAsk for the receipt.\n"
+
+
 if __name__ == "__main__":
     mcp.run()

@@ -28,6 +28,7 @@ LAYERS = [
     "_config",
     "_env_file",
     "_jsonc",
+    "_frontmatter",
     "_http",
     "_telemetry",
     "_stores",

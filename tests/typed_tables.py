@@ -211,6 +211,12 @@ PAGES = {
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
     "docs/how-to/own-routes.md": Page(),
+    "docs/how-to/serve-skills.md": Page(
+        untyped={
+            "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",
+            "millstream list skilled.py": "tests/cli/test_client_commands.py lists skills.",
+        },
+    ),
     "docs/how-to/write-an-extension.md": Page(
         also={"": (Typed("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},

@@ -149,6 +149,13 @@ class TestInAPipe:
         assert set(found) == {"tools", "resources", "resourceTemplates", "prompts"}
         assert found["tools"][0]["inputSchema"]["type"] == "object"
 
+    def test_list_shows_skills(self) -> None:
+        """Of a server that has some."""
+        everything = str(ROOT / "examples" / "everything.py")
+        skill = "skill://pdf-processing/SKILL.md"
+        assert f"skill\t{skill}\tExtract, fill, and assemble PDF documents." in printed("list", everything).splitlines()
+        assert skill in [each["uri"] for each in as_json("list", everything)["skills"]]
+
     def test_call_converts_values_by_schema(self) -> None:
         """A number that is a text stays one."""
         assert json.loads(printed("call", SHOP, "order", "isbn=9780", "copies=2")) == {"isbn": "9780", "copies": 2}

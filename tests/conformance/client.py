@@ -5,6 +5,7 @@ Each scenario is what a program would do with `millstream.Client`; nothing here 
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream import Client
+from millstream.client import SkillMismatch
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
 from millstream.client._oauth.issuer_http import fetch
@@ -71,6 +73,18 @@ async def echo_schema(client: Client) -> None:
     await client.call("json_schema_echo", schema=schemas["json_schema_2020_12_tool"])
 
 
+async def list_skills(client: Client) -> None:
+    await client.skills()
+
+
+async def load_skills(client: Client) -> None:
+    for skill in await client.skills():
+        with contextlib.suppress(SkillMismatch):
+            await client.read_skill(skill)
+            for resource in skill.resources if isinstance(skill.resources, list) else ():
+                await client.read_skill(skill, resource.uri.removeprefix(f"{skill.root}/"))
+
+
 SCENARIOS: dict[str, Callable[[Client], Awaitable[None]]] = {
     "json-schema-ref-no-deref": list_tools,
     "json-schema-2020-12-preservation": echo_schema,
@@ -78,6 +92,10 @@ SCENARIOS: dict[str, Callable[[Client], Awaitable[None]]] = {
     "http-custom-headers": call_given,
     "http-invalid-tool-headers": call_all,
     "sep-2322-client-request-state": ask_in_rounds,
+    "sep-2640-client-no-prefetch": list_skills,
+    "sep-2640-client-verify-digest": load_skills,
+    "sep-2640-client-verify-size": load_skills,
+    "sep-2640-client-verify-frontmatter": load_skills,
 }
 
 

@@ -65,6 +65,9 @@ SELECTIONS = {
     "all-2025-06-18": Selection(("--suite", "all", "--spec-version", "2025-06-18"), 27),
     "all-2025-11-25": Selection(("--suite", "all", "--spec-version", "2025-11-25"), 33),
     "all-2026-07-28": Selection(("--suite", "all", "--spec-version", "2026-07-28"), 40),
+    "skills-enumeration": Selection(("--scenario", "sep-2640-skills-enumeration"), 1),
+    "skills-manifest": Selection(("--scenario", "sep-2640-skills-manifest"), 1),
+    "skills-directory": Selection(("--scenario", "sep-2640-skills-directory"), 1),
 }
 
 

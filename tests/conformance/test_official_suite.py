@@ -38,7 +38,9 @@ WAYS = {
 SCORED = [name for name in SELECTIONS if name.startswith("scored")]
 AGAIN = {"all-2025-11-25": "scored-2025-11-25", "all-2026-07-28": "scored-2026-07-28"}
 """Selections that look at nothing that another doesn't look at, too."""
-OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in AGAIN]
+SKILLS = [name for name in SELECTIONS if name.startswith("skills")]
+"""An extension, which does nothing else in another way."""
+OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in (*AGAIN, *SKILLS)]
 RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED)]
 _OF_SEVERAL = {
     "sep-2575-server-sends-prompts-list-changed-on-subscription",

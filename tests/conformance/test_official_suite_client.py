@@ -47,6 +47,8 @@ UNSCORED = (
     "auth/dpop-nonce", "auth/enterprise-managed-authorization", "auth/wif-jwt-bearer",
 )  # fmt: skip
 """What the suite runs with both revisions and scores for none."""
+SKILLS = ("client-no-prefetch", "client-verify-digest", "client-verify-size", "client-verify-frontmatter")
+"""What the suite has for the skills extension, which belongs to no revision that it scores."""
 OLDER = ("auth/2025-03-26-oauth-metadata-backcompat", "auth/2025-03-26-oauth-endpoint-fallback")
 """What belongs to no revision that it scores."""
 NOT_EXERCISED = {"initialize", "notifications_initialized"}
@@ -126,7 +128,7 @@ def test_every_scenario_that_runs_is_checked(of_revision: Callable[[str], dict[s
     assert set(of_revision(revision)) == {name for name, date in SCORED if date == revision} | set(UNSCORED)
 
 
-@pytest.mark.parametrize("scenario", OLDER)
+@pytest.mark.parametrize("scenario", [*OLDER, *(f"sep-2640-{name}" for name in SKILLS)])
 def test_official_suite_passes_for_older_revisions(scenario: str, tmp_path: Path) -> None:
     """Each is a run of its own."""
     (checks,) = found(tmp_path, "--scenario", scenario).values()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from millstream.auth._method import Given
     from millstream.extensions import Extension
     from millstream.extensions.events import EventOptions, Events
+    from millstream.extensions.skills import SkillOptions, Skills
     from millstream.gateway.upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
@@ -376,6 +377,45 @@ class Server(FamiliarNames):
         from millstream._app.folder import offer  # noqa: PLC0415  only for programs with files of their own
 
         offer(self.definition, uri, fspath(folder), options)
+
+    def skills(self, folder: str | PathLike[str], *, prefix: str = "") -> None:
+        """Offer the skills of a folder: every directory in it that has a `SKILL.md`, or the folder itself.
+
+        Changes of the files are noticed. Nothing outside of the folder is read, also not through a symbolic link, and
+        nothing whose name begins with a dot. A skill has up to 512 files and 16 MiB.
+
+        Args:
+            folder: relative to the current directory.
+            prefix: what the URIs begin with, after ``skill://``.
+
+        Raises:
+            ValueError: there is no such folder, no skill in it, or one that can't be served; the text says why.
+            MissingExtra: ruamel.yaml isn't installed: the extra ``skills``.
+
+        Example:
+            ``mcp.skills("skills/")``
+        """
+        self._skills().add_folder(fspath(folder), prefix)
+
+    @overload
+    def skill(self, function: F, /) -> F: ...
+    @overload
+    def skill(self, /, **options: "Unpack[SkillOptions]") -> Callable[[F], F]: ...
+    def skill(self, function: Any = None, /, **options: "Unpack[SkillOptions]") -> Any:
+        """Offer a skill whose instructions a function returns: ``@mcp.skill``, or ``@mcp.skill(name="refunds")``.
+
+        Keyword options: see `millstream.extensions.skills.SkillOptions`.
+        """
+        return _decorate(function, lambda each: self._skills().add_function(each, **options))
+
+    def _skills(self) -> "Skills":
+        from millstream.extensions.skills import Skills  # noqa: PLC0415  few servers have skills
+
+        found = self.extension(Skills)
+        if found is None:
+            found = Skills()
+            self.extend(found)
+        return found
 
     # Composition
 

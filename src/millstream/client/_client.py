@@ -1,5 +1,6 @@
 """`Client`: one object for a server of any revision, over any transport."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -41,6 +42,7 @@ from millstream.client._targets import Target
 from millstream.client._watching import Changes, wanted
 
 if TYPE_CHECKING:
+    from millstream._protocol.skills import Skill
     from millstream.client._events import ClientEvents
     from millstream.client._extending import ClientExtension, ClientHost
 
@@ -318,6 +320,49 @@ class Client(FamiliarNames):
         params = encode(CompleteRequestParams(reference, CompletionArgument(argument, value), context))
         raw = await self.conversation.requests.ask(Ask(method="completion/complete", params=params, repeatable=True))
         return read("completion/complete", _decode_completion, raw).completion
+
+    # Skills
+
+    def skills(self, *, fresh: bool = False) -> "Listing[Skill]":
+        """List the skills of the server, without reading them: ``for skill in await client.skills(): …``."""
+        from millstream.client import _skills  # noqa: PLC0415  few clients use skills
+
+        return _skills.list_skills(self.conversation, fresh=fresh)
+
+    async def skill(self, uri: str) -> "Skill":
+        """Return the entry of one skill, whether the server lists it or not: ``await client.skill(uri)``.
+
+        Args:
+            uri: URI of its `SKILL.md`.
+
+        Raises:
+            Failure: the server has no such skill.
+            SkillMismatch: its entry can't be used.
+        """
+        from millstream.client import _skills  # noqa: PLC0415  few clients use skills
+
+        return await _skills.get_skill(self.conversation, uri)
+
+    async def read_skill(self, skill: "Skill", path: str = "SKILL.md") -> bytes:
+        """Read a file of a skill and check it against the manifest: ``(await client.read_skill(skill)).decode()``.
+
+        The content is instructions from the server's author. Show the user where it comes from, and ask before a model
+        follows it.
+
+        Args:
+            skill: entry of the skill.
+            path: path of the file below the skill.
+
+        Raises:
+            SkillMismatch: the file isn't what the entry says, or isn't listed there.
+        """
+        from millstream.client import _skills  # noqa: PLC0415  few clients use skills
+
+        uri = skill.uri_of(path)
+        _skills.check_listed(skill, uri)
+        data = _skills.bytes_of(uri, await self.read(uri, fresh=True))
+        await asyncio.to_thread(_skills.check_file, skill, uri, data)
+        return data
 
     # Other requests
 

@@ -22,7 +22,7 @@ from millstream.client._cache import Cache
 from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
 from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
-from millstream.client._listing import Listing
+from millstream.client._listing import Listing, Page
 from millstream.client._negotiated import Connection, Declared, LocalPeer, Negotiated, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
@@ -218,6 +218,10 @@ class Conversation:
             result = await self.cached(Ask(method=method, params=params, repeatable=True), measured, fresh=fresh)
             return result, items(result), size
 
+        return self.listing(page)
+
+    def listing(self, page: Page[T]) -> Listing[T]:
+        """Return a list that fetches its pages by a function, within the limits of the client."""
         return Listing(page, self._options.max_pages, self._options.max_bytes)
 
     async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:

@@ -17,7 +17,8 @@ from millstream._http.client.errors import (
 
 __all__ = [
     "AccessDenied", "BadAnswer", "ClientError", "ConnectFailed", "ConnectionLost", "Failure", "Flood", "NoAnswer",
-    "NotMcp", "SessionLost", "TargetError", "TlsFailed", "TooLarge", "ToolFailed", "UnknownVersion", "Unsupported",
+    "NotMcp", "SessionLost", "SkillMismatch", "TargetError", "TlsFailed", "TooLarge", "ToolFailed", "UnknownVersion",
+    "Unsupported",
 ]  # fmt: skip
 
 
@@ -78,6 +79,10 @@ class Failure(ClientError):
         self.code = code
         self.message = message
         self.data = data
+
+
+class SkillMismatch(ClientError):
+    """A file of a skill isn't what the server announced. Don't use it. ``except SkillMismatch: skill = None``"""
 
 
 class Flood(ClientError):

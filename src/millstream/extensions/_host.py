@@ -127,6 +127,11 @@ class ServerHost:
         return await self._host.store.workers.alive(worker)
 
     @property
+    def private(self) -> bool:
+        """Whether callers sign in: what one of them gets mustn't be cached for others."""
+        return self._host.registry.private
+
+    @property
     def capabilities(self) -> Mapping[str, Any]:
         """What the server announces in the newest revision."""
         return self._host.registry.capabilities(ALL[-1])

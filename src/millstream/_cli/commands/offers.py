@@ -40,7 +40,7 @@ def list_(
     *,
     json: Json = False,
 ) -> None:
-    """Show the tools, resources, templates and prompts of a server.
+    """Show the tools, resources, templates, prompts, and skills of a server.
 
     In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.
 
@@ -54,8 +54,10 @@ def list_(
     async def work(client: Client) -> None:
         tools, resources = await client.tools(), await client.resources()
         templates, prompts = await client.templates(), await client.prompts()
+        skills = await client.skills()  # asks only a server that has some
         if json:
-            print_json({"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts})
+            offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
+            print_json({**offers, "skills": skills} if skills else offers)
             return
         signed = sys.stdout.isatty()  # in a pipe, the second column is the name alone
         rows = [
@@ -68,6 +70,7 @@ def list_(
             ["prompt", _prompt_of(each) if signed else each.name, each.description or each.title or ""]
             for each in prompts
         ]
+        rows += [["skill", each.uri, each.description] for each in skills]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
     with_client(options.client, work)

@@ -1,0 +1,91 @@
+"""The YAML at the beginning of a Markdown file, as JSON values: what a `SKILL.md` says about itself.
+
+ruamel.yaml reads it, as YAML 1.2. The text may come from the network, so it's bounded, and it has no anchors: those
+could make a small text a huge value.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from millstream._protocol.errors import MissingExtra
+from millstream._protocol.json_schema import is_object
+
+MAX_BYTES: Final = 16 * 1024
+_MAX_DEPTH: Final = 32
+_BLOCK = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+class FrontmatterError(ValueError):
+    """The text has no frontmatter, or frontmatter that can't be read. The message says what is wrong."""
+
+
+def read_frontmatter(text: str) -> dict[str, Any]:
+    """Return the frontmatter of a text as JSON values. Dates stay as they're written.
+
+    Raises:
+        FrontmatterError: there is none, or it's not an object of JSON values.
+        MissingExtra: ruamel.yaml isn't installed.
+    """
+    found = _BLOCK.match(text)
+    if found is None:
+        raise FrontmatterError("it doesn't begin with YAML between two lines of ---")
+    raw = found[1]
+    if len(raw.encode()) > MAX_BYTES:
+        raise FrontmatterError(f"its frontmatter has more than {MAX_BYTES} bytes")
+    value = _load(raw)
+    if not is_object(value):
+        raise FrontmatterError("its frontmatter isn't a YAML mapping")
+    _check(value)
+    return value
+
+
+def _load(raw: str) -> Any:
+    try:
+        from ruamel.yaml import YAML  # noqa: PLC0415  an extra
+        from ruamel.yaml.constructor import SafeConstructor  # noqa: PLC0415
+        from ruamel.yaml.error import YAMLError  # noqa: PLC0415
+    except ImportError as exc:
+        raise MissingExtra("Reading the frontmatter of skills", "skills") from exc
+
+    class Constructor(SafeConstructor):
+        """Leaves dates as text, as JSON has none."""
+
+    Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Constructor
+    try:
+        # The time grows with the square of the depth, so the events are looked at before anything is built of them.
+        _check_events(YAML(typ="safe", pure=True).parse(raw))
+        return yaml.load(raw)
+    except (YAMLError, ValueError, RecursionError) as exc:
+        if isinstance(exc, FrontmatterError):
+            raise
+        raise FrontmatterError(f"its frontmatter isn't YAML: {' '.join(str(exc).split())[:200]}") from exc
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            raise FrontmatterError("its frontmatter has a YAML alias, which isn't supported")
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        if depth > _MAX_DEPTH:
+            raise FrontmatterError(f"its frontmatter is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _check(value: Any) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise FrontmatterError(f"its frontmatter has the key {name!r}, which isn't a text")
+            _check(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner)
+    elif not (
+        value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    ):
+        raise FrontmatterError(f"its frontmatter has a value that JSON doesn't: {value!r}")

@@ -1,0 +1,152 @@
+"""Skills of a server, as a client lists, checks, and reads them: ``io.modelcontextprotocol/skills``."""
+
+import logging
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from millstream._frontmatter import FrontmatterError, read_frontmatter
+from millstream._protocol.content import ResourceContents
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import CacheableResult, PaginatedRequestParams, PaginatedResult
+from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
+from millstream.client._conversation import Conversation
+from millstream.client._errors import SkillMismatch
+from millstream.client._listing import Listing
+from millstream.client._requests import Ask
+from millstream.client._results import read
+
+_logger = logging.getLogger(__name__)
+
+
+class _Skills(PaginatedResult, frozen=True, kw_only=True):
+    skills: list[Raw]
+
+
+class _Skill(CacheableResult, frozen=True, kw_only=True):
+    skill: Skill
+
+
+_decode_list = msgspec.json.Decoder(_Skills).decode
+_decode_one = msgspec.json.Decoder(_Skill).decode
+_decode_skill = msgspec.json.Decoder(Skill).decode
+
+
+def list_skills(conversation: Conversation, *, fresh: bool) -> Listing[Skill]:
+    """Return the skills of a server; none of a server without the extension. Nothing else is read."""
+
+    async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:
+        if not _announced(conversation):
+            return PaginatedResult(), [], 0
+        size = 0
+
+        def measured(data: bytes) -> _Skills:
+            nonlocal size
+            size = len(data)
+            return _decode_list(data)
+
+        ask = Ask(method="skills/list", params=encode(PaginatedRequestParams(cursor)), repeatable=True)
+        result: _Skills = await conversation.cached(ask, measured, fresh=fresh)
+        return result, [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None], size
+
+    return conversation.listing(page)
+
+
+def _announced(conversation: Conversation) -> bool:
+    extensions: Any = conversation.agreed.capabilities.get("extensions")
+    return isinstance(extensions, dict) and SKILLS in extensions
+
+
+def _valid(raw: bytes) -> Skill | None:
+    """Return an entry that a host may load; None for others."""
+    try:
+        skill = _decode_skill(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        _logger.warning("Left out a skill of the server that can't be read: %s", exc)
+        return None
+    problem = problem_of(skill)
+    if problem:
+        _logger.warning("Left out the skill %.200s of the server: %s", skill.uri, problem)
+    return None if problem else skill
+
+
+def problem_of(skill: Skill) -> str:
+    """Return why a host mustn't load an entry, or an empty string."""
+    if problem := name_problem(skill.frontmatter.get("name")):
+        return problem
+    if not skill.uri.endswith(f"/{skill.name}/{SKILL_FILE}"):
+        return "its URI doesn't end with its name and SKILL.md"
+    if not skill.description:
+        return "it has no description"
+    if isinstance(skill.resources, str):
+        return ""
+    uris = [each.uri for each in skill.resources]
+    if skill.uri not in uris or len(set(uris)) != len(uris):
+        return "its manifest lacks SKILL.md, or has a file twice"
+    if not all(uri.startswith(f"{skill.root}/") for uri in uris):
+        return "its manifest has a file that isn't in its directory"
+    if len(uris) > MAX_FILES or sum(each.size for each in skill.resources) > MAX_BYTES:
+        return f"it has more than {MAX_FILES} files, or more than {MAX_BYTES:,} bytes"
+    return ""
+
+
+async def get_skill(conversation: Conversation, uri: str) -> Skill:
+    """Return the entry of one skill."""
+    ask = Ask(method="skills/get", params=encode({"uri": uri}), repeatable=True)
+    result: _Skill = read("skills/get", _decode_one, await conversation.requests.ask(ask))
+    problem = problem_of(result.skill) or ("" if result.skill.uri == uri else "it's another one than was asked for")
+    if problem:
+        raise SkillMismatch(f"The server's entry of the skill {uri} can't be used: {problem}.")
+    return result.skill
+
+
+def check_listed(skill: Skill, uri: str) -> None:
+    """Make sure that the manifest lists a file, before it's read.
+
+    Raises:
+        SkillMismatch: it doesn't.
+    """
+    if not isinstance(skill.resources, str) and skill.entry(uri) is None:
+        raise SkillMismatch(f"The manifest of the skill {skill.name!r} doesn't list {uri}.")
+
+
+def bytes_of(uri: str, contents: list[ResourceContents]) -> bytes:
+    """Return the bytes of a resource that is one file.
+
+    Raises:
+        SkillMismatch: it's something else.
+    """
+    if len(contents) != 1:
+        raise SkillMismatch(f"The server gave {len(contents)} contents for {uri}, and a file has one.")
+    text, blob = contents[0].text, contents[0].blob
+    return text.encode() if text is not None else blob or b""
+
+
+def check_file(skill: Skill, uri: str, data: bytes) -> None:
+    """Make sure that a file is what its manifest says.
+
+    Raises:
+        SkillMismatch: it isn't, or the manifest doesn't list it.
+    """
+    problem = ""
+    if not isinstance(skill.resources, str):
+        entry = skill.entry(uri)
+        problem = f"{uri} isn't in its manifest" if entry is None else mismatch(entry, data)
+    elif len(data) > MAX_BYTES:
+        problem = f"{uri} has more than {MAX_BYTES:,} bytes"
+    if not problem and uri == skill.uri:
+        problem = _frontmatter_problem(skill, data)
+    if problem:
+        raise SkillMismatch(
+            f"The skill {skill.name!r} isn't what the server announced: {problem}.",
+            remedy="It may have changed: get its entry again, and look at it before you use it.",
+        )
+
+
+def _frontmatter_problem(skill: Skill, data: bytes) -> str:
+    try:
+        found = read_frontmatter(data.decode())
+    except (FrontmatterError, UnicodeDecodeError) as exc:
+        return f"SKILL.md can't be read: {exc}"
+    return "" if found == skill.frontmatter else "the frontmatter of SKILL.md differs from its entry"

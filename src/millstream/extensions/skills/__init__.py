@@ -1,0 +1,11 @@
+"""Skills (``io.modelcontextprotocol/skills``): instructions for models, as folders or in code.
+
+``mcp.skills("skills/")`` serves folders with a `SKILL.md`, ``@mcp.skill`` makes a skill of a function, and
+``await client.skills()`` lists those of a server.
+"""
+
+from millstream._protocol.skills import Skill, SkillResource
+from millstream.extensions.skills._extension import Skills
+from millstream.extensions.skills._function import SkillOptions
+
+__all__ = ["Skill", "SkillOptions", "SkillResource", "Skills"]

@@ -1,0 +1,225 @@
+"""Skills in a folder: every directory with a `SKILL.md`, and the files below it.
+
+The paths come from clients. A file is served only if it lies in the folder once every link is followed. Nothing whose
+name begins with a dot is served.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from mimetypes import guess_type
+from pathlib import Path
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from millstream._frontmatter import FrontmatterError, read_frontmatter
+from millstream._protocol.skills import (
+    MAX_BYTES,
+    MAX_FILES,
+    SKILL_FILE,
+    Skill,
+    SkillResource,
+    digest_of,
+    name_problem,
+)
+
+MAX_WALKED = 10_000
+"""Entries of a folder that are looked at. What comes after them isn't served."""
+FRESH_SECONDS = 1.0
+"""Seconds for which a walk is remembered, at least; a slow walk is remembered for ten times as long as it took."""
+_logger = logging.getLogger("millstream")
+
+
+class SkillError(ValueError):
+    """A skill that can't be served. The message names it, and says what is wrong."""
+
+
+class File(Struct, frozen=True):
+    """A file of a skill, as the last walk saw it."""
+
+    place: Path
+    digest: str
+    size: int
+    stamp: tuple[int, int, int]
+    """Time of the last change, size, and inode: the digest holds while they stay the same."""
+
+
+class Snapshot(Struct, frozen=True):
+    """What a folder has at one moment."""
+
+    skills: dict[str, Skill]
+    """URI of the `SKILL.md` -> entry, sorted."""
+    files: dict[str, File]
+    """URI -> file."""
+
+
+class SkillFolder:
+    """The skills below a place. Thread-safe."""
+
+    __slots__ = ("_clock", "_lock", "_prefix", "_root", "_snapshot", "_until", "_warned")
+
+    def __init__(self, folder: str, prefix: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the folder once.
+
+        Args:
+            folder: of skills, or of one skill.
+            prefix: what the URIs begin with, after ``skill://``.
+            clock: seconds that only grow.
+
+        Raises:
+            ValueError: there's no such folder, no skill in it, or one that can't be served.
+        """
+        place = Path(folder)
+        if not place.is_dir():
+            raise SkillError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
+        self._root = place.resolve()
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self._snapshot = self._look(Snapshot({}, {}), strict=True)
+        self._until = clock() + FRESH_SECONDS
+        if not self._snapshot.skills:
+            raise SkillError(f"There is no {SKILL_FILE} below {folder!r}: each skill is a folder with one")
+
+    def snapshot(self) -> Snapshot:
+        """Return what the folder has now, or had a moment ago."""
+        with self._lock:
+            if self._clock() >= self._until:
+                began = self._clock()
+                self._snapshot = self._look(self._snapshot, strict=False)
+                now = self._clock()
+                self._until = now + max(FRESH_SECONDS, 10 * (now - began))
+            return self._snapshot
+
+    def read(self, path: str) -> tuple[bytes, str] | None:
+        """Return the bytes and the media type of a file by the rest of its URI; None if there's none to be served."""
+        uri = f"skill://{quote(path)}"
+        snapshot = self.snapshot()
+        file = snapshot.files.get(uri)
+        place = None if file is None else self._find(file.place)
+        if place is None:
+            return None
+        with suppress(OSError), place.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+            return (data, media_type(place.name)) if len(data) <= MAX_BYTES else None
+        return None
+
+    # The walk
+
+    def _look(self, before: Snapshot, *, strict: bool) -> Snapshot:
+        walked = list(self._walk())
+        roots = [path.parent for path in walked if path.name == SKILL_FILE]
+        files: dict[str, File] = {}
+        skills: dict[str, Skill] = {}
+        for root in roots:
+            try:
+                inside = [path for path in walked if path.is_relative_to(root)]
+                skill = self._skill(root, inside, before, files)
+                skills[skill.uri] = skill
+            except (SkillError, FrontmatterError, OSError) as exc:
+                self._refuse(f"The skill {self._shown(root)} can't be served: {exc}", strict=strict)
+        return Snapshot(dict(sorted(skills.items())), files)
+
+    def _refuse(self, problem: str, *, strict: bool) -> None:
+        if strict:
+            raise SkillError(problem)
+        if problem not in self._warned and len(self._warned) < MAX_WALKED:
+            self._warned.add(problem)
+            _logger.warning("%s", problem)
+
+    def _shown(self, root: Path) -> str:
+        return str(root.relative_to(self._root.parent))
+
+    def _walk(self) -> Iterator[Path]:
+        """Yield the files, by paths below the root as they're written, links included."""
+        left = MAX_WALKED
+        for place, folders, names in os.walk(self._root):
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            for name in sorted(names):
+                left -= 1
+                if left < 0:
+                    return
+                path = Path(place, name)
+                if not name.startswith(".") and self._find(path) is not None:
+                    yield path
+
+    def _find(self, path: Path) -> Path | None:
+        """Return the file that a path leads to; None if it's outside of the folder, hidden, or no file."""
+        try:
+            found = path.resolve()
+            below = found.relative_to(self._root)
+        except (OSError, ValueError, RuntimeError):
+            return None  # outside, or a loop of links
+        return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
+
+    def _skill(self, root: Path, inside: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
+        if len(inside) > MAX_FILES:
+            raise SkillError(f"it has {len(inside)} files, and hosts accept {MAX_FILES}")
+        below = root.relative_to(self._root).as_posix()
+        # A folder that is itself a skill is known by its own name.
+        path = self._prefix + (self._root.name if below == "." else below)
+        base = f"skill://{quote(path)}"
+        resources: list[SkillResource] = []
+        total = 0
+        for place in inside:
+            uri = f"{base}/{quote(place.relative_to(root).as_posix())}"
+            file = files.get(uri) or self._digest(place, before.files.get(uri), MAX_BYTES - total)
+            files[uri] = file
+            total += file.size
+            resources.append(SkillResource(uri, file.digest, file.size))
+        frontmatter = self._frontmatter(root / SKILL_FILE, path.rpartition("/")[2])
+        return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
+
+    def _digest(self, path: Path, before: File | None, left: int) -> File:
+        place = self._find(path)
+        if place is None:
+            raise SkillError(f"{path.name} is gone")
+        about = place.stat()
+        stamp = about.st_mtime_ns, about.st_size, about.st_ino
+        if before is not None and before.stamp == stamp:
+            return before
+        if about.st_size > left:
+            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, and hosts accept no more")
+        with place.open("rb") as file:
+            data = file.read(left + 1)
+        if len(data) > left:
+            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, and hosts accept no more")
+        return File(path, digest_of(data), len(data), stamp)
+
+    def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
+        place = self._find(path)
+        if place is None:
+            raise SkillError(f"{SKILL_FILE} is gone")
+        try:
+            frontmatter = read_frontmatter(place.read_bytes()[: MAX_BYTES + 1].decode())
+        except UnicodeDecodeError as exc:
+            raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
+        check_frontmatter(frontmatter, name)
+        return frontmatter
+
+
+def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
+    """Make sure that a skill says what hosts need.
+
+    Raises:
+        SkillError: the name or description is missing, or the name isn't that of the folder.
+    """
+    name, description = frontmatter.get("name"), frontmatter.get("description")
+    if problem := name_problem(name):
+        raise SkillError(problem)
+    if name != folder:
+        raise SkillError(f"its name is {name!r}, and its folder {folder!r}: they must be the same")
+    if not isinstance(description, str) or not description.strip():
+        raise SkillError("its frontmatter has no description")
+
+
+def media_type(name: str) -> str:
+    """Return the media type of a file by its name."""
+    if name.endswith(".md"):
+        return "text/markdown"
+    return guess_type(name)[0] or "text/plain"

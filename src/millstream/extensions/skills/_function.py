@@ -1,0 +1,110 @@
+"""Skills in code: a function that returns the instructions."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.skills import SKILL_FILE, Skill, SkillResource, digest_of
+from millstream.extensions.skills._folder import SkillError, check_frontmatter, media_type
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
+_FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")
+
+
+class SkillOptions(TypedDict, total=False):
+    """Options of ``@mcp.skill``."""
+
+    name: str
+    """By default that of the function, with hyphens."""
+    description: str
+    """By default the docstring."""
+    prefix: str
+    """What the URI begins with, after ``skill://``."""
+    files: Mapping[str, str | bytes]
+    """Path -> content of the files beside `SKILL.md`."""
+    frontmatter: Mapping[str, Any]
+    """Further members of the frontmatter, such as ``license``."""
+    dynamic: bool
+    """Call the function at each read. Such a skill has no manifest, and hosts may decline it."""
+
+
+class FunctionSkill(Struct, frozen=True):
+    """A skill that a function makes."""
+
+    skill: Skill
+    content: Mapping[str, bytes]
+    """URI -> content, of what is made once."""
+    make: Callable[[], Any] | None
+    """Makes the text of `SKILL.md` at each read; plain or asynchronous."""
+
+
+def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSkill:
+    """Return the skill of a function.
+
+    Raises:
+        ValueError: it can't be served as it's written.
+        TypeError: the function takes arguments, or returns something else than text.
+    """
+    if not callable(function):
+        raise TypeError("@mcp.skill stands above a function that returns the instructions")
+    if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
+        raise TypeError(f"{function.__name__}: the function of a skill takes no arguments")
+    name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
+    description = options.get("description") or inspect.getdoc(function) or ""
+    frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
+    try:
+        check_frontmatter(frontmatter, name)
+    except SkillError as exc:
+        raise SkillError(f"The skill {name!r} can't be served: {exc}") from exc
+    head = _head(frontmatter)
+    prefix = options.get("prefix", "").strip("/")
+    base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
+    uri = f"{base}/{SKILL_FILE}"
+    files = _files(name, base, options.get("files", {}))
+    if options.get("dynamic"):
+
+        async def make() -> str:
+            body = function()
+            return head + _text(await body if inspect.isawaitable(body) else body, name)
+
+        return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name}: the text is made once, at the start, so the function is a plain one, or dynamic=True")
+    content = {uri: (head + _text(function(), name)).encode(), **files}
+    resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]
+    return FunctionSkill(Skill(uri, frontmatter, resources), content, None)
+
+
+def _text(body: Any, name: str) -> str:
+    if not isinstance(body, str):
+        raise TypeError(f"{name}: the function of a skill returns its instructions as text, not {type(body).__name__}")
+    return body if body.endswith("\n") else f"{body}\n"
+
+
+def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for path, data in files.items():
+        if not _FILE.fullmatch(path) or path == SKILL_FILE:
+            raise SkillError(f"The skill {name!r} can't have a file {path!r}: write a relative path, as in 'a/b.md'")
+        content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
+    return content
+
+
+def _head(frontmatter: Mapping[str, Any]) -> str:
+    """Return frontmatter as YAML, of which JSON is a part."""
+    lines = "".join(f"{encode(name).decode()}: {_scalar(value)}\n" for name, value in frontmatter.items())
+    return f"---\n{lines}---\n\n"
+
+
+def _scalar(value: Any) -> str:
+    return encode(value).decode()
+
+
+def media_type_of(uri: str) -> str:
+    """Return the media type of a file by its URI."""
+    return media_type(uri.rpartition("/")[2])
