@@ -17,7 +17,7 @@ from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, ToolError
-from millstream._protocol.suggestions import SuggestionMeta
+from millstream._protocol.suggestions import SuggestionMeta, suggest
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of
@@ -229,7 +229,7 @@ class Definition:
         registry = self.registry
         offered, disabled = getattr(registry, kind), registry.disabled[kind]
         if key not in offered and key not in disabled:
-            raise KeyError(key)
+            raise KeyError(f"There is no {key!r}; {suggest(key, [*offered, *disabled])}")
         if on == (key in disabled):
             (registry.enable if on else registry.disable)(kind, key)
         for listener in list(self.listeners):

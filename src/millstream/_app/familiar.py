@@ -27,7 +27,6 @@ _ELSEWHERE = {
     "on_event": "Write `Server(lifespan=…)`.",
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
-    "remove_tool": "Write `mcp.disable('tool', name)`.",
     "run_http_async": "Write `await mcp.run_async('http')`.",
     "run_sse_async": "Write `await mcp.run_async('http')`, which serves /sse, too.",
     "run_stdio_async": "Write `await mcp.run_async('stdio')`.",

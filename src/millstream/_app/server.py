@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Unpack, overload
 
 from millstream._app.argument_checks import (
     check_arguments,
@@ -80,6 +80,17 @@ class Server(FamiliarNames):
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
     """
+
+    _ELSEWHERE: ClassVar = {
+        "debug": "Start it with `millstream run --dev`.",
+        "description": "Write `info=Info(description=…)`.",
+        "host": "Give it to the start: `mcp.run(host=…)`, or `millstream run --host`.",
+        "json_response": "Write `settings=Settings(json_only=True)`.",
+        "port": "Give it to the start: `mcp.run(port=…)`, or `millstream run --port`.",
+        "stateless_http": "Write `settings=Settings(sessions=False)`.",
+        "title": "Write `info=Info(title=…)`.",
+        "tools": "Write `mcp.add_tool(function)`.",
+    }
 
     def __init__(  # noqa: PLR0913  each is of the server itself, and named
         self,

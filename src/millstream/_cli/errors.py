@@ -41,6 +41,15 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "") -> None:
     print_json({"ok": False, **{name: text for name, text in said.items() if text}, "status": status})
 
 
+_OTHER_NAMES = {
+    "add": "install", "ask": "chat", "check": "doctor", "create": "init", "debug": "dev", "get": "read",
+    "inspect": "dev", "inspector": "dev", "invoke": "call", "load": "bench", "ls": "list", "new": "init",
+    "prompts": "list", "proxy": "run", "resources": "list", "serve": "run", "start": "run", "test": "doctor",
+    "tools": "list",
+}  # fmt: skip
+"""Name of another program's command -> ours."""
+
+
 class UsageError(Exception):
     """The arguments of a command don't fit together; the text says what to give."""
 
@@ -51,13 +60,16 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: with the status of the command, unless it's 0.
     """
-    from cyclopts import CycloptsError, UnusedCliTokensError  # noqa: PLC0415  `program` has loaded it
+    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError  # noqa: PLC0415  `program` has loaded it
 
     before = as_json.set(wants_json(arguments))
     try:
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
         _fail(f"Unexpected argument: {' '.join(exc.unused_tokens or ())}.", arguments)
+    except UnknownCommandError as exc:
+        other = _OTHER_NAMES.get(arguments[0])
+        _fail(" ".join(str(exc).split()) if other is None else f'Unknown command "{arguments[0]}".', arguments, other)
     except (CycloptsError, UsageError) as exc:
         _fail(" ".join(str(exc).split()), arguments)
     except EOFError:  # Ctrl-D at a question
@@ -70,7 +82,9 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         as_json.reset(before)
 
 
-def _fail(text: str, arguments: Sequence[str]) -> None:
+def _fail(text: str, arguments: Sequence[str], other: str | None = None) -> None:
+    if other is not None:
+        text = f"{text} Use: millstream {other}"
     remedy = f"millstream {arguments[0]} --help" if arguments[0] in known() else "millstream --help"
     if as_json.get():
         tell(text, 2, remedy=remedy)

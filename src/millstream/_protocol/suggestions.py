@@ -80,10 +80,14 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
             raise TypeError(unknown_name_message(where, name, names, elsewhere))
 
 
-def suggesting(function: F) -> F:
-    """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call."""
+def suggesting(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
+    """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call.
+
+    A class can have `_ELSEWHERE`: keyword that people look for -> the sentence that says where it is.
+    """
     if isinstance(function, type):
-        setattr(function, "__init__", suggesting(vars(function)["__init__"]))  # noqa: B010  no checker lets one assign it
+        elsewhere = getattr(function, "_ELSEWHERE", None)
+        setattr(function, "__init__", suggesting(vars(function)["__init__"], elsewhere))  # noqa: B010  no checker lets one assign it
         return cast("F", function)
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -95,7 +99,7 @@ def suggesting(function: F) -> F:
 
     @wraps(function)
     def checked(*positional: Any, **given: Any) -> Any:
-        refuse_unknown(where, given, names, {})
+        refuse_unknown(where, given, names, elsewhere or {})
         return function(*positional, **given)
 
     return checked  # type: ignore[return-value]  # it takes and gives what the function does

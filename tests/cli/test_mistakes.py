@@ -1,0 +1,268 @@
+"""Mistakes that people make in their first hour: each message says what happened, and what to do."""
+
+import io
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from millstream import Client, Context, Server, Settings, auth
+from millstream._cli import main
+from millstream.client import BlockingClient, Options
+from processes import ROOT
+
+FILES = {
+    "shop.py": '''from millstream import Server
+
+mcp = Server("shop")
+
+
+@mcp.tool
+def order(isbn: str, copies: int = 1) -> int:
+    """Order."""
+    return copies
+
+
+@mcp.resource("book://all")
+def books() -> str:
+    """Books."""
+    return "books"
+
+
+@mcp.prompt
+def pitch(title: str) -> str:
+    """Pitch."""
+    return title
+''',
+    "syntax.py": "from millstream import Server\nmcp = Server('x'\n",
+    "none.py": "x = 1\n",
+    "needs.py": "import no_such_package\n",
+    "two.py": "from millstream import Server\na = Server('a')\nb = Server('b')\n",
+    "raises.py": "1/0\n",
+    "notes.txt": "hello",
+    "servers.json": '{"mcpServers":{"a":{"command":"no-such-command"}}}',
+    "broken.json": "{",
+    "empty.json": "{}",
+    "wrong.toml": "[nonsense]\nx=1\n",
+}
+COMMANDS: list[tuple[str, str, str]] = [
+    # command, what happened, what to do
+    ("serve shop.py", 'Unknown command "serve"', "Use: millstream run"),
+    ("inspect shop.py", 'Unknown command "inspect"', "Use: millstream dev"),
+    ("tools shop.py", 'Unknown command "tools"', "Use: millstream list"),
+    ("lst shop.py", 'Unknown command "lst"', 'Did you mean "list"?'),
+    ("run", "FILE[:OBJECT] requires an argument", "Try: millstream run --help"),
+    ("run shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
+    ("run .", ". is a folder.", "millstream run server.py"),
+    ("run no_such_module", "There is no module no_such_module.", "millstream run no_such_module.py"),
+    ("run notes.txt", "notes.txt is not a Python file.", "Give a file that ends in .py"),
+    ("run syntax.py", "was never closed", "Correct line 2 of syntax.py."),
+    ("run raises.py", "ZeroDivisionError", "Correct line 1 of raises.py."),
+    ("run needs.py", "No module named 'no_such_package'", "Install the package"),
+    ("run none.py", "none.py has no millstream.Server.", 'mcp = Server("my-server")'),
+    ("run two.py", "two.py has several servers: a, b.", "millstream run two.py:a"),
+    ("run shop.py:mcpp", "There is no mcpp in shop.py.", "Name one of: mcp."),
+    ("run shop.py --prot 8", "Unknown option: --prot.", "Did you mean --port?"),
+    ("run shop.py --port 80000", "80000 is not a port.", "Use --port 8000."),
+    ("run shop.py --port abc", 'unable to convert "abc" into int', "Try: millstream run --help"),
+    ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
+    ("run shop.py --host 0.0.0.0", "nobody would have to sign in", "add --auth-keys FILE"),
+    ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
+    ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
+    ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
+    ("run shop.py --log-level loud", 'Invalid value "loud" for --log-level.', "Choose from:"),
+    ("run shop.py --auth-key ''", "--auth-key is empty.", "Give --auth-key a value"),
+    ("run shop.py --auth-keys no.keys", "The key file no.keys can't be read", "Make one: millstream keys add"),
+    ("run shop.py --store mysql://x", "Unknown store 'mysql'.", "sqlite:///file.db"),
+    ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
+    ("dev shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
+    ("list http://127.0.0.1:FREE/mcp", "There is no server at", "Check host and port"),
+    ("list htp://127.0.0.1/mcp", "is not a URL of a server.", "https://example.com/mcp"),
+    ("list http://127.0.0.1:x/mcp", "is not a URL", "its port is not a number"),
+    ("list no-such-command", "There is no program 'no-such-command'.", "on the PATH"),
+    ("list nofile.py", "There is no file nofile.py.", "Did you mean none.py?"),
+    ("list notes.txt", "notes.txt is not a program.", "Use a .py"),
+    ("list broken.json", "broken.json cannot be read as JSON", "line 1 column 2"),
+    ("list empty.json", "empty.json has no servers", '{"mcpServers":'),
+    ("list servers.json", "There is no program 'no-such-command'.", "on the PATH"),
+    ("list servers.json#b", "servers.json has no server 'b'.", "It has: a."),
+    ("list shop.py --revision 2020-01-01", "revision 2020-01-01", "2026-07-28"),
+    ("list shop.py --header NoColon", "not 'NoColon'", '"Name: value"'),
+    ("list shop.py -e NOEQUALS", "not 'NOEQUALS'", "NAME=VALUE"),
+    ("call shop.py", "TOOL requires an argument", "Try: millstream call --help"),
+    ("call shop.py order isbn", "not 'isbn'", "Arguments are NAME=VALUE"),
+    ("call shop.py order --input {", "--input is not JSON", "Try: millstream call --help"),
+    ("call shop.py oder isbn=1", "The server has no tool 'oder'.", "Did you mean order?"),
+    ("call shop.py book://all", "The server has no tool 'book://all'.", "millstream read shop.py book://all"),
+    ("call shop.py order copies=two", "missing 'isbn'", '"isbn": string'),
+    ("read shop.py book://al", "The server has no resource 'book://al'.", "Did you mean book://all?"),
+    ("prompt shop.py pich", "The server has no prompt 'pich'.", "Did you mean pitch?"),
+    ("bench shop.py --tool nothing", "The server has no tool 'nothing'.", "It has: order."),
+    ("install shop.py --client emacs", "emacs isn't an application", "cursor"),
+    ("install nofile.py --client json", "There is no file nofile.py.", "Give a .py"),
+    ("install shop.py --client json -v A", "not 'A'", "NAME=VALUE"),
+    ("keys create", 'Unknown command "create"', "Available commands: add"),
+    ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
+    ("gateway nofile.toml", "There is no file nofile.toml.", "Give a gateway.toml"),
+    ("gateway wrong.toml", "line 1: nonsense: unknown option", "there is name"),
+    ("replay nofile", "nofile can't be read", "Make one with millstream record."),
+    ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),
+    ("completion nosh", 'Invalid value "nosh"', 'Choose from: "bash"'),
+]
+
+
+@contextmanager
+def ports() -> Iterator[dict[str, str]]:
+    """A port that is taken, and one where no server listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield {"TAKEN": str(taken.getsockname()[1]), "FREE": str(bound.getsockname()[1])}
+
+
+def typed(words: list[str]) -> tuple[int, str]:
+    """Run a command in this process: its status, and what it printed."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
+    status = 0
+    with (
+        redirect_stdout(streams[0]),
+        redirect_stderr(streams[1]),
+        mock.patch.object(sys, "argv", ["millstream", *words]),
+        mock.patch.object(sys, "stdin", io.StringIO()),
+    ):
+        try:
+            main()
+        except SystemExit as exc:
+            status = exc.code if isinstance(exc.code, int) else int(bool(exc.code))
+    return status, "".join(stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+
+
+@pytest.mark.server
+def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happened and what to do, and never a traceback of our own."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for name in [each for each in os.environ if each.startswith(("MILLSTREAM_", "MCP_"))]:
+        monkeypatch.delenv(name)
+    wrong: list[str] = []
+    with ports() as given:
+        for row in COMMANDS:
+            command, *wanted = (each.replace("TAKEN", given["TAKEN"]).replace("FREE", given["FREE"]) for each in row)
+            status, said = typed([each.replace("''", "") for each in command.split()])
+            if status == 0 or not all(each in said for each in wanted) or "millstream/_" in said:
+                wrong.append(f"{command}: {status} {said}")
+    assert not wrong, "\n".join(wrong)
+
+
+def program() -> Server:
+    """A small server."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    def order(isbn: str, copies: int = 1) -> int:
+        """Order."""
+        return copies
+
+    return mcp
+
+
+def within(mistake: Callable[[Context], Any]) -> Callable[[], Any]:
+    """A mistake in a tool."""
+
+    def work() -> Any:
+        mcp = Server("shop")
+
+        @mcp.tool
+        async def look(ctx: Context) -> str:
+            """Look."""
+            try:
+                mistake(ctx)
+            except Exception as exc:
+                return str(exc)
+            return ""
+
+        with BlockingClient(mcp) as client:
+            raise LookupError(client.call("look").text)
+
+    return work
+
+
+def client_of(mistake: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A mistake with a client."""
+
+    def work() -> Any:
+        with BlockingClient(program()) as client:
+            mistake(client)
+
+    return work
+
+
+PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
+    # mistake, what happened, what to do
+    (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
+    (lambda: exec("from millstream import McpError"), "has no McpError", "ToolError"),  # noqa: S102
+    (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
+    (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
+    (lambda: program().asgi, "no attribute 'asgi'", "app = mcp"),  # type: ignore[attr-defined]
+    (lambda: program().rote, "no attribute 'rote'", "Did you mean 'route'?"),  # type: ignore[attr-defined]
+    (lambda: program().run("sse2"), "sse2", "http"),
+    (lambda: program().http_app(stateless_http=True), "stateless_http", "Settings"),
+    (lambda: Server("shop", serv="hub"), "serv", "serve"),  # type: ignore[call-arg]
+    (lambda: Server("shop", serve="chatt"), "Unknown part 'chatt'", "use metrics, hub, rest, web or all"),
+    (lambda: Server("shop", port=8000), "port", "run"),  # type: ignore[call-arg]
+    (lambda: Server("shop", settings=Settings(stor="x")), "stor", "store"),  # type: ignore[call-arg]
+    (lambda: program().tool(titel="x")(len), "titel", "title"),  # type: ignore[call-overload]
+    (lambda: program().tool(timeout="x")(len), "timeout must be", "a number of seconds"),  # type: ignore[call-overload]
+    (lambda: program().tool(limit="10")(len), "limit must be", "10/minute"),  # type: ignore[call-overload]
+    (lambda: program().disable("tool", "oder"), "oder", "order"),
+    (auth.keys, "key", "keys"),
+    (within(lambda ctx: ctx.set_state("a", 1)), "no attribute 'set_state'", "ctx.state[name] = value"),  # type: ignore[attr-defined]
+    (within(lambda ctx: ctx.fastmcp), "no attribute 'fastmcp'", "the server itself"),  # type: ignore[attr-defined]
+    (within(lambda ctx: ctx.hub), "This server has no hub", "serve=('hub',)"),
+    (client_of(lambda client: client.call("oder")), "oder", "did you mean 'order'?"),
+    (client_of(lambda client: client.call("order")), "missing 'isbn'", '"isbn": string'),
+    (client_of(lambda client: client.call("order", isbn=1)), "'isbn' must be a string", '"isbn": string'),
+    (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
+    (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
+    (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with Client"),
+    (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
+    (lambda: Client(program(), options=Options(logg_level="info")), "logg_level", "log_level"),  # type: ignore[call-arg]
+]
+
+
+def test_a_mistake_in_a_program_is_explained() -> None:
+    """What happened, and what to write."""
+    wrong: list[str] = []
+    for number, (mistake, *wanted) in enumerate(PROGRAMS):
+        try:
+            mistake()
+        except Exception as exc:
+            if not all(each in str(exc) for each in wanted):
+                wrong.append(f"{number}, {wanted[0]}: {type(exc).__name__}: {exc}")
+        else:
+            wrong.append(f"{number}, {wanted[0]}: nothing was raised")
+    assert not wrong, "\n".join(wrong)
+    assert len(COMMANDS) + len(PROGRAMS) >= 60
+
+
+def test_the_page_quotes_messages_that_exist() -> None:
+    """docs/how-to/troubleshooting.md."""
+    page = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 12
+    assert set(quoted) <= {each[1].replace("TAKEN", "8000") for each in [*COMMANDS, *PROGRAMS]}
+
+
+def test_errors_of_commands_as_json_have_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For programs that run commands."""
+    monkeypatch.chdir(tmp_path)
+    status, said = typed(["lst", "--json"])
+    assert (status, json.loads(said)["remedy"]) == (2, "millstream --help")
