@@ -1,5 +1,6 @@
 """The examples that only the documents use."""
 
+import asyncio
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -10,9 +11,10 @@ import nats
 import pytest
 import yaml
 
-from examples import fastapi_orders
+import http_peer
+from examples import events, fastapi_orders
 from examples.rooms import may_use, mcp
-from millstream import Server
+from millstream import Principal, Server
 from millstream.testing import connect
 from nats_parts import shared_server
 from patience import WAIT
@@ -36,6 +38,24 @@ def test_only_the_program_can_announce() -> None:
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")
+
+
+async def test_agents_receive_events_of_the_shop() -> None:
+    """docs/how-to/send-events-to-agents.md: a tool publishes, and a program waits for it."""
+    async with http_peer.serve(events.mcp) as served, connect(events.mcp) as client, asyncio.timeout(WAIT):
+        before = events.mcp.hub.stats().subscribers
+        waiting = asyncio.create_task(events.wait_for_payment(f"http://127.0.0.1:{served.port}/mcp", "ada"))
+        while events.mcp.hub.stats().subscribers == before:  # noqa: ASYNC110  until it waits
+            await asyncio.sleep(0)
+        for customer in ("bob", "ada"):
+            await client.call("pay", order=f"of {customer}", customer=customer, total=3)
+        assert (await waiting).startswith("of ada at 20")
+        ada, bob = Principal("ada"), Principal("bob")
+        refund, wanted = events.Refunded("7", "ada", 5), events.AtLeast(4)
+        assert events.is_own(refund, wanted, ada)
+        assert not events.is_own(refund, wanted, bob)
+        assert not events.is_own(refund, events.AtLeast(6), ada)
+        await events.mcp.stop()
 
 
 async def test_applications_publish_on_a_mounted_hub() -> None:

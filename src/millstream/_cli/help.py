@@ -19,6 +19,7 @@ COMMANDS = {
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
         "watch": "Print changes and log messages as they happen.",
+        "channel": "Forward its events to a session of Claude Code.",
         "chat": "Talk to a model that uses its tools.",
     },
     "Look into a server": {

@@ -18,6 +18,7 @@ MODULES = {
     "read": "offers",
     "prompt": "offers",
     "watch": "watching",
+    "channel": "channel",
     "chat": "chat",
     "info": "probing",
     "ping": "probing",

@@ -241,6 +241,11 @@ class ServerHost:
         else:
             self._broadcast_here(message, "")
 
+    @property
+    def listeners(self) -> int:
+        """How many sessions and streams of changes are open on this worker. Without any, a broadcast is lost here."""
+        return len(self._host.services.changes)
+
     def _broadcast_here(self, message: ExtensionBroadcast, worker: str) -> None:
         if message.source == self._name:
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))

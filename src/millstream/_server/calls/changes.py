@@ -110,6 +110,10 @@ class ChangeFeed:
 
         return stop
 
+    def __len__(self) -> int:
+        """Return the number of watchers."""
+        return len(self._watchers)
+
     def emit(self, change: ServerChange) -> None:
         """Tell every watcher."""
         if not self._watchers:

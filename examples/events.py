@@ -1,0 +1,72 @@
+"""A shop whose events agents receive: by polls, streams, and webhooks."""
+
+# region: server
+from dataclasses import dataclass
+
+from millstream import Client, Principal, Server
+from millstream.extensions.events import Events
+
+mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
+
+
+@mcp.event("order.paid")
+@dataclass
+class OrderPaid:
+    """A customer paid an order."""
+
+    order: str
+    customer: str
+    total: float
+
+
+# endregion
+
+
+# region: publish
+@mcp.tool
+async def pay(order: str, customer: str, total: float) -> str:
+    """Pay an order."""
+    await mcp.events.publish(OrderPaid(order, customer, total))
+    return f"Paid {order}"
+
+
+# endregion
+
+
+# region: match
+@dataclass
+class AtLeast:
+    """Refunds to receive."""
+
+    total: float = 0
+
+
+@dataclass
+class Refunded:
+    """An order was refunded."""
+
+    order: str
+    customer: str
+    total: float
+
+
+def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> bool:
+    return principal is not None and event.customer == principal.subject and event.total >= wanted.total
+
+
+mcp.event("order.refunded", arguments=AtLeast, match=is_own, scopes=["orders"])(Refunded)
+# endregion
+
+
+# region: client
+async def wait_for_payment(url: str, customer: str) -> str:
+    async with Client(url) as client, client.events.subscribe("order.paid", {"customer": customer}) as events:
+        async for event in events:
+            return f"{event.data['order']} at {event.timestamp}"
+    return "The server ended the subscription."
+
+
+# endregion
+
+if __name__ == "__main__":
+    mcp.run()
