@@ -345,5 +345,5 @@ def test_backoff_stays_finite_after_many_failures() -> None:
     """A fixed defect: after a night without the server, 2 ** 1100 was too much, and the watch ended without a word."""
     reader = EventReader(1)
     reader.attempts = 5000
-    assert 20 <= watching._pause(5000) <= 30
+    assert 20 <= watching.retry_pause(5000) <= 30
     assert 20 <= reader.wait(streamable._FIRST_WAIT, streamable._LONGEST_WAIT) <= 30

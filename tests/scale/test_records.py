@@ -11,6 +11,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
+from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.changes import ServerChange, encode_change
 from millstream._server.calls.sessions import SessionRecord
 from millstream._transports.streamable.standalone_stream import _StandaloneStream
@@ -242,7 +243,7 @@ async def test_updates_use_the_newest_record() -> None:
     """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
     went on, and let go of the update that it had heard already.
     """
-    stream, sign = _StandaloneStream("main", lambda *_: None), ServerChange("updated", "shop://sign")
+    stream, sign = _StandaloneStream("main", ClientInfo(), lambda *_: None), ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.recorded(None)  # another worker has changed the record, which is read now
