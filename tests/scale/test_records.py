@@ -246,10 +246,10 @@ async def test_updates_use_the_newest_record() -> None:
     stream, sign = _StandaloneStream("main", ClientInfo(), lambda *_: None), ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
-    stream.recorded(None)  # another worker has changed the record, which is read now
+    stream.update_record(None)  # another worker has changed the record, which is read now
     stream.watcher(sign, encode_change(sign))
     stream.begin(SessionRecord(subscriptions=["shelf://1"]))  # what was read when the stream opened
-    stream.recorded(SessionRecord(subscriptions=["shelf://1", "shop://sign"]))
+    stream.update_record(SessionRecord(subscriptions=["shelf://1", "shop://sign"]))
     assert len(said) == 1
     assert b"shop://sign" in said[0]
 
