@@ -174,6 +174,7 @@ def _is_plain(call: "Call") -> bool:
         or call.log_level
         or call.rounds is not None
         or call.responses
+        or (call.services.forwarded_extensions and call.client.extensions)
     )
 
 
@@ -540,7 +541,9 @@ class _Exchange:
 async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, extra: bytes) -> bytes:
     """Send a request once. A parked call keeps only this coroutine, nothing of its client's request."""
     requests, recipients = link.conversation.requests, link.relays.recipients
-    params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
+    params = ask.params
+    if extra:
+        params = b"%b%b%b}" % (params[:-1], b"" if params == b"{}" else b",", extra)
     request_id = next(requests.ids)
     recipients[request_id] = recipient
     link.calls += 1

@@ -13,6 +13,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway.catalog import METHODS, Description
 from millstream.gateway.cycles import CAPABILITY, announced_ids, identity
+from millstream.gateway.extension_forwarding import ExtensionForwarding
 from millstream.gateway.items import make_item
 from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.page import GatewayReports
@@ -87,6 +88,7 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         self._announce_ids(host)
+        self._extensions = ExtensionForwarding(host)
         for config in self.definition.upstreams:
             make = Upstream if config.openapi is None else _api_upstream()
             upstream = self.upstreams[config.name] = make(
@@ -274,6 +276,7 @@ class GatewayPart:
             self._host.registry.offer(capability)
         self._merge_hints()
         self._merge_ids()
+        self._extensions.update(self.upstreams.values())
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
             self._announce(change)

@@ -64,18 +64,26 @@ def abilities_of(call: Call) -> bytes:
         form = "form" in modes or "url" not in modes
     samples = isinstance(client.get("sampling"), Mapping)
     sampling = members(client["sampling"]) if samples and revision.sampling_tools else {}
+    forwarded = call.services.forwarded_extensions
     ui = "extensions" in client and declares(client, {"extensions": {UI: _UI}})
     return _encode_abilities(
         (form, url),
         (samples, "tools" in sampling, "context" in sampling),
         isinstance(client.get("roots"), Mapping),
         ui,
+        _extensions_of(call, forwarded) if forwarded else b"",
     )
+
+
+def _extensions_of(call: Call, forwarded: frozenset[str]) -> bytes:
+    """Return what the client declared of the extensions that pass, as JSON; empty for none."""
+    found = {name: value for name, value in call.client.extensions.items() if name in forwarded}
+    return _encode_sorted(found) if found else b""
 
 
 @lru_cache(256)
 def _encode_abilities(
-    elicitation: tuple[bool, bool], sampling: tuple[bool, bool, bool], roots: bool, ui: bool
+    elicitation: tuple[bool, bool], sampling: tuple[bool, bool, bool], roots: bool, ui: bool, extensions: bytes
 ) -> bytes:
     form, url = elicitation
     samples, tools, context = sampling
@@ -88,6 +96,8 @@ def _encode_abilities(
         found["roots"] = {}
     if ui:
         found["extensions"] = {UI: _UI}
+    if extensions:
+        found["extensions"] = {**found.get("extensions", {}), **_decode_object(extensions)}
     return _encode_sorted(found) if found else b""
 
 

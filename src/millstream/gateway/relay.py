@@ -25,6 +25,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
@@ -215,7 +216,11 @@ class Relay:
         if method == LOG:
             level = _decode_level(params).level
             return level in LOG_LEVELS and LOG_LEVELS.index(level) >= self._least
-        return method == PROGRESS or _decode_complete(params).elicitation_id in self._urls
+        if method == COMPLETE:
+            return _decode_complete(params).elicitation_id in self._urls
+        return method == PROGRESS or not self._call.services.forwarded_extensions.isdisjoint(
+            self._call.client.extensions
+        )
 
     async def _send(self, method: str, params: bytes) -> None:
         if method == PROGRESS:
@@ -347,3 +352,7 @@ class Relays:
         elif notification.method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
                 recipient.notify(COMPLETE, bytes(notification.params))
+        elif notification.method not in NOTIFICATIONS:  # of an extension
+            recipient = self.find(notification.request_id)
+            if recipient is not None:
+                recipient.notify(notification.method, bytes(notification.params))

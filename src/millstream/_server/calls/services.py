@@ -49,7 +49,7 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "held", "hub", "lacking", "leeway",
+        "_ring", "bodies", "changes", "clock", "endings", "forwarded_extensions", "held", "hub", "lacking", "leeway",
         "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
         "store", "streamed", "streaming", "tasks", "threads",
     )  # fmt: skip
@@ -105,6 +105,8 @@ class Services:
         """What large calls were asked with, for as long as they run."""
         self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)
+        self.forwarded_extensions: frozenset[str] = frozenset()
+        """Extensions that an upstream has, and clients declare to it through this server."""
         self.streaming: dict[str, int] = {}
         """Caller, see `Call.owner` -> number of its open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()

@@ -52,6 +52,8 @@ class RegisteredExtension(Struct, frozen=True):
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
 _NONE = frozenset[str]()
+_MAPS = frozenset({"extensions", "experimental"})
+"""Capabilities that are maps of others."""
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 _MAX_PAGES = 1024
 """Prepared pages, of all callers. Where they are more, they are made again."""
@@ -101,6 +103,8 @@ class Registry:
         """Kind -> the most milliseconds for which its lists may be kept, and whether only by the caller."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
+        self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
+        """Finds the handler of a method that no extension here has."""
         self.named: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
@@ -267,7 +271,7 @@ class Registry:
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
                 return extension.methods[method]
-        return None
+        return None if self.find_method is None else self.find_method(method, revision)
 
     def serves(self, method: str, revision: Revision) -> bool:
         """Whether a client of a revision may call a method."""
@@ -314,6 +318,8 @@ class Registry:
         offered = projection.capabilities(offered, revision)
         for extension in self.extensions:
             if extension.capability and revision.date in extension.revisions:
+                if not extension.announced and extension.capability in _MAPS:
+                    continue
                 offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
         return offered
 

@@ -1,0 +1,130 @@
+"""Extensions of upstreams: their capabilities are announced here, and their methods forwarded.
+
+An extension passes if one upstream alone announces it, if that upstream has neither a prefix nor a policy, and if this
+server doesn't have the extension itself. A prefix would have to be put into params and results of unknown shape, and a
+policy has no rules for unknown methods.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from millstream._parts import Host
+from millstream._protocol.errors import INTERNAL_ERROR, CustomResult, ProtocolError
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import InputResponseRequestParams
+from millstream._protocol.param_headers import decode_name
+from millstream._protocol.revisions import ALL, Revision
+from millstream._server.calls.call import Call
+from millstream._server.features.registry import RegisteredExtension
+from millstream._server.handlers.params import take_rounds
+from millstream.gateway.bridge import forward
+from millstream.gateway.results import WrongShape, split_result
+from millstream.gateway.upstream import Upstream
+
+NOT_FORWARDED = frozenset({"io.modelcontextprotocol/tasks"})
+"""Extensions that change the results of MCP's own methods."""
+_OWN_PARAMS = ("_meta", "inputResponses", "requestState")
+_CORE = frozenset(method for revision in ALL for method in revision.requests)
+_decode_params = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class ExtensionForwarding:
+    """The extensions of a gateway's upstreams."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._announced: dict[str, Any] = {}
+        """Identifier -> settings, as the registry announces them."""
+        self._upstreams: dict[str, Upstream] = {}
+        """Identifier -> the upstream that has it."""
+        host.extend(RegisteredExtension("extensions", self._announced, {}, frozenset(each.date for each in ALL)))
+        host.registry.find_method = self.find
+        host.on_close(self._stop)
+
+    def _stop(self) -> None:
+        self._host.registry.find_method = None
+
+    def update(self, upstreams: Collection[Upstream]) -> None:
+        """Take what the upstreams announce now."""
+        claims: dict[str, list[Upstream]] = {}
+        for upstream in upstreams:
+            for name in members(upstream.catalog.capabilities.get("extensions")):
+                claims.setdefault(name, []).append(upstream)
+        own = self._own()
+        found = {
+            name: claimants[0]
+            for name, claimants in claims.items()
+            if len(claimants) == 1 and name not in own and name not in NOT_FORWARDED and _is_transparent(claimants[0])
+        }
+        announced = {
+            name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
+        }
+        if announced != self._announced:
+            self._announced.clear()
+            self._announced.update(announced)
+            self._host.dispatcher.announcement.forget()
+        self._upstreams = found
+        self._host.services.forwarded_extensions = frozenset(found)
+
+    def _own(self) -> set[str]:
+        return {
+            name
+            for each in self._host.registry.extensions
+            if each.capability == "extensions" and each.announced is not self._announced
+            for name in each.announced
+        }
+
+    def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+        """Return what forwards a method that this server doesn't have; None if no upstream can have it.
+
+        With several upstreams, the identifier decides: ``com.example/stock`` has ``com.example/…`` and ``stock/…``.
+        """
+        upstreams = set(self._upstreams.values())
+        if method in _CORE or not upstreams:
+            return None
+        if len(upstreams) > 1:
+            upstreams = {
+                upstream
+                for name, upstream in self._upstreams.items()
+                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
+            }
+        if len(upstreams) != 1:
+            return None
+        (upstream,) = upstreams
+
+        async def forward_method(call: Call) -> bytes:
+            return await _forward(call, upstream)
+
+        return forward_method
+
+
+def _is_transparent(upstream: Upstream) -> bool:
+    return not upstream.names.prefix and upstream.policy is None
+
+
+async def _forward(call: Call, upstream: Upstream) -> bytes:
+    if not call.revision.handshake and call.params:
+        take_rounds(call, _decode_rounds(call.params))
+    try:
+        params: Mapping[str, Raw] = {
+            name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _OWN_PARAMS
+        }
+    except (msgspec.DecodeError, RecursionError):
+        params = {}
+    header = (call.headers or {}).get(b"mcp-name", b"")
+    name = decode_name(header.strip(b" \t")) if header else ""
+    result = await forward(call, upstream, call.method, encode(params), name)
+    try:
+        own = _decode_object(result)
+        if own.get("resultType", "complete") != "complete":
+            raise CustomResult(own)
+        found, call.meta = split_result(result, "")
+    except WrongShape as exc:
+        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned no valid result") from exc
+    return found
