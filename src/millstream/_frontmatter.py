@@ -53,12 +53,12 @@ def _load(raw: str) -> Any:
         """Leaves dates as text, as JSON has none."""
 
     Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Constructor
+    loader = YAML(typ="safe", pure=True)
+    loader.Constructor = Constructor
     try:
         # The time grows with the square of the depth, so the events are looked at before anything is built of them.
         _check_events(YAML(typ="safe", pure=True).parse(raw))
-        return yaml.load(raw)
+        return loader.load(raw)
     except (YAMLError, ValueError, RecursionError) as exc:
         if isinstance(exc, FrontmatterError):
             raise
