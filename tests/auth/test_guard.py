@@ -250,7 +250,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
             await world.post("ada-" + "k" * 40, PING),
             await world.ask(None, "POST", "/sign-in", b"key=ada", **said),
         ):
-            assert (reply.status, b"Too many sign in from your address" in reply.body) == (503, True)
+            assert (reply.status, b"Too many sign-ins from your address" in reply.body) == (503, True)
         assert len(method.asked) == 8
         method.answer.set()
         await asyncio.gather(*calls)

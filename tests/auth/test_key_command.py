@@ -106,8 +106,8 @@ def until(port: int, key: str, wanted: int) -> None:
     [
         (("revoke", "nobody"), "There is no key 'nobody'"),
         (("rotate", "nobody"), "There is no key 'nobody'"),
-        (("add", "a b"), "can't be a key's name"),
-        (("add", "x", "--scope", "a b"), "can't be a scope"),
+        (("add", "a b"), "isn't a valid key name"),
+        (("add", "x", "--scope", "a b"), "isn't a valid scope"),
         (("list",), "keys add"),
         (("list", "--file", "none/at/all.json"), "can't be read"),
     ],

@@ -175,7 +175,7 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
         assert guard.refresh()
         assert not guard.refresh()
         assert (await world.post(key, PING)).status == 403
-        assert sum("none of its keys works" in each.message for each in caplog.records) == 1
+        assert sum("none of its keys work" in each.message for each in caplog.records) == 1
         kept.path.write_bytes(saved)
         kept.path.chmod(0o600)
         assert guard.refresh()

@@ -38,40 +38,49 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "auth.google has no option 'scope'; did you mean 'scopes'?",
     ),
     "github alow": (lambda: anything.github(URL, allow=["*"], regitration=True), "did you mean 'registration'?"),
-    "jwt scopes": (lambda: with_jwt(scopes="read"), "scopes is a list: scopes=['read']"),
+    "jwt scopes": (lambda: with_jwt(scopes="read"), "scopes must be a list: scopes=['read']"),
     "jwt algorithms": (lambda: with_jwt(algorithms="RS256"), "algorithms is a list: algorithms=['RS256']"),
     "jwt implied": (
         lambda: with_jwt(implied={"write": "read"}),
         "What 'write' includes is a list: implied={'write': ['read']}",
     ),
-    "jwt implied list": (lambda: with_jwt(implied=["read"]), "implied names the scopes that a scope includes"),
-    "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes is a list of strings, and 1 isn't one."),
+    "jwt implied list": (
+        lambda: with_jwt(implied=["read"]),
+        "implied maps a scope to the scopes that a scope includes",
+    ),
+    "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes must be a list of strings, and 1 isn't one."),
     "oidc algorithms": (
         lambda: anything.oidc(ISSUER, audience=AUDIENCE, algorithms="ES256"),
         "algorithms is a list: algorithms=['ES256']",
     ),
-    "oidc scopes": (lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"), "scopes is a list: scopes=['a']"),
-    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes is a list: ['read']"),
-    "issuer users": (lambda: anything.issuer(URL, users="users.json"), "users takes auth.users(file=…)"),
+    "oidc scopes": (
+        lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"),
+        "scopes must be a list: scopes=['a']",
+    ),
+    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes must be a list: ['read']"),
+    "issuer users": (lambda: anything.issuer(URL, users="users.json"), "users must be auth.users(file=…)"),
     "issuer clients": (lambda: anything.issuer(URL, users=PEOPLE, clients="desk"), "a list of auth.client(…)"),
     "issuer resources": (
         lambda: anything.issuer(URL, users=PEOPLE, resources=AUDIENCE),
         f"resources is a list: resources=['{AUDIENCE}']",
     ),
-    "issuer scopes": (lambda: anything.issuer(URL, users=PEOPLE, scopes="a"), "scopes is a list: scopes=['a']"),
+    "issuer scopes": (lambda: anything.issuer(URL, users=PEOPLE, scopes="a"), "scopes must be a list: scopes=['a']"),
     "issuer implied": (lambda: anything.issuer(URL, users=PEOPLE, implied={"a": "b"}), "implied={'a': ['b']}"),
     "client redirect_uris": (
         lambda: anything.client("desk", redirect_uris="https://a.example/b"),
         "redirect_uris is a list: redirect_uris=['https://a.example/b']",
     ),
-    "client scopes": (lambda: anything.client("desk", secret="s" * 32, scopes="a"), "scopes is a list: scopes=['a']"),
+    "client scopes": (
+        lambda: anything.client("desk", secret="s" * 32, scopes="a"),
+        "scopes must be a list: scopes=['a']",
+    ),
     "upstream allow": (
         lambda: anything.upstream("google", allow="*", client_id="a", client_secret="b"),
-        "allow is a list: allow=['*']",
+        "allow must be a list: allow=['*']",
     ),
     "upstream scopes": (
         lambda: anything.upstream("google", allow={"@example.com": "a"}, client_id="a", client_secret="b"),
-        "The scopes of '@example.com' are a list: ['a']",
+        "The scopes of '@example.com' must be a list: ['a']",
     ),
 }
 

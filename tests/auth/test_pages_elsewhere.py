@@ -30,7 +30,7 @@ class Elsewhere:
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Where browsers are sent."""
         if not self.works:
-            raise SignInFailed("Elsewhere doesn't answer. Try again later.")
+            raise SignInFailed("Elsewhere isn't responding. Try again later.")
         return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
 
     async def finish(self, callback: Callback) -> User:
@@ -193,7 +193,7 @@ async def test_upstream_outage_is_shown_on_the_form(world: World) -> None:
     """And another way can be used."""
     world.upstream.works = False
     reply = await world.away()
-    assert (reply.status, b"Elsewhere doesn&#39;t answer" in reply.body) == (503, True)
+    assert (reply.status, b"Elsewhere isn&#39;t responding" in reply.body) == (503, True)
     reply = await world.away(way="nobody")
     assert (reply.status, b"isn&#39;t offered any more" in reply.body) == (400, True)
 

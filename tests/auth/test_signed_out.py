@@ -60,7 +60,7 @@ async def test_sign_outs_apply_locally_during_a_store_outage(
         known = SignedOut(store, {})
         await known.add("jar", "ada", 1.0, 60)
         assert [await known.has("jar"), await known.has("other")] == [True, False]
-    assert "don't hear of it: the store is away" in caplog.text
+    assert "can't be notified: the store is away" in caplog.text
     await backing.close()
 
 

@@ -105,7 +105,7 @@ FORGED: dict[str, str] = {
     "an id that is a path": token(kid="../../dev/null"),
     "an id that is SQL": token(kid="' OR 1=1 --"),
     "the id of a key of another kind": token(kid="rs"),
-    "something critical": by_hand({"alg": "ES256", "kid": "es", "crit": ["exp"], "exp": 1}, signature=b"x" * 64),
+    "critical parameters": by_hand({"alg": "ES256", "kid": "es", "crit": ["exp"], "exp": 1}, signature=b"x" * 64),
     "an empty list of critical things": by_hand({"alg": "ES256", "kid": "es", "crit": []}, signature=b"x" * 64),
     "an ID token's type": token(typ="id+jwt"),
     "a logout token's type": token(typ="logout+jwt"),
@@ -139,7 +139,7 @@ async def test_forged_tokens_get_401_without_a_reason(forged: str) -> None:
         assert reply.headers[b"www-authenticate"] == (
             b'Bearer error="invalid_token", resource_metadata="%b"' % METADATA.encode()
         )
-        assert json.loads(reply.body)["detail"] == "The token isn't valid here, or not any more."
+        assert json.loads(reply.body)["detail"] == "The token isn't valid, or no longer valid."
 
 
 async def test_tampered_tokens_are_refused() -> None:
@@ -198,7 +198,7 @@ async def test_every_key_of_a_large_set_is_used() -> None:
 def test_oversized_key_sets_are_refused_at_construction() -> None:
     """A fixed defect, too: nobody knew why some tokens didn't count."""
     for make in (lambda keys: method(jwks=keys), lambda keys: auth.client("batch", jwks=keys)):
-        with pytest.raises(ValueError, match="The set has 257 keys, and at most 256 are read"):
+        with pytest.raises(ValueError, match="The set has 257 keys, but at most 256 are supported"):
             make(many_keys(257))
 
 

@@ -47,8 +47,8 @@ class LanguageModel:
     Args:
         name: the model: ``gpt-4.1``, the name of a deployment at Azure, or a provider and its model, such as
             ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
-        key: the API key. A local server may need none; a provider's own variable, such as ``ANTHROPIC_API_KEY``,
-            is the default for that provider only.
+        key: the API key. A local server may need none; a provider's own variable, such as ``ANTHROPIC_API_KEY``, is the
+            default for that provider only.
         url: the URL of an OpenAI-compatible API, up to and with ``/v1``, or the endpoint at Azure. OpenAI's by default.
         azure_version: the API version, such as ``2024-10-21``; selects Azure OpenAI.
         timeout: seconds until the model must send something.

@@ -1,6 +1,7 @@
-"""Ways to sign in: ``Server(auth=auth.keys(…))`` and others. A list combines them.
+"""Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function makes a method (`auth._method`), and loads what that needs; a server without ``auth`` loads none of it.
+Each function creates a method (`auth._method`) and imports only what that needs; a server without ``auth`` imports
+none of it.
 """
 
 import time
@@ -35,16 +36,16 @@ __all__ = [
 def keys(
     *given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = ""
 ) -> "AuthMethod":
-    """API keys, sent as ``Authorization: Bearer KEY``.
+    """Accept API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
-        given: keys whose holder may do everything; read them from the environment, not from the program's text.
+        given: keys with full access; read them from the environment, not from source code.
         named: name -> key, or -> key and scopes. The name is the principal's `subject`.
-        file: a file that ``millstream keys`` looks after. What is added or revoked there counts at once.
+        file: a file managed by ``millstream keys``. Added and revoked keys take effect at once.
 
     Raises:
-        ValueError: no key at all, an empty one, or a name or scope that cannot be.
-        LocalError: the file cannot be used.
+        ValueError: there's no key at all, or a key, name, or scope is invalid.
+        LocalError: the file can't be used.
 
     Example:
         ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
@@ -53,7 +54,7 @@ def keys(
     from millstream.auth._key_file import KeyFile, StoredKey, check_key, check_name, check_scopes, digest_of  # noqa: PLC0415
 
     if not (given or named or file):
-        raise ValueError("auth.keys() needs a key, or the file that has them: auth.keys(file='keys.json')")
+        raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
     wanted: list[tuple[str, str, Collection[str]]] = [("key", each, (EVERYTHING,)) for each in given]
     for name, value in (named or {}).items():
         key, scopes = (value, ()) if isinstance(value, str) else value
@@ -76,20 +77,20 @@ def jwt(
     scopes: "Names" = (),
     implied: "Mapping[str, Names] | None" = None,
 ) -> "AuthMethod":
-    """Signed tokens (JSON Web Tokens) of an issuer.
+    """Accept signed tokens (JSON Web Tokens) of an issuer.
 
     Args:
-        issuer: its exact name, the claim ``iss``.
-        audience: this server's own URL, as clients know it: ``https://mcp.example.com/mcp``. A token for another server
-            doesn't count, nor does one for a URL that merely begins the same way.
-        jwks: the URL of the issuer's public keys, or the keys themselves as a set.
+        issuer: its exact identifier, the claim ``iss``.
+        audience: this server's own URL, as clients know it: ``https://mcp.example.com/mcp``. Tokens for any other URL
+            are refused, even if it begins the same way.
+        jwks: URL of the issuer's public keys, or the key set itself.
         secret: a secret shared with the issuer, of at least 32 bytes, instead of public keys.
-        algorithms: which signatures count; by default all asymmetric ones, or HS256 with a secret.
-        scopes: what everybody needs who gets in.
+        algorithms: accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
+        scopes: scopes that every caller needs.
         implied: scope -> further scopes that it includes.
 
     Raises:
-        ValueError: something is missing, or can't be.
+        ValueError: an argument is missing or invalid.
 
     Example:
         >>> auth.jwt(
@@ -106,11 +107,11 @@ def jwt(
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
-        raise ValueError("auth.jwt() needs either the issuer's keys, jwks=, or a shared secret, secret=")
+        raise ValueError("auth.jwt() requires either the issuer's keys, jwks=, or a shared secret, secret=")
     allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
     possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
     if unknown := [each for each in allowed if each not in possible]:
-        raise ValueError(f"The algorithm {unknown[0]!r} isn't possible here: use some of {', '.join(possible)}")
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Use some of {', '.join(possible)}")
     keys: GivenKeys | FetchedKeys
     if secret:
         keys = GivenKeys([shared_secret(secret)])
@@ -137,7 +138,7 @@ def oidc(
     client_id: str = "",
     client_secret: str = "",
 ) -> "AuthMethod | Unbound":
-    """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
+    """Accept signed tokens of an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
 
     Args:
         issuer: as for `jwt`.
@@ -145,13 +146,13 @@ def oidc(
         algorithms: as for `jwt`.
         scopes: as for `jwt`.
         implied: as for `jwt`.
-        client_id: by which the issuer knows this server, so that people can sign in to its pages there. Register it
-            with the redirect URL ``YOUR-SERVER/sign-in/callback/oidc``. The issuer has to give signed tokens for
-            `audience` when it's asked for them by ``resource`` (RFC 8707).
-        client_secret: the secret that belongs to it; a public client has none.
+        client_id: this server's client id at the issuer, so that people can sign in to its pages there. Register it
+            with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must issue signed tokens for
+            `audience` when it's requested as ``resource`` (RFC 8707).
+        client_secret: secret for `client_id`; public clients don't have one.
 
     Raises:
-        ValueError: something is missing, or can't be.
+        ValueError: an argument is missing or invalid.
 
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
@@ -168,7 +169,7 @@ def oidc(
     keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
     allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
-        raise ValueError("auth.oidc() has a client_secret and no client_id")
+        raise ValueError("auth.oidc() has a client_secret, but no client_id")
     if not client_id:
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
     from millstream.auth._oidc_pages import OidcAtPages  # noqa: PLC0415
@@ -188,21 +189,22 @@ def introspected(
     scopes: "Names" = (),
     implied: "Mapping[str, Names] | None" = None,
 ) -> "AuthMethod":
-    """Tokens that only their issuer can read: its introspection endpoint is asked (RFC 7662).
+    """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
 
     Args:
-        issuer: its exact name.
-        audience: as for `jwt`; the endpoint has to name it.
-        endpoint: where to ask.
-        client: by which name this server signs in there.
-        secret: and with what.
-        client_tokens: a token without a person (neither ``sub`` nor ``username``) is its client's own. Only for an
-            issuer that always names the person, if there is one: otherwise all people of a client would be one caller.
+        issuer: its exact identifier.
+        audience: as for `jwt`; the endpoint must return it.
+        endpoint: URL of the introspection endpoint.
+        client: this server's client id there.
+        secret: secret for `client`.
+        client_tokens: whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set this
+            only if the issuer always names the user when there is one; otherwise all users of a client would be one
+            caller.
         scopes: as for `jwt`.
         implied: as for `jwt`.
 
     Raises:
-        ValueError: something is missing, or can't be.
+        ValueError: an argument is missing or invalid.
 
     Example:
         >>> auth.introspected(
@@ -220,7 +222,9 @@ def introspected(
 
     url = check_url(endpoint).geturl()
     if not (client and secret):
-        raise ValueError("auth.introspected() needs the client and the secret by which it signs in at the endpoint")
+        raise ValueError(
+            "auth.introspected() requires the client and secret with which it authenticates at the endpoint"
+        )
 
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=allow_any)
@@ -243,27 +247,27 @@ def issuer(
     registration: bool = True,
     provider: "Provider | None" = None,
 ) -> "Issuer":
-    """This server gives out its own tokens: it is an OAuth authorization server, too.
+    """Issue tokens on this server, which then is an OAuth authorization server as well.
 
-    Any MCP client signs in by itself: it describes itself at a URL or registers, the person signs in and agrees in a
-    browser, and the client gets a token. People are those of a file that ``millstream users`` looks after, or those of
-    an upstream, or those of an organization's identity provider.
+    Any MCP client can sign in: it describes itself at a URL or registers, the user signs in and consents in a browser,
+    and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an
+    organization's identity provider.
 
     Args:
-        url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. That is also the
-            exact name of the issuer.
+        url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
+            exact issuer identifier.
         users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
-        clients: those that need not register, from `client`.
-        audience: the URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
-        resources: the URLs of other servers that tokens can be for.
-        scopes: what everybody gets who signs in, and needs to get in.
-        described: scope -> what it allows, in words for the person: ``{"orders:write": "order books"}``.
+        clients: clients that don't need to register, from `client`.
+        audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
+        resources: URLs of other servers that tokens can be for.
+        scopes: scopes that every user gets, and that every caller needs.
+        described: scope -> description for users: ``{"orders:write": "order books"}``.
         implied: scope -> further scopes that it includes.
-        registration: whether clients may register by themselves. Those that describe themselves need not.
-        provider: what you decide yourself; see `millstream.auth.providers`.
+        registration: whether clients may register themselves. Clients with a metadata document don't need to.
+        provider: your own decisions; see `millstream.auth.providers`.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
 
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
@@ -285,7 +289,7 @@ def issuer(
 def google(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """An `issuer` whose people sign in with Google. `more` is for `issuer`; the others are those of `upstream`.
+    """Return an `issuer` whose users sign in with Google. `more` is for `issuer`; the others are for `upstream`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
@@ -299,7 +303,7 @@ def google(
 def github(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """An `issuer` whose people sign in with GitHub. `more` is for `issuer`; the others are those of `upstream`.
+    """Return an `issuer` whose users sign in with GitHub. `more` is for `issuer`; the others are for `upstream`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``

@@ -1,4 +1,4 @@
-"""API keys as a method: keys that the program gives, and those of a file, which may change while the server runs."""
+"""API keys as an auth method: fixed keys, and those of a file that can change while the server runs."""
 
 import logging
 import time
@@ -14,37 +14,37 @@ from millstream.auth._method import AuthMethod, Identity
 logger = logging.getLogger("millstream")
 
 _BELIEVED = 3600.0
-"""Seconds for which a key is believed; what is revoked is heard of within a second (`refresh`)."""
+"""Seconds for which a verdict about a key is valid; revocations take effect within a second (`refresh`)."""
 _TOLD = 10.0
-"""Seconds in which every guard that has this method looks at it."""
+"""Seconds for the revocation to reach every guard with this method."""
 
 
 class KeyMethod(AuthMethod):
-    """The keys of one server."""
+    """The API keys of one server."""
 
     def __init__(
         self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time
     ) -> None:
-        """Read the file.
+        """Create the method and read the file.
 
         Raises:
-            LocalError: it cannot be used.
+            LocalError: the file can't be used.
         """
         self._given = given
         self._file = file
         self._clock = clock
         self._epoch = 0
-        """How often the file, or what is valid, has changed."""
+        """Counter of changes to the file or to the set of valid keys."""
         self._names = frozenset[str]()
-        """Of the keys that are valid, as of the last look."""
+        """Digests of the keys that were valid at the last check."""
         self._taken: dict[str, float] = {}
-        """Names of which a key was taken away or given an end just now -> when. The name may have another."""
+        """Names of recently removed or expired keys -> when. The name may have another key."""
         if file is not None:
             file.load()
         self.epoch()
 
     async def identify(self, credential: str) -> Identity | None:
-        """The key's holder. Every key is looked at, each in the same time, whether or not one fits."""
+        """Return the owner of a key. Compares all keys in constant time."""
         digest, now = digest_of(credential), self._clock()
         found: StoredKey | None = None
         for each in self._all():
@@ -60,13 +60,14 @@ class KeyMethod(AuthMethod):
         return self._given if self._file is None else (*self._given, *self._file.keys)
 
     def holds(self, id: str) -> bool:
-        """Whether there is a valid key of this name. When one of several was taken away, all that the name has opened
-        ends: who has another key comes back.
+        """Return whether this name has a valid key. If one of several was revoked, everything opened under the name
+        ends;
+        holders of the other keys reconnect.
         """
         return id in self._names and id not in self._taken
 
     def epoch(self) -> int:
-        """Changes with the file, and when the time of a key is over."""
+        """Return a number that changes with the file, and when a key expires."""
         file, now = self._file, self._clock()
         self._taken = {name: at for name, at in self._taken.items() if abs(now - at) < _TOLD}
         if file is not None and file.changed():
@@ -81,12 +82,12 @@ class KeyMethod(AuthMethod):
 
     @staticmethod
     def _read(file: KeyFile) -> bool:
-        """Read the file again. One that cannot be read takes its keys away: they may have been revoked."""
+        """Read the file again. If it's unreadable, its keys stop working, because they may have been revoked."""
         try:
             file.load()
         except LocalError as exc:
             if not file.keys:
                 return False
-            logger.error("%s Until then, none of its keys works.", exc)
+            logger.error("%s Until then, none of its keys work.", exc)
             file.keys = ()
         return True

@@ -1,11 +1,11 @@
-"""What a browser says of a request by itself: whose page makes it, and which cookies it has."""
+"""Request headers that browsers set themselves: the origin of a request, and cookies."""
 
 from millstream._http.message import HttpRequest
 
 
 def is_own(request: HttpRequest) -> bool:
-    """Whether a page of this very origin makes the request, by the word of the browser. Only the browser knows whether
-    the page came by the same scheme: a proxy may have taken TLS off.
+    """Return whether a page of this origin sent the request, according to the browser. Only the browser knows the
+    page's scheme, because a proxy may terminate TLS.
     """
     headers = request.headers
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -15,10 +15,10 @@ def is_own(request: HttpRequest) -> bool:
 
 
 def cookie_of(request: HttpRequest, name: str) -> str:
-    """A cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other.
+    """Return a cookie; empty if it's missing or repeated, because a sibling domain may have set the other.
 
-    Only blanks stand around a name (RFC 6265 §4.2.1). With whatever else Python takes for white space in front of it, a
-    neighbor domain could set one that browsers don't hold to the rules of ``__Host-``.
+    Only spaces may surround a name (RFC 6265 §4.2.1). Accepting Python's other white space would let a sibling domain
+    set a cookie that evades the rules of ``__Host-``.
     """
     raw = b"; ".join(value for each, value in request.raw_headers if each == b"cookie").decode("latin-1")
     found = [value for key, _, value in (part.strip(" \t").partition("=") for part in raw.split(";")) if key == name]

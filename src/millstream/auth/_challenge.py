@@ -1,6 +1,6 @@
-"""What is said to a caller that does not get in: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
+"""Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
 
-Every reply of one kind is the same bytes, whoever asks and whatever they sent, so that it tells nothing.
+All responses of one kind are identical, whatever was sent, so that they reveal nothing.
 """
 
 from collections.abc import Callable, Collection
@@ -26,27 +26,30 @@ class Challenges:
         oauth: bool = False,
         scopes: Collection[str] = (),
     ) -> None:
-        """Prepare them.
+        """Prepare the responses.
 
         Args:
-            resource: the URL that tokens are for, where they come from an authorization server.
-            oauth: clients can get a token from such a server: one that is not valid is 401, so that they get another.
-            scopes: what everybody needs.
+            resource: URL that tokens are for, if they come from an authorization server.
+            oauth: whether clients can get tokens from such a server. Invalid tokens then get a 401, so clients request
+                another.
+            scopes: scopes that every caller needs.
         """
         self._resource = resource
         self._metadata = metadata_url(resource) if resource else ""
         self._oauth = oauth
         self.form: Callable[[HttpRequest], Response | None] = lambda request: None
-        """Gives people who open a page a place to sign in."""
+        """Adds a link to the sign-in page for browsers."""
         self.scopes: frozenset[str] = frozenset(scopes)
 
     def mounted(self, root: str) -> None:
-        """The server is mounted below this path of an application, which serves nothing of ours at its own root."""
+        """Record that the server is mounted below this path of an application, which doesn't serve our well-known
+        paths.
+        """
         if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
             self._metadata = metadata_url(self._resource, root)
 
     def missing(self, request: HttpRequest) -> Response:
-        """There is no credential."""
+        """Respond to a request without a credential."""
         text = "Sign in: send Authorization: Bearer and your key or token."
         page = self.form(request)
         head = self._challenge("", self.scopes)
@@ -55,30 +58,32 @@ class Challenges:
         )
 
     def wrong(self) -> Response:
-        """There is one, and it is not valid. Where there are only keys, the person has to find the right one: 403."""
+        """Respond to an invalid credential. With API keys only, the status is 403, because the user has to find the
+        right key.
+        """
         if self._oauth:
-            return plain_problem(401, "The token isn't valid here, or not any more.", self._head("invalid_token", ()))
-        return plain_problem(403, "The key isn't valid here, or not any more.", _NO_STORE)
+            return plain_problem(401, "The token isn't valid, or no longer valid.", self._head("invalid_token", ()))
+        return plain_problem(403, "The key isn't valid, or no longer valid.", _NO_STORE)
 
     def malformed(self, text: str) -> Response:
-        """What was sent cannot be a credential."""
+        """Respond to a malformed credential."""
         return plain_problem(400, text, self._head("invalid_request", ()))
 
     def unavailable(self, text: str) -> Response:
-        """Nobody can tell now."""
+        """Respond while credentials can't be verified."""
         return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
 
     @staticmethod
     def slow(head: bytes) -> Response:
-        """Too many wrong ones came from there."""
+        """Respond to an address with too many invalid credentials."""
         return plain_problem(429, "Too many failed sign-ins from your address. Wait, then try again.", head + _NO_STORE)
 
     def insufficient(self, needed: Collection[str]) -> Response:
-        """The credential is valid and does not cover this."""
+        """Respond to a valid credential with insufficient scope."""
         return plain_problem(403, _lacking(needed), self._head("insufficient_scope", needed))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
-        """The same for one method of MCP, with all scopes that a client should ask for now."""
+        """Return the same error for one MCP method, with all scopes that a client should request now."""
         wanted = " ".join(sorted(self.scopes.union(needed)))
         return ProtocolError(
             INSUFFICIENT_SCOPE,
@@ -99,12 +104,12 @@ class Challenges:
 
 def _lacking(needed: Collection[str]) -> str:
     names = " and ".join(sorted(needed))
-    return f"Your key or token doesn't cover this: it needs the scope {names}."
+    return f"Your key or token doesn't cover this. It needs the scope {names}."
 
 
 def metadata_url(resource: str, root: str = "") -> str:
-    """Where the metadata of a protected resource is found: the well-known path stands before its own (RFC 9728 §3),
-    behind `root`, where a server is mounted.
+    """Return the URL of a resource's metadata: the well-known path goes before the resource's path (RFC 9728 §3), and
+    after `root` for a mounted server.
     """
     parts = urlsplit(resource)
     return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"

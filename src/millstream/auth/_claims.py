@@ -1,4 +1,4 @@
-"""What a token says, judged: who vouches, for whom, to which server, until when (RFC 7519, 8707, 9068)."""
+"""Validation of token claims: issuer, subject, audience, and times (RFC 7519, 8707, 9068)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard, cast
@@ -15,25 +15,25 @@ _MAX_TEXT = 512
 
 
 class Rules(Struct, frozen=True):
-    """What a token has to say."""
+    """Required claims of a token."""
 
     issuer: str
     audience: str
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
-    """Seconds for which a token is believed without another look."""
+    """Seconds for which a verdict is valid."""
 
 
 def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | None:
-    """Whom a token is about; None when it breaks a rule. Its signature, or who told of it, is not judged here."""
+    """Return the identity in a token's claims; None if they break a rule. Doesn't check the signature."""
     subject, expires = claims.get("sub"), claims.get("exp")
     if (
         claims.get("iss") != rules.issuer
         or not _is_for(claims.get("aud"), rules.audience)
         or not _is_text(subject)
         or not is_time(expires)
-        # Bound to a key (RFC 7800): without a proof of that key, which nothing here checks, anyone could use it.
+        # Bound to a key (RFC 7800). Without the proof of possession, which isn't checked here, anyone could use it.
         or claims.get("cnf") is not None
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
     ):
@@ -54,7 +54,7 @@ def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | Non
 
 
 def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]]) -> frozenset[str]:
-    """The scopes of a token: `scope` as RFC 8693 has it, or `scp`, as some issuers do; with what they include."""
+    """Return the scopes of a token, including implied ones, from `scope` (RFC 8693) or `scp`, as some issuers use."""
     given = claims.get("scope", claims.get("scp", ""))
     names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
     found = {each for each in names if isinstance(each, str)}
@@ -63,7 +63,7 @@ def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]])
         more = set(implied.get(waiting.pop(), ())) - found
         found |= more
         waiting += more
-    # What an issuer calls `*` is a name like any other, and covers nothing here.
+    # An issuer's scope `*` has no special meaning here.
     return frozenset(found - {EVERYTHING})
 
 
@@ -76,7 +76,7 @@ def _is_text(value: Any) -> bool:
 
 
 def is_time(value: Any) -> TypeGuard[int | float]:
-    """Whether a claim is a number of seconds with which one can compute; JSON has others, too."""
+    """Return whether a claim is a finite number of seconds; JSON allows others."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 

@@ -1,4 +1,4 @@
-"""What an authorization server says about itself: RFC 8414 metadata, or OpenID Connect Discovery."""
+"""Discovery of authorization server metadata: RFC 8414, or OpenID Connect Discovery."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -19,7 +19,9 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def places(issuer: str) -> list[str]:
-    """Where the metadata of an issuer may be, the likeliest first (RFC 8414 §3, §5; OpenID Connect Discovery §4)."""
+    """Return the possible URLs of an issuer's metadata, most likely first (RFC 8414 §3, §5; OpenID Connect Discovery
+    §4).
+    """
     parts = urlsplit(issuer)
     origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     found = [
@@ -31,14 +33,14 @@ def places(issuer: str) -> list[str]:
 
 
 class Discovery:
-    """The metadata of one issuer, fetched when it is first needed and kept."""
+    """The metadata of one issuer, fetched on first use and cached."""
 
     def __init__(self, issuer: str, get: Get, *, clock: Callable[[], float] = monotonic) -> None:
         # Configuration
         self.issuer = issuer
         self._get = get
         self._clock = clock
-        # Process
+        # State
         self._flight = SingleFlight[None]()
         self._metadata: dict[str, Any] = {}
         self._fetched = float("-inf")
@@ -46,21 +48,21 @@ class Discovery:
         self._why = ""
 
     async def metadata(self) -> dict[str, Any]:
-        """What the issuer says.
+        """Return the issuer's metadata.
 
         Raises:
-            Unavailable: it does not answer, or answers for somebody else.
+            Unavailable: the issuer doesn't respond, or its metadata is for another issuer.
         """
         now = self._clock()
         if now - self._fetched > _KEPT and (self._flight.runs("metadata") or now - self._tried >= _PAUSE):
             self._tried = now
             await self._flight.run("metadata", self._load)
         if not self._metadata:
-            raise Unavailable("The authorization server doesn't answer. Try again later.", self._why)
+            raise Unavailable("The authorization server isn't responding. Try again later.", self._why)
         return self._metadata
 
     def retry(self) -> None:
-        """Forget that it was asked just now, if that was in vain: the next who needs it asks again."""
+        """Allow an immediate retry if the last attempt failed."""
         self._tried = self._fetched
 
     async def _load(self) -> None:
@@ -72,29 +74,29 @@ class Discovery:
                 said.append(f"{url}: {str(exc).rstrip('.')}")
                 continue
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                said.append(f"{url}: that isn't the metadata of an issuer")
+                said.append(f"{url}: not the metadata of an issuer")
                 continue
             # RFC 8414 §3.3: another name would be another server's metadata.
             if found.get("issuer") == self.issuer:
                 self._metadata, self._fetched = found, self._clock()
                 return
             named = str(found.get("issuer"))[:200]
-            said.insert(0, f"{url}: that is the issuer {named!r}. Name it by exactly that URL")
+            said.insert(0, f"{url}: the issuer is {named!r}. Configure exactly that URL")
         self._why = (
-            f"{said[0]}. Check the issuer {self.issuer}, and whether this machine can reach it. It's asked again when "
-            "somebody signs in."
+            f"{said[0]}. Check the issuer {self.issuer}, and whether this machine can reach it. The next sign-in "
+            "retries."
         )
 
     async def keys_url(self) -> str:
-        """Where its keys are.
+        """Return the URL of the issuer's keys.
 
         Raises:
-            Unavailable: it does not say.
+            Unavailable: the metadata doesn't contain it.
         """
         url = (await self.metadata()).get("jwks_uri")
         if not isinstance(url, str):
             text = "The authorization server doesn't say where its keys are."
-            raise Unavailable(text, f"The metadata of {self.issuer} has no jwks_uri. Check whether it is an issuer.")
+            raise Unavailable(text, f"The metadata of {self.issuer} has no jwks_uri. Check that it is an issuer.")
         try:
             check_url(url)
         except OutboundError as exc:

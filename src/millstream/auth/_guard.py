@@ -1,8 +1,7 @@
-"""The guard in front of every handler: credentials become `HttpRequest.principal`, or the reply is a challenge.
+"""The guard in front of every handler: credentials become `HttpRequest.principal`, or the response is a challenge.
 
-What a method found out about a credential is kept under the raw value of the ``Authorization`` header, so that the next
-request costs one look into a dictionary. Handlers behind the guard read the principal and know nothing of credentials.
-A credential that is presented and not valid never makes an anonymous caller: nobody gets past without one that is.
+Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
+Handlers behind the guard see only the principal. An invalid credential never makes an anonymous caller.
 """
 
 import re
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
     from millstream.auth._signed_out import SignedOut
 
 Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
-"""What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
+"""Returns the principal of an ambient credential, such as a cookie; None if there's none that applies."""
 
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
-"""Wrong credentials of one address. Every address of a customer's IPv6 network counts as one."""
+"""Maximum invalid credentials per address; an IPv6 network counts as one address."""
 _AT_ONCE = 8
-"""Credentials of one address that are looked into at a time. Others wait: who guesses many at once would else have had
-them all looked into before the first one is known to be wrong.
+"""Maximum concurrent verifications per address. The others wait, so parallel guesses don't all get verified before the
+first failure counts.
 """
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 
@@ -65,29 +64,29 @@ class AuthGuard:
     ) -> None:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
-        """In the order in which they are asked: what is known here is shown to nobody."""
+        """Ordered so that credentials known here aren't sent elsewhere."""
         self.told: Callable[[str], None] | None = None
-        """Hears the address of every wrong credential."""
+        """Called with the address of every invalid credential."""
         self.pool: StoreLimiter | None = None
-        """Where other workers learn of wrong credentials."""
+        """Limiter that shares failures between workers."""
         self.ambient: Ambient | None = None
-        """What counts where there is no ``Authorization``."""
+        """Used without an ``Authorization`` header."""
         self.signed_out: SignedOut | None = None
-        """Who has signed out of the pages, where there are some."""
+        """Sign-outs from the pages, if there are any."""
         self.clock: Callable[[], float] = clock
         self.challenges: Challenges = challenges
-        # Process
+        # State
         self.verdicts: Verdicts = Verdicts()
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._checks = KeyedSemaphore(_AT_ONCE)
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
-        """The handler, behind this guard.
+        """Wrap a handler in this guard.
 
         Args:
-            handler: what is protected.
-            scope: what the caller needs besides.
+            handler: handler to protect.
+            scope: additional scope that callers need.
         """
         clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
 
@@ -101,7 +100,7 @@ class AuthGuard:
             return await handler(request)
 
         def protected(request: HttpRequest) -> Awaitable[Response | Sink | None]:
-            # Plain calls come this way: no coroutine of its own, one look-up.
+            # Ordinary calls take this path: no extra coroutine, one lookup.
             headers = request.headers
             verdict = known(headers.get(b"authorization", b""))
             if verdict is None or verdict[1] <= clock() or len(headers) != len(request.raw_headers):
@@ -112,11 +111,11 @@ class AuthGuard:
         return ask if needed else protected
 
     async def __call__(self, request: HttpRequest) -> Principal | Response:
-        """Who asks, or the reply that refuses."""
+        """Return the principal, or the response that refuses."""
         if request.root_path:
             self.challenges.mounted(request.root_path)
         if _repeated(request):
-            return self.challenges.malformed("There is more than one Authorization header.")
+            return self.challenges.malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
             found = await self.ambient(request) if self.ambient is not None else None
@@ -130,8 +129,8 @@ class AuthGuard:
         if scheme.lower() != b"bearer":
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
-            return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        # The usual spellings of the header, so that no one fills the memory with others.
+            return self.challenges.malformed("The Authorization header has no token. Write Bearer and the token.")
+        # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
         verdict, lacking = self._known(key), frozenset[str]()
         if verdict is not None:
@@ -154,7 +153,7 @@ class AuthGuard:
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     async def _look(self, key: bytes, credential: bytes) -> tuple[Verdict | None, frozenset[str]]:
-        """What is known of a credential, or found out now; and what its method wants besides."""
+        """Return the verdict on a credential, from the cache or its method, and the method's required scopes."""
         verdict = self._known(key)
         if verdict is not None:
             return verdict, frozenset()
@@ -168,18 +167,18 @@ class AuthGuard:
         return verdict, lacking
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
-        """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside.
+        """Wait for a turn to verify a credential from an address; call `slow` and `failed` inside.
 
         Raises:
-            Unavailable: those before take too long.
+            Unavailable: earlier verifications take too long.
         """
         return self._checks.hold(peer_network(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
-        """Return the owner of a credential by the first method that knows it, and the extra checks of that method.
+        """Return the owner of a credential from the first method that accepts it, and the method's required scopes.
 
         Raises:
-            Unavailable: none knows, and one could not be asked.
+            Unavailable: no method accepts it, and one couldn't be reached.
         """
         nothing = frozenset[str]()
         if len(credential) > MAX_CREDENTIAL:
@@ -198,13 +197,13 @@ class AuthGuard:
         return None, nothing
 
     def slow(self, address: str) -> Response | None:
-        """The refusal for an address that has sent too many wrong credentials; None while it may try."""
+        """Return the refusal for an address with too many invalid credentials; None if it may try."""
         key = peer_network(address)
         wait = self._failures.wait(key)
         return None if wait <= 0 else self.challenges.slow(report_headers(self._failures, key, wait))
 
     def failed(self, address: str) -> None:
-        """An address has sent a wrong credential."""
+        """Record an invalid credential of an address."""
         if self.told is not None:
             self.told(address)
         key, failures = peer_network(address), self._failures
@@ -213,32 +212,33 @@ class AuthGuard:
             pace = Pace(hash_key(failures.name, key), failures.rate.count, failures.rate.seconds)
             self.pool.report(pace, lambda wait: failures.block(key, wait))
 
-    def tell(self, report_headers: Callable[[str], None]) -> None:
-        """Tell of the address of every wrong credential from now on, wherever it's presented."""
-        self.told = report_headers
+    def tell(self, told: Callable[[str], None]) -> None:
+        """Call `told` with the address of every invalid credential from now on."""
+        self.told = told
         for method in self.methods:
-            method.tell(report_headers)
+            method.tell(told)
 
     def holds(self, id: str) -> bool:
-        """Whether somebody with this `Principal.id` may still have a credential."""
+        """Return whether a principal with this id may still have a credential."""
         return any(method.holds(id) for method in self.methods)
 
     async def prefetch(self) -> None:
-        """Have what issuers say before somebody needs it, and say now if it can't be had."""
+        """Fetch issuers' metadata and keys before they're needed, and log failures."""
         await prefetch_all(self.methods)
 
     def close(self) -> None:
-        """The server stops."""
+        """Release resources when the server stops."""
         for method in self.methods:
             method.close()
         if self.signed_out is not None:
             self.signed_out.stop()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
-        """Once a second: forget what was found, if a credential may have been taken back. True if so.
+        """Drop cached verdicts if a credential may have been revoked. Call once a second. Return whether they were
+        dropped.
 
         Args:
-            opened: hears of those who have signed out whose streams have to end, and when these would have ended.
+            opened: called for sign-outs whose streams have to end, with their expiry.
         """
         if self.signed_out is not None:
             self.signed_out.end(opened)
@@ -252,7 +252,7 @@ class AuthGuard:
 
 
 def _repeated(request: HttpRequest) -> bool:
-    """Two readers of a request could take two of these for one each."""
+    """Return whether the header is repeated, because two parsers could each use a different one."""
     return (
         len(request.headers) != len(request.raw_headers)
         and sum(name == b"authorization" for name, _ in request.raw_headers) > 1

@@ -1,4 +1,4 @@
-"""Tokens that only their issuer can read, as a method: its introspection endpoint is asked (RFC 7662)."""
+"""Introspection as an auth method: tokens that only their issuer can verify (RFC 7662)."""
 
 import time
 from base64 import b64encode
@@ -14,10 +14,10 @@ from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
 
 _MAX_ASKING = 64
-"""Questions to the endpoint at a time."""
+"""Maximum concurrent requests to the endpoint."""
 
 Post = Callable[[bytes, str], Awaitable[FetchedDocument]]
-"""``post(form, authorization)``"""
+"""Sends an introspection request: ``post(form, authorization)``."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -49,14 +49,14 @@ class IntrospectedMethod(AuthMethod):
         self.resource = rules.audience if "://" in rules.audience else ""
         self.issuers = (rules.issuer,)
         self.scopes = tuple(scopes)
-        # Process
+        # State
         self._asking = SingleFlight[Identity | None]()
-        """The questions that wait for an answer; all who send the same token share one."""
+        """Requests in progress; callers with the same token share one."""
 
     async def identify(self, credential: str) -> Identity | None:
-        """Whom a token is about."""
+        """Return the owner of a token."""
         if len(self._asking) >= _MAX_ASKING and not self._asking.runs(credential):
-            raise Unavailable("Too many sign-ins at a time. Try again later.")
+            raise Unavailable("Too many sign-ins at once. Try again later.")
         return await self._asking.run(credential, lambda: self._ask(credential))
 
     async def _ask(self, credential: str) -> Identity | None:
@@ -64,17 +64,17 @@ class IntrospectedMethod(AuthMethod):
         try:
             claims = _decode((await self._post(form, self._authorization)).body)
         except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
+            raise Unavailable("The issuer didn't say whether the token is valid. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
         if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
             return None
         if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
-            # Its client acts for itself; a signed token says so, too (RFC 9068 §2.2). `sub` is optional here (RFC 7662
-            # §2.2), so an issuer could leave it out for people as well: only the operator knows that this one doesn't.
+            # The client acts for itself, as in signed tokens (RFC 9068 §2.2). `sub` is optional here (RFC 7662 §2.2),
+            # so an issuer could omit it for users as well; only the operator knows that this one doesn't.
             claims["sub"] = claims["client_id"]
-        # The endpoint is the issuer's: one that leaves its own name out means itself.
+        # The endpoint belongs to the issuer, so a missing `iss` means this one.
         return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
 
     def holds(self, id: str) -> bool:
-        """Everybody of this issuer."""
+        """Return True for all owners of this issuer's tokens."""
         return id.startswith(f"{self._rules.issuer} ")

@@ -1,4 +1,4 @@
-"""Who comes to an authorization server: people, by a file or somebody else, and clients. For ``auth.issuer(…)``."""
+"""Arguments of ``auth.issuer(…)``: users, upstreams, identity providers, and clients."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,24 +42,24 @@ def upstream(
     title: str = "",
     at: str = "",
 ) -> "Upstream":
-    """Somebody else who signs people in, for `issuer`: Google, GitHub, or any OpenID provider.
+    """Return an upstream for `issuer`, with which users sign in: Google, GitHub, or any OpenID provider.
 
-    Register this server there as a web application with the redirect URL ``URL/sign-in/callback/NAME``.
+    Register this server there as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
 
     Args:
-        who: ``"google"``, ``"github"``, or the issuer's exact name: ``"https://login.example.com"``.
-        allow: who may sign in: a verified e-mail address ``"ada@example.com"``, all of a domain ``"@example.com"``, or
-            ``"*"`` for everybody who has an account there. GitHub also knows a login, ``"octocat"``, and an
-            organization, ``"org:example"``. With the scopes that they may hand on to clients: ``{"@example.com":
-            ["orders:write"]}``; the first entry that fits counts.
-        client_id: what the registration gave; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
-        client_secret: and its secret; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
-        name: in the redirect URL and in subjects; by default ``google``, ``github`` or ``openid``.
-        title: what people call it, for the button; by default the issuer's host.
-        at: where it is instead: the URL of a GitHub Enterprise server, or of what stands in for Google in tests.
+        who: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
+        allow: who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
+            for everyone with an account there. For GitHub also a login, ``"octocat"``, and an organization,
+            ``"org:example"``. To let users grant scopes to clients: ``{"@example.com": ["orders:write"]}``; the first
+            matching entry applies.
+        client_id: client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
+        client_secret: secret for it; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        name: name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
+        title: name on the button; by default the issuer's host.
+        at: another URL of the service: a GitHub Enterprise server, or a replacement for Google in tests.
 
     Raises:
-        ValueError: something is missing, or can't be.
+        ValueError: an argument is missing or invalid.
 
     Example:
         ``users=[auth.upstream("google", allow=["@example.com"]), auth.upstream("github", allow=["org:example"])]``
@@ -73,17 +73,17 @@ def upstream(
 
 @suggesting
 def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "IdentityProvider":
-    """An organization's identity provider that lets its people in without a page, for `issuer`.
+    """Return an identity provider for `issuer`, with which an organization admits its members without a login page.
 
-    It gives a grant (ID-JAG) to a client in which a person has signed in, and your server gives a token for the grant.
-    The client needs a secret or keys here. Which people may use which client, the provider decides.
+    It issues a grant (ID-JAG) to a client in which a user has signed in, and your server exchanges the grant for a
+    token. The client needs a secret or keys here. The provider decides which users may use which client.
 
     Args:
-        issuer: its exact name. Its keys are asked for where its metadata say.
-        scopes: what its grants give at most, besides what everybody gets; ``["*"]`` for all that a grant names.
+        issuer: its exact identifier. Its keys are found through its metadata.
+        scopes: maximum scopes of its grants, in addition to the default ones; ``["*"]`` for all that a grant names.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
 
     Example:
         ``users=[auth.users(file="users.json"), auth.identity_provider("https://login.example.com", scopes=["read"])]``
@@ -103,18 +103,18 @@ def client(
     jwks: "str | Mapping[str, Any]" = "",
     scopes: "Names" = (),
 ) -> "Client":
-    """A client that `issuer` knows beforehand.
+    """Return a preconfigured client for `issuer`.
 
     Args:
-        id: how it calls itself.
-        name: what people know it by.
-        redirect_uris: where it may have people sent back; without any, it only acts for itself.
-        secret: what it shows at the token endpoint, of at least 32 bytes; read it from the environment.
-        jwks: its public keys as a set, the URL of one, or one key as PEM, instead of a secret (``private_key_jwt``).
-        scopes: what it may have when it acts for itself (client credentials), which takes a secret or keys.
+        id: client id.
+        name: name for users.
+        redirect_uris: allowed redirect URIs; without any, the client only acts for itself.
+        secret: client secret of at least 32 bytes; read it from the environment.
+        jwks: public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
+        scopes: scopes it may have when it acts for itself (client credentials), which requires a secret or keys.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
 
     Example:
         >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])

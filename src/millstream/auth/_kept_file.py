@@ -1,7 +1,7 @@
-"""A file that one program writes and others read: whole or not at all, by one writer at a time, closed to others.
+"""Files that one program writes and others read: replaced atomically, under a lock, and protected from other users.
 
-Changes are written beside the file and moved into its place, under a lock, so that a reader never reads half a file and
-two commands never undo each other.
+Changes are written to a temporary file that replaces the original under a lock, so readers never see half a file and
+concurrent commands never undo each other.
 """
 
 import contextlib
@@ -13,33 +13,35 @@ from pathlib import Path
 from millstream._protocol.errors import LocalError
 
 Stamp = tuple[int, int, int]
-"""Modification time, size and inode: another one says that somebody has written."""
+"""Modification time, size, and inode: a different stamp means that the file was written."""
 
 
 def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
-    """The file, and its stamp.
+    """Return the content of the file, and its stamp.
 
     Args:
-        path: where it is.
-        kind: what it is called: ``key file``.
-        remedy: how to make one.
+        path: path of the file.
+        kind: name of the kind of file, such as ``key file``.
+        remedy: command that creates one.
 
     Raises:
-        LocalError: it is not there, or others may write to it.
+        LocalError: the file is missing, or others may write to it.
     """
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             raw = file.read()
     except OSError as exc:
-        raise LocalError(f"The {kind} {path} can't be read: {exc.strerror}. Make one: {remedy} --file {path}") from exc
+        raise LocalError(
+            f"The {kind} {path} can't be read: {exc.strerror}. Create one: {remedy} --file {path}"
+        ) from exc
     if os.name == "posix" and status.st_mode & 0o022:
-        raise LocalError(f"Others may write to the {kind} {path}. Run: chmod 600 {path}")
+        raise LocalError(f"Other users may write to the {kind} {path}. Run: chmod 600 {path}")
     return raw, (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of the file as it is now; None when it is gone."""
+    """Return the current stamp of the file; None if it's gone."""
     try:
         status = path.stat()
     except OSError:
@@ -49,7 +51,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Generator[None, None, None]:
-    """One writer at a time, where the system has locks."""
+    """Lock the file for one writer, on systems with locks."""
     try:
         import fcntl  # noqa: PLC0415  not on Windows
     except ImportError:
@@ -68,7 +70,7 @@ def locked(path: Path) -> Generator[None, None, None]:
 
 
 def replace_file(path: Path, body: bytes) -> None:
-    """Put a whole file into the place of another."""
+    """Replace a file atomically."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

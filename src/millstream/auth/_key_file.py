@@ -1,6 +1,6 @@
-"""A file of API keys: names, scopes and expiry beside the SHA-256 of each key, which itself stands nowhere.
+"""A file of API keys: names, scopes, expiry, and the SHA-256 of each key. The keys themselves aren't stored.
 
-A key is made here from 32 random bytes, so that a plain hash is enough: nobody can guess what was hashed.
+Keys are made from 32 random bytes, so a plain hash is sufficient.
 """
 
 import re
@@ -16,25 +16,25 @@ from millstream._protocol.errors import LocalError
 from millstream.auth._kept_file import Stamp, locked, read_file, replace_file, stamp_of
 
 PREFIX = "ms_"
-"""What every key that is made here begins with: scanners for leaked secrets find it by that."""
+"""Prefix by which scanners for leaked secrets recognize keys."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
-"""RFC 6749 §3.3, scope-token."""
+"""Syntax of a scope: scope-token of RFC 6749 §3.3."""
 
 
 class StoredKey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One key, as the file has it."""
+    """One key in the file."""
 
     name: str
     hash: str
-    """SHA-256 of the key, hexadecimal."""
+    """SHA-256 of the key, in hexadecimal."""
     created: float
-    """Unix time in seconds, as is `expires`."""
+    """Creation time; like `expires`, Unix time in seconds."""
     scopes: tuple[str, ...] = ()
     expires: float | None = None
 
     def valid(self, now: float) -> bool:
-        """Whether it can be used now."""
+        """Return whether the key is valid now."""
         return self.expires is None or now < self.expires
 
 
@@ -46,27 +46,27 @@ _decode = msgspec.json.Decoder(_Keys).decode
 
 
 def digest_of(key: str) -> str:
-    """What is kept of a key."""
+    """Return the stored form of a key."""
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_name(name: str) -> str:
-    """A name that a key can have.
+    """Return a valid name of a key.
 
     Raises:
-        ValueError: it isn't one.
+        ValueError: the name is invalid.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} can't be a key's name. Use up to 64 letters, digits, dots, dashes, @ and _.")
+        raise ValueError(f"{name!r} isn't a valid key name. Use up to 64 letters, digits, dots, dashes, @ and _.")
     return name
 
 
 def check_key(name: str, key: str) -> None:
-    """Make sure that a key can be sent in a header.
+    """Check that a key can be sent in a header.
 
     Raises:
-        TypeError: it isn't a text.
-        ValueError: it can't.
+        TypeError: the key isn't a string.
+        ValueError: the key is empty or has invalid characters.
     """
     if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
         raise TypeError(
@@ -74,41 +74,43 @@ def check_key(name: str, key: str) -> None:
             "its variable is not set."
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
+        raise ValueError(f"The key {name!r} is empty, or contains spaces or characters that headers can't hold.")
 
 
 def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
-    """Scopes as RFC 6749 has them.
+    """Return valid scopes (RFC 6749).
 
     Raises:
-        ValueError: one is not.
-        TypeError: one scope without a list.
+        ValueError: a scope is invalid.
+        TypeError: the scopes are a string instead of a list.
     """
     if isinstance(scopes, str):
-        raise TypeError(f"scopes is a list: [{scopes!r}]")
+        raise TypeError(f"scopes must be a list: [{scopes!r}]")
     for scope in scopes:
         if not _SCOPE.fullmatch(scope):
-            raise ValueError(f"{scope!r} can't be a scope. Use letters, digits and signs, without blanks and quotes.")
+            raise ValueError(
+                f"{scope!r} isn't a valid scope. Use letters, digits, and signs, without spaces and quotes."
+            )
     return tuple(scopes)
 
 
 class KeyFile:
-    """The file."""
+    """The key file."""
 
     __slots__ = ("_seen", "keys", "path")
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read before `load`."""
+        """Create it without reading; see `load`."""
         self.path = path
         self.keys: tuple[StoredKey, ...] = ()
         self._seen: Stamp | None = None
-        """Of what was read last."""
+        """Stamp of the last content read."""
 
     def load(self) -> None:
         """Read the file.
 
         Raises:
-            LocalError: it is not there, is none, or others may write to it.
+            LocalError: the file is missing or malformed, or others may write to it.
         """
         raw, stamp = read_file(self.path, "key file", "millstream keys add NAME")
         try:
@@ -118,15 +120,15 @@ class KeyFile:
         self._seen = stamp
 
     def changed(self) -> bool:
-        """Whether somebody has written the file since it was read. One that is gone has changed."""
+        """Return whether the file has changed since it was read. A missing file has changed."""
         return self._seen is None or self._seen != stamp_of(self.path)
 
     def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
-        """Make a key, and give it: it is shown once and kept nowhere.
+        """Create and return a key. It's shown once, and never stored.
 
         Raises:
-            ValueError: the name or a scope cannot be, or a key has the name.
-            LocalError: the file cannot be used.
+            ValueError: the name or a scope is invalid, or the name is taken.
+            LocalError: the file can't be used.
         """
         check_name(name)
         check_scopes(scopes)
@@ -134,18 +136,18 @@ class KeyFile:
 
         def put(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
             if any(each.name == name for each in keys):
-                raise ValueError(f"There is a key {name!r} already. Rotate or revoke it, or choose another name.")
+                raise ValueError(f"The key {name!r} already exists. Rotate or revoke it, or choose another name.")
             return (*keys, StoredKey(name, digest_of(key), now, scopes, expires))
 
         self._change(put)
         return key
 
     def revoke(self, name: str) -> None:
-        """Take a key away, with those that it was rotated from.
+        """Revoke a key, along with those that it replaced.
 
         Raises:
-            ValueError: there is none of that name.
-            LocalError: the file cannot be used.
+            ValueError: the key doesn't exist.
+            LocalError: the file can't be used.
         """
 
         def take(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
@@ -157,11 +159,11 @@ class KeyFile:
         self._change(take)
 
     def rotate(self, name: str, now: float, grace: float) -> str:
-        """A new key in place of an old one, which still works for so many seconds: the same caller, the same scopes.
+        """Replace a key with a new one for the same caller and scopes. The old one works for another `grace` seconds.
 
         Raises:
-            ValueError: there is no key of that name.
-            LocalError: the file cannot be used.
+            ValueError: the key doesn't exist.
+            LocalError: the file can't be used.
         """
         key = PREFIX + secrets.token_urlsafe(32)
 

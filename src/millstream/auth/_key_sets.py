@@ -1,8 +1,8 @@
-"""The public keys of an issuer: given, or fetched and kept.
+"""The public keys of an issuer: fixed, or fetched and cached.
 
-A set is fetched when it is first needed and again when it is old; an unknown key id fetches it too, since issuers
-change keys, but not more often than every half minute, however many tokens name such ids. All who wait share one fetch.
-While the issuer does not answer, the keys that are known go on to count for a day.
+A set is fetched on first use, when it's old, and when a token has an unknown key id, because issuers rotate keys; but
+at most every half minute. Concurrent callers share one fetch. While the issuer is unavailable, cached keys stay valid
+for a day.
 """
 
 import logging
@@ -25,17 +25,17 @@ Get = Callable[[str], Awaitable[FetchedDocument]]
 _OLD = 600.0
 _TOO_OLD = 86_400.0
 _MAX_TRIED = 8
-"""Keys with which one token is tried: each takes a signature's time, and clients bring sets of their own."""
+"""Maximum keys tried per token: each costs a verification, and clients supply their own sets."""
 _PAUSE = 30.0
-"""Seconds between two fetches, whatever the reason."""
+"""Minimum seconds between two fetches."""
 
-_NO_KEYS = "Nobody can sign in with an issuer's tokens, because its keys can't be fetched. %s"
+_NO_KEYS = "Sign-in with an issuer's tokens isn't available, because its keys can't be fetched. %s"
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class GivenKeys:
-    """Keys that do not change."""
+    """Fixed keys."""
 
     epoch = 0
 
@@ -43,11 +43,11 @@ class GivenKeys:
         self._keys = keys
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """The keys that may have signed."""
+        """Return the keys that may have made a signature."""
         return select_keys(self._keys, kid, algorithm)
 
     async def prefetch(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class FetchedKeys:
@@ -61,23 +61,23 @@ class FetchedKeys:
         retry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`url` finds out where the keys are; after `retry`, it asks again even if it has done so just now."""
+        """Create the set. `url` returns the URL of the keys; after `retry`, it retries discovery at once."""
         # Configuration
         self._url = url
         self._get = get
         self._retry = retry
         self._clock = clock
-        # Process
+        # State
         self._keys: list[PublicKey] = []
         self._raw: Mapping[str, Any] = {}
         self._fetched = float("-inf")
         self._tried = float("-inf")
         self._flight = SingleFlight[None]()
         self.epoch = 0
-        """How often the keys have changed."""
+        """Number of changes of the keys."""
 
     async def prefetch(self) -> None:
-        """Have the keys before a token comes. An issuer that starts after this server is asked by the first token."""
+        """Fetch the keys before the first token. If the issuer isn't up yet, the first token triggers the fetch."""
         try:
             await self.find("", "")
         except Unavailable:
@@ -85,10 +85,10 @@ class FetchedKeys:
             self._retry()
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """The keys that may have signed.
+        """Return the keys that may have made a signature.
 
         Raises:
-            Unavailable: they cannot be had.
+            Unavailable: the keys can't be fetched.
         """
         now = self._clock()
         found = select_keys(self._keys, kid, algorithm)
@@ -119,5 +119,7 @@ class FetchedKeys:
 
 
 def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
-    """The keys of an id, or any if the token names none, that may be used with an algorithm: as many as are tried."""
+    """Return the keys with an id, or all if the token names none, that support an algorithm, up to the maximum
+    tried.
+    """
     return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

@@ -1,4 +1,4 @@
-"""A semaphore for each key. Waiting is fair and bounded, so a silent issuer can't hold up every caller."""
+"""A semaphore for each key. Waiting is fair and bounded, so a silent issuer can't block every caller."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -52,6 +52,6 @@ async def _acquire(semaphore: asyncio.Semaphore) -> None:
             async with asyncio.timeout(PATIENCE):
                 await semaphore.acquire()
         except TimeoutError:
-            raise Unavailable("Too many sign in from your address at a time. Try again later.") from None
+            raise Unavailable("Too many sign-ins from your address at once. Try again later.") from None
     else:
         await semaphore.acquire()

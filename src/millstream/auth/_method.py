@@ -1,7 +1,7 @@
-"""A way to tell who a credential belongs to: keys, signed tokens, an introspection endpoint.
+"""The interface of auth methods: keys, signed tokens, or an introspection endpoint.
 
-A method knows one kind of credential and nothing of HTTP. The guard asks the methods of a server in their order, and
-keeps what they found.
+A method knows one kind of credential, and nothing about HTTP. The guard asks the methods of a server in order, and
+caches their verdicts.
 """
 
 import asyncio
@@ -17,37 +17,37 @@ from millstream._server.calls.services import Services
 
 
 class Identity(Struct, frozen=True):
-    """Whom a credential belongs to."""
+    """The owner of a credential."""
 
     principal: Principal
     seconds: float
-    """For how long that may be believed without asking the method again."""
+    """Seconds for which the verdict may be cached."""
 
 
 class Unavailable(Exception):
-    """A method cannot tell now: what it needs for that does not answer. The caller may try again."""
+    """A credential can't be verified now, because a dependency doesn't respond. The caller may retry."""
 
     def __init__(self, text: str, why: str = "") -> None:
-        """Say so.
+        """Create the error.
 
         Args:
-            text: for the caller, who learns nothing of the network here.
-            why: for whoever runs the server.
+            text: message for the caller, without details of the network.
+            why: message for the operator.
         """
         super().__init__(text)
         self.why: str = why or text
 
 
 class NotAdmitted(Exception):
-    """Somebody was not let in by name and password; the text is shown to them."""
+    """A login was refused; the message is shown to the user."""
 
     def __init__(self, text: str, status: int, *, wrong: bool) -> None:
-        """Say why.
+        """Create the error.
 
         Args:
-            text: for the person.
-            status: of the reply.
-            wrong: the name or the password is wrong: it counts as a failed sign-in of the address.
+            text: message for the user.
+            status: status of the response.
+            wrong: whether the name or password was wrong, which counts as a failed sign-in of the address.
         """
         super().__init__(text)
         self.status = status
@@ -56,138 +56,138 @@ class NotAdmitted(Exception):
 
 @runtime_checkable
 class Fetching(Protocol):
-    """An upstream or a key set, which depends on what an issuer says."""
+    """An object that depends on an issuer's metadata or keys."""
 
     async def prefetch(self) -> None:
-        """Fetch that before somebody needs it. If it can't be had, the log says so, and it's asked for again later."""
+        """Fetch them before they're needed. Failures are logged, and retried later."""
 
 
 async def prefetch_all(those: Iterable[Fetching]) -> None:
-    """Have all of them fetch at once. One that fails stops none of the others.
+    """Prefetch all at once. A failure doesn't stop the others.
 
     Raises:
-        ExceptionGroup: some have failed otherwise than by not being answered.
+        ExceptionGroup: some failed for another reason than an unavailable issuer.
     """
     found = await asyncio.gather(*(each.prefetch() for each in those), return_exceptions=True)
     failed = [each for each in found if isinstance(each, Exception)]
     if failed:
-        raise ExceptionGroup("What issuers say can't be read", failed)
+        raise ExceptionGroup("Metadata or keys of issuers can't be read", failed)
 
 
 class AuthMethod:
-    """One kind of credential. A subclass overrides `identify` and `holds`, and what else its kind needs."""
+    """One kind of credential. Subclasses override `identify` and `holds`, and whatever else they need."""
 
     resource: str = ""
-    """The URL that tokens of this kind are for; empty for a kind that counts anywhere."""
+    """URL that tokens of this kind are for; empty for credentials without an audience."""
     issuers: tuple[str, ...] = ()
-    """The authorization servers whose tokens these are; empty where there is none to send a client to."""
+    """Authorization servers that issue these tokens; empty if clients can't be sent to one."""
     scopes: tuple[str, ...] = ()
     """Scopes that every caller needs."""
     shows: bool = False
-    """`identify` shows the credential to others, such as an endpoint elsewhere: it's asked after all other methods."""
+    """Whether `identify` sends the credential elsewhere, in which case it's asked after all other methods."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.
 
         Raises:
-            Unavailable: that can't be found out now.
+            Unavailable: the credential can't be verified at the moment.
         """
         raise NotImplementedError
 
     def holds(self, id: str) -> bool:
-        """Return whether a principal with this id may still have a credential: the streams of others are ended."""
+        """Return whether a principal with this id may still have a credential. If not, their streams are closed."""
         raise NotImplementedError
 
     def epoch(self) -> int:
-        """Return a number that changes when a credential may have been revoked. Called once a second by every guard
-        that has this method; it may look at a file for that.
+        """Return a number that changes when a credential may have been revoked. Every guard with this method calls it
+        once a second; it may check a file.
         """
         return 0
 
     async def prefetch(self) -> None:
-        """Fetch what issuers say before a caller needs it. A failure is logged, and it's asked for again later."""
+        """Fetch metadata and keys of issuers before they're needed. Failures are logged, and retried later."""
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return handlers by path and method, for paths that stand before the guard."""
+        """Return handlers by path and method, for paths in front of the guard."""
         return {}
 
     def shared_paths(self) -> frozenset[str]:
-        """Return the paths that pages of any origin may use: no cookie counts there."""
+        """Return the paths that pages of any origin may use, because they ignore cookies."""
         return frozenset()
 
     def share(self, pool: StoreLimiter) -> None:
-        """Count attempts in `pool` from now on, for all workers together."""
+        """Count attempts in `pool` from now on, together with all workers."""
 
     def tell(self, refused: Callable[[str], None]) -> None:
-        """Call `refused` with the address of every wrong credential at the method's own paths, from now on."""
+        """Call `refused` with the address of every invalid credential at the method's own paths."""
 
     def close(self) -> None:
-        """Release what the method holds: the server stops."""
+        """Release resources when the server stops."""
 
 
 class Landing(Protocol):
-    """The server's own pages, for those who come back to them from a sign-in elsewhere."""
+    """The server's own pages, for users who return from a login elsewhere."""
 
     def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
-        """Let somebody in, and lead them to the page that they wanted.
+        """Sign a user in, and redirect them to the page that they wanted.
 
         Args:
-            request: by which they came back.
-            page: that they wanted.
-            kept: what stands for them: see `PageMethod.admit`; of a method that isn't one, the credential.
-            seconds: for which that may count at most.
+            request: request of the callback.
+            page: page to open.
+            kept: content of the cookie: see `PageMethod.admit`; for other methods, the credential.
+            seconds: maximum lifetime of the cookie.
         """
         ...
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """Ask again, and say why."""
+        """Show the sign-in form again, with a reason."""
         ...
 
 
 class PageMethod(AuthMethod):
-    """A method by which people sign in to the server's own pages."""
+    """A method with which people sign in to the server's own pages."""
 
     logins: Mapping[str, str] = {}
-    """Name -> what the button says, for logins at other sites."""
+    """Name -> label of the button, for logins at other sites."""
     by_password: bool = False
-    """People have a name and password here."""
+    """Whether people have a name and password here."""
     recalls: bool = False
-    """A cookie of this method names a person (`recall`), and not a credential (`identify`)."""
+    """Whether this method's cookie identifies a user (`recall`) instead of holding a credential (`identify`)."""
     landing: Landing | None = None
-    """Where people come back to; None where there are no pages."""
+    """Where users return to; None without pages."""
 
     async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
-        """Return the page that leads a browser away, by one of the logins, to come back for a page.
+        """Return the page that redirects a browser to a login, to return to a page.
 
         Raises:
-            NotAdmitted: it can't be sent there now.
+            NotAdmitted: the login isn't available.
         """
         raise NotImplementedError
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
-        """Return what identifies a person from now on, which the caller seals, and header lines for the reply.
+        """Return the content of a user's cookie, which the caller seals, and header lines for the response.
 
         Raises:
-            NotAdmitted: the name or the password is wrong, or there were too many tries.
+            NotAdmitted: the name or password is wrong, or there were too many attempts.
         """
         raise NotImplementedError
 
     async def recall(self, kept: bytes) -> Identity | None:
-        """Return the person now; None for one who was removed or has another password."""
+        """Return the user; None if they were removed or changed their password."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Unbound(Protocol):
-    """What becomes a method only once a server runs, because it has its state in the server's store."""
+    """A method with state in the server's store, which is bound when a server starts."""
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> AuthMethod:
-        """The method of one running server.
+        """Return the method of a running server.
 
         Args:
-            services: of that server.
-            name: what it is called.
-            known: the scopes that something of it takes now.
+            services: services of that server.
+            name: name of that server.
+            known: returns the scopes that the server currently uses.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""People of a foreign issuer at the pages: they sign in there, and come back with a token that any client could have.
+"""Logins to the pages with an external issuer, which returns a token that any client could have.
 
-That token opens the pages as it opens everything else: the same checks, the same scopes, until it expires. What a
-browser keeps is the token, sealed, as if somebody had typed it.
+That token gives the same access as elsewhere: the same checks and scopes, until it expires. The cookie holds the sealed
+token, as if the user had entered it.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -22,16 +22,16 @@ from millstream.auth._method import NotAdmitted, PageMethod, Unavailable
 from millstream.auth._tokens import Keys, TokenMethod
 
 NAME = "oidc"
-"""In the redirect URL: ``…/sign-in/callback/oidc``."""
+"""Name in the redirect URI: ``…/sign-in/callback/oidc``."""
 
 
 class OidcAtPages:
-    """The method, before a server runs. ``auth.oidc(…, client_id=…)`` makes it."""
+    """The method before a server runs. Created by ``auth.oidc(…, client_id=…)``."""
 
     def __init__(
         self, rules: Rules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str], client: tuple[str, str]
     ) -> None:
-        """`client` is the id and secret by which the issuer knows this server; a public client has no secret."""
+        """Create it. `client` is this server's client id and secret at the issuer; a public client has no secret."""
         self._rules = rules
         self._keys = keys
         self._algorithms = algorithms
@@ -39,7 +39,7 @@ class OidcAtPages:
         self._client = client
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningOidc":
-        """The method of one running server."""
+        """Return the method of a running server."""
         return RunningOidc(
             self._rules, self._keys, algorithms=self._algorithms, scopes=self._scopes, client=self._client,
             services=services, known=known,
@@ -47,7 +47,7 @@ class OidcAtPages:
 
 
 class RunningOidc(TokenMethod, PageMethod):
-    """The method of one running server: tokens as `TokenMethod` has them, and people at the pages."""
+    """The method of a running server: tokens like `TokenMethod`, and logins to the pages."""
 
     def __init__(
         self, rules: Rules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
@@ -76,10 +76,10 @@ class RunningOidc(TokenMethod, PageMethod):
         )
         self._pending_logins = PendingLogins(vault, Tickets(vault, secure=parts.scheme == "https"), self._base)
 
-    # Over HTTP
+    # HTTP
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """The place where people come back to: below the path of the server, and at the root."""
+        """Return the callback: below the path of the server, and at the root."""
         handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
         prefixes = {"", urlsplit(self._base).path}
         return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
@@ -87,7 +87,7 @@ class RunningOidc(TokenMethod, PageMethod):
     # At the server's own pages
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Where to send the browser: for the scopes that our metadata name to clients."""
+        """Return where to redirect the browser, requesting the scopes of our metadata."""
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
@@ -110,10 +110,10 @@ class RunningOidc(TokenMethod, PageMethod):
         return landing.land(request, pending.page, token.encode(), seconds)
 
     async def _token(self, callback: Callback) -> tuple[str, float]:
-        """The token of whoever came back, and for how long it counts.
+        """Return the token of the user who came back, and its remaining lifetime.
 
         Raises:
-            SignInFailed: it wouldn't open anything here.
+            SignInFailed: the token isn't valid here.
         """
         token = (await self._flow.finish(callback)).access_token
         try:
@@ -121,9 +121,7 @@ class RunningOidc(TokenMethod, PageMethod):
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
         if found is None or not isinstance(token, str):
-            raise SignInFailed(f"The token that {self._title} gave isn't for this server. Ask whoever runs it.")
+            raise SignInFailed(f"The token from {self._title} isn't valid for this server. Ask its operator.")
         if not found.principal.has(self.scopes):
-            raise SignInFailed(
-                "Your account may not do here what everybody needs to get in. Ask whoever runs this server."
-            )
+            raise SignInFailed("Your account lacks permissions that this server requires. Ask its operator.")
         return token, float(found.principal.claims["exp"]) - self._clock()

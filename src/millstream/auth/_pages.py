@@ -1,6 +1,6 @@
-"""The HTML pages of signing in. They work without scripts.
+"""The HTML pages for signing in. They work without scripts.
 
-Jinja2 escapes everything that comes from outside, and the policy allows nothing but our own style sheets. Links of the
+Jinja2 escapes all untrusted text, and the content security policy allows only our own style sheets. The links of the
 authorization server are relative, so its pages work below any path.
 """
 
@@ -34,47 +34,47 @@ _PAGES = {
 
 
 class Shown(Struct, frozen=True):
-    """What the consent page shows."""
+    """Content of the consent page."""
 
     server: str
-    """What the server is called."""
+    """Name of the server."""
     client: Client
     authorization: AuthorizationRequest
     ticket: str
     words: Mapping[str, str]
-    """Scope -> what it allows; of those that the client can get."""
+    """Scope -> description, of those that the client can get."""
     user: User | None = None
-    """Who has signed in at this browser."""
+    """User who is signed in in this browser."""
     passwords: bool = False
     upstreams: tuple[Upstream, ...] = ()
     notice: str = ""
-    """What went wrong before."""
+    """Previous error."""
     typed: str = ""
-    """What was typed as a name then."""
+    """Name that was entered before."""
     elsewhere: tuple[str, ...] = ()
-    """Servers that the token would be for, where that is not just this one."""
+    """Servers that the token is for, unless it's just this one."""
 
 
 class Offered(Struct, frozen=True):
     """The login methods of a server's own pages."""
 
     server: str
-    """What the server is called."""
+    """Name of the server."""
     passwords: bool = False
-    """People have a name and password here."""
+    """Whether people have a name and password here."""
     logins: Mapping[str, str] = {}
-    """Name -> what the button says."""
+    """Name -> label of the button."""
     credentials: bool = True
-    """There are keys or tokens."""
+    """Whether keys or tokens are accepted."""
     unknown: tuple[str, ...] = ()
-    """Issuers of tokens where people can't be sent."""
+    """Issuers of tokens that have no login for these pages."""
 
 
 # The authorization server
 
 
 def consent(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
-    """Return the page that asks a person to sign in, and to let a client in."""
+    """Return the page that asks a user to sign in, and to approve a client."""
     client, uri = shown.client, shown.authorization.redirect_uri
     facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
     if shown.elsewhere:
@@ -100,27 +100,27 @@ def _warning(client: Client, uri: str) -> str:
 
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
-    """Return the page that says what is wrong. It has no link: the client would choose where to."""
+    """Return an error page. It has no link, because the client would choose its target."""
     return render("message.html", status, root=up, title=title, text=text)
 
 
 def stop(answer: Response, host: str, text: str) -> Response:
-    """Return a page in place of a redirect to an address that no one has checked: the person decides."""
+    """Return a page in place of a redirect to an unverified address, so that the user decides."""
     url = answer.head.partition(b"location: ")[2].partition(b"\r\n")[0].decode("ascii")
     title = "This request can't be granted"
     return render("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")
 
 
 def lead_on(url: str, label: str, head: bytes = b"") -> Response:
-    """Return the page that leads to an upstream.
+    """Return the page that redirects to an upstream.
 
-    A redirect would belong to the form that was sent, and the policy of its page allows no other place.
+    A direct redirect would count as the target of the form, which the page's policy doesn't allow.
     """
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
 
 def words_of(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, str]:
-    """Return each scope in words, or by its name where there are none."""
+    """Return each scope's description, or its name."""
     return {each: described.get(each, "") or each for each in scopes}
 
 
@@ -133,12 +133,12 @@ def sign_in(
     """Return the sign-in form.
 
     Args:
-        request: for a page, or with the form.
-        offered: the login methods.
-        page: the one that is wanted.
-        notice: what went wrong before.
-        status: of the reply.
-        typed: the name that was given before.
+        request: request of the page, or of the form.
+        offered: login methods.
+        page: page to open afterwards.
+        notice: previous error.
+        status: status of the response.
+        typed: name that was entered before.
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
     unknown = [urlsplit(each).netloc for each in offered.unknown]
@@ -149,10 +149,10 @@ def sign_in(
 
 
 def arrived(request: HttpRequest, page: str, head: bytes) -> Response:
-    """Return the page that leads on to the one that the person wanted.
+    """Return the page that continues to the one that the user wanted.
 
-    It's for browsers that come from another site. They send a cookie with `SameSite=Strict` only when a page of ours
-    leads them, and a redirect would still be the other site's.
+    For browsers that come from another site: they send a cookie with `SameSite=Strict` only when our own page links
+    there, and a redirect would still count as the other site's.
     """
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You are signed in"
@@ -171,7 +171,7 @@ def arrived(request: HttpRequest, page: str, head: bytes) -> Response:
 
 
 def continue_at(request: HttpRequest, page: str) -> Response:
-    """Return the page that leads a browser that comes from another site on to a page of ours, with its cookies."""
+    """Return a page of ours that continues to another one, so that a browser from another site sends its cookies."""
     root, href = f"{request.root_path}/", request.root_path + page
     return render(
         "message.html", 200, images=IMAGES, root=root, title="One moment", leads_to=href, href=href, label="Continue",
@@ -180,7 +180,7 @@ def continue_at(request: HttpRequest, page: str) -> Response:
 
 
 def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Response:
-    """Return the page for a person who comes back from another site without being signed in there."""
+    """Return the page for a user who returns from another site without being signed in."""
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You aren't signed in"
     return render(

@@ -1,7 +1,7 @@
-"""What a protected server says about itself: where clients get a token for it (RFC 9728).
+"""Protected resource metadata: where clients get a token for this server (RFC 9728).
 
-Clients of 2025-03-26 know nothing of that and look for the authorization server's metadata at this server's own
-origin; they get a copy of what that server says. Both are for everybody, of any origin.
+Clients of 2025-03-26 don't know it, and look for the authorization server's metadata at this server's own origin; they
+get a copy of that server's metadata. Both are public, for all origins.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,20 +20,20 @@ _HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
 class ResourceMetadata:
-    """The handlers of one server."""
+    """The metadata handlers of one server."""
 
     __slots__ = ("_discovery", "_known", "_methods", "_name", "_resource")
 
     def __init__(
         self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]], get: Get
     ) -> None:
-        """Prepare them.
+        """Prepare the handlers.
 
         Args:
-            methods: the ways to sign in; at least one has an issuer.
-            name: of the server, for people.
-            known: all scopes that something of the server takes now.
-            get: fetches what the authorization server says.
+            methods: auth methods; at least one has an issuer.
+            name: name of the server, for people.
+            known: returns all scopes that the server currently uses.
+            get: fetches the authorization server's metadata.
         """
         self._methods = [each for each in methods if each.issuers]
         self._name = name
@@ -42,15 +42,15 @@ class ResourceMetadata:
         self._discovery = Discovery(self._methods[0].issuers[0], get)
 
     def paths(self, endpoint: str) -> Mapping[str, Handler]:
-        """The handlers of GET by path, for an MCP endpoint: at the root, and with its path, inside and as seen from
-        outside.
+        """Return the GET handlers by path for an MCP endpoint: at the root, and with its path, internal and
+        external.
         """
         outside = urlsplit(self._resource).path.rstrip("/")
         places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
         return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
 
     async def resource(self, request: HttpRequest) -> Response:
-        """The metadata of this server."""
+        """Respond with the metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
         members = {
             "resource": self._resource,
@@ -62,7 +62,7 @@ class ResourceMetadata:
         return Response(encode({name: value for name, value in members.items() if value}), 200, _HEAD)
 
     async def server(self, request: HttpRequest) -> Response:
-        """The metadata of the authorization server, as it says them."""
+        """Respond with the metadata of the authorization server."""
         try:
             return Response(encode(await self._discovery.metadata()), 200, _HEAD)
         except Unavailable as exc:

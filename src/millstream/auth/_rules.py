@@ -1,4 +1,4 @@
-"""What a token has to say, as a program gives it: checked when the server is made, not when the first token comes."""
+"""Checks of the token rules in a program's arguments, when the server is created rather than at the first token."""
 
 from collections.abc import Collection, Mapping
 from typing import cast
@@ -10,31 +10,33 @@ from millstream.auth._key_file import check_scopes
 
 
 def several(name: str, given: Collection[str]) -> tuple[str, ...]:
-    """Several texts, as a tuple.
+    """Return several strings as a tuple.
 
     Raises:
-        TypeError: it's one text, whose letters would be taken for them; or something else than texts.
+        TypeError: it's a single string, or contains something else.
     """
     if isinstance(given, str):
-        raise TypeError(f"{name} is a list: {name}=[{given!r}]")
+        raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
     found = tuple(given)
     if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
-        raise TypeError(f"{name} is a list of strings, and {wrong[0]!r} isn't one.")
+        raise TypeError(f"{name} must be a list of strings, and {wrong[0]!r} isn't one.")
     return found
 
 
 def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple[str, ...]]:
-    """Scope -> further scopes that it includes.
+    """Return scope -> further scopes that it includes.
 
     Raises:
-        TypeError: what one includes isn't a list.
+        TypeError: the scopes of one aren't a list.
     """
     if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError('implied names the scopes that a scope includes: implied={"orders:write": ["orders:read"]}')
+        raise TypeError(
+            'implied maps a scope to the scopes that it includes: implied={"orders:write": ["orders:read"]}'
+        )
     found: dict[str, tuple[str, ...]] = {}
     for scope, included in (implied or {}).items():
         if isinstance(included, str):
-            raise TypeError(f"What {scope!r} includes is a list: implied={{{scope!r}: [{included!r}]}}")
+            raise TypeError(f"The scopes included in {scope!r} must be a list: implied={{{scope!r}: [{included!r}]}}")
         found[scope] = several("implied", included)
     return found
 
@@ -47,21 +49,23 @@ def rules_of(
     *,
     believed: float = 60.0,
 ) -> Rules:
-    """The rules for tokens of an issuer; the arguments are those of ``auth.jwt``.
+    """Return the rules for tokens of an issuer; the arguments are those of ``auth.jwt``.
 
     Raises:
-        ValueError: the issuer, the audience or a scope can't be one.
-        TypeError: the scopes are a text, or what one of them includes is.
+        ValueError: the issuer, the audience, or a scope is invalid.
+        TypeError: the scopes, or those that one includes, are a string.
     """
     try:
         check_url(issuer)
     except OutboundError:
         given = "" if "@" in issuer else f", not {issuer!r}"  # there may be a password before the @
         raise ValueError(
-            f"The issuer is an https URL, or an http URL of this machine, without a user name{given}."
+            f"The issuer must be an https URL, or an http URL of this machine, without a user name{given}."
         ) from None
     parts = urlsplit(audience)
     if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
-        raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")
+        raise ValueError(
+            "audience must be this server's own URL, such as https://mcp.example.com/mcp, without a fragment"
+        )
     check_scopes(several("scopes", scopes))
     return Rules(issuer, audience, inclusions(implied), believed)

@@ -1,10 +1,10 @@
-"""Signing in to the pages: a form takes a key, a token, or a name and password once, and a cookie stands for it.
+"""Sign-in to the pages: a form accepts a key, a token, or a name and password once, and sets a cookie.
 
-The cookie holds the credential, sealed, so that it works with any number of workers and ends when the credential does.
-For a name and password it holds who the person is, and ends when they are removed or get another password.
-Who signs in elsewhere, such as with Google, comes back with that cookie, too; see `PageMethod`.
-A browser sends it unasked, so it counts only for the pages and what they ask, and only when the request comes from a
-page of this very origin (`Sec-Fetch-Site` or `Origin`); scripts cannot read it, and other sites cannot send it.
+The cookie holds the sealed credential, so it works with any number of workers and expires with the credential. For a
+name and password it holds the identity, and ends when the account is removed or its password changes. Logins elsewhere,
+such as with Google, set the same cookie; see `PageMethod`. Browsers send cookies automatically, so it's accepted only
+for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`). Scripts can't read
+it, and other sites can't send it.
 """
 
 import time
@@ -31,8 +31,9 @@ PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
 _OUTS = Rate(60, 60)
-"""Times that one person signs out: each is remembered for as long as the cookie would have counted. Nobody else at
-their address uses that up."""
+"""Maximum sign-outs per user, because each is remembered for the lifetime of the cookie. Others at the same address
+aren't affected.
+"""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/connect/server", "/chat/members",
     "/chat/playground", "/chat/playground/talk",
@@ -40,23 +41,23 @@ _CALLED = (
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/connections",
 )  # fmt: skip
-"""What the pages ask, by its whole path or, with a slash at the end, its beginning."""
+"""Paths that the pages request, or with a trailing slash, their prefixes."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND, _PERSON = b"page sign-in", b"page person"
-"""A sealed credential, and a sealed person: what somebody types as the one never opens as the other."""
+"""Kinds of sealed cookies: a credential and an identity never open as one another."""
 _MAX_CREDENTIAL = 2048
-"""A browser keeps cookies of up to 4 KiB."""
+"""Maximum size of a cookie in browsers is 4 KiB."""
 _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
 _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
-_INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
+_INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
 
 _FIRST = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
-"""Pages in the order in which a server opens with them."""
+"""Pages in the order in which a server opens them by default."""
 
 
 class SignIn:
-    """The form, its cookie, and what the cookie is worth. One for each running server."""
+    """The form and its cookie, one instance for each running server."""
 
     __slots__ = ("_clock", "_guard", "_host", "_leading", "_nonce", "_offered", "_out", "_outs", "_pages", "_ring")
 
@@ -88,17 +89,17 @@ class SignIn:
         self._offered = _offered(server, guard.methods)
 
     def page(self, request: HttpRequest) -> Response | None:
-        """The form, in place of a page that somebody opens without having signed in; None for other requests."""
+        """Return the form in place of a page if the browser isn't signed in; None for other requests."""
         if request.method not in ("GET", "HEAD") or request.path not in self._pages:
             return None
         return self._form(request, request.path, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
 
     async def show(self, request: HttpRequest) -> Response:
-        """`GET /sign-in`; ``?next=`` is the page to go on to."""
+        """Handle `GET /sign-in`; ``?next=`` is the page to open afterwards."""
         return self._form(request, query_value("next", request.query), "", 200)
 
     async def take(self, request: HttpRequest) -> Response:
-        """`POST /sign-in`: the form."""
+        """Handle `POST /sign-in`: the form."""
         if not is_own(request):
             return _FOREIGN
         if not _is_safe(request):
@@ -111,7 +112,7 @@ class SignIn:
             return self._form(request, "", str(exc), 503)
 
     async def _judge(self, request: HttpRequest) -> Response:
-        """Let somebody in, or show the form again."""
+        """Sign the user in, or show the form again."""
         if len(request.body) > MAX_FORM:
             return _TOO_LARGE
         try:
@@ -133,25 +134,25 @@ class SignIn:
         return _go(request, self.target(wanted), sealed, LIFETIME, head)
 
     async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
-        """Send somebody to where they sign in."""
+        """Redirect the user to an external login."""
         method = self._leading.get(login)
         if method is None:
-            raise NotAdmitted("This way to sign in isn't offered any more.", 400, wrong=False)
+            raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
         return await method.lead(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
-        """Return the page that was asked for, if it's one of ours; else the one that the server opens with."""
+        """Return the requested page if it's one of ours, or else the default page."""
         if wanted in self._pages:
             return wanted
         return next((each for each in _FIRST if each in self._pages), min(self._pages))
 
     def sealed(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
-        """The value of a cookie."""
+        """Return the value of a cookie."""
         until = int(self._clock() + seconds)
         return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
 
     async def _take(self, request: HttpRequest, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
-        """What the cookie holds: of which kind, what, and to what it is bound; and header lines for the reply."""
+        """Return the cookie's kind, content, and binding, and header lines for the response."""
         host = self._host
         if host is not None and host.by_password and "key" not in given:
             name, password = given.get("name", [""])[-1], given.get("password", [""])[-1]
@@ -160,11 +161,11 @@ class SignIn:
         credential = given.get("key", [""])[-1].strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
-            raise NotAdmitted("That isn't valid here, or not any more.", 403, wrong=True)
+            raise NotAdmitted("This isn't valid, or no longer valid.", 403, wrong=True)
         return _KIND, credential.encode(), b"", b""
 
     async def leave(self, request: HttpRequest) -> Response:
-        """`POST /sign-out`: take the cookie away, and have no copy of it count."""
+        """Handle `POST /sign-out`: delete the cookie, and invalidate all copies of it."""
         if not is_own(request):
             return _FOREIGN
         sealed = _cookie(request)
@@ -184,7 +185,7 @@ class SignIn:
                 await self._out.add(sealed, id, until, left)
 
     async def ambient(self, request: HttpRequest) -> Principal | Response | None:
-        """Whom the cookie of a request stands for; None where there is none, or it does not count."""
+        """Return the principal of a request's cookie; None if there's none, or it doesn't apply."""
         sealed = _cookie(request)
         if not sealed or not self._counts(request):
             return None
@@ -205,7 +206,7 @@ class SignIn:
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:
-        """Whom a cookie stands for now, and for how many seconds it lives."""
+        """Return the identity of a cookie, and its remaining lifetime in seconds."""
         host, ring = self._host, self._ring()
         person = None if host is None else ring.open(_PERSON, sealed, _bound(host))
         plain = (ring.open(_KIND, sealed) or b"0:") if person is None else person
@@ -218,11 +219,11 @@ class SignIn:
         else:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
-        # They may have signed out meanwhile, and what is found out here is believed for a while.
+        # They may have signed out in the meantime, and this result is cached for a while.
         return (None, 0) if self._out.heard(sealed) else (found, left)
 
     def _counts(self, request: HttpRequest) -> bool:
-        """Whether a request may be made by a cookie at all."""
+        """Return whether a request may be authenticated by a cookie at all."""
         path = request.path
         if path in self._pages and request.method in ("GET", "HEAD"):
             return request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
@@ -233,12 +234,12 @@ class SignIn:
         return sign_in(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """The form for somebody who came back from elsewhere, and may not come in."""
+        """Return the form for a user who returned from elsewhere and was refused."""
         return self._form(request, page, text, 403)
 
 
 class _Landing:
-    """The pages, for people of one method: see `Landing`."""
+    """The pages as the landing of one method: see `Landing`."""
 
     __slots__ = ("_bound", "_kind", "_sign_in")
 
@@ -252,7 +253,7 @@ class _Landing:
         if not _is_safe(request):
             return _INSECURE
         if len(kept) > _MAX_CREDENTIAL:
-            return self.refuse(request, page, "What stands for you is too long for a cookie: use a key or token.")
+            return self.refuse(request, page, "Your identity is too long for a cookie. Use a key or token instead.")
         seconds = int(min(seconds, LIFETIME))
         sealed = self._sign_in.sealed(self._kind, kept, self._bound, seconds)
         return arrived(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
@@ -263,7 +264,7 @@ class _Landing:
 
 
 def _offered(server: str, methods: Collection[AuthMethod]) -> Offered:
-    """What can be asked for: what people of these methods have."""
+    """Return the login methods to offer."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
     return Offered(
@@ -276,7 +277,7 @@ def _offered(server: str, methods: Collection[AuthMethod]) -> Offered:
 
 
 def _bound(host: AuthMethod) -> bytes:
-    """Another server with the same key has other people."""
+    """Return the binding of cookies to a host, because another server with the same key has other users."""
     return " ".join(host.issuers).encode()
 
 
@@ -286,17 +287,17 @@ def _is_here(request: HttpRequest) -> bool:
 
 
 def _is_safe(request: HttpRequest) -> bool:
-    """Nobody on the way reads what is sent."""
+    """Return whether the connection is protected from eavesdropping."""
     return request.scheme in ("https", "wss") or _is_here(request)
 
 
 def _cookie_name(request: HttpRequest) -> str:
-    """Over plain http on this machine, browsers keep no cookie that is `Secure`."""
+    """Return the cookie's name. Over plain http on this machine, browsers don't keep `Secure` cookies."""
     return _SECURE if request.scheme in ("https", "wss") else _PLAIN
 
 
 def _cookie(request: HttpRequest) -> str:
-    """The cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other."""
+    """Return the cookie; empty if it's missing or repeated, because a sibling domain may have set the other."""
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
         return ""

@@ -1,9 +1,9 @@
-"""Cookies whose people have signed out: no copy of one counts any more, at any worker, and what it opened ends.
+"""Cookies whose users have signed out: invalid on every worker, and everything they opened is closed.
 
-The store keeps which they were for as long as they would have counted. A worker asks it when a cookie is new to it, and
-again each minute; requests without a cookie cost nothing. While the store doesn't answer, a worker goes by what it has
-heard; afterwards it asks about each cookie again, and ends what they opened, for browsers come back. A store that keeps
-nothing over a restart forgets them, and the cookies end with it unless ``MILLSTREAM_KEY`` is set.
+The store keeps them for the cookie's lifetime. A worker queries it for cookies that are new to it, and again each
+minute; requests without a cookie cost nothing. While the store is unavailable, a worker relies on earlier
+announcements; afterwards it checks every cookie again, and closes what they opened, since browsers reconnect. A store
+that doesn't survive a restart forgets them, but so do the cookies, unless ``MILLSTREAM_KEY`` is set.
 """
 
 import logging
@@ -22,31 +22,31 @@ _MARK = b"\0"
 
 
 class SignedOut:
-    """Those cookies, as one worker knows them."""
+    """The sign-outs known to one worker."""
 
     __slots__ = ("_ended", "_heard", "_met", "_store", "_verdicts", "stop")
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
-        """`verdicts` has what is known of cookies, by `kept_as`."""
+        """Create it. `verdicts` holds the verdicts on cookies, by `kept_as`."""
         self._store = store
         self._verdicts = verdicts
         self._heard: dict[str, None] = {}
-        """Digests of cookies; the oldest go first."""
+        """Digests of cookies; the oldest are dropped first."""
         self._ended: dict[tuple[str, float], None] = {}
-        """Whose, and until when it would have counted, since the last look; the oldest go first."""
+        """Owners and expiries since the last check; the oldest are dropped first."""
         self._met: dict[tuple[str, int], float] = {}
-        """Whose, and until when it counts, to a second; and exactly. The oldest go first."""
+        """Owners with expiry, rounded to a second and exact. The oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._missed)
-        """Hear no more."""
+        """Unsubscribes from announcements."""
 
     async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
-        """A person has signed out.
+        """Record that a user has signed out.
 
         Args:
-            cookie: that stands for them.
-            id: of the principal.
-            until: when what the cookie opened would have ended.
-            seconds: for which the cookie would have counted.
+            cookie: the user's cookie.
+            id: id of the principal.
+            until: expiry of what the cookie opened.
+            seconds: remaining lifetime of the cookie.
         """
         name = _digest(cookie)
         said = f"{name} {until} {id}".encode()
@@ -55,10 +55,10 @@ class SignedOut:
             await self._store.kv.put(f"signed-out:{name}", b"1", max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
         except LocalError as exc:
-            logger.warning("Somebody has signed out of the pages, and the other workers don't hear of it: %s", exc)
+            logger.warning("A user has signed out of the pages, but the other workers can't be notified: %s", exc)
 
     async def has(self, cookie: str) -> bool:
-        """Whether the person of a cookie has signed out."""
+        """Return whether the user of a cookie has signed out."""
         if self.heard(cookie):
             return True
         try:
@@ -67,15 +67,15 @@ class SignedOut:
             return False
 
     def heard(self, cookie: str) -> bool:
-        """Whether this worker has heard of it lately: while it looked into the cookie, for example."""
+        """Return whether this worker was notified recently, for example while it was checking the cookie."""
         return _digest(cookie) in self._heard
 
     def met(self, id: str, until: float) -> None:
-        """A cookie counts here, and may open something: see `add` for whose it is, and until when."""
+        """Record that a cookie is in use here; see `add` for the arguments."""
         _note(self._met, (id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:
-        """End what they opened: `opened` hears whose it is, and until when it would have gone on; of each once."""
+        """Close what signed-out cookies opened: call `opened` with owner and expiry, once for each."""
         found, self._ended = list(self._ended), {}
         for owner, until in found:
             opened(owner, until)
@@ -88,7 +88,9 @@ class SignedOut:
             del self._verdicts[known]
 
     def _missed(self) -> None:
-        """Somebody may have signed out elsewhere: what any cookie has opened ends, and the store is asked again."""
+        """Handle possibly missed announcements: everything opened by cookies is closed, and the store is queried
+        again.
+        """
         for (id, _), until in self._met.items():
             _note(self._ended, (id, until))
         self._met.clear()
@@ -97,17 +99,17 @@ class SignedOut:
 
 
 def kept_as(cookie: str) -> bytes:
-    """Under what a verdict about a cookie is kept."""
+    """Return the key of a verdict on a cookie."""
     return _named(_digest(cookie))
 
 
 def _named(digest: str) -> bytes:
-    # No header can have a zero byte: nobody gets at a verdict by sending its name as a credential.
+    # Headers can't contain a zero byte, so the name can't be sent as a credential.
     return _MARK + digest.encode()
 
 
 def _digest(cookie: str) -> str:
-    # What is sealed opens in one spelling only.
+    # A sealed value has only one valid spelling.
     return sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
 
 

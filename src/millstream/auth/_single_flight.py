@@ -1,4 +1,4 @@
-"""One piece of work for all who wait for the same thing. A server may answer in several loops: each has its own."""
+"""Deduplication of concurrent work with the same key, separately for each event loop."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """What is under way now."""
+    """The work in progress."""
 
     __slots__ = ("_tasks",)
 
@@ -19,11 +19,13 @@ class SingleFlight(Generic[T]):
         return len(self._tasks)
 
     def runs(self, key: str) -> bool:
-        """Whether somebody here waits for this already."""
+        """Return whether work for this key is running in this loop."""
         return (asyncio.get_running_loop(), key) in self._tasks
 
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the work gives, begun unless it's under way. A caller may give up; the work goes on for the others."""
+        """Return the result of the work, starting it if necessary. Canceling a caller doesn't cancel it for the
+        others.
+        """
         loop = asyncio.get_running_loop()
         task = self._tasks.get((loop, key))
         if task is None:
@@ -34,4 +36,4 @@ class SingleFlight(Generic[T]):
     def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
         del self._tasks[loop, key]
         if not task.cancelled():
-            task.exception()  # it is for those who wait, and there may be nobody left
+            task.exception()  # avoids a warning if no caller is left

@@ -1,4 +1,4 @@
-"""Signed tokens as a method: JSON Web Tokens of one issuer, for one audience."""
+"""Signed tokens as an auth method: JSON Web Tokens of one issuer, for one audience."""
 
 import time
 from collections.abc import Callable, Collection
@@ -9,7 +9,7 @@ from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
 from millstream.auth._method import AuthMethod, Identity
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
-"""RFC 9068 wants the first; most issuers write the second, or nothing."""
+"""RFC 9068 requires the first; most issuers send the second, or none."""
 
 
 class Keys(Protocol):
@@ -18,11 +18,11 @@ class Keys(Protocol):
     epoch: int
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """The keys that may have signed. Raises `Unavailable`."""
+        """Return the keys that may have made a signature. Raises `Unavailable`."""
         ...
 
     async def prefetch(self) -> None:
-        """Have them before a token comes."""
+        """Fetch the keys before the first token."""
 
 
 class TokenMethod(AuthMethod):
@@ -48,7 +48,7 @@ class TokenMethod(AuthMethod):
         self.scopes = tuple(scopes)
 
     async def identify(self, credential: str) -> Identity | None:
-        """Whom a token is about."""
+        """Return the owner of a token."""
         try:
             header = read_header(credential)
             if header.alg not in self._algorithms or header.typ not in self._types:
@@ -69,11 +69,11 @@ class TokenMethod(AuthMethod):
             return None
 
     def holds(self, id: str) -> bool:
-        """Everybody of this issuer: it does not tell whom it has locked out. Their tokens end soon."""
+        """Return True for all owners of this issuer's tokens: it doesn't report revocations, and tokens expire soon."""
         return id.startswith(f"{self._rules.issuer} ")
 
     def epoch(self) -> int:
-        """Changes with the keys: a token of one that was taken away counts no more."""
+        """Return a number that changes with the keys, because tokens of a removed key are no longer valid."""
         return self._keys.epoch
 
     async def prefetch(self) -> None:

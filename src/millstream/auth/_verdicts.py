@@ -1,8 +1,8 @@
-"""What is known of credentials. To look one up costs what a dictionary costs; all the work is done when one is kept.
+"""Cached verdicts on credentials. A lookup is a dictionary access; all bookkeeping happens on insertion.
 
-A principal with many valid credentials can fill the memory. From then on, it makes room by its own. Those of others
-would else be looked into again with each request: that takes a signature check, or a question to the issuer, and a turn
-behind whoever guesses from the same address.
+A principal with many valid credentials can fill the cache, and then only displaces its own entries. Otherwise others'
+credentials would be verified again on each request: a signature check or a request to the issuer, queued behind
+guesses from the same address.
 """
 
 from typing import NamedTuple
@@ -11,28 +11,28 @@ from millstream._protocol.principal import Principal
 
 _MAX = 4096
 _SHARE = 256
-"""Of one principal, where there's no room. As long as there is, they may have any number."""
+"""Maximum entries of one principal once the cache is full; unlimited until then."""
 
 
 class Verdict(NamedTuple):
-    """What is known of a credential, and until when."""
+    """A verdict on a credential, and its expiry."""
 
     principal: Principal
     until: float
 
 
 class Verdicts(dict[bytes, Verdict]):
-    """Value of ``Authorization``, as it's usually spelled -> verdict, in the order of keeping."""
+    """Normalized ``Authorization`` value -> verdict, in order of insertion."""
 
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
         super().__init__()
         self._held: dict[str, dict[bytes, None]] = {}
-        """`Principal.id` -> what is kept of theirs, in the same order."""
+        """`Principal.id` -> its entries, in the same order."""
 
     def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Remember what was found out. The oldest make room: of this principal, if they have their share or more."""
+        """Cache a verdict. A full cache drops the oldest one: of this principal if it has its share or more."""
         if value in self:
             del self[value]
         id = verdict.principal.id
@@ -51,6 +51,6 @@ class Verdicts(dict[bytes, Verdict]):
             del self._held[id]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all verdicts."""
         super().clear()
         self._held.clear()

@@ -1,4 +1,4 @@
-"""What you subclass or write to decide yourself about sign-in: ``auth.issuer(…, provider=Mine())`` and ``users=``."""
+"""Base classes for customizing sign-in: ``auth.issuer(…, provider=Mine())`` and ``users=``."""
 
 from millstream.auth._authorization_server.login_methods import (
     AuthorizationRedirect,

@@ -214,8 +214,7 @@ class Client(FamiliarNames):
             progress: handler for progress reports: ``progress(value, total, message)``.
             timeout: seconds to wait for this call.
             raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
-                `into`,
-                an error always raises.
+                `into`, an error always raises.
 
         Raises:
             ToolFailed: the tool reported an error.

@@ -45,8 +45,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
 
     Args:
         target: a URL; a command as a string or list; a `.py` or `.js` file; a `.json` file with `mcpServers`, followed
-            by
-            ``#name`` if it has several; such a configuration as a dict; or a server object.
+            by ``#name`` if it has several; such a configuration as a dict; or a server object.
         env: environment variables for a command.
         cwd: working directory of a command.
 

@@ -149,8 +149,7 @@ class UpstreamProcesses:
 
         Args:
             key: owner of the process: the id of a principal or session, or empty for one that all callers share.
-                Crashes of
-                one key don't delay others.
+                Crashes of one key don't delay others.
 
         Example:
             ``Client(pool.add("files", Command(("mcp-server-files", "."))).target())``
@@ -361,9 +360,8 @@ class ProcessPool:
             limit: maximum running processes.
             idle_seconds: seconds without a call or subscription after which a process is stopped; 0 for never.
             memory_limit: bytes of memory that each process may allocate (RLIMIT_DATA, on Linux). Allocations beyond it
-                fail,
-                and most programs then exit. Memory that is only reserved doesn't count, so Node and Go programs work,
-                    too.
+                fail, and most programs then exit. Memory that is only reserved doesn't count, so Node and Go programs
+                work, too.
             spares: number of processes to keep started for the next connections.
             timeout: seconds without output after which a process with several unanswered requests is replaced.
             max_bytes: maximum bytes of one message.

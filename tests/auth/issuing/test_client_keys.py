@@ -108,8 +108,8 @@ async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: st
 
 @for_each(("pem", "words"), [
     (KEY.as_pem(private=True).decode(), "private key"),
-    ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "begins with"),
-    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that verifies"),
+    ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "beginning with"),
+    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that can verify"),
 ])  # fmt: skip
 def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str) -> None:
     """And a private key doesn't belong on the server."""

@@ -86,10 +86,10 @@ async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, 
     [
         (TOKEN, {"error": "bad_verification_code", "error_description": "<b>"}, r"\(bad_verification_code\)"),
         (TOKEN, ["what"], r"\(no code\)"),
-        (USER, {"login": "octocat"}, "doesn't say who you are"),
-        (USER, {"id": True, "login": "octocat"}, "doesn't say who you are"),
-        (USER, [], "doesn't say who you are"),
-        (USER, b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "doesn't answer as it should"),
+        (USER, {"login": "octocat"}, "didn't identify you"),
+        (USER, {"id": True, "login": "octocat"}, "didn't identify you"),
+        (USER, [], "didn't identify you"),
+        (USER, b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "isn't responding as expected"),
         (ORGANIZATIONS, {"message": "no"}, "may not sign in"),
     ],
 )
@@ -102,7 +102,7 @@ async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: s
 
 async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
     """Nothing is asked of GitHub then."""
-    with pytest.raises(SignInFailed, match="let GitHub say who you are"):
+    with pytest.raises(SignInFailed, match="allowed GitHub to identify you"):
         await sign_in(way(github, "*"), error="access_denied")
     assert not github.asked
 

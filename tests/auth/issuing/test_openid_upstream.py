@@ -139,7 +139,7 @@ LIES: dict[str, dict[str, Any]] = {
 async def test_id_tokens_with_wrong_claims_are_refused(world: World, lie: str) -> None:
     """OpenID Connect Core §3.1.3.7."""
     world.said = LIES[lie]
-    with pytest.raises(SignInFailed, match="can't be believed"):
+    with pytest.raises(SignInFailed, match="could not be verified"):
         await world.sign_in()
 
 
@@ -181,7 +181,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
 async def test_id_tokens_with_wrong_signatures_are_refused(world: World, forgery: str) -> None:
     """RFC 8725. Only public keys of the issuer's own set count."""
     world.make = FORGERIES[forgery]
-    with pytest.raises(SignInFailed, match="can't be believed"):
+    with pytest.raises(SignInFailed, match="could not be verified"):
         await world.sign_in()
 
 
@@ -198,7 +198,7 @@ async def test_responses_of_other_issuers_are_refused_before_the_code_is_used(
 ) -> None:
     """RFC 9207 §2.4, against mix-up: one that promises to say who it is, and doesn't, is another."""
     world.about["authorization_response_iss_parameter_supported"] = promised
-    with pytest.raises(SignInFailed, match="doesn't come from"):
+    with pytest.raises(SignInFailed, match="isn't from"):
         await world.sign_in(**query)
     assert world.forms == []
 
@@ -230,13 +230,13 @@ async def test_userinfo_of_another_subject_is_refused(world: World) -> None:
     world.said = {"email": None, "email_verified": None}
     mail = {"email": "ada@example.com", "email_verified": True}
     world.issuer.answers["/me"] = {"sub": "someone", **mail}
-    with pytest.raises(SignInFailed, match="can't be believed"):
+    with pytest.raises(SignInFailed, match="could not be verified"):
         await world.sign_in()
     world.given = {"access_token": None}
-    with pytest.raises(SignInFailed, match="doesn't say who you are"):
+    with pytest.raises(SignInFailed, match="didn't identify you"):
         await world.sign_in()
     world.given = {"access_token": "\u20ac"}
-    with pytest.raises(SignInFailed, match="doesn't answer as it should"):
+    with pytest.raises(SignInFailed, match="isn't responding as expected"):
         await world.sign_in()
     world.given = {}
     world.issuer.answers["/me"] = {"sub": "248289761001", **mail}
@@ -269,17 +269,17 @@ async def test_missing_id_token_is_refused_and_logged(
 async def test_unreachable_and_unsafe_issuers_are_not_used(world: World) -> None:
     """No secret goes over plain http to another machine, and no browser to a script."""
     world.about["authorization_endpoint"] = "javascript:alert(1)"
-    with pytest.raises(SignInFailed, match="can't be used now"):
+    with pytest.raises(SignInFailed, match="isn't available"):
         await world.begin()
     async with issuing() as issuer:
         issuer.answers.clear()
         away = auth.upstream(issuer.url, allow=["*"], client_id="a", client_secret="b")
-        with pytest.raises(SignInFailed, match="doesn't answer"):
+        with pytest.raises(SignInFailed, match="isn't responding"):
             await away.begin(CALLBACK, "st")
     async with issuing() as issuer:
         other = World(issuer)
         other.about["token_endpoint"] = "http://192.0.2.1/token"
-        with pytest.raises(SignInFailed, match="can't be used now"):
+        with pytest.raises(SignInFailed, match="isn't available"):
             await other.sign_in()
 
 
@@ -292,12 +292,12 @@ NOBODY = {"client_id": "a", "client_secret": "b"}
         ("google", {"allow": ["*"]}, ValueError, "set GOOGLE_CLIENT_ID and GOOGLE_CLIENT_SECRET"),
         ("github", {"allow": ["*"], "client_id": "a"}, ValueError, "set GITHUB_CLIENT_ID and GITHUB_CLIENT_SECRET"),
         ("https://id.example", {"allow": ["*"]}, ValueError, "pass client_id= and client_secret="),
-        ("google", {"allow": [], **NOBODY}, ValueError, "Say who may sign in"),
-        ("google", {"allow": "@example.com", **NOBODY}, TypeError, "allow is a list"),
-        ("google", {"allow": ["example.com"], **NOBODY}, ValueError, "can't have 'example.com'"),
-        ("google", {"allow": ["octocat"], **NOBODY}, ValueError, "can't have 'octocat'"),
+        ("google", {"allow": [], **NOBODY}, ValueError, "List who may sign in"),
+        ("google", {"allow": "@example.com", **NOBODY}, TypeError, "allow must be a list"),
+        ("google", {"allow": ["example.com"], **NOBODY}, ValueError, "can't contain 'example.com'"),
+        ("google", {"allow": ["octocat"], **NOBODY}, ValueError, "can't contain 'octocat'"),
         ("github", {"allow": ["example.com"], **NOBODY}, ValueError, r"\['org:example'\]"),
-        ("google", {"allow": {"@example.com": "orders"}, **NOBODY}, TypeError, "are a list"),
+        ("google", {"allow": {"@example.com": "orders"}, **NOBODY}, TypeError, "must be a list"),
         ("google", {"allow": {"@example.com": ["a b"]}, **NOBODY}, ValueError, "a b"),
         ("gogle", {"allow": ["*"], **NOBODY}, ValueError, "'gogle' isn't an upstream"),
         ("http://id.example", {"allow": ["*"], **NOBODY}, ValueError, "Only https"),

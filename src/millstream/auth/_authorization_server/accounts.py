@@ -1,4 +1,4 @@
-"""The persons: who has signed in, how, and what they may hand on to a client."""
+"""User accounts: who has signed in, with which login method, and which scopes they may grant to clients."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from millstream.auth._authorization_server.login_methods import Selective, Upstr
 from millstream.auth._authorization_server.records import Client, Grant
 
 LOCAL = ""
-"""The way of those who have a password here."""
+"""The login method of users with a password on this server."""
 
 
 class Accounts:
-    """Everybody who can sign in."""
+    """All accounts that can sign in."""
 
     def __init__(self, config: IssuerConfig) -> None:
         self._config = config
@@ -21,11 +21,11 @@ class Accounts:
         self.upstreams: Mapping[str, Upstream] = config.upstreams
 
     async def check(self, name: str, password: str) -> User | None:
-        """The person of a name and password."""
+        """Return the user with a name and password."""
         return None if self.passwords is None else await self.passwords.check(name, password)
 
     def still(self, user: User, login: str) -> User | None:
-        """The person as they are now; None for one who may not sign in any more."""
+        """Return the current state of a user; None if they may no longer sign in."""
         if login in self._config.identities:
             return user if user.since == self._config.identities[login].number else None
         if login != LOCAL:
@@ -36,15 +36,15 @@ class Accounts:
         return found if found is not None and found.since == user.since else None
 
     def again(self, grant: Grant) -> User | None:
-        """The person who gave a grant. What an upstream's person may hand on was settled when they came."""
+        """Return the user who approved a grant. Scopes of an upstream's users were decided at login."""
         return self.still(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
 
     async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the scopes that the client can have: what everybody gets, and what the person may hand on."""
+        """Return the scopes that the client can have: the default ones, and those that the user may grant."""
         allowed = {*self._config.scopes, *await self._config.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
 
     @staticmethod
     def from_upstream(name: str, user: User) -> User:
-        """The person, with a subject that nobody of another way can have."""
+        """Return the user with a subject that is unique across login methods."""
         return msgspec.structs.replace(user, subject=f"{name}:{user.subject}")

@@ -1,7 +1,7 @@
-"""Who may sign in by an upstream, as the operator says: ``allow=["@example.com"]``, or ``["*"]`` for everybody.
+"""The operator's list of upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone.
 
-An upstream gives the names that it vouches for, such as a verified e-mail address, its domain or a login. The first
-entry that is one of them decides. Names are compared in ASCII lower case, and as a whole.
+An upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one
+of them applies. Names are compared whole, in ASCII lower case.
 """
 
 import re
@@ -18,62 +18,62 @@ from millstream.auth._key_file import check_scopes
 EVERYBODY = "*"
 _DOMAIN = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+"
 EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
-"""An e-mail address, or all those of a domain."""
+"""An e-mail address, or all addresses of a domain."""
 
 Allow = Names | Mapping[str, Names]
-"""Who may sign in; with the scopes that they may hand on to a client, or without any."""
+"""Entries of the list, with or without the scopes that these users may grant to a client."""
 
 
 class Entry(Struct, frozen=True):
-    """By which somebody may sign in."""
+    """An entry of the list."""
 
     scopes: tuple[str, ...]
     number: float
-    """Another one for another entry, other scopes, or another place to sign in."""
+    """Number that changes with the entry, its scopes, or the upstream."""
 
 
 class Allowlist:
-    """Those who may sign in."""
+    """The users who may sign in."""
 
     def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
-        """`at` is where they sign in, `form` is the pattern of an entry, and `examples` says what is possible.
+        """Parse the list. `at` is the upstream, `form` the pattern of an entry, and `examples` describes valid entries.
 
         Raises:
-            ValueError: nobody is named, or an entry is nothing that the upstream could say.
-            TypeError: it's a text.
+            ValueError: the list is empty, or an entry can't match any user of the upstream.
+            TypeError: the list is a string.
         """
         if isinstance(cast("object", given), str):
-            raise TypeError(f"allow is a list: allow=[{given!r}]")
+            raise TypeError(f"allow must be a list: allow=[{given!r}]")
         if not given:
-            raise ValueError(f"Say who may sign in: {examples}.")
+            raise ValueError(f"List who may sign in: {examples}.")
         pairs = cast("Mapping[str, Names]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
         self._entries: dict[str, Entry] = {}
         for name, scopes in pairs.items():
             if name != EVERYBODY and not re.fullmatch(form, name):
-                raise ValueError(f"allow can't have {name!r}. Possible are {examples}.")
+                raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
             if isinstance(cast("object", scopes), str):
-                raise TypeError(f"The scopes of {name!r} are a list: [{scopes!r}]")
+                raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
             self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
         self._numbers = {each.number for each in self._entries.values()}
 
     def find(self, names: Collection[str], shown: str) -> Entry:
-        """The first entry that is one of the names; `shown` is what we call the person.
+        """Return the first entry that equals one of the names; `shown` is the user's name for error messages.
 
         Raises:
-            SignInFailed: there's none.
+            SignInFailed: no entry matches.
         """
         known = {EVERYBODY, *map(lower, names)}
         for name, entry in self._entries.items():
             if name in known:
                 return entry
-        raise SignInFailed(f"{shown} may not sign in here. Use another account, or ask whoever runs this server.")
+        raise SignInFailed(f"{shown} may not sign in here. Use another account, or ask the operator of this server.")
 
     def still(self, number: float) -> bool:
-        """Whether the entry of this number is still there, with the same scopes."""
+        """Return whether the entry with this number still exists, with the same scopes."""
         return number in self._numbers
 
     def some(self, beginning: str = "", containing: str = "") -> bool:
-        """Whether there are entries of a kind."""
+        """Return whether there are entries that begin and contain these texts."""
         return any(each.startswith(beginning) and containing in each for each in self._entries)
 
 
@@ -83,5 +83,5 @@ def _entry(at: str, name: str, scopes: tuple[str, ...]) -> Entry:
 
 
 def lower(name: str) -> str:
-    """A name as it is compared. Letters beyond ASCII stay what they are: some become ASCII in lower case."""
+    """Return a name in the form that is compared. Only ASCII is lowercased, because some other letters become ASCII."""
     return name.lower() if name.isascii() else name

@@ -1,4 +1,4 @@
-"""What the authorization server says: errors and results as JSON, and the way back to the client."""
+"""Responses of the authorization server: errors and results as JSON, and redirects to the client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ NO_STORE = b"cache-control: no-store\r\npragma: no-cache\r\n"
 MAX_FORM = 64 * 1024
 _MAX_FIELDS = 40
 _REPEATED = ("resource",)
-"""Parameters that may be there more than once (RFC 8707 §2)."""
+"""Parameters that may be repeated (RFC 8707 §2)."""
 
 
 class OAuthError(Exception):
-    """An error as RFC 6749 has it: a code for programs, and a text for people."""
+    """An OAuth error (RFC 6749): a code for programs, and a description for people."""
 
     def __init__(self, error: str, text: str, status: int = 400, head: bytes = b"") -> None:
         super().__init__(text)
@@ -24,13 +24,13 @@ class OAuthError(Exception):
         self.head = head
 
     def response(self) -> Response:
-        """The reply."""
+        """Return the HTTP response."""
         body = {"error": self.error, "error_description": str(self)}
         return Response(encode(body), self.status, JSON_HEAD + NO_STORE + self.head)
 
 
 def reply(body: Mapping[str, Any], status: int = 200) -> Response:
-    """A result that nobody may keep."""
+    """Return a JSON response that must not be cached."""
     return Response(encode(body), status, JSON_HEAD + NO_STORE)
 
 
@@ -40,7 +40,7 @@ class Parameters:
     __slots__ = ("_values", "repeated")
 
     def __init__(self, raw: bytes) -> None:
-        """Read them. Bytes that aren't UTF-8 survive as surrogates.
+        """Parse them. Bytes that aren't UTF-8 survive as surrogates.
 
         Raises:
             OAuthError: there are too many.
@@ -58,7 +58,7 @@ class Parameters:
         )
 
     def get(self, name: str) -> str:
-        """The only value, or an empty string: parameters without a value count as omitted (RFC 6749 §3.1)."""
+        """Return the only value, or an empty string: parameters without a value count as omitted (RFC 6749 §3.1)."""
         values = self._values.get(name, [])
         return values[0] if len(values) == 1 else ""
 
@@ -66,19 +66,19 @@ class Parameters:
         return name in self._values
 
     def values(self) -> dict[str, str]:
-        """All that are there once."""
+        """Return all parameters that aren't repeated."""
         return {name: values[0] for name, values in self._values.items() if len(values) == 1}
 
     def all(self, name: str) -> tuple[str, ...]:
-        """Every value that is not empty."""
+        """Return all values that aren't empty."""
         return tuple(value for value in self._values.get(name, []) if value)
 
 
 def form_of(request: HttpRequest) -> Parameters:
-    """The form in a request's body.
+    """Parse the form in a request's body.
 
     Raises:
-        OAuthError: there is none, it is too large, or has a parameter twice.
+        OAuthError: there's no form, it's too large, or a parameter is repeated.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/x-www-form-urlencoded":
@@ -87,12 +87,12 @@ def form_of(request: HttpRequest) -> Parameters:
         raise OAuthError("invalid_request", "The form is too large.", 413)
     form = Parameters(request.body)
     if form.repeated:
-        raise OAuthError("invalid_request", "A parameter is there more than once.")
+        raise OAuthError("invalid_request", "A parameter is repeated.")
     return form
 
 
 def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
-    """Send the browser to the client's redirect URI with an answer. Its own query is kept (RFC 6749 §3.1.2)."""
+    """Redirect the browser to the client with an answer, keeping the URI's own query (RFC 6749 §3.1.2)."""
     said = "&".join(
         f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='')}"
         for name, value in values.items()
@@ -103,6 +103,6 @@ def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
 
 
 def see(url: str, head: bytes = b"") -> Response:
-    """Have the browser GET a URL, whatever it did before (RFC 9700 §4.12)."""
+    """Redirect the browser to GET a URL, whatever its current method (RFC 9700 §4.12)."""
     lines = b"location: %b\r\n%breferrer-policy: no-referrer\r\n" % (url.encode("ascii"), NO_STORE)
     return Response(b"", 303, lines + head)

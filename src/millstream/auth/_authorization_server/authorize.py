@@ -1,9 +1,9 @@
-"""`/authorize` and the callback of upstreams (OAuth 2.1 §4.1.1, RFC 7636, RFC 8707): check the request, sign the person
+"""`/authorize` and the callback of upstreams (OAuth 2.1 §4.1.1, RFC 7636, RFC 8707): check the request, sign the user
 in, ask for consent, and redirect to the client.
 
-Until client and redirect URI are known to belong together, an error is a page for the person. After that it goes to the
-client, with `state` and `iss`. Nothing is stored before the person has answered. A client without consent always gets
-the page, and so does one whose answers any program on the person's device could catch (RFC 8252 §8.6).
+Until the redirect URI is known to belong to the client, errors are shown to the user. After that they go to the client,
+with `state` and `iss`. Nothing is stored before the user has answered. The consent page is always shown to new clients,
+and to those whose redirects another program on the user's device could intercept (RFC 8252 §8.6).
 """
 
 import re
@@ -37,22 +37,22 @@ _PROMPTS = {"none", "login", "consent", "select_account"}
 
 
 class NotAClient(Exception):
-    """Only the person sees this error: the client doesn't exist, or the redirect URI isn't its own."""
+    """The client doesn't exist, or the redirect URI isn't its own. Only the user sees this error."""
 
 
 class NotGranted(Exception):
-    """The client asks for something that can't be, and gets an answer that says so."""
+    """The request can't be granted, and the client receives an error response."""
 
     def __init__(self, client: Client, redirect: str, answer: Response, text: str) -> None:
         super().__init__(text)
         self.client = client
         self.redirect = redirect
         self.answer = answer
-        """Sends the browser back with the error."""
+        """Redirect to the client with the error."""
 
 
 class Targets:
-    """What tokens can be for, and which scopes there are."""
+    """The resources that tokens can be for, and the scopes that exist."""
 
     def __init__(self, config: IssuerConfig, own: str, known: Callable[[], frozenset[str]]) -> None:
         self._required = config.scopes
@@ -62,31 +62,33 @@ class Targets:
         self._resources = {canonical(each): each for each in (own, *config.resources)}
 
     def scopes(self) -> frozenset[str]:
-        """Every scope that there is now."""
+        """All current scopes."""
         return self._known() | self._described | frozenset(self._required)
 
     def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """The resources that a request names; this server where it names none, as old clients do.
+        """Return the resources that a request names, or this server for clients that don't name any.
 
         Raises:
-            OAuthError: one of them is not served here.
+            OAuthError: a resource isn't served here.
         """
         found = tuple(
             dict.fromkeys(self._resources.get(canonical(each) if "://" in each else "", "") for each in asked)
         )
         if "" in found:
-            raise OAuthError("invalid_target", "A resource is the URL of a server that this issuer gives tokens for.")
+            raise OAuthError(
+                "invalid_target", "resource must be the URL of a server that this issuer issues tokens for."
+            )
         return found or (self.own,)
 
     def wanted(self, text: str) -> tuple[str, ...]:
         """Return the known scopes of a request, with the default scopes.
 
         Raises:
-            OAuthError: it names some, and none of them exists; or something that isn't a scope.
+            OAuthError: none of the requested scopes exists, or one of them is malformed.
         """
         names = text.split(" ") if text else []
         if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
-            raise OAuthError("invalid_scope", "Scopes are separated by single blanks.")
+            raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
         there = self.scopes()
         found = [each for each in names if each in there]
         if names and not found:
@@ -95,7 +97,7 @@ class Targets:
 
 
 class AuthorizationRequests:
-    """Reads authorization requests."""
+    """Parses and checks authorization requests."""
 
     def __init__(self, config: IssuerConfig, clients: Clients, targets: Targets) -> None:
         self._config = config
@@ -103,18 +105,20 @@ class AuthorizationRequests:
         self._targets = targets
 
     async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, AuthorizationRequest]:
-        """Who asks for what.
+        """Return the client and its authorization request.
 
         Raises:
-            NotAClient: with a text for the person.
-            NotGranted: with an answer for the client.
+            NotAClient: with a message for the user.
+            NotGranted: with an error response for the client.
         """
         client, redirect, named = await self._client(given, may_fetch)
         raw = given.get("state")
         state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
         try:
             if self._config.identities and self._config.passwords is None and not self._config.upstreams:
-                raise OAuthError("access_denied", "Nobody signs in on a page here, only by identity providers' grants.")
+                raise OAuthError(
+                    "access_denied", ("There is no sign-in page on this server. Use a grant of an identity provider.")
+                )
             return client, self._asked(given, client, redirect, state, named)
         except OAuthError as exc:
             echoed = None if "state" in given.repeated else state
@@ -122,34 +126,34 @@ class AuthorizationRequests:
             raise NotGranted(client, redirect, answer, str(exc)) from None
 
     def elsewhere(self, authorization: AuthorizationRequest) -> tuple[str, ...]:
-        """The servers that a request is about, where that is not just this one."""
+        """Return the resources of a request, unless it's just this server."""
         return () if authorization.resources == (self._targets.own,) else authorization.resources
 
     def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
-        """Send the browser back to the client with an error."""
+        """Redirect the browser to the client with an error."""
         return self.answer(redirect, state, {"error": error, "error_description": text})
 
     def answer(self, redirect: str, state: str | None, values: dict[str, str]) -> Response:
-        """Send the browser back to the client, with what every answer has."""
+        """Redirect the browser to the client with an answer and the parameters common to all."""
         echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
         return way_back(redirect, {**values, "state": echoed, "iss": self._config.url})
 
     async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, str, bool]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
-            raise NotAClient("The program that sent you here named itself or its address twice.")
+            raise NotAClient("The program that sent you here sent its name or its address twice.")
         try:
             client = await self._clients.find(given.get("client_id"), may_fetch)
         except Unavailable as exc:
             raise NotAClient(str(exc)) from None
         if client is None:
-            raise NotAClient("The program that sent you here is not known. Go back to it and connect again.")
+            raise NotAClient("The program that sent you here is unknown. Go back to it and connect again.")
         redirect = given.get("redirect_uri")
         if not redirect and len(client.redirect_uris) == 1:
             return client, client.redirect_uris[0], False
         if not named_by(client.redirect_uris, redirect):
             raise NotAClient(
-                "The program that sent you here wants you back at an address that is not its own. "
-                "Close this page, or connect again if you trust the program."
+                "The program that sent you here wants to send you back to an address that isn't its own. Close "
+                "this page, or connect again if you trust the program."
             )
         return client, redirect, True
 
@@ -157,23 +161,23 @@ class AuthorizationRequests:
         self, given: Parameters, client: Client, redirect: str, state: str | None, named: bool
     ) -> AuthorizationRequest:
         if given.repeated:
-            raise OAuthError("invalid_request", "A parameter is there more than once.")
+            raise OAuthError("invalid_request", "A parameter is repeated.")
         if "request" in given or "request_uri" in given:
             raise OAuthError("request_not_supported", "Request objects are not supported.")
         if given.get("response_type") != "code":
             error = "unsupported_response_type" if given.get("response_type") else "invalid_request"
-            raise OAuthError(error, "response_type is code.")
+            raise OAuthError(error, "response_type must be code.")
         if given.get("response_mode") not in ("", "query"):
-            raise OAuthError("invalid_request", "response_mode is query.")
+            raise OAuthError("invalid_request", "response_mode must be query.")
         if CODE not in client.grant_types:
-            raise OAuthError("unauthorized_client", "This client acts for itself and not for people.")
+            raise OAuthError("unauthorized_client", "This client acts for itself, and can't sign in users.")
         if state is not None and len(state) > _MAX_STATE:
-            raise OAuthError("invalid_request", "state has up to 4096 bytes.")
+            raise OAuthError("invalid_request", "state must have at most 4096 bytes.")
         if given.get("code_challenge_method") != "S256" or not CHALLENGE.fullmatch(given.get("code_challenge")):
             raise OAuthError("invalid_request", "Send a code_challenge with code_challenge_method=S256 (PKCE).")
         prompt = tuple(given.get("prompt").split())
         if not set(prompt) <= _PROMPTS or ("none" in prompt and len(prompt) > 1):
-            raise OAuthError("invalid_request", "prompt is none, or some of login, consent and select_account.")
+            raise OAuthError("invalid_request", "prompt must be none, or some of login, consent, and select_account.")
         return AuthorizationRequest(
             client.id,
             redirect,
@@ -188,11 +192,11 @@ class AuthorizationRequests:
 
 REMEMBERED = 90 * 86_400.0
 _AGREED = Rate(60, 3600)
-"""What one person agrees to."""
+"""Maximum consents of one user per hour."""
 
 
 class AuthorizationEndpoint:
-    """The handlers."""
+    """The authorization endpoint."""
 
     def __init__(
         self, config: IssuerConfig, vault: Vault, clients: Clients, requests: AuthorizationRequests, grants: Grants,
@@ -209,13 +213,13 @@ class AuthorizationEndpoint:
         self._server = server
         self._tickets = tickets
         self._pending_logins = pending_logins
-        # Process
+        # State
         self._agreed = GlobalLimiter("consent", _AGREED, lambda: vault.pool)
 
-    # The browser comes
+    # The browser arrives
 
     async def get(self, request: HttpRequest) -> Response:
-        """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
+        """Handle `GET /authorize`: show the consent page, or redirect if there's nothing to ask."""
         found = await self._read(request)
         if isinstance(found, NotGranted):
             return await self._refuse(request, found)
@@ -230,7 +234,7 @@ class AuthorizationEndpoint:
             if await self._may_skip(user, client, authorization, scopes):
                 return await self._go_back(authorization, user, login, scopes)
         if "none" in authorization.prompt:
-            error, text = "login_required" if user is None else "consent_required", "The person has to be asked."
+            error, text = "login_required" if user is None else "consent_required", "The user has to be asked."
             answer = self._requests.refuse(authorization.redirect_uri, authorization.state, error, text)
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
@@ -244,9 +248,11 @@ class AuthorizationEndpoint:
             return exc
 
     async def _refuse(self, request: HttpRequest, refused: NotGranted) -> Response:
-        """Tell the client. The browser goes there by itself only where somebody has vouched for the address.
+        """Send the error to the client. The redirect is automatic only if the operator or the URL's owner vouches for
+        the client.
 
-        Anybody can register one, and would have links that begin with our name and end there (RFC 9700 §4.11.2).
+        Anyone can register a redirect URI, and could otherwise use this server as an open redirector (RFC 9700
+        §4.11.2).
         """
         user, _ = self._signed_in(request)
         if refused.client.source == "given" or not is_identified(refused.redirect):
@@ -270,7 +276,7 @@ class AuthorizationEndpoint:
         return await self._config.provider.remembers(user, client, scopes)
 
     async def _agreed_to(self, user: User, client: Client) -> dict[str, tuple[str, ...]]:
-        """Resource -> scopes that the person has let the client have there."""
+        """Return resource -> scopes that the user has granted the client there."""
         return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
@@ -288,25 +294,25 @@ class AuthorizationEndpoint:
         )  # fmt: skip
         return pages.consent(shown, status, cookie + head)
 
-    # The person answers
+    # The user answers
 
     async def post(self, request: HttpRequest) -> Response:
-        """`POST /authorize`: the form of our own page, from the browser that it was shown to."""
+        """Handle `POST /authorize`: the form of our own page, from the browser that it was shown to."""
         if not is_own(request):
             return pages.wrong("Not from here", "This form has to be sent from this server's own page.", 403)
         try:
             form = form_of(request)
         except OAuthError as exc:
-            return pages.wrong("This form can't be read", str(exc), exc.status)
+            return pages.wrong("This form is malformed", str(exc), exc.status)
         authorization = self._tickets.open_request(self._tickets.known_browser(request), form.get("ticket"))
         if authorization is None:
             return pages.wrong("Start again", TOO_OLD, 403)
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong("Start again", "The program isn't known any more. Start again from there.")
+            return pages.wrong("Start again", "The program is no longer known. Start again from there.")
         if form.get("answer") == "deny":
             return self._requests.refuse(
-                authorization.redirect_uri, authorization.state, "access_denied", "The person said no."
+                authorization.redirect_uri, authorization.state, "access_denied", "The user declined."
             )
         if form.get("answer") == "other":
             return await self._page(request, client, authorization, None, head=self._tickets.forget())
@@ -348,9 +354,11 @@ class AuthorizationEndpoint:
     async def _finish(
         self, client: Client, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
     ) -> Response:
-        """The person has agreed."""
+        """Complete the consent."""
         if await self._agreed.take(user.subject) > 0:
-            return pages.wrong("Wait a little", "You have agreed to a lot in the last hour. Try again later.", 429)
+            return pages.wrong(
+                "Wait a little", "You have approved many requests in the last hour. Try again later.", 429
+            )
         scopes = await self._accounts.grantable(user, client, authorization.scopes)
         agreed = await self._agreed_to(user, client)
         agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
@@ -372,7 +380,7 @@ class AuthorizationEndpoint:
     ) -> Response:
         upstream = self._accounts.upstreams.get(name)
         if upstream is None:
-            return pages.wrong("Start again", "This way to sign in isn't offered any more.")
+            return pages.wrong("Start again", "This login method is no longer available.")
         try:
             return await self._pending_logins.begin(request, upstream, authorization=authorization)
         except SignInFailed as exc:
@@ -385,7 +393,7 @@ class AuthorizationEndpoint:
         """Handle a browser that returns from an upstream after consent."""
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")
+            return pages.wrong("Start again", "The program is no longer known. Start again from there.", up="../../")
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -397,6 +405,8 @@ class AuthorizationEndpoint:
 
 
 def _agreed_key(user: User, client: Client) -> str:
-    """Of this very person: a namesake, or the same one with a new password, has agreed to nothing."""
+    """Return the key for consents of this account: another account of the same name, or a new password, starts
+    afresh.
+    """
     who = f"{len(user.subject)}:{user.subject}{user.since}"
     return f"oauth-agreed:{digest(f'{len(who)}:{who}{client.id}')}"

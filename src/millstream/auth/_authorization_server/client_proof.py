@@ -1,7 +1,6 @@
-"""Which client asks at the token endpoint, and how it shows that (RFC 6749 §2.3, RFC 7523).
+"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523).
 
-A client that has a secret or keys must use them: whoever merely names it is refused. More than one way at once is
-refused, too.
+A client that has a secret or keys must use them; its name alone is refused. Combining several methods is refused, too.
 """
 
 from base64 import b64decode
@@ -31,14 +30,14 @@ from millstream.auth._method import Unavailable
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
-"""What a client has signed for something else, such as a proof of a key, doesn't show who it is (RFC 8725 §3.11)."""
+"""Accepted types: a signature made for another purpose, such as a DPoP proof, doesn't authenticate (RFC 8725 §3.11)."""
 _LONGEST = 600.0
-"""Seconds for which an assertion may be valid."""
+"""Maximum seconds for which an assertion may be valid."""
 _FAILURES = Rate(30, 60)
 _AT_ONCE = 8
-"""Proofs of one address that are looked into at a time, so that many guesses at once are no more than one by one."""
+"""Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
 _PROOFS = Rate(600, 60)
-"""Assertions of one address, of clients that nobody vouches for: each is remembered, and must leave others room."""
+"""Maximum assertions per address from self-registered clients. Each one is remembered, and must leave others room."""
 _MAX_KEYS = 256
 MayFetch = Callable[[], bool]
 
@@ -52,23 +51,23 @@ class ClientProof:
         self._clients = clients
         self._vault = vault
         self._judges: dict[str, Judge] = {
-            # The program's author may name a place in the author's own network; nobody else may.
+            # Only the operator may name a URL in a private network.
             "given": allow_any,
             "document": judge_of(here=not config.secure),
             "registered": is_public,
         }
-        # Process
+        # State
         self._failures = GlobalLimiter("client-sign-in", _FAILURES, lambda: vault.pool)
         self._checks = KeyedSemaphore(_AT_ONCE)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
-        """By URL, and who has named it; the oldest go first, except those of the author's clients."""
+        """By URL and source. The oldest are dropped first, except those of the operator's clients."""
 
     async def client(self, request: HttpRequest, form: Parameters) -> Client:
-        """Who asks.
+        """Return the authenticated client.
 
         Raises:
-            OAuthError: nobody who is known, or who has shown it.
+            OAuthError: the client is unknown, or not authenticated.
         """
         try:
             async with self._checks.hold(peer_network(request.peer)):
@@ -95,7 +94,7 @@ class ClientProof:
     async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
-            raise OAuthError("invalid_request", "The client shows in more than one way who it is.")
+            raise OAuthError("invalid_request", "The client uses more than one authentication method. Use one.")
         if header is not None:
             return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
         if assertion:
@@ -104,7 +103,7 @@ class ClientProof:
             return await self._by_secret(form.get("client_id"), secret, may_fetch)
         client = await self._find(form.get("client_id"), may_fetch)
         if client.method != "none":
-            raise _refused("This client has to show who it is.")
+            raise _refused("This client has to authenticate.")
         return client
 
     async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> Client:
@@ -124,18 +123,18 @@ class ClientProof:
 
     async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
         if form.get("client_assertion_type") != ASSERTION:
-            raise OAuthError("invalid_request", f"client_assertion_type is {ASSERTION}.")
+            raise OAuthError("invalid_request", f"client_assertion_type must be {ASSERTION}.")
         assertion = form.get("client_assertion")
         try:
             header = read_header(assertion)
             claimed = _unverified_subject(assertion)
         except InvalidToken as exc:
-            raise _refused(f"The assertion can't be read. {exc}") from None
+            raise _refused(f"The assertion is malformed. {exc}") from None
         if header.typ not in _TYPES:
-            raise _refused("The assertion is a JWT of another kind.")
+            raise _refused("The assertion is a JWT of another type.")
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
-            raise _refused("The assertion is not one of this client.")
+            raise _refused("The assertion is not from this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", report_headers(self._proofs, address, wait))
         for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
@@ -153,15 +152,15 @@ class ClientProof:
         if is_array(audience) and len(audience) == 1:
             audience = audience[0]
         if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
-            raise _refused("The assertion is about somebody else, or for somebody else.")
+            raise _refused("The assertion has another subject, issuer, or audience.")
         if not _is_number(until) or not now - LEEWAY < until < now + _LONGEST + LEEWAY:
-            raise _refused("The assertion is too old, or valid for longer than ten minutes.")
+            raise _refused("The assertion has expired, or is valid for longer than ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))
         if any(_is_number(each) and each > now + LEEWAY for each in begins):
-            raise _refused("The assertion is of the future.")
+            raise _refused("The assertion is not valid yet.")
         if not isinstance(jti, str) or not jti:
-            raise _refused("The assertion has no jti, so it could be used again.")
-        # RFC 7523 §3, 7: each counts once.
+            raise _refused("The assertion has no jti, so it could be replayed.")
+        # RFC 7523 §3, 7: each assertion is valid once.
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _refused("The assertion was used before.")
 
@@ -185,7 +184,7 @@ class ClientProof:
         if keys is None:
             if client.source != "given" and not may_fetch():
                 raise Unavailable(TOO_MANY)
-            # Those of the author's own clients stay: they are few, and nobody else can have them fetched again.
+            # Keep those of the operator's clients: there are few, and others can't cause them to be fetched again.
             others = [each for each in self._keys if each[1] != "given"]
             for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
                 del self._keys[each]
@@ -211,18 +210,18 @@ def _refused(text: str, scheme: str = "") -> OAuthError:
 
 def _one_header(request: HttpRequest) -> None:
     if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-        raise OAuthError("invalid_request", "There is more than one Authorization header.")
+        raise OAuthError("invalid_request", "The Authorization header is repeated.")
 
 
 def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
-    """Name and secret, decoded twice (RFC 6749 §2.3.1)."""
+    """Return name and secret, decoded twice (RFC 6749 §2.3.1)."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() != b"basic":
-        raise _refused("The token endpoint takes Basic in the Authorization header.", "Basic")
+        raise _refused("The token endpoint requires the Basic scheme in the Authorization header.", "Basic")
     try:
         name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
     except ValueError:
-        raise _refused("The Authorization header can't be read.", "Basic") from None
+        raise _refused("The Authorization header is malformed.", "Basic") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
     if not mark or form.get("client_id") not in ("", name):
         raise _refused("The Authorization header and the form name different clients.", "Basic")

@@ -1,4 +1,4 @@
-"""Finding a client by its id: given by the program, described at its own URL, or registered by itself."""
+"""Lookup of clients by id: configured ones, metadata documents, and registrations."""
 
 from collections.abc import Callable
 
@@ -8,31 +8,31 @@ from millstream.auth._authorization_server.records import Client
 from millstream.auth._authorization_server.vault import Vault
 
 UNUSED = 86_400.0
-"""Seconds for which a registration is kept that nobody has used."""
+"""Seconds before an unused registration expires."""
 USED = 90 * 86_400.0
-"""And one that a person has agreed to, from its last use on."""
+"""Seconds after its last use before a registration with a consent expires."""
 _MAX_ID = 2048
 
 
 class Clients:
-    """Every client that there is."""
+    """All clients."""
 
     def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
-        """`documents` is None where clients can't describe themselves."""
+        """Create it. `documents` is None if metadata documents aren't supported."""
         self.lookups: Lookups = Lookups(here=not config.secure, pool=lambda: vault.pool)
         self._config = config
         self._vault = vault
         self._documents = documents
 
     async def find(self, client_id: str, may_fetch: Callable[[], bool] = lambda: True) -> Client | None:
-        """A client; None when there is none of that id.
+        """Return a client; None if the id is unknown.
 
         Args:
-            client_id: as it calls itself.
-            may_fetch: whether its document may be asked for now, if it has one.
+            client_id: the client's id.
+            may_fetch: whether its metadata document may be fetched now, if it has one.
 
         Raises:
-            Unavailable: its document cannot be had, which says why.
+            Unavailable: its document can't be fetched; the error says why.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
@@ -50,11 +50,11 @@ class Clients:
         return None
 
     async def add(self, client: Client) -> None:
-        """A client has registered. Nobody has used it, so a flood of them displaces it, and nothing else."""
+        """Store a new registration. Floods of unused ones displace only each other."""
         await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
 
     async def used(self, client: Client) -> None:
-        """A person has agreed to a client, or it goes on to work for them: it stays."""
+        """Keep a client for longer, because a user has approved it or it refreshes a token."""
         if client.source == "registered":
             await self._vault.put(f"oauth-client:{client.id}", client, USED)
             await self._vault.delete(f"oauth-new:{client.id}")

@@ -1,8 +1,7 @@
-"""The code flow of OpenID Connect with PKCE, as a client of an issuer: away with a browser, and back with its tokens.
+"""The code flow of OpenID Connect with PKCE, as a client of an issuer.
 
-The issuer's metadata says where everything is. The signature of the ID token, its issuer, audience, nonce and times are
-checked (OpenID Connect Core §3.1.3.7), and so is `iss` in the response (RFC 9207). Whom the person may be is not judged
-here.
+The issuer's metadata provides the endpoints. The ID token's signature, issuer, audience, nonce, and times are checked
+(OpenID Connect Core §3.1.3.7), and `iss` in the response (RFC 9207). Whether the user may sign in is decided elsewhere.
 """
 
 import hmac
@@ -33,24 +32,24 @@ _TYPES = frozenset(("jwt", ""))
 
 
 class _Kept(Struct, frozen=True):
-    """What waits for the browser to come back."""
+    """State kept until the browser returns."""
 
     nonce: str
     verifier: str
 
 
 class Found(Struct, frozen=True):
-    """What the issuer gave for a code."""
+    """The issuer's response to a code."""
 
     claims: Mapping[str, Any]
-    """Of the ID token."""
+    """Claims of the ID token."""
     access_token: object
     metadata: Mapping[str, Any]
-    """Of the issuer."""
+    """Metadata of the issuer."""
 
 
 class CodeFlow:
-    """The flow, at one issuer."""
+    """The code flow with one issuer."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class CodeFlow:
         parameters: Mapping[str, str] | None = None,
         also: Mapping[str, str] | None = None,
     ) -> None:
-        """`parameters` go to the authorization endpoint, `also` to that and to the token endpoint."""
+        """Create the flow. `parameters` go to the authorization endpoint, `also` to that and to the token endpoint."""
         # Configuration
         self._title = title
         self._issuer = issuer
@@ -70,26 +69,28 @@ class CodeFlow:
         self._client_secret = client_secret
         self._also = dict(also or {})
         self._parameters = {**(parameters or {}), **self._also}
-        # Process
+        # State
         self._discovery = Discovery(issuer, get)
         keys = FetchedKeys(self._discovery.keys_url, get)
         self._tokens = TokenMethod(Rules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
     async def prefetch(self) -> None:
-        """Ask the issuer about itself before somebody signs in."""
+        """Fetch the issuer's metadata before anyone signs in."""
         try:
             await self._discovery.metadata()
         except Unavailable as exc:
             self._discovery.retry()
-            logger.warning("Nobody can sign in with %s: its issuer doesn't answer. %s", self._title, exc.why)
+            logger.warning(
+                "Sign-in with %s isn't available, because its issuer doesn't respond. %s", self._title, exc.why
+            )
 
-    # AuthorizationRedirect
+    # Redirect
 
     async def begin(self, callback: str, state: str, scope: str, prompt: str = "") -> AuthorizationRedirect:
-        """Where to send the browser. `prompt` counts where the flow's own parameters have none.
+        """Return the redirect. `prompt` applies if the flow's own parameters don't set one.
 
         Raises:
-            SignInFailed: the issuer can't be used now.
+            SignInFailed: the issuer isn't available.
         """
         endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
         kept = _Kept(new_secret(), new_secret())
@@ -101,36 +102,36 @@ class CodeFlow:
         return AuthorizationRedirect(link(endpoint, asked), msgspec.json.encode(kept))
 
     async def metadata(self) -> dict[str, Any]:
-        """What the issuer says about itself.
+        """Return the issuer's metadata.
 
         Raises:
-            SignInFailed: nothing, now.
+            SignInFailed: it isn't available.
         """
         try:
             return await self._discovery.metadata()
         except Unavailable as exc:
-            raise SignInFailed(f"{self._title} doesn't answer. Try again later.") from exc
+            raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
 
     def endpoint(self, metadata: Mapping[str, Any], name: str) -> str:
-        """The URL of one of its endpoints.
+        """Return the URL of an endpoint.
 
         Raises:
-            SignInFailed: it has none that can be used.
+            SignInFailed: the issuer has no usable one.
         """
         url = metadata.get(name)
         try:
             return check_url(url if isinstance(url, str) else "").geturl()
         except OutboundError as exc:
-            logger.error("%s says no %s that can be used: %s", self._issuer, name, exc)
-            raise SignInFailed(f"{self._title} can't be used now.") from None
+            logger.error("%s has no usable %s: %s", self._issuer, name, exc)
+            raise SignInFailed(f"{self._title} isn't available. Try again later.") from None
 
-    # Back
+    # Callback
 
     async def finish(self, callback: Callback) -> Found:
-        """What the issuer gives for the code that the browser brings.
+        """Exchange the code that the browser returned with.
 
         Raises:
-            SignInFailed: nothing that can be believed.
+            SignInFailed: the exchange failed, or the response isn't trustworthy.
         """
         metadata = await self.metadata()
         self._check_issuer(metadata, callback.query)
@@ -140,17 +141,17 @@ class CodeFlow:
         return Found(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
 
     def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
-        """RFC 9207 §2.4. A response of another server is none to the question that this one was asked."""
+        """Check `iss` (RFC 9207 §2.4): a response of another server must not be used for this request."""
         said = query.get("iss")
         if said is None and metadata.get("authorization_response_iss_parameter_supported") is not True:
             return
         if said != self._issuer:
-            raise SignInFailed(f"The answer doesn't come from {self._title}. Start again.")
+            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
 
     async def _exchange(
         self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
     ) -> Mapping[str, Any]:
-        """What the token endpoint gives for a code."""
+        """Return the token response for a code."""
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": callback, "code_verifier": verifier,
                 **self._also}  # fmt: skip
         headers: dict[str, str] = {}
@@ -158,7 +159,7 @@ class CodeFlow:
         if not self._client_secret:
             form["client_id"] = self._client_id
         elif not is_array(methods) or "client_secret_basic" in methods:
-            # RFC 6749 §2.3.1: both are encoded as in a form first.
+            # RFC 6749 §2.3.1: both are form-encoded first.
             pair = f"{quote(self._client_id, safe='')}:{quote(self._client_secret, safe='')}"
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
         else:
@@ -167,22 +168,22 @@ class CodeFlow:
         return found if is_object(found) else {}
 
     async def _open(self, token: object, nonce: str) -> Mapping[str, Any]:
-        """The claims of an ID token."""
+        """Return the claims of an ID token."""
         try:
             found = await self._tokens.identify(token) if isinstance(token, str) else None
         except Unavailable as exc:
-            raise SignInFailed(f"{self._title} doesn't answer. Try again later.") from exc
+            raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
         claims = found.principal.claims if found is not None else {}
         if (
             not claims
             or not self._is_ours(claims)
             or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
         ):
-            logger.error("%s gave an ID token that can't be believed.", self._issuer)
-            raise SignInFailed(f"What {self._title} says about you can't be believed. Start again.")
+            logger.error("%s returned an ID token that failed verification.", self._issuer)
+            raise SignInFailed(f"The response of {self._title} could not be verified. Start again.")
         return claims
 
     def _is_ours(self, claims: Mapping[str, Any]) -> bool:
-        """Whether a token that names us is for us: one for several audiences says who asked for it."""
+        """Return whether a token is for this client; with several audiences, `azp` decides."""
         several = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
         return bool(claims.get("azp", None if several else self._client_id) == self._client_id)

@@ -1,4 +1,4 @@
-"""The settings of an authorization server, and the clients it knows: the arguments of ``auth.issuer(…)``, checked."""
+"""The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -20,24 +20,24 @@ from millstream.auth._key_file import check_scopes
 from millstream.auth._rules import inclusions, rules_of, several
 
 ACCESS_SECONDS = 900
-"""Seconds for which an access token lives."""
+"""Lifetime of an access token in seconds."""
 REFRESH_SECONDS = 30 * 86_400
-"""Seconds after which an unused refresh token expires; each use starts them again."""
+"""Seconds before an unused refresh token expires; each use restarts them."""
 
 
 class IssuerConfig(Struct, frozen=True):
-    """The settings of an authorization server."""
+    """The configuration of an authorization server."""
 
     url: str
-    """Its exact name, as in ``iss``."""
+    """Exact issuer identifier, as in ``iss``."""
     audience: str
-    """The URL of the MCP endpoint that its tokens are for; empty for that of the server it runs in."""
+    """URL of the MCP endpoint that its tokens are for; empty for that of the server it runs in."""
     resources: tuple[str, ...]
     """Other servers that tokens can be for."""
     scopes: tuple[str, ...]
     """Scopes that every grant has, and that access requires."""
     described: Mapping[str, str]
-    """Scope -> what it allows, in words for the person."""
+    """Scope -> description for users."""
     implied: Mapping[str, Collection[str]]
     passwords: Passwords | None
     upstreams: Mapping[str, Upstream]
@@ -46,26 +46,28 @@ class IssuerConfig(Struct, frozen=True):
     """Whether clients may register themselves."""
     provider: Provider
     identities: Mapping[str, IdentityProvider] = {}
-    """Identity providers whose grants count, by issuer."""
+    """Identity providers whose grants are accepted, by issuer."""
 
     @property
     def secure(self) -> bool:
-        """Whether browsers come by https. Otherwise this is a program under development on their own machine."""
+        """Whether browsers use https. Otherwise this is a development server on their own machine."""
         return self.url.startswith("https:")
 
     @property
     def path(self) -> str:
-        """The path of the issuer, without a slash at its end."""
+        """Path of the issuer, without a trailing slash."""
         return urlsplit(self.url).path.rstrip("/")
 
     @property
     def base(self) -> str:
-        """What the addresses of its endpoints begin with."""
+        """Base URL of its endpoints."""
         return self.url.rstrip("/")
 
 
 def canonical(resource: str) -> str:
-    """A resource as it is compared: scheme and host in lower case, no slash at the end (MCP, basic/authorization)."""
+    """Return a resource in the form that is compared: lowercase scheme and host, no trailing slash (MCP,
+    basic/authorization).
+    """
     parts = urlsplit(resource)
     rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
@@ -89,10 +91,10 @@ def issuer_config(
     registration: bool,
     provider: Provider | None,
 ) -> IssuerConfig:
-    """The config. Arguments are those of ``auth.issuer``.
+    """Return the configuration. Arguments are those of ``auth.issuer``.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
     """
     parts = urlsplit(url)
     if (
@@ -103,23 +105,25 @@ def issuer_config(
         or "#" in url
     ):
         raise ValueError(
-            f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+            f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
         )
     for each in logins:
         known = isinstance(each, IdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
         if isinstance(each, str) or not known:
-            raise TypeError("users takes auth.users(file=…), auth.upstream(…), or a list of them.")
+            raise TypeError("users must be auth.users(file=…), auth.upstream(…), or a list of them.")
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, Client)]:
-        raise TypeError(f"clients is a list of auth.client(…), and {strange[0]!r} isn't one.")
+        raise TypeError(f"clients must be a list of auth.client(…), and {strange[0]!r} isn't one.")
     upstreams = [each for each in logins if isinstance(each, Upstream)]
     passwords = [each for each in logins if not isinstance(each, Upstream | IdentityProvider)]
     if not logins or len(passwords) > 1:
-        raise ValueError("auth.issuer() needs somebody who can sign in: users=auth.users(file=…), and one such file.")
+        raise ValueError("auth.issuer() needs a login method, and at most one file of users: users=auth.users(file=…)")
     for each in upstreams:
         if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # subjects would look like URLs
-            raise ValueError(f"An upstream can't be called {each.name!r}. Use lower-case letters, digits and dashes.")
+            raise ValueError(
+                f"{each.name!r} isn't a valid name for an upstream. Use lower-case letters, digits, and dashes."
+            )
     if len({each.name for each in upstreams}) < len(upstreams):
-        raise ValueError("Two upstreams have the same name.")
+        raise ValueError("Two upstreams have the same name. Rename one with name=.")
     return IssuerConfig(
         url=url,
         audience=audience,
@@ -137,13 +141,13 @@ def issuer_config(
 
 
 def provider_config(issuer: str, scopes: Collection[str]) -> IdentityProvider:
-    """An identity provider. Arguments are those of ``auth.identity_provider``.
+    """Return an identity provider. Arguments are those of ``auth.identity_provider``.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
     """
-    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and a subject is the issuer, #, and the provider's own name
-        raise ValueError("The issuer of an identity provider is a URL without a query or fragment.")
+    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and a subject is the issuer, #, and the provider's own subject
+        raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
     said = " ".join((issuer, *sorted(names))).encode()
@@ -156,9 +160,12 @@ def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, IdentityPr
         if not isinstance(each, IdentityProvider):
             continue
         if each.issuer.rstrip("/") == own.rstrip("/"):
-            raise ValueError("A server can't be its own identity provider: its tokens would become new ones.")
+            raise ValueError(
+                "A server can't be its own identity provider, because its tokens could be exchanged "
+                "for new ones forever."
+            )
         if each.issuer in found:
-            raise ValueError(f"The identity provider {each.issuer} is there twice.")
+            raise ValueError(f"The identity provider {each.issuer} is listed twice.")
         found[each.issuer] = each
     return found
 
@@ -172,23 +179,23 @@ def client_config(
     jwks: str | Mapping[str, Any],
     scopes: Collection[str],
 ) -> Client:
-    """A client. Arguments are those of ``auth.client``.
+    """Return a client. Arguments are those of ``auth.client``.
 
     Raises:
-        ValueError: something can't be.
+        ValueError: an argument is invalid.
     """
     if not _ID.fullmatch(id):
-        raise ValueError(f"{id!r} can't be a client's id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
+        raise ValueError(f"{id!r} isn't a valid client id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
     redirect_uris, scopes = several("redirect_uris", redirect_uris), several("scopes", scopes)
     if secret and jwks:
-        raise ValueError(f"The client {id} has a secret or keys, not both.")
+        raise ValueError(f"The client {id} can have either a secret or keys, not both.")
     if secret and len(secret.encode()) < _MIN_SECRET:
-        raise ValueError(f"The secret of the client {id} has at least {_MIN_SECRET} bytes.")
+        raise ValueError(f"The secret of the client {id} must have at least {_MIN_SECRET} bytes.")
     for each in redirect_uris:
         check_redirect(each)
     itself = bool(secret or jwks)
     if not (itself or redirect_uris):
-        raise ValueError(f"The client {id} needs redirect_uris, where people are sent back to; or a secret or keys.")
+        raise ValueError(f"The client {id} needs redirect_uris for signing in users, or a secret or keys.")
     keys = _keys(id, jwks) if jwks else None
     return Client(
         id,
@@ -204,13 +211,13 @@ def client_config(
 
 
 def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The keys of a client; None where a URL says where they are."""
+    """Return the keys of a client; None if they are at a URL."""
     if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
         check_url(jwks)
         return None
     keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
     if not read_keys(keys):
-        raise ValueError(f"The keys of the client {id} have none that verifies signatures.")
+        raise ValueError(f"The keys of the client {id} include none that can verify signatures.")
     return keys
 
 
@@ -231,9 +238,9 @@ _OWN = ("url", "allow", "client_id", "client_secret")
 
 
 def check_options(where: str, given: Collection[str]) -> None:
-    """Make sure that there are such options.
+    """Check that all options exist.
 
     Raises:
-        TypeError: there aren't; the text says which one was probably meant.
+        TypeError: an option is unknown; the message suggests a similar one.
     """
     refuse_unknown(where, given, (*_OWN, *IssuerOptions.__annotations__), {})

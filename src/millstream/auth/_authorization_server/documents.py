@@ -1,8 +1,8 @@
-"""Clients that describe themselves: the client id is the URL of a document.
+"""Client ID metadata documents: the client id is the URL of a document that describes the client.
 
-draft-ietf-oauth-client-id-metadata-document. The document is asked for by the one outbound fetcher: https of public
-addresses, no redirects, few bytes. A server under development, whose own URL is of this machine, asks this machine,
-too. What was found is kept as long as the document allows; what failed is not.
+draft-ietf-oauth-client-id-metadata-document. Documents are fetched with the outbound fetcher: https to public
+addresses, no redirects, a small size limit. A development server on this machine may fetch from this machine, too.
+Documents are cached for as long as they allow; failures aren't cached.
 """
 
 import re
@@ -33,8 +33,8 @@ _LONGEST = 86_400.0
 _MAX_KEPT = 512
 _AT_ONCE = 16
 _LOOKUPS = Rate(60, 60)
-"""Documents that one address has us ask for, and sets of keys that these name."""
-TOO_MANY = "Too many clients are looked up just now. Try again in a minute."
+"""Maximum fetches of documents, and of key sets they name, caused by one address."""
+TOO_MANY = "Too many client documents are being looked up. Try again in a minute."
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
@@ -42,49 +42,49 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def is_document(client_id: str) -> bool:
-    """Whether this is a URL and not a name."""
+    """Return whether a client id is a URL rather than a name."""
     return "://" in client_id
 
 
 def judge_of(*, here: bool) -> Callable[[str], bool]:
-    """Which addresses may be asked: public ones; under development, those of this machine, too."""
+    """Return a check for fetchable addresses: public ones, and in development those of this machine."""
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
 
 
 class Lookups:
-    """Who may have the server ask for documents, and how often."""
+    """Rate limits for fetching documents."""
 
     def __init__(self, *, here: bool, pool: Callable[[], StoreLimiter | None]) -> None:
-        """`here`: this machine is asked, too; so only those who are on it may have that done."""
+        """Create the limits. With `here`, this machine may be fetched from, but only by callers on it."""
         self._here = here
         self._limiter = GlobalLimiter("client-lookup", _LOOKUPS, pool)
 
     def by(self, request: HttpRequest) -> Callable[[], bool]:
-        """Whether whoever makes a request may, asked when it comes to that."""
+        """Return a function that counts a lookup by this request, and returns whether it's allowed."""
         return lambda: (
             not (self._here and not is_loopback(request.peer)) and self._limiter.report(peer_network(request.peer)) <= 0
         )
 
 
 class Documents:
-    """The documents, as one worker has them."""
+    """The documents known to one worker."""
 
     def __init__(self, clock: Callable[[], float], *, here: bool) -> None:
         # Configuration
         self._clock = clock
         self._judge = judge_of(here=here)
-        # Process
+        # State
         self._kept: OrderedDict[str, tuple[float, Client]] = OrderedDict()
-        """URL -> until when it counts, and the client; the oldest go first."""
+        """URL -> expiry and client; the oldest are dropped first."""
         self._flight = SingleFlight[Client]()
 
     async def find(self, url: str, may_fetch: Callable[[], bool]) -> Client:
-        """The client that a URL describes.
+        """Return the client that a URL describes.
 
         Raises:
-            Unavailable: it describes none, or cannot be asked now.
+            Unavailable: the document is invalid, or can't be fetched.
         """
         kept = self._kept.get(url)
         if kept is not None and kept[0] > self._clock():
@@ -98,7 +98,7 @@ class Documents:
         try:
             answer = await fetch(url, judge=self._judge, max_bytes=MAX_BYTES)
         except OutboundError as exc:
-            raise Unavailable(f"The client's own description can't be read. {exc}") from None
+            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc}") from None
         client = read_document(url, answer)
         age = _age_of(answer)
         self._kept.pop(url, None)
@@ -110,61 +110,61 @@ class Documents:
 
 
 def check_id(url: str) -> None:
-    """See whether a URL can be a client's id.
+    """Check that a URL can be a client id.
 
     Raises:
-        Unavailable: it cannot.
+        Unavailable: it can't.
     """
     try:
         parts = check_url(url)
     except OutboundError as exc:
-        raise Unavailable(f"The client id can't be a client's URL. {exc}") from None
+        raise Unavailable(f"The client id isn't a valid client URL. {exc}") from None
     dots = any(
         each in (".", "..") or each.lower() in ("%2e", "%2e%2e", ".%2e", "%2e.") for each in parts.path.split("/")
     )
     if parts.path in ("", "/") or "#" in url or dots:
-        raise Unavailable("The client id is a URL with a path, without a fragment or dots for segments.")
+        raise Unavailable("The client id must be a URL with a path, without a fragment or dot segments.")
 
 
 def read_document(url: str, answer: FetchedDocument) -> Client:
-    """The client that a document describes.
+    """Return the client that a document describes.
 
     Raises:
-        Unavailable: it describes none, or another.
+        Unavailable: the document is invalid, or describes another client.
     """
     kind = answer.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
-        raise Unavailable("The client's own description is not JSON.")
+        raise Unavailable("The client's metadata document is not JSON.")
     try:
         said = _decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Unavailable("The client's own description is not JSON.") from None
+        raise Unavailable("The client's metadata document is not JSON.") from None
     if said.get("client_id") != url:
-        raise Unavailable("The client's own description is of another client.")
+        raise Unavailable("The client's metadata document describes another client.")
     if "client_secret" in said or "client_secret_expires_at" in said:
-        raise Unavailable("The client's own description has a secret, which everybody can read there.")
+        raise Unavailable("The client's metadata document contains a secret, which is public there. Remove it.")
     try:
         return client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
     except ValueError as exc:
-        raise Unavailable(f"The client's own description can't be used. {exc}") from None
+        raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
 
 
 def client_of(
     id: str, said: Mapping[str, Any], source: str, *, methods: tuple[str, ...], default: str, secret_hash: str = ""
 ) -> Client:
-    """A client by what it says of itself (RFC 7591 §2).
+    """Return a client from its metadata (RFC 7591 §2).
 
     Raises:
-        ValueError: it says something that cannot be. `RedirectRefused` where that is a redirect URI.
+        ValueError: the metadata is invalid. `RedirectRefused` for a redirect URI.
     """
     method = said.get("token_endpoint_auth_method", default)
     if method not in methods:
-        raise ValueError(f"token_endpoint_auth_method can be {', '.join(methods)}.")
+        raise ValueError(f"token_endpoint_auth_method must be one of {', '.join(methods)}.")
     kind = said.get("application_type")
     native = {"native": True, "web": False}.get(kind) if isinstance(kind, str) else None
     uris = said.get("redirect_uris")
     if not is_array(uris) or not 0 < len(uris) <= MAX_REDIRECTS:
-        raise RedirectRefused(f"redirect_uris is a list of up to {MAX_REDIRECTS}.")
+        raise RedirectRefused(f"redirect_uris must be a list of 1 to {MAX_REDIRECTS}.")
     for each in uris:
         try:
             check_redirect(each if isinstance(each, str) else "", native=native)
@@ -172,11 +172,11 @@ def client_of(
             raise RedirectRefused(str(exc)) from None
     grants = said.get("grant_types", [CODE])
     if not is_array(grants) or CODE not in grants:
-        raise ValueError("grant_types has authorization_code, since a person signs in.")
+        raise ValueError("grant_types must include authorization_code, because users sign in.")
     keys, keys_url = _keys_of(said) if method == "private_key_jwt" else (None, "")
     name = said.get("client_name")
     if said.get("dpop_bound_access_tokens", False) is not False:
-        raise ValueError("Tokens bound to a key (dpop_bound_access_tokens) aren't supported.")
+        raise ValueError("Sender-constrained tokens (dpop_bound_access_tokens) aren't supported.")
     return Client(
         id,
         name=_plain(name) if isinstance(name, str) else "",
@@ -191,7 +191,7 @@ def client_of(
 
 
 class RedirectRefused(ValueError):
-    """A redirect URI cannot be one."""
+    """A redirect URI isn't allowed."""
 
 
 def _keys_of(said: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
@@ -202,13 +202,13 @@ def _keys_of(said: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
         try:
             check_url(url)
         except OutboundError as exc:
-            raise ValueError(f"jwks_uri can't be used. {exc}") from None
+            raise ValueError(f"jwks_uri is invalid. {exc}") from None
         return None, url
-    raise ValueError("For private_key_jwt, either jwks or jwks_uri says the keys.")
+    raise ValueError("private_key_jwt requires either jwks or jwks_uri.")
 
 
 def _plain(name: str) -> str:
-    """A name without what could hide or turn text around."""
+    """Return a name without characters that hide or reverse text."""
     return " ".join("".join(each if each.isprintable() else " " for each in name).split())[:MAX_NAME]
 
 

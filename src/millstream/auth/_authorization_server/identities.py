@@ -1,8 +1,8 @@
-"""Grants of identity providers: an organization lets one of its people use a client here, and nobody visits a page.
+"""Grants of identity providers: an organization lets its members use a client here without a login page.
 
-draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as MCP's extension has it:
+draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
 https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
-a JWT that one of the named providers has signed, for this issuer, for one client, for a few minutes, to be used once.
+a JWT signed by a configured provider, for this issuer, for one client, valid once within a few minutes.
 """
 
 from collections.abc import Mapping
@@ -24,33 +24,33 @@ from millstream.auth._method import Unavailable, prefetch_all
 
 _TYPE = "oauth-id-jag+jwt"
 _LONGEST = 600.0
-"""Seconds for which a grant may be valid."""
+"""Maximum seconds for which a grant may be valid."""
 _MAX_TEXT = 255
 
 
 class Granted(Struct, frozen=True):
-    """What a grant says, after it was checked."""
+    """The content of a verified grant."""
 
     provider: str
     subject: str
-    """Of ours: nobody of another provider, and nobody who signs in here, can have it."""
+    """Subject on this server, unique across providers and local accounts."""
     name: str
     scopes: tuple[str, ...]
     resources: tuple[str, ...]
-    """As the provider names them; none where it leaves that out."""
+    """Resources as the provider names them; empty if it doesn't."""
     once: str
-    """The name under which it's kept that it was used."""
+    """Store key that records the use of the grant."""
     until: float
 
 
 class Identities:
-    """Reads grants."""
+    """Verifies grants."""
 
     def __init__(self, own: str, providers: Mapping[str, IdentityProvider], vault: Vault) -> None:
         # Configuration
         self._own = own
         self._vault = vault
-        # Process
+        # State
         self._keys: dict[str, FetchedKeys] = {}
         for issuer in providers:
             discovery = Discovery(issuer, ask_issuer)
@@ -61,44 +61,44 @@ class Identities:
         await prefetch_all(self._keys.values())
 
     async def read(self, assertion: str, client: Client) -> Granted:
-        """What a grant for a client says.
+        """Return the content of a grant for a client.
 
         Args:
             assertion: the grant.
-            client: that has shown who it is.
+            client: the authenticated client.
 
         Raises:
-            OAuthError: it doesn't count here.
+            OAuthError: the grant isn't valid here.
         """
         try:
             issuer, claims = await self._open(assertion)
         except InvalidToken as exc:
-            raise _refused(f"The grant can't be read. {exc}") from None
+            raise _refused(f"The grant is malformed. {exc}") from None
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
         self._check(claims, client)
         if claims.get("cnf") is not None:
-            raise _refused("The grant is bound to a key, and proofs of keys aren't supported.")
+            raise _refused("The grant is bound to a key, and proof of possession isn't supported.")
         return _granted(issuer, claims)
 
     async def count(self, granted: Granted) -> None:
-        """Use a grant, which counts once.
+        """Use up a grant, which is valid once.
 
         Raises:
-            OAuthError: it was used before.
+            OAuthError: it was already used.
         """
         seconds = granted.until - self._vault.clock() + 2 * LEEWAY
         if not await self._vault.exchange(granted.once, None, b"1", seconds):
-            raise _refused("The grant was used before.")
+            raise _refused("The grant has already been used.")
 
     async def _open(self, assertion: str) -> tuple[str, dict[str, Any]]:
         header = read_header(assertion)
         if header.typ != _TYPE or header.alg not in ASYMMETRIC:
-            raise _refused(f"The grant is a signed JWT of the type {_TYPE}.")
+            raise _refused(f"The grant must be a signed JWT of the type {_TYPE}.")
         issuer = read_payload(assertion).get("iss")
         keys = self._keys.get(issuer) if isinstance(issuer, str) else None
         if keys is None:
-            raise _refused("The grant is not of an identity provider that counts here.")
+            raise _refused("The grant is not from an identity provider that is accepted here.")
         for key in await keys.find(header.kid, header.alg):
             try:
                 return cast("str", issuer), verify(assertion, key, header.alg)
@@ -116,22 +116,24 @@ class Identities:
             raise _refused("The grant is for another client.")
         _check_time(claims, self._vault.clock())
         if not _is_text(claims.get("jti")):
-            raise _refused("The grant has no jti, so it could be used again.")
+            raise _refused("The grant has no jti, so it could be replayed.")
         if not _is_text(claims.get("sub")):
-            raise _refused("The grant doesn't say who the person is.")
+            raise _refused("The grant has no subject.")
         if "tenant" in claims:
-            # Its subjects are unique within the tenant only, and anybody may have one at such a provider.
-            raise _refused("The grant names a tenant. Only providers with an issuer for each organization count here.")
+            # Its subjects are unique only within the tenant, and anyone can create one at such a provider.
+            raise _refused(
+                "The grant names a tenant. Only providers with a separate issuer per organization are accepted here."
+            )
 
 
 def _check_time(claims: Mapping[str, Any], now: float) -> None:
     begins, until = claims.get("iat"), claims.get("exp")
     if not (is_time(begins) and is_time(until)):
-        raise _refused("The grant doesn't say when it begins and ends.")
+        raise _refused("The grant has no validity period.")
     if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
-        raise _refused("The grant is of the future.")
+        raise _refused("The grant is not valid yet.")
     if until <= now - LEEWAY:
-        raise _refused("The grant is too old.")
+        raise _refused("The grant has expired.")
     if until - begins > _LONGEST:
         raise _refused("The grant is valid for longer than ten minutes.")
 
@@ -140,7 +142,7 @@ def _granted(issuer: str, claims: Mapping[str, Any]) -> Granted:
     scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
     resources = [resource] if isinstance(resource, str) else resource
     if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
-        raise _refused("The grant's scope is a text, and its resource is a URL or several.")
+        raise _refused("The grant's scope must be a string, and its resource one or more URLs.")
     return Granted(
         issuer,
         f"{issuer}#{claims['sub']}",

@@ -1,4 +1,4 @@
-"""`POST /introspect` (RFC 7662): whether a token is active, and what it says."""
+"""`POST /introspect` (RFC 7662): whether a token is active, and its claims."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from millstream.auth._jose import InvalidToken, read_header, verify
 
 
 class Introspection:
-    """The introspection endpoint, and what the guard asks about tokens of this server."""
+    """The introspection endpoint, and the guard's check of this server's tokens."""
 
     def __init__(
         self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: Signing, accounts: Accounts,
@@ -29,7 +29,7 @@ class Introspection:
         self._clock = clock
 
     async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """Return the grant of one of our access tokens; True for a token without a grant; False if it was revoked."""
+        """Return the grant of an access token; True for a token without a grant; False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
             grant = await self._grants.get(str(id))
@@ -39,12 +39,12 @@ class Introspection:
         return known is not None and not await self._grants.revoked(str(claims.get("jti")))
 
     async def introspect(self, request: HttpRequest) -> Response:
-        """Tell whether a token counts, to a client of the program's author; to others, of their own tokens."""
+        """Return whether a token is active: any token to a configured client, and to other clients only their own."""
         try:
             form = form_of(request)
             client = await self._proof.client(request, form)
             if client.method == "none":
-                raise OAuthError("invalid_client", "Only a client that shows who it is may ask.", 401)
+                raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
             token = form.get("token")
             if not token:
                 raise OAuthError("invalid_request", "token is missing.")
@@ -68,7 +68,7 @@ class Introspection:
         return {**claims, "token_type": "Bearer"}
 
     async def claims(self, token: str) -> dict[str, Any] | None:
-        """What an access token of ours says; None for any other text. Its time may be over."""
+        """Return the claims of our access token; None for any other text. It may have expired."""
         try:
             header = read_header(token)
             if header.alg != "ES256" or header.typ != "at+jwt":

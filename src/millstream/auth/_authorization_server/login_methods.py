@@ -1,14 +1,13 @@
-"""The seam for signing in: how the authorization server finds out which person sits at the browser.
+"""The interface of login methods: how the authorization server finds out who is signing in.
 
-A login method either asks for a name and password on our own page (`Passwords`, such as `user_file`), or sends the
+A login method either checks a name and password from our own page (`Passwords`, such as `user_file`), or redirects the
 browser to an `Upstream`: OpenID Connect, Google, GitHub.
 
-To implement an upstream, write a class with `name`, `label`, `begin` and `finish`. The authorization server does the
-rest: it has asked the person for consent before it calls `begin`, it makes `state` (random, for one use, for ten
-minutes, bound to this browser by a cookie), has the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there,
-and calls `finish`. What `begin` wants to remember, such as a nonce and a PKCE verifier, it gives as
-`AuthorizationRedirect.kept`; `finish` gets it back. An upstream keeps no state of its own: another worker may call
-`finish`. ::
+To implement an upstream, write a class with `name`, `label`, `begin`, and `finish`. The authorization server does the
+rest: it asks for consent before it calls `begin`, creates `state` (random, single use, valid for ten minutes, bound to
+the browser by a cookie), serves the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there, and calls
+`finish`. Whatever `begin` has to remember, such as a nonce and a PKCE verifier, goes into `AuthorizationRedirect.kept`,
+which `finish` receives. An upstream keeps no state of its own, because another worker may call `finish`. ::
 
     class Example:
         name, label = "example", "Continue with Example"
@@ -20,8 +19,8 @@ and calls `finish`. What `begin` wants to remember, such as a nonce and a PKCE v
             person = await exchange(callback.query["code"], callback.url)  # raises SignInFailed
             return User(person.id, person.name)
 
-Then ``auth.issuer(URL, users=Example())``, or a list of login methods. What `finish` gives as `User.subject` becomes
-``example:SUBJECT``, so that nobody is somebody else's namesake.
+Then pass ``auth.issuer(URL, users=Example())``, or a list of login methods. The `User.subject` from `finish` becomes
+``example:SUBJECT``, so that subjects of different methods never clash.
 """
 
 from collections.abc import Mapping
@@ -31,117 +30,120 @@ from msgspec import Struct
 
 
 class SignInFailed(Exception):
-    """The person could not be signed in; the text is shown to them."""
+    """The login failed; the message is shown to the user."""
 
 
 class User(Struct, frozen=True, omit_defaults=True):
-    """A person who has signed in."""
+    """A user who has signed in."""
 
     subject: str
-    """Who it is, for good: never given to another person."""
+    """Permanent identifier, never reused for another user."""
     name: str = ""
-    """What they are called on our pages."""
+    """Name shown on our pages."""
     scopes: tuple[str, ...] = ()
-    """What they may hand on to a client besides what everybody may; ``*`` is all."""
+    """Scopes that the user may grant to a client in addition to the default ones; ``*`` for all."""
     since: float = 0.0
-    """A number that is another one as soon as what they allowed before must not count: for a namesake who was added
-    later, or after a new password."""
+    """Number that changes when earlier consents must no longer apply: for a later account of the same name, or after a
+    new password.
+    """
 
 
 class AuthorizationRedirect(Struct, frozen=True):
-    """Where the browser is sent."""
+    """Where to redirect the browser."""
 
     url: str
     kept: bytes = b""
-    """At most 2 KiB; sealed while it is kept."""
+    """State for `finish`, at most 2 KiB; stored sealed."""
 
 
 class Callback(Struct, frozen=True):
-    """The browser is back."""
+    """The redirect back from an upstream."""
 
     query: Mapping[str, str]
-    """What it brings: ``code``, or ``error``. No parameter was there twice, and `state` is checked."""
+    """Query parameters: ``code`` or ``error``. No parameter is repeated, and `state` has been checked."""
     url: str
-    """The URL to which it came, as `begin` got it."""
+    """URL of the callback, as passed to `begin`."""
     kept: bytes
-    """What `begin` gave."""
+    """State from `begin`."""
 
 
 @runtime_checkable
 class Upstream(Protocol):
-    """Somebody else signs people in."""
+    """An external login."""
 
     name: str
-    """In the callback's URL: lower-case letters, digits and dashes."""
+    """Name in the callback's URL: lower-case letters, digits, and dashes."""
     label: str
-    """On the button: ``Continue with Google``."""
+    """Label of the button, such as ``Continue with Google``."""
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Where to send the browser, so that it comes back to `callback` with `state`.
+        """Return where to redirect the browser, so that it comes back to `callback` with `state`.
 
         Raises:
-            SignInFailed: the upstream cannot be used now.
+            SignInFailed: the upstream isn't available.
         """
         ...
 
     async def finish(self, callback: Callback) -> User:
-        """Who came back.
+        """Return the user who came back.
 
         Raises:
-            SignInFailed: nobody did, or nobody who may.
+            SignInFailed: the login failed, or the user may not sign in.
         """
         ...
 
 
 @runtime_checkable
 class Renewing(Upstream, Protocol):
-    """An upstream that takes the wish of a client: whoever comes back has signed in now, or chosen who they are."""
+    """An upstream that supports a client's `prompt`: the user has to sign in again, or to select an account."""
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
-        """Where to send the browser of somebody who is to sign in again, or to choose who they are.
+        """Return where to redirect a user who has to sign in again or select an account.
 
-        `prompt` is ``login``, ``select_account``, or both with a blank between them. Otherwise as `begin`.
+        `prompt` is ``login``, ``select_account``, or both separated by a space. Otherwise like `begin`.
         """
         ...
 
 
 @runtime_checkable
 class Selective(Upstream, Protocol):
-    """An upstream that may stop letting somebody in who has signed in before."""
+    """An upstream that can stop admitting a user who has signed in before."""
 
     def still(self, user: User) -> bool:
-        """Whether they still may. Of what `finish` gave, `name`, `scopes` and `since` are there; and no I/O is done."""
+        """Return whether the user may still sign in, without I/O. `user` has the `name`, `scopes`, and `since` of
+        `finish`.
+        """
         ...
 
 
 class Passwords(Protocol):
-    """People who have a name and password here."""
+    """Accounts with a name and password on this server."""
 
     async def check(self, name: str, password: str) -> User | None:
-        """The person; None for a wrong name or password, which takes as long.
+        """Return the user; None for a wrong name or password, after the same time.
 
         Raises:
-            SignInFailed: nobody can tell now.
+            SignInFailed: the check isn't possible at the moment.
         """
         ...
 
     def find(self, subject: str) -> User | None:
-        """The person, who has signed in before; None for somebody who may not any more."""
+        """Return a user who has signed in before; None if they may no longer sign in."""
         ...
 
     def epoch(self) -> int:
-        """A number that changes when somebody may have been removed. Asked once a second."""
+        """Return a number that changes when an account may have been removed. Called once a second."""
         ...
 
 
 class IdentityProvider(Struct, frozen=True):
-    """An organization's provider, which lets its people in without a page: it gives grants to their clients."""
+    """An organization's identity provider, which issues grants to clients of its members without a login page."""
 
     issuer: str
     scopes: tuple[str, ...]
-    """What its grants give at most, besides what everybody gets."""
+    """Maximum scopes of its grants, in addition to the default ones."""
     number: float
-    """Another one for other scopes: what was allowed before ends."""
+    """Number that changes with the scopes, which ends earlier grants."""
 
 
 LoginMethod = Upstream | Passwords | IdentityProvider

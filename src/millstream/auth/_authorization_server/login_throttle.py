@@ -1,9 +1,8 @@
 """Limits on failed logins with a name and password.
 
-Attempts in progress count as failures until they finish, so many parallel guesses get no more tries than sequential
-ones. An attempt takes a seat, of which there are as many as failures are left, and waits for one if all are taken. A
-correct password gives the seat back. Workers that share a store count together; while the store doesn't answer, each
-worker counts alone.
+Attempts in progress count as failures until they finish, so parallel guesses get no more tries than sequential ones.
+An attempt takes one of as many slots as there are failures left, waiting for one if necessary. A correct password
+releases the slot. Workers that share a store count together; while the store is unavailable, each worker counts alone.
 """
 
 import asyncio
@@ -25,23 +24,23 @@ from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._keyed_semaphore import PATIENCE
 
 _MAX_WAITING: Final = 256
-"""Those of one key who wait here. More than that aren't people."""
+"""Maximum waiting attempts per key; more are not from a person."""
 _LOOK_AGAIN: Final = 0.05, 0.5
-"""Seconds between two looks for a free seat in the store, which tells nobody: the first ones, and the most."""
+"""Minimum and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 
 class _May(Enum):
-    """Whether somebody may try."""
+    """Whether an attempt is allowed."""
 
     NOW = 1
     LATER = 2
-    """If those who try now don't fail."""
+    """Allowed if the attempts in progress don't fail."""
     NOT = 3
     """There were too many failures."""
 
 
 class FailureLimiter:
-    """Some rates of failures, each for every key by itself. A try counts for one key of each."""
+    """Several failure rates, each counted per key. An attempt counts for one key of each."""
 
     __slots__ = ("_done", "_failures", "_patience", "_trying", "_vault", "_waiting")
 
@@ -49,18 +48,20 @@ class FailureLimiter:
         self._failures = tuple(Limiter(name, rate) for name, rate in rates.items())
         self._patience = patience
         self._vault = vault
-        # For one event loop
+        # State of one event loop
         self._trying: Counter[tuple[str, str]] = Counter()
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._done: dict[tuple[str, str], dict[asyncio.Future[None], None]] = {}
-        """Those who wait for the end of a try, in the order of coming."""
+        """Waiting attempts, in order of arrival."""
 
     def __len__(self) -> int:
         return len(self._trying) + len(self._waiting)
 
     @asynccontextmanager
     async def trying(self, *keys: str) -> AsyncGenerator[bool, None]:
-        """Whether somebody may try inside the block, even if all who are trying fail. Waits for those, but not long."""
+        """Yield whether an attempt is allowed, even if all attempts in progress fail. Waits for those, within
+        limits.
+        """
         tries = frozenset((limiter.name, key) for limiter, key in zip(self._failures, keys, strict=True))
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
@@ -77,7 +78,7 @@ class FailureLimiter:
                 await pool.give_back(seats)
 
     async def failed(self, *keys: str) -> None:
-        """It was wrong."""
+        """Count a failure."""
         pool = self._vault.pool
         for limiter, key in zip(self._failures, keys, strict=True):
             limiter.take(key)
@@ -87,7 +88,7 @@ class FailureLimiter:
     # In this worker
 
     async def _begin(self, keys: Sequence[str], tries: frozenset[tuple[str, str]], until: float) -> bool:
-        """Count a try as one that is under login, once it may be; False if it may not."""
+        """Start an attempt as soon as it's allowed. Return False if it isn't."""
         may = self._may(keys)
         if may is _May.LATER and all(self._waiting[each] < _MAX_WAITING for each in tries):
             self._waiting.update(tries)
@@ -115,7 +116,7 @@ class FailureLimiter:
         return found
 
     async def _end_of_one(self, tries: frozenset[tuple[str, str]]) -> None:
-        """Wait until somebody who tried one of these is done."""
+        """Wait until an attempt on one of these keys has finished."""
         done = asyncio.get_running_loop().create_future()
         for each in tries:
             self._done.setdefault(each, {})[done] = None
@@ -137,7 +138,7 @@ class FailureLimiter:
     # In the store
 
     async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
-        """Whether the others leave a try for each key; what is taken for that goes to `seats`."""
+        """Return whether other workers leave an attempt for each key. Slots taken are added to `seats`."""
         loop, (pause, most) = asyncio.get_running_loop(), _LOOK_AGAIN
         me = token_hex(8)
         while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
@@ -161,7 +162,7 @@ class FailureLimiter:
             return _May.NOW
         if any(taken.wait > 0 for taken in decision.taken):
             return _May.LATER
-        # A try that failed since the first look gave its seat back, and leaves less than there are seats for.
+        # An attempt that failed since the first poll released its slot, but there are fewer left now.
         decision = await pool.take(charges)
         if decision is not None and any(
             int(taken.left + 1e-3) < count for taken, count in zip(decision.taken, left, strict=True)
@@ -180,27 +181,27 @@ def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -
 
 
 def _pace(limiter: Limiter, key: str, *, cost: float = 1.0) -> Pace:
-    """What to ask of the store; a cost of 0 only looks."""
+    """Return the charge for the store; a cost of 0 only reads."""
     return Pace(hash_key(limiter.name, key), limiter.rate.count, limiter.rate.seconds, cost, cost)
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."
 WRONG = "The name or the password is wrong."
 _FAILURES = Rate(10, 60)
-"""Wrong passwords of one network."""
+"""Failed passwords per network."""
 _FROM_NETWORK = Rate(10, 300)
-"""Wrong passwords for one name from one network, fewer than `_NAMED`: a single network can't lock a name out."""
+"""Failed passwords per name and network, below `_NAMED`, so that a single network can't lock an account."""
 _NAMED = Rate(30, 300)
-"""Wrong passwords for one name from all networks together."""
+"""Failed passwords per name, from all networks together."""
 _FROM_DEVICE = Rate(10, 300)
-"""Wrong passwords from a browser in which this person has logged in before."""
+"""Failed passwords per known device."""
 
 
 class LoginThrottle:
-    """Checks names and passwords, no faster than a person types: one count for every page that asks for them.
+    """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
-    A browser from which a person has logged in before (a device) has a count of its own. Guesses from elsewhere can't
-    lock that person out there.
+    A known device, a browser in which the user has logged in before, is counted separately, so attackers elsewhere
+    can't lock the user out.
     """
 
     def __init__(self, accounts: Accounts, vault: Vault) -> None:
@@ -210,17 +211,17 @@ class LoginThrottle:
         self._devices = FailureLimiter({"sign-in-device": _FROM_DEVICE}, vault)
 
     async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User | str:
-        """Return the person of a name and password, or the text of a refusal: `SLOW`, `WRONG`, or another one.
+        """Return the user of a name and password, or the text of a refusal: `SLOW`, `WRONG`, or another one.
 
         Args:
             peer: address of the browser.
-            name: as typed.
-            password: as typed.
-            device: id of the browser, if the person has logged in there before (`Tickets.device`).
+            name: name as typed.
+            password: password as typed.
+            device: id of the known device, if the user has logged in there before (`Tickets.device`).
         """
-        network, hash_key = peer_network(peer), name.casefold()[:128]
+        network, lowered = peer_network(peer), name.casefold()[:128]
         limiter = self._devices if device else self._attempts
-        keys = (device,) if device else (network, f"{network} {hash_key}", hash_key)
+        keys = (device,) if device else (network, f"{network} {lowered}", lowered)
         async with limiter.trying(*keys) as may:
             if not may:
                 return SLOW

@@ -1,4 +1,4 @@
-"""What the authorization server says about itself (RFC 8414, OpenID Connect Discovery), and where its parts are."""
+"""The authorization server's metadata (RFC 8414, OpenID Connect Discovery), and the paths of its endpoints."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,17 +14,17 @@ CALLBACK = "/sign-in/callback/"
 OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)
-"""Pages of any origin may use these: no cookie counts there."""
+"""Paths that pages of any origin may use, because they ignore cookies."""
 
 
 def places(config: IssuerConfig) -> list[str]:
-    """The paths where clients look for the metadata of an issuer, with or without a path."""
+    """Return the paths where clients look for the metadata of an issuer, with or without a path."""
     path = config.path
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 
 
 def metadata(config: IssuerConfig, known: Callable[[], Collection[str]]) -> dict[str, Any]:
-    """The document."""
+    """Return the metadata document."""
     base = config.base
     scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
     algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]

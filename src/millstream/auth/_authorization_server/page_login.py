@@ -1,8 +1,8 @@
-"""People at the server's own pages: they come by name and password, or from an upstream, and do there what they could
-let a client do.
+"""Logins to the server's own pages, by name and password or with an upstream. Users get the scopes that they could
+grant to a client.
 
-What a browser keeps names the person and what they were when they came, as a grant does. Whether they still are, and
-what they may, is looked up again each time.
+The cookie identifies the account and its state at login, like a grant. Whether the account still exists, and its
+scopes, are looked up again each time.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from millstream.auth._method import Identity, Landing, NotAdmitted
 
 
 class PageLogin:
-    """Those who sign in to the pages."""
+    """The logins to the pages."""
 
     def __init__(
         self, config: IssuerConfig, accounts: Accounts, rules: Rules, there: Callable[[], frozenset[str]], *,
@@ -37,8 +37,8 @@ class PageLogin:
         self._pending_logins = pending_logins
         self._rules = rules
         self._there = there
-        """Every scope that there is now."""
-        # For a provider that looks at the client: no other one has the issuer's own name as its id.
+        """All current scopes."""
+        # For providers that check the client: no other client has the issuer's identifier as its id.
         self._pages = Client(config.url, "The pages of this server")
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
@@ -54,7 +54,7 @@ class PageLogin:
         """See `PageMethod.lead`."""
         upstream = self._accounts.upstreams.get(login)
         if upstream is None:
-            raise NotAdmitted("This way to sign in isn't offered any more.", 400, wrong=False)
+            raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
         check_here(request, self._config.base, page)
         try:
             return await self._pending_logins.begin(request, upstream, page=page)
@@ -64,7 +64,7 @@ class PageLogin:
     async def handle_callback(
         self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: Landing
     ) -> Response:
-        """Sign in a person who returns from an upstream to open a page. Without a client, no consent is needed."""
+        """Sign in a user who returns from an upstream to open a page. Without a client, no consent is needed."""
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -74,14 +74,14 @@ class PageLogin:
         return landing.land(request, pending.page, pack(grant))
 
     async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
-        """Return the person and the kind of login now; None for a person who may not sign in any more."""
+        """Return the user and the login method now; None if the user may no longer sign in."""
         grant = read(kept, Grant)
         user = self._accounts.again(grant) if grant is not None else None
         if grant is None or user is None:
             return None
         scopes = await self._scopes(user)
         claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
-        # The account may have been removed since, and this result is cached.
+        # The account may have been removed in the meantime, and this result is cached.
         if self._accounts.again(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
@@ -93,15 +93,17 @@ class PageLogin:
         wanted = self._there().union(user.scopes)
         granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
         found = scopes_of({"scope": list(granted)}, self._config.implied)
-        # Everything is theirs only if nothing of it was denied.
+        # A user gets everything only if nothing was denied.
         return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
 
 def check_here(request: HttpRequest, base: str, page: str) -> None:
-    """See whether a browser is where it will come back to: its cookies are kept for that host only.
+    """Check that the browser is on the host of the redirect, since its cookies are valid only there.
 
     Raises:
-        NotAdmitted: it is elsewhere, such as at another name of this machine.
+        NotAdmitted: it's on another host, such as another name of this machine.
     """
     if request.headers.get(b"host", b"").decode("latin-1").lower() != urlsplit(base).netloc.lower():
-        raise NotAdmitted(f"Open {base}{page} to sign in this way: only that address is known there.", 400, wrong=False)
+        raise NotAdmitted(
+            f"Open {base}{page} to sign in this way: the login only works at that address.", 400, wrong=False
+        )

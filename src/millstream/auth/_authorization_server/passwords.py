@@ -1,7 +1,7 @@
-"""Password hashes by Argon2id (RFC 9106), in the PHC string format.
+"""Password hashes with Argon2id (RFC 9106), in the PHC string format.
 
-A check takes some 50 ms of a core and 64 MiB, so it runs in a thread, two at a time. An unknown name takes as long as a
-wrong password.
+A check takes about 50 ms of a core and 64 MiB, so checks run in threads, two at a time. An unknown name takes as long
+as a wrong password.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ def hash_password(password: str) -> str:
     """Return the hash of a password, with its parameters and salt.
 
     Raises:
-        ValueError: it is too short to be one, or too long.
+        ValueError: the password is too short or too long.
     """
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        raise ValueError(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.")
+        raise ValueError(f"A password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.")
     return _hash(password)
 
 
@@ -49,17 +49,17 @@ def _hash(password: str) -> str:
 
 @cache
 def _unknown() -> str:
-    """Return a hash that no password has, to check unknown names against."""
+    """Return a hash that matches no password, for checks of unknown names."""
     return _hash(secrets.token_urlsafe(16))
 
 
 def _bytes_of(password: str) -> bytes:
-    # A form, or a terminal, may have sent bytes that aren't UTF-8.
+    # Forms and terminals may send bytes that aren't UTF-8.
     return password.encode("utf-8", "surrogatepass")
 
 
 class Checks:
-    """Checks passwords, few at a time."""
+    """Checks passwords, a few at a time."""
 
     def __init__(self) -> None:
         self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
@@ -69,10 +69,10 @@ class Checks:
         """See `verify_password`.
 
         Raises:
-            SignInFailed: too many wait already.
+            SignInFailed: too many checks are waiting.
         """
         if self._waiting >= _MAX_WAITING:
-            raise SignInFailed("Too many people are signing in just now. Try again in a minute.")
+            raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
         loop = asyncio.get_running_loop()
         for each in [each for each in self._semaphores if each.is_closed()]:
             del self._semaphores[each]

@@ -1,7 +1,7 @@
-"""Trips to somebody else who signs people in: a browser goes away with a state, and comes back with it once.
+"""Pending logins: a browser is redirected to an upstream with a state, and comes back with it once.
 
-The state is random, counts once and for ten minutes, and belongs to the browser that went away, which a cookie names.
-Whoever was talked into finishing what somebody else has begun, in another browser, ends here.
+The state is random, valid once within ten minutes, and bound to the browser by a cookie. This stops login CSRF, where
+a user is tricked into finishing someone else's login in another browser.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,23 +24,23 @@ _PENDING_SECONDS = 600.0
 _MAX_KEPT = 2048
 _PENDING_KIND = b"oauth pending login"
 _LEAVING = Rate(200, 60)
-"""Those of one address who go away: each leaves something here, and a flood would displace the others'."""
+"""Maximum redirects per address. Each stores a record, and a flood would displace those of others."""
 
 
 class PendingLogin(Struct, frozen=True, omit_defaults=True):
-    """A browser that was sent away."""
+    """A browser that was redirected."""
 
     browser: str
     login: str
     kept: bytes
     authorization: AuthorizationRequest | None = None
-    """What a client asks for, and the person has agreed to; None where no client asks."""
+    """The client's request that the user has consented to; None for logins without a client."""
     page: str = ""
-    """The page of ours that they want to open then."""
+    """The page of this server to open afterwards."""
 
 
 class RedirectTarget(Protocol):
-    """Where browsers are sent."""
+    """A target for redirects."""
 
     name: str
     label: str
@@ -54,14 +54,14 @@ Arrive = Callable[[HttpRequest, PendingLogin, Callback], Awaitable[Response]]
 
 
 class PendingLogins:
-    """Sends browsers away, and knows those that come back."""
+    """Redirects browsers to upstreams, and recognizes those that come back."""
 
     def __init__(self, vault: Vault, tickets: Tickets, base: str) -> None:
-        """`base` is what the addresses of the callbacks begin with."""
+        """Create the table. `base` is the base URL of the callbacks."""
         self._vault = vault
         self._tickets = tickets
         self._base = base
-        # Process
+        # State
         self._leaving = Limiter("upstream", _LEAVING)
 
     async def begin(
@@ -72,13 +72,13 @@ class PendingLogins:
         authorization: AuthorizationRequest | None = None,
         page: str = "",
     ) -> Response:
-        """The page that leads a browser away.
+        """Return the page that redirects a browser.
 
         Raises:
-            SignInFailed: it can't be sent there now.
+            SignInFailed: the upstream isn't available.
         """
         if self._leaving.take(peer_network(request.peer)) > 0:
-            said = "Too many people sign in from your address. Try again in a minute."
+            said = "Too many people are signing in from your address. Try again in a minute."
             return pages.wrong("Wait a little", said, 429)
         state = new_secret()
         browser, cookie = self._tickets.browser(request)
@@ -88,14 +88,14 @@ class PendingLogins:
         else:
             redirect = await target.begin(callback, state)
         if len(redirect.kept) > _MAX_KEPT:
-            raise ValueError(f"{target.name} keeps {len(redirect.kept)} bytes; {_MAX_KEPT} are allowed.")
+            raise ValueError(f"{target.name} stores {len(redirect.kept)} bytes, but only {_MAX_KEPT} are allowed.")
         pending = PendingLogin(name_of(browser), target.name, redirect.kept, authorization, page)
         sealed = self._vault.seal(_PENDING_KIND, pending)
         await self._vault.put(f"oauth-pending:{digest(state)}", sealed.encode(), _PENDING_SECONDS, lossy=True)
         return pages.lead_on(redirect.url, target.label, cookie)
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
-        """The handler of a callback: `arrive` gets those who come back to it by the browser in which they went."""
+        """Return the handler of a callback, which passes browsers with a valid state to `arrive`."""
 
         async def handle(request: HttpRequest) -> Response:
             try:

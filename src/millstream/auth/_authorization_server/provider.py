@@ -1,7 +1,7 @@
-"""What a developer may decide otherwise: subclass `Provider`, override some of its methods, give it to ``auth.issuer``.
+"""Customization of ``auth.issuer``: subclass `Provider`, override some of its methods, and pass an instance.
 
-The authorization server stays responsible for the protocol: redirect URIs, PKCE, codes, rotation and revocation are not
-here, so that no subclass can weaken them. ::
+The authorization server remains responsible for the protocol: redirect URIs, PKCE, codes, rotation, and revocation
+can't be overridden, so no subclass can weaken them. ::
 
     class Ours(Provider):
         async def find_client(self, client_id: str) -> Client | None:
@@ -20,36 +20,36 @@ from millstream.auth._authorization_server.records import Client
 
 
 class Refused(Exception):
-    """What somebody asked for is not allowed; the text is shown to them."""
+    """The request isn't allowed; the message is shown to the client."""
 
 
 class Provider:
-    """What happens unless somebody decides otherwise."""
+    """Default decisions of the authorization server."""
 
     async def find_client(self, client_id: str) -> Client | None:
-        """A client that is known from elsewhere; None to look among those of ``auth.issuer(clients=…)``, those that
-        describe themselves, and those that have registered.
+        """Return a client from elsewhere, or None to look among those of ``auth.issuer(clients=…)``, metadata
+        documents, and registrations.
         """
         return None
 
     async def registering(self, client: Client) -> None:
-        """A client registers itself.
+        """Check the registration of a client.
 
         Raises:
-            Refused: it may not.
+            Refused: the client may not register.
         """
 
     async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Which of these scopes a person may hand on to a client; asked when they consent and at each refresh."""
+        """Return which of these scopes a user may grant to a client. Called at consent and at each refresh."""
         return scopes if EVERYTHING in user.scopes else tuple(each for each in scopes if each in user.scopes)
 
     async def remembers(self, user: User, client: Client, scopes: tuple[str, ...]) -> bool:
-        """Whether a consent that the person gave before may count again. A consent page is shown where it may not.
+        """Return whether an earlier consent may be reused. If not, the consent page is shown.
 
-        It is asked only where nobody but the client gets the answer, and the person has agreed to these scopes.
+        Called only if the redirect can't be intercepted, and the user has consented to these scopes.
         """
         return True
 
     async def claims(self, user: User, client: Client) -> Mapping[str, object]:
-        """Further claims for access tokens; those of the protocol can't be replaced."""
+        """Return additional claims for access tokens; those of the protocol can't be replaced."""
         return {}

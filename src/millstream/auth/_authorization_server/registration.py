@@ -1,6 +1,6 @@
-"""`POST /register`: a client registers itself (RFC 7591). Whoever does that has proven nothing, and gets little.
+"""`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified, and get few rights.
 
-What is registered and never used goes after a day, or when others need its room; each address may register so many.
+Unused registrations are dropped after a day, or when others need the room. Registrations are limited per address.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ from millstream.auth._authorization_server.records import Client, digest, new_se
 from millstream.auth._authorization_server.vault import Vault
 
 RATE = Rate(100, 3600)
-"""Registrations of one address."""
+"""Maximum registrations per address."""
 _MAX_BODY = 16 * 1024
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Registration:
-    """The endpoint."""
+    """The registration endpoint."""
 
     def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
         self._config = config
@@ -68,16 +68,16 @@ class Registration:
 
 
 def read_metadata(request: HttpRequest) -> dict[str, Any]:
-    """What a client says of itself.
+    """Return the metadata in a request.
 
     Raises:
-        OAuthError: that's no JSON object, or too large.
+        OAuthError: it isn't a JSON object, or is too large.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         raise OAuthError("invalid_client_metadata", "Send JSON: application/json.", 415)
     if len(request.body) > _MAX_BODY:
-        raise OAuthError("invalid_client_metadata", "A client's metadata have up to 16 KiB.", 413)
+        raise OAuthError("invalid_client_metadata", "A client's metadata must have at most 16 KiB.", 413)
     try:
         return _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -85,7 +85,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
 
 
 def _describe(client: Client, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
-    """What was registered (RFC 7591 §3.2.1); the secret is shown only now."""
+    """Return the response to a registration (RFC 7591 §3.2.1). The secret is shown only now."""
     kind = said.get("application_type")
     members: dict[str, Any] = {
         "client_id": client.id,

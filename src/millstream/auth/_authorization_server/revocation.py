@@ -17,7 +17,7 @@ class Revocation:
         self._introspection = introspection
 
     async def revoke(self, request: HttpRequest) -> Response:
-        """End a token, and the grant that it came from. An unknown one has ended already."""
+        """Revoke a token, and the grant that it came from. Unknown tokens count as revoked."""
         try:
             form = form_of(request)
             client = await self._proof.client(request, form)

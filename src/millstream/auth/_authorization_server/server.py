@@ -1,7 +1,7 @@
-"""The authorization server, put together: `Issuer` is what a program names, `RunningIssuer` what serves in one loop.
+"""The authorization server: `Issuer` is its configuration, and `RunningIssuer` the server in one event loop.
 
-The running one is a method of the guard, too. It verifies its own tokens without asking anybody over the network, and
-looks once a minute, and when a worker tells of it, whether the grant of a token still stands.
+The running issuer is also an auth method of the guard. It verifies its own tokens without network requests, and checks
+once a minute, and after revocations on other workers, whether the grant of a token is still valid.
 """
 
 import logging
@@ -56,29 +56,29 @@ logger = logging.getLogger("millstream")
 _TRIES = 8
 _MAX_MET = 20_000
 _ANYBODY = ""
-"""In place of an id: nobody knows of whom something has ended."""
+"""Placeholder instead of an id: something was revoked, but it's unknown whose."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
 class Issuer:
-    """An authorization server that does not run yet. ``auth.issuer(…)`` makes it."""
+    """An authorization server that isn't running yet. Created by ``auth.issuer(…)``."""
 
     def __init__(self, config: IssuerConfig) -> None:
         self.config = config
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningIssuer":
-        """The authorization server of one running server.
+        """Return the authorization server of a running server.
 
         Args:
-            services: of that server.
-            name: what it is called.
-            known: the scopes that something of it takes now.
+            services: services of that server.
+            name: name of that server.
+            known: returns the scopes that the server currently uses.
         """
         return RunningIssuer(self.config, services, name, known)
 
 
 class RunningIssuer(PageMethod):
-    """An authorization server that runs, in one event loop."""
+    """A running authorization server, in one event loop."""
 
     recalls = True
 
@@ -128,15 +128,15 @@ class RunningIssuer(PageMethod):
             tickets=tickets,
             pending_logins=self._pending_logins,
         )
-        # Process
+        # State
         self._ended: set[str] = set()
         """Ids of principals whose grants or tokens were revoked since the last check."""
         self._just_ended: set[str] = set()
         self._met: OrderedDict[str, Grant | None] = OrderedDict()
-        """Id of a principal -> the grant by which they came last; None for clients that act for themselves."""
+        """Id of a principal -> the grant that they used last; None for clients that act for themselves."""
         self._changes = 0
         self._words = 0
-        """Count of revocations that were announced."""
+        """Number of revocations announced."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
 
     async def prefetch(self) -> None:
@@ -153,7 +153,7 @@ class RunningIssuer(PageMethod):
         self._vault.refused = refused
 
     def close(self) -> None:
-        """Hear no more."""
+        """Unsubscribe from announcements."""
         self._stop()
 
     # As a method of the guard
@@ -170,30 +170,30 @@ class RunningIssuer(PageMethod):
                 return None
             self._meet(found.principal.id, grant if isinstance(grant, Grant) else None)
         except LocalError as exc:
-            raise Unavailable("The store doesn't answer. Try again later.") from exc
+            raise Unavailable("The store isn't available. Try again later.") from exc
         return found
 
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """See `Introspection.grant_of`. Ask again after a revocation in between: the answer may be stale."""
+        """See `Introspection.grant_of`. Repeats the check after a concurrent revocation, which could make it stale."""
         for _ in range(_TRIES):
             words = self._words
             grant = await self._introspection.grant_of(claims)
             if words == self._words:
                 return grant
-        raise Unavailable("Too much changes just now. Try again later.")
+        raise Unavailable("Too many changes at the moment. Try again later.")
 
     def _meet(self, id: str, grant: Grant | None) -> None:
         before = self._met.pop(id, None)
         if before is not None and self._accounts.again(before) is None:
-            # They have another password now: what was opened before ends, however soon they come back.
+            # The password has changed, so everything opened earlier ends, even if the user signs in again at once.
             self._ended.add(id)
         while len(self._met) >= _MAX_MET:
             self._met.popitem(last=False)
         self._met[id] = grant
 
     def holds(self, id: str) -> bool:
-        """Whether a principal may still have a token. When one of theirs ended, their streams end; those who still may
-        come back.
+        """Return whether a principal may still have a token. When one was revoked, all their streams end; those with
+        other valid tokens reconnect.
         """
         if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
             return False
@@ -201,7 +201,7 @@ class RunningIssuer(PageMethod):
         return grant is None or self._accounts.again(grant) is not None
 
     def epoch(self) -> int:
-        """Changes when a grant is revoked on any worker, or an account is removed."""
+        """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
         if self._ended:
             self._changes += 1
         self._just_ended, self._ended = self._ended, set()
@@ -242,10 +242,10 @@ class RunningIssuer(PageMethod):
         self._meet(identity.principal.id, grant)
         return identity
 
-    # Over HTTP
+    # HTTP
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """The handlers by path and method: below the issuer's path, and at the root, for proxies that cut it off."""
+        """Return handlers by path and method: below the issuer's path, and at the root for proxies that strip it."""
         ends: dict[str, Mapping[str, Handler]] = {
             AUTHORIZE: {"GET": self._authorize.get, "POST": self._authorize.post},
             TOKEN: {"POST": self._token.post},
@@ -265,7 +265,7 @@ class RunningIssuer(PageMethod):
         }
 
     def shared_paths(self) -> frozenset[str]:
-        """Those that pages of any origin may use."""
+        """Return the paths that pages of any origin may use."""
         below = {self._config.path + each for each in SHARED}
         return frozenset({*SHARED, *below, *places(self._config)})
 
@@ -277,13 +277,13 @@ class RunningIssuer(PageMethod):
 
 
 def _guard_store(handler: Handler) -> Handler:
-    """A handler that says so when the store doesn't answer, or is full."""
+    """Wrap a handler to respond with 503 when the store is unavailable or full."""
 
     async def answer(request: HttpRequest) -> Response | Sink | None:
         try:
             return await handler(request)
         except LocalError as exc:
-            logger.error("%s %s can't be answered: %s", request.method, request.path, exc)
-            return plain_problem(503, "The server can't do this now. Try again later.", b"retry-after: 5\r\n")
+            logger.error("%s %s can't be handled: %s", request.method, request.path, exc)
+            return plain_problem(503, "This isn't possible at the moment. Try again later.", b"retry-after: 5\r\n")
 
     return answer

@@ -1,8 +1,8 @@
-"""The keys that sign tokens: made by whoever needs them first, shared by the store, and changed every month.
+"""Token signing keys: created on first use, shared in the store, and rotated every month.
 
-A new key is published a day before it signs, and an old one for as long as its tokens live, so that nobody who keeps
-the public keys for some hours meets a token of an unknown one. In the store they are sealed with the server's key
-ring. Whoever can read the store but not the ring cannot sign.
+A new key is published a day before it signs, and an old one for as long as its tokens are valid, so resource servers
+that cache the public keys for hours never see an unknown key. In the store they're sealed with the server's key ring;
+access to the store alone isn't enough to sign.
 """
 
 import logging
@@ -22,11 +22,11 @@ logger = logging.getLogger("millstream")
 SIGNS = 30 * 86_400.0
 """Seconds for which a key signs."""
 AHEAD = 86_400.0
-"""Seconds for which it is published before."""
+"""Seconds for which it's published before."""
 AFTER = 7200.0
-"""And after: longer than any token lives."""
+"""Seconds for which it's published after, longer than the lifetime of any token."""
 _FRESH = 60.0
-"""Seconds after which a worker looks whether another one has changed the keys."""
+"""Seconds between checks for keys that another worker has changed."""
 _PAUSE = 1.0
 _KEY, _KIND = "oauth-keys:signing", b"oauth signing keys"
 _TTL = 10 * 365 * 86_400.0
@@ -34,35 +34,35 @@ _TRIES = 8
 
 
 class SigningKey(Struct, frozen=True):
-    """One key."""
+    """A signing key."""
 
     kid: str
     key: Mapping[str, Any]
-    """With what is private (RFC 7517)."""
+    """Private key (RFC 7517)."""
     begins: float
-    """When it begins to sign. The next one ends that."""
+    """When it begins to sign, until the next one does."""
 
 
 class Signing:
-    """The keys, as one worker knows them."""
+    """The keys known to one worker."""
 
     def __init__(self, vault: Vault) -> None:
         # Configuration
         self._vault = vault
-        # Process
+        # State
         self._keys: tuple[SigningKey, ...] = ()
         self._public: list[PublicKey] = []
         self._looked = float("-inf")
         self._loaded: dict[str, Any] = {}
         self._flight = SingleFlight[None]()
         self.epoch: int = 0
-        """Changes when a key is taken away."""
+        """Number that changes when a key is removed."""
 
     async def sign(self, claims: Mapping[str, Any], typ: str = "at+jwt") -> str:
-        """A token."""
+        """Return a signed token."""
         await self._refresh(_FRESH)
         now = self._vault.clock()
-        # Where another worker made the very first key, by a clock that is a little ahead of ours, none has begun.
+        # If another worker's clock is ahead and it has just created the first key, no key has begun yet.
         key = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1]
         private = self._loaded.get(key.kid)
         if private is None:
@@ -70,7 +70,7 @@ class Signing:
         return sign(claims, private, key.kid, typ)
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """The public keys that may have signed. An unknown one may be another worker's."""
+        """Return the public keys that may have made a signature. An unknown id may be another worker's key."""
         await self._refresh(_FRESH)
         found = select_keys(self._public, kid, algorithm)
         if not found:
@@ -79,7 +79,7 @@ class Signing:
         return found
 
     async def public(self) -> dict[str, Any]:
-        """The set that everybody may have."""
+        """Return the public key set."""
         await self._refresh(_FRESH)
         return {"keys": [public_part(each.key) for each in self._keys]}
 
@@ -94,8 +94,8 @@ class Signing:
             kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
             if raw and not kept:
                 logger.warning(
-                    "The keys that sign tokens were sealed with another MILLSTREAM_KEY. New ones are made, and the "
-                    "tokens that were given out end."
+                    "The keys that sign tokens were sealed with another MILLSTREAM_KEY. New keys are created, "
+                    "and issued tokens become invalid."
                 )
             keys = advance(kept or (), now)
             if keys == kept:
@@ -119,7 +119,7 @@ class Signing:
 
 
 def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:
-    """The keys as they ought to be now, in the order in which they sign."""
+    """Return the keys that should exist now, in the order in which they sign."""
     following = (*keys[1:], None)[: len(keys)]
     kept = tuple(
         each for each, after in zip(keys, following, strict=True) if after is None or after.begins + AFTER > now

@@ -1,4 +1,4 @@
-"""`POST /token`: codes, refresh tokens and clients' own credentials become access tokens (OAuth 2.1 §3.2)."""
+"""`POST /token`: exchanges codes, refresh tokens, and client credentials for access tokens (OAuth 2.1 §3.2)."""
 
 import hmac
 import re
@@ -19,12 +19,12 @@ from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, Grant
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-"""RFC 7636 §4.1."""
+"""Syntax of a code verifier, RFC 7636 §4.1."""
 _Answer = Mapping[str, object]
 
 
 class TokenEndpoint:
-    """The endpoint."""
+    """The token endpoint."""
 
     def __init__(
         self, config: IssuerConfig, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets,
@@ -45,7 +45,7 @@ class TokenEndpoint:
         }
 
     async def post(self, request: HttpRequest) -> Response:
-        """Give a token, or say why not."""
+        """Issue a token, or return an error."""
         try:
             form = form_of(request)
             kind = form.get("grant_type")
@@ -53,13 +53,13 @@ class TokenEndpoint:
                 raise OAuthError("invalid_request", "grant_type is missing.")
             give = self._by_type.get(kind)
             if give is None:
-                raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(self._by_type)}.")
+                raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(self._by_type)}.")
             client = await self._proof.client(request, form)
             if kind not in client.grant_types:
                 raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
             return reply(await give(client, form))
         except OAuthError as exc:
-            # Once for each grant: who repeats it can't fill a log.
+            # Once per grant, so that repeated attempts don't fill the log.
             if isinstance(exc, Reused) and exc.ended:
                 self._grants.tell(request.peer)
             return exc.response()
@@ -82,15 +82,15 @@ class TokenEndpoint:
     async def _from_refresh_token(self, client: Client, form: Parameters) -> _Answer:
         found = await self._grants.find(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
-            raise OAuthError("invalid_grant", "The refresh token is unknown, or counts no more.")
+            raise OAuthError("invalid_grant", "The refresh token is unknown, or no longer valid. Sign in again.")
         said, grant = found
         user = self._accounts.again(grant)
         if user is None:
             await self._grants.end(said.grant, grant.subject)
-            raise OAuthError("invalid_grant", "The person may not sign in any more.")
+            raise OAuthError("invalid_grant", "The user may no longer sign in.")
         scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
-            raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
+            raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._narrowed(form, grant.resources)
         scopes = await self._accounts.grantable(user, client, scopes)
         refresh = await self._grants.rotate(said)
@@ -99,14 +99,16 @@ class TokenEndpoint:
 
     async def _from_client(self, client: Client, form: Parameters) -> _Answer:
         if client.method == "none":
-            raise OAuthError("unauthorized_client", "Only a client with a secret or keys acts for itself.")
+            raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
         scopes = self._allowed(form.get("scope"), client.scopes)
         resources = self._targets.resources(form.all("resource"))
         return await self._grants.access_token(client, client.id, scopes, resources)
 
     async def _from_identity(self, client: Client, form: Parameters) -> _Answer:
         if client.method == "none":
-            raise OAuthError("unauthorized_client", "Only a client with a secret or keys brings a provider's grants.")
+            raise OAuthError(
+                "unauthorized_client", ("Only a client with a secret or keys can use grants of identity providers.")
+            )
         assertion = form.get("assertion")
         if not assertion:
             raise OAuthError("invalid_request", "assertion is missing.")
@@ -116,7 +118,7 @@ class TokenEndpoint:
         resources = self._narrowed(form, granted)
         asked, there = form.get("scope").split(), self._targets.scopes()
         if asked and {*said.scopes, *self._config.scopes}.isdisjoint(asked):
-            raise OAuthError("invalid_scope", "The provider's grant has none of these scopes.")
+            raise OAuthError("invalid_scope", "The identity provider's grant has none of these scopes.")
         wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
         user = User(said.subject, said.name, provider.scopes, provider.number)
         scopes = await self._accounts.grantable(user, client, tuple(dict.fromkeys((*self._config.scopes, *wanted))))
@@ -125,8 +127,8 @@ class TokenEndpoint:
         return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="")
 
     def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """The scopes of a request that may be had, with those that everybody gets. A client that names none gets all.
-        Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
+        """Return the allowed scopes of a request, plus the default ones; all of them if the request names none. Clients
+        often request every scope that a server lists, and the response says what they got (RFC 6749 §3.3).
         """
         wanted = self._targets.wanted(asked) if asked else allowed
         most = {*self._config.scopes, *allowed}
@@ -146,7 +148,7 @@ class TokenEndpoint:
         return {**token, "refresh_token": refresh} if refresh else token
 
     def _narrowed(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
-        """What the token is for: all that was granted, or the part that the request names (RFC 8707 §2.2)."""
+        """Return the resources of the token: all granted ones, or those that the request names (RFC 8707 §2.2)."""
         if not form.all("resource"):
             return granted
         asked = self._targets.resources(form.all("resource"))
@@ -156,25 +158,25 @@ class TokenEndpoint:
 
 
 def check_verifier(form: Parameters, challenge: str) -> None:
-    """See whether the verifier of a request is the one of a challenge (RFC 7636 §4.6).
+    """Check the code verifier of a request against a challenge (RFC 7636 §4.6).
 
     Raises:
-        OAuthError: it isn't, or there is none.
+        OAuthError: the verifier is wrong or missing.
     """
     verifier = form.get("code_verifier")
     if not _VERIFIER.fullmatch(verifier):
         raise OAuthError("invalid_request", "Send code_verifier of 43 to 128 characters.")
     made = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     if not hmac.compare_digest(made, challenge):
-        raise OAuthError("invalid_grant", "code_verifier is not the one of this code.")
+        raise OAuthError("invalid_grant", "code_verifier doesn't match the code_challenge.")
 
 
 def check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
-    """A redirect URI that is there has to be the one of the authorization request. OAuth 2.1 clients leave it out.
+    """Check that a redirect URI, if sent, is the one of the authorization request. OAuth 2.1 clients leave it out.
 
     Raises:
-        OAuthError: it is another one.
+        OAuthError: it's another one.
     """
     given = form.get("redirect_uri")
     if given and (given != kept or not named):
-        raise OAuthError("invalid_grant", "redirect_uri is not the one of this code.")
+        raise OAuthError("invalid_grant", "redirect_uri doesn't match the authorization request.")

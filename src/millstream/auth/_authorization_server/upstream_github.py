@@ -1,7 +1,7 @@
-"""GitHub as a way to sign in. It speaks OAuth, but no OpenID Connect: its API says who somebody is.
+"""Login with GitHub, which supports OAuth but not OpenID Connect: its API identifies the user.
 
-People are known by their number, which GitHub never gives to another person; logins can change hands. Their token is
-asked for no more than `allow` needs, and forgotten once they have signed in.
+Users are identified by their numeric id, which GitHub never reuses; logins can change owners. The access token requests
+no more than `allow` needs, and is discarded after the login.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from millstream.auth._authorization_server.upstream_http import ask, challenge_o
 
 HERE = "https://github.com"
 ORGANIZATION = "org:"
-"""Begins an entry of `allow` for the members of an organization."""
+"""Prefix of `allow` entries for the members of an organization."""
 _TITLE = "GitHub"
 
 
 class GitHubUpstream:
-    """The people of GitHub, or of a GitHub Enterprise Server."""
+    """Login with GitHub or a GitHub Enterprise Server."""
 
     def __init__(self, at: str, *, client_id: str, client_secret: str, allowlist: Allowlist, name: str) -> None:
         self.name = name
@@ -38,11 +38,11 @@ class GitHubUpstream:
         self._scope = " ".join(scope for scope, is_wanted in wanted if is_wanted)
 
     def still(self, user: User) -> bool:
-        """Whether the entry by which somebody came still lets them in."""
+        """Return whether the `allow` entry that admitted the user still does."""
         return self._allowlist.still(user.since)
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Where to send the browser."""
+        """Return where to redirect the browser."""
         verifier = new_secret()
         asked = {
             "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
@@ -51,25 +51,25 @@ class GitHubUpstream:
         return AuthorizationRedirect(link(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
-        """Who came back."""
+        """Return the user who came back."""
         form = {
             "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
             "code": code_of(callback.query, _TITLE), "code_verifier": callback.kept.decode(),
         }  # fmt: skip
         given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
-        # Errors come with status 200, too.
+        # Errors have status 200 as well.
         token = text(given.get("access_token")) if is_object(given) else ""
         if not token:
             code_of({"error": text(given.get("error")) if is_object(given) else ""}, _TITLE)
         person = await self._about("/user", token)
         number, login = person.get("id"), text(person.get("login"))
         if not isinstance(number, int) or isinstance(number, bool) or not login:
-            raise SignInFailed(f"{_TITLE} doesn't say who you are. Try again later.")
+            raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
         entry = self._allowlist.find({login, *await self._more(token)}, login)
         return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
 
     async def _more(self, token: str) -> set[str]:
-        """Organizations and verified addresses, as far as `allow` has such."""
+        """Return organizations and verified addresses, if `allow` contains any."""
         found: set[str] = set()
         if self._wants_organizations:
             for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
@@ -95,7 +95,7 @@ class GitHubUpstream:
 
 
 def _api_of(at: str) -> str:
-    """Where the API is: beside github.com, beside tenants of ghe.com, and below the path of your own server."""
+    """Return the API URL: for github.com, for tenants of ghe.com, or below the path of your own server."""
     parts = urlsplit(at)
     if at == HERE or parts.netloc.endswith(".ghe.com"):
         return f"{parts.scheme}://api.{parts.netloc}"

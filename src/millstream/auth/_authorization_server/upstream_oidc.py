@@ -1,7 +1,6 @@
-"""OpenID Connect as a way to sign in: the code flow, of which only the ID token is believed.
+"""Login with OpenID Connect: the code flow, trusting only the ID token.
 
-What the issuer gives besides, such as an access token, is used for its userinfo endpoint where the ID token doesn't say
-what we need, and forgotten.
+The access token is used only for the userinfo endpoint, if the ID token lacks required claims, and then discarded.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,23 +15,23 @@ from millstream.auth._authorization_server.upstream_http import ask, text
 _SCOPE = "openid email profile"
 
 NamesOf = Callable[[Mapping[str, Any]], frozenset[str]]
-"""The names that an issuer vouches for, in its claims about somebody."""
+"""Returns the verified names in an issuer's claims about a user."""
 
 
 def verified_names(claims: Mapping[str, Any]) -> frozenset[str]:
-    """A verified e-mail address, and its domain."""
+    """Return a verified e-mail address and its domain."""
     email = text(claims.get("email"))
-    # Some write the text. Without the claim, people may have any address that they like.
+    # Some issuers send a string. Without the claim, users may have entered any address.
     if "@" not in email or claims.get("email_verified") not in (True, "true"):
         return frozenset()
     return frozenset((email, f"@{email.rpartition('@')[2]}"))
 
 
 def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
-    """The same for Google, which only knows whose an address is where it has the mailbox, or manages the account.
+    """Return the verified names of a Google account, which are only reliable for Gmail and managed accounts.
 
-    Anybody can have a Google account with an address of another domain, and keep it after they lost that address. So a
-    domain is that of the organization that manages the account, which is in `hd`.
+    Anyone can create a Google account with an address of another domain, and keep it after losing that address. The
+    domain is therefore that of the organization that manages the account, in `hd`.
     """
     names = {each for each in verified_names(claims) if not each.startswith("@")}
     if names and (organization := text(claims.get("hd"))):
@@ -41,7 +40,7 @@ def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
 
 
 class OpenIdUpstream:
-    """The people of one OpenID provider."""
+    """Login with one OpenID provider."""
 
     def __init__(
         self,
@@ -69,11 +68,11 @@ class OpenIdUpstream:
         await self._flow.prefetch()
 
     def still(self, user: User) -> bool:
-        """Whether the entry by which somebody came still lets them in."""
+        """Return whether the `allow` entry that admitted the user still does."""
         return self._allowlist.still(user.since)
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Where to send the browser."""
+        """Return where to redirect the browser."""
         return await self._flow.begin(callback, state, _SCOPE)
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
@@ -81,7 +80,7 @@ class OpenIdUpstream:
         return await self._flow.begin(callback, state, _SCOPE, prompt)
 
     async def finish(self, callback: Callback) -> User:
-        """Who came back."""
+        """Return the user who came back."""
         found = await self._flow.finish(callback)
         claims = found.claims
         subject = str(claims["sub"])
@@ -93,10 +92,10 @@ class OpenIdUpstream:
 
     async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Mapping[str, Any]:
         if not isinstance(token, str):
-            raise SignInFailed(f"{self._title} doesn't say who you are.")
+            raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
         headers = {"authorization": f"Bearer {token}"}
         found = await ask(self._flow.endpoint(metadata, "userinfo_endpoint"), self._title, headers=headers)
-        # OpenID Connect Core §5.3.4: it would be about somebody else.
+        # OpenID Connect Core §5.3.4: it could describe another user.
         if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"What {self._title} says about you can't be believed. Start again.")
+            raise SignInFailed(f"The response of {self._title} could not be verified. Start again.")
         return found

@@ -1,4 +1,4 @@
-"""The upstreams that come with Millstream: Google, GitHub, and any OpenID provider."""
+"""The built-in upstreams: Google, GitHub, and any OpenID provider."""
 
 import os
 from collections.abc import Mapping
@@ -12,34 +12,34 @@ from millstream.auth._authorization_server.metadata import CALLBACK
 from millstream.auth._authorization_server.upstream_github import HERE, ORGANIZATION, GitHubUpstream
 from millstream.auth._authorization_server.upstream_oidc import NamesOf, OpenIdUpstream, google_names, verified_names
 
-_EMAILS = "['ada@example.com'], ['@example.com'] for all of a domain"
+_EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
 
 
 class Known(Struct, frozen=True):
-    """A service that needs no more than its name."""
+    """A service that is configured by its name alone."""
 
     title: str
     at: str
     names_of: NamesOf = verified_names
     parameters: Mapping[str, str] = {}
     form: str = EMAIL
-    examples: str = f"{_EMAILS}, ['*'] for everybody"
+    examples: str = f"{_EMAILS}, ['*'] for everyone"
 
 
 KNOWN = {
-    # Somebody with several accounts would else come back with the one that may not sign in here, time after time.
+    # Users with several accounts would otherwise return with the same disallowed one each time.
     "google": Known(
         "Google",
         "https://accounts.google.com",
         google_names,
         {"prompt": "select_account"},
-        examples=f"{_EMAILS}, ['*'] for everybody with a Google account",
+        examples=f"{_EMAILS}, ['*'] for everyone with a Google account",
     ),
     "github": Known(
         "GitHub",
         HERE,
         form=rf"{ORGANIZATION}[A-Za-z0-9_-]{{1,39}}|[A-Za-z0-9_-]{{1,39}}|{EMAIL}",
-        examples=f"['octocat'], ['org:example'] for an organization, {_EMAILS}, ['*'] for everybody on GitHub",
+        examples=f"['octocat'], ['org:example'] for an organization, {_EMAILS}, ['*'] for everyone on GitHub",
     ),
 }
 
@@ -47,14 +47,14 @@ KNOWN = {
 def upstream_of(
     who: str, *, allow: Allow, client_id: str, client_secret: str, name: str, title: str, at: str
 ) -> Upstream:
-    """An upstream. Arguments and errors are those of ``auth.upstream``."""
+    """Return an upstream. Arguments and errors are those of ``auth.upstream``."""
     known = KNOWN.get(who)
     if known is None:
         try:
             host = check_url(who).hostname or ""
         except OutboundError as exc:
             raise ValueError(
-                f"{who!r} isn't an upstream: use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
+                f"{who!r} isn't an upstream. Use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
             ) from None
         known, name = Known(title or host, who), name or "openid"
     name, title, at = name or who, title or known.title, at or known.at
@@ -69,7 +69,7 @@ def upstream_of(
 
 
 def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tuple[str, str]:
-    """What this server is known by there; for a known service, the environment says so by default."""
+    """Return this server's client id and secret there, by default from the environment for known services."""
     said = "pass client_id= and client_secret=, the secret from the environment"
     if who in KNOWN:
         id_name, secret_name = f"{who.upper()}_CLIENT_ID", f"{who.upper()}_CLIENT_SECRET"
@@ -80,5 +80,5 @@ def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tup
         return client_id, client_secret
     title = KNOWN[who].title if who in KNOWN else who
     raise ValueError(
-        f"Register this server with {title}, with the redirect URL YOUR-SERVER{CALLBACK}{name}. Then {said}."
+        f"Register this server with {title}, with the redirect URI YOUR-SERVER{CALLBACK}{name}. Then {said}."
     )

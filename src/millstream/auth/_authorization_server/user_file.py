@@ -1,7 +1,6 @@
-"""A file of people who may sign in: names and scopes beside Argon2 hashes of their passwords.
+"""A file of user accounts: names, scopes, and Argon2 password hashes.
 
-``millstream users`` looks after it. A server reads it again within a second of a change: whoever was removed has no
-token then that counts.
+``millstream users`` manages it. Servers read changes within a second, and a removed user's tokens become invalid.
 """
 
 import logging
@@ -24,13 +23,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 
 
 class StoredUser(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One person, as the file has them."""
+    """One account in the file."""
 
     name: str
     password: str
-    """Argon2id, in its own notation."""
+    """Argon2id hash in the PHC string format."""
     since: float
-    """When they were added, or got their last password: Unix time in seconds."""
+    """When the account was added, or its password last changed: Unix time in seconds."""
     scopes: tuple[str, ...] = ()
 
 
@@ -42,10 +41,10 @@ _decode = msgspec.json.Decoder(_Users).decode
 
 
 class UserFile:
-    """The file. It is a way to sign in (`ways.Passwords`)."""
+    """The file, as a login method (`login_methods.Passwords`)."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read before `load`."""
+        """Create it without reading; see `load`."""
         self.path = path
         self.users: dict[str, StoredUser] = {}
         self._seen: Stamp | None = None
@@ -56,7 +55,7 @@ class UserFile:
         """Read the file.
 
         Raises:
-            LocalError: it is not there, is none, or others may write to it.
+            LocalError: the file is missing or malformed, or others may write to it.
         """
         raw, stamp = read_file(self.path, "user file", "millstream users add NAME")
         try:
@@ -66,63 +65,63 @@ class UserFile:
         self.users = {each.name.casefold(): each for each in users}
         self._seen = stamp
 
-    # As a way to sign in
+    # As a login method
 
     async def check(self, name: str, password: str) -> User | None:
-        """The person of a name and password."""
+        """Return the user with a name and password."""
         self.epoch()
         known = self.users.get(name.casefold())
         right = await self._check(password, None if known is None else known.password)
         return None if known is None or not right else self.find(known.name)
 
     def find(self, subject: str) -> User | None:
-        """The person of a name."""
+        """Return the user with a name."""
         known = self.users.get(subject.casefold())
         return (
             None if known is None or known.name != subject else User(known.name, known.name, known.scopes, known.since)
         )
 
     def epoch(self) -> int:
-        """How often the file has changed. One that cannot be read takes its people away: they may have been removed."""
+        """Return the number of changes to the file. If it's unreadable, its users are locked out, as if removed."""
         if self._seen != stamp_of(self.path) or self._seen is None:
             try:
                 self.load()
                 self._epoch += 1
             except LocalError as exc:
                 if self.users:
-                    logger.error("%s Until then, nobody can sign in.", exc)
+                    logger.error("%s Until then, no one can sign in.", exc)
                     self._epoch += 1
                 self.users = {}
         return self._epoch
 
-    # As ``millstream users`` changes it
+    # Used by ``millstream users``
 
     def add(self, name: str, password: str, scopes: tuple[str, ...], now: float) -> None:
-        """Add a person.
+        """Add a user.
 
         Raises:
-            ValueError: the name, a scope or the password cannot be, or somebody has the name.
-            LocalError: the file cannot be used.
+            ValueError: the name, a scope, or the password is invalid, or the name is taken.
+            LocalError: the file can't be used.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} can't be a user's name. Use up to 64 letters, digits, dots, dashes, @, + and _."
+                f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _."
             )
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes))
 
         def put(users: dict[str, StoredUser]) -> None:
             if name.casefold() in users:
-                raise ValueError(f"There is a user {name!r} already. Choose another name.")
+                raise ValueError(f"The user {name!r} already exists. Choose another name.")
             users[name.casefold()] = user
 
         self._change(put)
 
     def remove(self, name: str) -> None:
-        """Remove a person. Whatever they have allowed a client ends.
+        """Remove a user. Their grants end.
 
         Raises:
-            ValueError: there is nobody of that name.
-            LocalError: the file cannot be used.
+            ValueError: the user doesn't exist.
+            LocalError: the file can't be used.
         """
 
         def take(users: dict[str, StoredUser]) -> None:
@@ -132,11 +131,11 @@ class UserFile:
         self._change(take)
 
     def set_password(self, name: str, password: str, now: float) -> None:
-        """Give a person another password. Whatever they have allowed a client before ends.
+        """Change a user's password. Their grants end.
 
         Raises:
-            ValueError: there is nobody of that name, or the password cannot be one.
-            LocalError: the file cannot be used.
+            ValueError: the user doesn't exist, or the password is invalid.
+            LocalError: the file can't be used.
         """
         hashed = hash_password(password)
 

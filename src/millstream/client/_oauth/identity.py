@@ -103,8 +103,7 @@ class WorkloadIdentity:
 
     Args:
         issuer: exact identifier of the authorization server that the token is for. The token is sent to no other
-            server,
-            even if an MCP server names one.
+            server, even if an MCP server names one.
         token: the platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
             the function may be asynchronous.
 
