@@ -93,7 +93,7 @@ async def test_calls_of_a_round_run_concurrently() -> None:
     assert outcomes == {"burn": "done", "unmarked": "refused", "price": "done"}
     results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
     assert results[0] == "1 is gone"
-    assert results[1].startswith("The person didn't allow")
+    assert results[1].startswith("The user didn't allow")
 
 
 async def test_only_read_only_tools_run_without_approval() -> None:
@@ -120,7 +120,7 @@ async def test_approval_shows_the_call() -> None:
 @for_each(
     ("arguments", "words"),
     [('{"isbn": ', "aren't JSON"), ("[1]", "must be a JSON object"), ('"9780"', "must be a JSON object"),
-     ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "nobody can send")],
+     ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "can't be encoded")],
 )  # fmt: skip
 async def test_malformed_arguments_are_reported_to_the_model(arguments: str, words: str) -> None:
     """It can correct itself, and the conversation keeps nothing that an API would stumble over."""
@@ -145,7 +145,7 @@ async def test_tool_errors_are_reported_to_the_model() -> None:
     assert result.outcome == "error"
     assert "isbn" in result.text
     result, _ = await returned(("fail", "{}"))
-    assert (result.outcome, result.text) == ("error", "The tool reports an error: Sold out. Try another shop.")
+    assert (result.outcome, result.text) == ("error", "The tool reported an error: Sold out. Try another shop.")
 
 
 async def test_content_of_every_kind_reaches_the_model() -> None:
@@ -288,7 +288,7 @@ async def test_unreadable_resources_stop_the_question() -> None:
     """Nothing is sent to the model, and the conversation is as before."""
     with ScriptedModel(says("Yes.")) as api:
         async with Agent(model(api), [make()]) as agent:
-            with pytest.raises(ContextError, match="shop doesn't give nothing://7"):
+            with pytest.raises(ContextError, match="shop can't provide nothing://7"):
                 await heard(agent.say("Read @shop:nothing://7"))
             assert (api.asked, agent.messages) == ([], [])
             await agent.read("shop", "book://9")
@@ -323,7 +323,7 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
                         break
             assert (await heard(agent.say("Never mind")))[-1] == Finished("done", 1, 10)
     results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
-    assert results == ["The person stopped this call. It may have done its work or part of it.", "0"]
+    assert results == ["The user stopped this call. It may have taken effect, fully or partly.", "0"]
 
 
 async def test_text_before_a_stop_is_kept() -> None:
@@ -355,7 +355,7 @@ async def test_only_one_answer_runs_at_a_time() -> None:
         async with Agent(model(api)) as agent:
             first = agent.say("One")
             await anext(first)
-            with pytest.raises(AgentError, match="answering already"):
+            with pytest.raises(AgentError, match="still answering"):
                 await heard(agent.say("Two"))
             await heard(first)
 
@@ -369,7 +369,7 @@ async def test_transcript_is_json_lines(tmp_path: Any) -> None:
             count = agent.transcript.save(path)
             assert agent.transcript.save(path) == count
             (tmp_path / "other").write_text("mine")
-            with pytest.raises(AgentError, match="is a file"):
+            with pytest.raises(AgentError, match="already exists"):
                 agent.transcript.save(tmp_path / "other")
             with pytest.raises(AgentError, match="can't be written"):
                 agent.transcript.save(tmp_path / "no" / "folder")

@@ -91,7 +91,7 @@ def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> Non
     """And how to allow it is said."""
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
     assert "burn wasn't allowed: nobody is here to ask. With --yes everything is." in done.err
-    assert done.asked[1].last["content"].startswith("The person didn't allow")
+    assert done.asked[1].last["content"].startswith("The user didn't allow")
 
 
 def test_rounds_are_limited(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> No
     ("arguments", "more", "status", "words"),
     [
         ([], {}, 2, "Which server?"),
-        ([SHOP], {"API_KEY": "sk-wrong", "API_URL": "own"}, 4, "doesn't accept the API key (401)"),
-        ([SHOP], {"API_URL": "http://127.0.0.1:{port}/v1", "API_KEY": "k"}, 3, "There is no answer from http://127"),
-        ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "isn't a URL of an API"),
+        ([SHOP], {"API_KEY": "sk-wrong", "API_URL": "own"}, 4, "rejected the API key (401)"),
+        ([SHOP], {"API_URL": "http://127.0.0.1:{port}/v1", "API_KEY": "k"}, 3, "http://127"),
+        ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "isn't the URL of an API"),
         ([SHOP], {"OPENAI_API_KEY": "k", "API_KEY": "k"}, 2, "same place"),
         ([SHOP, "--env-file", "other.env"], {}, 2, "other.env can't be read"),
         (["http://127.0.0.1:{port}/mcp"], {}, 3, "There is no server at"),

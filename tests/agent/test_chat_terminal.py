@@ -72,7 +72,7 @@ def test_answers_are_readable(chat: Chat, columns: int) -> None:
     assert lines[begin + 1 : begin + 4] == ["Let me see.", "", '→ shop: price(isbn="9780")']
     text = "\n".join(lines)
     assert "← 4" in text
-    assert "! The tool reports an error: Sold out." in text
+    assert "! The tool reported an error: Sold out." in text
     assert "The book costs 4, and that's a fair price" in text
     assert "    return 4" in text
     assert "one link (http://evil.example)" in text
@@ -98,7 +98,7 @@ def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
     shown.type("And again")
     text = "\n".join(shown.until("Burnt again.", "\n>"))
     assert text.count("wants to run burn") == 2
-    assert "✗ The person didn't allow this call." in text
+    assert "✗ The user didn't allow this call." in text
 
 
 def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
@@ -164,7 +164,7 @@ def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
     shown.type("What is in it?")
     shown.until("Read.", "\n>")
     shown.type("/read nothing://7")
-    shown.until("Error: shop doesn't give nothing://7")
+    shown.until("Error: shop can't provide nothing://7")
     shown.type("/nothing")
     shown.until("Error: There is no command /nothing. /help lists them.")
     shown.type("Go on")

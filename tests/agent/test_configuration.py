@@ -71,7 +71,7 @@ def test_azure_variables_select_the_model() -> None:
     [
         ({}, "No model is configured"),
         ({"API_KEY": "sk"}, "API_KEY is set, but API_URL isn't"),
-        ({"OPENAI_API_KEY": "sk"}, "Which model"),
+        ({"OPENAI_API_KEY": "sk"}, "No model is selected"),
     ],
 )
 def test_missing_configuration_is_named(environment: dict[str, str], words: str) -> None:

@@ -39,19 +39,19 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "github alow": (lambda: anything.github(URL, allow=["*"], regitration=True), "did you mean 'registration'?"),
     "jwt scopes": (lambda: with_jwt(scopes="read"), "scopes must be a list: scopes=['read']"),
-    "jwt algorithms": (lambda: with_jwt(algorithms="RS256"), "algorithms is a list: algorithms=['RS256']"),
+    "jwt algorithms": (lambda: with_jwt(algorithms="RS256"), "algorithms must be a list: algorithms=['RS256']"),
     "jwt implied": (
         lambda: with_jwt(implied={"write": "read"}),
-        "What 'write' includes is a list: implied={'write': ['read']}",
+        "The scopes included in 'write' must be a list: implied={'write': ['read']}",
     ),
     "jwt implied list": (
         lambda: with_jwt(implied=["read"]),
-        "implied maps a scope to the scopes that a scope includes",
+        "implied maps a scope to the scopes that it includes",
     ),
     "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes must be a list of strings, and 1 isn't one."),
     "oidc algorithms": (
         lambda: anything.oidc(ISSUER, audience=AUDIENCE, algorithms="ES256"),
-        "algorithms is a list: algorithms=['ES256']",
+        "algorithms must be a list: algorithms=['ES256']",
     ),
     "oidc scopes": (
         lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"),
@@ -62,13 +62,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "issuer clients": (lambda: anything.issuer(URL, users=PEOPLE, clients="desk"), "a list of auth.client(…)"),
     "issuer resources": (
         lambda: anything.issuer(URL, users=PEOPLE, resources=AUDIENCE),
-        f"resources is a list: resources=['{AUDIENCE}']",
+        f"resources must be a list: resources=['{AUDIENCE}']",
     ),
     "issuer scopes": (lambda: anything.issuer(URL, users=PEOPLE, scopes="a"), "scopes must be a list: scopes=['a']"),
     "issuer implied": (lambda: anything.issuer(URL, users=PEOPLE, implied={"a": "b"}), "implied={'a': ['b']}"),
     "client redirect_uris": (
         lambda: anything.client("desk", redirect_uris="https://a.example/b"),
-        "redirect_uris is a list: redirect_uris=['https://a.example/b']",
+        "redirect_uris must be a list: redirect_uris=['https://a.example/b']",
     ),
     "client scopes": (
         lambda: anything.client("desk", secret="s" * 32, scopes="a"),

@@ -89,7 +89,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without blanks, ? and #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
-    (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't a URL of an API"),
+    (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't the URL of an API"),
     (["audit", "verify"], 2, "FILE requires an argument"),
     (["keys", "add"], 2, "NAME requires an argument"),
     (["version", "x"], 2, "Unexpected argument: x"),

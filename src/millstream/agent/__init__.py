@@ -1,7 +1,7 @@
-"""A conversation with a model that uses the tools of MCP servers: ``async for event in agent.say("…")``.
+"""A conversation with a language model that uses the tools of MCP servers: ``async for event in agent.say("…")``.
 
-The house stands on `millstream.client`. A model is whatever keeps the contract of `model.Model`; the one that comes
-with it speaks to OpenAI-compatible APIs and to Azure OpenAI (``pip install 'millstream[agent]'``).
+Built on `millstream.client`. A model is any implementation of `model.Model`; the included one supports
+OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 
 from millstream.agent._agent import Agent

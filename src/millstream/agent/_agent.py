@@ -1,4 +1,4 @@
-"""`Agent`: a model, the servers whose tools it uses, and a conversation."""
+"""`Agent`: a language model, the servers whose tools it uses, and a conversation."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -28,25 +28,25 @@ from millstream.client._questions import Answered, Question, Roots
 
 @suggesting
 class Agent:
-    """A model, the servers whose tools it uses, and a conversation.
+    """A language model, the servers whose tools it uses, and a conversation.
 
     Example:
         ``async with Agent(LanguageModel("gpt-4.1", key=…), ["shop.py"]) as agent:`` and in it
         ``async for event in agent.say("Hi"): …``.
 
     Args:
-        model: answers; see `LanguageModel`. The agent closes it.
-        servers: whose tools, resources and prompts there are: targets of `Client` or `ServerAt`s, in a list or by name.
-        system: what the model should know first. Instructions of the servers follow.
-        approve: says whether a tool may run that isn't marked as harmless, and whether a server may use the model.
-            Without it, neither may: the model hears that the person didn't allow it.
-        elicit: fills in forms of servers: ``elicit(server, question)``. Without it servers can't ask.
-        roots: the folders and files that servers may know of.
-        limits: how far one answer may go.
+        model: the model; see `LanguageModel`. The agent closes it.
+        servers: servers with tools, resources, and prompts: targets of `Client` or `ServerAt`s, in a list or by name.
+        system: system prompt. The servers' instructions are appended.
+        approve: decides whether a tool may run that isn't marked as harmless, and whether a server may use the model.
+            By default, neither may, and the model is informed.
+        elicit: fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
+        roots: folders and files that servers may learn about.
+        limits: limits of one answer.
 
     Raises:
         ConfigurationError: `servers` isn't a list or a mapping.
-        TargetError: one of them isn't a server.
+        TargetError: a target isn't a server.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Agent:
         self._system = system
         self._person = Person(approve, elicit)
         self._wanted = [(place, self._client(place, roots)) for place in listed(servers)]
-        # Conversation
+        # State
         self.servers: list[Connected] = []
-        """Those that are connected."""
+        """Connected servers."""
         self.messages: list[Message] = []
-        """What the model has heard and said, as its API takes it."""
+        """The conversation so far, in the format of the model's API."""
         self.transcript: Transcript = Transcript()
         self._beside: list[Part] = []
-        """What goes along with the next sentence."""
+        """Resources to attach to the next message."""
         self._closing = AsyncExitStack()
         self._line = Line()
 
     async def __aenter__(self) -> Self:
-        """Connect to every server.
+        """Connect to all servers.
 
         Raises:
-            ClientError: one of them can't be reached; the text says why and what to do.
+            ClientError: a server can't be reached; the message says why and what to do.
         """
         self._closing.push_async_callback(self.model.close)
         try:
@@ -95,32 +95,32 @@ class Agent:
         await self._closing.aclose()
 
     def say(self, text: str) -> Answer:
-        """Say something, and hear what happens until the answer is over.
+        """Send a message, and return the events of the answer.
 
-        ``@server:uri`` in the text puts that resource beside it. Leaving the loop stops the answer; what was said and
-        done so far stays in the conversation.
+        ``@server:uri`` in the text attaches that resource. Leaving the loop stops the answer; the conversation keeps
+        what happened so far.
 
         Raises:
-            ModelError: the model gave no answer. The conversation is as it was before.
+            ModelError: the model gave no answer. The conversation is unchanged.
             ContextError: a resource can't be read.
-            AgentError: an answer is under way already.
+            AgentError: another answer is in progress.
         """
         return self._answer(partial(self._spoken, text))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
-        """Say what a prompt of a server says; ``server:name`` if several have one. Errors are those of `say`."""
+        """Send the messages of a server's prompt; ``server:name`` if several have one. Raises the errors of `say`."""
         return self._answer(partial(self._prompted, name, arguments or {}))
 
     async def tools(self) -> Toolbox:
-        """The tools as the model knows them now."""
+        """Return the tools that the model currently sees."""
         lists = await asyncio.gather(*(_all(server.client.tools()) for server in self.servers))
         return Toolbox(list(zip(self.servers, lists, strict=True)))
 
     async def read(self, server: str, uri: str) -> list[Part]:
-        """Put a resource beside what's said next; gives what the model will see.
+        """Attach a resource to the next message. Return the parts that the model will see.
 
         Raises:
-            ContextError: there's no such server, or it doesn't give the resource.
+            ContextError: the server is unknown, or the resource can't be read.
         """
         found = next((each for each in self.servers if each.name == server), None)
         if found is None:
@@ -202,7 +202,7 @@ class Agent:
             raise
 
     def _opening(self) -> Sequence[Message]:
-        """The system message: yours, and what the servers want a model to know."""
+        """Return the system message: the program's text, and the servers' instructions."""
         said = [self._system] if self._system else []
         told = ((each.name, each.client.instructions) for each in self.servers)
         said += [f"How to use the tools of {name}: {instructions}" for name, instructions in told if instructions]

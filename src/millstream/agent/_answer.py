@@ -1,7 +1,7 @@
-"""The events of one answer, to be read with ``async for``. The answer runs in a task of its own.
+"""The events of one answer, read with ``async for``. The answer runs in its own task.
 
-It waits for its reader, and it's stopped when nobody reads on: the loop was left, the reading task was cancelled, or
-the object is gone.
+It waits for its reader, and stops when the reader stops: the loop was left, the reading task was canceled, or the
+object was deleted.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from millstream.agent._events import Event
 
 Emit = Callable[[Event], Awaitable[None]]
 _ROOM = 256
-"""Events that may wait to be read."""
+"""Maximum unread events."""
 
 
 class Line:
@@ -24,19 +24,19 @@ class Line:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.stopping: bool = False
-        """Whether nobody reads the current answer any more."""
+        """Whether the current answer has lost its reader."""
         self.emit: Emit | None = None
-        """Where events of the current answer go."""
+        """Receives events of the current answer."""
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
-        """Start an answer, after the end of one that was left.
+        """Start an answer, after the end of an abandoned one.
 
         Raises:
-            AgentError: one is under way.
+            AgentError: another answer is in progress.
         """
         while self.task is not None and not self.task.done():
             if not self.stopping:
-                raise AgentError("The agent is answering already. Read that answer to its end first.")
+                raise AgentError("The agent is still answering. Read that answer to its end first.")
             await asyncio.wait([self.task])
         self.stopping = False
         self.emit = emit
@@ -44,7 +44,7 @@ class Line:
         return self.task
 
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Nobody reads on."""
+        """Stop an answer that has lost its reader."""
         if task is self.task:
             self.stopping = True
             self.emit = None
@@ -52,7 +52,7 @@ class Line:
 
 
 class Answer:
-    """``async for event in answer``. ``async for event in agent.say("Hello"): print(event)``"""
+    """The events of one answer: ``async for event in agent.say("Hello"): print(event)``."""
 
     __slots__ = ("_line", "_loop", "_over", "_task", "_waiting", "_work")
 
@@ -86,7 +86,7 @@ class Answer:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Stop the answer, if it isn't over, and wait until it has ended."""
+        """Stop the answer if it's still running, and wait for its end."""
         self._over = True
         if self._task is not None:
             if not self._task.done():

@@ -1,6 +1,6 @@
-"""One tool call: what the model wrote becomes a request, and whatever comes of it becomes text for the model.
+"""One tool call: from the model's text to a request, and from any outcome to text for the model.
 
-Nothing that a model or a server does ends the conversation here.
+No error of a model or server ends the conversation here.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from millstream.agent._tools import Tool, Toolbox
 from millstream.client._errors import ClientError
 
 _SHOWN = 200
-"""Characters of unreadable arguments that the model is shown."""
+"""Maximum characters of malformed arguments shown to the model."""
 
 
 class Called(Struct):
-    """What came of a call."""
+    """The outcome of a call."""
 
     text: str
     parts: list[Part] = []
     arguments: str = "{}"
-    """As the conversation keeps them: always a JSON object, since some APIs read them again."""
+    """Arguments as stored in the conversation: always a JSON object, because some APIs decode them again."""
 
 
 class Unreadable(Exception):
@@ -38,7 +38,7 @@ class Unreadable(Exception):
 
 
 class Caller:
-    """Carries out the calls of one answer."""
+    """Executes the tool calls of one answer."""
 
     __slots__ = ("_emit", "_limits", "_person", "_room", "_toolbox")
 
@@ -50,7 +50,7 @@ class Caller:
         self._room = asyncio.Semaphore(limits.max_parallel)
 
     async def call(self, call: ToolCall) -> Called:
-        """Do it, or say why not."""
+        """Execute a call, or return the reason why not."""
         tool = self._toolbox.get(call.name)
         if tool is None:
             names = ", ".join(each.name for each in self._toolbox) or "none"
@@ -61,7 +61,7 @@ class Caller:
             return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
         kept = json.dumps(arguments, ensure_ascii=False)
         if needs_approval(tool.described.annotations) and not await self._person.allows(_approval(tool, arguments)):
-            text = "The person didn't allow this call. Don't try it again unless they ask for it."
+            text = "The user didn't allow this call. Don't try again unless they ask for it."
             return await self._returned(call, tool, Called(text, arguments=kept), "refused")
         async with self._room:
             await self._emit(Calling(call.id, tool.server.name, tool.described.name, arguments))
@@ -79,7 +79,7 @@ class Caller:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
             return await self._returned(call, tool, Called(text, arguments=kept), "error")
         shown = show_result(result, self._limits.max_result)
-        text = f"The tool reports an error: {shown.text}" if result.is_error else shown.text
+        text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
         return await self._returned(call, tool, Called(text, shown.parts, kept), outcome)
 
@@ -93,10 +93,10 @@ class Caller:
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """The arguments; nothing at all means no arguments.
+    """Decode the arguments; an empty text means no arguments.
 
     Raises:
-        Unreadable: the text is what the model should hear.
+        Unreadable: they're malformed; the message is for the model.
     """
     if not text.strip():
         return {}
@@ -109,7 +109,7 @@ def read_arguments(text: str) -> dict[str, Any]:
     try:
         encode(found)
     except (ValueError, RecursionError) as exc:
-        raise Unreadable(f"The arguments have a letter that nobody can send ({exc}).") from exc
+        raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
     return found
 
 

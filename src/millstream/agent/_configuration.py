@@ -1,15 +1,15 @@
-"""Which model and which server: from a ``.env`` file and the environment, which wins.
+"""Configuration of models and servers, from a ``.env`` file and the environment, which takes precedence.
 
 | variable | meaning |
 |---|---|
 | `API_URL`, `API_KEY` | an OpenAI-compatible API |
-| `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same, as OpenAI's own tools call it; the URL is OpenAI's by default |
+| `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same, under OpenAI's own names; the URL is OpenAI's by default |
 | `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION` | Azure OpenAI |
 | `ANTHROPIC_API_KEY`, `GOOGLE_API_KEY`, … | the provider in the model's name: `anthropic:claude-sonnet-4-5` |
 | `DEFAULT_MODEL` | the model, or the deployment at Azure |
-| `MCP_SERVER_URL`, `MCP_SERVER_AUTH_KEY` | a server, and the key it wants |
+| `MCP_SERVER_URL`, `MCP_SERVER_AUTH_KEY` | a server, and its key |
 
-A file must not send a key of the environment to an address of its own: a folder from somewhere else may have one.
+A file must not send a key of the environment to its own URL, because the folder may come from someone else.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _DEFAULT_SERVER = "http://localhost:8000/sse"
 
 
 class _Family(Struct, frozen=True):
-    """Variables that belong together."""
+    """Variables of one API."""
 
     key: str
     url: str
@@ -41,7 +41,7 @@ _SERVER = _Family("MCP_SERVER_AUTH_KEY", "MCP_SERVER_URL", _DEFAULT_SERVER)
 
 
 class Configuration:
-    """What the file and the environment say. ``Configuration.load(".env", os.environ).model()``"""
+    """The settings of the file and the environment. ``Configuration.load(".env", os.environ).model()``"""
 
     __slots__ = ("_environment", "_file", "_source")
 
@@ -52,10 +52,10 @@ class Configuration:
 
     @classmethod
     def load(cls, path: str | Path, environment: Mapping[str, str], *, required: bool = False) -> "Configuration":
-        """Read the file, if there is one.
+        """Read the file, if it exists.
 
         Raises:
-            ConfigurationError: it can't be read, something in it isn't NAME=VALUE, or it's missing but required.
+            ConfigurationError: the file can't be read, isn't in the form NAME=VALUE, or is missing but required.
         """
         place = Path(path)
         if not required and not place.is_file():
@@ -66,18 +66,18 @@ class Configuration:
             raise ConfigurationError(str(exc)) from exc
 
     def get(self, name: str) -> str:
-        """A value; empty if there's none."""
+        """Return a value; empty if it isn't set."""
         return self._environment.get(name) or self._file.get(name, "")
 
     def model(self, name: str = "", url: str = "") -> LanguageModel:
-        """The model.
+        """Return the model.
 
         Args:
-            name: of the model, instead of DEFAULT_MODEL.
-            url: of an OpenAI-compatible API, instead of the configured one.
+            name: name of the model, instead of DEFAULT_MODEL.
+            url: URL of an OpenAI-compatible API, instead of the configured one.
 
         Raises:
-            ConfigurationError: it isn't clear which.
+            ConfigurationError: the settings are incomplete.
         """
         chosen = name or self.get("DEFAULT_MODEL") or self.get("OPENAI_MODEL")
         family = self._family()
@@ -85,22 +85,22 @@ class Configuration:
             return LanguageModel(chosen, key=self.get(f"{provider.upper()}_API_KEY"))
         if family is None and not url:
             raise ConfigurationError(
-                "No model is configured. Put API_URL, API_KEY and DEFAULT_MODEL into .env, or set OPENAI_API_KEY."
+                "No model is configured. Put API_URL, API_KEY, and DEFAULT_MODEL into .env, or set OPENAI_API_KEY."
             )
         key, found = self._pair(family or _PLAIN, url)
         if not found:
-            raise ConfigurationError(f"{(family or _PLAIN).key} is set, but {(family or _PLAIN).url} isn't.")
+            raise ConfigurationError(f"{(family or _PLAIN).key} is set, but {(family or _PLAIN).url} isn't. Set both.")
         if not chosen:
-            raise ConfigurationError("Which model? Use --model NAME, or put DEFAULT_MODEL into .env.")
+            raise ConfigurationError("No model is selected. Use --model NAME, or put DEFAULT_MODEL into .env.")
         if family is not _AZURE or url:
             return LanguageModel(chosen, key=key, url=found)
         version = self.get("OPENAI_API_VERSION")
         if not version:
-            raise ConfigurationError("Azure OpenAI needs OPENAI_API_VERSION: the date of an API version.")
+            raise ConfigurationError("Azure OpenAI requires OPENAI_API_VERSION, the date of an API version.")
         return LanguageModel(chosen, key=key, url=found, azure_version=version)
 
     def _family(self) -> _Family | None:
-        """Return the variables to use: those of the environment before those of a file, which may be anybody's."""
+        """Return the variables to use: those of the environment, or else those of the file, which is less trusted."""
         for source in (self._environment, self._file):
             for family in (_PLAIN, _OPENAI, _AZURE):
                 if source.get(family.key) or source.get(family.url):
@@ -108,12 +108,12 @@ class Configuration:
         return None
 
     def server(self) -> ServerAt | None:
-        """The server of MCP_SERVER_URL; None if neither that nor its key is set.
+        """Return the server of MCP_SERVER_URL; None if neither it nor its key is set.
 
-        An address without a path means its `/sse`.
+        A URL without a path means `/sse`.
 
         Raises:
-            ConfigurationError: the URL isn't one, or the file wants a key of the environment.
+            ConfigurationError: the URL is malformed, or the file uses a key of the environment.
         """
         if not self.get(_SERVER.url) and not self.get(_SERVER.key):
             return None
@@ -121,7 +121,7 @@ class Configuration:
         return ServerAt(_with_path(url), headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """The key as headers, if this is the address of MCP_SERVER_URL: nobody else is sent it."""
+        """Return the key as headers if this is the origin of MCP_SERVER_URL; it's sent nowhere else."""
         key, home = self._pair(_SERVER)
         return _bearer(key) if key and _origin(url) == _origin(home) else {}
 
@@ -130,8 +130,8 @@ class Configuration:
         from_file = not url and not self._environment.get(family.url) and family.url in self._file
         if from_file and self._environment.get(family.key):
             raise ConfigurationError(
-                f"{family.url} comes from {self._source}, and {family.key} from the environment. "
-                "Put both into the same place, so that no file can send your key elsewhere."
+                f"{family.url} comes from {self._source}, but {family.key} from the environment. Put both into "
+                "the same place, so that no file can send your key elsewhere."
             )
         return key, found
 
@@ -143,7 +143,7 @@ def _bearer(key: str) -> dict[str, str]:
 def _with_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. It looks like {_DEFAULT_SERVER}.")
+        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.")
     return url if parts.path.strip("/") else urlunsplit(parts._replace(path="/sse"))
 
 

@@ -1,6 +1,6 @@
-"""What servers give, in a form that models take: text where text is allowed, pictures and sounds as parts of a message.
+"""Conversion of server content for models: text where only text is allowed, images and audio as message parts.
 
-A tool message may hold text only, so pictures and sounds of a result travel in a user message behind it.
+Tool messages can contain only text, so images and audio of a result are sent in a user message after it.
 """
 
 import base64
@@ -24,20 +24,20 @@ from millstream.client._results import Result
 
 Part = dict[str, Any]
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
-"""Media type -> what the API calls the format; it takes no others."""
+"""Media type -> the API's name of the format; others aren't supported."""
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
 class Shown(Struct):
-    """Blocks, taken apart."""
+    """Blocks, separated into text and parts."""
 
     text: str
     parts: list[Part]
-    """Pictures and sounds."""
+    """Images and audio."""
 
 
 def show_result(result: Result, limit: int) -> Shown:
-    """The result of a tool. Structured content counts where there's no text that says the same."""
+    """Convert the result of a tool, using structured content if the text doesn't contain it."""
     shown = show_blocks(result.content, limit)
     if not shown.text and not shown.parts and result.structured_content is not UNSET:
         shown.text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
@@ -47,7 +47,7 @@ def show_result(result: Result, limit: int) -> Shown:
 
 
 def show_blocks(blocks: Iterable[Any], limit: int) -> Shown:
-    """Blocks of a tool result or of a prompt."""
+    """Convert the blocks of a tool result or prompt."""
     texts: list[str] = []
     parts: list[Part] = []
     for block in blocks:
@@ -60,7 +60,7 @@ def show_blocks(blocks: Iterable[Any], limit: int) -> Shown:
 
 
 def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:
-    """A resource that the person named, as parts of a message."""
+    """Convert a resource that the user attached to message parts."""
     parts: list[Part] = []
     for each in contents:
         text, part = _show_resource(each)
@@ -71,19 +71,19 @@ def show_contents(source: str, contents: Sequence[ResourceContents], limit: int)
 
 
 def text_part(text: str) -> Part:
-    """Text as a part of a message."""
+    """Return text as a message part."""
     return {"type": "text", "text": text}
 
 
 def message_content(text: str, parts: Sequence[Part]) -> str | list[Part]:
-    """The content of a message: plain text where that's all, since some APIs take nothing else."""
+    """Return the content of a message: plain text if possible, because some APIs accept nothing else."""
     if not parts:
         return text
     return ([text_part(text)] if text else []) + list(parts)
 
 
 def cut(text: str, limit: int) -> str:
-    """Text of at most so many characters; what's missing is said."""
+    """Return at most `limit` characters of text, followed by a note about the rest."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n[{len(text) - limit:,} more characters were left out]"
@@ -104,7 +104,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
 
 
 def _show_sampled(block: Any) -> tuple[str, Part | None]:
-    """Blocks that only sampling has; the model sees the rest by its name."""
+    """Convert blocks that only sampling has; other blocks are named by their type."""
     if isinstance(block, ToolUse):
         return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
     if isinstance(block, ToolResultBlock):
@@ -119,7 +119,7 @@ def _show_resource(content: ResourceContents) -> tuple[str, Part | None]:
 
 
 def _show_bytes(data: bytes, media: str) -> tuple[str, Part | None]:
-    """A picture or sound that models take, else what it is."""
+    """Return an image or audio part if models support it, or else a description."""
     media = media.partition(";")[0].strip().lower()
     encoded = base64.b64encode(data).decode()
     if media in _PICTURES:

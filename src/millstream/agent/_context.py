@@ -1,4 +1,4 @@
-"""What the person points to: ``@server:uri`` in a sentence, and the messages of a prompt."""
+"""Context that the user selects: ``@server:uri`` mentions, and the messages of a prompt."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,33 @@ from millstream.client._errors import ClientError
 
 _MENTION = re.compile(r"(?<!\S)@(?P<server>[\w.-]+):(?P<uri>[A-Za-z][\w+.-]*:\S+)")
 _CLOSING = ".,;!?)'\""
-"""A sentence may end right behind a URI."""
+"""Punctuation that can follow a URI in a sentence."""
 
 
 def mentions(text: str, servers: Sequence[Connected]) -> list[tuple[Connected, str]]:
-    """The resources that a sentence names, of servers that there are; anything else is just text."""
+    """Return the resources mentioned in a text, for known servers; other mentions are plain text."""
     by_name = {server.name: server for server in servers}
     found = [(by_name.get(each["server"]), each["uri"].rstrip(_CLOSING)) for each in _MENTION.finditer(text)]
     return [(server, uri) for server, uri in dict.fromkeys(found) if server is not None]
 
 
 async def read(server: Connected, uri: str, limit: int) -> list[Part]:
-    """A resource as parts of a message.
+    """Return a resource as message parts.
 
     Raises:
-        ContextError: it can't be read.
+        ContextError: the resource can't be read.
     """
     try:
         return show_contents(uri, await server.client.read(uri), limit)
     except ClientError as exc:
-        raise ContextError(f"{server.name} doesn't give {uri}: {exc}") from exc
+        raise ContextError(f"{server.name} can't provide {uri}: {exc}") from exc
 
 
 async def find_prompt(name: str, servers: Sequence[Connected]) -> tuple[Connected, PromptDescription]:
-    """The prompt of this name; ``server:name`` where several servers have one.
+    """Return the prompt with this name; ``server:name`` if several servers have one.
 
     Raises:
-        ContextError: there's none, or more than one.
+        ContextError: the prompt is unknown or ambiguous.
     """
     found: list[tuple[Connected, PromptDescription]] = []
     known: list[str] = []
@@ -59,10 +59,10 @@ async def find_prompt(name: str, servers: Sequence[Connected]) -> tuple[Connecte
 async def prompt_messages(
     server: Connected, prompt: PromptDescription, arguments: Mapping[str, str], limit: int
 ) -> list[Message]:
-    """The messages of a prompt, as a model takes them.
+    """Return the messages of a prompt in the model's format.
 
     Raises:
-        ContextError: an argument is missing, or the server refuses.
+        ContextError: an argument is missing, or the server returned an error.
     """
     missing = [each.name for each in prompt.arguments if each.required and each.name not in arguments]
     if missing:
@@ -70,12 +70,12 @@ async def prompt_messages(
     try:
         result = await server.client.prompt(prompt.name, arguments)
     except ClientError as exc:
-        raise ContextError(f"{server.name} doesn't give the prompt {prompt.name}: {exc}") from exc
+        raise ContextError(f"{server.name} can't provide the prompt {prompt.name}: {exc}") from exc
     return chat_messages(result.messages, limit)
 
 
 def chat_messages(given: Sequence[Any], limit: int) -> list[Message]:
-    """Messages of MCP as messages of a chat API; only a person's may have pictures."""
+    """Convert MCP messages to messages of a chat API, where only user messages can contain images."""
     messages: list[Message] = []
     for each in given:
         shown = show_blocks(each.blocks, limit)

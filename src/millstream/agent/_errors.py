@@ -1,15 +1,15 @@
-"""What ends an answer. Each error is one or two sentences that a person can act on.
+"""Errors that end an answer. Each message is one or two sentences that a person can act on.
 
-What goes wrong at a tool isn't here: the model hears of it and goes on.
+Errors of tools aren't among them: the model receives those and continues.
 """
 
 
 class AgentError(Exception):
-    """The base of everything that an agent raises. ``except AgentError as error: print(error)``"""
+    """Base class of the agent's errors. ``except AgentError as error: print(error)``"""
 
 
 class ConfigurationError(AgentError):
-    """Something is missing or contradictory: no model, no key, a package that isn't installed.
+    """The configuration is incomplete or contradictory: no model, no key, a missing package.
 
     Example:
         ``except ConfigurationError as error: sys.exit(str(error))``
@@ -17,7 +17,7 @@ class ConfigurationError(AgentError):
 
 
 class ContextError(AgentError):
-    """A resource or prompt that the person named can't be had. ``except ContextError as error: print(error)``"""
+    """A resource or prompt that the user named isn't available. ``except ContextError as error: print(error)``"""
 
 
 class ModelError(AgentError):
@@ -25,8 +25,8 @@ class ModelError(AgentError):
 
     Args:
         message: what happened, and what to do.
-        temporary: whether the same request may work later.
-        retry_after: seconds after which it may, if the API says so.
+        temporary: whether the same request may succeed later.
+        retry_after: seconds to wait before a retry, if the API says so.
 
     Example:
         ``except ModelError as error: print(error)``
@@ -39,15 +39,15 @@ class ModelError(AgentError):
 
 
 class ModelDenied(ModelError):
-    """401 or 403: the key is wrong, or isn't for this model. ``except ModelDenied: ask_for_another_key()``"""
+    """The key is wrong, or isn't valid for this model (401 or 403). ``except ModelDenied: ask_for_another_key()``"""
 
 
 class ModelUnreachable(ModelError):
-    """Nobody answers at the URL of the API. ``except ModelUnreachable: check(url)``"""
+    """The API's URL doesn't respond. ``except ModelUnreachable: check(url)``"""
 
 
 class ModelRefused(ModelError):
-    """The API doesn't take the request: no such model, a conversation that's too long, a picture it can't see.
+    """The API rejected the request: an unknown model, a conversation that is too long, an unsupported image.
 
     Example:
         ``except ModelRefused as error: print(error)``
@@ -55,8 +55,8 @@ class ModelRefused(ModelError):
 
 
 class ModelLimited(ModelError):
-    """Too many requests or tokens for now, or the account is empty. ``except ModelLimited: wait()``"""
+    """A rate limit was reached, or the account has no credit left. ``except ModelLimited: wait()``"""
 
 
 class ModelBroken(ModelError):
-    """The API failed, or its answer broke off or couldn't be read. ``except ModelBroken: ask_again()``"""
+    """The API failed, or its response was incomplete or malformed. ``except ModelBroken: ask_again()``"""

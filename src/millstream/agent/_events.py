@@ -1,4 +1,4 @@
-"""What happens while an agent answers, in order. Each event is also a line of a transcript, by its `type`."""
+"""Events of an answer, in order. Each event is also a line of a transcript, by its `type`."""
 
 from typing import Any, Literal
 
@@ -6,11 +6,11 @@ from msgspec import Struct
 
 
 class Happened(Struct, frozen=True, tag_field="type", rename="camel"):
-    """The base of every event."""
+    """Base class of the events."""
 
 
 class Said(Happened, frozen=True, tag="said"):
-    """The person said something; `context` names the resources or the prompt that went along.
+    """The user sent a message; `context` names the attached resources or the prompt.
 
     Example:
         ``case Said(): log(event)``
@@ -21,7 +21,7 @@ class Said(Happened, frozen=True, tag="said"):
 
 
 class Asking(Happened, frozen=True, tag="asking"):
-    """The model is asked. ``case Asking(): spinner.start()``"""
+    """A request was sent to the model. ``case Asking(): spinner.start()``"""
 
     round: int
     messages: int
@@ -29,13 +29,13 @@ class Asking(Happened, frozen=True, tag="asking"):
 
 
 class Delta(Happened, frozen=True, tag="delta"):
-    """A piece of the answer's text. ``case Delta(text=text): print(text, end="")``"""
+    """A chunk of the answer's text. ``case Delta(text=text): print(text, end="")``"""
 
     text: str
 
 
 class Answered(Happened, frozen=True, tag="answered"):
-    """The text of one round, whole. A model may talk before it calls tools.
+    """The complete text of one round. A model may write text before it calls tools.
 
     Example:
         ``case Answered(text=text): print(text)``
@@ -45,7 +45,7 @@ class Answered(Happened, frozen=True, tag="answered"):
 
 
 class Waiting(Happened, frozen=True, tag="waiting"):
-    """The model is busy or broke off, and is asked again after a pause.
+    """The model is busy or its response broke off; the request is repeated after a pause.
 
     Example:
         ``case Waiting(reason=reason): print(reason)``
@@ -53,14 +53,14 @@ class Waiting(Happened, frozen=True, tag="waiting"):
 
     seconds: float
     attempt: int
-    """Of the request that failed; 1 is the first."""
+    """Number of the failed attempt, from 1."""
     reason: str
     void: bool = False
-    """Whether pieces of text were given that no longer count."""
+    """Whether the chunks emitted so far are invalid."""
 
 
 class Calling(Happened, frozen=True, tag="calling"):
-    """A tool is called. ``case Calling(tool=tool, arguments=arguments): print(tool, arguments)``"""
+    """A tool call starts. ``case Calling(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
     id: str
     server: str
@@ -69,7 +69,7 @@ class Calling(Happened, frozen=True, tag="calling"):
 
 
 class Progressed(Happened, frozen=True, tag="progressed"):
-    """A tool says how far it is. ``case Progressed(): bar.show(event)``"""
+    """A tool reported progress. ``case Progressed(): bar.show(event)``"""
 
     id: str
     value: float
@@ -81,15 +81,16 @@ Outcome = Literal["done", "error", "refused", "invalid"]
 
 
 class Returned(Happened, frozen=True, tag="returned"):
-    """What the model hears about a call. ``case Returned(): print(event)``"""
+    """The result of a call, as sent to the model. ``case Returned(): print(event)``"""
 
     id: str
     server: str
     tool: str
     text: str
     outcome: Outcome = "done"
-    """``done``; ``error`` of the tool or its server; ``refused`` by the person; ``invalid``: no such tool, or
-    arguments that can't be read."""
+    """``done``; ``error`` of the tool or its server; ``refused`` by the user; ``invalid`` for an unknown tool or
+    malformed arguments.
+    """
 
 
 class Sampled(Happened, frozen=True, tag="sampled"):
@@ -100,10 +101,10 @@ class Sampled(Happened, frozen=True, tag="sampled"):
 
 
 class Finished(Happened, frozen=True, tag="finished"):
-    """The answer is over. ``case Finished(): print()``"""
+    """The answer has ended. ``case Finished(): print()``"""
 
     reason: Literal["done", "rounds", "tokens", "length", "filtered"]
-    """``done``; a limit of ours, ``rounds`` or ``tokens``; or the model's: ``length``, ``filtered``."""
+    """``done``; a limit of the agent, ``rounds`` or ``tokens``; or of the model: ``length``, ``filtered``."""
     rounds: int
     tokens: int
 

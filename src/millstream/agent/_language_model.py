@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model as ProviderModel
 
 _NO_KEY = "none"
-"""Sent where an API needs no key. Without it, the library would send the environment's key to any URL."""
+"""Placeholder for APIs without a key. Without it, the library would send the environment's key to any URL."""
 _MAX_REASON = 300
-"""Characters of an API's own error text that are shown."""
+"""Maximum characters of an API's error text to show."""
 _CHARACTERS_PER_TOKEN = 4
-"""An estimate, for APIs that don't count tokens."""
+"""Estimated characters per token, for APIs that don't count tokens."""
 _HINT = "Check the URL of the API, which usually ends with /v1."
 PROVIDERS = ("anthropic", "google", "groq", "mistral", "cohere", "bedrock", "openrouter", "xai")
-"""Prefixes of a model's name that choose a provider of pydantic-ai."""
+"""Prefixes of model names that select a provider of pydantic-ai."""
 
 
 class LanguageModel:
-    """A model behind an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai knows.
+    """A model of an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai supports.
 
     Args:
-        name: the model: ``gpt-4.1``, the name of a deployment at Azure, or a provider and its model, such as
+        name: name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as
             ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
-        key: the API key. A local server may need none; a provider's own variable, such as ``ANTHROPIC_API_KEY``, is the
+        key: API key. A local server may not need one; a provider's own variable, such as ``ANTHROPIC_API_KEY``, is the
             default for that provider only.
-        url: the URL of an OpenAI-compatible API, up to and with ``/v1``, or the endpoint at Azure. OpenAI's by default.
-        azure_version: the API version, such as ``2024-10-21``; selects Azure OpenAI.
-        timeout: seconds until the model must send something.
+        url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure; OpenAI's by default.
+        azure_version: API version, such as ``2024-10-21``; selects Azure OpenAI.
+        timeout: seconds to wait for output of the model.
 
     Raises:
-        ConfigurationError: pydantic-ai isn't installed, or the URL or key can't be right.
+        ConfigurationError: pydantic-ai isn't installed, or the URL or key is malformed.
 
     Example:
         ``LanguageModel("anthropic:claude-sonnet-4-5")``
@@ -70,28 +70,28 @@ class LanguageModel:
                 "The package pydantic-ai-slim isn't installed. Install it with: pip install 'millstream[agent]'"
             )
         if azure_version and not url:
-            raise ConfigurationError("Azure OpenAI needs the endpoint: https://NAME.openai.azure.com")
+            raise ConfigurationError("Azure OpenAI requires the endpoint: https://NAME.openai.azure.com")
         if url and not _is_url(url):
-            raise ConfigurationError(f"{url!r} isn't a URL of an API. It looks like https://api.example.com/v1.")
+            raise ConfigurationError(f"{url!r} isn't the URL of an API. Use one like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
-            raise ConfigurationError("The API key has characters that a key can't have. Copy it once more.")
+            raise ConfigurationError("The API key contains invalid characters. Copy it again.")
         provider = "" if url else provider_of(name)
         self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
-        """The URL of the API, or the name of the provider."""
+        """URL of the API, or name of the provider."""
         # Configuration
         self._name = name.partition(":")[2] if provider else name
         self._provider = provider
         self._key = key
         self._azure_version = azure_version
         self._timeout = timeout
-        # Process
+        # State
         self._model: ProviderModel | None = None
         self._client: Any = None
         self._answered = False
 
     @property
     def name(self) -> str:
-        """The model's name at its API."""
+        """Name of the model at its API."""
         return self._name
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
@@ -121,8 +121,8 @@ class LanguageModel:
         except exceptions.UserError as exc:
             raise ModelDenied(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
-            # The library reads replies strictly: whatever isn't one ends here, and the URL is the usual reason.
-            raise ModelBroken(f"{self.url} answered, but not as a chat API does. {_HINT}") from exc
+            # The library parses responses strictly. A wrong URL is the usual reason for an error here.
+            raise ModelBroken(f"{self.url} responded, but not like a chat API. {_HINT}") from exc
         except Exception as exc:
             raise self._explain_other(exc, begun=begun) from exc
         self._answered = True
@@ -134,7 +134,7 @@ class LanguageModel:
             await self._client.close()
 
     def _connect(self) -> "ProviderModel":
-        """Load the library and make the model; runs in a thread, because the import takes a second."""
+        """Import the library and create the model. Runs in a thread, because the import takes a second."""
         from pydantic_ai.models import infer_model  # noqa: PLC0415
 
         if self._provider:
@@ -159,10 +159,10 @@ class LanguageModel:
                 max_retries=0, timeout=self._timeout,
             )  # fmt: skip
         else:
-            # The agent retries by itself and reports each pause.
+            # The agent has its own retries, and reports each pause.
             self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)
         official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
-        # OpenAI's newer models refuse `max_tokens`, and other servers don't know its successor.
+        # OpenAI's newer models reject `max_tokens`, and other servers don't know its successor.
         profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
         return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
 
@@ -183,10 +183,10 @@ class LanguageModel:
         calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
         details = response.provider_details or {}
         if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
-            # The library reads a stream without an end as a complete one.
+            # The library treats a truncated stream as complete.
             if not begun:
-                raise ModelBroken(f"{self.url} answered, but not as a chat API does. {_HINT}")
-            raise ModelBroken("The model's answer ended in the middle.", temporary=True)
+                raise ModelBroken(f"{self.url} responded, but not like a chat API. {_HINT}")
+            raise ModelBroken("The model's answer broke off.", temporary=True)
         text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
         wanted = _tool_calls(calls)
         tokens = response.usage.total_tokens
@@ -203,7 +203,7 @@ class LanguageModel:
         if isinstance(exc, exceptions.ModelHTTPError) and not begun:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
-            return ModelBroken(f"The model at {self.url} said nothing in time.", temporary=begun)
+            return ModelBroken(f"The model at {self.url} sent nothing within the timeout.", temporary=begun)
         if isinstance(exc, exceptions.ModelConnectionError):
             return self._explain_connection(exc, begun=begun)
         if not begun and isinstance(exc.__cause__, ValueError):
@@ -218,12 +218,12 @@ class LanguageModel:
             root = root.__cause__
         why = f": {root}" if root is not exc and str(root) else ""
         return ModelUnreachable(
-            f"There is no answer from {self.url}{_one_line(why)}. Check the URL of the API and the network.",
+            f"{self.url} isn't responding{_one_line(why)}. Check the URL of the API and the network.",
             temporary=self._answered,
         )
 
     def _explain_other(self, exc: Exception, *, begun: bool) -> ModelError:
-        """Explain what a provider's own client raised while its stream was read."""
+        """Convert an exception that a provider's own client raised while reading the stream."""
         if begun:
             return ModelBroken("The connection to the model was lost.", temporary=True)
         return ModelBroken(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
@@ -234,22 +234,22 @@ class LanguageModel:
         status, reason = exc.status_code, _reason(exc)
         if status in (401, 403):
             if not self._key:
-                return ModelDenied(f"{self.url} wants an API key ({status}), and none is set.")
+                return ModelDenied(f"{self.url} requires an API key ({status}), but none is set.")
             return ModelDenied(
-                f"{self.url} doesn't accept the API key ({status}). Check the key, and that it belongs to this URL."
+                f"{self.url} rejected the API key ({status}). Check the key, and that it belongs to this URL."
             )
         if isinstance(exc, exceptions.ModelQuotaExceededError):
             return ModelLimited(f"The account of the API key has no credit left ({reason}).")
         if status == 429:
             return ModelLimited(
-                f"The model takes no more requests for now (429: {reason}).",
+                f"The model accepts no more requests at the moment (429: {reason}).",
                 temporary=True,
                 retry_after=_retry_after(exc.headers or {}),
             )
         if status == 404:
             return ModelRefused(
-                f"{self.url} doesn't know the model {self._name!r}, or isn't a chat API (404: {reason}). "
-                f"Check the model's name. {_HINT}"
+                f"{self.url} doesn't know the model {self._name!r}, or isn't a chat API (404: {reason}). Check "
+                f"the model's name. {_HINT}"
             )
         if status >= 500 or status in (408, 409, 425):
             return ModelBroken(
@@ -261,12 +261,12 @@ class LanguageModel:
 
 
 def provider_of(name: str) -> str:
-    """Return the provider that a model's name begins with, such as ``anthropic``; empty for OpenAI-compatible APIs."""
+    """Return the provider prefix of a model's name, such as ``anthropic``; empty for OpenAI-compatible APIs."""
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in PROVIDERS else ""
 
 
-# To the library's messages
+# Conversion to the library's messages
 
 
 def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
@@ -327,7 +327,7 @@ def _parameters(tools: Sequence[dict[str, Any]]) -> Any:
     )
 
 
-# From the library's messages
+# Conversion from the library's messages
 
 
 def _text_of(event: Any) -> str:
@@ -341,7 +341,7 @@ def _text_of(event: Any) -> str:
 
 
 def _tool_calls(parts: "Sequence[wire.ToolCallPart]") -> tuple[ToolCall, ...]:
-    """Return the calls, each with an id of its own."""
+    """Return the tool calls, each with a unique id."""
     found: list[ToolCall] = []
     seen: set[str] = set()
     for number, part in enumerate(parts):
@@ -355,7 +355,7 @@ def _tool_calls(parts: "Sequence[wire.ToolCallPart]") -> tuple[ToolCall, ...]:
 
 
 def _reason(exc: Any) -> str:
-    """Return what the API says, on one line."""
+    """Return the API's error text on one line."""
     body: Any = getattr(exc, "body", None)
     text: Any = body.get("message") if is_object(body) else None
     if not isinstance(text, str) or not text:
@@ -376,12 +376,12 @@ def _one_line(text: str) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold and UTF-8 can't."""
+    """Replace lone surrogates, which JSON can represent but UTF-8 can't."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _retry_after(headers: dict[str, str]) -> float | None:
-    """Return seconds (RFC 9110 §10.2.3; OpenAI and Azure also send milliseconds)."""
+    """Return the seconds to wait (RFC 9110 §10.2.3; OpenAI and Azure also send milliseconds)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit

@@ -1,6 +1,6 @@
-"""The seam between an agent and a model: a request goes in, text and one reply come out.
+"""The interface between an agent and a model: a request in, text and one reply out.
 
-Messages and tools have the shape of OpenAI's chat completions, which is what other APIs speak, too
+Messages and tools have the format of OpenAI's chat completions, which other APIs support as well
 (https://platform.openai.com/docs/api-reference/chat).
 """
 
@@ -13,7 +13,7 @@ Message = dict[str, Any]
 
 
 class ToolCall(Struct, frozen=True):
-    """A tool call that the model wants, as it wrote it: neither name nor arguments need to make sense.
+    """A tool call by the model, unchecked: the name may be unknown and the arguments malformed.
 
     Example:
         ``for call in reply.tool_calls: print(call.name)``
@@ -25,23 +25,23 @@ class ToolCall(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """Everything that the model said in one round. ``yield Reply(text="Hello")``"""
+    """The model's complete output of one round. ``yield Reply(text="Hello")``"""
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     stop: str = "stop"
-    """``stop``, ``length`` (it ran out of tokens), ``content_filter`` or ``tool_calls``."""
+    """``stop``, ``length`` (out of tokens), ``content_filter``, or ``tool_calls``."""
     tokens: int = 0
-    """Of prompt and reply, as the API counts them; 0 if it doesn't."""
+    """Tokens of prompt and reply, as counted by the API; 0 if it doesn't."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """What the model is asked. ``async def stream(self, request: Request): ...``"""
+    """A request to the model. ``async def stream(self, request: Request): ...``"""
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] = ()
     max_tokens: int = 0
-    """Of the reply; 0 leaves it to the model."""
+    """Maximum tokens of the reply; 0 leaves it to the model."""
     temperature: float | None = None
     stop: Sequence[str] = ()
 
@@ -51,17 +51,17 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """What the API calls it."""
+        """Name of the model at its API."""
         ...
 
     def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
-        """The pieces of the text as they come, then the reply, which holds all of it.
+        """Yield chunks of the text, then the complete reply.
 
         Raises:
-            ModelError: there's no reply, or not all of it. Pieces that were given before don't count then.
+            ModelError: there's no complete reply. Chunks yielded before are then invalid.
         """
         ...
 
     async def close(self) -> None:
-        """Give up connections."""
+        """Close connections."""
         ...

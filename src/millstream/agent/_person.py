@@ -1,4 +1,4 @@
-"""The person beside an agent: says whether something may happen, and fills in forms. One question at a time."""
+"""The user of an agent, who approves actions and fills in forms, one question at a time."""
 
 import asyncio
 import inspect
@@ -12,25 +12,25 @@ from millstream.client._questions import Answered, Question
 
 
 class Approval(Struct, frozen=True, kw_only=True):
-    """What the person is asked to allow. ``def approve(request: Approval) -> bool: return request.kind == "tool"``"""
+    """An action to approve. ``def approve(request: Approval) -> bool: return request.kind == "tool"``"""
 
     kind: Literal["tool", "sampling"]
-    """A tool that may change something, or a server that wants to use the model."""
+    """``tool`` for a tool with possible side effects, ``sampling`` for a server that wants to use the model."""
     server: str
     tool: str = ""
     description: str = ""
     arguments: Mapping[str, Any] = {}
     text: str = ""
-    """What the server wants to ask the model."""
+    """The server's request to the model."""
 
 
 Approve = Callable[[Approval], bool | Awaitable[bool]]
 Elicit = Callable[[str, Question], Answered | Awaitable[Answered]]
-"""``elicit(server, question)``; the answers are those of `Client`."""
+"""Answers forms: ``elicit(server, question)``, with the answers of `Client`."""
 
 
 class Person:
-    """Made by `Agent`."""
+    """The callbacks of an `Agent`."""
 
     __slots__ = ("_approve", "_elicit", "_lock")
 
@@ -41,16 +41,16 @@ class Person:
 
     @property
     def approves(self) -> bool:
-        """Whether there's somebody to ask."""
+        """Whether there's a callback for approvals."""
         return self._approve is not None
 
     @property
     def fills_in(self) -> bool:
-        """Whether forms can be answered."""
+        """Whether there's a callback for forms."""
         return self._elicit is not None
 
     async def allows(self, request: Approval) -> bool:
-        """Ask; without anybody to ask the answer is no."""
+        """Ask for approval. Without a callback, return False."""
         if self._approve is None:
             return False
         async with self._lock:
@@ -58,7 +58,7 @@ class Person:
             return bool(await given if inspect.isawaitable(given) else given)
 
     async def answer(self, server: str, question: Question) -> Answered:
-        """Fill in a form of a server."""
+        """Have the user fill in a form of a server."""
         if self._elicit is None:
             return "decline"
         async with self._lock:
@@ -67,9 +67,9 @@ class Person:
 
 
 def needs_approval(annotations: ToolAnnotations | None) -> bool:
-    """Whether a tool may change or destroy something: without a hint it may (MCP 2025-11-25, ToolAnnotations).
+    """Return whether a tool may have side effects; without a hint, it may (MCP 2025-11-25, ToolAnnotations).
 
-    The hints are the server's word. Don't connect an agent to a server that you don't trust.
+    The hints come from the server, so connect an agent only to servers that you trust.
     """
     if annotations is None:
         return True

@@ -1,4 +1,4 @@
-"""A server's request for the model (`sampling/createMessage`): the person allows it, and the same model answers."""
+"""Sampling (`sampling/createMessage`): a server uses the agent's model, if the user approves."""
 
 import contextlib
 
@@ -12,24 +12,24 @@ from millstream.agent._model import Message, Model, Reply, Request
 from millstream.agent._person import Approval, Person
 
 _REJECTED = -1
-"""The code of a person's no (MCP 2025-11-25, client/sampling#error-handling)."""
+"""Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""
 _STOPS = {"stop": "endTurn", "length": "maxTokens"}
 
 
 async def sample(
     server: str, asked: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
 ) -> SampleResult:
-    """Ask the model for a server.
+    """Run the model for a server.
 
     Raises:
-        ProtocolError: the person doesn't allow it, the model gives no answer, or the request has tools.
+        ProtocolError: the user refused, the model gave no answer, or the request includes tools.
     """
     if asked.tools:
-        raise ProtocolError(INVALID_PARAMS, "This client's model is given no tools by servers")
+        raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests")
     messages = chat_messages(asked.messages, limits.max_result)
     text = "\n".join(str(message["content"]) for message in messages)
     if not await person.allows(Approval(kind="sampling", server=server, text=text)):
-        raise ProtocolError(_REJECTED, "The person did not allow the server to use the model")
+        raise ProtocolError(_REJECTED, "The user did not allow the server to use the model")
     system: list[Message] = [{"role": "system", "content": asked.system_prompt}] if asked.system_prompt else []
     request = Request(
         messages=[*system, *messages],

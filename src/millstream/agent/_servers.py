@@ -1,4 +1,4 @@
-"""The servers of an agent: named apart, connected together, and closed together."""
+"""The servers of an agent, with unique names, connected and closed together."""
 
 import asyncio
 import re
@@ -19,12 +19,12 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class ServerAt(Struct, frozen=True):
-    """A server, and how to reach it: ``ServerAt(url, headers={"Authorization": "Bearer …"})``."""
+    """A server and how to reach it: ``ServerAt(url, headers={"Authorization": "Bearer …"})``."""
 
     target: Target
-    """What `Client` takes."""
+    """A target of `Client`."""
     name: str = ""
-    """What you and the model call it; by default the name of its file, host, or program."""
+    """Name for the user and the model; by default the name of its file, host, or program."""
     headers: Mapping[str, str] = {}
     timeout: float = 60.0
     options: Options | None = None
@@ -32,7 +32,7 @@ class ServerAt(Struct, frozen=True):
 
 
 class Connected(Struct, frozen=True, eq=False):
-    """A server that the agent talks to."""
+    """A connected server."""
 
     name: str
     client: Client
@@ -43,14 +43,14 @@ Given = Sequence[Target | ServerAt] | Mapping[str, Any]
 
 
 def listed(given: Given) -> list[ServerAt]:
-    """Each server that is meant.
+    """Return the servers of an argument.
 
     Raises:
-        ConfigurationError: a single target stands where a list should.
+        ConfigurationError: a single target was passed instead of a list.
         TargetError: a configuration has no servers.
     """
     if isinstance(given, str | Path):
-        raise ConfigurationError(f"`servers` takes a list: servers=[{str(given)!r}].")
+        raise ConfigurationError(f"`servers` must be a list: servers=[{str(given)!r}].")
     if not isinstance(given, Mapping):
         return [each if isinstance(each, ServerAt) else ServerAt(each) for each in given]
     if "mcpServers" in given:
@@ -61,10 +61,10 @@ def listed(given: Given) -> list[ServerAt]:
 
 
 async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitStack) -> list[Connected]:
-    """Connect to all of them at once; `closing` ends every connection.
+    """Connect to all servers at once; `closing` closes every connection.
 
     Raises:
-        ClientError: one of them can't be reached.
+        ClientError: a server can't be reached.
     """
     for _, client in wanted:
         closing.push_async_exit(client)
@@ -89,9 +89,9 @@ _LAUNCHERS = frozenset(
 
 
 def name_of(target: Target) -> str:
-    """Return a name for a target that its server can't choose, because people approve calls by it.
+    """Return a name for a target that its server can't choose, because users approve calls by it.
 
-    Empty for a server in this process, which is the program's own.
+    Empty for a server in this process, which belongs to the program.
     """
     if isinstance(target, str) and "://" in target:
         parts = urlsplit(target)

@@ -1,4 +1,4 @@
-"""The tools of several servers under names that a model may call: letters, digits, ``_`` and ``-``, at most 64."""
+"""The tools of several servers, renamed for the model's API: letters, digits, ``_`` and ``-``, at most 64."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ _LONGEST = 64
 
 
 class Tool(Struct, frozen=True, eq=False):
-    """A tool, its server, and what the model calls it."""
+    """A tool, its server, and its name for the model."""
 
     name: str
     server: Connected
@@ -35,7 +35,7 @@ class Toolbox:
                 name = self._free(fit(f"{server.name}__{tool.name}" if several else tool.name))
                 self._tools[name] = Tool(name, server, tool)
         self.specs: list[dict[str, Any]] = [_spec(tool) for tool in self._tools.values()]
-        """As the API takes them."""
+        """Tools in the format of the API."""
 
     def _free(self, name: str) -> str:
         number, free = 2, name
@@ -44,7 +44,7 @@ class Toolbox:
         return free
 
     def get(self, name: str) -> Tool | None:
-        """The tool that the model means."""
+        """Return the tool with the name that the model used."""
         return self._tools.get(name)
 
     def __iter__(self) -> Any:
@@ -55,7 +55,7 @@ class Toolbox:
 
 
 def fit(name: str) -> str:
-    """A name that every API takes; one that is cut ends with a digest of all of it."""
+    """Return a name that every API accepts. Truncated names end with a digest of the full name."""
     short = _UNFIT.sub("_", name) or "_"
     if len(short) <= _LONGEST:
         return short
@@ -64,7 +64,7 @@ def fit(name: str) -> str:
 
 def _spec(tool: Tool) -> dict[str, Any]:
     described = tool.described
-    # Without `properties` some APIs refuse the tool.
+    # Some APIs reject tools without `properties`.
     parameters: dict[str, Any] = {"type": "object", "properties": {}, **described.input_schema}
     parameters.pop("$schema", None)
     about = described.description or described.title or described.name

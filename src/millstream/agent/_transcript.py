@@ -1,6 +1,6 @@
-"""What was said and done, as JSON Lines: one object a line, with the moment (`at`), the `type` and the event's members.
+"""Transcripts as JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members.
 
-Pieces of text and progress are left out, since whole answers and results follow. No key is ever in an event.
+Text chunks and progress are left out, because complete answers and results follow. Events never contain keys.
 """
 
 import os
@@ -17,7 +17,7 @@ _PASSING = (Delta, Progressed)
 
 
 class Transcript:
-    """The lines of one conversation."""
+    """The transcript of one conversation."""
 
     __slots__ = ("_lines", "_saved")
 
@@ -35,10 +35,10 @@ class Transcript:
         return iter(self._lines)
 
     def save(self, path: str | Path) -> int:
-        """Write the file, for nobody else to read; gives the number of lines.
+        """Write the file with access for its owner only, and return the number of lines.
 
         Raises:
-            AgentError: the file can't be written, or is there already and isn't an earlier state of this transcript.
+            AgentError: the file can't be written, or exists and isn't an earlier version of this transcript.
         """
         place = Path(path).expanduser().absolute()
         how = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if place in self._saved else os.O_EXCL)
@@ -46,7 +46,7 @@ class Transcript:
             with open(os.open(place, how, 0o600), "wb") as file:  # noqa: PTH123  `Path.open` can't be given a mode
                 file.write(b"".join(line + b"\n" for line in self._lines))
         except FileExistsError as exc:
-            raise AgentError(f"There is a file {path} already. Choose another name.") from exc
+            raise AgentError(f"The file {path} already exists. Choose another name.") from exc
         except OSError as exc:
             raise AgentError(f"{path} can't be written: {exc.strerror}.") from exc
         self._saved.add(place)

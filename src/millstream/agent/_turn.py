@@ -1,7 +1,7 @@
-"""One answer: the model is asked until it wants no more tools, or a limit is reached.
+"""One answer: requests to the model until it calls no more tools, or a limit is reached.
 
-The messages of the conversation are valid for an API at every end: each call has a result, also when the person stops
-the answer. An error of the model leaves them as they were before.
+The conversation is always valid for the API: each call has a result, even if the user stops the answer. After an error
+of the model, the conversation is unchanged.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from millstream.agent._model import Message, Model, Reply, Request
 from millstream.agent._tools import Toolbox, fit
 
 _FIRST_WAIT = 1.0
-"""Seconds until the second attempt, where the API doesn't say; each further pause is twice as long."""
-_STOPPED = Called("The person stopped this call. It may have done its work or part of it.")
+"""Seconds before the second attempt, unless the API specifies them; each further pause is twice as long."""
+_STOPPED = Called("The user stopped this call. It may have taken effect, fully or partly.")
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 
 
 class Turn:
-    """Made by `Agent` for each thing that the person says."""
+    """One answer of an `Agent` to a message."""
 
     __slots__ = ("_caller", "_emit", "_limits", "_messages", "_model", "_system", "_toolbox")
 
@@ -51,10 +51,10 @@ class Turn:
         self._messages = messages
 
     async def run(self) -> None:
-        """Ask and call until there's an answer.
+        """Run rounds until there's an answer.
 
         Raises:
-            ModelError: there's none.
+            ModelError: the model gave no answer.
         """
         tokens = 0
         for number in range(1, self._limits.max_rounds + 1):
@@ -78,11 +78,11 @@ class Turn:
         await self._emit(Finished(limit, rounds, tokens))
 
     def _say(self, text: str) -> None:
-        """There's always an answer before the next question: many models insist on taking turns."""
+        """Add a text answer, because many models require alternating turns."""
         self._messages.append({"role": "assistant", "content": text})
 
     async def _ask(self) -> Reply:
-        """One reply, in as many attempts as it takes."""
+        """Return one reply, retrying if necessary."""
         request = Request(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
         for attempt in count(1):
             said: list[str] = []
@@ -95,7 +95,7 @@ class Turn:
                 await self._emit(Waiting(round(pause, 3), attempt, str(exc), bool(said)))
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
-                self._say("".join(said) or "(The person stopped this answer.)")
+                self._say("".join(said) or "(The user stopped this answer.)")
                 raise
         raise AssertionError("counting doesn't end")
 
@@ -109,7 +109,7 @@ class Turn:
         raise ModelError("The model ended its answer without a reply.")
 
     async def _call_all(self, reply: Reply) -> None:
-        """All calls of a round side by side; then their results stand in the conversation."""
+        """Execute all calls of a round concurrently, then add their results to the conversation."""
         tasks: list[asyncio.Task[Called]] = []
         try:
             async with asyncio.TaskGroup() as group:
@@ -143,7 +143,7 @@ class Turn:
 
 
 def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
-    """Seconds until the next attempt; None if there's none."""
+    """Return the seconds before the next attempt; None if there's none."""
     if not error.temporary or attempt >= limits.max_attempts:
         return None
     if error.retry_after is not None:

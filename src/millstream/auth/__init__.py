@@ -247,7 +247,7 @@ def issuer(
     registration: bool = True,
     provider: "Provider | None" = None,
 ) -> "Issuer":
-    """Issue tokens on this server, which then is an OAuth authorization server as well.
+    """Make this server an OAuth authorization server that issues its own tokens.
 
     Any MCP client can sign in: it describes itself at a URL or registers, the user signs in and consents in a browser,
     and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an

@@ -22,7 +22,7 @@ Url = Annotated[str, BeforeValidator(str)]
 
 
 class Wire(BaseModel):
-    """The base of all models here. Members that a model doesn't declare are kept."""
+    """Base class of all models here. Undeclared members are kept."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True, extra="allow")
 
@@ -50,7 +50,7 @@ class ToolAnnotations(Wire):
 
 
 class Icon(Wire):
-    """A picture for a tool, resource, prompt or server."""
+    """An icon of a tool, resource, prompt, or server."""
 
     src: str
     mimeType: str | None = None
@@ -70,7 +70,7 @@ class TextContent(_Block):
 
 
 class ImageContent(_Block):
-    """A picture, as base64."""
+    """An image, as base64."""
 
     type: Literal["image"] = "image"
     data: str
@@ -78,7 +78,7 @@ class ImageContent(_Block):
 
 
 class AudioContent(_Block):
-    """A sound, as base64."""
+    """Audio, as base64."""
 
     type: Literal["audio"] = "audio"
     data: str
@@ -86,7 +86,7 @@ class AudioContent(_Block):
 
 
 class ResourceLink(_Block):
-    """A pointer to a resource."""
+    """A link to a resource."""
 
     type: Literal["resource_link"] = "resource_link"
     uri: Url
@@ -272,13 +272,13 @@ class Completion(Wire):
 
 
 class ModelHint(Wire):
-    """A model that suits the request."""
+    """A hint for selecting a model."""
 
     name: str | None = None
 
 
 class ModelPreferences(Wire):
-    """Preferences for the model that the client picks."""
+    """Preferences for the model that the client selects."""
 
     hints: list[ModelHint] | None = None
     costPriority: float | None = None
@@ -287,7 +287,7 @@ class ModelPreferences(Wire):
 
 
 class ErrorData(Wire):
-    """An error of the protocol."""
+    """A protocol error."""
 
     code: int
     message: str

@@ -45,7 +45,7 @@ class TokenEndpoint:
         }
 
     async def post(self, request: HttpRequest) -> Response:
-        """Issue a token, or return an error."""
+        """Return a token, or an error."""
         try:
             form = form_of(request)
             kind = form.get("grant_type")

@@ -18,12 +18,12 @@ from millstream.compat.types import Url
 logger = logging.getLogger("millstream")
 
 _SECONDS = 10.0
-"""How long a verifier's answer is valid, unless the token expires earlier."""
+"""Seconds for which a verifier's answer is valid, unless the token expires earlier."""
 
 
 @dataclass(frozen=True)
 class AuthorizeError(Exception):
-    """`authorize` refuses: the client receives ``error`` (RFC 6749 §4.1.2.1)."""
+    """An error from `authorize`: the client receives ``error`` (RFC 6749 §4.1.2.1)."""
 
     error: str
     error_description: str | None = None
@@ -31,7 +31,7 @@ class AuthorizeError(Exception):
 
 @dataclass(frozen=True)
 class TokenError(Exception):
-    """An exchange is refused (RFC 6749 §5.2)."""
+    """An error from a token exchange (RFC 6749 §5.2)."""
 
     error: str
     error_description: str | None = None
@@ -39,7 +39,7 @@ class TokenError(Exception):
 
 @dataclass(frozen=True)
 class RegistrationError(Exception):
-    """`register_client` refuses (RFC 7591 §3.2.2)."""
+    """An error from `register_client` (RFC 7591 §3.2.2)."""
 
     error: str
     error_description: str | None = None
@@ -132,7 +132,7 @@ class AccessToken(BaseModel):
 
 
 class OAuthToken(BaseModel):
-    """The reply of the token endpoint."""
+    """The response of the token endpoint."""
 
     access_token: str
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  the name of a kind of token
@@ -157,7 +157,7 @@ class RevocationOptions(BaseModel):
 
 
 class AuthSettings(BaseModel):
-    """The issuer of tokens, what they are for, and the scopes that every caller needs."""
+    """The issuer of tokens, their audience, and the scopes that every caller needs."""
 
     issuer_url: Url
     service_documentation_url: Url | None = None
@@ -188,7 +188,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         """Return a registered client; None for an unknown one."""
 
     async def register_client(self, client_info: Any) -> None:
-        """Keep a client."""
+        """Store a client."""
 
     async def authorize(self, client: Any, params: AuthorizationParams) -> str:
         """Return the URL of the page where the user signs in."""
@@ -248,7 +248,7 @@ class VerifierMethod(AuthMethod):
             found = await self._verifier.verify_token(credential)
         except Exception as error:
             logger.exception("The token verifier failed.")
-            raise Unavailable("The token can't be verified now. Try again later.") from error
+            raise Unavailable("The token can't be verified at the moment. Try again later.") from error
         if found is None or (self._checks_resource and str(found.resource or "").rstrip("/") != self.resource):
             return None
         seconds, until = _SECONDS, inf
@@ -263,12 +263,12 @@ class VerifierMethod(AuthMethod):
         return Identity(principal, seconds)
 
     def holds(self, id: str) -> bool:
-        """Return True: a verifier reports no revocations, so its answers are valid for seconds only."""
+        """Return True: verifiers don't report revocations, so their answers are valid only for seconds."""
         return True
 
 
 def get_access_token() -> Any:
-    """Return the `AccessToken` of the call that runs; None without one."""
+    """Return the `AccessToken` of the current call; None without one."""
     context = current.get(None)
     with suppress(ValueError, AttributeError):
         principal = context._engine.principal

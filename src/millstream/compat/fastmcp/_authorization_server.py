@@ -1,7 +1,7 @@
-"""The endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
+"""The OAuth endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
 
-The provider decides which clients get tokens. The parts of our own authorization server read and check each request:
-redirect URIs, PKCE, the client's secret, and the number of failures per address.
+The provider decides which clients get tokens. Components of our own authorization server validate each request:
+redirect URIs, PKCE, client secrets, and the rate of failures per address.
 """
 
 import logging
@@ -48,7 +48,7 @@ _REVOKED = "oauth-revoked"
 """Topic of revocations between workers: the id of the principal, or `_UNKNOWN`."""
 _UNKNOWN = ""
 _CODE_SECONDS = 3600.0
-"""How long a used code stays known."""
+"""Seconds for which a used code is remembered."""
 
 
 class ServedProvider:
@@ -58,7 +58,7 @@ class ServedProvider:
         """Check the issuer.
 
         Raises:
-            ValueError: its URL can't be an issuer.
+            ValueError: its URL isn't a valid issuer.
         """
         issuer = str(settings.issuer_url).rstrip("/")
         parts = urlsplit(issuer)
@@ -72,7 +72,7 @@ class ServedProvider:
         self.outer_paths: tuple[str, ...] = tuple(
             prefix + each for prefix in {"", parts.path} for each in (AUTHORIZE, TOKEN, REGISTER, REVOKE)
         )
-        """Paths of the endpoints, for an application that serves some paths only."""
+        """Paths of the endpoints, for applications that serve only some paths."""
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningProvider":
         """Return the endpoints of one running server."""
@@ -82,7 +82,7 @@ class ServedProvider:
         plan = IssuerConfig(
             url=self.issuer,
             audience=str(settings.resource_server_url or origin).rstrip("/"),
-            # Clients may name the URL that they connect to instead of the audience.
+            # Clients may use the URL that they connect to instead of the audience.
             resources=tuple(origin + path.rstrip("/") for path in services.settings.mcp_paths),
             scopes=tuple(settings.required_scopes or ()),
             described=dict.fromkeys(getattr(registration, "valid_scopes", None) or (), ""),
@@ -113,7 +113,7 @@ class RunningProvider(VerifierMethod):
         self._asking = AuthorizationRequests(plan, clients, self._targets)
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
-        # Process
+        # State
         self._registrations = GlobalLimiter("register", RATE, lambda: vault.pool)
         self._changes = 0
         """Number of revocations at all workers."""
@@ -184,7 +184,7 @@ class RunningProvider(VerifierMethod):
         except NotAClient as exc:
             raise OAuthError("invalid_request", str(exc)) from None
         except NotGranted as exc:
-            # Registration is open: a link that begins with our name must not silently end at a registered address.
+            # Registration is open, so this server must not redirect to a registered address without confirmation.
             if self._plan.registration and is_identified(exc.redirect):
                 return pages.stop(exc.answer, shown_host(exc.redirect), str(exc))
             return exc.answer
@@ -196,7 +196,7 @@ class RunningProvider(VerifierMethod):
         if not set(scopes or ()) <= set(registered):
             return refuse("invalid_scope", "The client was not registered with all of these scopes.")
         if state is not None and not state.isprintable():
-            return refuse("invalid_request", "state has to be text.")
+            return refuse("invalid_request", "state must be printable text.")
         params = AuthorizationParams(
             state=state, scopes=scopes, code_challenge=asked.challenge, redirect_uri=asked.redirect_uri,
             redirect_uri_provided_explicitly=asked.named_redirect, resource=given.get("resource") or None,
@@ -226,7 +226,7 @@ class RunningProvider(VerifierMethod):
         give = {CODE: self._from_code, REFRESH: self._from_refresh_token}.get(kind)
         if give is None:
             error = "unsupported_grant_type" if kind else "invalid_request"
-            raise OAuthError(error, f"grant_type is {CODE} or {REFRESH}.")
+            raise OAuthError(error, f"grant_type must be {CODE} or {REFRESH}.")
         client = await self._proof.client(request, form)
         if kind not in client.grant_types:
             raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
@@ -240,15 +240,15 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_request", "code is missing.")
         found = await self._provider.load_authorization_code(theirs, code)
         if found is None or found.client_id != client.id or found.expires_at < time.time():
-            raise OAuthError("invalid_grant", "The code is unknown, or its time is over.")
+            raise OAuthError("invalid_grant", "The code is unknown or has expired.")
         check_redirect(str(found.redirect_uri), form, named=found.redirect_uri_provided_explicitly)
         check_verifier(form, found.code_challenge)
         resource = getattr(found, "resource", None)
         if resource and any(canonical(each) != canonical(str(resource)) for each in form.all("resource")):
             raise OAuthError("invalid_target", "The code is not for this resource.")
-        # Two requests at once may both find the code; only one may exchange it.
+        # Two concurrent requests may both find the code, but only one may exchange it.
         if not await self._vault.exchange(f"oauth-spent:{digest(code)}", None, b"1", _CODE_SECONDS, lossy=True):
-            raise OAuthError("invalid_grant", "The code was used before.")
+            raise OAuthError("invalid_grant", "The code has already been used.")
         return await self._provider.exchange_authorization_code(theirs, found)
 
     async def _from_refresh_token(self, client: Client, theirs: Any, form: Parameters) -> Any:
@@ -258,7 +258,7 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_grant", "The refresh token is no longer valid. Sign in again.")
         scopes = list(dict.fromkeys(form.get("scope").split())) or list(found.scopes)
         if not set(scopes) <= set(found.scopes):
-            raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
+            raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         return await self._provider.exchange_refresh_token(theirs, found, scopes)
 
     async def _revoke(self, request: HttpRequest) -> Response:
@@ -284,7 +284,9 @@ class RunningProvider(VerifierMethod):
         wait = await self._registrations.take(key)
         if wait > 0:
             head = self._registrations.report_headers(key, wait)
-            raise OAuthError("temporarily_unavailable", "Too many registrations from your address.", 429, head)
+            raise OAuthError(
+                "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429, head
+            )
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options
         try:
@@ -297,14 +299,14 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_redirect_uri", str(exc)) from None
         except ValidationError as exc:
             raise OAuthError(
-                "invalid_client_metadata", f"The metadata can't be used: {exc.errors()[0]['msg']}"
+                "invalid_client_metadata", f"The client metadata is invalid: {exc.errors()[0]['msg']}"
             ) from None
         except ValueError as exc:
             raise OAuthError("invalid_client_metadata", str(exc)) from None
         if "code" not in theirs.response_types:
-            raise OAuthError("invalid_client_metadata", "response_types has code.")
+            raise OAuthError("invalid_client_metadata", "response_types must include code.")
         if options.valid_scopes is not None and not set((theirs.scope or "").split()) <= set(options.valid_scopes):
-            raise OAuthError("invalid_client_metadata", f"Valid scopes are {' '.join(options.valid_scopes)}.")
+            raise OAuthError("invalid_client_metadata", f"The valid scopes are {' '.join(options.valid_scopes)}.")
         await self._provider.register_client(theirs)
         return reply(theirs.model_dump(mode="json", exclude_none=True), 201)
 
@@ -376,7 +378,7 @@ def _answered(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Handler:
             refusal = _refusal(exc)
             if refusal is None:
                 logger.exception("%s %a: the provider failed", request.method, request.path)
-                refusal = OAuthError("server_error", "The server can't do this now. Try again later.", 500)
+                refusal = OAuthError("server_error", "This isn't possible at the moment. Try again later.", 500)
             return refusal.response()
 
     return answer

@@ -97,7 +97,7 @@ def is_content(value: Any) -> bool:
 
 
 def to_wire(value: Any) -> Any:
-    """Return a value of the protocol as JSON has it."""
+    """Return a protocol value as JSON data."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     if isinstance(value, msgspec.Struct):
@@ -119,7 +119,7 @@ def to_blocks(value: Any) -> list[Any]:
 
 
 def to_text(value: Any) -> str:
-    """Return a value as text: a `str` as it is, and anything else as indented JSON."""
+    """Return a value as text: a `str` unchanged, and anything else as indented JSON."""
     return value if isinstance(value, str) else to_json(value, fallback=str, indent=2).decode()
 
 

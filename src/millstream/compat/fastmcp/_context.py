@@ -1,4 +1,4 @@
-"""`Context`: the call as functions see it, and `ServerSession`: its client."""
+"""`Context`: the current call as functions see it, and `ServerSession`: its client."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -88,7 +88,7 @@ class ServerSession:
 
     @property
     def client_params(self) -> types.Wire:
-        """What the client said when it connected."""
+        """The client's `initialize` parameters."""
         client = self._engine.client
         return types.Wire.model_validate(
             {
@@ -120,23 +120,23 @@ class ServerSession:
         await self._engine.progress(progress, total, message)
 
     async def send_tool_list_changed(self) -> None:
-        """Tell clients that the list of tools changed."""
+        """Notify clients that the list of tools has changed."""
         self._emit(ServerChange("tools"))
 
     async def send_resource_list_changed(self) -> None:
-        """Tell clients that the list of resources changed."""
+        """Notify clients that the list of resources has changed."""
         self._emit(ServerChange("resources"))
 
     async def send_prompt_list_changed(self) -> None:
-        """Tell clients that the list of prompts changed."""
+        """Notify clients that the list of prompts has changed."""
         self._emit(ServerChange("prompts"))
 
     async def send_resource_updated(self, uri: Any) -> None:
-        """Tell the subscribers of a resource that it changed."""
+        """Notify the subscribers of a resource that it has changed."""
         self._emit(ServerChange("updated", str(uri)))
 
     async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
-        """Tell the client that the user is done at a URL (2025-11-25)."""
+        """Notify the client that the user has finished at a URL (2025-11-25)."""
         if self._call.revision.elicitation_ids:
             params = {"elicitationId": elicitation_id}
             await self._call.send_to_caller(notification_message("notifications/elicitation/complete", params))
@@ -173,7 +173,7 @@ class ServerSession:
         tool_choice: Any = None,
         **ignored: Any,
     ) -> types.CreateMessageResult:
-        """Let the client's model continue a conversation."""
+        """Have the client's model continue a conversation."""
         result = await self._engine.sample(
             [msgspec.convert(to_wire(each), Message) for each in messages],
             max_tokens=max_tokens,
@@ -202,7 +202,7 @@ def _blocks(value: Any) -> Any:
 
 
 class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
-    """The call that runs. A parameter annotated with this class gets it."""
+    """The current call. A parameter annotated with this class receives it."""
 
     def __init__(self, fastmcp: Any = None, call: Call | None = None) -> None:
         self._fastmcp = fastmcp
@@ -211,7 +211,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
-        """Let programs put `pydantic.validate_call` around functions that take a context."""
+        """Support `pydantic.validate_call` around functions that take a context."""
         return is_instance_schema(Context)
 
     @property
@@ -312,7 +312,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
             await self._engine_context.progress(progress, total, message)
 
     async def close_sse_stream(self) -> None:
-        """Close the call's connection but not the call; the client reconnects for the rest."""
+        """Close the call's connection, but not the call; the client reconnects for the rest."""
         await self._engine.close_stream()
 
     # Questions
@@ -345,7 +345,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         temperature: float | None = None,
         max_tokens: int = 512,
     ) -> Any:
-        """Let the client's model continue a conversation, and return the content of its reply."""
+        """Have the client's model continue a conversation, and return the content of its reply."""
         given = [messages] if isinstance(messages, str) else messages
         result = await self.session.create_message(
             [Message("user", each) if isinstance(each, str) else each for each in given],
@@ -357,7 +357,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
 
 async def _ask(question: Awaitable[T]) -> tuple[_Action, T | None]:
-    """Return what the user did, and the answer if there is one."""
+    """Return what the user did, and the answer if there's one."""
     try:
         return "accept", await question
     except Declined:

@@ -16,27 +16,27 @@ from millstream.compat import types
 
 
 class FastMCPError(Exception):
-    """The base of the errors."""
+    """Base class of the errors."""
 
 
 class ValidationError(FastMCPError):
-    """Arguments or results are wrong."""
+    """Arguments or results are invalid."""
 
 
 class ResourceError(FastMCPError):
-    """A resource can't be read. Clients see the text."""
+    """A resource can't be read. Clients see the message."""
 
 
 class ToolError(FastMCPError):
-    """A tool failed. The model sees the text."""
+    """A tool failed. The model sees the message."""
 
 
 class InvalidSignature(Exception):
-    """A function can't be served with its signature."""
+    """A function has an unsupported signature."""
 
 
 class McpError(Exception):
-    """An error of the protocol: ``McpError(ErrorData(code=-32602, message="…"))``."""
+    """A protocol error: ``McpError(ErrorData(code=-32602, message="…"))``."""
 
     def __init__(self, error: Any) -> None:
         super().__init__(error.message)
@@ -60,7 +60,9 @@ def requires_url(error: BaseException) -> bool:
 
 
 def as_protocol_error(error: Any, code: int) -> ProtocolError:
-    """Convert an error to one of the protocol. An `McpError`, also of an installed SDK, keeps its code and data."""
+    """Convert an error to a protocol error. An `McpError`, including that of an installed SDK, keeps its code and
+    data.
+    """
     if hasattr(error, "error") and any(each.__name__ == "McpError" for each in type(error).__mro__):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
@@ -68,7 +70,7 @@ def as_protocol_error(error: Any, code: int) -> ProtocolError:
 
 @contextmanager
 def tool_errors() -> Generator[None]:
-    """Convert errors of a tool to text for the model, or to an error of the protocol."""
+    """Convert errors of a tool to text for the model, or to a protocol error."""
     try:
         yield
     except FastMCPError as error:
@@ -81,7 +83,7 @@ def tool_errors() -> Generator[None]:
 
 @contextmanager
 def protocol_errors(code: int = INTERNAL_ERROR) -> Generator[None]:
-    """Convert errors inside the block to errors of the protocol."""
+    """Convert errors inside the block to protocol errors."""
     try:
         yield
     except (ProtocolError, Declined, Cancelled):
@@ -92,7 +94,7 @@ def protocol_errors(code: int = INTERNAL_ERROR) -> Generator[None]:
 
 @contextmanager
 def prefixed_errors(what: str) -> Generator[None]:
-    """Raise ValueError with a text that begins with `what` for errors inside the block."""
+    """Convert errors inside the block to a ValueError whose message begins with `what`."""
     try:
         yield
     except (ProtocolError, Declined, Cancelled):

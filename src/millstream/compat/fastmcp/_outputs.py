@@ -16,11 +16,11 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 class Output(Struct, frozen=True):
-    """The output of a tool, as our type engine writes it."""
+    """The output of a tool, encoded by our type engine."""
 
     output: outputs.Output
     wrapped: bool
-    """Values go under `result`."""
+    """Whether values are wrapped in `result`."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Out
 
     Args:
         returns: the annotation; `inspect.Signature.empty` for none.
-        name: of the function.
+        name: name of the function.
         structured: whether an output is required (True) or unwanted (False); None leaves it to the annotation.
 
     Raises:
@@ -90,7 +90,7 @@ def _is_result(annotation: Any) -> bool:
 
 
 def _described_class(annotation: type[Any]) -> Any:
-    """Return what describes the values of a class: itself, or a model of its annotations; None without any."""
+    """Return the type that describes the values of a class: itself, or a model of its annotations; None without any."""
     if issubclass(annotation, BaseModel) or is_typeddict(annotation):
         return annotation
     hints = get_type_hints(annotation, include_extras=True) if annotation is not object else {}

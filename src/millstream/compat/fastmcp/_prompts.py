@@ -44,7 +44,7 @@ class AssistantMessage(Message):
 
 
 class Prompt:
-    """A prompt of a server. `from_function` makes one."""
+    """A prompt of a server. Create one with `from_function`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Prompt:
         description: str | None = None,
         icons: Sequence[Any] | None = None,
     ) -> "Prompt":
-        """Return a prompt of a function.
+        """Create a prompt from a function.
 
         Raises:
             InvalidSignature, ValueError: the function can't be a prompt.
@@ -86,7 +86,7 @@ class Prompt:
         """Return the messages.
 
         Raises:
-            ValueError: arguments are missing or wrong, or the function raised.
+            ValueError: arguments are missing or invalid, or the function raised.
         """
         given = dict(arguments or {})
         missing = {each.name for each in self.arguments if each.required} - given.keys()

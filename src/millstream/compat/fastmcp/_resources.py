@@ -26,7 +26,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 class ReadResourceContents(Struct, frozen=True):
-    """One content of a resource, as `read_resource` returns it."""
+    """The content of a resource, as `read_resource` returns it."""
 
     content: str | bytes
     mime_type: str | None = None
@@ -34,7 +34,7 @@ class ReadResourceContents(Struct, frozen=True):
 
 
 class _Described:
-    """What resources and templates share: the description that clients see."""
+    """Base class of resources and templates: the description that clients see."""
 
     name: Any
     title: Any
@@ -59,7 +59,7 @@ class _Described:
 
 
 class Resource(_Described, BaseModel, abc.ABC):
-    """The base of all resources. A class of your own has an ``async def read(self) -> str | bytes``."""
+    """Base class of all resources. Subclasses implement ``async def read(self) -> str | bytes``."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(validate_default=True, arbitrary_types_allowed=True)
 
@@ -95,7 +95,7 @@ class Resource(_Described, BaseModel, abc.ABC):
 
 
 class TextResource(Resource):
-    """Text."""
+    """A resource with fixed text."""
 
     text: str
 
@@ -105,7 +105,7 @@ class TextResource(Resource):
 
 
 class BinaryResource(Resource):
-    """Bytes."""
+    """A resource with fixed bytes."""
 
     data: bytes
 
@@ -115,7 +115,7 @@ class BinaryResource(Resource):
 
 
 class FunctionResource(Resource):
-    """The value of a function: text, bytes, a resource, or a value for JSON."""
+    """A resource with the value of a function: text, bytes, a resource, or a value for JSON."""
 
     fn: Callable[..., Any] = Field(exclude=True)
 
@@ -123,10 +123,10 @@ class FunctionResource(Resource):
     def from_function(
         cls, fn: Callable[..., Any], uri: str, name: str | None = None, **options: Any
     ) -> "FunctionResource":
-        """Return a resource of a function whose only parameter may be the context.
+        """Create a resource from a function whose only parameter may be the context.
 
         Raises:
-            ValueError: a lambda without a name.
+            ValueError: the function is a lambda without a name.
         """
         signature = signature_of(fn, name)
         given = {key: value for key, value in options.items() if value is not None}
@@ -145,13 +145,13 @@ class FunctionResource(Resource):
 
 
 class FileResource(Resource):
-    """A file, read for each call. `path` has to be absolute."""
+    """A file, read for each call. `path` must be absolute."""
 
     path: Path
     is_binary: bool = False
 
     def model_post_init(self, context: Any, /) -> None:
-        """Read as bytes what isn't of a text type. Raises ValueError for a relative path."""
+        """Use bytes for media types other than text. Raises ValueError for a relative path."""
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
@@ -165,7 +165,7 @@ class FileResource(Resource):
 
 
 class DirectoryResource(Resource):
-    """The names of the files in a folder, as JSON. `path` has to be absolute."""
+    """The names of the files in a folder, as JSON. `path` must be absolute."""
 
     path: Path
     recursive: bool = False
@@ -178,7 +178,7 @@ class DirectoryResource(Resource):
             raise ValueError("Path must be absolute")
 
     def list_files(self) -> list[Path]:
-        """Return what is in the folder. Raises NotADirectoryError if it isn't one."""
+        """Return the content of the folder. Raises NotADirectoryError if it isn't one."""
         if not self.path.is_dir():
             raise NotADirectoryError(f"Not a directory: {self.path}")
         return list((self.path.rglob if self.recursive else self.path.glob)(self.pattern or "*"))
@@ -223,10 +223,10 @@ class ResourceTemplate(_Described):
     def from_function(
         cls, fn: Callable[..., Any], uri_template: str, name: str | None = None, **options: Any
     ) -> "ResourceTemplate":
-        """Return a template of a function.
+        """Create a template from a function.
 
         Raises:
-            ValueError: the parameters aren't the variables of the URI.
+            ValueError: the parameters don't match the variables of the URI.
         """
         made = cls(signature_of(fn, name), uri_template, **options)
         variables, parameters = set(made._pattern.variables), set(made.signature.parameters)
@@ -239,7 +239,7 @@ class ResourceTemplate(_Described):
         return self._describe(uriTemplate=self.uri_template)
 
     def matches(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI; None if it isn't of this family."""
+        """Return the values of the variables in a URI; None if it doesn't match."""
         return self._pattern.match(uri)
 
     async def read_for(self, variables: Mapping[str, Any], context: Any) -> str | bytes:
@@ -259,7 +259,7 @@ class ResourceTemplate(_Described):
 
 
 class UriPattern:
-    """The URI of a template: ``{name}`` matches a part without slashes."""
+    """The URI of a template: ``{name}`` matches a segment without slashes."""
 
     def __init__(self, template: str) -> None:
         self.variables: tuple[str, ...] = tuple(_VARIABLE.findall(template))
@@ -273,8 +273,8 @@ class UriPattern:
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the decoded values of the variables.
 
-        None for a URI of another family, and for values that leave a folder as a file name on any system: functions
-        use them so.
+        Returns None for a URI that doesn't match, and for values that would leave a folder as a file name on any
+        system, because functions use them that way.
         """
         found = self._regex.fullmatch(uri)
         if found is None:

@@ -1,4 +1,4 @@
-"""`FastMCP`: a program for the official SDK registers functions with it, and our server runs them."""
+"""`FastMCP`: the interface of the official SDK, backed by our server."""
 
 import inspect
 import logging
@@ -44,23 +44,23 @@ _MAX_COMPLETIONS = 100
 
 
 class FastMCP(Generic[LifespanT]):
-    """A server as the official SDK's version 1 has it.
+    """A server with the interface of the official SDK's version 1.
 
     Args:
-        name: what clients show.
-        instructions: how to use the server, for the client's model.
-        website_url: a page about the server.
-        icons: pictures of the server.
-        auth_server_provider: issues tokens; needs ``auth=AuthSettings(…)``.
-        token_verifier: verifies tokens; needs ``auth=AuthSettings(…)``.
-        event_store: accepted and unused: streams can be resumed without it.
+        name: name that clients show.
+        instructions: instructions for the client's model on how to use the server.
+        website_url: URL of a page about the server.
+        icons: icons of the server.
+        auth_server_provider: issues tokens; requires ``auth=AuthSettings(…)``.
+        token_verifier: verifies tokens; requires ``auth=AuthSettings(…)``.
+        event_store: accepted and unused, because streams can be resumed without it.
         retry_interval: accepted and unused.
         tools: `Tool` objects to register.
         options: members of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
 
     Raises:
-        TypeError: an unknown option.
-        ValueError: sign-in isn't fully configured.
+        TypeError: an option is unknown.
+        ValueError: the auth settings are incomplete.
     """
 
     def __init__(  # noqa: PLR0917  in the order of the SDK
@@ -114,12 +114,12 @@ class FastMCP(Generic[LifespanT]):
 
     @property
     def name(self) -> str:
-        """What clients show."""
+        """Name that clients show."""
         return self.engine.name
 
     @property
     def instructions(self) -> str | None:
-        """How to use the server."""
+        """Instructions for the client's model."""
         return self.engine.definition.instructions or None
 
     def _configure(self) -> None:
@@ -128,7 +128,7 @@ class FastMCP(Generic[LifespanT]):
     # Registration
 
     def _add(self, kind: str, key: str, item: Any, items: dict[str, Any]) -> Any:
-        """Register an item; of two with one name, the first stays."""
+        """Register an item; of two with the same name, the first stays."""
         if key in items:
             if getattr(self.settings, f"warn_on_duplicate_{'resources' if kind == 'templates' else kind}"):
                 logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
@@ -170,7 +170,7 @@ class FastMCP(Generic[LifespanT]):
         self._add("tools", tool.name, tool, self._tools)
 
     def remove_tool(self, name: str) -> None:
-        """Remove a tool. Raises ToolError if there is none of that name."""
+        """Remove a tool. Raises ToolError if it doesn't exist."""
         if self._tools.pop(name, None) is None:
             raise ToolError(f"Unknown tool: {name}")
         self.engine.definition.remove("tools", name)
@@ -179,7 +179,7 @@ class FastMCP(Generic[LifespanT]):
         """Register a function as a resource, or as a template if the URI has ``{variables}``.
 
         Args:
-            uri: where clients read it.
+            uri: URI of the resource.
             options: `name`, `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`.
         """
         if callable(uri):
@@ -223,7 +223,7 @@ class FastMCP(Generic[LifespanT]):
         self._add("prompts", prompt.name, prompt, self._prompts)
 
     def completion(self) -> Callable[[Any], Any]:
-        """Register what completes arguments: ``async def f(ref, argument, context)`` returns a `Completion` or None."""
+        """Register the completion handler: ``async def f(ref, argument, context)`` returns a `Completion` or None."""
 
         def decorate(function: Any) -> Any:
             registry = self.engine.registry
@@ -246,8 +246,8 @@ class FastMCP(Generic[LifespanT]):
         The route doesn't require sign-in.
 
         Raises:
-            ValueError: an invalid path or HTTP method.
-            LocalError: the server already runs.
+            ValueError: the path or HTTP method is invalid.
+            LocalError: the server is already running.
         """
 
         def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -258,10 +258,10 @@ class FastMCP(Generic[LifespanT]):
 
         return decorate
 
-    # Calls of the program
+    # Used by the program
 
     def get_context(self) -> Context[Any, Any, Any]:
-        """Return the context of the call that runs; outside of calls, one without a request."""
+        """Return the context of the current call; outside of calls, one without a request."""
         return current.get(None) or Context(self)
 
     async def list_tools(self) -> list[types.Tool]:
@@ -284,7 +284,7 @@ class FastMCP(Generic[LifespanT]):
         """Call a tool, and return its content, or content and structured content if it has an output schema.
 
         Raises:
-            ToolError: there is none of that name, or it failed.
+            ToolError: the tool doesn't exist, or failed.
         """
         tool = self._tools.get(name)
         if tool is None:
@@ -296,7 +296,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the contents of a resource.
 
         Raises:
-            ResourceError: there is none of that URI, or it can't be read.
+            ResourceError: the resource doesn't exist, or can't be read.
         """
         text, context = str(uri), self.get_context()
         try:
@@ -317,7 +317,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the messages of a prompt.
 
         Raises:
-            ValueError: there is none of that name, or it failed.
+            ValueError: the prompt doesn't exist, or failed.
         """
         prompt = self._prompts.get(name)
         if prompt is None:
@@ -369,10 +369,10 @@ class FastMCP(Generic[LifespanT]):
 
         Args:
             transport: ``stdio``, ``streamable-http``, or ``sse``. Over HTTP, the server serves both HTTP transports.
-            mount_path: the path in front of what ``sse`` sends to clients.
+            mount_path: path prefix for the URLs that ``sse`` sends to clients.
 
         Raises:
-            ValueError: an unknown transport.
+            ValueError: the transport is unknown.
         """
         kind = self._prepare(transport, mount_path)
         launch.launch(self.engine, kind, self.settings.host, self.settings.port, 1)
@@ -407,7 +407,7 @@ class FastMCP(Generic[LifespanT]):
 
 
 class SessionManager:
-    """Runs the server inside ``async with mcp.session_manager.run():``. Several blocks may be open at a time."""
+    """Runs the server inside ``async with mcp.session_manager.run():``. Several blocks may be open at once."""
 
     def __init__(self, engine: Server) -> None:
         self._engine = engine
@@ -426,12 +426,12 @@ class SessionManager:
                 await self._engine.stop()
 
     async def handle_request(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request: an ASGI application."""
+        """Serve one request, as an ASGI application."""
         await self._engine(scope, receive, send)
 
 
 class _Unmounted:
-    """The server below a path that is its own: restores what Starlette removed from the path."""
+    """The server below a path of its own: restores the part that Starlette removed from the path."""
 
     def __init__(self, engine: Server) -> None:
         self._engine = engine
@@ -442,10 +442,10 @@ class _Unmounted:
 
 
 def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
-    """Return the method of the guard for a server's configuration; None for none.
+    """Return the auth method for a server's configuration; None for none.
 
     Raises:
-        ValueError: the configuration is incomplete, or the issuer can't be one.
+        ValueError: the configuration is incomplete, or the issuer is invalid.
     """
     if auth is None:
         if verifier is not None or provider is not None:
@@ -459,14 +459,14 @@ def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
         return VerifierMethod(verifier, auth)
     if not hasattr(provider, "authorize"):
         return VerifierMethod(ProviderTokenVerifier(provider), auth)
-    # Only few programs issue tokens.
+    # Imported here because few programs issue tokens.
     from millstream.compat.fastmcp._authorization_server import ServedProvider  # noqa: PLC0415
 
     return ServedProvider(provider, auth)
 
 
 def _decorate(first: Any, register: Callable[[Any, str | None], Any]) -> Any:
-    """Return a decorator; or apply it, if the decorator was written without parentheses."""
+    """Return a decorator, or apply it if it was written without parentheses."""
     if first is not None and not isinstance(first, str):
         return register(first, None)
 

@@ -1,4 +1,4 @@
-"""Settings of a server as the official SDK names them, and as ours."""
+"""Settings of a server with the official SDK's names, and their conversion to ours."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ MAX_BODY = 4 * 1024 * 1024
 
 @dataclass
 class TransportSecuritySettings:
-    """The Host and Origin headers that are accepted: ``example.com``, ``127.0.0.1:*``."""
+    """The allowed Host and Origin headers: ``example.com``, ``127.0.0.1:*``."""
 
     enable_dns_rebinding_protection: bool = True
     allowed_hosts: list[str] = field(default_factory=list[str])
@@ -66,7 +66,7 @@ class Settings:
         if security is None and is_loopback(self.host):
             return {}
         if security is None or not security.enable_dns_rebinding_protection:
-            # The SDK accepts every header then, and allows no page to read the reply.
+            # In this case the SDK accepts every header, and lets no page read the response.
             return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
         return {
             "allowed_hosts": tuple(dict.fromkeys(map(_without_port, security.allowed_hosts))),
@@ -88,10 +88,10 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
-    """Return the settings of these options; `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG` fill in the rest.
+    """Return the settings for these options; `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG` are the defaults.
 
     Raises:
-        TypeError: an unknown option.
+        TypeError: an option is unknown.
     """
     refuse_unknown("FastMCP", options, Settings.__dataclass_fields__, {})
     given = dict(options)

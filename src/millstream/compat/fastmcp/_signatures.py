@@ -1,4 +1,4 @@
-"""Signatures of functions: the type engine that reads the arguments, and the parameter for the context."""
+"""Signatures of functions: the type engine that decodes the arguments, and the parameter for the context."""
 
 import functools
 import inspect
@@ -16,15 +16,15 @@ from millstream._server.functions.parameters import parameter_of
 from millstream._server.functions.problems import explain
 
 current: ContextVar[Any] = ContextVar("millstream_compat_context")
-"""The context of the call that runs."""
+"""The context of the current call."""
 
 
 class ContextMark:
-    """The base of `Context`. A parameter annotated with a subclass gets the context."""
+    """Base class of `Context`. A parameter annotated with a subclass receives the context."""
 
 
 class WrongArguments(ValueError):
-    """Arguments that don't fit the function."""
+    """The arguments don't match the function's signature."""
 
 
 class Signature(Struct, frozen=True):
@@ -52,10 +52,10 @@ class Signature(Struct, frozen=True):
     def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of the function.
 
-        Some hosts send lists and objects as JSON text, so text is decoded where no text is expected.
+        Some hosts send lists and objects as JSON text, so text is decoded where the type isn't text.
 
         Raises:
-            WrongArguments: the arguments don't fit.
+            WrongArguments: the arguments don't match.
         """
         values = dict(arguments)
         try:
@@ -82,15 +82,15 @@ class Signature(Struct, frozen=True):
 
 
 def signature_of(function: Callable[..., Any], name: str | None = None) -> Signature:
-    """Read a function once.
+    """Inspect a function once.
 
     Args:
         function: any callable.
-        name: instead of the function's own.
+        name: name to use instead of the function's own.
 
     Raises:
-        TypeError: a parameter that clients can't fill in.
-        ValueError: a lambda without a name.
+        TypeError: a parameter can't be filled in by clients.
+        ValueError: the function is a lambda without a name.
     """
     own = name or name_of(function)
     if own == "<lambda>":

@@ -23,7 +23,7 @@ logger = logging.getLogger("millstream")
 
 
 class ToolOutput(Struct, frozen=True):
-    """What a call of a tool gives."""
+    """The output of a tool call."""
 
     content: list[Any]
     structured: Any = None
@@ -31,7 +31,7 @@ class ToolOutput(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
     def members(self) -> dict[str, Any]:
-        """Return the members of the result on the wire."""
+        """Return the members of the encoded result."""
         made: dict[str, Any] = {"content": [to_wire(each) for each in self.content]}
         if self.structured is not None:
             made["structuredContent"] = self.structured
@@ -41,7 +41,7 @@ class ToolOutput(Struct, frozen=True):
 
 
 class Tool:
-    """A tool of a server. `from_function` makes one."""
+    """A tool of a server. Create one with `from_function`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Tool:
         meta: dict[str, Any] | None = None,
         structured_output: bool | None = None,
     ) -> "Tool":
-        """Return a tool of a function.
+        """Create a tool from a function.
 
         Raises:
             InvalidSignature, ValueError: the function can't be a tool.
@@ -112,12 +112,12 @@ class Tool:
         """Run the function.
 
         Args:
-            arguments: as a client sends them.
-            context: for the parameter that wants it.
-            convert_result: return a `ToolOutput` instead of the function's own value.
+            arguments: arguments as a client sends them.
+            context: value of the context parameter.
+            convert_result: whether to return a `ToolOutput` instead of the function's own value.
 
         Raises:
-            ToolError: the arguments are wrong, or the function raised.
+            ToolError: the arguments are invalid, or the function raised.
         """
         context = context or Context()
         try:
@@ -133,10 +133,10 @@ class Tool:
             raise ToolError(f"Error executing tool {self.name}: {error}") from error
 
     def convert(self, value: Any) -> ToolOutput:
-        """Return a function's value as a result.
+        """Convert a function's value to a result.
 
         Raises:
-            LocalError: the value doesn't fit the annotation.
+            LocalError: the value doesn't match the annotation.
         """
         if is_result(value):
             wire = to_wire(value)
