@@ -211,6 +211,9 @@ PAGES = {
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
     "docs/how-to/own-routes.md": Page(),
+    "docs/how-to/show-results-in-a-view.md": Page(
+        untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
+    ),
     "docs/how-to/serve-skills.md": Page(
         untyped={
             "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",

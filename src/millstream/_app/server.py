@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import Given
     from millstream.extensions import Extension
+    from millstream.extensions.apps import AppOptions, Apps
     from millstream.extensions.events import EventOptions, Events
     from millstream.extensions.skills import SkillOptions, Skills
     from millstream.gateway.upstream import UpstreamOptions
@@ -205,6 +206,8 @@ class Server(FamiliarNames):
         """
         if self.settings.lenient_arguments:
             options.setdefault("lenient", True)
+        if options.get("ui") or options.get("visibility"):
+            return _decorate(function, lambda each: self._add_with_view(each, options))
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
@@ -418,6 +421,43 @@ class Server(FamiliarNames):
         Keyword options: see `millstream.extensions.skills.SkillOptions`.
         """
         return _decorate(function, lambda each: self._skills().add_function(each, **options))
+
+    def app(self, source: str | PathLike[str], *, uri: str = "", **options: "Unpack[AppOptions]") -> None:
+        """Offer HTML views for results of tools, in hosts with the apps extension.
+
+        A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file: a host's sandbox loads nothing
+        else, unless `resources` allows it. It's read at each request, so a change shows at once.
+
+        Args:
+            source: a ``.html`` file, or a folder of them, relative to the current directory.
+            uri: of the file; of a folder, what the URIs of its files begin with.
+            options: see `millstream.extensions.apps.AppOptions`.
+
+        Raises:
+            ValueError: there is no such file or folder, or an option is wrong; the text says what.
+
+        Example:
+            ``mcp.app("orders/")``, then ``@mcp.tool(ui="ui://orders/table")``
+        """
+        self._apps().add(fspath(source), uri, options)
+
+    def _add_with_view(self, function: Callable[..., Any], options: ToolOptions) -> None:
+        rest: ToolOptions = {**options}
+        uri, visibility = rest.pop("ui", None), rest.pop("visibility", None)
+        if not uri:
+            raise ValueError("visibility= is for tools with a view: add ui=")
+        tool = str(rest.get("name") or getattr(function, "__name__", ""))
+        rest["meta"] = {**self._apps().link(tool, uri, visibility), **(rest.get("meta") or {})}
+        self._add("tools", tool_of(function, home=self.definition, **rest))
+
+    def _apps(self) -> "Apps":
+        from millstream.extensions.apps import Apps  # noqa: PLC0415  few servers have views
+
+        found = self.extension(Apps)
+        if found is None:
+            found = Apps()
+            self.extend(found)
+        return found
 
     def _skills(self) -> "Skills":
         from millstream.extensions.skills import Skills  # noqa: PLC0415  few servers have skills

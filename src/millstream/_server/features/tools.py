@@ -5,7 +5,7 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any, Literal, Self, Unpack, cast
 
@@ -51,6 +51,10 @@ class ToolOptions(Labels, total=False):
     """How many calls of it may run at a time, of all callers together."""
     lenient: bool
     """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
+    ui: str | None
+    """The URI of the view that shows the result, in hosts with the apps extension: ``ui://orders/table``."""
+    visibility: Sequence[Literal["model", "app"]] | None
+    """Who calls a tool with a view: ``["app"]`` is for the view alone. Without it, both are."""
     task: Literal["allowed", "required"] | None
     """Calls become tasks for clients that declare the tasks extension. Others make a plain call, or with ``required``,
     are refused.

@@ -1,0 +1,215 @@
+"""`Apps`: views of a server as resources, with what they may load and use.
+
+https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.mdx.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+from millstream._protocol.errors import LocalError
+from millstream.extensions._extension import Extension
+
+if TYPE_CHECKING:
+    from millstream import Server
+
+MIME_TYPE: Final = "text/html;profile=mcp-app"
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""Of one view."""
+_ORIGIN = re.compile(r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]+(?::[0-9]{1,5})?")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_CSP = {
+    "connect": "connectDomains",
+    "resources": "resourceDomains",
+    "frames": "frameDomains",
+    "base_uris": "baseUriDomains",
+}
+_PERMISSIONS = {
+    "camera": "camera",
+    "microphone": "microphone",
+    "geolocation": "geolocation",
+    "clipboard-write": "clipboardWrite",
+}
+"""Name in a permissions policy -> name in the metadata."""
+Permission = Literal["camera", "microphone", "geolocation", "clipboard-write"]
+
+
+class AppOptions(TypedDict, total=False):
+    """Options of ``mcp.app``."""
+
+    connect: Sequence[str]
+    """Origins that the view sends requests to, such as ``https://api.example.com``. Without any, it can't."""
+    resources: Sequence[str]
+    """Origins that the view loads scripts, styles, images, and fonts from."""
+    frames: Sequence[str]
+    """Origins of frames inside the view."""
+    base_uris: Sequence[str]
+    """Origins that the view may use as the base of its URLs."""
+    permissions: Sequence[Permission]
+    """What the view asks the host for: ``camera``, ``microphone``, ``geolocation``, or ``clipboard-write``."""
+    domain: str
+    """The origin that the view runs at, in the form that a host has for it."""
+    border: bool
+    """Whether the host draws a border and a background. Without it, the host decides."""
+    title: str
+    description: str
+
+
+class Apps(Extension):
+    """Views of a server. `Server.app` adds it: ``mcp.app("orders/")``."""
+
+    name = "io.modelcontextprotocol/ui"
+    settings = {}  # noqa: RUF012  read only
+
+    def __init__(self) -> None:
+        self._server: Server
+        self._linked: dict[str, str] = {}
+        """URI of a view -> a tool that is linked to it."""
+
+    def register(self, server: "Server") -> None:
+        """Keep the server, whose resources the views are."""
+        self._server = server
+
+    def unmet(self, server: "Server") -> str:
+        """Return which view of a tool isn't there: hosts ask for it before they show a result."""
+        registry = server.registry
+        for uri, tool in self._linked.items():
+            known = uri in registry.resources or any(
+                template.template.match(uri) is not None for template in registry.templates.values()
+            )
+            if not known:
+                return f"the tool {tool!r} has ui={uri!r}, and there is no such resource. Add it with mcp.app(…)"
+        return ""
+
+    def add(self, source: str, uri: str, options: AppOptions) -> None:
+        """Serve a view, or those of a folder.
+
+        Raises:
+            ValueError: there is no such file or folder, the URI can't be one, or an option is wrong.
+        """
+        place = Path(source)
+        meta = metadata_of(options)
+        if place.is_dir():
+            base = uri.rstrip("/") or f"ui://{_named(place.resolve().name)}"
+            found = sorted(each for each in place.glob("*.html") if each.is_file())
+            if not found:
+                raise ValueError(f"There is no .html file in {source!r}: each view is one")
+            for each in found:
+                self._serve(each, f"{base}/{_named(each.stem)}", meta, options)
+        elif place.is_file():
+            self._serve(place, uri or f"ui://{_named(place.resolve().parent.name)}/{_named(place.stem)}", meta, options)
+        else:
+            raise ValueError(f"There is no file or folder {source!r}, seen from {Path.cwd()}")
+
+    def _serve(self, place: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
+        check_uri(uri)
+        path = place.resolve()
+        read_view(path)
+        labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
+        self._server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_reader(path))
+
+    def link(self, tool: str, uri: str, visibility: Sequence[str] | None) -> dict[str, Any]:
+        """Return the `_meta` of a tool with a view.
+
+        Raises:
+            ValueError: the URI or the visibility can't be one.
+        """
+        check_uri(uri)
+        about: dict[str, Any] = {"resourceUri": uri}
+        if visibility is not None:
+            about["visibility"] = check_visibility(visibility)
+        self._linked[uri] = tool
+        return {"ui": about, "ui/resourceUri": uri}  # hosts of 2025 read the second one
+
+
+def check_visibility(visibility: Sequence[str]) -> list[str]:
+    """Return who a tool is for.
+
+    Raises:
+        ValueError: it's for neither the model nor the app.
+    """
+    given = [visibility] if isinstance(visibility, str) else list(visibility)
+    if not given or not set(given) <= {"model", "app"}:
+        raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both")
+    return given
+
+
+def check_uri(uri: str) -> None:
+    """Make sure that a URI is one of a view.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if not uri.startswith("ui://") or len(uri) == len("ui://") or "{" in uri:
+        raise ValueError(f"The URI of a view begins with ui://, as in 'ui://orders/table', and not {uri!r}")
+
+
+def metadata_of(options: AppOptions) -> dict[str, Any]:
+    """Return the `_meta` of a view.
+
+    Raises:
+        ValueError: an origin or a permission can't be one.
+        TypeError: there's no such option.
+    """
+    unknown = set(options) - set(AppOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"app has no option {min(unknown)!r}: use {', '.join(AppOptions.__annotations__)}")
+    about: dict[str, Any] = {}
+    csp = {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))}
+    if csp:
+        about["csp"] = csp
+    permissions: dict[str, Any] = {}
+    for each in options.get("permissions", ()):
+        if each not in _PERMISSIONS:
+            raise ValueError(f"permissions: there is no {each!r}; use {', '.join(_PERMISSIONS)}")
+        permissions[_PERMISSIONS[each]] = {}
+    if permissions:
+        about["permissions"] = permissions
+    if "domain" in options:
+        about["domain"] = options["domain"]
+    if "border" in options:
+        about["prefersBorder"] = options["border"]
+    return {"ui": about} if about else {}
+
+
+def _origins(option: str, origins: Any) -> list[str]:
+    given: Iterable[str] = [origins] if isinstance(origins, str) else origins
+    for each in (found := list(given)):
+        if not _ORIGIN.fullmatch(each):
+            raise ValueError(
+                f"{option}: an origin is like 'https://api.example.com' or 'https://*.example.com', not {each!r}"
+            )
+    return found
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"The name {name!r} can't be a part of a URI: use letters, digits, hyphens, and underscores")
+    return name
+
+
+def read_view(path: Path) -> str:
+    """Return the HTML of a view.
+
+    Raises:
+        ValueError: it's too large, or not UTF-8.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"The view {path.name} has more than {MAX_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"The view {path.name} isn't UTF-8") from exc
+
+
+def _reader(path: Path) -> Callable[[], str]:
+    def view() -> str:
+        try:
+            return read_view(path)
+        except (OSError, ValueError) as exc:
+            raise LocalError(f"The view {path.name} can't be read: {exc}") from exc
+
+    return view
