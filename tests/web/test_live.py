@@ -166,7 +166,7 @@ async def test_figures_continue_after_a_failed_second(
 
 @for_each("query", [False, True], ids=["header", "query"])
 async def test_reconnecting_watchers_receive_no_line_twice(query: bool) -> None:
-    """WHATWG HTML 9.2: `Last-SseEvent-ID`; here also in the query, for a page that opens a new stream."""
+    """WHATWG HTML 9.2: `Last-Event-ID`; here also in the query, for a page that opens a new stream."""
     world = World()
     world.logger.warning("one")
     async with world.watching() as screen:

@@ -1,10 +1,9 @@
-"""From an envelope and HTTP headers to an admitted request, or a refusal with its exact code and status.
+"""Admission of a request: from an envelope and HTTP headers to a checked request, or an error with its code and status.
 
-MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
-basic/transports. Whose turn a step is:
-`era_of` tells the eras apart (body first, the header is a cross-check), `admit_per_request` climbs the ladder of
-2026-07-28. Handshake-era routing by session is the transport's (it needs sessions); the checks it makes are here
-too, as functions of values. stdio passes no headers and skips the header steps.
+See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
+basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
+`admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
+checks it needs are functions here. stdio passes no headers, which skips the header checks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +32,7 @@ from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, 
 Headers = Mapping[bytes, bytes]
 
 _NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-"""Methods that need `Mcp-Name`, and the member of `params` it repeats."""
+"""Methods that need `Mcp-Name`, each with the member of `params` that the header repeats."""
 
 _NOTHING: Mapping[str, str] = {}
 _REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
@@ -42,13 +41,13 @@ _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
 
 
 class Admission(Struct, frozen=True, gc=False):
-    """A request of the per-request era that passed the ladder up to its parameters."""
+    """A per-request-era request that passed every check before its parameters."""
 
     revision: Revision
     meta: RequestMeta
     client: ClientInfo
     name: str
-    """Value of `params.name` or `params.uri` for named methods."""
+    """The value of `params.name` or `params.uri`, for methods that have one."""
 
 
 class _ParamsMeta(Struct, gc=False, rename={"meta": "_meta"}):
@@ -65,15 +64,15 @@ _decode_params_name = msgspec.json.Decoder(_ParamsName).decode
 
 
 def header_version(headers: Headers) -> str:
-    """The `MCP-Protocol-Version` header without surrounding white space, or an empty string."""
+    """Return the `MCP-Protocol-Version` header without surrounding white space, or an empty string."""
     return headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip(" \t")
 
 
 def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
-    """Whether a request or notification belongs to the per-request era.
+    """Return whether a request or notification belongs to the per-request era.
 
     Raises:
-        ProtocolError: `initialize` under a header that names a revision without a handshake.
+        ProtocolError: `initialize` came with a header that names a revision without a handshake.
     """
     enveloped, complete = _envelope_marks(message.params)
     by_header = headers is not None and names_per_request_era(header_version(headers))
@@ -81,8 +80,8 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
         if by_header:
             raise ProtocolError(
                 HEADER_MISMATCH,
-                "The MCP-Protocol-Version header names a revision that has no initialize: "
-                "send a handshake version or none",
+                "The MCP-Protocol-Version header names a revision without initialize: "
+                "send a version with a handshake, or no header",
                 status=400,
             )
         return False
@@ -90,7 +89,7 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
 
 
 def check_notification(message: Envelope) -> None:
-    """Refuse a request that came without an id: its caller would wait for an answer that nobody owes.
+    """Refuse a method that needs an answer when it came without an id.
 
     Raises:
         ProtocolError: INVALID_REQUEST.
@@ -100,7 +99,7 @@ def check_notification(message: Envelope) -> None:
 
 
 def _envelope_marks(params: bytes) -> tuple[bool, bool]:
-    """(has the version key, has both required keys), whatever their types."""
+    """Return (has the version key, has both required keys). The types of the values don't matter."""
     if not params:
         return False, False
     try:
@@ -122,18 +121,18 @@ def admit_per_request(
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
-    """Steps a to e of the ladder (f, parameter headers, and g, parameters, are the handler's).
+    """Run checks a to e of the specification. The handler does f, parameter headers, and g, parameters.
 
     Args:
-        message: a request.
-        serves: whether the server has a method in a revision.
-        requires: the client capabilities that (method, name) cannot do without.
-        named: methods of extensions that need `Mcp-Name`, and the member of `params` it repeats.
-        headers: last value of each header, or None where the transport has none.
-        raw_headers: all headers, to find repeated ones.
+        message: The request.
+        serves: Return whether the server has a method in a revision.
+        requires: Return the client capabilities that a method and name require.
+        named: Methods of extensions that need `Mcp-Name`, each with the member of `params` that the header repeats.
+        headers: The last value of each header, or None for a transport without headers.
+        raw_headers: All headers, to find repeated ones.
 
     Raises:
-        ProtocolError: with the code and HTTP status of the first step that failed.
+        ProtocolError: The first check that failed, with its code and HTTP status.
     """
     meta, capabilities = _read_meta(message)
     name = _read_name(message) or _read_member(message, named.get(message.method))
@@ -163,14 +162,18 @@ def _display(meta: RequestMeta) -> tuple[str, str]:
 
 
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
-    """The refusal for a method that a revision has not, or that this server does not offer."""
+    """Return the error for a method that the revision or this server doesn't have."""
     return ProtocolError(
         METHOD_NOT_FOUND, f"Method not found: {shorten(method)}", status=revision.method_not_found_status
     )
 
 
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    """Raises: ProtocolError: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`."""
+    """Check that a client declared the capabilities that a method needs.
+
+    Raises:
+        ProtocolError: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`.
+    """
     if not declares(capabilities, needed):
         raise ProtocolError(
             MISSING_CLIENT_CAPABILITY,
@@ -181,7 +184,7 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
 
 
 def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
-    """`_meta`, and the capabilities in it."""
+    """Return `_meta`, and the capabilities in it."""
     try:
         meta = _decode_params_meta(message.params or b"{}").meta
         capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
@@ -212,7 +215,7 @@ def _read_name(message: Envelope) -> str:
 
 
 def _read_member(message: Envelope, member: str | None) -> str:
-    """Return a text of `params`, or an empty one if it's missing: the method's own check of its parameters says so."""
+    """Return a string member of `params`, or an empty string. The method's own validation reports a missing member."""
     if member is None:
         return ""
     try:
@@ -223,7 +226,7 @@ def _read_member(message: Envelope, member: str | None) -> str:
 
 
 def target_name(method: str, params: bytes) -> str:
-    """The name or URI that a request is about, for a gate; empty where the parameters lack it."""
+    """Return the name or URI that a request is about, or an empty string if the parameters have none."""
     try:
         return _read_name(Envelope(None, method, params or b"{}"))
     except ProtocolError:
@@ -242,7 +245,7 @@ def check_routing(
     """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 
     Raises:
-        ProtocolError: HEADER_MISMATCH for one that is missing, repeated, malformed or different.
+        ProtocolError: HEADER_MISMATCH, for a header that is missing, repeated, malformed, or different from the body.
     """
     names = [key for key, _ in raw_headers]
     for header in names:
@@ -268,12 +271,12 @@ def _mismatch(header: bytes, what: str) -> ProtocolError:
 
 
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
-    """The revision a handshake-era request names in its header; None when it has no header.
+    """Return the revision that a handshake-era request names in its header, or None without the header.
 
-    With a session the negotiated revision counts and the header only has to be a known version.
+    A request with a session uses the negotiated revision; its header only has to name a known version.
 
     Raises:
-        ProtocolError: a version that is unknown or not a handshake one (HTTP 400).
+        ProtocolError: The version is unknown or has no handshake (HTTP 400).
     """
     if b"mcp-protocol-version" not in headers:
         return negotiated
@@ -283,7 +286,7 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
         known = ", ".join(date for date, each in BY_DATE.items() if each.handshake)
         raise ProtocolError(
             INVALID_REQUEST,
-            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version: supported are {known}",
+            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version. Use one of {known}",
             status=400,
         )
     return negotiated or revision

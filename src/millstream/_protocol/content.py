@@ -1,8 +1,8 @@
 """Content blocks, in the shape of the newest revision (MCP 2026-07-28, schema#contentblock).
 
-What users construct is what goes on the wire: bytes are given as bytes and become base64, names are camelCase, and
-fields left alone are omitted. The `type` field is a msgspec tag, so the unions at the end decode by it. What older
-revisions lack is converted by `projection.py`, not here.
+Objects have the shape of the wire format: bytes become base64, names become camelCase, and default values are omitted.
+The `type` field is a msgspec tag, which the unions at the end of this module decode by. `projection.py` converts blocks
+for older revisions.
 """
 
 from typing import Annotated, Any, Literal, TypedDict, cast
@@ -16,11 +16,11 @@ Role = Literal["user", "assistant"]
 
 
 class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """The base of every value of this module: frozen, camelCase, defaults omitted."""
+    """The base of all types in this module: frozen, camelCase on the wire, defaults omitted."""
 
 
 class Annotations(Wire, frozen=True, metaclass=SuggestionMeta):
-    """Hints for the client: who should see something, how important it is, when it changed.
+    """Hints for the client: intended audience, importance, and time of the last change.
 
     Example:
         ``Annotations(audience=["user"], priority=0.5)``
@@ -29,11 +29,11 @@ class Annotations(Wire, frozen=True, metaclass=SuggestionMeta):
     audience: list[Role] | None = None
     priority: Annotated[float, Meta(ge=0, le=1)] | None = None
     last_modified: str | None = None
-    """A moment as ISO 8601 writes it."""
+    """An ISO 8601 date and time."""
 
 
 class ToolAnnotationsDict(TypedDict, total=False):
-    """`ToolAnnotations` as a dict, with the names that go on the wire."""
+    """`ToolAnnotations` as a dict, with wire names."""
 
     title: str
     readOnlyHint: bool
@@ -43,7 +43,7 @@ class ToolAnnotationsDict(TypedDict, total=False):
 
 
 class AnnotationsDict(TypedDict, total=False):
-    """`Annotations` as a dict, with the names that go on the wire."""
+    """`Annotations` as a dict, with wire names."""
 
     audience: list[Role]
     priority: float
@@ -51,7 +51,7 @@ class AnnotationsDict(TypedDict, total=False):
 
 
 class ToolAnnotations(Wire, frozen=True, metaclass=SuggestionMeta):
-    """Hints about a tool for clients, never a promise: ``ToolAnnotations(read_only_hint=True)``."""
+    """Hints about a tool's behavior, which clients must not rely on: ``ToolAnnotations(read_only_hint=True)``."""
 
     title: str | None = None
     read_only_hint: bool | None = None
@@ -61,7 +61,7 @@ class ToolAnnotations(Wire, frozen=True, metaclass=SuggestionMeta):
 
 
 class Icon(Wire, frozen=True, metaclass=SuggestionMeta):
-    """A picture for a tool, resource, prompt or server: ``Icon("https://example.com/tea.png", "image/png")``.
+    """An icon of a tool, resource, prompt, or server: ``Icon("https://example.com/tea.png", "image/png")``.
 
     `src` is an https or data URI.
     """
@@ -69,12 +69,12 @@ class Icon(Wire, frozen=True, metaclass=SuggestionMeta):
     src: str
     mime_type: str | None = None
     sizes: list[str] | None = None
-    """``WxH`` each, or ``any``."""
+    """Sizes as ``WxH``, or ``any``."""
     theme: Literal["light", "dark"] | None = None
 
 
 class Block(Wire, frozen=True, kw_only=True, tag_field="type"):
-    """The base of every content block."""
+    """The base of all content blocks."""
 
     annotations: Annotations | None = None
     meta: dict[str, Any] | None = field(default=None, name="_meta")
@@ -101,7 +101,7 @@ class Audio(Block, frozen=True, tag="audio"):
 
 
 class ResourceLink(Block, frozen=True, tag="resource_link"):
-    """A pointer to a resource that the client may read: ``ResourceLink("book://1", "The first book")``."""
+    """A link to a resource that the client can read: ``ResourceLink("book://1", "The first book")``."""
 
     uri: str
     name: str
@@ -113,7 +113,7 @@ class ResourceLink(Block, frozen=True, tag="resource_link"):
 
 
 class ResourceContents(Wire, frozen=True):
-    """One content of a resource, with `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``."""
+    """The contents of a resource, as `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``."""
 
     uri: str
     mime_type: str | None = None
@@ -125,10 +125,10 @@ class ResourceContents(Wire, frozen=True):
 class EmbeddedResource(Block, frozen=True, tag="resource"):
     """A resource inside a result: ``EmbeddedResource("book://1", text="…")``, or ``blob=`` with bytes.
 
-    The arguments are folded into `resource`, the only one of these fields that exists on the wire.
+    The arguments are combined into `resource`, the only field that goes on the wire.
 
     Raises:
-        TypeError: without exactly one of `text` and `blob`.
+        TypeError: Neither or both of `text` and `blob` are given.
     """
 
     uri: str = ""
@@ -147,11 +147,11 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
 
 
 Content = Text | Image | Audio | ResourceLink | EmbeddedResource
-"""The blocks of tool results and prompt messages."""
+"""The content blocks of tool results and prompt messages."""
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
-    """A sampled model wants to call a tool: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
+    """A tool call that a sampled model asks for: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
 
     id: str
     name: str
@@ -160,7 +160,7 @@ class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
 
 
 class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
-    """The answer to a `ToolUse`, for the sampled model: ``ToolResultBlock(use.id, [Text("5")])``."""
+    """The result of a `ToolUse`, for the sampled model: ``ToolResultBlock(use.id, [Text("5")])``."""
 
     tool_use_id: str
     content: list[Content]
@@ -170,17 +170,17 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
 
 
 SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
-"""The blocks of messages to and from a sampled model."""
+"""The content blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock
 BLOCKS: tuple[type[Struct], ...] = (Text, Image, Audio, ResourceLink, EmbeddedResource)
-"""The classes of `Content`, for ``isinstance``."""
+"""The classes of `Content`, for use with ``isinstance``."""
 
 
 class Message(Wire, frozen=True):
-    """One message of a prompt or of a sampling request: ``Message("user", "hello")``.
+    """A message of a prompt or of a sampling request: ``Message("user", "hello")``.
 
-    `content` is one block; a string becomes a `Text`. A list of blocks is for sampling only.
+    `content` is one block; a string becomes a `Text`. Only sampling messages can have a list of blocks.
     """
 
     role: Role
@@ -192,10 +192,10 @@ class Message(Wire, frozen=True):
 
     @property
     def blocks(self) -> list[AnyContent]:
-        """The content as a list."""
+        """Return the content as a list."""
         content = cast("AnyContent | list[AnyContent]", self.content)  # `__post_init__` has replaced strings
         return content if isinstance(content, list) else [content]
 
     def one_by_one(self) -> list["Message"]:
-        """The same as messages of one block each, for readers that know no lists."""
+        """Return messages of one block each, for revisions that don't have lists of blocks."""
         return [Message(self.role, block) for block in self.blocks] if isinstance(self.content, list) else [self]

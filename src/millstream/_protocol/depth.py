@@ -1,32 +1,31 @@
-"""How deep JSON nests, and how many arrays, objects, members and long numbers it holds, without parsing it.
+"""Bounds on JSON before it's parsed: nesting depth, and the number of arrays, objects, members, and long numbers.
 
 `exceeds_limits` protects recursive decoders and the event loop. A value of a million empty arrays fits into 4 MiB and
 takes half a second to build, because the garbage collector walks it repeatedly. Half a million numbers such as
 ``1.5e300`` take four seconds. The function doesn't validate: for text that isn't JSON its result is arbitrary, and the
-decoder refuses the text afterward.
-Nothing in it loops in Python, and each step is one linear pass.
+decoder refuses the text afterward. Each step is one linear pass, without a loop in Python.
 """
 
 import re
 from itertools import accumulate
 
 MAX_CONTAINERS = 100_000
-"""Arrays and objects in one message. So many take some 20 ms to build."""
+"""Maximum number of arrays and objects in one message. Building this many takes about 20 ms."""
 
 MAX_MEMBERS = 50_000
-"""Members of all objects in a value that is read into a dict, one by one. So many take some 20 ms."""
+"""Maximum number of members in all objects of a value that is read into a dict. This many take about 20 ms."""
 
 MAX_LONG_NUMBERS = 5_000
-"""Numbers in one message that a decoder reads in its slow way. So many take some 40 ms."""
+"""Maximum number of numbers in one message that take the decoder's slow path. This many take about 40 ms."""
 
 _SHORT = 4096
 _FEW_NUMBERS = MAX_LONG_NUMBERS * len(b"1e200,")
-"""Bytes that are too few for so many."""
+"""A shorter body can't have too many long numbers."""
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SMALL_E = bytes.maketrans(b"E", b"e")
 _SIGNS = b".+-"
 _LARGE_EXPONENT = re.compile(rb"e0*[23]\d\d")
-"""In text without `_SIGNS`: near the ends of what a float holds every number is read in the slow way."""
+"""For text without `_SIGNS`. Numbers near the limits of a float always take the decoder's slow path."""
 _OTHERS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _NOT_COMMAS = bytes(byte for byte in range(256) if byte not in b'",')
 _NOT_COLONS = bytes(byte for byte in range(256) if byte not in b'":')
@@ -35,19 +34,19 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
 def exceeds_limits(body: bytes, max_depth: int = 64) -> str:
-    """Why `body` is more than may be decoded, or nothing. Brackets inside strings do not count.
+    """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
-    Bodies with at most `max_depth` opening brackets, nearly all, cost one count of these.
+    A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.
     """
     if len(body) > _SHORT:
         if len(body) > _FEW_NUMBERS and _too_many_long_numbers(body):
             return (
-                f"more than {MAX_LONG_NUMBERS:,} numbers with very many digits or very large exponents: "
-                "round them, or send them in several messages"
+                f"more than {MAX_LONG_NUMBERS:,} numbers with very many digits or very large exponents; "
+                "round them, or send several messages"
             )
         brackets = body.count(b"{") + body.count(b"[")
     else:
-        # What `replace` leaves out is counted twice as fast as by `count`, while there is little of it.
+        # Comparing lengths after `replace` is twice as fast as `count` when there are few brackets.
         brackets = len(body) - len(body.replace(b"{", b"").replace(b"[", b""))
     if brackets <= max_depth:
         return ""
@@ -66,7 +65,9 @@ def _too_many_long_numbers(body: bytes) -> bool:
 
 
 def _is_slow(text: bytes) -> bool:
-    """Whether a decoder would be slow: at any large exponent, and at a smaller one behind more digits than 64 bits."""
+    """Return whether the decoder's slow path would run: a large exponent, or a smaller one after more than 64 bits of
+    digits.
+    """
     numbers = text.translate(_SMALL_E, _SIGNS)
     zeros = numbers.translate(_DIGITS_TO_ZEROS)
     if zeros.count(b"0e00") <= MAX_LONG_NUMBERS:
@@ -76,20 +77,20 @@ def _is_slow(text: bytes) -> bool:
 
 
 def too_many_members(value: bytes) -> bool:
-    """Whether the objects of a value have more members than may be read one by one."""
+    """Return whether the objects of a value have more members than `MAX_MEMBERS`."""
     return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
 
 
 def too_many_values(value: bytes, most: int) -> bool:
-    """Whether a value is of more values than `most`, by its commas; those inside strings do not count."""
+    """Return whether an array or object has more than `most` values, judged by commas outside strings."""
     return value.count(b",") > most and len(_outside_strings(value, None, _NOT_COMMAS)) > most
 
 
 def _outside_strings(body: bytes, table: bytes | None, dropped: bytes) -> bytes:
-    """What of `body` stands outside strings, without the bytes that are dropped; quotes must not be among them."""
-    # Taking off pairs of backslashes first leaves before a quote only the backslash that escapes it.
+    """Return the part of `body` outside strings, without the `dropped` bytes, which must not include quotes."""
+    # After pairs of backslashes are gone, a backslash before a quote escapes it.
     text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Without what stands between them, most strings are two neighboring quotes. Removing neighbors keeps the parity
-    # of the quotes before each of the rest, which tells inside from outside.
+    # With their contents removed, most strings are two adjacent quotes. Removing adjacent pairs keeps the parity of
+    # quotes before each remaining byte, which separates inside from outside.
     marks = text.translate(table, dropped).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2])

@@ -1,4 +1,4 @@
-"""Handlers of custom methods: functions of typed parameters, and what they return as JSON."""
+"""Handlers of custom methods: functions with typed parameters that return a JSON-serializable result."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -10,21 +10,21 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
 
 Handler = Callable[..., Any]
-"""``handler(params, context)``, or with only one of the two, or with none. Plain or asynchronous."""
+"""``handler(params, context)``, with either parameter optional. Plain or asynchronous."""
 Run = Callable[[bytes, Any], Awaitable[Any]]
-"""``run(params, context)`` with the parameters as JSON; empty without any."""
+"""``run(params, context)``, with the parameters as JSON, or empty bytes without parameters."""
 
 
 def typed(handler: Handler, context: type) -> Run:
-    """Return a handler that takes its parameters as JSON.
+    """Return a wrapper of a handler that decodes the JSON parameters.
 
     Args:
-        handler: its first parameter gets the parameters of the message, as the type of its annotation: a msgspec
-            Struct, a dataclass, a TypedDict, or `dict` without an annotation.
-        context: a parameter that is annotated with this class, or a base or subclass of it, gets the context.
+        handler: Its first parameter receives the message's parameters, decoded as the annotated type: a msgspec Struct,
+            a dataclass, a TypedDict, or a `dict` if there's no annotation.
+        context: A parameter annotated with this class, or with a base or subclass of it, receives the context.
 
     Raises:
-        TypeError: it takes something else as well, or msgspec can't read the type.
+        TypeError: The handler has other parameters, or msgspec doesn't support the annotated type.
     """
     name = getattr(handler, "__qualname__", repr(handler))
     hints = get_type_hints(handler, include_extras=True)
@@ -63,10 +63,10 @@ def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
 
 
 def result_object(value: Any) -> dict[str, Any]:
-    """Return the members of a result; none for None.
+    """Return the members of a result. None becomes an empty object.
 
     Raises:
-        TypeError: it isn't an object.
+        TypeError: The value isn't an object.
     """
     built = {} if value is None else msgspec.to_builtins(value, str_keys=True)
     if not is_object(built):

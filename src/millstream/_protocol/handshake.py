@@ -1,4 +1,4 @@
-"""`initialize`: what the client said, and what the server answers."""
+"""The `initialize` request and its result."""
 
 from typing import Any
 
@@ -13,25 +13,27 @@ from millstream._protocol.metadata import ClientInfo, read_capabilities
 from millstream._protocol.revisions import ASSUMED, Revision, negotiate
 
 MAX_DISPLAYED = 256
-"""Characters of a client's name and version that are kept."""
+"""Maximum number of characters kept of a client's name and version."""
 
 _decode = msgspec.json.Decoder(InitializeRequestParams).decode
 
 
 class Handshake(Struct, frozen=True, gc=False):
-    """The result of reading `initialize`."""
+    """The negotiated result of an `initialize` request."""
 
     revision: Revision
     client: ClientInfo
     sessionless: bool
-    """The client sent no parameters at all: a script, which gets no session."""
+    """True if the request had no parameters. Such a client is a script and gets no session."""
 
 
 def read_initialize(params: bytes) -> Handshake:
-    """Negotiate. Missing `clientInfo` or `capabilities` are tolerated, as are missing parameters.
+    """Read the parameters of `initialize` and negotiate a revision.
+
+    Missing parameters, `clientInfo`, or `capabilities` are tolerated.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for parameters without a usable `protocolVersion`.
+        ProtocolError: INVALID_PARAMS, for parameters without a usable `protocolVersion`.
     """
     if not params:
         return Handshake(ASSUMED, ClientInfo(), True)
@@ -48,7 +50,7 @@ def read_initialize(params: bytes) -> Handshake:
 def initialize_result(
     revision: Revision, capabilities: dict[str, Any], info: dict[str, Any], instructions: str
 ) -> bytes:
-    """The encoded result of `initialize`."""
+    """Return the encoded result of `initialize`."""
     result: dict[str, Any] = {
         "protocolVersion": revision.date,
         "capabilities": capabilities,

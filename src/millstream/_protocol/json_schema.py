@@ -1,9 +1,9 @@
-"""JSON Schema 2020-12 for annotations, and a bounded check of schemas written by hand.
+"""JSON Schema 2020-12 for annotations, and a bounded check of handwritten schemas.
 
-msgspec generates; this module inlines its `$ref`s (many models read inlined schemas better), keeps them only where a
-type is recursive, drops the titles that merely repeat a class name, and adds what msgspec leaves out: formats of
-moments, and the order of choices. Types that msgspec does not know are asked of a hook.
-Nothing is ever fetched: a `$ref` that leaves the document is refused (MCP 2026-07-28, basic).
+msgspec generates the schemas. This module inlines `$ref`, because many models read inlined schemas better, and keeps
+references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits: date and
+time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is fetched:
+a `$ref` to another document is refused (MCP 2026-07-28, basic).
 """
 
 import enum
@@ -25,7 +25,7 @@ MAX_DEPTH = 64
 MAX_SCHEMAS = 10_000
 
 REF = "#/$defs/"
-# Keywords by what they hold (2020-12 core §10 and §11); every other keyword is data and is not walked.
+# Keywords that hold schemas (2020-12 core §10 and §11). All other keywords hold data.
 SINGLE = frozenset(
     ("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
      "unevaluatedItems", "unevaluatedProperties")
@@ -33,19 +33,19 @@ SINGLE = frozenset(
 LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 LOOSE = frozenset(("date-time", "time", "duration"))
-"""Formats that Python's texts don't always have: a moment may have no offset, and a duration may be negative or have a
-fraction. The validators of some clients refuse these.
+"""Formats that Python's text doesn't always follow: a time can lack an offset, and a duration can be negative or have a
+fraction. Some clients validate these formats.
 """
 MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
-"""Module and name of a class -> RFC 3339's name for its texts. Those without an offset are read, too."""
+"""Module and class name -> RFC 3339 format. Texts without an offset are accepted, too."""
 DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-r"""For some validators, other digits than ASCII's are ``\d``, too."""
+r"""Some validators match non-ASCII digits with ``\d``."""
 NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
 def type_text(annotation: Any) -> str:
-    """A type as people write it: without the modules that its parts come from, and our `Field` by its name."""
+    """Return a type's readable name, without modules and with our `Field` instead of msgspec's class."""
     if isinstance(annotation, type) and not get_args(annotation):
         return drop_modules(annotation.__name__)
     functions_by_name = re.sub(r"<function (\S+) at 0x[0-9a-fA-F]+>", r"\1", repr(annotation))
@@ -53,41 +53,41 @@ def type_text(annotation: Any) -> str:
 
 
 def drop_modules(text: str) -> str:
-    """A text about types without the modules that they come from."""
+    """Return a text about types without their module names."""
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a JSON value is an object."""
+    """Return whether a JSON value is an object."""
     return isinstance(value, dict)
 
 
 def is_array(value: Any) -> TypeGuard[list[Any]]:
-    """Whether a JSON value is an array."""
+    """Return whether a JSON value is an array."""
     return isinstance(value, list)
 
 
 def members(value: Any) -> dict[str, Any]:
-    """The members of a JSON object; none of any other value."""
+    """Return the members of a JSON object, or an empty dict for any other value."""
     return value if is_object(value) else {}
 
 
 def value_at(value: Any, path: Iterable[str]) -> Any:
-    """The value at a path of members; None where there is none."""
+    """Return the value at a path of member names, or None."""
     for name in path:
-        if not isinstance(value, (dict, Mapping)):  # nearly always a dict, and that is known at once
+        if not isinstance(value, (dict, Mapping)):  # Checking for `dict` first is faster.
             return None
         value = cast("Mapping[str, Any]", value).get(name)
     return value
 
 
 def is_integral(value: Any) -> Any:
-    """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
+    """Return ``2.0`` as 2. JSON Schema counts both as integers, but msgspec's decoder accepts only 2."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def has_no_number(value: Any) -> bool:
-    """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
+    """Return whether a value holds a float that JSON can't represent and that is encoded as null."""
     if isinstance(value, float):
         return not isfinite(value)
     inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
@@ -95,15 +95,15 @@ def has_no_number(value: Any) -> bool:
 
 
 def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool = False) -> Schema:
-    """The schema of a type, with references only to recursive types.
+    """Return the schema of a type, with references only to recursive types.
 
     Args:
-        annotation: anything msgspec can decode, or that `hook` knows.
-        hook: gives the schema of a class that msgspec does not know; raises NotImplementedError for others.
-        written: of what is written, and not read: it promises no format that only some values have, see `LOOSE`.
+        annotation: A type that msgspec can decode, or that `hook` knows.
+        hook: Return the schema of a class that msgspec doesn't know, or raise NotImplementedError.
+        written: For output. Leaves out formats that only some values follow, see `LOOSE`.
 
     Raises:
-        TypeError: when neither knows the type.
+        TypeError: Neither msgspec nor the hook knows the type.
     """
 
     try:
@@ -113,7 +113,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     _write_decimals(root)
     for component in components.values():
         _write_decimals(component)
-        component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
+        component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
     document = inline_references(root, components)
     detail(document, annotation, document.get("$defs", {}), {} if written else MOMENTS, set())
     return drop_formats(document, {"duration"}) if written else document
@@ -123,14 +123,14 @@ def inline_references(root: Schema, definitions: Schema) -> Schema:
     """Return a schema with references only to recursive types.
 
     Args:
-        root: the schema, which is always expanded.
-        definitions: where its references lead.
+        root: The schema, which is always expanded.
+        definitions: The targets of its references.
     """
     return _Inliner().document(root, definitions)
 
 
 def _write_decimals(node: Any) -> None:
-    """Give decimal numbers their pattern, instead of a format of msgspec's own."""
+    """Give decimal numbers our pattern instead of msgspec's own format."""
     if not is_object(node):
         return
     if node.get("type") == "string" and node.get("format") == "decimal":
@@ -141,10 +141,11 @@ def _write_decimals(node: Any) -> None:
 
 
 def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
-    """`schema_of` for what must be an object at the root; it always has `properties`, which some clients require.
+    """Return `schema_of` for a type that must be an object. The schema always has `properties`, which some clients
+    require.
 
     Raises:
-        TypeError: when the type is not an object, or unknown.
+        TypeError: The type is unknown or isn't an object.
     """
     schema = schema_of(annotation, hook=hook)
     if schema.get("type") != "object":
@@ -158,7 +159,7 @@ def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
 
 
 def wrap_output(schema: Schema) -> Schema:
-    """The schema for revisions that know only objects as output: the value is their `result`."""
+    """Return the output schema for revisions that allow only objects: the value becomes the member `result`."""
     outer = {key: schema[key] for key in ("$schema",) if key in schema}
     inner = {key: value for key, value in schema.items() if key not in outer}
     return {
@@ -170,7 +171,7 @@ def wrap_output(schema: Schema) -> Schema:
 
 
 def drop_null(schema: Schema) -> Schema:
-    """The schema of ``T | None`` as that of ``T``: for places that leave a value out instead of sending null."""
+    """Return the schema of ``T | None`` as the schema of ``T``, for members that are omitted instead of null."""
     parts = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     if len(parts) != 1:
         return schema
@@ -179,14 +180,14 @@ def drop_null(schema: Schema) -> Schema:
 
 
 def check_schema(schema: Schema, *, object_root: bool = True) -> None:
-    """Check a schema written by hand: an object at the root, 2020-12, local references, bounded size.
+    """Check a handwritten schema: dialect 2020-12, local references, bounded size, and an object at the root.
 
     Args:
-        schema: of the arguments or the result of a tool.
-        object_root: false for results, which may be any JSON value.
+        schema: The schema of a tool's arguments or result.
+        object_root: Whether the root must be an object. False for results, which can be any JSON value.
 
     Raises:
-        ValueError: saying what is wrong and where.
+        ValueError: The schema breaks a rule. The text says what is wrong and where.
     """
     if object_root and schema.get("type") != "object":
         raise ValueError('the root of the schema must have "type": "object"')
@@ -213,18 +214,18 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
 def _check_identity(node: Schema, where: str) -> None:
     dialect = node.get("$schema", DIALECT)
     if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
-        raise ValueError(f"{where}: the dialect {dialect!r} is not supported; only {DIALECT} is")
+        raise ValueError(f"{where}: the dialect {dialect!r} is not supported; use {DIALECT}")
     for keyword in ("$ref", "$dynamicRef"):
         target = node.get(keyword, "#")
         if not isinstance(target, str) or not target.startswith("#"):
-            raise ValueError(f"{where}: {keyword} {target!r} leaves the document; references are never fetched")
+            raise ValueError(f"{where}: {keyword} {target!r} points outside the document; use a local reference")
 
 
 def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:
-    """The schemas directly inside one, each with where it stands: ``("items",)``, ``("properties", "a")``.
+    """Iterate over the direct subschemas, each with its location: ``("items",)``, ``("properties", "a")``.
 
     Raises:
-        ValueError: a keyword does not hold what it should, naming it.
+        ValueError: A keyword has a value of the wrong type.
     """
     for keyword, value in node.items():
         if keyword in SINGLE:
@@ -240,7 +241,7 @@ def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], 
 
 
 def rebuild(node: Schema, change: Callable[[Any], Any]) -> Schema:
-    """A copy of a schema, each schema directly inside it replaced by what `change` makes of it."""
+    """Return a copy of a schema in which `change` has replaced each direct subschema."""
     made = {key: value.copy() if key in LISTS or key in MAPS else value for key, value in node.items()}
     for (keyword, *at), child in children(node):
         if at:
@@ -251,7 +252,7 @@ def rebuild(node: Schema, change: Callable[[Any], Any]) -> Schema:
 
 
 def drop_formats(node: Any, formats: Collection[str]) -> Any:
-    """A copy of a schema without some formats, wherever they stand in it."""
+    """Return a copy of a schema without the given formats, at any depth."""
     if not is_object(node):
         return node
     made = rebuild(node, lambda child: drop_formats(child, formats))
@@ -261,9 +262,9 @@ def drop_formats(node: Any, formats: Collection[str]) -> Any:
 
 
 def rebase_references(node: Any, place: str) -> Any:
-    """A schema that is to stand at `place` of another document: references to its own root point there instead."""
+    """Return a schema for use at `place` of another document, with references to its root changed to that place."""
     if not is_object(node) or "$id" in node:
-        return node  # references inside a document with a name of its own count from there
+        return node  # References inside a subschema with an `$id` are relative to it.
     made = rebuild(node, lambda child: rebase_references(child, place))
     for keyword in ("$ref", "$dynamicRef"):
         reference = made.get(keyword, "")
@@ -273,7 +274,7 @@ def rebase_references(node: Any, place: str) -> Any:
 
 
 class _Inliner:
-    """Rewrites one schema document. A scope is the `$defs` that references of a part point into."""
+    """Rewrites one schema document. A scope is the `$defs` that references are resolved in."""
 
     __slots__ = ("hoisted", "names")
 
@@ -281,10 +282,10 @@ class _Inliner:
         self.hoisted: Schema = {}
         """Definitions of the recursive types, under their final names."""
         self.names: dict[int, str] = {}
-        """Identity of a recursive definition → its final name: two scopes may use one name for different types."""
+        """Id of a recursive definition -> its final name. Two scopes can use one name for different types."""
 
     def document(self, root: Schema, scope: Schema) -> Schema:
-        """The root is always expanded, even when it is recursive: it needs its `type` in plain sight."""
+        """Return the expanded root. It's expanded even when it's recursive, because its `type` must be visible."""
         if "$defs" in root:
             scope = root["$defs"]
         target, siblings = self.target(root, scope)
@@ -292,7 +293,7 @@ class _Inliner:
         return result | {"$defs": self.hoisted} if self.hoisted else result
 
     def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
-        """The schema that a node refers to (an empty one for none), and the keywords beside the reference."""
+        """Return the target of a reference, or an empty schema without one, and the keywords beside it."""
         siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
         return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
 
@@ -329,13 +330,13 @@ class _Inliner:
 
 
 def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
-    """Whether a definition refers to `goal`, directly or through others."""
+    """Return whether a definition refers to `goal`, directly or through others."""
     seen: set[int] = set()
     pending: list[Any] = [node]
     while pending:
         part = pending.pop()
         if not is_object(part) or "$defs" in part:
-            continue  # a part with definitions of its own comes from the hook and knows nothing of ours
+            continue  # A part with its own definitions comes from the hook and has no references to ours.
         if "$ref" in part:
             target = scope[part["$ref"].removeprefix(REF)]
             if target is goal:
@@ -353,11 +354,11 @@ def detail(
     """Complete the schema of an annotation, in place.
 
     Args:
-        node: the schema.
-        annotation: what it was made of.
-        definitions: where its references lead.
-        formats: of moments: `MOMENTS`, or none.
-        seen: the references that were followed.
+        node: The schema.
+        annotation: The type it was made from.
+        definitions: The targets of its references.
+        formats: Formats of dates and times: `MOMENTS`, or empty.
+        seen: References already followed.
     """
     if not isinstance(node, dict):
         return
@@ -386,7 +387,7 @@ def _detail_union(
 ) -> None:
     members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
     others = [each for each in parts if each is not NoneType]
-    others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # msgspec lists them last
+    others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # as msgspec does
     if len(members) == len(others):
         for member, other in zip(members, others, strict=True):
             detail(member, other, definitions, formats, seen)
@@ -422,7 +423,7 @@ def _detail_class(
     if moment is not None:
         node.setdefault("format", moment)
     elif issubclass(annotation, enum.Flag):
-        node.pop("enum", None)  # several at once are another number
+        node.pop("enum", None)  # Several at once make another number.
     elif issubclass(annotation, enum.Enum):
         _order(node, [member.value for member in annotation])
     elif any(key in node for key in ("properties", "prefixItems")):

@@ -1,7 +1,7 @@
 """JSON-RPC 2.0 messages: bytes to `Envelope` and back (https://www.jsonrpc.org/specification).
 
-Reading is in passes: this module opens only the envelope and keeps `params`, `result` and `error` as raw bytes.
-Identifiers keep their type. It does not know methods or revisions.
+This module decodes only the envelope and keeps `params`, `result`, and `error` as raw bytes. Ids keep their type. It
+has no knowledge of methods or revisions.
 """
 
 import functools
@@ -17,10 +17,10 @@ from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_E
 RequestId = int | str
 
 encode = msgspec.json.Encoder().encode
-"""Compact JSON of any value made of builtins, Structs and dataclasses."""
+"""Return the compact JSON of builtins, Structs, and dataclasses."""
 
 MAX_ID = 16 * 1024
-"""Bytes of an id: it is kept as long as its call, which may be a stream, and repeated in messages."""
+"""Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
 
 _EMPTY = Raw(b"")
 
@@ -35,12 +35,12 @@ class _Envelope(Struct, gc=False):
 
 
 class Envelope(Struct, gc=False, frozen=True):
-    """One request (`method` and `id`), notification (`method` only) or answer (`id`, and `result` or `error`)."""
+    """A request (`method` and `id`), a notification (`method` only), or an answer (`id`, and `result` or `error`)."""
 
     id: RequestId | None
     method: str
     params: bytes
-    """Raw JSON object, or empty."""
+    """A raw JSON object, or empty bytes."""
     result: bytes = b""
     error: bytes = b""
 
@@ -76,7 +76,7 @@ def _unreadable(exc: Exception) -> ProtocolError:
 
 
 def check_text(body: bytes, max_depth: int) -> None:
-    """Refuse what no decoder pass would catch: bad UTF-8 in skipped members, deep nesting and too many containers.
+    """Refuse text that later decoding wouldn't: bad UTF-8 in skipped members, deep nesting, and too many containers.
 
     Raises:
         ProtocolError: PARSE_ERROR.
@@ -103,7 +103,7 @@ _decode_result = msgspec.json.Decoder(_Result).decode
 
 
 def read_result(body: bytes, request_id: int) -> Envelope | None:
-    """Open a usual answer: the result of a request. None for anything else, which `read` has the exact words for."""
+    """Decode the successful result of a request. Return None for any other message, which `read` reports exactly."""
     try:
         found = _decode_result(body)
     except (ValueError, RecursionError):
@@ -112,23 +112,27 @@ def read_result(body: bytes, request_id: int) -> Envelope | None:
 
 
 def read(body: bytes) -> Envelope:
-    """Open one envelope. The last of duplicate keys wins; unknown keys are ignored.
+    """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored.
 
     Raises:
-        ProtocolError: PARSE_ERROR when the bytes are not JSON, INVALID_REQUEST when they aren't a JSON-RPC message.
+        ProtocolError: PARSE_ERROR if the bytes aren't JSON, INVALID_REQUEST if they aren't a JSON-RPC message.
     """
     try:
         envelope = _decode_envelope(body)
     except msgspec.ValidationError:
         require_json(body)
         raise _invalid("a message is a JSON object") from None
-    except (ValueError, RecursionError) as exc:  # msgspec's errors are ValueErrors, and that of bad UTF-8 is too
+    except (ValueError, RecursionError) as exc:  # msgspec's errors and UnicodeDecodeError are ValueErrors.
         raise _unreadable(exc) from exc
     return _message(envelope)
 
 
 def require_json(body: bytes) -> None:
-    """Raises: ProtocolError: PARSE_ERROR when the bytes are not one JSON value."""
+    """Check that the bytes are one JSON value.
+
+    Raises:
+        ProtocolError: PARSE_ERROR.
+    """
     try:
         _decode_raw(body)
     except (msgspec.DecodeError, RecursionError) as exc:
@@ -155,7 +159,7 @@ def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
 
 
 def _message(envelope: _Envelope) -> Envelope:
-    # Almost always these very bytes; an escaped spelling is the same string.
+    # Nearly always these exact bytes, but JSON allows escapes.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
     request_id = _request_id(bytes(envelope.id), envelope)
@@ -187,7 +191,7 @@ def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
 
 @functools.cache
 def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
-    """Reads an array into a struct of as many members as a batch may have: it stops at the first that is too many."""
+    """Return a decoder for a batch, as a struct with `max_items` members. It stops at the first extra element."""
     members: list[Any] = [(f"m{index}", Raw, _EMPTY) for index in range(max_items)]
     return msgspec.json.Decoder(
         msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True)
@@ -195,10 +199,10 @@ def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
 
 
 def split_batch(body: bytes, max_items: int) -> list[bytes]:
-    """The elements of a batch array, still raw.
+    """Return the raw elements of a batch array.
 
     Raises:
-        ProtocolError: PARSE_ERROR, or INVALID_REQUEST for an empty or oversize batch.
+        ProtocolError: PARSE_ERROR, or INVALID_REQUEST for a batch that is empty or too large.
     """
     try:
         items = [bytes(item) for item in msgspec.structs.astuple(_batch_decoder(max_items)(body))]
@@ -208,17 +212,17 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
         raise _unreadable(exc) from exc
     items = [item for item in items if item]
     if not items:
-        raise _invalid("an empty batch")
+        raise _invalid("a batch must not be empty")
     return items
 
 
 def result_message(request_id: RequestId, result: bytes) -> bytes:
-    """A successful response around an encoded result."""
+    """Return a successful response with an encoded result."""
     return b'{"jsonrpc":"2.0","id":' + encode(request_id) + b',"result":' + result + b"}"
 
 
 def error_message(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
-    """An error response. For an unreadable request the id is left out: the schemas of MCP allow no null there."""
+    """Return an error response. For an unreadable request the id is omitted, because MCP's schemas don't allow null."""
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data
@@ -228,14 +232,14 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 
 def notification_message(method: str, params: Any = None) -> bytes:
-    """A notification; `params` is any encodable value, `msgspec.Raw` included."""
+    """Return a notification. `params` is any encodable value, including `msgspec.Raw`."""
     if params is None:
         return encode({"jsonrpc": "2.0", "method": method})
     return encode({"jsonrpc": "2.0", "method": method, "params": params})
 
 
 def request_message(request_id: RequestId, method: str, params: Any) -> bytes:
-    """A request to the peer."""
+    """Return a request to the peer."""
     if params is None:
         return encode({"jsonrpc": "2.0", "id": request_id, "method": method})
     return encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})

@@ -1,13 +1,13 @@
-"""Lines of a byte stream, without I/O: how messages are told apart on stdio, in both directions.
+"""Newline-delimited messages of a byte stream, without I/O, for stdio in both directions.
 
-MCP 2025-11-25, basic/transports#stdio: messages end with a newline and hold none. It does not know what a line says.
+MCP 2025-11-25, basic/transports#stdio: messages end with a newline and don't contain one.
 """
 
 
 class LineSplitter:
-    """Bytes in, whole lines out. A line over the limit is reported once and skipped to its end.
+    """A splitter of bytes into complete lines.
 
-    The memory it takes is bounded by the limit, whatever the peer sends.
+    A line over the limit is reported once and skipped to its end. Memory is bounded by the limit, for any input.
     """
 
     __slots__ = ("_limit", "_parts", "_size", "_skipping")
@@ -19,7 +19,7 @@ class LineSplitter:
         self._skipping = False
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """The lines that are complete now, without their ends; None stands for one that was too long."""
+        """Return the lines completed by `data`, without line ends. None stands for a line over the limit."""
         lines: list[bytes | None] = []
         *complete, rest = data.split(b"\n")
         for piece in complete:
@@ -35,7 +35,7 @@ class LineSplitter:
         return lines
 
     def end(self) -> list[bytes | None]:
-        """Take the bytes after the last newline as a line, since the input has ended."""
+        """Return the bytes after the last newline as a line. Call it at the end of the input."""
         return self.feed(b"\n")
 
     def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:

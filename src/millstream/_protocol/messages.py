@@ -1,8 +1,9 @@
-"""Parameters and results of a client's requests: a server reads the first, a client decodes the second.
+"""Parameters and results of client requests.
 
-The names are those of the schema, https://modelcontextprotocol.io/specification/2026-07-28/schema, with members that
-only an older revision has beside them. A server writes most results as bytes that it prepared. `_meta` of requests is
-read before their parameters (`metadata.py`), so no parameters hold it. What a server asks stands in `questions.py`.
+The names are those of the schema, https://modelcontextprotocol.io/specification/2026-07-28/schema, including members
+that only older revisions have. A server reads the parameters and writes most results as prepared bytes; a client
+decodes the results. `metadata.py` reads `_meta`, so parameters don't include it. Requests from the server are in
+`questions.py`.
 """
 
 from collections.abc import Mapping
@@ -27,14 +28,14 @@ Json = dict[str, Any]
 
 
 class Params(Struct, rename="camel", omit_defaults=True, gc=False):
-    """Parameters of a method that has none of its own, and the base of all others."""
+    """Parameters of a method that has none, and the base of all others."""
 
 
 # What a client asks
 
 
 class InitializeRequestParams(Params, omit_defaults=False):
-    """`initialize`. Every member is required, but clients are known to leave the last two out."""
+    """`initialize`. The schema requires every member, but some clients omit the last two."""
 
     protocol_version: str
     capabilities: Raw = Raw(b"{}")
@@ -42,21 +43,21 @@ class InitializeRequestParams(Params, omit_defaults=False):
 
 
 class PaginatedRequestParams(Params):
-    """Every list method."""
+    """All list methods."""
 
     cursor: str | None = None
 
 
 class InputResponseRequestParams(Params):
-    """The base for methods that may ask back: answers, and the state of earlier rounds."""
+    """The base for methods that can ask the client: answers, and the state of earlier rounds."""
 
     input_responses: Raw | UnsetType = UNSET
     request_state: Any = ""
-    """Checked where the era has it; in another it is an unknown member of any type."""
+    """Validated for the per-request era. In the handshake era it's an unknown member of any type."""
 
 
 class CallToolRequestParams(InputResponseRequestParams):
-    """`tools/call`. A call without a name is one of an unknown tool."""
+    """`tools/call`. A call without a name is treated like a call of an unknown tool."""
 
     name: str = ""
     arguments: Raw = Raw(b"")
@@ -82,7 +83,7 @@ class ResourceRequestParams(Params):
 
 
 class Reference(Params):
-    """The owner of an argument to complete: `ref/prompt` with a name, or `ref/resource` with the URI of a template."""
+    """The owner of the argument to complete: `ref/prompt` with a name, or `ref/resource` with a template's URI."""
 
     type: str
     name: str = ""
@@ -90,14 +91,14 @@ class Reference(Params):
 
 
 class CompletionArgument(Params):
-    """The argument to complete, and what the person has typed."""
+    """The argument to complete, and the text typed so far."""
 
     name: str
     value: str
 
 
 class CompletionContext(Params):
-    """Arguments that have a value already."""
+    """The values of other arguments."""
 
     arguments: dict[str, str] = {}
 
@@ -117,7 +118,7 @@ class SetLevelRequestParams(Params):
 
 
 class SubscriptionFilter(Params):
-    """The changes that a subscription asks for, or that a server agrees to tell."""
+    """The kinds of changes that a client subscribes to, or that the server accepted."""
 
     tools_list_changed: bool = False
     prompts_list_changed: bool = False
@@ -135,28 +136,28 @@ class SubscriptionsListenRequestParams(Params):
 
 
 class Result(Wire, frozen=True, kw_only=True):
-    """A result without members of its own, and the base of all others. Older revisions know only complete ones."""
+    """A result without members, and the base of all others. Older revisions have only complete results."""
 
     result_type: str = "complete"
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
 
 
 class InputRequest(Wire, frozen=True):
-    """One question inside a result."""
+    """One question in an `InputRequiredResult`."""
 
     method: str
     params: Raw = Raw(b"{}")
 
 
 class InputRequiredResult(Result, frozen=True, kw_only=True):
-    """The server asks before it answers: send the request again, with answers by the same keys and the same state."""
+    """A result that asks the client for input. The client repeats the request with the state and the answers."""
 
     input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
     request_state: str | None = None
 
 
 class CacheableResult(Result, frozen=True, kw_only=True):
-    """A result that may be kept for a while; without a hint it is stale at once."""
+    """A result that clients can cache. Without a hint it's stale immediately."""
 
     ttl_ms: int = 0
     cache_scope: Literal["public", "private"] = "private"
@@ -180,7 +181,7 @@ class DiscoverResult(CacheableResult, frozen=True, kw_only=True):
 
 
 class Description(Wire, frozen=True, kw_only=True):
-    """The base of the descriptions of tools, resources, templates and prompts."""
+    """The base of descriptions of tools, resources, templates, and prompts."""
 
     name: str
     title: str | None = None
@@ -230,7 +231,7 @@ class PromptDescription(Description, frozen=True, kw_only=True):
 
 
 class PaginatedResult(CacheableResult, frozen=True, kw_only=True):
-    """One page of a list; the last has no cursor."""
+    """One page of a list. The last page has no cursor."""
 
     next_cursor: str | None = None
 
@@ -264,7 +265,7 @@ class CallToolResult(Result, frozen=True, kw_only=True):
 
     content: list[Content]
     structured_content: Raw | UnsetType = UNSET
-    """Unread: its type is the caller's business, and null is a value."""
+    """Raw JSON, because only the caller knows its type, and null is a valid value."""
     is_error: bool = False
 
 
@@ -282,12 +283,12 @@ class GetPromptResult(Result, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The text blocks of all messages, joined."""
+        """Return the text blocks of all messages, joined."""
         return "\n".join(block.text for each in self.messages for block in each.blocks if isinstance(block, Text))
 
 
 class Completion(Wire, frozen=True):
-    """The values of a completion, at most 100, and how many there are."""
+    """At most 100 completion values, and the total number of matches."""
 
     values: list[str]
     total: int | None = None
@@ -319,4 +320,4 @@ REQUESTS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
         "subscriptions/listen": (SubscriptionsListenRequestParams, Result),
     }
 )
-"""Method of a client -> its parameters and result, in every revision that has it."""
+"""Client method -> its parameters and result, for every revision that has it."""

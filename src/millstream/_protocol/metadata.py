@@ -1,4 +1,4 @@
-"""`_meta` of requests: the per-request envelope of 2026-07-28, progress tokens, and what a client declared.
+"""`_meta` of requests: the per-request envelope of 2026-07-28, progress tokens, and client capabilities.
 
 The envelope's keys are those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
 """
@@ -23,14 +23,14 @@ SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-"""RFC 5424 severities, least severe first."""
+"""RFC 5424 severities, from least to most severe."""
 
 ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
-"""As long as an id at most: every progress notification repeats it."""
+"""Bounded like an id, because every progress notification repeats it."""
 
 
 class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
-    """Name and version of a client or server; for display only, never for decisions."""
+    """The name and version of a client or server. For display only; never base a decision on them."""
 
     name: str = ""
     version: str = ""
@@ -54,7 +54,7 @@ class RequestMeta(
 
     version: str | UnsetType = UNSET
     capabilities: Raw | UnsetType = UNSET
-    """Read by `read_capabilities`."""
+    """Decoded by `read_capabilities`."""
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
     progress_token: ProgressToken | UnsetType = UNSET
@@ -62,20 +62,20 @@ class RequestMeta(
 
 
 class LooseMeta(Struct, gc=False, rename={"version": VERSION_KEY, "capabilities": CAPABILITIES_KEY}):
-    """Only what tells the eras apart, of any type."""
+    """The members that tell the eras apart, of any type."""
 
     version: Raw | UnsetType = UNSET
     capabilities: Raw | UnsetType = UNSET
 
 
 class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
-    """`params`, opened no further than `_meta`."""
+    """`params`, decoded only down to `_meta`."""
 
     meta: LooseMeta | UnsetType = UNSET
 
 
 class ClientInfo(Struct, frozen=True, gc=False):
-    """The client as it describes itself: `capabilities` as declared, name and version for display."""
+    """The client's description of itself: `capabilities` as declared, and a name and version for display."""
 
     capabilities: Mapping[str, Any] = {}
     name: str = ""
@@ -83,12 +83,12 @@ class ClientInfo(Struct, frozen=True, gc=False):
 
     @property
     def extensions(self) -> dict[str, Any]:
-        """The settings of each extension that the client declared, by identifier."""
+        """Return the settings of each extension that the client declared, by identifier."""
         return members(self.capabilities.get("extensions"))
 
     @property
     def experimental(self) -> dict[str, Any]:
-        """The experimental capabilities that the client declared, by name."""
+        """Return the experimental capabilities that the client declared, by name."""
         return members(self.capabilities.get("experimental"))
 
 
@@ -100,16 +100,16 @@ CLIENT_CAPABILITIES: Mapping[str, frozenset[str] | None] = {
     "sampling": frozenset(("context", "tools")),
     "tasks": frozenset(("cancel", "list", "requests")),
 }
-"""What the revisions name, and what each may hold; None for names that they leave to others. A client may declare
-further ones: the set is not closed (MCP 2026-07-28, ClientCapabilities).
+"""Capabilities that the revisions define, each with its settings; None if the settings are open. Clients can declare
+other capabilities (MCP 2026-07-28, ClientCapabilities).
 """
 
 
 def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
-    """Whether declared client capabilities cover the required ones (both as ClientCapabilities objects).
+    """Return whether declared client capabilities cover the required ones. Both are ClientCapabilities objects.
 
-    Settings that aren't objects have to be the same; of a list, the client's needs to have every item.
-    An elicitation capability without modes means form mode (MCP 2025-11-25, client/elicitation).
+    Settings that aren't objects must be equal. A list must contain every required item. An elicitation capability
+    without modes means form mode (MCP 2025-11-25, client/elicitation).
     """
     for name, inner in required.items():
         have: Any = capabilities.get(name)
@@ -135,13 +135,13 @@ def _holds(have: Any, wanted: Any) -> bool:
 
 
 MAX_CAPABILITIES = 4 * 1024
-"""Bytes of JSON of declared capabilities that are kept as they are. A session, connection or subscription holds them
-for as long as it lives, so what a client may declare must not be what fills a server.
+"""Maximum bytes of declared capabilities to keep in full. A session, connection, or subscription holds them for its
+whole life, so a client must not be able to fill a server with them.
 """
 
 
 class _KnownCapabilities(Struct, gc=False):
-    """The capabilities that a server asks for, unread. What else stands beside them is skipped."""
+    """The capabilities that a server asks for, undecoded. Other members are skipped."""
 
     roots: Raw | UnsetType = UNSET
     sampling: Raw | UnsetType = UNSET
@@ -156,10 +156,10 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def read_capabilities(raw: bytes) -> dict[str, Any]:
-    """Declared client capabilities; of more than `MAX_CAPABILITIES` bytes, only those that a server can ask for.
+    """Return the declared client capabilities. Above `MAX_CAPABILITIES` bytes, only those that a server can ask for.
 
     Raises:
-        msgspec.DecodeError: it isn't an object.
+        msgspec.DecodeError: The value isn't an object.
     """
     if len(raw) <= MAX_CAPABILITIES:
         return _decode_object(raw)

@@ -1,4 +1,4 @@
-"""Notifications of both sides, and the progress token that asks for some of them."""
+"""Parameters of notifications in both directions, and progress tokens."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,11 +18,11 @@ class CancelledNotificationParams(Params):
 
     request_id: RequestId | UnsetType = UNSET
     reason: Any = None
-    """For a log; nothing depends on it, so it may be of any type."""
+    """A reason for the log. Nothing depends on it, so any type is accepted."""
 
 
 class NotificationParams(Params):
-    """The base for notifications whose method says it all; `_meta` may name the subscription that they are for."""
+    """Parameters of a notification without members. `_meta` can name a subscription."""
 
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
 
@@ -52,7 +52,7 @@ class ResourceUpdatedNotificationParams(Params):
 
 
 class SubscriptionsAcknowledgedNotificationParams(Params):
-    """`notifications/subscriptions/acknowledged`: what the server agreed to tell."""
+    """`notifications/subscriptions/acknowledged`: the changes that the server will report."""
 
     notifications: SubscriptionFilter
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
@@ -72,7 +72,7 @@ NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
         "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
     }
 )
-"""Notification of either side -> its parameters."""
+"""Notification method, of either side -> its parameters."""
 
 
 class _TokenMeta(Struct, gc=False):
@@ -88,10 +88,10 @@ _decode_token = msgspec.json.Decoder(_TokenParams).decode
 
 
 def progress_token(params: bytes) -> ProgressToken | None:
-    """The progress token of a request; one of a wrong type counts as none.
+    """Return the progress token of a request, or None if it's missing or has the wrong type.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for one that is too long.
+        ProtocolError: INVALID_PARAMS, for a token that is too long.
     """
     if b'"progressToken"' not in params:
         return None
@@ -106,7 +106,7 @@ def progress_token(params: bytes) -> ProgressToken | None:
 
 
 def cancelled_id(params: bytes) -> RequestId | None:
-    """The request that `notifications/cancelled` names; None for a malformed one, which is ignored."""
+    """Return the request id in `notifications/cancelled`, or None if the notification is malformed."""
     try:
         request_id: Any = _decode_cancelled(params or b"{}").request_id
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""``x-mcp-header``: tool arguments that travel in ``Mcp-Param-*`` headers too (MCP 2026-07-28, server/tools).
+"""``x-mcp-header``: tool arguments repeated in ``Mcp-Param-*`` headers (MCP 2026-07-28, server/tools).
 
-Three parts: finding and validating annotations in an input schema, the text of header values with its Base64
-sentinel, and the comparison of headers with arguments. The module knows schemas as plain dicts and headers as a
-mapping with lower-case names; which requests are checked is `admission`'s business.
+This module finds and validates annotations in an input schema, encodes header values with the Base64 sentinel, and
+compares headers with arguments. Schemas are plain dicts, and headers a mapping with lower-case names. `admission`
+decides which requests are checked.
 """
 
 import re
@@ -29,7 +29,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PLAIN = re.compile(r"[\t\x20-\x7e]*")
 _INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
 
-# Where JSON Schema 2020-12 and the drafts before it keep subschemas.
+# Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _SCHEMAS = (
     "allOf", "anyOf", "oneOf", "prefixItems", "items", "additionalItems", "contains", "additionalProperties",
@@ -38,21 +38,22 @@ _SCHEMAS = (
 
 
 class ParamHeader(Struct, frozen=True, gc=False):
-    """One annotated parameter."""
+    """A parameter with a header annotation."""
 
     path: tuple[str, ...]
-    """Keys from the arguments object down to the value."""
+    """Keys from the arguments object to the value."""
     header: bytes
-    """Lower-case header name, ``mcp-param-…``."""
+    """The lower-case header name, ``mcp-param-…``."""
     kind: Kind
-    """The type that the schema declares."""
+    """The declared type."""
 
 
 def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]:
-    """The annotated parameters of a tool, in schema order. Meant for registration.
+    """Return the annotated parameters of a tool, in schema order. Call it when the tool is registered.
 
     Raises:
-        ValueError: an annotation breaks a rule for which clients drop the tool; the text names place and rule.
+        ValueError: An annotation breaks a rule for which clients drop the tool. The text names the location and the
+            rule.
     """
     found: dict[bytes, ParamHeader] = {}
     for where, path, schema in _positions("inputSchema", (), input_schema):
@@ -81,13 +82,14 @@ def _parse_annotation(where: str, path: tuple[str, ...] | None, schema: Mapping[
 def _positions(
     where: str, path: tuple[str, ...] | None, schema: Any
 ) -> Iterator[tuple[str, tuple[str, ...] | None, Mapping[str, Any]]]:
-    """Every schema inside `schema`, itself first. The path is ``None`` off the chain of ``properties`` keys.
+    """Iterate over all schemas inside `schema`, starting with itself. The path is ``None`` off the chain of
+    ``properties`` keys.
 
-    Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` are
-    not schema positions.
+    Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` aren't
+    schema positions.
     """
     if not isinstance(schema, Mapping):
-        return  # true, false, a list of names under "dependencies", or no schema at all
+        return  # A boolean schema, a list of names under "dependencies", or not a schema.
     node = cast("Mapping[str, Any]", schema)
     yield where, path, node
     for keyword in _SCHEMAS_BY_NAME:
@@ -103,26 +105,26 @@ def _positions(
 
 
 def encode_value(value: str) -> str:
-    """The text of a header field that carries `value`: as is where HTTP keeps it, else in the Base64 sentinel."""
+    """Return the header text for `value`: unchanged if HTTP preserves it, otherwise in the Base64 sentinel."""
     plain = _PLAIN.fullmatch(value) and value == value.strip(" \t") and not _is_sentinel(value)
     return value if plain else f"{_OPEN}{b64encode(value.encode()).decode()}{_CLOSE}"
 
 
 def decode_value(raw: bytes, header: str = "Header value") -> str:
-    """The value that a header field carries; `header` names it in errors.
+    """Return the value that a header field carries. `header` names it in errors.
 
     Raises:
-        ProtocolError: HEADER_MISMATCH: characters that no plain value has, or a sentinel whose Base64 or UTF-8 is bad.
+        ProtocolError: HEADER_MISMATCH, for characters that aren't allowed, or a sentinel with invalid Base64 or UTF-8.
     """
     text = raw.decode("latin-1").strip(" \t")
     if not _PLAIN.fullmatch(text):
-        raise _mismatch(f"{header} has characters outside visible ASCII; use {_OPEN}…{_CLOSE}")
+        raise _mismatch(f"{header} has characters outside visible ASCII; encode it as {_OPEN}…{_CLOSE}")
     if not _is_sentinel(text):
         return text
     payload = text[len(_OPEN) : -len(_CLOSE)].encode()
     try:
         value = b64decode(payload, validate=True)
-        # The decoder lets bits after the last byte pass, which would give one value several spellings (RFC 4648 §3.5).
+        # The decoder ignores trailing bits, so one value would have several spellings (RFC 4648 §3.5).
         if b64encode(value) == payload:
             return value.decode()
     except (Base64Error, UnicodeDecodeError):
@@ -131,10 +133,10 @@ def decode_value(raw: bytes, header: str = "Header value") -> str:
 
 
 def decode_name(raw: bytes) -> str:
-    """The value of ``Mcp-Name``.
+    """Return the value of ``Mcp-Name``.
 
     Raises:
-        ProtocolError: HEADER_MISMATCH, as `decode_value`.
+        ProtocolError: HEADER_MISMATCH, as for `decode_value`.
     """
     return decode_value(raw, "Mcp-Name")
 
@@ -146,7 +148,7 @@ def _is_sentinel(text: str) -> bool:
 def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]) -> None:
     """Compare each annotated argument with its header. Other ``Mcp-Param-*`` headers are ignored.
 
-    An argument that is absent or null must have no header. Numbers compare by value, so ``42.0`` is ``42``.
+    An argument that is absent or null must have no header. Numbers compare by value, so ``42.0`` equals ``42``.
 
     Raises:
         ProtocolError: HEADER_MISMATCH, naming the header.
@@ -167,8 +169,8 @@ def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], argum
 
 
 def _same(text: str, value: Any) -> bool:
-    # The value's own type decides, not the declared one: an argument of the wrong type, sent alike in both places, is
-    # for the validator to explain. bool comes first because it is an int.
+    # Compare by the type of the value instead of the declared type: validation reports an argument of the wrong type.
+    # bool comes first because it's an int.
     if isinstance(value, str):
         return text == value
     if isinstance(value, bool):

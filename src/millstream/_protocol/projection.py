@@ -1,7 +1,7 @@
-"""Newest shapes down to what an older revision has. Pure functions of a `Revision`.
+"""Conversion of the newest revision's shapes for older revisions, as pure functions of a `Revision`.
 
-Handlers build what the newest revision says; these functions drop members, convert content and wrap structured
-output. Nothing here compares dates: every question is a field of the revision.
+Handlers build what the newest revision defines. These functions drop members, convert content, and wrap structured
+output. They read fields of the revision and never compare dates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 def project_item(item: Json, revision: Revision) -> Json:
-    """A resource, template, prompt or tool description without the members a revision has not."""
+    """Return the description of a resource, template, prompt, or tool without members that the revision lacks."""
     drop: set[str] = set()
     if not revision.named_titles:
         drop |= {"title", "_meta"}
@@ -45,7 +45,7 @@ def project_item(item: Json, revision: Revision) -> Json:
 
 
 def tool(item: Json, revision: Revision) -> Json:
-    """A tool description as a revision knows it."""
+    """Return a tool description for a revision."""
     item = project_item(item, revision)
     if not revision.tool_annotations and "annotations" in item:
         item = {key: value for key, value in item.items() if key != "annotations"}
@@ -59,7 +59,7 @@ def tool(item: Json, revision: Revision) -> Json:
 
 
 def implementation(info: Json, revision: Revision, *, whole: bool = True) -> Json:
-    """Name and version of the server with the members a revision has; those that may be long only when `whole`."""
+    """Return the server's name and version for a revision, with the potentially long members only if `whole`."""
     kept = {"name", "version"}
     if revision.named_titles:
         kept.add("title")
@@ -69,17 +69,18 @@ def implementation(info: Json, revision: Revision, *, whole: bool = True) -> Jso
 
 
 def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
-    """Server capabilities; older revisions have no `completions` member though they have the method."""
+    """Return the server capabilities for a revision. Older ones have the method but no `completions` member."""
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
 def project_structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """Encoded structured content for a revision; empty when it has none. What isn't an object is wrapped.
+    """Return encoded structured content for a revision, or empty bytes if the revision has none. Non-objects are
+    wrapped.
 
     Args:
-        value: the content.
-        revision: of the client.
-        wraps: the output schema of the tool is wrapped, so objects are too.
+        value: The encoded content.
+        revision: The client's revision.
+        wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
     """
     if revision.structured == "none":
         return b""
@@ -89,12 +90,12 @@ def project_structured(value: bytes, revision: Revision, *, wraps: bool = False)
 
 
 def blocks(content: Sequence[Content], revision: Revision) -> list[Content]:
-    """Content blocks with those that a revision lacks turned into text."""
+    """Return content blocks, with those that the revision lacks converted to text."""
     return [block(each, revision) for each in content]
 
 
 def block(each: Content, revision: Revision) -> Content:
-    """One content block as a revision knows it."""
+    """Return a content block for a revision."""
     if isinstance(each, ResourceLink) and "resource_link" not in revision.content:
         title = each.title or each.name
         return Text(f"{title}: {each.uri}" + (f"\n{each.description}" if each.description else ""))
@@ -104,7 +105,7 @@ def block(each: Content, revision: Revision) -> Content:
 
 
 def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
-    """Map an error of the newest revision to the code an older one uses."""
+    """Return an error with the code that an older revision uses."""
     if exc.code == RESOURCE_NOT_FOUND:
         return ProtocolError(revision.missing_resource_code, exc.message, exc.data, status=exc.status)
     if exc.code == MISSING_CLIENT_CAPABILITY and revision.handshake:
@@ -132,7 +133,7 @@ def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> b
 
 
 def prompt_messages(members: bytes, revision: Revision) -> bytes:
-    """The members of a prompt result, rewritten for an older revision."""
+    """Return the members of a prompt result for an older revision."""
     messages = [
         Message(message.role, block(cast("Content", message.content), revision))
         if isinstance(message.content, BLOCKS)

@@ -1,6 +1,6 @@
-"""Parameters and results of a server's questions, which are requests of its own or part of an `InputRequiredResult`.
+"""Parameters and results of requests from a server, sent on their own or in an `InputRequiredResult`.
 
-https://modelcontextprotocol.io/specification/2026-07-28/schema has the names, with members of older revisions beside.
+The names are those of https://modelcontextprotocol.io/specification/2026-07-28/schema, plus members of older revisions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ from millstream._protocol.messages import Json, Params, Result
 
 
 class ElicitRequestParams(Params, kw_only=True):
-    """`elicitation/create`: a form without a mode or with `form`, a URL with `url`."""
+    """`elicitation/create`: a form without a mode or with the mode `form`, or a URL with the mode `url`."""
 
     mode: str | None = None
     message: str
     requested_schema: Json | None = None
     url: str | None = None
     elicitation_id: str | None = None
-    """Of URLs in 2025-11-25."""
+    """For URLs in 2025-11-25."""
 
 
 class ElicitResult(Params):
-    """The action of the person, with the values of a form."""
+    """The user's action, with the values of a form."""
 
     action: str
     content: Raw = Raw(b"")
@@ -55,13 +55,13 @@ class SampleResult(Wire, frozen=True):
 
     @property
     def text(self) -> str:
-        """The text blocks, joined."""
+        """Return the text blocks, joined."""
         content = self.content if isinstance(self.content, list) else [self.content]
         return "\n".join(block.text for block in content if isinstance(block, Text))
 
 
 class Root(Wire, frozen=True):
-    """One folder or file the client works on."""
+    """A folder or file that the client works on."""
 
     uri: str
     name: str | None = None
@@ -81,4 +81,4 @@ QUESTIONS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
         "elicitation/create": (ElicitRequestParams, ElicitResult),
     }
 )
-"""Method of a server -> its parameters and result."""
+"""Server method -> its parameters and result."""

@@ -1,7 +1,7 @@
-"""The five revisions, each written as the one before it plus changes, in the order of the specification's changelog.
+"""The five revisions, each defined as its predecessor plus changes, in the order of the specification's changelog.
 
-This is the only module that knows dates. Everybody else holds a `Revision` and reads a field. Membership of a
-method in `Revision.requests` *is* the version gate: what is not there is "method not found".
+Only this module contains dates. All other code reads the fields of a `Revision`. `Revision.requests` is the version
+gate: a method that isn't in it is "method not found".
 """
 
 from collections.abc import Mapping
@@ -13,48 +13,48 @@ from msgspec.structs import replace
 
 
 class Revision(Struct, frozen=True, kw_only=True, eq=False):
-    """One revision of the protocol: what it has, allows and asks for."""
+    """One revision of the protocol: its methods, limits, and requirements."""
 
     date: str
     handshake: bool = True
-    """`initialize` and sessions; False: every request carries its own metadata."""
+    """Whether the revision has `initialize` and sessions. Otherwise every request carries its own metadata."""
     requests: Mapping[str, str]
     """Client request -> the server capability it needs ("" for none)."""
     notifications: frozenset[str]
-    """Notifications a client may send."""
+    """Notifications that a client can send."""
     asks: frozenset[str]
-    """Methods that a server may ask a client."""
+    """Methods that a server can call on a client."""
     batches: bool = False
     content: frozenset[str]
-    """Content block types; others are converted by `projection`."""
+    """Content block types. `projection` converts all others."""
     structured: Literal["none", "object", "any"] = "none"
-    """The values that `structuredContent` and `outputSchema` may have."""
+    """The values allowed for `structuredContent` and `outputSchema`."""
     tool_annotations: bool = False
     progress_message: bool = False
     completions_capability: bool = False
     completion_context: bool = False
     named_titles: bool = False
-    """`title` and `_meta` on named things."""
+    """`title` and `_meta` on named items."""
     icons: bool = False
     """`icons` everywhere; `description` and `websiteUrl` of an implementation."""
     header: bool = False
     """Clients send `MCP-Protocol-Version` after initialization."""
     routing_headers: bool = False
-    """`Mcp-Method`, `Mcp-Name`, `Mcp-Param-*` must equal the body."""
+    """`Mcp-Method`, `Mcp-Name`, and `Mcp-Param-*` must match the body."""
     elicitation_modes: frozenset[str] = frozenset()
     rich_forms: bool = False
-    """Titled and multi-select enums, defaults of every primitive."""
+    """Titled and multi-select enums, and defaults for every primitive."""
     elicitation_ids: bool = False
     sampling_tools: bool = False
     url_error: bool = False
-    """A server that cannot ask may answer error -32042 with URLs."""
+    """A server that can't ask can answer with error -32042 and URLs."""
     argument_errors_in_result: bool = False
-    """Arguments that violate the schema end in `isError`, not in a protocol error."""
+    """Arguments that violate the schema return `isError` instead of a protocol error."""
     missing_resource_code: int = -32002
     event_ids: bool = False
     """Streams carry event ids and can be resumed."""
     priming: bool = False
-    """Streams start with an empty event, may be closed early and polled."""
+    """Streams start with an empty event, and can be closed early and polled."""
     result_type: bool = False
     """`resultType`, cache hints and server information on results."""
     log_level_per_request: bool = False
@@ -166,18 +166,18 @@ PER_REQUEST: Mapping[str, Revision] = MappingProxyType({r.date: r for r in ALL i
 
 NEWEST = ALL[-1]
 NEWEST_HANDSHAKE = R2025_11_25
-"""Answered to an `initialize` that asks for a version that has no handshake or is unknown."""
+"""The answer to an `initialize` request for a version that is unknown or has no handshake."""
 ASSUMED = R2025_03_26
-"""A handshake-era HTTP request that says nothing about its version."""
+"""The revision of a handshake-era HTTP request without a version."""
 FIRST = R2024_11_05
 """The revision of the HTTP+SSE transport."""
 
 
 def names_per_request_era(version: str) -> bool:
-    """Whether a version string, known or not, names a revision without a handshake (dates sort as text)."""
+    """Return whether a version string, known or not, names a revision without a handshake. Dates sort as text."""
     return version >= NEWEST.date and version.replace("-", "").isdecimal() and version.isascii()
 
 
 def negotiate(requested: str) -> Revision:
-    """The revision that `initialize` answers: the one asked for, else the newest that has a handshake."""
+    """Return the revision for `initialize`: the requested one, otherwise the newest with a handshake."""
     return HANDSHAKE.get(requested, NEWEST_HANDSHAKE)

@@ -1,13 +1,11 @@
-"""Multi-round requests: which answers count, and the state that travels sealed through the client.
+"""Multi-round requests: the valid answers, and the sealed state that the client returns.
 
-MCP 2026-07-28, basic/patterns/mrtr.
+See MCP 2026-07-28, basic/patterns/mrtr. A function that asks is stopped with `InputRequired` and run again from its
+start with the answers (replay). Each question has a slot: its explicit key, or its ordinal. A digest of kind, message,
+and schema shows whether it's still the same question. Answers of this round are valid with or without state. Answers of
+earlier rounds come only from the state, which is sealed and bound to principal, method, name, and arguments.
 
-A function that asks is stopped with `InputRequired` and run again from its start with the answers (replay). Every
-question has a slot: its explicit key, or its ordinal. A digest of kind, message and schema tells whether it is
-still the same question. Answers of this round count with or without state; those of earlier rounds come only from
-the state, which is sealed and bound to principal, method, name and arguments.
-
-No clock and no randomness here: `now` and `nonce` are arguments.
+The clock and randomness are arguments: `now` and `nonce`.
 """
 
 import hashlib
@@ -25,7 +23,7 @@ _LARGE = 16 * 1024
 
 
 class RoundEntry(Struct, array_like=True):
-    """One settled slot: an answer, or the value of a side effect that must not happen again."""
+    """A settled slot: an answer, or the stored value of a side effect."""
 
     digest: str
     value: bytes
@@ -38,13 +36,13 @@ class RoundState(Struct, array_like=True):
     expires_at: int
     rounds: int
     entries: dict[str, RoundEntry]
-    """By slot, in the order in which they were settled."""
+    """Entries by slot, in the order they were settled."""
     asked: dict[str, str]
-    """Slot -> digest of the questions of the last round."""
+    """Slot -> digest, for the questions of the last round."""
 
 
 class InputRequired(BaseException):
-    """Stops the function: the questions travel to the client. Not an `Exception`, so that user code lets it pass."""
+    """Stops a function so that its questions go to the client. A `BaseException`, so user code doesn't catch it."""
 
     def __init__(self, requests: Mapping[str, Any]) -> None:
         super().__init__("input required")
@@ -58,16 +56,16 @@ _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
 def digest(method: str, params: Any) -> str:
-    """Identity of a question: hash of its method and parameters."""
+    """Return the identity of a question: a hash of its method and parameters."""
     return hashlib.sha256(_encode_sorted([method, params])).hexdigest()[:16]
 
 
 def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes:
-    """The hash that ties a state to its request.
+    """Return the hash that binds a state to its request.
 
     Args:
-        principal, method, name: of the call.
-        arguments: raw JSON as the client sent it, hashed in a canonical form; as it is, where it's large.
+        principal, method, name: Of the call.
+        arguments: Raw JSON from the client, hashed in a canonical form. Large arguments are hashed as they are.
     """
     if arguments in (b"", b"null"):
         arguments = b"{}"
@@ -80,10 +78,10 @@ def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes
 
 
 def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
-    """Unseal what the client echoed.
+    """Unseal a state that the client returned.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for a state that was changed, is another call's, or has expired.
+        ProtocolError: INVALID_PARAMS, for a state that was changed, has expired, or belongs to another call.
     """
     plain = ring.open(_KIND, token, bound)
     if plain is None:
@@ -98,7 +96,7 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
 
 
 class Rounds:
-    """The rounds of one call as its function runs again."""
+    """The rounds of one call, for one run of its function."""
 
     __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "rounds")
 
@@ -111,7 +109,7 @@ class Rounds:
         self.rounds: int = state.rounds if state is not None else 0
 
     def slot(self, key: str | None) -> str:
-        """The slot of the next question: its key, or its ordinal in this run."""
+        """Return the slot of the next question: its key, or its ordinal in this run."""
         if key is not None:
             return key
         self._ordinal += 1
@@ -119,11 +117,13 @@ class Rounds:
 
     @staticmethod
     def wire_key(slot: str, key: str | None, mark: str) -> str:
-        """The key in `inputRequests`: an explicit key as it is, an ordinal with the digest of its question."""
+        """Return the key in `inputRequests`: an explicit key unchanged, or an ordinal and the digest of its
+        question.
+        """
         return slot if key is not None else f"{slot}-{mark[:8]}"
 
     def find_settled(self, slot: str, mark: str) -> bytes | None:
-        """The value of a slot from an earlier round. A changed question drops its answer and the later ones."""
+        """Return a slot's value from an earlier round. A changed question invalidates its answer and all later ones."""
         entry = self._entries.get(slot)
         if entry is None:
             return None
@@ -135,25 +135,25 @@ class Rounds:
         return None
 
     def response(self, slot: str, wire_key: str, mark: str) -> bytes | None:
-        """The answer that came with this request, unless it answers a question that has changed since."""
+        """Return the answer in this request, unless its question has changed."""
         raw = self._responses.get(wire_key)
         if raw is None or (self._asked is not None and self._asked.get(slot, mark) != mark):
             return None
         return bytes(raw)
 
     def settle(self, slot: str, mark: str, value: bytes) -> None:
-        """Keep the value of a slot for later rounds."""
+        """Store the value of a slot for later rounds."""
         self._entries[slot] = RoundEntry(mark, value)
 
     def pend(self, slot: str, mark: str) -> None:
-        """Note a question of this round."""
+        """Record a question of this round."""
         self._pending[slot] = mark
 
     def seal(self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes, max_rounds: int) -> str:
-        """The state after this round, for the client to echo.
+        """Return the state after this round, for the client to return.
 
         Raises:
-            ProtocolError: INVALID_PARAMS after too many rounds.
+            ProtocolError: INVALID_PARAMS, after too many rounds.
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")

@@ -1,7 +1,7 @@
 """The session id of the handshake era: the session itself, sealed into at most 400 characters.
 
-Any worker with the key reads it, so a session that opens nothing takes no memory anywhere. What does not fit here
-(unknown capabilities, log level, subscriptions, a tombstone) is a record in the store, under the token's `id`.
+Any worker with the key can read it, so an idle session takes no memory. Data that doesn't fit (unknown capabilities,
+log level, subscriptions, a tombstone) is a record in the store under the token's `id`.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 
 MAX_SESSION_ID: Final = 400
-"""Characters."""
+"""Maximum number of characters."""
 MAX_CLIENT_TEXT: Final = 32
-"""Bytes of UTF-8 that are kept of the client's name, and of its version."""
+"""Maximum UTF-8 bytes kept of the client's name, and of its version."""
 KIND: Final = b"session"
 
 
@@ -31,7 +31,7 @@ def _app_types() -> list[str]:
 
 
 _CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] = (
-    # (path, makes the value there). The index is the bit, and sealed ids outlive a deploy: append, never reorder.
+    # (path, constructor of the value). The index is the bit, and ids survive deployments: append, never reorder.
     (("sampling",), dict),
     (("sampling", "tools"), dict),
     (("sampling", "context"), dict),
@@ -50,33 +50,34 @@ _CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] =
     (("tasks", "requests", "sampling"), dict),
     (("tasks", "requests", "sampling", "createMessage"), dict),
     (("extensions",), dict),
-    # MCP Apps, the one extension that many hosts declare, in the one way they do.
+    # MCP Apps is the one extension that many hosts declare, and they declare it this way.
     (("extensions", "io.modelcontextprotocol/ui"), dict),
     (("extensions", "io.modelcontextprotocol/ui", "mimeTypes"), _app_types),
 )
 
 
 class SessionToken(Struct, frozen=True, gc=False, array_like=True):
-    """The facts about a session that every worker reads from its id alone."""
+    """The facts about a session that any worker reads from its id."""
 
     id: str
-    """128 random bits as 32 hexadecimal digits: the name of the session's record, log and topics. Before them, and a
-    dot, may stand whose share of the room for records it takes."""
+    """128 random bits as 32 hexadecimal digits: the name of the session's record, log, and topics. A prefix before a
+    dot can name the owner whose share of record space the session uses.
+    """
     revision: str
     capabilities: int
-    """Bits as `capability_bits` gives them."""
+    """Bits from `capability_bits`."""
     client_name: str
     client_version: str
     principal_hash: bytes
-    """As `hash_principal` gives it. Whoever decodes a token compares it with the caller's."""
+    """The result of `hash_principal`. The reader of a token must compare it with the caller's."""
     issued_at: int
     """Unix time in seconds."""
     expires_at: int
-    """Unix time in seconds; the session is over from this second on."""
+    """Unix time in seconds. The session has expired from this second on."""
     epoch: str
-    """`Store.epoch` when the session began."""
+    """The `Store.epoch` when the session began."""
     recorded: bool = False
-    """The session had a record from its beginning, so no worker takes it for one without."""
+    """Whether the session has had a record from the start. A worker that finds none must not assume that it's empty."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -84,15 +85,16 @@ _decode: Final = msgspec.msgpack.Decoder(SessionToken).decode
 
 
 def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
-    """The session id for a token: visible ASCII. The client's name and version are cut to `MAX_CLIENT_TEXT` bytes.
+    """Return the session id for a token, in visible ASCII. The client's name and version are cut to `MAX_CLIENT_TEXT`
+    bytes.
 
     Args:
-        token: the session.
-        ring: the keys.
-        nonce: 12 bytes never used before, see `KeyRing.seal`.
+        token: The session.
+        ring: The keys.
+        nonce: 12 bytes that were never used before, see `KeyRing.seal`.
 
     Raises:
-        LocalError: a field that is ours to choose is too long or too large.
+        LocalError: A field set by this server is too long or too large.
     """
     cut = msgspec.structs.replace(token, client_name=_cut(token.client_name), client_version=_cut(token.client_version))
     try:
@@ -105,7 +107,7 @@ def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
 
 
 def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
-    """The token of a session id; None when it is not ours, was changed, or has expired at Unix time `now`."""
+    """Return the token of a session id, or None if it's foreign, changed, or expired at Unix time `now`."""
     if len(text) > MAX_SESSION_ID:
         return None
     plain = ring.open(KIND, text)
@@ -114,20 +116,21 @@ def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
     try:
         token = _decode(plain)
     except msgspec.DecodeError:
-        # Sealed with our key by a version with other fields: for the client an unknown session, so it begins a new one.
+        # Sealed by a version with other fields. The client treats it as an unknown session and begins a new one.
         return None
     return token if now < token.expires_at else None
 
 
 def hash_principal(principal: Principal | None) -> bytes:
-    """16 bytes that stand for the principal; empty for an anonymous caller."""
+    """Return a 16-byte hash of the principal, or empty bytes for an anonymous caller."""
     return b"" if principal is None else principal.bound
 
 
 def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
-    """Client capabilities as bits, and whether the bits say all of it.
+    """Return client capabilities as bits, and whether the bits are complete.
 
-    Where they do not (an unknown capability or extension, a setting with a value), the caller stores the capabilities.
+    If they aren't (an unknown capability or extension, or a setting with a value), the caller must store the
+    capabilities.
     """
     bits = 0
     for bit, (path, make) in enumerate(_CAPABILITIES):
@@ -140,7 +143,7 @@ def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
 
 
 def capabilities_of(bits: int) -> dict[str, Any]:
-    """The capabilities that `capability_bits` turned into these bits. Bits of a later version are passed over."""
+    """Return the capabilities for bits from `capability_bits`. Bits of later versions are ignored."""
     capabilities: dict[str, Any] = {}
     for bit, (path, make) in enumerate(_CAPABILITIES):
         if bits & 1 << bit:
@@ -152,6 +155,6 @@ def capabilities_of(bits: int) -> dict[str, Any]:
 
 
 def _cut(text: str) -> str:
-    # Not every str has a UTF-8 form: a lone surrogate becomes "?".
+    # A lone surrogate has no UTF-8 form and becomes "?".
     data = text.encode("utf-8", "replace")
     return data[:MAX_CLIENT_TEXT].decode("utf-8", "ignore")

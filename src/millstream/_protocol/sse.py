@@ -1,7 +1,7 @@
 """Server-sent events: an encoder for servers and an incremental decoder for clients.
 
-Both follow the WHATWG HTML standard, "Server-sent events" (§9.2.5 parsing, §9.2.6 interpreting an event stream).
-The module knows neither JSON nor MCP methods, and neither when an event is sent nor what its id means.
+Both follow the WHATWG HTML standard, "Server-sent events" (§9.2.5 parsing, §9.2.6 interpreting an event stream). The
+module has no knowledge of JSON, MCP methods, or the meaning of event ids.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from msgspec import Struct
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 
 COMMENT = b":\n\n"
-"""Keep-alive: a comment that decoders ignore. The blank line flushes proxies that forward whole blocks."""
+"""A keep-alive comment that decoders ignore. The blank line flushes proxies that forward whole blocks."""
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_RETRY_DIGITS = 15
-"""A longer reconnection time counts as none; it also keeps `int` away from digit strings of megabytes."""
+"""Longer reconnection times are ignored, so `int` never parses very long digit strings."""
 
 
 def encode_event(data: bytes, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:
-    """One event. `data` may contain line ends of any kind: each line gets its own ``data:`` field.
+    """Return one event. `data` can contain line ends of any kind; each line becomes its own ``data:`` field.
 
     Raises:
-        ValueError: `event` or `id` contains CR, LF or NUL, or `retry_ms` is negative.
+        ValueError: `event` or `id` contains CR, LF, or NUL, or `retry_ms` is negative.
     """
     parts: list[bytes] = []
     if id is not None:
@@ -41,10 +41,10 @@ def encode_event(data: bytes, *, event: str | None = None, id: str | None = None
 
 
 def encode_message(message: bytes, id: str = "") -> bytes:
-    """A JSON-RPC message as ``event: message``. `message` is one line: JSON as msgspec encodes it has no line ends.
+    """Return a JSON-RPC message as ``event: message``. `message` must be one line, as msgspec's JSON is.
 
     Raises:
-        ValueError: `id` contains CR, LF or NUL.
+        ValueError: `id` contains CR, LF, or NUL.
     """
     if id:
         return b"id: %b\nevent: message\ndata: %b\n\n" % (_one_line("id", id), message)
@@ -52,17 +52,17 @@ def encode_message(message: bytes, id: str = "") -> bytes:
 
 
 def prime(id: str, retry_ms: int | None = None) -> bytes:
-    """An event with an id and empty data, so that a stream can be resumed before its first message (SEP-1699).
+    """Return an event with an id and empty data, so a stream can be resumed before its first message (SEP-1699).
 
     Raises:
-        ValueError: `id` contains CR, LF or NUL, or `retry_ms` is negative.
+        ValueError: `id` contains CR, LF, or NUL, or `retry_ms` is negative.
     """
     retry_line = b"" if retry_ms is None else _retry_line(retry_ms)
     return b"id: %b\n%bdata:\n\n" % (_one_line("id", id), retry_line)
 
 
 def retry(retry_ms: int) -> bytes:
-    """Tell the client how long to wait before it reconnects; no event is dispatched.
+    """Return a reconnection time for the client. The field dispatches no event.
 
     Raises:
         ValueError: `retry_ms` is negative.
@@ -71,10 +71,10 @@ def retry(retry_ms: int) -> bytes:
 
 
 def endpoint(url: str) -> bytes:
-    """The first event of an HTTP+SSE stream (2024-11-05): where the client posts its messages.
+    """Return the first event of an HTTP+SSE stream (2024-11-05): the URL that the client posts messages to.
 
     Raises:
-        ValueError: `url` contains CR, LF or NUL.
+        ValueError: `url` contains CR, LF, or NUL.
     """
     return b"event: endpoint\ndata: %b\n\n" % _one_line("endpoint", url)
 
@@ -92,26 +92,27 @@ def _retry_line(retry_ms: int) -> bytes:
 
 
 class SseEvent(Struct, frozen=True, gc=False):
-    """One dispatched event."""
+    """A dispatched event."""
 
     data: str
     event: str = "message"
     id: str = ""
-    """The last event id at the time of dispatch: an event without an ``id`` field carries that of an earlier one."""
+    """The last event id when the event was dispatched. An event without an ``id`` field has the id of an earlier one.
+    """
     retry_ms: int | None = None
-    """The reconnection time, if a ``retry`` field stood in this event's block."""
+    """The reconnection time, if this event's block had a ``retry`` field."""
 
 
 class Decoder:
-    """Turns chunks of an event stream into events, wherever the chunks are cut.
+    """A decoder of an event stream from chunks of any size. Use one per connection.
 
-    A block without a ``data`` field dispatches no event, as the standard says; its id and retry time are kept in
-    `last_event_id` and `retry_ms`. A block with an empty ``data:`` field (MCP's priming event) is an event whose data
-    is ``""``. What stands after the last blank line is never dispatched. Use one decoder for each connection.
+    A block without a ``data`` field dispatches no event, as in the standard, but updates `last_event_id` and
+    `retry_ms`. A block with an empty ``data:`` field (MCP's priming event) is an event whose data is ``""``. Data after
+    the last blank line is never dispatched.
 
     Args:
-        max_event_bytes: the most that one line, or the data of one event, may take. Comments and unknown fields
-            take no memory and may go on for ever.
+        max_event_bytes: The maximum size of one line, and of the data of one event. Comments and unknown fields take no
+            memory and are unlimited.
     """
 
     __slots__ = ("_after_cr", "_data", "_event", "_fault", "_first", "_id", "_line", "_max", "_retry", "_size",
@@ -122,9 +123,9 @@ class Decoder:
         self._max = max_event_bytes
         # connection
         self.last_event_id = ""
-        """The id in force at the last blank line, which a client sends as ``Last-SseEvent-ID``."""
+        """The id at the last blank line, which a client sends as ``Last-Event-ID``."""
         self.retry_ms: int | None = None
-        """The newest reconnection time; ``None`` until the server names one."""
+        """The newest reconnection time, or ``None`` before the server sends one."""
         self._fault: ProtocolError | None = None
         self._first = True
         self._after_cr = False
@@ -137,11 +138,11 @@ class Decoder:
         self._retry: int | None = None
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
-        """The events that `chunk` completes, in order.
+        """Return the events that `chunk` completes, in order.
 
         Raises:
-            ProtocolError: a line or an event is larger than `max_event_bytes`. Events that were complete before it
-                are returned first, and the error is raised by the next call; after it every call raises.
+            ProtocolError: A line or an event is larger than `max_event_bytes`. Events completed before it are returned
+                first, and the next call raises the error, as does every later call.
         """
         events: list[SseEvent] = []
         if self._fault is None:
@@ -159,7 +160,7 @@ class Decoder:
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
             self._after_cr = False
-        # bytes.splitlines knows exactly CRLF, LF and CR, unlike its namesake on str.
+        # Unlike str.splitlines, bytes.splitlines splits only at CRLF, LF, and CR.
         for piece in chunk.splitlines(keepends=True):
             text = piece.rstrip(b"\r\n")
             self._grow(len(self._line) + len(text))

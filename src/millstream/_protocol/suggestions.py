@@ -1,6 +1,6 @@
-"""What was probably meant: names that nobody knows are refused with the nearest one that exists.
+"""Suggestions for misspelled names: an error names the closest existing name.
 
-Python says only that an argument is unexpected, and versions before 3.13 don't say which one is near.
+Python only says that an argument is unexpected, and versions before 3.13 suggest nothing.
 """
 
 import difflib
@@ -13,22 +13,22 @@ from msgspec import StructMeta
 
 F = TypeVar("F", bound=Callable[..., Any])
 FEW = 16
-"""A sentence that lists more names than these isn't read."""
+"""Maximum number of names that an error lists."""
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
-    """The name that was probably meant, if one is near."""
+    """Return the closest name, or None if none is similar."""
     by_case = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1)
     return by_case[near[0]] if near else None
 
 
 def suggest(name: str, names: Collection[str]) -> str:
-    """The rest of a sentence that refuses a name: the one that was probably meant, and all there are, if they're few.
+    """Return the end of an error about an unknown name: the closest name, and all names if there are few.
 
     Args:
-        name: the one that nobody knows.
-        names: in their order if they're a list or a tuple.
+        name: The unknown name.
+        names: The known names. A list or tuple keeps its order.
     """
     near = closest_name(name, names)
     if len(names) > FEW:
@@ -38,7 +38,7 @@ def suggest(name: str, names: Collection[str]) -> str:
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
-    """The sentence that refuses a name: see `refuse_unknown`."""
+    """Return the error text for an unknown name, see `refuse_unknown`."""
     near = closest_name(name, {*names, *elsewhere})
     if near is not None and near in elsewhere:
         return f"{where} has no option {name!r}. {elsewhere[near]}"
@@ -46,12 +46,12 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
 
 
 def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
-    """Return the error for an attribute that doesn't exist: for `__getattr__`.
+    """Return the AttributeError for `__getattr__`.
 
     Args:
-        owner: the object that was asked.
-        name: of the attribute.
-        elsewhere: name that people look for here -> the sentence that says what to write.
+        owner: The object without the attribute.
+        name: The attribute.
+        elsewhere: A name that users look for here -> a sentence with the alternative.
     """
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in elsewhere:
@@ -64,16 +64,16 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
 
 
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
-    """Make sure that every name is one of those that there are.
+    """Check that all given names are known.
 
     Args:
-        where: what the names are given to.
-        given: the names.
-        names: those that there are.
-        elsewhere: name that people look for here -> the sentence that says where it is.
+        where: The function or class that takes the names, for the error.
+        given: The given names.
+        names: The known names.
+        elsewhere: A name that users look for here -> a sentence with the alternative.
 
     Raises:
-        TypeError: one isn't; the text says which one was probably meant.
+        TypeError: A name is unknown. The text suggests the closest one.
     """
     for name in given:
         if name not in names:
@@ -95,7 +95,7 @@ def suggesting(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")
     if where.islower() and house[0] != "_" and all(each[0] == "_" for each in private):
-        where = f"{house}.{where}"  # as people write it: auth.jwt
+        where = f"{house}.{where}"  # as users write it: auth.jwt
 
     @wraps(function)
     def checked(*positional: Any, **given: Any) -> Any:
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
 else:
 
     class SuggestionMeta(StructMeta):
-        """The metaclass of structs that people fill in: an unknown field is refused with the nearest one."""
+        """The metaclass of structs for user configuration. An unknown field raises an error with the closest one."""
 
         def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass
             refuse_unknown(cls.__name__, given, cls.__struct_fields__, getattr(cls, "_ELSEWHERE", {}))

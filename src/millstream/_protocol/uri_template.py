@@ -1,18 +1,18 @@
-"""URI templates (RFC 6570, levels 1-3, and ``{path*}``): expanded, and matched in linear time.
+"""URI templates (RFC 6570, levels 1-3, and ``{path*}``): expansion, and matching in linear time.
 
-The RFC defines expansion only. Matching here answers which values could have made a URI, by these rules:
+The RFC defines expansion only. Matching returns values that could have produced a URI, by these rules:
 
-* ``{path*}`` (one variable, exploded) is the rest of a path, as servers in the field have it: it crosses ``/``, no
-  segment of it is empty, and it expands with its slashes. The RFC has the same notation, for lists (level 4).
-* ``{x}``, ``{+x}`` and ``{x*}`` match at least one character; the other operators are optional, and so is each of their
-  variables: absent ones are not in the result. Names of a query stand in any order; unknown ones are ignored, a name
-  given twice isn't a match. When there are fewer values than variables, the leftmost are defined; when more, the last
-  variable takes the rest.
-* Only ``{+x}`` and ``{#x}`` cross ``/``, ``?`` and ``#``. Other characters need not be percent-encoded in a URI.
-* Where a URI can be split in several ways, it is read from the right: ``{x}`` and ``{+x}`` take as little as they can,
-  the others as much as they can. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
-* Values are percent-decoded once, and then no value has a segment ``.`` or ``..`` and only ``{+x}``, ``{#x}`` and
-  ``{x*}`` have slashes, whichever way they lean: functions use values as file names. A NUL is never a value.
+* ``{path*}`` (one variable, exploded) is the rest of a path, as in other MCP servers: it crosses ``/``, has no empty
+  segment, and expands with its slashes. In the RFC the notation is for lists (level 4).
+* ``{x}``, ``{+x}``, and ``{x*}`` match at least one character. The other operators and each of their variables are
+  optional; absent variables aren't in the result. Query names can have any order, unknown ones are ignored, and a
+  repeated name doesn't match. With fewer values than variables, the leftmost variables are defined; with more values,
+  the last variable takes the rest.
+* Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Other characters need no percent-encoding in a URI.
+* If a URI can be split in several ways, it's read from the right: ``{x}`` and ``{+x}`` take as little as possible, the
+  others as much as possible. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
+* Values are percent-decoded once. A decoded value has no segment ``.`` or ``..``, and only ``{+x}``, ``{#x}``, and
+  ``{x*}`` contain slashes or backslashes, because functions use values as file names. A value never contains NUL.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 _NOT_LITERAL = frozenset('"<>\\^`{|}\x7f').union(map(chr, range(0x21)))
 _ASCII = "".join(map(chr, range(0x80)))
 _CONTINUATION = "".join(map(chr, range(0x80, 0xC0)))
-"""UTF-8 octets that do not begin a character, as latin-1."""
+"""UTF-8 continuation bytes, as latin-1."""
 
 
 class _Operator(Struct, frozen=True, gc=False):
-    """A column of RFC 6570 appendix A, and how its text is found in a URI."""
+    """An operator: a column of RFC 6570 appendix A, and how to match it."""
 
     lead: str
     separator: str
@@ -39,9 +39,9 @@ class _Operator(Struct, frozen=True, gc=False):
     if_empty: str = ""
     reserved: bool = False
     whole: bool = False
-    """No segment of a value is empty."""
+    """Whether segments of a value must not be empty."""
     stops: str = "/?#"
-    """Characters that the text after `lead` does not contain."""
+    """Characters that the text after `lead` doesn't contain."""
 
 
 _REST = _Operator("", ",", whole=True, stops="?#")
@@ -61,11 +61,11 @@ class _Expression(Struct, frozen=True, gc=False):
     operator: _Operator
     names: tuple[str, ...]
     lead: bytes
-    """Translation table: which characters are the operator's lead."""
+    """Translation table of the characters that are the operator's lead."""
     run: bytes
-    """Translation table: which characters may follow the lead."""
+    """Translation table of the characters that can follow the lead."""
     repeat: int
-    """How often lead and run may occur: once, but for ``{/a,b}`` once a variable."""
+    """How often lead and run can occur: once, or for ``{/a,b}`` once per variable."""
 
 
 class UriTemplate:
@@ -76,7 +76,7 @@ class UriTemplate:
         {'isbn': '0-19-852663-6', 'lang': 'en'}
 
     Raises:
-        ValueError: the template is not of level 1-3; the text names the position.
+        ValueError: The template isn't of level 1-3. The text names the position.
     """
 
     __slots__ = ("_parts", "_prefix", "template", "variables")
@@ -93,12 +93,14 @@ class UriTemplate:
         return f"UriTemplate({self.template!r})"
 
     def expand(self, values: Mapping[str, str]) -> str:
-        """The URI for `values`; variables that are not in it are undefined (RFC 6570 §3.2.1)."""
+        """Return the URI for `values`. Missing variables are undefined (RFC 6570 §3.2.1)."""
         texts = (part if isinstance(part, str) else _expand(part, values) for part in self._parts)
         return self._prefix + "".join(texts)
 
     def match(self, uri: str) -> dict[str, str] | None:
-        """The values of the variables that occur in `uri`, or ``None``. The time is linear in the length of `uri`."""
+        """Return the values of the variables in `uri`, or ``None`` if it doesn't match. Time is linear in the length of
+        `uri`.
+        """
         try:
             text = self._one_character_a_byte(uri)
         except UnicodeEncodeError:
@@ -110,13 +112,13 @@ class UriTemplate:
     def _one_character_a_byte(self, uri: str) -> str:
         if uri.isascii():
             return uri
-        # Only a literal needs to be found in its percent-encoded form.
+        # Only literals must be found in percent-encoded form.
         return uri.encode().decode("latin-1") if self.template.isascii() else quote(uri, safe=_ASCII)
 
     def _match_parts(self, text: str) -> dict[str, str] | None:
-        # Sets of positions in the text are integers: bit i stands for the place before character i. A run of allowed
-        # characters is then followed by one addition, whose carry travels along the run (bit-parallel matching, as in
-        # Parabix), and the number of operations depends on the template only, never on the text.
+        # Sets of positions are integers: bit i is the position before character i. An addition then follows a run of
+        # allowed characters, as its carry moves along the run (bit-parallel matching, as in Parabix). The number of
+        # operations depends on the template only.
         positions = _Positions(text)
         reached = 1
         trail: list[tuple[_Expression, list[int]] | int] = []
@@ -145,7 +147,7 @@ class UriTemplate:
 
 
 class _Positions:
-    """The text as sets of positions, one for each class of characters asked for."""
+    """The text as sets of positions, one for each character class."""
 
     __slots__ = ("_backwards", "_inside", "_sets")
 
@@ -155,10 +157,12 @@ class _Positions:
         percent = self.of(_table("%")) if "%" in text else 0
         continued = 0 if text.isascii() else self.of(_table(_CONTINUATION))
         self._inside = percent << 1 | percent << 2 | continued
-        """Positions inside a percent-encoded octet or inside a UTF-8 sequence: no expression ends there."""
+        """Positions inside a percent-encoded octet or a UTF-8 sequence, where no expression can end."""
 
     def of(self, table: bytes) -> int:
-        """Positions of the characters that `table` translates to ``1``. Reading base 2 is linear and has no limit."""
+        """Return the positions of characters that `table` maps to ``1``. Parsing base 2 is linear and has no length
+        limit.
+        """
         found = self._sets.get(table)
         if found is None:
             found = self._sets[table] = int(b"0" + self._backwards.translate(table), 2)
@@ -170,10 +174,10 @@ class _Positions:
         return reached
 
     def after_expression(self, part: _Expression, reached: int) -> list[int]:
-        """Positions reached with the expression taken 0 times, 1 time … `repeat` times."""
+        """Return the positions reached with the expression repeated 0 to `repeat` times."""
         levels = [reached]
         run = self.of(part.run)
-        # An operator without a lead takes the first character of its run instead: it is never empty.
+        # An operator without a lead starts with the first character of its run, so it's never empty.
         lead = self.of(part.lead or part.run)
         for _ in range(part.repeat):
             reached = (reached & lead) << 1
@@ -182,13 +186,13 @@ class _Positions:
         return levels
 
     def start(self, part: _Expression, levels: list[int], end: int) -> int:
-        """Where the text of an expression begins that ends at `end`."""
+        """Return the start of the text of an expression that ends at `end`."""
         below = (1 << end) - 1
         if not part.lead:
             return (levels[0] & below).bit_length() - 1
         taken = max(times for times, level in enumerate(levels) if times == 0 or level >> end & 1)
         for level in reversed(levels[:taken]):
-            # The lead stands in front of the run that ends here, or somewhere in it.
+            # The lead is before the run that ends here, or inside it.
             first = (below & ~self.of(part.run)).bit_length() - 1
             candidates = level & self.of(part.lead) & below & -(1 << max(first, 0))
             end = (candidates & -candidates).bit_length() - 1
@@ -206,7 +210,7 @@ def _union(part: _Expression, levels: list[int]) -> int:
 
 
 def _collect(part: _Expression, text: str, values: dict[str, str]) -> bool:
-    """Add the values in the text of an expression; false when one is malformed, unsafe or given differently before."""
+    """Add the values in an expression's text. Return False if one is malformed, unsafe, or conflicts with another."""
     operator = part.operator
     body = text[len(operator.lead) :]
     if operator.named:
@@ -226,7 +230,7 @@ def _collect(part: _Expression, text: str, values: dict[str, str]) -> bool:
 def _decode(text: str) -> str | None:
     raw = text.encode("latin-1")
     decoded = unquote_to_bytes(raw)
-    # A malformed triplet stays as it is, so that the length tells.
+    # A malformed triplet stays unchanged, so the length reveals it.
     if len(decoded) != len(raw) - 2 * raw.count(b"%"):
         return None
     try:
@@ -261,7 +265,7 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
 
 
 def _keep_reserved(value: str) -> str:
-    """Percent-encode what is neither unreserved, reserved nor percent-encoded already."""
+    """Percent-encode characters that aren't unreserved, reserved, or part of a triplet."""
     head, *rest = value.split("%")
     texts = [quote(head, safe=_RESERVED)]
     texts.extend(("%" if _is_triplet(text) else "%25") + quote(text, safe=_RESERVED) for text in rest)
@@ -269,7 +273,7 @@ def _keep_reserved(value: str) -> str:
 
 
 def _is_triplet(text: str) -> bool:
-    """Whether `text`, which stands behind a ``%``, begins with two hexadecimal digits."""
+    """Return whether `text`, which follows a ``%``, starts with two hexadecimal digits."""
     return len(text) >= 2 and text[0] in _HEX and text[1] in _HEX
 
 
@@ -280,7 +284,7 @@ def _split_prefix(parts: list[str | _Expression]) -> tuple[str, list[str | _Expr
 
 
 def _parse(template: str) -> list[str | _Expression]:
-    """Literals, as they stand in a URI, and expressions."""
+    """Return the literals, as they appear in a URI, and the expressions."""
     parts: list[str | _Expression] = []
     at = 0
     while at < len(template):
@@ -331,7 +335,9 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
 
 
 def _check_name(template: str, at: int, name: str) -> None:
-    """RFC 6570 §2.3: letters, digits, ``_`` and percent-encoded characters; dots between them."""
+    """Check a variable name (RFC 6570 §2.3): letters, digits, ``_``, and percent-encoded characters, with dots between
+    them.
+    """
     if not name:
         raise _bad(template, at, "a variable name is missing")
     for index, character in enumerate(name):

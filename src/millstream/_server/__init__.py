@@ -1,1 +1,1 @@
-"""The server without a transport: functions, calls, features, dispatch."""
+"""The transport-independent server: functions, calls, features, and dispatch."""

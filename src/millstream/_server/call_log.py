@@ -1,7 +1,7 @@
-"""The log of a call's stream: what is kept, under which name, and how clients name a place in it.
+"""The log of a call's stream: its entries, its name, and event ids.
 
-A stream of a handshake session is logged as it is sent, so that a client whose connection broke can read the rest on
-another one (https://modelcontextprotocol.io/specification/2025-11-25/basic/transports, resumability).
+Streams of handshake sessions are logged as they're sent, so a client whose connection broke can read the rest on
+another connection (https://modelcontextprotocol.io/specification/2025-11-25/basic/transports, resumability).
 """
 
 from contextlib import suppress
@@ -16,12 +16,11 @@ from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._stores.base import Position, Store, StoreFull, StreamSealed, read_offset
 
 OPEN, MESSAGE, END = b"o", b"m", b"e"
-"""First byte of a logged entry: the first one, with the id of the request; one more message; or the last one (which
-may be empty)."""
+"""The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
 
 _WORKER: Final = 12
-"""The characters of a worker's name."""
-_GONE = "The worker that ran this call has gone: try again"
+"""Number of characters in a worker's name."""
+_GONE = "The worker that ran this call is gone. Try again"
 _decode_id = msgspec.json.Decoder(RequestId).decode
 
 _NOT_KEPT = "The result is too large to be read again on another connection"
@@ -30,36 +29,36 @@ _NOT_KEPT = "The result is too large to be read again on another connection"
 async def append(
     store: Store, settings: Settings, name: str, mark: bytes, message: bytes, answers: RequestId | None
 ) -> Position:
-    """Keep a message and tell whoever follows the stream.
+    """Append a message to the log and notify readers of the stream.
 
     Args:
-        store: of the server.
-        settings: say how long and how much is kept.
-        name: of the log.
+        store: The store.
+        settings: The limits on age and size.
+        name: The log's name.
         mark: MESSAGE or END.
-        message: may be empty.
-        answers: the request that it is the response to: where it is too large to be kept, an error for that is.
+        message: The message, which can be empty.
+        answers: The request that the message answers. If the message is too large, an error for this request is logged.
     """
     put = partial(store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages, seal=mark == END)
     position = None
     with suppress(StoreFull):
         position = await put(mark + message)
     if position is None:
-        # Too large to keep: it goes out once, and whoever resumes is told so.
+        # The full message is sent once, and a client that resumes receives the error.
         position = await put(mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT))
     return position
 
 
 async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
-    """Write the end of a stream whose worker is gone: an error that says so, unless the stream had ended. Should that
-    worker only have slept, it cannot write any more.
+    """Write the end of a stream whose worker is gone: an error, unless the stream had ended. If the worker was only
+    paused, it can no longer write to the stream.
 
     Raises:
-        LocalError, OSError: the store does not answer.
+        LocalError, OSError: The store doesn't answer.
     """
     first = await store.log.read(name, None, 1)
     answer = b""
-    # A long stream has lost its beginning, and a batch has many ids: their clients see that it ends without an answer.
+    # A long stream has lost its first entries, and a batch has many ids. Their clients see a stream without an answer.
     if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
         answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _GONE)
     with suppress(StreamSealed):
@@ -67,27 +66,27 @@ async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
 
 
 def stream_name(worker: str, unique: str) -> str:
-    """The name of a call's stream, as event ids have it: whoever reads one elsewhere knows who writes it."""
+    """Return the name of a call's stream in event ids. It contains the worker that writes the stream."""
     return worker + unique
 
 
 def writer_of(stream: str) -> str:
-    """The worker that a call's stream belongs to."""
+    """Return the worker that writes a call's stream."""
     return stream[:_WORKER]
 
 
 def log_name(session_id: str, stream: str) -> str:
-    """The log of one call's stream: nobody but its session can name it."""
+    """Return the name of a stream's log. It contains the session id, so other sessions can't name it."""
     return f"call:{session_id}:{stream}"
 
 
 def event_id(stream: str, position: Position) -> str:
-    """The event id that a client gives back in `Last-Event-ID`."""
+    """Return the event id that a client sends back in `Last-Event-ID`."""
     return f"{position.epoch}.{stream}.{position.offset}"
 
 
 def parse_event_id(text: str) -> tuple[str, Position] | None:
-    """(stream, position) of an event id, or None for what isn't an id of ours."""
+    """Return the (stream, position) of an event id, or None if the id isn't ours."""
     epoch, _, rest = text.partition(".")
     stream, _, offset = rest.partition(".")
     number = read_offset(offset)

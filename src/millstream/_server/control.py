@@ -1,7 +1,7 @@
-"""What a message says to a call that runs already: an answer to its question, a cancellation, the end of its session.
+"""Messages about running calls: answers to questions, cancellations, and the end of a session.
 
-Transports speak to this and never to the call itself, since the call may run on another worker than the one that the
-message came to.
+Transports use this module instead of the call itself, because a call can run on another worker than the one that
+received the message.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,14 @@ from millstream._server.peers import Peers
 from millstream._server.questions.pending_questions import PendingQuestions, asker
 
 PER_SECOND = 100
-"""Messages to other workers that one session may cause. More cancellations are ignored, more answers refused."""
+"""Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
+refused.
+"""
 _decode_id = msgspec.json.Decoder(RequestId).decode
 
 
 class Control:
-    """The calls in flight by the names that later messages have for them."""
+    """The calls in flight, by the names that later messages use."""
 
     __slots__ = ("_allowance", "_peers", "_questions", "by_id")
 
@@ -39,23 +41,23 @@ class Control:
         peers.on_workers(self._look_at_my_name)
 
     def enter(self, call: Call, scope: str) -> bool:
-        """Note a call before it runs, so that whatever follows it can name it; False when its id is in flight."""
+        """Register a call before it runs. Return False if its id is in flight."""
         return self.by_id.setdefault((scope, call.id), call) is call
 
-    # On a connection, whose calls all run here
+    # Messages on a connection, whose calls all run on this worker
 
     def notified(self, message: Envelope, scope: str) -> None:
-        """Carry out a notification of a connection; unknown ones are ignored, as JSON-RPC wants."""
+        """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC."""
         request_id = _cancelled(message)
         if request_id is not None:
             self.cancel(scope, request_id)
 
     def answer(self, message: Envelope, scope: str) -> bool:
-        """Give a client's answer to the call that asked; False when nobody in the scope waits for it (any more)."""
+        """Pass a client's answer to the call that asked. Return False if no call in the scope waits for it."""
         return self._questions.answer(message, scope)
 
     def cancel(self, scope: str, request_id: RequestId) -> bool:
-        """Cancel a call; an unknown one is ignored, since it may have ended while the message traveled."""
+        """Cancel a call. An unknown one is ignored, because it may just have ended."""
         call = self.by_id.get((scope, request_id))
         if call is None:
             return False
@@ -67,10 +69,10 @@ class Control:
         for call in [call for (each, _), call in self.by_id.items() if each == scope]:
             call.cancel()
 
-    # In a session, whose calls run anywhere
+    # Messages in a session, whose calls can run on any worker
 
     async def notified_anywhere(self, message: Envelope, session_id: str) -> None:
-        """Carry out a notification of a session. A cancellation may be lost on its way."""
+        """Process a notification of a session. A cancellation can be lost."""
         request_id = _cancelled(message)
         if request_id is None or self.cancel(session_id, request_id) or not session_id:
             return
@@ -78,12 +80,12 @@ class Control:
             await self._peers.tell(CancelCall(session_id, encode(request_id)))
 
     async def answer_anywhere(self, message: Envelope, session_id: str) -> None:
-        """Give a client's answer to the call that asked. One that comes too late is ignored: the client cannot know.
+        """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know.
 
-        https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
+        See https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
 
         Raises:
-            ProtocolError: the worker that asked is gone, or cannot be reached now.
+            ProtocolError: The worker that asked is gone or unreachable.
         """
         if self._questions.answer(message, session_id):
             return
@@ -91,19 +93,23 @@ class Control:
         if not self._peers.shared or not worker or self._peers.is_me(worker):
             return
         if not self._allowance.take(session_id):
-            raise ProtocolError(SERVER_ERROR, "Too many answers at once: try again", status=503)
+            raise ProtocolError(SERVER_ERROR, "The session sends too many answers. Try again", status=503)
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
             there = await self._peers.send(worker, AnswerMessage(session_id, message.id, message.result, message.error))
         except LocalError as exc:
             raise ProtocolError(
-                SERVER_ERROR, "The call that asked cannot be reached now: try again", status=503
+                SERVER_ERROR, "The call that asked is unreachable at the moment. Try again", status=503
             ) from exc
         if not there:
-            raise ProtocolError(INVALID_REQUEST, "The worker that asked has gone, and its call with it", status=400)
+            raise ProtocolError(
+                INVALID_REQUEST,
+                "The call that asked ended, because its worker is gone. Start the call again",
+                status=400,
+            )
 
     async def end_anywhere(self, session_id: str) -> None:
-        """Cancel every call of a session that was deleted, and close its streams on other workers."""
+        """Cancel every call of a deleted session, and close its streams on other workers."""
         self.end(session_id)
         await self._peers.tell(SessionEnd(session_id))
 
@@ -114,7 +120,7 @@ class Control:
         self.cancel(message.session, _decode_id(message.id))
 
     def _on_answer(self, message: AnswerMessage, worker: str) -> None:
-        # Whose question it is was not known there.
+        # The sending worker doesn't know which question this is.
         answer = Envelope(id=message.id, method="", params=b"", result=message.result, error=message.error)
         self._questions.answer(answer, message.session)
 
@@ -124,7 +130,7 @@ def _cancelled(message: Envelope) -> RequestId | None:
 
 
 class Allowance:
-    """How often each of many may do something in a second of a clock. Counts are kept for the present second only."""
+    """A rate limit per key and second of a clock. Counts exist only for the current second."""
 
     __slots__ = ("_clock", "_most", "_second", "_used")
 
@@ -135,7 +141,7 @@ class Allowance:
         self._used: dict[str, int] = {}
 
     def take(self, who: str) -> bool:
-        """Whether somebody may do it once more."""
+        """Count one action and return whether it's allowed."""
         now = int(self._clock())
         if now != self._second:
             self._second, self._used = now, {}

@@ -1,8 +1,8 @@
-"""From an admitted call to its answer: `Dispatcher.call` gives the JSON-RPC response, `Dispatcher.outcome` the result
-alone, for transports with an envelope of their own.
+"""Dispatch of calls: `Dispatcher.call` returns the JSON-RPC response, and `Dispatcher.outcome` only the result, for
+transports with their own envelope.
 
-It finds the handler by method, splices result and identifier, and turns every failure into the answer that the
-revision has for it. It does not know how the call arrived or how the answer travels.
+The dispatcher finds the handler by method, combines result and id, and converts every failure to the answer that the
+revision defines. It has no knowledge of the transport.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("millstream")
 
 Handler = Callable[[Call], Awaitable[bytes]]
-"""Gives the members of the result without the braces around them (empty for an empty result)."""
+"""Returns the members of the result without the enclosing braces, or empty bytes."""
 
 
 Gate = Callable[[Call], Awaitable[None] | None]
@@ -58,28 +58,28 @@ Observe = Callable[[Call, float, bytes], None]
 
 
 class Outcome(Struct):
-    """How a call ended: a result (of a tool that failed, too), or an error. Neither of a call that was cancelled."""
+    """The end of a call: a result (including that of a failed tool), an error, or neither if it was cancelled."""
 
     result: bytes = b""
     """The JSON object of the result."""
     error: ProtocolError | None = None
     is_error: bool = False
-    """The result is that of a tool that failed."""
+    """Whether the result is that of a failed tool."""
     incident: str = ""
-    """Identifier under which the log has the details of an unexpected failure."""
+    """The id of the log entry with the details of an unexpected failure."""
 
 
 _TOLD = (NotJson, LocalError, ValueError)
-"""What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
-_HIDDEN = "; callers see only the incident, since only the text of a ToolError is for them"
-_NO_STORE = "The server can't reach its store now, so this may not be done yet. Try again in a moment."
-_STORE_FULL = "The server's store is full, so this isn't done. Try again later."
-_HALTED = "The server stopped before this call was done: try again"
+"""Errors of our checks. Their text is complete, so no traceback is needed."""
+_HIDDEN = "; callers see only the incident number, raise ToolError to show them a text"
+_NO_STORE = "The server can't reach its store, so this may not be done. Try again in a moment."
+_STORE_FULL = "The server's store is full, so this wasn't done. Try again later."
+_HALTED = "The server stopped before this call was done. Try again"
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
 class Dispatcher:
-    """Runs calls. One for each running server."""
+    """Runs the calls of one server."""
 
     __slots__ = (
         "_handlers", "_heads", "_notifications", "announcement", "around", "begin", "by_id", "calls", "control", "gate",
@@ -102,25 +102,25 @@ class Dispatcher:
         self.announcement: ServerDescription = ServerDescription(
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
-        """What `initialize` and `server/discover` say."""
+        """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
-        """Limits: asked about every call; lets it pass, or raises `ProtocolError`, at once or when it's awaited."""
+        """Limits. Called for every call; returns, or raises `ProtocolError`, immediately or when awaited."""
         self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
         """Middleware around the handlers."""
         self.observe: Observe | None = None
-        """Hears of every call when it is over."""
+        """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
-        """Hears of every call when it starts, where there are traces."""
+        """Called for every call that starts, if tracing is on."""
         self._notifications: Notifications | None = None
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process
         self.stopping: bool = False
-        """The server ends: what still runs may be cancelled at any time, and is not answered then."""
+        """Whether the server is shutting down. Running calls can be cancelled at any time and get no answer then."""
         self.calls: set[Call] = set()
         self.control: Control = Control(services.questions, services.peers)
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
-        """(scope, request id) -> call, for those that a later message can cancel."""
+        """(scope, request id) -> call, for calls that a later message can cancel."""
         settings = services.settings
         self.load: Load = Load(
             self.calls,
@@ -131,7 +131,7 @@ class Dispatcher:
         )
 
     def instruct(self, instructions: str) -> None:
-        """Say this from now on to clients that ask how to use the server."""
+        """Set the instructions for clients, from now on."""
         self.instructions = self.announcement.instructions = instructions
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
@@ -139,14 +139,14 @@ class Dispatcher:
         self._handlers.update(handlers)
 
     async def call(self, call: Call, scope: str = "") -> bytes:
-        """Run one call to its answer.
+        """Run one call and return its answer.
 
         Args:
-            call: the call.
-            scope: the session or connection whose later messages can name the call; one id at a time.
+            call: The call.
+            scope: The session or connection whose later messages can name the call. Ids are unique in it.
 
         Returns:
-            The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
+            The complete JSON-RPC response. Empty if the caller cancelled; send no answer then.
         """
         key = (scope, call.id)
         if (
@@ -197,7 +197,7 @@ class Dispatcher:
         return answer
 
     async def outcome(self, call: Call) -> Outcome:
-        """Run one call to its result or error, without an envelope."""
+        """Run one call and return its result or error, without an envelope."""
         call.bare = True
         result = await self.call(call)
         failure = call.failure
@@ -206,12 +206,12 @@ class Dispatcher:
         return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
 
     def abandon(self, call: Call, scope: str = "") -> None:
-        """Forget a call that was counted and will never run: its task was cancelled before it began."""
+        """Forget a counted call that won't run because its task was cancelled before it began."""
         self.by_id.pop((scope, call.id), None)
         release_arguments(call, self.services.bodies)
 
     def _give_back(self, call: Call) -> None:
-        """What the call held is for others now."""
+        """Free the resources that the call held."""
         if call.weight:
             release_arguments(call, self.services.bodies)
         if call.release is not None:
@@ -226,10 +226,10 @@ class Dispatcher:
         return True
 
     def _failure(self, call: Call, exc: BaseException) -> bytes:
-        """The answer for what a handler raised, whatever it was: one call ends neither the server nor unanswered.
+        """Return the answer for any error of a handler. A failing call is always answered and never ends the server.
 
         Raises:
-            BaseException: what ends the task of the call itself.
+            BaseException: An error that ends the call's own task.
         """
         if isinstance(exc, BaseExceptionGroup):
             exc = resolve_group(cast("BaseExceptionGroup[BaseException]", exc))
@@ -252,19 +252,21 @@ class Dispatcher:
                 try:
                     raise exc
                 finally:
-                    del exc  # its traceback refers to this frame: a cycle would keep the request with its body
+                    del exc  # a cycle through its traceback would keep the request's body
         if isinstance(exc, StoreUnavailable | StoreFull):
             return self._without_store(call, exc)
-        # What is left is the function's own: it raised that, cancelled its task, or waited for something that was
-        # cancelled. A KeyboardInterrupt is, too: Ctrl-C has a signal handler.
+        # The error comes from the function: it raised it, cancelled its own task, or waited for something cancelled.
+        # This includes KeyboardInterrupt, because Ctrl-C has a signal handler.
         return self._unexpected(call, exc)
 
     def _ends(self, call: Call) -> bool:
-        """Whether the owner of a call's task may have cancelled it: the client has gone, or the server stops."""
+        """Return whether the owner of the call's task may have cancelled it: the client is gone, or the server is
+        stopping.
+        """
         return self.stopping or call.origin is None or call.origin.ends_call()
 
     def _stopped(self, call: Call) -> bytes:
-        """The answer of a call that was cancelled."""
+        """Return the answer of a stopped call."""
         if call.expired:
             return self._tool_error(call, "The call took too long.")
         if call.halted:
@@ -274,7 +276,7 @@ class Dispatcher:
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
-        # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
+        # The raised error's traceback refers to the call. Keeping it would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = CallFailure(str(error.code), kept, incident)
         return (
@@ -299,7 +301,7 @@ class Dispatcher:
         logger.error(
             "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
         )
-        text = f"Internal error. The server's log has the details under incident {incident}."
+        text = f"Internal error. See incident {incident} in the server's log."
         if shown:
             text = shown_error(exc)
         if isinstance(exc, LocalError):
@@ -307,7 +309,7 @@ class Dispatcher:
         return self._tool_error(call, text, incident)
 
     def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
-        """The answer where the function needed the store, for example to publish: whoever calls may try again."""
+        """Return the answer for a function that couldn't use the store. The caller can try again."""
         incident = secrets.token_hex(8)
         extra = {"incident": incident}
         logger.error(
@@ -331,7 +333,7 @@ class Dispatcher:
             )
         except ProtocolError as error:
             return self._refuse(call, error)
-        except LocalError as error:  # the answers so far are more than a state may hold
+        except LocalError as error:  # the answers don't fit into a state
             return self._unexpected(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
@@ -345,12 +347,12 @@ class Dispatcher:
         return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
 
     def stop_notifications(self) -> None:
-        """Stop the handlers of notifications that run."""
+        """Cancel running notification handlers."""
         if self._notifications is not None:
             self._notifications.close()
 
     def hear(self, call: Call) -> None:
-        """Run the handler that an extension has for a notification. Nothing is answered."""
+        """Run an extension's handler for a notification. There is no answer."""
         if self._notifications is None:
             from millstream._server.notifications import Notifications  # noqa: PLC0415  few servers have such handlers
 
@@ -359,7 +361,7 @@ class Dispatcher:
 
 
 def _task() -> asyncio.Task[Any] | None:
-    """The task that runs this; None where a coroutine is closed outside of its loop."""
+    """Return the current task, or None if a coroutine is closed outside its event loop."""
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -367,7 +369,7 @@ def _task() -> asyncio.Task[Any] | None:
 
 
 async def _conclude(call: Call, answer: bytes) -> None:
-    """What comes before the answer: the end of questions that nobody waits for, and a copy for the client's stream."""
+    """Finish a call before it's answered: end open questions, and copy the answer to the client's stream."""
     if call.asked:
         await call.services.questions.take_back(call.asked, call.open_line().send)
     if call.tee is not None:
@@ -375,7 +377,7 @@ async def _conclude(call: Call, answer: bytes) -> None:
 
 
 def _stream_answer(call: Call, answer: bytes) -> bytes:
-    """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
+    """Return the answer for the stream of the call's client, always with an envelope."""
     if not call.bare:
         return answer
     failed = call.failure
@@ -385,7 +387,7 @@ def _stream_answer(call: Call, answer: bytes) -> bytes:
 
 
 def _is_cancelled(call: Call) -> bool:
-    """The caller cancelled the call: however it ends now, it is not answered."""
+    """Return whether the caller cancelled the call. It then gets no answer."""
     return call.cancelled and not (call.expired or call.halted)
 
 
@@ -396,7 +398,7 @@ def _wrap_envelope(call: Call, result: bytes) -> bytes:
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
-    """What opens every result: in the per-request era its type and the server's name."""
+    """Return the first members of every result. In the per-request era these are its type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
     merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
@@ -404,14 +406,15 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
 
 
 def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
-    """What answers a method that is served: the server's own handler, or that of an extension."""
+    """Return the handler for a method: the server's own, or that of an extension."""
     handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
     assert handler is not None  # noqa: S101  admission or `check_offered` saw it
     return handler
 
 
 def check_offered(call: Call, registry: Registry) -> None:
-    """Refuse a handshake-era method that the revision or this server does not have (admission did it for the other).
+    """Refuse a handshake-era method that the revision or this server doesn't have. Admission does this for the other
+    era.
 
     Raises:
         ProtocolError: METHOD_NOT_FOUND.

@@ -120,7 +120,7 @@ class Load:
                 raise busy_error()
 
     def full(self, owner: str) -> bool:
-        """Whether a caller may start no further call."""
+        """Return whether a caller may start no further call."""
         running = self.running
         if running >= self.max_calls:
             return True
@@ -160,7 +160,7 @@ def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int)
 
 
 def busy_error() -> ProtocolError:
-    """The refusal of a call for which there is no room now."""
+    """Return the refusal of a call for which there is no room now."""
     return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
 

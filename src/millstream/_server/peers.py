@@ -183,8 +183,8 @@ class Peers:
                 _logger.exception("A message of another worker could not be carried out")
 
     def _open_letter(self, data: bytes) -> _Letter | None:
-        """A message of another worker, or one of our own that somebody wants to hear; None for what isn't one or comes
-        at a wrong time.
+        """Return a message of another worker, or one of our own that somebody wants to hear; None for what isn't one or
+        comes at a wrong time.
         """
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
@@ -217,11 +217,11 @@ class Peers:
     # What is sent
 
     def is_me(self, worker: str) -> bool:
-        """Whether a name is that of this worker."""
+        """Return whether a name is that of this worker."""
         return worker == self._store.workers.me
 
     def stamp(self) -> int:
-        """A number greater than that of every message sent or received so far; in microseconds."""
+        """Return a number greater than that of every message sent or received so far; in microseconds."""
         now = int(self._store.time() * 1e6)
         if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that nobody would take it
             self._stamp = now

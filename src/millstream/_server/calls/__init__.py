@@ -1,1 +1,1 @@
-"""One request in flight, and what it shares with the others."""
+"""One request in flight, and the state that requests share."""

@@ -1,6 +1,6 @@
-"""What the scopes of a caller cover: which items it sees in lists, and which it may use.
+"""Access by scope: the items that a caller can list and use.
 
-Whoever starts this program and talks to it directly, over standard input or in the same process, may do everything.
+A caller that starts this program and talks to it directly, over stdio or in the same process, has every scope.
 """
 
 from millstream._protocol.principal import EVERYTHING, Principal
@@ -11,12 +11,12 @@ _NONE = frozenset[str]()
 
 
 def granted_scopes(call: Call) -> frozenset[str] | None:
-    """The scopes of a caller; None for one who may do everything."""
+    """Return the scopes of a caller, or None for a caller with full access."""
     return None if call.transport in _DIRECT else scopes_of(call.principal)
 
 
 def scopes_of(principal: Principal | None) -> frozenset[str] | None:
-    """The scopes of somebody who asks from elsewhere; None for one who may do everything."""
+    """Return the scopes of a remote caller, or None for a caller with full access."""
     scopes = _NONE if principal is None else principal.scopes
     return None if EVERYTHING in scopes else scopes
 
@@ -25,7 +25,7 @@ def check_scopes(call: Call, needed: frozenset[str]) -> None:
     """Refuse a caller without the scopes of an item.
 
     Raises:
-        ProtocolError: INSUFFICIENT_SCOPE, HTTP 403; it names all of them, so that a client asks for them in one go.
+        ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error names all scopes, so the client can request them at once.
     """
     if needed:
         scopes = granted_scopes(call)

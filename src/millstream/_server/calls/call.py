@@ -1,6 +1,6 @@
-"""One request in flight, whatever carried it; and the `ReplyChannel` by which messages go back to its caller.
+"""One request in flight, independent of its transport, and the `ReplyChannel` for messages to its caller.
 
-A `Call` is made by a transport, run by the dispatcher, and seen by user code through `Context`.
+A transport creates a `Call`, the dispatcher runs it, and user code accesses it through `Context`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,133 +29,137 @@ DEFERRED = "deferred"
 RUNNING = "running"
 """Values of `Call.task`."""
 NOBODY = ClientInfo()
-"""A client that said nothing about itself."""
+"""A client that sent no information about itself."""
 
 
 class ReplyChannel(Protocol):
-    """The way back to one caller. Messages are whole JSON-RPC messages without framing, sent in order."""
+    """The channel for messages to one caller. Messages are complete JSON-RPC messages without framing, sent in
+    order.
+    """
 
     asks: bool
-    """Requests can travel to the client on this line, and their answers find their way back."""
+    """Whether the channel can carry requests to the client and route their answers back."""
 
     async def send(self, message: bytes) -> None:
-        """Send with back-pressure. A line whose client is gone drops the message, or keeps it for a resume."""
+        """Send a message with back-pressure. If the client is gone, drop the message, or keep it for a resume."""
 
     def push(self, message: bytes) -> bool:
-        """Send without waiting; False when the line is closed, or was cut because the client reads too slowly."""
+        """Send without waiting. Return False if the channel is closed, or was cut because the client reads too
+        slowly.
+        """
         ...
 
     async def interrupt(self, retry_ms: int | None) -> bool:
-        """Close the connection but not the call, where the client can come back for the rest."""
+        """Close the connection but not the call, if the client can reconnect for the rest. Return whether it was
+        closed.
+        """
         ...
 
     async def keep_alive(self) -> None:
-        """The call has been silent for long: show the caller that it is alive, where nothing else does."""
+        """Show a caller that a silent call is alive, if the transport doesn't do so otherwise."""
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back when the line closes, unless its end stops the call anyway; or before that, where the server closes
-        it, so that the call ends with its result. Returns what ends that.
+        """Call `callback` when the channel closes, unless that stops the call anyway. If the server closes the channel,
+        call it first, so the call can end with its result. Return a function that removes the callback.
         """
         ...
 
 
 class Origin(Protocol):
-    """What brought a request: an HTTP request, or the connection that it came on."""
+    """The source of a request: an HTTP request, or a connection."""
 
     peer: str
-    """The address of the other side; empty where there is none."""
+    """The address of the peer, or an empty string."""
 
     cancel: Callable[[], object] | None
-    """Stops the work, once something can be stopped; None where only the task of the call can be."""
+    """Stops the work, if it can be stopped. None if only the call's task can be cancelled."""
 
     def ends_call(self) -> bool:
-        """Called when the task of a call was cancelled, but not the call. True if the other side has gone; if not, the
-        function cancelled its own task, and the other side still waits for an answer.
+        """Return whether the peer is gone. Called when a call's task was cancelled but the call wasn't. If the peer is
+        still there, the function cancelled its own task, and the peer waits for an answer.
         """
         ...
 
 
 class CallFailure(Struct):
-    """How a call ended that did not succeed."""
+    """The failure of a call."""
 
     outcome: str
-    """For observers: ``tool_error``, ``cancelled``, or the JSON-RPC error code."""
+    """A label for observers: ``tool_error``, ``cancelled``, or the JSON-RPC error code."""
     error: ProtocolError | None = None
-    """The error of the answer; None where the answer is a result (of a tool that failed), or none is sent."""
+    """The error to answer with. None if the answer is a result (of a failed tool) or isn't sent."""
     incident: str = ""
-    """Identifier under which the log has the details of an unexpected failure."""
+    """The id of the log entry with the details of an unexpected failure."""
 
 
 class CallProgress(Struct, gc=False):
-    """What the caller has been told of the progress of a call."""
+    """The progress that has been reported to the caller of a call."""
 
     value: float = 0.0
     total: float | None = None
     reported: float | None = None
     """The last progress that user code reported."""
     reported_before: float | None = nan
-    """What `reported` was at the last heartbeat; not a number before the first."""
+    """The value of `reported` at the last heartbeat. NaN before the first."""
     nudged: bool = False
-    """The server reported progress on its own."""
+    """Whether the server has reported progress on its own."""
 
 
 class Call(Struct, eq=False, kw_only=True):
-    """A request on its way through the server. One exists for each request in flight; user code sees `Context`.
+    """A request in flight. User code accesses it through `Context`.
 
-    A Struct because one is made for every request, without a Python call.
+    A Struct, because creating one takes no Python call.
     """
 
-    # What was asked
+    # Request
     revision: Revision
     id: RequestId
     method: str
     name: str = ""
     params: bytes = b""
-    """Raw JSON of `params`. Of a call that a transport has prepared it's read from the request when it's needed: use
-    `raw_params`, or `params_of`.
-    """
+    """The raw JSON of `params`. For a prepared call it's extracted on demand: use `raw_params` or `params_of`."""
     tool: Any = None
-    """The `Tool` of a call that the transport has prepared: decoded, checked, ready to run."""
+    """The `Tool` of a prepared call, which is decoded, validated, and ready to run."""
     arguments: Any = None
     responses: Mapping[str, Any] | None = None
-    """`inputResponses` of a multi-round request, raw values."""
+    """The `inputResponses` of a multi-round request, undecoded."""
     state: str = ""
-    """`requestState` as the client echoed it."""
+    """The `requestState` from the client."""
     rounds: Rounds | None = None
-    """The rounds of this call: of a state that it came with, or made when user code first asks."""
+    """The rounds of this call: from its state, or created when user code asks its first question."""
     bound: bytes = b""
-    """The hash that a state of this call is bound to, once it was made."""
+    """The hash that this call's state is bound to, once computed."""
     token: ProgressToken | None = None
     log_level: str = ""
     shared: dict[str, Any] | None = None
-    """`Context.state`, where several contexts of the call share one: middleware, dependencies and the function."""
-    # Who asked
+    """The `Context.state` of calls with several contexts: middleware, dependencies, and the function."""
+    # Caller
     client: ClientInfo
     session: Session | None = None
     principal: Principal | None = None
     headers: Mapping[bytes, bytes] | None = None
     origin: Origin | None = None
     transport: str = ""
-    """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
+    """The transport, for observers: http, sse, stdio, websocket, rest, or memory."""
     client_id: str = ""
-    """Whose stream also gets what the call says, where the transport knows one."""
-    # The way back
+    """The hub client whose stream also receives the call's messages, if the transport knows one."""
+    # Reply
     open_reply: "Callable[[Call], ReplyChannel] | None" = None
-    """Opens the line at first use, where the reply may also be a single message."""
+    """Opens the reply channel on first use, for transports whose reply can also be a single message."""
     line: ReplyChannel | None = None
     meta: dict[str, Any] | None = None
-    """`_meta` of the result, beside what the revision puts there."""
+    """`_meta` of the result, in addition to what the revision requires."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
-    """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
+    """Also receives progress and the response: the stream of a client that asked for one (``stream: true``)."""
     bare: bool = False
-    """The transport has its own envelope: the answer is the result alone."""
-    # Progress of the work
+    """Whether the transport has its own envelope. The answer is then the bare result."""
+    # Lifecycle
     services: Services = cast("Services", None)
-    """Of the running server; set by the dispatcher."""
+    """The shared services of the running server, set by the dispatcher."""
     stop: Callable[[], object] | None = None
-    """Cancels the task of the call, where its origin does not."""
+    """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
-    """Called when the call is over, where it holds something that others wait for."""
+    """Called when the call is over, to free what other calls wait for."""
     lasting: bool = False
     """It's open until its client closes it, as `subscriptions/listen` is: no limit of time holds."""
     task: str = ""
@@ -163,36 +167,38 @@ class Call(Struct, eq=False, kw_only=True):
     see it, because they saw the request that made the task.
     """
     weight: int = 0
-    """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
+    """Bytes of the budget for large calls, see `Load.take`. Most calls use none."""
     started: float = 0.0
-    """When the sweep first saw it."""
+    """Time at which the sweep first saw the call."""
     cancelled: bool = False
     expired: bool = False
     halted: bool = False
-    """The server stopped before it was done."""
+    """Whether the server stopped the call because it shut down."""
     over: bool = False
-    """It has been answered: whatever user code left running says nothing more."""
+    """Whether the call has been answered. Later messages of user code are dropped."""
     asked: set[str] | None = None
-    """The ids of its questions that are open, once it has asked."""
+    """Ids of open questions, once the call has asked."""
     failure: CallFailure | None = None
     progress: CallProgress | None = None
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `peer_network`."""
+        """The owner whose share of the server's capacity the call uses: the principal, otherwise the peer's
+        `peer_network`.
+        """
         if self.principal is not None:
             return self.principal.id
         return "" if self.origin is None else peer_network(self.origin.peer)
 
     def raw_params(self) -> bytes:
-        """Return the JSON of `params` as it came; empty without any."""
+        """Return the raw JSON of `params`, or empty bytes."""
         if not self.params and self.tool is not None:
             body: bytes = getattr(self.origin, "body", b"")
             self.params = bytes(_decode_body(body).params) if body else b""
         return self.params
 
     def open_line(self) -> ReplyChannel:
-        """The line, opened when it was not yet."""
+        """Return the reply channel, and open it if necessary."""
         line = self.line
         if line is None:
             assert self.open_reply is not None  # noqa: S101  a call has a line or can make one
@@ -200,12 +206,12 @@ class Call(Struct, eq=False, kw_only=True):
         return line
 
     async def send_to_caller(self, message: bytes) -> None:
-        """Send a message about the call to its caller; after the answer, nothing more is said."""
+        """Send a message about the call to its caller. After the answer, do nothing."""
         if not self.over:
             await self.open_line().send(message)
 
     def cancel(self) -> None:
-        """Stop the work because the caller does not want the answer any more."""
+        """Stop the work because the caller cancelled the call."""
         self.cancelled = True
         stop = self.stop
         if stop is None and self.origin is not None:
@@ -214,19 +220,19 @@ class Call(Struct, eq=False, kw_only=True):
             stop()
 
     def expire(self) -> None:
-        """Stop work that took longer than any call may."""
+        """Stop work that exceeded the time limit of calls."""
         self.expired = True
         self.cancel()
 
     def halt(self) -> None:
-        """Stop work because the server stops. What was stopped already stays what it was."""
+        """Stop work because the server is shutting down. A call that has been stopped keeps its reason."""
         if not self.cancelled:
             self.halted = True
             self.cancel()
 
 
 class RawParams(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
-    """What requests have in their params, each as raw JSON; empty where it's missing."""
+    """Members of a request's params as raw JSON, empty if missing."""
 
     meta: Raw = Raw(b"")
     name: Raw = Raw(b"")
@@ -253,7 +259,7 @@ _decode_meta_in = msgspec.json.Decoder(_MetaBody).decode
 
 
 def raw_meta(call: Call) -> bytes:
-    """Return `_meta` of a request as JSON; empty if it's missing or can't be read."""
+    """Return the `_meta` of a request as JSON, or empty bytes if it's missing or unreadable."""
     if call.params or call.tool is None:
         return bytes(params_of(call).meta)
     body: bytes = getattr(call.origin, "body", b"")
@@ -264,7 +270,7 @@ def raw_meta(call: Call) -> bytes:
 
 
 def params_of(call: Call) -> RawParams:
-    """Return the params of a call; none if they aren't an object."""
+    """Return the params of a call, or empty ones if they aren't an object."""
     try:
         raw = call.raw_params()
         return _decode_params(raw) if raw else _NO_PARAMS
@@ -273,7 +279,7 @@ def params_of(call: Call) -> RawParams:
 
 
 def value_of(raw: Raw) -> Any:
-    """Return the value of raw JSON; None where it's missing or can't be read."""
+    """Return the value of raw JSON, or None if it's missing or unreadable."""
     try:
         return msgspec.json.decode(raw) if bytes(raw) else None
     except (msgspec.DecodeError, RecursionError):
@@ -291,16 +297,16 @@ ELSEWHERE = {
     "notice": "Write `await ctx.log('notice', data)`.",
     "request": "Read `ctx.headers` and `ctx.principal`.",
     "request_context": "Read `ctx.meta`, `ctx.lifespan`, `ctx.session`, and `ctx.headers`.",
-    "send_notification": "Changes of lists are announced by themselves. Use `ctx.log` or `ctx.progress`.",
-    "session_id": "Read `ctx.session`; values that the session keeps are in `ctx.session_state`.",
+    "send_notification": "The server announces list changes. Use `ctx.log` or `ctx.progress`.",
+    "session_id": "Read `ctx.session`; the values of a session are in `ctx.session_state`.",
     "set_state": "Write `ctx.state[name] = value`; for values that outlive the call, `ctx.session_state.set`.",
     "warn": "Write `await ctx.warning(data)`.",
 }
-"""Name of another package -> what to write in a function with a context."""
+"""Name in other packages -> the alternative in a function with a context."""
 
 
 class CallInfo:
-    """The call as it came."""
+    """Read-only information about a call."""
 
     __slots__ = ("_call", "_home", "_memo", "_services", "state")
 
@@ -311,9 +317,9 @@ class CallInfo:
         self._memo: dict[str, Any] = {}
         shared = call.shared
         self.state: dict[str, Any] = {} if shared is None else shared
-        """A place for values of this call; middleware, dependencies and functions share it."""
+        """Values of this call, shared by middleware, dependencies, and functions."""
 
-    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+    if not TYPE_CHECKING:  # Type checkers would accept any attribute name.
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)
@@ -325,32 +331,32 @@ class CallInfo:
 
     @property
     def revision(self) -> str:
-        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
+        """The date of the protocol revision. Compare it as text: ``if ctx.revision < newest: …``."""
         return self._call.revision.date
 
     @property
     def client(self) -> ClientInfo:
-        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
+        """The client's declared capabilities, and its name and version for display: ``ctx.client.info.name``."""
         return self._call.client
 
     @property
     def principal(self) -> Principal | None:
-        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
+        """The authenticated caller, such as ``ctx.principal.subject``, or None without authentication."""
         return self._call.principal
 
     @property
     def session(self) -> Session | None:
-        """The handshake session; None in the per-request era and for sessionless calls."""
+        """The handshake session, or None in the per-request era and for sessionless calls."""
         return self._call.session
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
+        """HTTP headers of the request: ``ctx.headers.get("user-agent")``. Empty on other transports."""
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
+        """The read-only `_meta` of the request: ``ctx.meta.get("com.example/trace")``. Empty if there is none."""
         if "meta" not in self._memo:
             self._memo["meta"] = MappingProxyType(members(value_of(params_of(self._call).meta)))
         meta: Mapping[str, Any] = self._memo["meta"]
@@ -358,22 +364,24 @@ class CallInfo:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
+        """Whether the caller cancelled the call. An `async def` function is cancelled, too; in a thread, check ``if
+        ctx.cancelled: …``.
+        """
         return self._call.cancelled
 
     @property
     def lifespan(self) -> Any:
-        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
+        """The value that the lifespan of the function's own server, or of its parent, yielded: ``ctx.lifespan.db``."""
         return self._services.lifespan_of(self._home)
 
 
 def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call:
-    """A request of the per-request era as a call.
+    """Return a request of the per-request era as a call.
 
     Args:
-        admitted: what the ladder found.
-        message: the request.
-        way: what the transport adds: who asked, and the way back.
+        admitted: The result of admission.
+        message: The request.
+        way: Fields from the transport: caller and reply channel.
     """
     assert message.id is not None  # noqa: S101  only requests become calls
     meta = admitted.meta
@@ -391,7 +399,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
 
 
 def notification_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """A notification as a call that isn't answered; the arguments are those of `per_request_call`."""
+    """Return a notification as a call without an answer. The arguments are those of `per_request_call`."""
     client = _declared(message) if session is None else session.client
     return Call(
         revision=revision, id="", method=message.method, params=message.params, client=client, session=session, **way
@@ -406,7 +414,7 @@ _decode_notification = msgspec.json.Decoder(_NotificationParams).decode
 
 
 def _declared(message: Envelope) -> ClientInfo:
-    """What a notification says about its client."""
+    """Return the client information in a notification."""
     try:
         meta = _decode_notification(message.params or b"{}").meta
         capabilities = {} if meta.capabilities is UNSET else read_capabilities(meta.capabilities)
@@ -418,10 +426,10 @@ def _declared(message: Envelope) -> ClientInfo:
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """A request of the handshake era as a call; the arguments are those of `per_request_call`.
+    """Return a request of the handshake era as a call. The arguments are those of `per_request_call`.
 
     Raises:
-        ProtocolError: the progress token is too long.
+        ProtocolError: The progress token is too long.
     """
     assert message.id is not None  # noqa: S101  only requests become calls
     return Call(

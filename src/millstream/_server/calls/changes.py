@@ -1,7 +1,7 @@
-"""Change notifications: one bus inside the server feeds both eras.
+"""Change notifications: one bus inside the server for both eras.
 
-Whoever shows changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`.
-Changes are hints about state, encoded once for each kind and not kept.
+Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`.
+Changes are hints about state. Each kind is encoded once, and none are stored.
 """
 
 from collections.abc import Callable, Collection
@@ -23,7 +23,7 @@ _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CH
 
 
 class ServerChange(Struct, frozen=True, gc=False):
-    """A list that changed (`kind` tools, prompts or resources), or one resource (`kind` updated, with its URI), or
+    """A changed list (`kind` is tools, prompts, or resources), a changed resource (`kind` is updated, with a URI), or
     `ANY_UPDATE`.
     """
 
@@ -36,10 +36,10 @@ class ServerChange(Struct, frozen=True, gc=False):
 
 
 class Broadcast(ServerChange, frozen=True, gc=False):
-    """A notification of an extension, for every session of a client that declared it."""
+    """A notification of an extension, for all sessions whose client declared it."""
 
     extension: str = ""
-    """Its identifier; empty for every session."""
+    """The extension's identifier, or an empty string for every session."""
     message: bytes = b""
 
     def reaches(self, client: ClientInfo) -> bool:
@@ -48,22 +48,22 @@ class Broadcast(ServerChange, frozen=True, gc=False):
 
 
 ANY_UPDATE = ServerChange("updated")
-"""Updates may have been missed: whoever watches resources tells each of them."""
+"""Updates may have been lost. Watchers of resources must report all of them as changed."""
 
 
 def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[str]:
-    """Which of the resources that somebody watches a change is about."""
+    """Return the watched resources that a change affects."""
     if change is ANY_UPDATE:
         return sorted(watched)
     return (change.uri,) if change.kind == "updated" and change.uri in watched else ()
 
 
 Watcher = Callable[[ServerChange, bytes], None]
-"""Called in the loop with the change and its encoded notification; must not block or raise."""
+"""Called in the event loop with the change and its encoded notification. It must not block or raise."""
 
 
 def encode_change(change: ServerChange) -> bytes:
-    """The notification of a change, without anything of a particular subscription."""
+    """Return the encoded notification of a change, without subscription data."""
     if isinstance(change, Broadcast):
         return change.message
     prepared = _LIST_MESSAGES.get(change.kind)
@@ -71,37 +71,37 @@ def encode_change(change: ServerChange) -> bytes:
 
 
 class ChangeSource(Protocol):
-    """Asks elsewhere for changes of resources."""
+    """A source of resource changes outside this server, such as an upstream."""
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
-        """Ask for changes of these resources from now on, instead of those that the same owner wanted before."""
+        """Replace the resources that an owner follows."""
 
     async def followed(self, uris: Collection[str]) -> None:
-        """Wait until what is asked for was granted or refused, for a limited time."""
+        """Wait, for a limited time, until the subscriptions are granted or refused."""
 
 
 class ChangeFeed:
-    """The watchers of one server."""
+    """The watchers of changes on one server."""
 
     __slots__ = ("_watchers", "source")
 
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
         self.source: ChangeSource | None = None
-        """Where changes have to be asked for; None where all of them happen here."""
+        """The outside source of changes, or None if all changes happen here."""
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
-        """Set the resources that a stream or connection follows from now on; none at its end."""
+        """Replace the resources that a stream or connection follows. Pass none when it ends."""
         if self.source is not None:
             self.source.follow(owner, uris)
 
     async def followed(self, uris: Collection[str]) -> None:
-        """Wait until changes of the resources that are followed here aren't missed any more."""
+        """Wait until changes of the followed resources can't be missed."""
         if self.source is not None and uris:
             await self.source.followed(uris)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Add a watcher; the returned function removes it."""
+        """Add a watcher. Return a function that removes it."""
         token = object()
         self._watchers[token] = watcher
 
@@ -115,7 +115,7 @@ class ChangeFeed:
         return len(self._watchers)
 
     def emit(self, change: ServerChange) -> None:
-        """Tell every watcher."""
+        """Notify every watcher."""
         if not self._watchers:
             return
         message = encode_change(change)

@@ -1,4 +1,4 @@
-"""What clients accumulate that lasts as long as their connections: sessions of connections, URIs of subscriptions."""
+"""A quota for memory that clients use as long as they're connected: session records and subscribed URIs."""
 
 from typing import Final
 
@@ -7,12 +7,12 @@ from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.sessions import FULL, OTHERS, YOURS, Session
 
 MAX_HELD: Final = 128 * 1024 * 1024
-"""Bytes in one worker; half of them for one caller."""
+"""Maximum bytes per worker. A single caller can use half of them."""
 _RELEASED: Final = -1
 
 
 class ClientMemoryQuota:
-    """So many bytes for all clients of one running server. What doesn't grow is never refused."""
+    """The number of bytes that all clients of a server use. A change that needs no more bytes is never refused."""
 
     __slots__ = ("bytes",)
 
@@ -20,10 +20,10 @@ class ClientMemoryQuota:
         self.bytes: ByteBudget = ByteBudget(MAX_HELD)
 
     def take(self, owner: str, size: int) -> None:
-        """Count bytes of a caller, until `give`.
+        """Count bytes for a caller, until `give`.
 
         Raises:
-            ProtocolError: FULL, HTTP 503: the caller has its share, or all of the room is taken.
+            ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.
         """
         if not self.bytes.take(owner, size):
             is_full = self.bytes.held > self.bytes.most
@@ -31,14 +31,14 @@ class ClientMemoryQuota:
             raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
 
     def give(self, owner: str, size: int) -> None:
-        """The bytes are gone."""
+        """Return bytes of a caller."""
         self.bytes.give(owner, size)
 
     def resize(self, session: Session, size: int) -> None:
-        """The session of a connection has a record of so many bytes.
+        """Set the record size of a connection's session.
 
         Raises:
-            ProtocolError: as `take`.
+            ProtocolError: As for `take`.
         """
         if session.held == _RELEASED:
             return
@@ -49,6 +49,6 @@ class ClientMemoryQuota:
         session.held = size
 
     def release(self, session: Session) -> None:
-        """Its connection has ended. Whatever a call still adds to the session is nobody's."""
+        """Free the bytes of a session whose connection has ended. Later changes of the session aren't counted."""
         self.resize(session, 0)
         session.held = _RELEASED

@@ -1,7 +1,8 @@
-"""How a question reaches the client and its answer comes back, in both eras.
+"""Questions to the client and their answers, in both eras.
 
-Handshake era: a request on the call's own line; `PendingQuestions` pairs it with the answer, which arrives as another
-message of the same session. Per-request era: the function stops with `InputRequired` and is run again.
+Handshake era: a question is a request on the call's reply channel, and `PendingQuestions` matches it with the answer,
+which arrives as another message of the session. Per-request era: the function stops with `InputRequired` and runs
+again.
 """
 
 import contextlib
@@ -34,16 +35,16 @@ from millstream._server.questions.questions import (
     read_answer,
 )
 
-_CANCELLED = "The call was cancelled, so nobody can answer. Let the function end when it is cancelled."
-_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it is cancelled."
+_CANCELLED = "The call was cancelled, so the client can't answer. Let the function end when it's cancelled."
+_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it's cancelled."
 
 
 async def ask_by_request(call: Call, question: Question, open_questions: PendingQuestions) -> Any:
-    """Ask a handshake client on the call's line.
+    """Ask a handshake client on the call's reply channel.
 
     Raises:
-        ProtocolError: URL_ELICITATION_REQUIRED where the line cannot carry the question but the error can.
-        ToolError: the revision, client or line cannot do it, or the call is over or cancelled.
+        ProtocolError: URL_ELICITATION_REQUIRED, if the channel can't carry the question but the error can.
+        ToolError: The revision, client, or channel doesn't support the question, or the call is over.
     """
     if call.over:
         raise ToolError(OVER)
@@ -56,22 +57,22 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
         isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes
     )
     if not known:
-        raise ToolError(f"This needs {method}, which protocol revision {revision.date} does not have.")
+        raise ToolError(f"This needs {method}, which protocol revision {revision.date} doesn't have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_line().asks:
         if isinstance(question, ElicitUrl) and revision.url_error:
             raise ProtocolError(URL_ELICITATION_REQUIRED, question.message, {"elicitations": [params]})
         if call.session is None:
-            raise ToolError(f"This needs {method}, which needs a session: initialize, and send the session's id.")
-        raise ToolError(f"This needs {method}, which needs a reply that can be a stream: accept text/event-stream.")
+            raise ToolError(f"This needs {method}, which needs a session. Send initialize first, then the session id.")
+        raise ToolError(f"This needs {method}, which needs a streamed reply. Accept text/event-stream.")
     if not declares(call.client.capabilities, capability_of(question)):
-        raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
+        raise ToolError(f"This needs {method}, but the client didn't declare {_names(capability_of(question))}.")
     scope = "" if call.session is None else call.session.id
     asked = call.asked = set() if call.asked is None else call.asked
     raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)
-    except ProtocolError as exc:  # the client's mistake, but not one in the request that is being answered
+    except ProtocolError as exc:  # The client made a mistake in its answer, not in the request that is being answered.
         raise ToolError(exc.message) from exc
 
 
@@ -81,14 +82,14 @@ def _names(capability: Mapping[str, Any]) -> str:
 
 
 def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
-    """Answers of a per-request call, from this round or earlier ones.
+    """Return the answers for a per-request call, from this round or earlier ones.
 
     Args:
-        questions: by the caller's own name, each with its explicit key or None.
+        questions: The caller's name of each question -> its explicit key or None, and the question.
 
     Raises:
-        InputRequired: some are not answered yet.
-        ProtocolError: the client lacks a capability, or an answer has the wrong shape.
+        InputRequired: Some questions have no answer yet.
+        ProtocolError: The client lacks a capability, or an answer has the wrong shape.
     """
     found: dict[str, bytes] = {}
     pending: dict[str, Any] = {}
@@ -114,9 +115,8 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
 
 
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks.
-
-    Of several failures that are all text for the model, it stands for the first.
+    """Return the exception that a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions
+    of all its tasks. If all failures are messages for the model, return the first.
     """
     requests: dict[str, Any] = {}
     failures: list[BaseException] = []
@@ -141,7 +141,7 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def check_answer(question: Question, raw: bytes) -> None:
-    """Refuse an answer of the wrong shape before it is kept; declining is an answer.
+    """Check the shape of an answer before it's stored. Declining is an answer.
 
     Raises:
         ProtocolError: INVALID_PARAMS.
@@ -151,10 +151,10 @@ def check_answer(question: Question, raw: bytes) -> None:
 
 
 def read_responses(raw: bytes) -> dict[str, msgspec.Raw]:
-    """`inputResponses` with their values still raw.
+    """Return `inputResponses` with undecoded values.
 
     Raises:
-        ProtocolError: INVALID_PARAMS when it isn't an object, or holds more than can have been asked.
+        ProtocolError: INVALID_PARAMS, if it isn't an object or has more members than questions can have been asked.
     """
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: more than {MAX_MEMBERS:,} members")

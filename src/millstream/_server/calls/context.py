@@ -1,4 +1,4 @@
-"""`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
+"""`Context`: a function's view of its call, the same on every revision and transport."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _NO_LEVEL = len(LOG_LEVELS)
 OWN_STEP = 1e-6
-"""Progress that a silent call reports on its own."""
+"""The step of progress that the server reports for a silent call."""
 
 
 class TaskStart(BaseException):
@@ -36,7 +36,7 @@ class TaskStart(BaseException):
 
 
 class Context(CallInfo):
-    """The current call. Add a parameter annotated ``Context`` to a function and it is passed in: ``ctx: Context``."""
+    """The current call. A function receives it in a parameter annotated with ``Context``: ``ctx: Context``."""
 
     __slots__ = ()
 
@@ -45,15 +45,15 @@ class Context(CallInfo):
         """The hub of this server: ``await ctx.hub.publish("news", {"n": 1})``.
 
         Raises:
-            LocalError: the server serves no hub.
+            LocalError: The server has no hub.
         """
         if self._services.hub is None:
-            raise LocalError("This server has no hub: pass serve=('hub',) to Server.")
+            raise LocalError("This server has no hub. Pass serve=('hub',) to Server.")
         return self._services.hub
 
     @property
     def session_state(self) -> "SessionState | None":
-        """Values that this session keeps from call to call, on every worker; None where `session` is None.
+        """Values stored for this session, on every worker. None if `session` is None.
 
         Example:
             ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``
@@ -66,21 +66,21 @@ class Context(CallInfo):
         return SessionState(self._services.records, session)
 
     async def read_resource(self, uri: str) -> Any:
-        """What the function of one of this server's resources gives: ``await ctx.read_resource("docs://a.md")``.
+        """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 
-        The URI is the one that clients use. The function runs as a part of this call, for the same caller.
+        `uri` is the URI that clients use. The function runs as part of this call, for the same caller.
 
         Raises:
-            ProtocolError: there is no such resource, or the caller lacks its scopes.
+            ProtocolError: The resource doesn't exist, or the caller lacks its scopes.
         """
         return await self._services.read_resource(uri, self._call)
 
-    # Towards the caller
+    # Messages to the caller
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, where the caller asked for it: ``await ctx.progress(3, total=10, message="Reading")``.
+        """Report progress if the caller asked for it: ``await ctx.progress(3, total=10, message="Reading")``.
 
-        Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
+        Values that don't increase, or that aren't finite, aren't sent.
         """
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
@@ -94,21 +94,22 @@ class Context(CallInfo):
         await send_progress(call, max(progress, told.value + OWN_STEP) if told.nudged else progress, total, message)
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """`progress`, under the name that other packages use: ``await ctx.report_progress(3, 10)``."""
+        """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``."""
         await self.progress(progress, total, message)
 
     async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
-        """Send a log message, where the caller wants such messages: ``await ctx.log("notice", {"free": 3})``.
+        """Send a log message if the caller wants it: ``await ctx.log("notice", {"free": 3})``.
 
         Args:
-            level: debug, info, notice, warning, error, critical, alert or emergency.
-            data: any value that JSON can hold.
+            level: debug, info, notice, warning, error, critical, alert, or emergency.
+            data: Any JSON-serializable value.
+            logger: The name of the logger.
 
         Raises:
-            ValueError: an unknown level.
+            ValueError: The level is unknown.
         """
         if level not in LOG_LEVELS:
-            raise ValueError(f"Unknown log level {level!r}: use one of {', '.join(LOG_LEVELS)}.")
+            raise ValueError(f"Unknown log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         severity = LOG_LEVELS.index(level)
         if severity < await self._least_level():
             return
@@ -126,38 +127,38 @@ class Context(CallInfo):
         return LOG_LEVELS.index(record.log_level or usual)
 
     async def debug(self, data: Any) -> None:
-        """`log` at level debug: ``await ctx.debug("The cache is empty")``."""
+        """Call `log` with level debug: ``await ctx.debug("The cache is empty")``."""
         await self.log("debug", data)
 
     async def info(self, data: Any) -> None:
-        """`log` at level info: ``await ctx.info("12 books found")``."""
+        """Call `log` with level info: ``await ctx.info("12 books found")``."""
         await self.log("info", data)
 
     async def warning(self, data: Any) -> None:
-        """`log` at level warning: ``await ctx.warning("The disk is almost full")``."""
+        """Call `log` with level warning: ``await ctx.warning("The disk is almost full")``."""
         await self.log("warning", data)
 
     async def error(self, data: Any) -> None:
-        """`log` at level error: ``await ctx.error("The printer is gone")``."""
+        """Call `log` with level error: ``await ctx.error("The printer is gone")``."""
         await self.log("error", data)
 
     async def notify(self, method: str, params: Any = None) -> None:
-        """Send a notification of your own to the caller, before the result: ``await ctx.notify("com.example/sold")``.
+        """Send a custom notification to the caller before the result: ``await ctx.notify("com.example/sold")``.
 
-        Only clients that know the method do something with it; see ``ctx.client.extensions``. Callers without a
-        stream of messages, such as those of REST, don't get it.
+        Clients ignore methods that they don't know; check ``ctx.client.extensions``. Callers without a message stream,
+        such as those of REST, don't receive it.
 
         Args:
-            method: of an extension, such as ``com.example/sold``.
-            params: an object, as a mapping or Struct.
+            method: The method of an extension, such as ``com.example/sold``.
+            params: A mapping or Struct.
         """
         await self._call.send_to_caller(notification_message(method, params))
 
     async def close_stream(self, retry_ms: int | None = None) -> bool:
-        """Drop the connection but not the call: the client comes back for the rest (2025-11-25, in a session).
+        """Close the connection but not the call. The client reconnects for the rest (2025-11-25, in a session).
 
         Returns:
-            False where the client could not come back; nothing happens then.
+            False if the client couldn't reconnect. Nothing is closed then.
         """
         return await self._call.open_line().interrupt(retry_ms)
 
@@ -177,19 +178,19 @@ class Context(CallInfo):
     @overload
     async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
-        """Ask the person for a value of a type, or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
+        """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
 
-        On 2026-07-28 the function stops here and runs again from its start with the answer: do what has effects
-        after the last question, or inside `once`.
+        On 2026-07-28 the function stops here and runs again from its start with the answer. Put side effects after the
+        last question, or inside `once`.
 
         Raises:
-            Declined: the person said no.
-            Cancelled: the person dismissed the question.
+            Declined: The user declined.
+            Cancelled: The user dismissed the question.
         """
         return await self._ask_one(Elicit(message, answer), key)
 
     async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
-        """Ask the person to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises as `elicit` does."""
+        """Ask the user to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`."""
         await self._ask_one(ElicitUrl(message, url, id), key)
 
     async def sample(
@@ -208,7 +209,7 @@ class Context(CallInfo):
         """Let the client's model continue a conversation: ``(await ctx.sample("Say hello")).content``.
 
         Raises:
-            ValueError: tool uses and tool results of the conversation do not balance.
+            ValueError: The conversation has a tool use without its result, or the reverse.
         """
         question = Sample(
             messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
@@ -217,12 +218,12 @@ class Context(CallInfo):
         return result
 
     async def roots(self, *, key: str | None = None) -> list[Root]:
-        """The folders that the person opened in the client: ``[root.uri for root in await ctx.roots()]``."""
+        """Return the folders that the user opened in the client: ``[root.uri for root in await ctx.roots()]``."""
         roots: list[Root] = await self._ask_one(Roots(), key)
         return roots
 
     async def ask(self, **questions: Question) -> dict[str, Any]:
-        """Several questions in one round; the keywords are their keys.
+        """Ask several questions in one round. The keywords are their keys.
 
         Example:
             ``answers = await ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``
@@ -251,12 +252,16 @@ class Context(CallInfo):
     # Side effects
 
     async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
-        """Run an effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value is JSON.
+        """Run a side effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value must be JSON.
 
         Args:
-            store: also hold when a round is sent twice, or to two workers at once: whoever comes second waits for the
-                value of the first. When the first one's worker dies, the next copy runs the effect again. A copy of
-                the first round, which carries no state yet, is another call.
+            key: The name of the effect.
+            function: The effect.
+            store: Also run the effect once if a round is sent twice or to two workers. The second copy waits for the
+                value of
+                the first. If the first one's worker dies, the next copy runs the effect again. A copy of the first
+                    round has
+                no state yet and counts as another call.
         """
         slot = f"once:{key}"
         if self._call.revision.handshake:
@@ -281,7 +286,7 @@ class Context(CallInfo):
 
 
 def shared_context(call: Call, home: object) -> Context:
-    """A context whose state others of the same call see, too."""
+    """Return a context that shares its state with other contexts of the call."""
     if call.shared is None:
         call.shared = {}
     return Context(call, home)
@@ -293,15 +298,15 @@ async def _value(function: Callable[[], Any]) -> Any:
 
 
 def _state_id(call: Call) -> str:
-    """The round that a call continues: its state is sealed again for every round of every call."""
+    """Return the id of the round that a call continues. The state is sealed again for every round."""
     return sha256(call.state.encode()).hexdigest()
 
 
 def open_rounds(call: Call) -> None:
-    """Verify the state that a call carries, before anything runs for it.
+    """Verify the state of a call before anything runs for it.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for a state that was changed, is another call's, or has expired.
+        ProtocolError: INVALID_PARAMS, for a state that was changed, has expired, or belongs to another call.
     """
     services = call.services
     now = int(services.clock() - services.leeway)
@@ -310,14 +315,14 @@ def open_rounds(call: Call) -> None:
 
 
 def call_binding(call: Call) -> bytes:
-    """What the state of a call is bound to: principal, method, name, and the arguments as they came."""
+    """Return the data that the state of a call is bound to: principal, method, name, and the raw arguments."""
     if not call.bound:
         call.bound = binding(hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments))
     return call.bound
 
 
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
-    """One progress notification on the call's line."""
+    """Send one progress notification to the caller."""
     if call.over:
         return
     told = call.progress = call.progress or CallProgress()
@@ -332,7 +337,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
 
 
 async def nudge_progress(call: Call) -> None:
-    """Tell a caller that wants progress that a silent call is alive: a step smaller than any tool reports."""
+    """Report tiny progress for a silent call, so the caller sees that it's alive."""
     told = call.progress = call.progress or CallProgress()
     value = told.value + OWN_STEP
     if told.total is None or value < told.total:

@@ -1,4 +1,4 @@
-"""What observers hear of a message that doesn't become a call."""
+"""Observation of messages that don't become calls."""
 
 from typing import Protocol
 
@@ -7,12 +7,12 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.sessions import Session
 
 SESSION_OVER = "$session over"
-"""What `ObserveMessage` gets in place of a method when a session ends."""
+"""The method name passed to `ObserveMessage` when a session ends."""
 
 
 class ObserveMessage(Protocol):
-    """Hears of every message that isn't a call: a handshake, a notification, an answer, a refusal, and what is said to
-    the hub. The dispatcher's observer hears of calls.
+    """An observer of messages that aren't calls: handshakes, notifications, answers, refusals, and hub messages. The
+    dispatcher's observer receives calls.
     """
 
     def __call__(
@@ -26,20 +26,21 @@ class ObserveMessage(Protocol):
         principal: Principal | None = None,
         opening: Handshake | None = None,
     ) -> None:
-        """Take note of one message.
+        """Record one message.
 
         Args:
-            method: of the specification, ``response`` for an answer, ``hub/publish`` and the like; empty when it could
-                not be read.
-            transport: what carried it.
-            session: of the message, with client and revision.
-            status: empty for success, else what went wrong: the JSON-RPC code, HTTP status or kind of problem of the
-                answer. One of few: it is a label.
-            target: the tool or channel it is about.
-            principal: who sent it.
-            opening: what `initialize` settled.
+            method: The method, ``response`` for an answer, or a name such as ``hub/publish``. Empty if it couldn't be
+                read.
+            transport: The transport.
+            session: The session, with client and revision.
+            status: Empty for success, otherwise the JSON-RPC code, HTTP status, or problem type. It's a label, so the
+                number of
+                values is small.
+            target: The tool or channel.
+            principal: The sender.
+            opening: The result of `initialize`.
         """
 
 
 def ignore_message(*_: object, **__: object) -> None:
-    """The `ObserveMessage` of a server that nobody observes."""
+    """Ignore a message. The `ObserveMessage` of a server without observers."""

@@ -1,8 +1,8 @@
-"""Effects that happen once although their round arrives twice: claimed in the store before they run.
+"""Side effects that happen once even if their round arrives twice. They're claimed in the store before they run.
 
-A claim names its worker and holds as long as that one has its lease. When it dies in the middle, another copy of the
-round claims the effect and runs it: nobody can know how far it came, so an effect that must not happen twice even then
-needs a key of its own where it happens.
+A claim names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the
+round claims the effect and runs it again, because its progress is unknown. An effect that must not happen twice even
+then needs an idempotency key where it happens.
 """
 
 import asyncio
@@ -13,21 +13,21 @@ from millstream._protocol.errors import ToolError
 from millstream._server.calls.services import Services
 
 _RUNNING = b"\x00"
-"""Begins a claim, which its worker's name follows. No JSON value looks like this."""
+"""The first byte of a claim, followed by the worker's name. No JSON value starts with it."""
 _TOPIC = "once:"
 _LOOK_AGAIN = 1.0
 
 
 async def once_stored(services: Services, name: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
-    """The value of an effect, run by whoever claims it first; everybody else waits for it.
+    """Return the value of an effect. The first caller runs it, and all others wait.
 
     Args:
-        services: of the server.
-        name: of the effect, the same wherever it must not happen twice.
-        run: gives the value as JSON. When it raises, the effect counts as not done, and may be tried again.
+        services: The server's services.
+        name: The name that identifies the effect.
+        run: Returns the value as JSON. If it raises, the effect doesn't count as done and can be tried again.
 
     Raises:
-        ToolError: another copy of the call claimed it, and gives no value within the time that a call has.
+        ToolError: Another copy of the call claimed the effect and gave no value within the time limit of calls.
     """
     kv, ttl = services.store.kv, services.settings.state_ttl
     claim = _RUNNING + services.store.workers.me.encode()
@@ -37,7 +37,7 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
             seen: bytes | None = None
             while seen is None or seen[:1] == _RUNNING:
                 if await kv.compare_and_set(name, seen, claim, ttl):
-                    limit.reschedule(None)  # a tool has a time limit of its own
+                    limit.reschedule(None)  # the tool's own time limit applies
                     return await _run(services, name, claim, run)
                 seen = await _settled(services, name)
     except TimeoutError:
@@ -51,7 +51,7 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
     kv, ttl = services.store.kv, services.settings.state_ttl
     try:
         done = await run()
-        # Where another worker holds the claim by now, this one was stopped for so long that it counted as dead.
+        # If another worker holds the claim, this one was paused for so long that it counted as dead.
         await kv.compare_and_set(name, claim, done, ttl)
     except BaseException:
         await kv.compare_and_set(name, claim, None, 1.0)
@@ -62,7 +62,7 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
 
 
 async def _settled(services: Services, name: str) -> bytes | None:
-    """The value of an effect, once it has one; or the claim of a worker that died, or None, for whoever takes it."""
+    """Return the value of an effect once it has one, or a claim that can be taken: one of a dead worker, or None."""
     store = services.store
     changed = asyncio.Event()
     stop = store.bus.subscribe(_TOPIC + name, lambda _: changed.set(), interrupted=changed.set)
@@ -74,7 +74,7 @@ async def _settled(services: Services, name: str) -> bytes | None:
             worker = value[1:].decode()
             if worker != store.workers.me and not await store.workers.alive(worker):
                 return value
-            with suppress(TimeoutError):  # what the bus says is a hint, and may be lost
+            with suppress(TimeoutError):  # messages of the bus can be lost
                 async with asyncio.timeout(_LOOK_AGAIN):
                     await changed.wait()
             changed.clear()

@@ -1,6 +1,6 @@
-"""What one running server shares among its calls: settings, records, open questions, changes, keys, threads.
+"""Services that the calls of a running server share: settings, records, open questions, changes, keys, and threads.
 
-Made by the composition root for one event loop and handed down; nothing here decides anything about a call.
+The composition root creates them for one event loop. Nothing here makes decisions about calls.
 """
 
 import time
@@ -24,29 +24,29 @@ from millstream._stores.base import Store
 
 
 def principal_id(principal: Any) -> str:
-    """Whose share of the server's capacity something takes; empty for an anonymous caller."""
+    """Return the owner whose share of the server's capacity is used, or an empty string for an anonymous caller."""
     return principal.id if principal is not None else ""
 
 
 def expiry_of(principal: Principal | None) -> float:
-    """When the streams of a caller end, in seconds since 1970: with the credential that opened them."""
+    """Return the time at which a caller's streams end, in seconds since 1970: the expiry of the credential."""
     return inf if principal is None else principal.until
 
 
 def sign_in_required(needed: frozenset[str]) -> ProtocolError:
-    """The refusal of a caller whose scopes do not cover something, where nobody can sign in."""
+    """Return the error for missing scopes on a server without sign-in."""
     wanted = " ".join(sorted(needed))
-    text = f"This needs the scope {wanted}, and the server has no way to sign in."
+    text = f"This needs the scope {wanted}, and the server has no sign-in. Configure auth=, or remove the scope."
     data = {"error": "insufficient_scope", "scope": wanted}
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
 async def _no_resource(uri: str, call: Any) -> Any:
-    raise LocalError("Nothing reads resources here.")
+    raise LocalError("This server has no resources that can be read.")
 
 
 class Services:
-    """The shared parts of one running server."""
+    """The shared services of one running server."""
 
     __slots__ = (
         "_ring", "bodies", "changes", "clock", "endings", "forwarded_extensions", "held", "hub", "lacking", "leeway",
@@ -55,13 +55,13 @@ class Services:
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
-        """Nothing is heard of other workers before `open`.
+        """Create the services. Messages of other workers arrive after `open`.
 
         Args:
-            settings: of the server.
-            store: of this loop, which is open.
-            changes: of this loop.
-            secrets: those that the workers agreed on, where they share a store.
+            settings: The server's settings.
+            store: The open store of this event loop.
+            changes: The change feed of this event loop.
+            secrets: The secrets that the workers agreed on, if they share a store.
         """
         # Configuration
         self.settings: Settings = settings
@@ -74,16 +74,16 @@ class Services:
         call; ``run(call, tool)`` runs it as one.
         """
         self.streamed: Callable[[Any], None] | None = None
-        """Attaches the stream of a client to a call, where the hub is served."""
+        """Attaches the hub client's stream to a call, if the hub is enabled."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
-        """Unix time: that of the store, where other workers compare with it."""
+        """Unix time. From the store if other workers compare times with it."""
         self.leeway: float = LEEWAY if store.shared else 0.0
-        """Seconds for which what is sealed still opens after its time."""
+        """Seconds for which sealed data still opens after its expiry."""
         self.secrets: Secrets = secrets or load_secrets(settings.key)
-        """Found at the start, because trouble with them must stop the start and not the first request."""
+        """Loaded at start, so that a bad key stops the start instead of the first request."""
         self._ring: KeyRing | None = None
         self.lacking: Callable[[frozenset[str]], ProtocolError] = sign_in_required
-        """The refusal of a caller whose scopes do not cover something."""
+        """Returns the error for missing scopes."""
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
@@ -91,7 +91,7 @@ class Services:
         from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  as above
 
         self.held: ClientMemoryQuota = ClientMemoryQuota()
-        """What clients have accumulated that lasts as long as their connections."""
+        """The memory that clients use as long as they're connected."""
         self.records: SessionRecords = SessionRecords(
             store, settings.record_ttl, self.peers, self.clock, self.held.resize
         )
@@ -102,31 +102,31 @@ class Services:
             workers=store.workers,
         )
         self.bodies: ByteBudget = ByteBudget(settings.max_call_bytes, settings.max_body)
-        """What large calls were asked with, for as long as they run."""
+        """The budget for arguments of large calls while they run."""
         self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions that an upstream has, and clients declare to it through this server."""
         self.streaming: dict[str, int] = {}
-        """Caller, see `Call.owner` -> number of its open replies of custom methods."""
+        """`Call.owner` -> number of open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()
-        """Called when the server stops: open subscriptions end with their result."""
+        """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
-        """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
+        """Returns the user's lifespan value for a server, which can be a mounted one."""
 
         self.read_resource: Callable[[str, Any], Awaitable[Any]] = _no_resource
-        """Reads a resource as a part of a call."""
+        """Reads a resource as part of a call."""
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
-        """The functions that tests put in the place of dependencies, as a function of a server finds them."""
+        """Returns the dependency overrides of a server, set by tests."""
 
     def open(self) -> None:
-        """Begin to hear what other workers say."""
+        """Start receiving messages of other workers."""
         self.peers.open()
         self.records.open()
 
     async def close(self) -> None:
-        """Stop listening, and end the threads."""
+        """Stop receiving messages and end the threads."""
         self.threads.close()
         await self.records.close()
         await self.peers.close()
@@ -139,7 +139,7 @@ class Services:
 
     @property
     def ring(self) -> KeyRing:
-        """The keys for session ids and sealed state, made when first needed."""
+        """Return the keys for session ids and sealed state, created on first use."""
         ring = self._ring
         if ring is None:
             ring = self._ring = KeyRing(self.secrets.values)
@@ -147,5 +147,5 @@ class Services:
 
     @staticmethod
     def nonce() -> bytes:
-        """Random bytes for one seal."""
+        """Return random bytes for one seal."""
         return token_bytes(NONCE_BYTES)

@@ -1,4 +1,4 @@
-"""What functions keep for a session: small values in the session's record, the same whichever worker gets a call."""
+"""Values that functions store for a session. They're part of the session's record, so all workers share them."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,13 +11,13 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.sessions import Session, SessionRecord, SessionRecords
 
 MAX_STATE = 64 * 1024
-"""Bytes of JSON that functions may keep for one session, names included."""
+"""Maximum bytes of JSON that functions can store per session, including names."""
 
 
 class SessionState:
-    """Values of one session, each under a name. A value is what JSON can hold, and comes back as JSON gives it.
+    """Named values of one session. A value must be JSON-serializable and is returned as decoded JSON.
 
-    They go when the session ends, or when nothing was changed for as long as `record_ttl` says.
+    The values are deleted when the session ends, or after `record_ttl` without changes.
     """
 
     __slots__ = ("_records", "_session")
@@ -27,22 +27,22 @@ class SessionState:
         self._session = session
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """The value under a name: ``await ctx.session_state.get("cart", [])``."""
+        """Return the value of a key: ``await ctx.session_state.get("cart", [])``."""
         raw = (await self._records.read(self._session)).state.get(key)
         return default if raw is None else msgspec.json.decode(raw)
 
     async def set(self, key: str, value: Any) -> None:
-        """Keep a value: ``await ctx.session_state.set("cart", ["Dune"])``.
+        """Store a value: ``await ctx.session_state.set("cart", ["Dune"])``.
 
         Raises:
-            LocalError: all values together would take more than 64 KiB.
-            ProtocolError: the store is full or doesn't answer.
-            TypeError: JSON can't hold it.
+            LocalError: All values together would exceed 64 KiB.
+            ProtocolError: The store is full or doesn't answer.
+            TypeError: The value isn't JSON-serializable.
         """
         await self.update(key, lambda _: value)
 
     async def delete(self, key: str) -> None:
-        """Forget a value."""
+        """Delete a value."""
 
         def edit(record: SessionRecord) -> SessionRecord | None:
             kept = {name: raw for name, raw in record.state.items() if name != key}
@@ -51,9 +51,10 @@ class SessionState:
         await self._records.change(self._session, edit)
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Make a value of the present one, and give it: ``await ctx.session_state.update("n", lambda n: n + 1, 0)``.
+        """Replace a value with the result of a function, and return it: ``await ctx.session_state.update("n", lambda n:
+        n + 1, 0)``.
 
-        No change by another call gets lost: the function runs again when another one was faster. Raises as `set` does.
+        Concurrent changes aren't lost: if another call was faster, the function runs again. Raises the errors of `set`.
         """
         value = default
 
@@ -64,7 +65,8 @@ class SessionState:
             state = {**record.state, key: msgspec.Raw(encode(value))}
             if sum(len(name.encode()) + len(bytes(raw)) for name, raw in state.items()) > MAX_STATE:
                 raise LocalError(
-                    f"A session keeps at most {MAX_STATE} bytes. Keep large values elsewhere, and their names here."
+                    f"A session stores at most {MAX_STATE} bytes. Store large values elsewhere, and only their keys
+                    here."
                 )
             return replace(record, state=state)
 
@@ -73,7 +75,7 @@ class SessionState:
 
 
 class SyncSessionState:
-    """The same, blocking, for `def` functions."""
+    """A blocking `SessionState`, for `def` functions."""
 
     __slots__ = ("_state", "_wait")
 
@@ -82,17 +84,19 @@ class SyncSessionState:
         self._wait = wait
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value under a name: ``ctx.session_state.get("cart", [])``."""
+        """Return the value of a key: ``ctx.session_state.get("cart", [])``."""
         return self._wait(self._state.get(key, default))
 
     def set(self, key: str, value: Any) -> None:
-        """Keep a value; raises as `SessionState.set` does."""
+        """Store a value. Raises the errors of `SessionState.set`."""
         self._wait(self._state.set(key, value))
 
     def delete(self, key: str) -> None:
-        """Forget a value."""
+        """Delete a value."""
         self._wait(self._state.delete(key))
 
     def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Make a value of the present one, and give it. The function runs in the event loop: it must not block."""
+        """Replace a value with the result of a function, and return it. The function runs in the event loop and must
+        not block.
+        """
         return self._wait(self._state.update(key, function, default))

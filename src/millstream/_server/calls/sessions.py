@@ -1,9 +1,8 @@
-"""Handshake sessions: what a session is, and the record of what it has accumulated.
+"""Handshake sessions, and the records of their state.
 
-A session of Streamable HTTP *is* its sealed id (see `session_token`): one that opened nothing occupies no memory. What
-it accumulates (log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in
-the store, written when it happens. Sessions of stdio, HTTP+SSE and in-memory connections hold their record
-themselves and end with the connection.
+A session of Streamable HTTP *is* its sealed id (see `session_token`), so an idle session takes no memory. Its state
+(log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
+change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the connection.
 """
 
 import asyncio
@@ -25,29 +24,29 @@ from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailabl
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
-"""Bytes of one record: a thousand URIs of usual length."""
+"""Maximum bytes of one record, enough for a thousand typical URIs."""
 
 
 class SessionRecord(Struct, frozen=True, omit_defaults=True):
-    """What a session has accumulated."""
+    """The stored state of a session."""
 
     log_level: str = ""
     subscriptions: list[str] = []
     capabilities: dict[str, Any] | None = None
-    """Declared client capabilities, when the sealed id could not hold them exactly."""
+    """Declared client capabilities, if the sealed id can't hold them exactly."""
     ended: bool = False
-    """A tombstone: DELETE was answered."""
+    """Whether the session was deleted. The record is then a tombstone."""
     changes: int = 0
-    """How often it has been changed."""
+    """Number of changes so far."""
     state: dict[str, msgspec.Raw] = {}
-    """What functions keep for it (`session_state`)."""
+    """Values stored by functions (`session_state`)."""
 
 
 NO_RECORD = SessionRecord()
 
 
 class Session:
-    """One handshake session as one request sees it. `record` is set for sessions bound to a connection."""
+    """A handshake session, for one request. `record` is set for sessions bound to a connection."""
 
     __slots__ = ("client", "current", "expires_at", "held", "id", "issued_at", "owner", "record", "revision")
 
@@ -69,50 +68,50 @@ class Session:
         self.client: ClientInfo = client
         self.record: SessionRecord | None = record
         self.owner: str = owner
-        """Whose share of the room for records of connections it takes."""
+        """The owner whose share of record memory the session uses."""
         self.held: int = 0
-        """Bytes of that share, see `Held`."""
+        """Bytes of that share, see `ClientMemoryQuota`."""
         self.current: bool = current
-        """False when its streams belong to an older store epoch and cannot be resumed."""
+        """Whether its streams can be resumed. False if they belong to an older store epoch."""
         self.issued_at: float = issued_at
-        """Unix time; 0 where a record may be older than the session's first request."""
+        """Unix time, or 0 if a record can be older than the session's first request."""
         self.expires_at: float = expires_at
-        """Unix time; a session of a connection ends with it instead."""
+        """Unix time. A connection's session ends with the connection instead."""
 
 
 FULL = -32000
-"""In the body of a 503; clients act on the status."""
+"""The error code in the body of a 503. Clients act on the status."""
 
-# JSON, as what clients declare came: msgpack has no integers beyond 64 bits.
+# JSON preserves what clients declared. msgpack has no integers beyond 64 bits.
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SessionRecord).decode
 
 Resize = Callable[[Session, int], None]
-"""Told how many bytes the record of a connection's session will have; refuses what finds no room."""
+"""Called with the new record size of a connection's session. Raises if the quota is exceeded."""
 OnRecord = Callable[["SessionRecord | None"], None]
-"""Told the record of a session; None while it is being read, because another worker changed it."""
+"""Called with the record of a session, or None while it's read again after a change on another worker."""
 
 _MAX_KNOWN = 65_536
 _MAX_ABSENT = 16_384
 _CACHED, _CACHED_BYTES = 1_024, 4_096
-"""How many records of other workers' making are kept decoded, and how large each may be."""
+"""Maximum number of decoded records of other workers to cache, and the maximum size of each."""
 _TRIES = 100
 _UNCHANGED = 10**9
-"""Counts of changes have the same number of digits, so a record doesn't grow because of them."""
-YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
-OTHERS = "Too much is kept for other sessions: try again later"
+"""Change counts have a fixed number of digits, so they don't change the size of a record."""
+YOURS = "Your sessions use too much memory. End those that you don't need, or try again later"
+OTHERS = "Other sessions use too much memory. Try again later"
 _PAGE = 500
 _SKEW = 5.0
-"""Seconds by which the store's time may differ between workers, with room to spare."""
+"""Maximum difference in seconds between the store's time on different workers, with a margin."""
 
 _logger = logging.getLogger("millstream")
 
 
 class SessionRecords:
-    """Session records in the store, and which sessions have one.
+    """Session records in the store, and the sessions that have one.
 
-    A session that has none costs no look-up. This worker hears of every record that is made while it listens, so a
-    session that began later has one only if this worker knows it. Of an older one the store is asked once.
+    A session without a record costs no lookup. This worker is notified of every record created while it runs, so a
+    session that began later has a record only if it's known here. For an older session, the store is asked once.
     """
 
     __slots__ = (
@@ -123,23 +122,23 @@ class SessionRecords:
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
         # Configuration
         self.clock: Callable[[], float] = clock
-        """Says when sessions begin."""
+        """The clock for the start of sessions."""
         self._store = store
         self._ttl = ttl
         self._peers = peers
         self._resize = resize
         self._forgotten: list[Callable[[], None]] = []
-        # What this worker knows
+        # Knowledge about sessions
         self.known: set[str] = set()
-        """Sessions that have a record, or had one."""
+        """Sessions that have or had a record."""
         self._absent: dict[str, None] = {}
-        """Older sessions of which the store has none, oldest look-up first."""
+        """Older sessions without a record in the store, oldest lookup first."""
         self._cache: dict[str, SessionRecord] = {}
-        """Where every look at the store is a journey."""
+        """Decoded records, if each read of the store takes a network round trip."""
         self._since = 0.0
-        """By the clock. A session that began later has a record only if it is known."""
+        """Start of the period in which no record can be unknown, by the clock."""
         self._looks: dict[str, object] = {}
-        """Session -> the look at the store that is under way, unless something newer was heard meanwhile."""
+        """Session -> its pending read of the store. Removed if newer information arrives first."""
         # Open streams
         self._watchers: dict[str, OnRecord] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
@@ -148,22 +147,22 @@ class SessionRecords:
         peers.on_interruption(self.forget)
 
     def open(self) -> None:
-        """Begin to know. This worker listens already."""
+        """Start tracking records. This worker must already receive messages."""
         self._since = int(self.clock()) + (_SKEW if self._store.shared else 1.0)
 
     async def close(self) -> None:
-        """Stop reading for open streams."""
+        """Stop reading records for open streams."""
         tasks = list(self._reading.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def on_forget(self, forgotten: Callable[[], None]) -> None:
-        """Call `forgotten` whenever what was known of sessions is no longer certain."""
+        """Call `forgotten` whenever knowledge about sessions becomes uncertain."""
         self._forgotten.append(forgotten)
 
     def forget(self) -> None:
-        """Something may have been missed: ask the store again about every session."""
+        """Forget all knowledge, because messages may have been lost. The store is asked again about every session."""
         self._looks.clear()
         self.known.clear()
         self._absent.clear()
@@ -188,14 +187,14 @@ class SessionRecords:
         self._cache.pop(session_id, None)
 
     def may_exist(self, session: Session) -> bool:
-        """Whether a session may have a record; where not, nobody has to look."""
+        """Return whether a session can have a record. If not, no lookup is needed."""
         return session.id in self.known or (session.issued_at < self._since and session.id not in self._absent)
 
     async def get(self, session: Session) -> SessionRecord:
-        """The record of a session; an empty one when nothing was written.
+        """Return the record of a session, or an empty one.
 
         Raises:
-            ProtocolError: the store does not answer.
+            ProtocolError: The store doesn't answer.
         """
         if session.record is not None:
             return session.record
@@ -205,10 +204,10 @@ class SessionRecords:
         return await self.read(session) if self.may_exist(session) else NO_RECORD
 
     async def read(self, session: Session) -> SessionRecord:
-        """The record as the store has it: what another worker has written counts before this one has heard of it.
+        """Return the record in the store, including changes by other workers that this one hasn't been notified of.
 
         Raises:
-            ProtocolError: the store does not answer.
+            ProtocolError: The store doesn't answer.
         """
         if session.record is not None:
             return session.record
@@ -220,7 +219,7 @@ class SessionRecords:
         return record
 
     async def _look(self, session_id: str) -> tuple[bytes | None, bool]:
-        """What the store has of a session, and whether nothing newer was heard meanwhile."""
+        """Return the stored record of a session, and whether it's still current."""
         mine = self._looks[session_id] = object()
         try:
             raw = await self._store.kv.get(_PREFIX + session_id)
@@ -244,15 +243,14 @@ class SessionRecords:
         self._absent[session_id] = None
 
     async def change(self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
-        """Change what a session has accumulated, whoever else changes it meanwhile. An ended session stays as it is:
-        what a call still does in it is nobody's.
+        """Change a session's record, safely with concurrent changes. A deleted session isn't changed.
 
         Args:
-            session: the session.
-            edit: gives the new record for the present one, or None to leave it; called again when another was faster.
+            session: The session.
+            edit: Returns the new record, or None to leave it unchanged. Called again after a conflicting change.
 
         Raises:
-            ProtocolError: it is too large, or the store is full or does not answer.
+            ProtocolError: The record is too large, or the store is full or doesn't answer.
         """
         if session.record is not None:
             record = edit(session.record)
@@ -267,7 +265,7 @@ class SessionRecords:
         if watcher is not None and not self._store.shared:
             watcher(record)
         elif watcher is not None:
-            self._read_soon(session.id)  # another worker may have been faster since
+            self._read_soon(session.id)  # another worker may have changed it since
         await self._peers.tell(RecordUpdate(session.id))
 
     async def _swap(
@@ -290,13 +288,13 @@ class SessionRecords:
                     self._note(session.id)
                     return record
                 look = True
-        raise ProtocolError(FULL, "The session is changed too often at once: try again", status=503)
+        raise ProtocolError(FULL, "The session has too many concurrent changes. Try again", status=503)
 
     async def bury(self, session: Session, ttl: float) -> None:
-        """Write the tombstone of a session, which replaces its record for the rest of its life.
+        """Replace a session's record with a tombstone, for the rest of its lifetime.
 
         Raises:
-            ProtocolError: the store is full or does not answer.
+            ProtocolError: The store is full or doesn't answer.
         """
         key, packed = _PREFIX + session.id, _pack(SessionRecord(ended=True))
         with _refusing():
@@ -306,12 +304,12 @@ class SessionRecords:
     # Open streams
 
     def watch(self, session_id: str, watcher: OnRecord) -> None:
-        """Tell the open stream of a session its record, whenever that changes, here or elsewhere."""
+        """Call `watcher` with the record of a session whenever it changes, here or on another worker."""
         self._watchers[session_id] = watcher
 
     def unwatch(self, session_id: str, watcher: OnRecord) -> None:
-        """Stop telling, unless a newer stream took over."""
-        if self._watchers.get(session_id) == watcher:  # of bound methods there are many that are equal
+        """Remove a watcher, unless a newer stream replaced it."""
+        if self._watchers.get(session_id) == watcher:  # bound methods are equal but not identical
             del self._watchers[session_id]
 
     def _read_soon(self, session_id: str) -> None:
@@ -324,7 +322,7 @@ class SessionRecords:
         try:
             await self._read_newest(session_id)
         finally:
-            # Here, not when somebody is told that the task is done: what is heard until then has to be read, too.
+            # Removed here and not in a done callback, because changes that arrive in between must be read, too.
             self._reading.pop(session_id, None)
 
     async def _read_newest(self, session_id: str) -> None:
@@ -340,13 +338,13 @@ class SessionRecords:
                     watcher(NO_RECORD if raw is None else _decode(raw))
                 return
             if failed is not None:
-                _logger.warning("The record of a session could not be read; it is tried again: %s", failed)
+                _logger.warning("Couldn't read the record of a session, retrying: %s", failed)
                 await asyncio.sleep(PAUSE)
 
 
 @contextlib.contextmanager
 def _refusing() -> Generator[None]:
-    """What a store cannot do, as the error that the client gets."""
+    """Raise failures of the store as errors for the client."""
     try:
         yield
     except ShareFull as exc:
@@ -354,11 +352,13 @@ def _refusing() -> Generator[None]:
     except StoreFull as exc:
         raise ProtocolError(FULL, OTHERS, status=503) from exc
     except StoreUnavailable as exc:
-        raise ProtocolError(FULL, "Sessions cannot be read or changed now: try again", status=503) from exc
+        raise ProtocolError(FULL, "Sessions can't be read or changed at the moment. Try again", status=503) from exc
 
 
 def _pack(record: SessionRecord) -> bytes:
     data = _encode(record)
     if len(data) > MAX_RECORD:
-        raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
+        raise ProtocolError(
+            INVALID_REQUEST, f"A session record has at most {MAX_RECORD} bytes. Unsubscribe from some resources"
+        )
     return data

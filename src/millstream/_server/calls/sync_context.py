@@ -1,4 +1,4 @@
-"""`SyncContext`: the methods of `Context`, blocking, for `def` functions that run in a worker thread."""
+"""`SyncContext`: a blocking `Context` for `def` functions, which run in worker threads."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_GONE = "The caller gave up."
+_GONE = "The caller cancelled the call."
 
 
 class Waits:
-    """What the thread of one call waits for in the event loop."""
+    """The event loop operations that a call's thread waits for."""
 
     __slots__ = ("_context", "_loop", "_over", "_pending")
 
@@ -40,17 +40,18 @@ class Waits:
         self._pending: set[Future[Any]] = set()
 
     def wait(self, needed: Coroutine[Any, Any, T], jobs: Jobs | None = None) -> T:
-        """Run in the loop what the thread needs, and in the thread what that asks for in turn (`jobs`).
+        """Run a coroutine in the event loop and wait for it in this thread. Functions that the coroutine passes back
+        run here (`jobs`).
 
         Raises:
-            Cancelled: the call is over.
+            Cancelled: The call is over.
         """
         if self._gone():
             needed.close()
             raise Cancelled(_GONE)
         pending = asyncio.run_coroutine_threadsafe(needed, self._loop)
         self._pending.add(pending)
-        if self._gone():  # since the look above: `abandon` may not have seen this one
+        if self._gone():  # `abandon` may have run since the check above
             pending.cancel()
         try:
             if jobs is not None:
@@ -63,7 +64,7 @@ class Waits:
             self._pending.discard(pending)
 
     def abandon(self) -> None:
-        """The call is over, says the loop: end what its function still waits for, so that the thread frees."""
+        """End all waits of a call that is over, so its thread becomes free. Called from the event loop."""
         self._over = True
         for pending in list(self._pending):
             pending.cancel()
@@ -73,7 +74,7 @@ class Waits:
 
 
 class _Hub(Publisher, Protocol):
-    """The part of the hub that tools use; the hub itself is a layer above."""
+    """The methods of the hub that tools use. The hub is in a higher layer."""
 
     async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
 
@@ -83,7 +84,7 @@ class _Hub(Publisher, Protocol):
 
 
 class SyncHub:
-    """The hub, blocking; arguments, results and errors are those of its own methods."""
+    """A blocking hub. Arguments, results, and errors are those of `Hub`."""
 
     __slots__ = ("_hub", "_wait")
 
@@ -100,12 +101,12 @@ class SyncHub:
         return self._wait(self._hub.send(client_id, data, event=event, id=id))
 
     def presence(self, channel: str) -> list[Any]:
-        """The clients that are on a channel."""
+        """Return the clients on a channel."""
         members: list[Any] = self._wait(self._hub.presence(channel))
         return members
 
     def history(self, channel: str, count: int = 50) -> list[Any]:
-        """The newest events of a channel, oldest first."""
+        """Return the newest events of a channel, oldest first."""
         events: list[Any] = self._wait(self._hub.history(channel, count))
         return events
 
@@ -124,7 +125,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class SyncContext:
-    """The current call, for a `def` function. Add a parameter ``ctx: SyncContext`` and it is passed in."""
+    """The current call, for a `def` function. A function receives it in a parameter annotated with ``SyncContext``."""
 
     __slots__ = ("_context", "_wait")
 
@@ -132,7 +133,7 @@ class SyncContext:
         self._context = context
         self._wait = waits.wait
 
-    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+    if not TYPE_CHECKING:  # Type checkers would accept any attribute name.
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)
@@ -149,56 +150,56 @@ class SyncContext:
 
     @property
     def client(self) -> ClientInfo:
-        """Capabilities as declared, and name and version for display."""
+        """The client's declared capabilities, and its name and version for display."""
         return self._context.client
 
     @property
     def principal(self) -> Principal | None:
-        """The authenticated caller; None without authentication."""
+        """The authenticated caller, or None without authentication."""
         return self._context.principal
 
     @property
     def session(self) -> Session | None:
-        """The handshake session, if there is one."""
+        """The handshake session, or None."""
         return self._context.session
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, lower-case names."""
+        """HTTP headers of the request, with lower-case names."""
         return self._context.headers
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``."""
+        """The read-only `_meta` of the request: ``ctx.meta.get("com.example/trace")``."""
         return self._context.meta
 
     @property
     def state(self) -> dict[str, Any]:
-        """A place for values of this call."""
+        """Values of this call."""
         return self._context.state
 
     @property
     def lifespan(self) -> Any:
-        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
+        """The value that the lifespan of the function's own server, or of its parent, yielded."""
         return self._context.lifespan
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller gave up: look at it between steps of long work."""
+        """Whether the caller cancelled the call. Check it between the steps of long work."""
         return self._context.cancelled
 
     @property
     def hub(self) -> "SyncHub":
-        """The hub of this server, with methods that block.
+        """The hub of this server, with blocking methods.
 
         Raises:
-            LocalError: the server serves no hub.
+            LocalError: The server has no hub.
         """
         return SyncHub(cast("_Hub", self._context.hub), self._wait)
 
     @property
     def session_state(self) -> "SyncSessionState | None":
-        """Values that this session keeps, ``ctx.session_state.get("cart", [])``; see `Context.session_state`."""
+        """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
         state = self._context.session_state
         if state is None:
             return None
@@ -207,35 +208,37 @@ class SyncContext:
         return SyncSessionState(state, self._wait)
 
     def read_resource(self, uri: str) -> Any:
-        """What a resource of this server gives, ``ctx.read_resource("docs://a.md")``; see `Context.read_resource`."""
+        """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``. See
+        `Context.read_resource`.
+        """
         return self._wait(self._context.read_resource(uri))
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, where the caller asked for it: ``ctx.progress(3, total=10)``."""
+        """Report progress if the caller asked for it: ``ctx.progress(3, total=10)``."""
         self._wait(self._context.progress(progress, total, message))
 
     def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """`progress`, under the name that other packages use: ``ctx.report_progress(3, 10)``."""
+        """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
         self.progress(progress, total, message)
 
     def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
-        """Send a log message, where the caller wants such messages: ``ctx.log("notice", {"free": 3})``."""
+        """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``."""
         self._wait(self._context.log(level, data, logger))
 
     def debug(self, data: Any) -> None:
-        """`log` at level debug: ``ctx.debug("The cache is empty")``."""
+        """Call `log` with level debug: ``ctx.debug("The cache is empty")``."""
         self.log("debug", data)
 
     def info(self, data: Any) -> None:
-        """`log` at level info: ``ctx.info("12 books found")``."""
+        """Call `log` with level info: ``ctx.info("12 books found")``."""
         self.log("info", data)
 
     def warning(self, data: Any) -> None:
-        """`log` at level warning: ``ctx.warning("The disk is almost full")``."""
+        """Call `log` with level warning: ``ctx.warning("The disk is almost full")``."""
         self.log("warning", data)
 
     def error(self, data: Any) -> None:
-        """`log` at level error: ``ctx.error("The printer is gone")``."""
+        """Call `log` with level error: ``ctx.error("The printer is gone")``."""
         self.log("error", data)
 
     @overload
@@ -243,11 +246,11 @@ class SyncContext:
     @overload
     def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
-        """Ask the person for a value, ``to = ctx.elicit("Where to?", Address)``; see `Context.elicit`."""
+        """Ask the user for a value: ``to = ctx.elicit("Where to?", Address)``. See `Context.elicit`."""
         return self._wait(self._context.elicit(message, answer, key=key))
 
     def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the person to open a URL: ``ctx.elicit_url("Please pay", url)``."""
+        """Ask the user to open a URL: ``ctx.elicit_url("Please pay", url)``."""
         self._wait(self._context.elicit_url(message, url, key=key))
 
     def sample(
@@ -257,15 +260,15 @@ class SyncContext:
         return self._wait(self._context.sample(messages, **options))
 
     def roots(self, *, key: str | None = None) -> list[Root]:
-        """The folders that the person opened in the client: ``[root.uri for root in ctx.roots()]``."""
+        """Return the folders that the user opened in the client: ``[root.uri for root in ctx.roots()]``."""
         return self._wait(self._context.roots(key=key))
 
     def ask(self, **questions: Question) -> dict[str, Any]:
-        """Several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``."""
+        """Ask several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``."""
         return self._wait(self._context.ask(**questions))
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of one call. `function` runs in the thread that calls this."""
+        """Run a side effect once across the rounds of a call. `function` runs in the calling thread."""
         jobs: Jobs = SimpleQueue()
 
         async def run() -> Any:
@@ -277,11 +280,11 @@ class SyncContext:
         return value
 
     def notify(self, method: str, params: Any = None) -> None:
-        """Send a notification of your own to the caller; see `Context.notify`."""
+        """Send a custom notification to the caller. See `Context.notify`."""
         self._wait(self._context.notify(method, params))
 
     def close_stream(self, retry_ms: int | None = None) -> bool:
-        """Drop the connection but not the call; see `Context.close_stream`."""
+        """Close the connection but not the call. See `Context.close_stream`."""
         return self._wait(self._context.close_stream(retry_ms))
 
     def start_task(self) -> None:

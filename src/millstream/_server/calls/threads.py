@@ -1,4 +1,4 @@
-"""Worker threads for `def` functions: a blocking function must never stall the loop."""
+"""Worker threads for `def` functions, so that a blocking function doesn't stall the event loop."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ logger = logging.getLogger("millstream")
 
 
 class Threads:
-    """Worker threads for `def` functions. A slot frees when its function ends, not when its caller goes away."""
+    """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
 
     __slots__ = ("_free", "_jobs", "_started", "size")
 
@@ -27,18 +27,18 @@ class Threads:
         self._free = size
         self._started = 0
         self._jobs: Jobs = SimpleQueue()
-        """Never longer than there are threads: a call without a slot is refused."""
+        """Never longer than the number of threads, because a call without a slot is refused."""
 
     @property
     def full(self) -> bool:
-        """Every thread is busy."""
+        """Whether every thread is busy."""
         return self._free <= 0
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run in a worker thread.
+        """Run a function in a worker thread.
 
         Raises:
-            ToolError: every thread is busy.
+            ToolError: Every thread is busy.
         """
         if self.full:
             raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
@@ -46,7 +46,7 @@ class Threads:
         self._free -= 1
         if self._started < self.size - self._free:
             self._started += 1
-            # A daemon, because the process must be able to end while a function does not.
+            # Daemon threads, so that the process can end while a function still runs.
             threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
         future: Future[Any] = Future()
         future.add_done_callback(lambda _: self._release_in(loop))
@@ -55,7 +55,7 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run in a worker thread, and in one of its own if all are busy: for the end of what a call has begun."""
+        """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
         if self._free > 0:
             return await self.run(function, *args)
         future: Future[Any] = Future()
@@ -66,18 +66,18 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     def _release_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a slot
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
             loop.call_soon_threadsafe(self._release)
 
     def _release(self) -> None:
         self._free += 1
 
     def close(self) -> None:
-        """Threads end when their function does; nobody waits for that."""
+        """End all threads when their functions are done, without waiting."""
         busy = self.size - self._free
         if busy:
             threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
-            logger.warning("%s. The server stops without waiting for that.", threads)
+            logger.warning("%s. The server stops without waiting.", threads)
         for _ in range(self._started):
             self._jobs.put(None)
         self._started = 0
@@ -85,33 +85,33 @@ class Threads:
 
 
 Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
-"""What worker threads do; None ends one."""
+"""The queue of jobs for worker threads. None ends a thread."""
 
 
 def work(jobs: Jobs) -> None:
-    """Do jobs in this thread until there are no more."""
+    """Run jobs in this thread until None arrives."""
     while (job := jobs.get()) is not None:
         future, run = job
         if future.set_running_or_notify_cancel():
             _settle(future, run)
-        del job, future, run  # while it waits, a thread keeps nothing of its last call
+        del job, future, run  # an idle thread must not keep its last call alive
 
 
 def _settle(future: "Future[Any]", run: Callable[[], Any]) -> None:
     try:
         result = run()
-    except BaseException as exc:  # whatever it is, it belongs to the call that waits
+    except BaseException as exc:  # every error belongs to the waiting call
         future.set_exception(exc)
-        del future  # which holds the exception, whose traceback holds this frame
+        del future  # the exception's traceback refers to this frame
     else:
         future.set_result(result)
 
 
 def run_carried(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a worker thread, so that whatever it raises can travel back.
+    """Call a function in a worker thread, and convert errors that a future can't carry.
 
     Raises:
-        RuntimeError: it raised what a future does not carry: the call would wait for ever, or be closed.
+        RuntimeError: The function raised such an error. The call would otherwise never end, or be closed.
     """
     try:
         return function(*args)

@@ -1,1 +1,1 @@
-"""What a server offers: tools, resources, prompts, and the registry that holds them."""
+"""The features of a server: tools, resources, prompts, and the registry of them."""

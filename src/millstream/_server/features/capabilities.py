@@ -1,7 +1,8 @@
-"""What a server says about itself, to `initialize` and `server/discover`: made once for each revision, then kept.
+"""The server's description of itself, for `initialize` and `server/discover`. It's encoded once per revision and
+cached.
 
-It follows from name, instructions and capabilities. Only the last can change while a server runs, and they only become
-more: that there is one more is the sign to make everything again.
+It depends on name, instructions, and capabilities. Only capabilities can change at run time, and they're only added, so
+their count shows whether the cache is stale.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from millstream._server.features.registry import Registry
 
 
 class ServerDescription:
-    """The results of one running server."""
+    """The results of `initialize` and `server/discover` for one server."""
 
     __slots__ = ("_discover_ttl_ms", "_info", "_instructions", "_made", "_made_of", "_registry")
 
@@ -28,11 +29,11 @@ class ServerDescription:
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
         self._made_of = 0
-        """How many capabilities there were then."""
+        """Number of capabilities when the cache was filled."""
 
     @property
     def instructions(self) -> str:
-        """How to use the server, for the client's model."""
+        """Instructions for the client's model."""
         return self._instructions
 
     @instructions.setter
@@ -42,11 +43,11 @@ class ServerDescription:
             self._made.clear()
 
     def forget(self) -> None:
-        """Say everything again: the value of a capability has changed."""
+        """Clear the cache, because the value of a capability has changed."""
         self._made.clear()
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
-        """The result of `initialize`; `streams` as for `Registry.capabilities`."""
+        """Return the result of `initialize`. `streams` is as for `Registry.capabilities`."""
         made = self._kept()
         key = ("initialize", revision.date, streams)
         if key not in made:
@@ -55,7 +56,7 @@ class ServerDescription:
         return made[key]
 
     def discover(self, revision: Revision) -> bytes:
-        """The members of the result of `server/discover`."""
+        """Return the members of the result of `server/discover`."""
         made = self._kept()
         key = ("server/discover", revision.date, True)
         if key not in made:
@@ -71,11 +72,13 @@ class ServerDescription:
         return made[key]
 
     def discover_meta(self, revision: Revision) -> dict[str, Any]:
-        """`_meta` of that result: all that the server says about itself. Other results repeat the name only."""
+        """Return the `_meta` of that result, with all information about the server. Other results repeat only the
+        name.
+        """
         return {SERVER_KEY: projection.implementation(self._info, revision)}
 
     def _kept(self) -> dict[tuple[str, str, bool], bytes]:
-        """What was made of the capabilities that there are now."""
+        """Return the cache for the current capabilities."""
         if self._made_of != self._registry.capability_count:
             self._made.clear()
             self._made_of = self._registry.capability_count

@@ -1,4 +1,4 @@
-"""Functions that complete an argument: ``f(value, arguments)``, and what fills in their other parameters."""
+"""Completers, ``f(value, arguments)``, and dependencies in their parameters."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,16 +14,16 @@ from millstream._server.functions.dependencies import dependencies_in, plan_depe
 
 
 class CompleterFunction(Struct, frozen=True, eq=False):
-    """A completer with parameters that functions fill in."""
+    """A completer with dependencies."""
 
     run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
 
 
 def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | CompleterFunction:
-    """A completer as the registry holds it: the function itself where nothing has to be filled in.
+    """Return a completer for the registry: the function itself if it has no dependencies.
 
     Raises:
-        TypeError: a dependency cannot be filled in.
+        TypeError: A dependency is invalid.
     """
     try:
         signature = inspect.signature(function)

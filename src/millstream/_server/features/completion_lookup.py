@@ -1,4 +1,4 @@
-"""Which registered item a URI or a reference means."""
+"""Lookup of registered items by URI or reference."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,9 @@ MAX_URI = 8 * 1024
 def find_readable(
     registry: Registry, uri: str, seen: Callable[[Resource | Template], bool] = lambda item: True
 ) -> tuple[Resource | Template | None, Mapping[str, Any]]:
-    """The resource or template of a URI that its caller sees, and what the URI says for the variables."""
+    """Return the resource or template for a URI, if visible to the caller, and the values of the template's
+    variables.
+    """
     resource = registry.resources.get(uri)
     if resource is not None and not seen(resource):
         resource = None
@@ -28,31 +30,33 @@ def find_readable(
 
 
 def check_completers(registry: Registry) -> None:
-    """Make sure that every completer completes something.
+    """Check that every completer has a target.
 
     Raises:
-        ValueError: naming the completer whose prompt, template or argument there is not.
+        ValueError: The prompt, template, or argument of a completer doesn't exist.
     """
     for reference, argument in registry.completers:
         if _completion_target(registry, reference) is None:
-            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
+            raise ValueError(
+                f"complete({reference!r}, {argument!r}): no such prompt or resource template is registered"
+            )
         check_argument(registry, reference, argument)
 
 
 def check_argument(registry: Registry, reference: str, argument: str) -> None:
-    """Make sure that a prompt or template has an argument; one that is not there yet may get it.
+    """Check that a prompt or template has an argument. An item that isn't registered yet passes.
 
     Raises:
-        ValueError: naming the arguments that it has.
+        ValueError: The argument doesn't exist. The text lists the existing ones.
     """
     item = _completion_target(registry, reference)
     if item is not None and argument not in item.parameters:
         known = ", ".join(map(repr, item.parameters)) or "none"
-        raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
+        raise ValueError(f"complete({reference!r}, {argument!r}): no such argument, use one of {known}")
 
 
 def _completion_target(registry: Registry, reference: str) -> Prompt | Template | None:
-    """The prompt or template of a reference, whether it is offered now or not."""
+    """Return the prompt or template of a reference, enabled or not."""
     found: tuple[Prompt | Template | None, ...] = (
         registry.prompts.get(reference),
         registry.templates.get(reference),

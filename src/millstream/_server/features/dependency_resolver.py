@@ -1,8 +1,8 @@
-"""What the functions behind `Depends` give to one call, each once, and the end of what they opened.
+"""Dependencies of one call: the value of each `Depends` function, computed once, and cleanup.
 
-Whatever was opened is closed in the opposite order when the function is done: before its result is encoded, and also
-when it failed, was cancelled, or stopped for a question. The error is raised at the ``yield``, as `contextlib` does it,
-so a dependency can roll back; one that swallows the error doesn't turn the failure into a success.
+Resources are closed in reverse order when the function is done, before its result is encoded, and also if it failed,
+was cancelled, or stopped for a question. The error is raised at the ``yield``, as in `contextlib`, so a dependency can
+roll back. A dependency that swallows the error doesn't turn the failure into a success.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ async def call_with_dependencies(
     dependencies: Mapping[str, PlannedDependency],
     work: Callable[[dict[str, Any]], Awaitable[Any]],
 ) -> Any:
-    """Do the work of a call with the values of what it depends on, and close what was opened for it."""
+    """Run the work of a call with the values of its dependencies, and close what was opened for it."""
     resolution, result, failed = _Resolution(call, home), None, None
     try:
         result = await work(await resolution.values(dependencies))
@@ -55,17 +55,17 @@ class _Resolution:
         self._waits: Waits | None = None
 
     async def values(self, dependencies: Mapping[str, PlannedDependency]) -> dict[str, Any]:
-        """The values of parameters."""
+        """Return the values of parameters."""
         return {name: await self._value(planned) for name, planned in dependencies.items()}
 
     async def close(self, failed: BaseException | None) -> BaseException | None:
         """Close what was opened.
 
         Args:
-            failed: what the call ended with, if it failed.
+            failed: The error that ended the call, if any.
 
         Returns:
-            What it ends with now: the same, or what was raised while something closed.
+            The same error, or the one raised while closing.
         """
         while self._exits:
             try:
@@ -104,7 +104,7 @@ class _Resolution:
         threads = self._call.services.threads
 
         async def leave(exc: BaseException | None) -> None:
-            # The thread that closes waits until the one that opens is done, even if the call is cancelled.
+            # The closing thread waits until the opening one is done, even if the call is cancelled.
             if threaded:
                 await threads.run_anyway(slot.leave, exc)
             else:
@@ -120,7 +120,7 @@ class _Resolution:
 
 
 class _ManagerSlot:
-    """A context manager that one thread enters and another may leave."""
+    """A context manager that one thread enters and another can exit."""
 
     def __init__(self, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         self._make = make

@@ -20,14 +20,14 @@ from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.outputs import enc_hook
 
 Next = Callable[[Any], Awaitable[Any]]
-"""``await next(request)``: what lies inside; its result, or whatever it raises."""
+"""``await next(request)``: the inner part, which returns its result or raises."""
 Hook = Callable[[Any, Next], Awaitable[Any]]
 Run = Callable[[Any, Call], Awaitable[Any]]
 Read = Callable[[Any], Any]
 
 
 class Request:
-    """A call of a tool, the reading of a resource or the making of a prompt, before it happens.
+    """A tool call, resource read, or prompt request, before it runs.
 
     Example:
         ``async def on_call(self, request: Request, next: Next): ...``
@@ -37,18 +37,18 @@ class Request:
 
     def __init__(self, method: str, name: str, given: Any, context: Context) -> None:
         self.method: str = method
-        """``tools/call``, ``resources/read`` or ``prompts/get``."""
+        """``tools/call``, ``resources/read``, or ``prompts/get``."""
         self.name: str = name
-        """Of the tool or prompt, as its own server has it, without the prefix of a mount; of a resource, the URI."""
+        """The tool's or prompt's name on its own server, without a mount prefix, or the resource's URI."""
         self.context: Context = context
-        """The call; ``context.state`` is a dict that middleware and the function share."""
+        """The call. ``context.state`` is a dict shared by middleware and the function."""
         self._given = given
         self._arguments: dict[str, Any] | None = None
         self._before = b""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments as JSON has them. Change them, and they are checked again before the function gets them."""
+        """The arguments as JSON values. If you change them, they are validated again before the function runs."""
         if self._arguments is None:
             given = self._given
             self._arguments = cast(
@@ -66,25 +66,25 @@ class Request:
         self._arguments = dict(arguments)
 
     def final_arguments(self, read: Callable[[dict[str, Any]], Any]) -> Any:
-        """The arguments as the function takes them: as they came, or read again if middleware changed them."""
+        """Return the arguments for the function: the original ones, or read again if middleware changed them."""
         if self._arguments is None or encode(self._arguments) == self._before:
             return self._given
         return read(self._arguments)
 
 
 class ListRequest:
-    """A request for a page of a list. ``async def on_list(self, request: ListRequest, next: Next): ...``"""
+    """A request for a page of a list: ``async def on_list(self, request: ListRequest, next: Next): ...``"""
 
     __slots__ = ("context", "kind")
 
     def __init__(self, kind: str, context: Context) -> None:
         self.kind: str = kind
-        """tools, prompts, resources or templates."""
+        """tools, prompts, resources, or templates."""
         self.context: Context = context
 
 
 class MessageRequest:
-    """Any request, before anything of its parameters is read.
+    """Any request, before its parameters are read.
 
     Example:
         ``async def on_message(self, request: MessageRequest, next: Next): ...``
@@ -95,15 +95,15 @@ class MessageRequest:
     def __init__(self, method: str, params: dict[str, Any], context: Context) -> None:
         self.method: str = method
         self.params: dict[str, Any] = params
-        """As the client sent them. What you put there is what the server reads."""
+        """The parameters from the client. The server reads your changes."""
         self.context: Context = context
 
 
 class Middleware:
-    """A base class for middleware: write the hooks that you need. Any other object that has some of them will do.
+    """A base class for middleware. Override the hooks that you need. Any object with at least one hook works, too.
 
-    Every hook is awaited with a request and ``next``. What it returns is the result, and what it raises is the error
-    (`ToolError` for a text to the model). A hook that doesn't call ``next`` refuses, or answers by itself.
+    Every hook is awaited with a request and ``next``. Its return value is the result, and its exception is the error
+    (`ToolError` for a message to the model). A hook that doesn't call ``next`` refuses or answers the request itself.
 
     Example:
         ``class Timing(Middleware)`` with ``async def on_call(self, request, next)``, then
@@ -111,24 +111,24 @@ class Middleware:
     """
 
     async def on_call(self, request: Request, next: Next) -> Any:
-        """Wrap a tool: ``await next(request)`` gives what the function returned."""
+        """Wrap a tool. ``await next(request)`` returns the function's result."""
         return await next(request)
 
     async def on_read(self, request: Request, next: Next) -> Any:
-        """Wrap a resource or template: ``await next(request)`` gives what the function returned."""
+        """Wrap a resource or template. ``await next(request)`` returns the function's result."""
         return await next(request)
 
     async def on_prompt(self, request: Request, next: Next) -> Any:
-        """Wrap a prompt: ``await next(request)`` gives what the function returned."""
+        """Wrap a prompt. ``await next(request)`` returns the function's result."""
         return await next(request)
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        """Wrap a page of a list: ``await next(request)`` gives the descriptions, as the revision has them."""
+        """Wrap a page of a list. ``await next(request)`` returns the descriptions for the client's revision."""
         items: list[dict[str, Any]] = await next(request)
         return items
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
-        """Wrap every request: ``await next(request)`` gives the members of the result."""
+        """Wrap every request. ``await next(request)`` returns the members of the result."""
         result: dict[str, Any] = await next(request)
         return result
 
@@ -145,7 +145,7 @@ class Hooks(Struct, frozen=True, eq=False):
 
     @property
     def wide(self) -> bool:
-        """Whether some are around more than one item."""
+        """Whether there are hooks for lists or messages."""
         return bool(self.list or self.message)
 
 
@@ -155,17 +155,17 @@ _OF_KIND = {"tools": "call", "prompts": "prompt", "resources": "read"}
 
 
 def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
-    """Which hooks some objects have.
+    """Return the hooks of middleware objects.
 
     Raises:
-        TypeError: one isn't an object with hooks, or a hook cannot be awaited.
+        TypeError: An object has no hooks, or a hook isn't asynchronous.
     """
     found: dict[str, tuple[Hook, ...]] = {}
     for each in middleware:
         mine = {name: hook for name in _NAMES if (hook := _hook(each, name)) is not None}
         kind = each.__name__ if isinstance(each, type) else type(each).__name__
         if isinstance(each, type):
-            raise TypeError(f"middleware: {kind} is a class; pass an object of it: {kind}()")
+            raise TypeError(f"middleware: {kind} is a class; pass an instance: {kind}()")
         unknown = {name for name in dir(each) if name.startswith("on_")} - {f"on_{name}" for name in _NAMES}
         if unknown or not mine:
             what = f"has {min(unknown)}" if unknown else "has no hook"
@@ -180,12 +180,12 @@ def _hook(middleware: object, name: str) -> Hook | None:
     if hook is None or getattr(type(middleware), f"on_{name}", None) is getattr(Middleware, f"on_{name}"):
         return None
     if not (inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))):  # noqa: B004
-        raise TypeError(f"middleware: on_{name} of {type(middleware).__name__} has to be `async def`")
+        raise TypeError(f"middleware: on_{name} of {type(middleware).__name__} must be `async def`")
     return cast("Hook", hook)
 
 
 def chain_hooks(hooks: Iterable[Hook], inside: Next) -> Next:
-    """Hooks around what lies inside, as one function."""
+    """Return one function that runs hooks around `inside`."""
     for hook in reversed(tuple(hooks)):
         inside = _link(hook, inside)
     return inside
@@ -196,7 +196,7 @@ def _link(hook: Hook, inside: Next) -> Next:
 
 
 def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
-    """`run` of an item of a kind with the hooks of its server around it; as it is, where none are for its kind."""
+    """Return an item's `run` with its server's hooks around it, or `run` itself if there are none for the kind."""
     about = _OF_KIND[kind]
     mine: tuple[Hook, ...] = getattr(hooks, about)
     if not mine:
@@ -226,7 +226,7 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
 
 
 class _HookRun(Request):
-    """With the call, for what lies inside of all hooks."""
+    """A request with its call, for the code inside of all hooks."""
 
     __slots__ = ("call",)
 
@@ -236,7 +236,7 @@ class _HookRun(Request):
 
 
 def _texts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of prompts and resources, which arrive as text or lists of texts."""
+    """Return the arguments of a prompt or resource, which arrive as text or lists of texts."""
     return {
         name: value if isinstance(value, str | list) else encode(value).decode()
         for name, value in arguments.items()

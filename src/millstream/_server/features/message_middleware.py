@@ -1,7 +1,7 @@
-"""The middleware that is around more than one item: hooks for whole messages and for lists, around the handlers.
+"""Middleware for whole messages and lists, around the handlers.
 
-A server that is mounted keeps its own: they are around the requests for its items, inside of those of the server
-that it is mounted on.
+A mounted server keeps its own middleware, which wraps requests for its items, inside that of the server it's mounted
+on.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,11 +26,11 @@ _LISTS = {
     "resources/list": ("resources", "resources", "uri"),
     "resources/templates/list": ("templates", "resourceTemplates", "uriTemplate"),
 }
-"""Method -> (kind, member of the result, what names an item there)."""
+"""Method -> (kind, member of the result, member that identifies an item)."""
 
 
 class MiddlewareChain:
-    """The hooks of a running server, and of those that are mounted on it, around the handlers."""
+    """The hooks of a running server and of its mounted servers, around the handlers."""
 
     __slots__ = ("_hooks", "_registry")
 
@@ -39,7 +39,7 @@ class MiddlewareChain:
         self._registry = registry
 
     async def __call__(self, call: Call, handler: Handler) -> bytes:
-        """The members of the result of a call."""
+        """Return the members of the result of a call."""
         if call.method in _LISTS:
             handler = self._listing(handler)
         params = _object(call.params)
@@ -59,7 +59,7 @@ class MiddlewareChain:
         return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
 
     def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
-        """Whose hooks a request passes: this server's, then those of each server through which its item is mounted."""
+        """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
         item: Any = None
         method, registry, name = call.method, self._registry, params.get("name")
         if method == "tools/call" and isinstance(name, str):
@@ -69,12 +69,12 @@ class MiddlewareChain:
         elif method == "completion/complete":
             item = _completion_target(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
-            # The one that the handler will find: of several that fit, the first that the caller sees.
+            # Find the item like the handler does: the first matching one that is visible to the caller.
             item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 
     def _listing(self, handler: Handler) -> Handler:
-        """A handler of a list, with the hooks for lists around the items."""
+        """Return a list handler with the hooks for lists around it."""
 
         async def listed(call: Call) -> bytes:
             kind, member, key = _LISTS[call.method]
@@ -92,7 +92,7 @@ class MiddlewareChain:
     async def _project_mounted(
         self, items: list[dict[str, Any]], kind: str, key: str, call: Call
     ) -> list[dict[str, Any]]:
-        """The items as the servers that are mounted here show theirs, each its own."""
+        """Return the items as their mounted servers describe them."""
         registered: dict[str, Any] = getattr(self._registry, kind)
         shown: dict[Hooks, None] = {}
         for each in registered.values():
@@ -112,7 +112,7 @@ _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsu
 
 
 def _completion_target(registry: Registry, reference: Any) -> Any:
-    """The prompt or template whose argument a request completes."""
+    """Return the prompt or template whose argument a request completes."""
     if not is_object(reference):
         return None
     if reference.get("type") == "ref/prompt":
@@ -121,7 +121,7 @@ def _completion_target(registry: Registry, reference: Any) -> Any:
 
 
 def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:
-    """A link of the chain, which sees the context of its own server."""
+    """Return a link of the chain, with the context of its own server."""
 
     def step(request: MessageRequest) -> Awaitable[Any]:
         return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)

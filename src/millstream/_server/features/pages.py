@@ -1,4 +1,4 @@
-"""One page of a list, as bytes. A cursor names the last item of a page, so any worker can continue any listing."""
+"""One page of a list, encoded. A cursor names the last item of a page, so any worker can continue a listing."""
 
 import base64
 import binascii
@@ -24,19 +24,19 @@ def page_of(
     ttl_ms: int,
     private: bool,
 ) -> bytes:
-    """The members of one page.
+    """Return the members of one page.
 
     Args:
-        kind: of the items.
-        items: all that the caller sees, by name.
-        revision: whose shapes they have.
-        cursor: where the last page ended.
-        size: of a page.
-        ttl_ms: how long it may be kept.
-        private: only by the one who asked.
+        kind: The kind of items.
+        items: All items visible to the caller, by name.
+        revision: The client's revision.
+        cursor: The end of the last page.
+        size: Items per page.
+        ttl_ms: How long a client can cache the page.
+        private: Whether only the caller can cache it.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+        ProtocolError: INVALID_PARAMS, for an unknown cursor.
     """
     names = list(items)
     start = 0 if cursor is None else _start(kind, names, cursor)
@@ -57,4 +57,4 @@ def _start(kind: str, names: Iterable[str], cursor: str) -> int:
             return list(names).index(name) + 1
     except (ValueError, binascii.Error):
         pass
-    raise ProtocolError(INVALID_PARAMS, "Invalid cursor: list again from the start")
+    raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start")

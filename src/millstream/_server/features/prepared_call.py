@@ -1,7 +1,7 @@
-"""One typed pass over a whole `tools/call` of the per-request era, prepared for each tool.
+"""A decoder per tool for complete `tools/call` messages of the per-request era.
 
-The transport picks it by the `Mcp-Name` header. It accepts exactly the well-formed common case; for anything else the
-decoder fails and the exact ladder of `protocol.admission` decides, with the exact error.
+The transport finds it by the `Mcp-Name` header. It accepts exactly the well-formed common case. For anything else the
+decoder fails, and `protocol.admission` returns the exact error.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class _Meta(
 
 class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
     version: Raw | UnsetType = UNSET
-    """Present in the other era only."""
+    """Present only in the other era."""
     token: ProgressToken | UnsetType = UNSET
 
 
@@ -60,12 +60,12 @@ class _HandshakeCall(Struct, gc=False):
     method: Literal["tools/call"]
     params: _HandshakeParams
     result: UnsetType = UNSET
-    """Never there: a message with it isn't a request. So is `error`."""
+    """Never present: a message with it isn't a request. The same applies to `error`."""
     error: UnsetType = UNSET
 
 
 decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
-"""A whole `tools/call` of the handshake era, the arguments still raw."""
+"""A complete `tools/call` of the handshake era, with undecoded arguments."""
 
 
 class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
@@ -82,24 +82,24 @@ class _Request(Struct, gc=False):
 
 
 decode_request = msgspec.json.Decoder(_Request).decode
-"""A whole request of the per-request era, its parameters still raw."""
+"""A complete request of the per-request era, with undecoded parameters."""
 decode_request_params = msgspec.json.Decoder(_RequestParams).decode
-"""Parameters, opened as far as their `_meta`."""
+"""Parameters, decoded down to `_meta`."""
 
 
 class PreparedCall:
-    """The decoder of one tool's calls."""
+    """The decoder for calls of one tool."""
 
     __slots__ = ("decode", "tool")
 
     def __init__(self, tool: Tool, decode: Any) -> None:
         self.tool = tool
         self.decode = decode
-        """bytes -> struct with `id` and `params`; raises msgspec.DecodeError for whatever is not the common case."""
+        """bytes -> struct with `id` and `params`. Raises msgspec.DecodeError for everything but the common case."""
 
     @staticmethod
     def of(tool: Tool) -> "PreparedCall | None":
-        """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
+        """Return the fast path of a tool, or None if its calls need checks that a typed decoder can't do."""
         if not tool.plain:
             return None
         arguments: Any = tool.struct
@@ -107,14 +107,14 @@ class PreparedCall:
             ("name", Literal[tool.name]),
             ("meta", _Meta, msgspec.field(name="_meta")),
         ]
-        if arguments is None:  # what reads them isn't a decoder alone
+        if arguments is None:  # a decoder alone can't read them
             fields.append(("arguments", Raw, msgspec.field(default=Raw(b"{}"))))
         elif any(field.required for field in msgspec.structs.fields(arguments)):
             fields.append(("arguments", arguments))
         else:
             fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
         fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
-        # A state has to be verified first, on the exact way.
+        # A state must be verified first, on the exact path.
         fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
         params = msgspec.defstruct("Params", fields, gc=False)
         envelope = msgspec.defstruct(

@@ -1,4 +1,4 @@
-"""Prompts: descriptions for clients, and how they are made."""
+"""Prompts: their descriptions and results."""
 
 from collections.abc import Callable
 from typing import Any, Unpack
@@ -18,13 +18,13 @@ class PromptOptions(Labels, total=False):
 
     name: str | None
     thread: bool
-    """A `def` function runs in a worker thread, unless this is false."""
+    """Whether a `def` function runs in a worker thread."""
     scopes: Names | None
-    """What a caller must have been granted; others neither see the prompt nor get it."""
+    """The scopes that a caller needs to see and get the prompt."""
 
 
 class Prompt(Item):
-    """One registered prompt."""
+    """A registered prompt."""
 
     __slots__ = ()
     kind = "prompts"
@@ -44,10 +44,10 @@ class Prompt(Item):
         self._described = describe_item({"name": self.name}, source.description, labels, arguments=arguments or None)
 
     def encode(self, value: Any, call: Call) -> bytes:
-        """The members of the result for the call's revision.
+        """Return the members of the result for the call's revision.
 
         Raises:
-            LocalError: the value isn't made of messages.
+            LocalError: The value doesn't consist of messages.
         """
         members = encode_messages(value)
         if not call.revision.content >= NEWEST.content:
@@ -57,15 +57,15 @@ class Prompt(Item):
 
 
 def prompt_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[PromptOptions]) -> Prompt:
-    """A prompt of a function.
+    """Return a prompt for a function.
 
     Args:
-        function: any callable; its arguments arrive as text.
-        home: the server that it is registered on.
-        options: see `PromptOptions` and `Labels`.
+        function: Any callable. Its arguments arrive as text.
+        home: The server it's registered on.
+        options: See `PromptOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError: it cannot be served as it is written; the text says what can.
+        TypeError, ValueError: The function can't be a prompt. The text says what to change.
     """
     check_options(name_of(function), options, PromptOptions)
     rest: dict[str, Any] = dict(options)

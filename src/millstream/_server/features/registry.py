@@ -1,7 +1,7 @@
-"""What a server offers, in order of registration, and its lists as prepared bytes.
+"""The items of a server, in order of registration, and its lists as encoded bytes.
 
-A change clears the prepared lists and tells `changed`, at run time too. Lists are encoded once for each revision and
-page; a cursor names the last item of a page, so any worker can continue any listing.
+A change clears the encoded lists and calls `changed`, also at run time. A list is encoded once per revision and page. A
+cursor names the last item of a page, so any worker can continue a listing.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -27,26 +27,26 @@ CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
 
 
 ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[Any, Callable[[], None]]]]
-"""``filter(wanted, call, push)`` returns what the server agrees to, and what ends it. ``push(message)`` sends."""
+"""``filter(wanted, call, push)`` returns the accepted filter and a function that ends it. ``push(message)`` sends."""
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability that the revisions themselves don't have, added by `Registry.extend`."""
+    """Methods and a capability beyond those of the revisions, added with `Registry.extend`."""
 
     capability: str
-    """The member of the server's capabilities; several extensions may share one (``extensions``, ``experimental``)."""
+    """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""
     announced: Mapping[str, Any]
-    """What stands there."""
+    """The value of that member."""
     methods: Mapping[str, Callable[[Call], Awaitable[bytes]]]
-    """Handlers, as those of the revisions' own methods: each gives the members of a result."""
+    """Handlers by method. Each returns the members of a result."""
     revisions: frozenset[str]
-    """Dates of the revisions that have it."""
+    """Dates of the revisions with the extension."""
     notifications: Mapping[str, Callable[[Call], Awaitable[None]]] = {}
-    """Handlers of notifications that clients send."""
+    """Handlers of client notifications."""
     named: Mapping[str, str] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
     filters: "Mapping[str, ListenFilter]" = {}
-    """Member of the filter of `subscriptions/listen` -> what serves it."""
+    """Member of the filter of `subscriptions/listen` -> its implementation."""
 
 
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
@@ -56,21 +56,21 @@ _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 _MAX_PAGES = 1024
-"""Prepared pages, of all callers. Where they are more, they are made again."""
+"""Maximum number of cached pages, for all callers."""
 _COMPLETED = frozenset(("prompts", "templates"))
-"""The kinds whose arguments clients complete."""
+"""Kinds with arguments that clients can complete."""
 
 
 class Registry:
-    """Tools, resources, templates, prompts and completers of one server."""
+    """The tools, resources, templates, prompts, and completers of one server."""
 
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
         # Configuration
         self._page_size = page_size
         self._list_ttl_ms = list_ttl_ms
         self.private = False
-        """Callers sign in: nothing may be kept for others than the one who asked."""
-        # What is registered
+        """Whether callers sign in. Results must then be cached only for the caller."""
+        # Registered items
         self.tools: dict[str, Tool] = {}
         self.resources: dict[str, Resource] = {}
         self.templates: dict[str, Template] = {}
@@ -78,29 +78,30 @@ class Registry:
         self.completers: dict[tuple[str, str], Completer] = {}
         """(prompt name or URI template, argument name) -> function."""
         self.disabled: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
-        """Kind -> what is registered and not offered now."""
+        """Kind -> registered items that are disabled."""
         self._places: dict[tuple[str, str], int] = {}
-        """(kind, name) -> its place in the order of registration."""
-        # Prepared
+        """(kind, name) -> position in the order of registration."""
+        # Caches
         self.fast: dict[bytes, PreparedCall] = {}
-        """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
+        """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
         self._pages: dict[tuple[str, str, str, frozenset[str] | None, frozenset[str]], bytes] = {}
-        """(kind, revision, cursor, the scopes of the caller that make a difference, what is hidden from the caller) ->
-        members of the result."""
+        """(kind, revision, cursor, relevant scopes of the caller, items hidden from the caller) -> members of the
+        result.
+        """
         self._scopes: dict[str, frozenset[str]] = {}
-        """Kind -> all scopes that items of it need."""
+        """Kind -> all scopes that its items need."""
         self.scoped: bool = False
-        """Something here needs a scope: else nobody has to be asked for theirs."""
+        """Whether any item needs a scope."""
         self.conditional: dict[str, tuple[str, ...]] = {}
-        """Kind -> the names of those that not everybody sees."""
+        """Kind -> names of items that only some callers see."""
         self.completes_choices: bool = True
-        """Prompts and templates alone are a reason to offer completion: their parameters may have choices."""
+        """Whether prompts and templates alone enable completion. Their parameters can have choices."""
         self.completes: CompleteAny | None = None
-        """Completes every argument, of what is registered here or not, instead of `completers`."""
+        """Completes every argument, instead of `completers`."""
         self.unlisted: Callable[[str], Resource | None] | None = None
-        """Finds the resource of a URI that no item has."""
+        """Returns the resource for a URI that no item has."""
         self.hints: dict[str, tuple[int, bool]] = {}
-        """Kind -> the most milliseconds for which its lists may be kept, and whether only by the caller."""
+        """Kind -> maximum cache time of its lists in milliseconds, and whether only the caller can cache them."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
         self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
@@ -108,18 +109,18 @@ class Registry:
         self.named: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
-        """Member of the filter of `subscriptions/listen` -> what serves it, of extensions."""
+        """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
         self.heard: dict[str, Callable[[Call], Awaitable[None]]] = {}
         """Notification of an extension -> its handler."""
         self.changed: Callable[[str], None] = lambda kind: None
         self.listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
-        """``listed(kind, items)`` returns those items that lists have, where they don't have all."""
+        """``listed(kind, items)`` returns the items to list, if lists don't have all."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
         """Register an item of a kind (tools, resources, templates, prompts).
 
         Raises:
-            ValueError: there is one of that name already.
+            ValueError: The name is taken.
         """
         self.check_free(kind, key)
         self._places[kind, key] = len(self._places)
@@ -137,27 +138,27 @@ class Registry:
         self._touch(kind)
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether a name is taken, by something that is offered or not."""
+        """Return whether a name is taken, by an enabled or disabled item."""
         return key in getattr(self, kind) or key in self.disabled[kind]
 
     def check_free(self, kind: str, key: str) -> None:
-        """Make sure that a name can be given.
+        """Check that a name is free.
 
         Raises:
-            ValueError: it is taken.
+            ValueError: The name is taken.
         """
         if self.has(kind, key):
             noun = _NOUNS[kind]
             raise ValueError(
-                f"There is a {noun} {key!r} already. Give this one another name, or call "
+                f"A {noun} {key!r} is already registered. Use another name, or call "
                 f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
             )
 
     def remove(self, kind: str, key: str) -> None:
-        """Take an item away, and what completes its arguments.
+        """Remove an item and its completers.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: No item has that name.
         """
         if key not in self.disabled[kind]:
             if key not in getattr(self, kind):
@@ -168,7 +169,7 @@ class Registry:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
 
     def disable(self, kind: str, key: str) -> None:
-        """Offer an item no more, until it is enabled. Raises KeyError when it is not offered."""
+        """Disable an item until `enable`. Raises KeyError if it isn't enabled."""
         self.disabled[kind][key] = getattr(self, kind).pop(key)
         if kind == "tools":
             self.fast.pop(key.encode(), None)
@@ -180,7 +181,7 @@ class Registry:
         self._touch(kind)
 
     def enable(self, kind: str, key: str) -> None:
-        """Offer an item again, in its place. Raises KeyError when it is not disabled."""
+        """Enable an item again, in its original position. Raises KeyError if it isn't disabled."""
         self._offer(kind, key, self.disabled[kind].pop(key))
         items: dict[str, Any] = getattr(self, kind)
         ordered = sorted(items.items(), key=lambda each: self._places[kind, each[0]])
@@ -190,12 +191,12 @@ class Registry:
     def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any]) -> None:
         """Replace many items of a kind in one step, without calling `changed`.
 
-        An item of `added` whose name is in `removed` keeps its place in the order of registration.
+        An item of `added` whose name is in `removed` keeps its position in the order of registration.
 
         Args:
-            kind: of the items.
-            removed: names of items that are registered, offered or not.
-            added: name -> item. Other items don't have these names.
+            kind: The kind of items.
+            removed: Names of registered items, enabled or disabled.
+            added: Name -> item. No other item can have these names.
         """
         items, disabled = getattr(self, kind), self.disabled[kind]
         replaced = {name: item for name, item in added.items() if name in removed and name in items}
@@ -222,7 +223,7 @@ class Registry:
         self.changed(self._forget_pages(kind))
 
     def _forget_pages(self, kind: str) -> str:
-        """Make the lists of a kind again. Returns the kind of the change notification."""
+        """Clear the cached lists of a kind. Return the kind of the change notification."""
         change = _KINDS[kind]
         self._offered.add(change)
         if kind in _COMPLETED and self.completes_choices:
@@ -231,10 +232,10 @@ class Registry:
         return change
 
     def extend(self, extension: RegisteredExtension) -> None:
-        """Add methods and a capability, now and for clients that ask from now on.
+        """Add methods and a capability, for running and new clients.
 
         Raises:
-            ValueError: there is a method of that name already.
+            ValueError: A method of that name exists.
         """
         taken = {method for each in ALL for method in (*each.requests, *each.notifications, *each.asks)}
         taken.update(NOTIFICATIONS)
@@ -242,20 +243,20 @@ class Registry:
             taken.update(each.methods, each.notifications)
         for method in (*extension.methods, *extension.notifications):
             if method in taken:
-                raise ValueError(f"There is a method {method!r} already")
+                raise ValueError(f"The method {method!r} is already registered")
         for member in extension.filters:
             if member in self.filters:
-                raise ValueError(f"There is a filter {member!r} of subscriptions/listen already")
+                raise ValueError(f"The filter {member!r} of subscriptions/listen is already registered")
         self.extensions.append(extension)
         self._collect()
 
     def retract(self, extension: RegisteredExtension) -> None:
-        """Take away what an extension added."""
+        """Remove an extension."""
         self.extensions.remove(extension)
         self._collect()
 
     def _collect(self) -> None:
-        # In place: transports hold the dictionaries.
+        # Change the dictionaries in place, because transports hold references to them.
         for mine, theirs in (
             (self.named, "named"),
             (self.filters, "filters"),
@@ -267,14 +268,14 @@ class Registry:
                 collected.update(getattr(each, theirs))
 
     def extension_handler(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """The handler that an extension has for a method in a revision."""
+        """Return an extension's handler for a method in a revision."""
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
                 return extension.methods[method]
         return None if self.find_method is None else self.find_method(method, revision)
 
     def serves(self, method: str, revision: Revision) -> bool:
-        """Whether a client of a revision may call a method."""
+        """Return whether a client of a revision can call a method."""
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
@@ -285,26 +286,26 @@ class Registry:
         self._offered.add(capability)
 
     def offers(self, capability: str) -> bool:
-        """Whether the server offers a capability: one that it had something for at any time."""
+        """Return whether the server offers a capability. Once it had an item for it, it always does."""
         return capability in self._offered
 
     @property
     def capability_count(self) -> int:
-        """How many capabilities there are; they only become more."""
+        """The number of capabilities, which only grows."""
         return len(self._offered) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
-        """The client capabilities that a method of a name cannot do without."""
+        """Return the client capabilities that a method and name require."""
         tool = self.tools.get(name) if method == "tools/call" else None
-        # Whether a caller sees one that not everybody sees is known when it is called.
+        # For an item that only some callers see, this is checked when it's called.
         return tool.requires if tool is not None and tool.visible is None else {}
 
     def capabilities(self, revision: Revision, *, streams: bool = True) -> dict[str, Any]:
-        """Server capabilities as a revision announces them.
+        """Return the server capabilities for a revision.
 
         Args:
-            revision: the revision.
-            streams: the client can hear what it did not ask for; without, changes are not promised.
+            revision: The revision.
+            streams: Whether the client can receive unsolicited messages. If not, changes aren't announced.
         """
         offered: dict[str, Any] = {}
         for name in ("tools", "prompts", "resources"):
@@ -325,7 +326,7 @@ class Registry:
 
     @property
     def scopes(self) -> frozenset[str]:
-        """All scopes that something here needs."""
+        """Return all scopes that items need."""
         return frozenset[str]().union(*self._scopes.values())
 
     def page(
@@ -336,17 +337,17 @@ class Registry:
         granted: frozenset[str] | None = None,
         hidden: frozenset[str] = _NONE,
     ) -> bytes:
-        """The members of one page of a list.
+        """Return the members of one page of a list.
 
         Args:
-            kind: of the items.
-            revision: whose shapes they have.
-            cursor: where the last page ended.
-            granted: the scopes of the caller, who sees what they cover; None for one who sees everything.
-            hidden: the names of those that the caller doesn't see.
+            kind: The kind of items.
+            revision: The client's revision.
+            cursor: The end of the last page.
+            granted: The caller's scopes, or None for full access.
+            hidden: Names of items hidden from the caller.
 
         Raises:
-            ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+            ProtocolError: INVALID_PARAMS, for an unknown cursor.
         """
         seen = None if granted is None else self.distinct(kind, granted)
         key = (kind, revision.date, cursor if cursor is not None else "", seen, hidden)
@@ -368,24 +369,24 @@ class Registry:
         return made
 
     def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:
-        """Those scopes that tell what one caller sees of a kind from what another one sees."""
+        """Return the caller's scopes that affect which items of a kind it sees."""
         needed = self._scopes.get(kind)
         return None if granted is None or not needed else granted & needed
 
     def visible(self, kind: str, granted: frozenset[str] | None, hidden: frozenset[str] = _NONE) -> dict[str, Any]:
-        """The items of a kind that these scopes cover, without those that are hidden from the caller."""
+        """Return the items of a kind that the scopes cover, without the hidden ones."""
         items: dict[str, Any] = getattr(self, kind)
         if granted is not None and self._scopes.get(kind):
             items = {name: item for name, item in items.items() if item.scopes <= granted}
         return {name: item for name, item in items.items() if name not in hidden} if hidden else items
 
     def hidden(self, kind: str, principal: Principal | None) -> frozenset[str]:
-        """The names of those of a kind that a caller doesn't see: nothing has to be asked where everybody sees all."""
+        """Return the names of items of a kind that the caller doesn't see."""
         items: dict[str, Any] = getattr(self, kind)
         return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:
-        """The completer of a prompt or template argument, if there is one."""
+        """Return the completer of a prompt or template argument, or None."""
         return self.completers.get((reference, argument))
 
 

@@ -59,7 +59,7 @@ class _Readable(Item):
         )
 
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
-        """The members of the result of reading a URI, for the call's revision.
+        """Return the members of the result of reading a URI, for the call's revision.
 
         Raises:
             LocalError: for `None`, which isn't content.
@@ -97,7 +97,7 @@ class Pattern(Protocol):
         ...
 
     def match(self, uri: str) -> dict[str, Any] | None:
-        """The values of the variables that occur in a URI; None for one of another family."""
+        """Return the values of the variables that occur in a URI; None for one of another family."""
         ...
 
 
@@ -135,7 +135,7 @@ class Template(_Readable):
 def resource_of(
     uri: str, function: Callable[..., Any], *, home: object = None, **options: Unpack[ResourceOptions]
 ) -> Resource | Template:
-    """A resource of a function, or a template when the URI has ``{variables}``.
+    """Return a resource of a function, or a template when the URI has ``{variables}``.
 
     Args:
         uri: where clients read it.

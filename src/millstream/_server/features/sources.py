@@ -79,7 +79,7 @@ class ItemSource(Struct, frozen=True):
         return tuple(self.schema.get("properties", ()))
 
     def choices(self, argument: str) -> list[str]:
-        """All that an argument can be, for an enum, `Literal` or `bool`; else nothing."""
+        """Return all that an argument can be, for an enum, `Literal` or `bool`; else nothing."""
         node = self.schema.get("properties", {}).get(argument, {})
         choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
         return [str(each) for each in choices]
@@ -115,22 +115,22 @@ class Item:
         self.choices: Callable[[str], list[str]] = source.choices
 
     def describe(self) -> dict[str, Any]:
-        """The description in the newest shape."""
+        """Return the description in the newest shape."""
         return self._described
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """The members of the result of a completion; None where the registry's completers say what it is."""
+        """Return the members of the result of a completion; None where the registry's completers say what it is."""
         return None
 
     def within(self, hooks: Hooks) -> Self:
-        """The same item with the middleware of its server around it."""
+        """Return the same item with the middleware of its server around it."""
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
     def with_name(self, name: str) -> Self:
-        """The same item under another name or URI."""
+        """Return the same item under another name or URI."""
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, self.naming: name}
@@ -145,7 +145,7 @@ def source_from_schema(
     output_schema: Schema | None = None,
     description: str = "",
 ) -> ItemSource:
-    """A source without a function: `run` gets the arguments as a dict that fits the schema.
+    """Return a source without a function: `run` gets the arguments as a dict that fits the schema.
 
     Raises:
         ValueError: for a schema that cannot be served.
@@ -174,7 +174,7 @@ def source_of(
     output_schema: Schema | None = None,
     lenient: bool = False,
 ) -> ItemSource:
-    """A source of a function, planned once.
+    """Return a source of a function, planned once.
 
     Args:
         function: any callable with a signature.
@@ -214,7 +214,7 @@ def source_of(
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:
-    """The narrowest way to run a planned function in a call.
+    """Return the narrowest way to run a planned function in a call.
 
     Args:
         plan: of the function.

@@ -178,7 +178,7 @@ class Tool(Item):
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:
-        """The members of the result for the call's revision.
+        """Return the members of the result for the call's revision.
 
         Raises:
             LocalError: the value is not what the tool promises.
@@ -211,7 +211,7 @@ class Tool(Item):
 
 
 def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
-    """A tool of a function.
+    """Return a tool of a function.
 
     Args:
         function: any callable with a signature.
@@ -242,7 +242,7 @@ def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
 
 
 def works_everywhere(name: str) -> bool:
-    """Whether every client can call a tool of this name."""
+    """Return whether every client can call a tool of this name."""
     return _NAME.fullmatch(name) is not None
 
 

@@ -59,7 +59,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
 
 def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str, Dependency]:
-    """The parameters that functions fill in: marked by their default or inside ``Annotated``."""
+    """Return the parameters that functions fill in: marked by their default or inside ``Annotated``."""
     found: dict[str, Dependency] = {}
     for name, parameter in signature.parameters.items():
         hint = hints.get(name)

@@ -187,7 +187,7 @@ def _is_moment(text: str) -> bool:
 
 
 def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A description in the newest shape, without the members that were not given."""
+    """Return a description in the newest shape, without the members that were not given."""
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
     members: dict[str, Any] = {

@@ -88,7 +88,7 @@ def _is_content(annotation: Any, content: tuple[Any, ...]) -> bool:
 
 
 def _may_hold_content(annotation: Any) -> bool:
-    """A list or tuple that says nothing about its items, alone or as an alternative."""
+    """Return a list or tuple that says nothing about its items, alone or as an alternative."""
     if annotation in (list, tuple):
         return True
     origin, parts = get_origin(annotation), get_args(annotation)

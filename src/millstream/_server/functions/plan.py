@@ -301,7 +301,7 @@ def _caller(
     context: str | None,
     filled: Collection[str],
 ) -> Invoker:
-    """The narrowest closure that calls `function` with a decoded struct and the context."""
+    """Return the narrowest closure that calls `function` with a decoded struct and the context."""
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
     if filled:

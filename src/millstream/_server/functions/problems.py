@@ -186,7 +186,7 @@ class _Comparison:
         return next(self.problems(node, value, ()), None) is None
 
     def _target(self, node: Schema) -> Schema:
-        """The schema that a reference leads to; an empty one for an anchor, about which nothing can be said."""
+        """Return the schema that a reference leads to; an empty one for an anchor, about which nothing can be said."""
         reference: str = node.get("$ref", "")
         if not reference:
             return node

@@ -278,7 +278,7 @@ class SchemaGenerator(GenerateJsonSchema):
         return {"type": "string", "contentEncoding": "base64"}
 
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
-        """A serializer without a return annotation may write anything, and not what is read."""
+        """Return a serializer without a return annotation may write anything, and not what is read."""
         made = super().ser_schema(schema)
         own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
         return {} if made is None and own and schema.get("return_schema") is None else made

@@ -59,7 +59,7 @@ class CheckedOutput:
 
 
 def output_from_schema(schema: Schema) -> Output:
-    """The promise of an output schema written by hand.
+    """Return the promise of an output schema written by hand.
 
     Raises:
         ValueError: for a schema that cannot be served.
@@ -69,7 +69,7 @@ def output_from_schema(schema: Schema) -> Output:
 
 
 def encode_result(value: Any, output: Output | None = None) -> bytes:
-    """The members of a tool result.
+    """Return the members of a tool result.
 
     Raises:
         LocalError: when the value is not what `output` promises.
@@ -87,7 +87,7 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
 
 
 def encode_value(value: Any, output: Output | None) -> bytes:
-    """The JSON of a structured value; raises as `encode_result`."""
+    """Return the JSON of a structured value; raises as `encode_result`."""
     try:
         return encode(value) if output is None else output.encode(value)
     except RecursionError:
@@ -116,7 +116,7 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
 
 
 def _blocks(value: Any) -> list[Content] | None:
-    """The content that a value is, or `None` when it is structured."""
+    """Return the content that a value is, or `None` when it is structured."""
     if value is None:
         return []
     if isinstance(value, CONTENT):
@@ -144,14 +144,14 @@ def _block(item: Any) -> Content:
 
 
 def as_text(value: Any) -> str:
-    """A value as text: itself, the text of a `Text`, or JSON. Streaming tools report what they yield with it."""
+    """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report what they yield with it."""
     if isinstance(value, str):
         return value
     return value.text if isinstance(value, Text) else encode(value).decode()
 
 
 def encode_messages(value: Any) -> bytes:
-    """The members of a prompt: a string, content block or `Message`, or a list of these.
+    """Return the members of a prompt: a string, content block or `Message`, or a list of these.
 
     Strings and blocks are said by the user.
     """
@@ -165,7 +165,7 @@ def encode_messages(value: Any) -> bytes:
 
 
 def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Mapping[str, Any] | None = None) -> bytes:
-    """The members of a resource: text, bytes, or any other value as JSON.
+    """Return the members of a resource: text, bytes, or any other value as JSON.
 
     `EmbeddedResource` (or a list of them) spells out several contents with their own URIs. Each content has `meta`,
     and what an `EmbeddedResource` says itself comes first.

@@ -11,7 +11,7 @@ _NONE = frozenset[str]()
 
 
 def list_page(registry: Registry, kind: str, call: Call) -> bytes:
-    """One page of the descriptions of a kind: the prepared one, or one that is made for the call.
+    """Return one page of the descriptions of a kind: the prepared one, or one that is made for the call.
 
     Raises:
         ProtocolError: INVALID_PARAMS for a cursor that is not ours.
@@ -27,5 +27,5 @@ def list_page(registry: Registry, kind: str, call: Call) -> bytes:
 
 
 def sees(call: Call, item: Any) -> bool:
-    """Whether the caller sees an item that is registered; one that is hidden is as one that isn't there."""
+    """Return whether the caller sees an item that is registered; one that is hidden is as one that isn't there."""
     return item.visible is None or bool(item.visible(call.principal))

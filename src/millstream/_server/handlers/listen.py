@@ -161,7 +161,7 @@ class ListenHandlers:
         )
 
     def _is_seen(self, uri: str, call: Call) -> bool:
-        """Whether the caller may hear of a resource: of one that is hidden, nothing is heard."""
+        """Return whether the caller may hear of a resource: of one that is hidden, nothing is heard."""
         readable, _ = find_readable(self._registry, uri)
         return readable is None or sees(call, readable)
 

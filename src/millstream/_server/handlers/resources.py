@@ -60,7 +60,7 @@ class ResourceHandlers:
         return source.encode(value, params.uri, call)
 
     async def read_inside(self, uri: str, call: Call) -> Any:
-        """The value of one resource, for a function that serves a call."""
+        """Return the value of one resource, for a function that serves a call."""
         source, arguments = self._find(uri, call)
         value = await source.run(arguments, call)
         if value is None:

@@ -117,7 +117,7 @@ def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[d
 
 
 def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
-    """The calls of a worker; of one with other buckets, as another version may have them, just their number."""
+    """Return the calls of a worker; of one with other buckets, as another version may have them, just their number."""
     if figures.bounds == bounds:
         return figures.operations
     return {

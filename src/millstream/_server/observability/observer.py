@@ -292,7 +292,7 @@ class Observer:
 def _record(
     key: Labels, at: float = 0.0, seconds: float = 0.0, size: int = 0, trace: tuple[str, str] = ("", "")
 ) -> AccessRecord:
-    """A line of the log about a call of this kind."""
+    """Return a line of the log about a call of this kind."""
     method, name, outcome, revision, client, version, session, principal, transport = key
     return AccessRecord(
         at, method, name, outcome, seconds, revision, client, version, session, principal, size, transport, *trace

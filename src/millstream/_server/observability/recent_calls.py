@@ -217,8 +217,8 @@ class RecentCalls:
 
 
 def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
-    """The newest calls of all workers, the newest first; their clients, the busiest first; and their errors, the most
-    frequent first. As JSON values.
+    """Return the newest calls of all workers, the newest first; their clients, the busiest first; and their errors, the
+    most frequent first. As JSON values.
     """
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
@@ -280,7 +280,7 @@ _LINE_OF_CODE: Final = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", lin
 
 
 def _headline(text: str) -> str:
-    """A traceback, as development shows it, as its last line and where that was."""
+    """Return a traceback, as development shows it, as its last line and where that was."""
     if not text.startswith("Traceback ("):
         return text
     places = _LINE_OF_CODE.findall(text)
@@ -305,7 +305,9 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def redact_arguments(call: Call) -> str | None:
-    """The arguments of a call as JSON, without secrets; None where they have no names, or are too long to look into."""
+    """Return the arguments of a call as JSON, without secrets; None where they have no names, or are too long to
+    look into.
+    """
     try:
         raw = call.raw_params()
         if len(raw) > MAX_READ:
@@ -319,7 +321,7 @@ def redact_arguments(call: Call) -> str | None:
 
 
 def redact_error(call: Call, answer: bytes) -> str:
-    """The error as the caller received it, without secrets."""
+    """Return the error as the caller received it, without secrets."""
     failure = call.failure
     text = ""
     if failure is not None and failure.error is not None:

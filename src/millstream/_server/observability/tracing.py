@@ -27,7 +27,7 @@ _HEADERS = (b"traceparent", b"tracestate")
 
 
 def load_spans(version: str) -> "Spans | None":
-    """The spans of this program, or None where it does not trace. Ask when the user's set-up has run."""
+    """Return the spans of this program, or None where it does not trace. Ask when the user's set-up has run."""
     if "opentelemetry.trace" not in sys.modules and _PROVIDER_VARIABLE not in os.environ:
         return None
     try:

@@ -103,7 +103,7 @@ def _inclusive(node: Schema) -> Schema:
 
 
 def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
-    """The form as an older revision can show it.
+    """Return the form as an older revision can show it.
 
     Args:
         schema: of `requested_schema`.
@@ -138,7 +138,7 @@ def _project_node(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Sche
 
 
 def parse_answer(content: dict[str, Any], answer: Any) -> Any:
-    """The value that a person's answer is: of the type that was asked for, or the content itself for a schema.
+    """Return the value that a person's answer is: of the type that was asked for, or the content itself for a schema.
 
     Raises:
         ProtocolError: for an answer that is not what was asked.

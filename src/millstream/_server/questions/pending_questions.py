@@ -174,7 +174,7 @@ class PendingQuestions:
         return without
 
     def _in(self, scope: str) -> list[tuple[str, _PendingQuestion]]:
-        """The questions to a session or connection that have no answer yet."""
+        """Return the questions to a session or connection that have no answer yet."""
         return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
 
     def _tell(self, send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> asyncio.Future[None]:
@@ -185,13 +185,13 @@ class PendingQuestions:
 
 
 def asker(question_id: object) -> str:
-    """The worker that asked a question; empty for what isn't an id of ours."""
+    """Return the worker that asked a question; empty for what isn't an id of ours."""
     match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
     return "" if match is None else match[1]
 
 
 def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
-    """Whether no answer came, also where whoever waited for it was cancelled."""
+    """Return whether no answer came, also where whoever waited for it was cancelled."""
     return future.cancelled() or not future.done()
 
 

@@ -79,12 +79,12 @@ _METHODS: Mapping[type, str] = {
 
 
 def method_of(question: Question) -> str:
-    """The method that carries a question."""
+    """Return the method that carries a question."""
     return _METHODS[type(question)]
 
 
 def capability_of(question: Question) -> dict[str, Any]:
-    """The client capabilities that a question needs, as a ClientCapabilities object."""
+    """Return the client capabilities that a question needs, as a ClientCapabilities object."""
     if isinstance(question, Elicit):
         return {"elicitation": {"form": {}}}
     if isinstance(question, ElicitUrl):
@@ -147,7 +147,7 @@ _decode_roots = msgspec.json.Decoder(ListRootsResult).decode
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
-    """The value a question asked for.
+    """Return the value a question asked for.
 
     Raises:
         Declined: the person said no.

@@ -27,7 +27,7 @@ def conversation(given: str | Message | Sequence[Message | str]) -> list[Message
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
-    """Whether a conversation holds tool uses or their results."""
+    """Return whether a conversation holds tool uses or their results."""
     return any(isinstance(block, ToolUse | ToolResultBlock) for message in messages for block in message.blocks)
 
 
@@ -52,7 +52,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
 
 
 def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]:
-    """The ids of a message's tool uses and tool results."""
+    """Return the ids of a message's tool uses and tool results."""
     blocks = message.blocks
     for block in blocks:
         if isinstance(block, ResourceLink | EmbeddedResource):
