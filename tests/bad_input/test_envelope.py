@@ -72,7 +72,7 @@ NOT_A_MESSAGE: dict[str, Any] = {
     "result and error": {"jsonrpc": "2.0", "id": 1, "result": {}, "error": {"code": 1, "message": ""}},
     "an answer without id": {"jsonrpc": "2.0", "result": {}},
     "Method instead of method": {"jsonrpc": "2.0", "id": 1, "Method": "ping"},
-    "an empty batch": [],
+    "a batch must not be empty": [],
     "a batch of an envelope": [enveloped("tools/list")],
 }
 """400 and -32600, whatever the era."""

@@ -10,7 +10,7 @@ from cases import for_each
 from millstream import Context, Server
 from wire import POST, Reply, Wire, enveloped, opened_sse, request, routing, wired
 
-STOPPED = "The server stopped before this call was done: try again"
+STOPPED = "The server stopped before this call was done. Try again"
 
 
 def endless() -> Server:

@@ -43,7 +43,7 @@ async def subscribe(mcp: Server, headers: dict[str, str], name: str, how: str = 
     return refused(await asked(mcp, request(f"resources/{how}", uri), headers, "127.0.0.1"))
 
 
-YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
+YOURS = "Your sessions use too much memory. End those that you don't need, or try again later"
 
 
 async def test_one_address_gets_at_most_half_of_the_session_records() -> None:

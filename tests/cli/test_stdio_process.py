@@ -120,7 +120,7 @@ def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
 def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
     """Fixed: the interpreter joined its worker threads; the grace time is all that a call gets."""
     done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
-    assert json.loads(done.stdout)["error"]["message"] == "The server stopped before this call was done: try again"
+    assert json.loads(done.stdout)["error"]["message"] == "The server stopped before this call was done. Try again"
     assert b"1 thread still runs" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0

@@ -270,8 +270,8 @@ class Blocking:
     ("middleware", "said"),
     [
         (Mistaken(), "Mistaken has on_tool_call; hooks are on_call, on_read"),
-        (Blocking(), "on_call of Blocking has to be `async def`"),
-        (Notes, r"pass an object of it: Notes\(\)"),
+        (Blocking(), "on_call of Blocking must be `async def`"),
+        (Notes, r"pass an instance: Notes\(\)"),
         (Middleware(), "Middleware has no hook"),
     ],
 )

@@ -116,7 +116,7 @@ def serve_completed(mcp: Server) -> None:
 async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(mcp: Server, kind: str) -> None:
     """A fixed defect: it was never asked. At once where the arguments are known, else when the server starts."""
     known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
-    text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument; there is {known}")
+    text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): no such argument, use one of {known}")
     serve_completed(mcp)
     with pytest.raises(ValueError, match=text):
         mcp.complete(COMPLETED[kind], argument="ibsn")(lambda value, arguments: [])

@@ -164,7 +164,7 @@ async def test_calls_that_outlast_the_grace_time_get_an_error(way: str) -> None:
         client.stop.set() if way == "stop" else client.leave()
         (answer,) = await client.rest()
     assert (answer["id"], answer["error"]["code"]) == (1, -32000)
-    assert answer["error"]["message"] == "The server stopped before this call was done: try again"
+    assert answer["error"]["message"] == "The server stopped before this call was done. Try again"
 
 
 async def test_unread_output_does_not_block_shutdown() -> None:

@@ -230,7 +230,7 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
 @for_each("way", WAYS)
 async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
     """Fixed: the socket was closed, and nothing said what became of the calls."""
-    stopped = "The server stopped before this call was done: try again"
+    stopped = "The server stopped before this call was done. Try again"
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
         await hear(plain)
         await tell(plain, {"type": "mcp_call", "tool": "forever", "id": 1})

@@ -89,7 +89,7 @@ async def test_subscribed_resources_are_bounded_in_bytes() -> None:
         fits = MAX_RECORD // (length + 20)
         for number in range(fits + 1):
             await client.request("resources/subscribe", {"uri": f"note://{number:03}{'x' * length}"})
-        with pytest.raises(Exception, match="unsubscribe"):
+        with pytest.raises(Exception, match="Unsubscribe"):
             await client.request("resources/subscribe", {"uri": f"note://more{'x' * length}"})
         await client.request("resources/unsubscribe", {"uri": f"note://{0:03}{'x' * length}"})
         await client.request("resources/subscribe", {"uri": "note://short"})

@@ -218,7 +218,9 @@ def _check_identity(node: Schema, where: str) -> None:
     for keyword in ("$ref", "$dynamicRef"):
         target = node.get(keyword, "#")
         if not isinstance(target, str) or not target.startswith("#"):
-            raise ValueError(f"{where}: {keyword} {target!r} points outside the document; use a local reference")
+            raise ValueError(
+                f"{where}: {keyword} {target!r} leaves the document; references are never fetched, so use a local one"
+            )
 
 
 def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:

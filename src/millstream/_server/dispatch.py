@@ -71,7 +71,7 @@ class Outcome(Struct):
 
 _TOLD = (NotJson, LocalError, ValueError)
 """Errors of our checks. Their text is complete, so no traceback is needed."""
-_HIDDEN = "; callers see only the incident number, raise ToolError to show them a text"
+_HIDDEN = "; callers see only the incident. Raise ToolError to show them a message"
 _NO_STORE = "The server can't reach its store, so this may not be done. Try again in a moment."
 _STORE_FULL = "The server's store is full, so this wasn't done. Try again later."
 _HALTED = "The server stopped before this call was done. Try again"
@@ -301,7 +301,7 @@ class Dispatcher:
         logger.error(
             "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
         )
-        text = f"Internal error. See incident {incident} in the server's log."
+        text = f"Internal error. The server's log has the details under incident {incident}."
         if shown:
             text = shown_error(exc)
         if isinstance(exc, LocalError):

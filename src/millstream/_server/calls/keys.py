@@ -129,8 +129,10 @@ def _derived(secret: bytes) -> bytes:
 
 
 def _of_process(why: str) -> Secrets:
-    warning = f"{why} Session ids and sealed state are lost when this process ends, and no other worker can read them.
-    {_ADVICE}"
+    warning = (
+        f"{why} Session ids and sealed state are lost when this process ends, and no other worker can read them. "
+        f"{_ADVICE}"
+    )
     return Secrets((secrets.token_bytes(32),), "process", warning)
 
 

@@ -37,9 +37,7 @@ def check_completers(registry: Registry) -> None:
     """
     for reference, argument in registry.completers:
         if _completion_target(registry, reference) is None:
-            raise ValueError(
-                f"complete({reference!r}, {argument!r}): no such prompt or resource template is registered"
-            )
+            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
         check_argument(registry, reference, argument)
 
 

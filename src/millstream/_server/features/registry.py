@@ -150,7 +150,7 @@ class Registry:
         if self.has(kind, key):
             noun = _NOUNS[kind]
             raise ValueError(
-                f"A {noun} {key!r} is already registered. Use another name, or call "
+                f"There is a {noun} {key!r} already. Give this one another name, or call "
                 f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
             )
 
@@ -243,10 +243,10 @@ class Registry:
             taken.update(each.methods, each.notifications)
         for method in (*extension.methods, *extension.notifications):
             if method in taken:
-                raise ValueError(f"The method {method!r} is already registered")
+                raise ValueError(f"There is a method {method!r} already")
         for member in extension.filters:
             if member in self.filters:
-                raise ValueError(f"The filter {member!r} of subscriptions/listen is already registered")
+                raise ValueError(f"There is a filter {member!r} of subscriptions/listen already")
         self.extensions.append(extension)
         self._collect()
 
