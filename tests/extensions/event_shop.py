@@ -1,7 +1,7 @@
 """A server with events, and a client that was written from SEP-3415 alone: HTTP and JSON."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,6 +44,18 @@ class Refunded(Struct):
     total: float
 
 
+class Above(Struct):
+    """An argument that excludes nothing."""
+
+    above: int = 0
+
+
+class Noted(Struct):
+    """A note on an order."""
+
+    order: str
+
+
 class Audited(Struct):
     """For auditors."""
 
@@ -55,14 +67,20 @@ def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> boo
     return principal is not None and event.customer == principal.subject and event.total >= wanted.total
 
 
-def make_shop(store: str = "memory://", **options: Any) -> Server:
-    """A shop where two customers sign in."""
-    keys = auth.keys(named={"ada": (ADA, ["audit"]), "bob": BOB})
+def key_of(name: str) -> str:
+    """The key of a further customer."""
+    return f"{name}-" + "k" * 40
+
+
+def make_shop(store: str = "memory://", *, customers: Sequence[str] = (), **options: Any) -> Server:
+    """A shop where two customers sign in, and further ones."""
+    keys = auth.keys(named={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
     settings = Settings(key="0123456789abcdef" * 4)
     events = Events(draft="SEP-3415", **options)
     shop = Server("shop", serve="hub", store=store, auth=keys, extensions=[events], settings=settings)
     shop.event("order.paid")(OrderPaid)
     shop.event("order.refunded", arguments=AtLeast, match=is_own)(Refunded)
+    shop.event("order.noted", arguments=Above)(Noted)
     shop.event("audit.noted", scopes=["audit"])(Audited)
     return shop
 
@@ -108,7 +126,7 @@ class SepClient:
         return result
 
     @asynccontextmanager
-    async def stream(self, **params: Any) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def stream(self, **params: Any) -> AsyncGenerator[AsyncIterator[dict[str, Any]]]:
         """The messages of `events/stream`."""
         async with self._http.stream("POST", **self._request("events/stream", params)) as response:
 
@@ -141,7 +159,7 @@ class World:
 
 
 @asynccontextmanager
-async def running(shop: Server) -> AsyncIterator[World]:
+async def running(shop: Server) -> AsyncGenerator[World]:
     """A shop, open for the length of the block."""
     async with http_peer.serve(shop) as served, httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
         try:

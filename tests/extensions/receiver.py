@@ -5,7 +5,7 @@ import base64
 import json
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(folder: Path) -> AsyncIterator[Receiver]:
+async def receiving(folder: Path) -> AsyncGenerator[Receiver]:
     """A receiver, open for the length of the block."""
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

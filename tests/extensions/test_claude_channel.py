@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class Claude:
 
 
 @asynccontextmanager
-async def _channel(*arguments: str) -> AsyncIterator[Claude]:
+async def _channel(*arguments: str) -> AsyncGenerator[Claude]:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*tied([*COMMAND, *arguments]), stdin=pipe, stdout=pipe, stderr=pipe)
     try:

@@ -1,6 +1,7 @@
 """Events by poll and stream, as a client sees them that was written from SEP-3415 alone."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,20 @@ async def test_the_list_shows_what_the_caller_may_see() -> None:
     async with running(make_shop(webhooks=False)) as world:
         listed = await world.client(ADA).ask("events/list")
         assert listed["resultType"] == "complete"
-        assert [each["name"] for each in listed["events"]] == ["audit.noted", "order.paid", "order.refunded"]
-        paid = listed["events"][1]
+        assert [each["name"] for each in listed["events"]] == [
+            "audit.noted",
+            "order.noted",
+            "order.paid",
+            "order.refunded",
+        ]
+        paid = listed["events"][2]
         assert paid["description"] == "A customer paid an order."
         assert paid["delivery"] == ["poll", "push"]
         assert paid["payloadSchema"]["required"] == ["order"]
         assert set(paid["inputSchema"]["properties"]) == {"order", "customer", "total"}
         bob = world.client(BOB)
-        assert [each["name"] for each in (await bob.ask("events/list"))["events"]] == ["order.paid", "order.refunded"]
+        names = [each["name"] for each in (await bob.ask("events/list"))["events"]]
+        assert names == ["order.noted", "order.paid", "order.refunded"]
         with pytest.raises(Failed) as hidden:
             await bob.ask("events/poll", name="audit.noted")
         assert (hidden.value.code, hidden.value.data) == (-32023, {"kind": "event"})
@@ -41,7 +48,8 @@ async def test_polls_return_each_event_once() -> None:
             await world.shop.events.publish(OrderPaid(str(number)))
         await world.shop.hub.publish("order.paid", {"order": 7})  # doesn't fit the payload
         await world.shop.hub.publish("order.paid", {"order": "hub"}, id="upstream-1")
-        seen, cursor, more = [], first["cursor"], True
+        seen: list[dict[str, Any]] = []
+        cursor, more = first["cursor"], True
         while more:
             page = await client.ask("events/poll", name="order.paid", cursor=cursor, maxEvents=2)
             assert len(page["events"]) <= 2
@@ -69,7 +77,8 @@ async def test_arguments_filter_events() -> None:
         own = {"name": "order.refunded", "arguments": {"total": 6.5}, "cursor": start}
         assert [each["data"]["total"] for each in (await ada.ask("events/poll", **own))["events"]] == [7]
         assert (await bob.ask("events/poll", **own))["events"] == []
-        for wrong in ({"color": "red"}, [], "text"):
+        wrongs: list[Any] = [{"color": "red"}, [], "text"]
+        for wrong in wrongs:
             with pytest.raises(Failed) as refused:
                 await ada.ask("events/poll", name="order.paid", arguments=wrong)
             assert refused.value.code == -32602

@@ -19,7 +19,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream.client._conversation import Conversation
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, Unsupported
-from millstream.client._requests import Ask
+from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
 from millstream.client._watching import passes, retry_pause
 
@@ -109,9 +109,10 @@ class ClientEvents:
     """``client.events``: the events of the server."""
 
     def __init__(self, conversation: Conversation) -> None:
-        self._requests = conversation.requests
+        self.requests: Requests = conversation.requests
         self._conversation = conversation
-        self._streams: dict[int, EventSubscription] = {}
+        self.streams: dict[int, EventSubscription] = {}
+        """Open streams by the id of their request."""
         for kind in ("active", "event", "heartbeat", "error", "terminated"):
             conversation.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
 
@@ -125,7 +126,7 @@ class ClientEvents:
         found: list[EventDescription] = []
         cursor: str | None = None
         for _ in range(_MAX_PAGES):
-            page = await self._ask("events/list", {} if cursor is None else {"cursor": cursor}, _decode_list)
+            page = await self.ask("events/list", {} if cursor is None else {"cursor": cursor}, _decode_list)
             found += page.events
             cursor = page.next_cursor
             if cursor is None:
@@ -185,7 +186,7 @@ class ClientEvents:
         }  # fmt: skip
         if ttl is not None:
             params["ttlMs"] = int(ttl * 1000)
-        granted: Webhook = await self._ask("events/subscribe", params, _decode_webhook)
+        granted: Webhook = await self.ask("events/subscribe", params, _decode_webhook)
         return granted
 
     async def remove_webhook(self, name: str, url: str, arguments: Mapping[str, Any] | None = None) -> None:
@@ -195,13 +196,14 @@ class ClientEvents:
             Failure: there is none with this name, URL, and arguments.
         """
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"url": url}}
-        await self._ask("events/unsubscribe", params, msgspec.json.decode)
+        await self.ask("events/unsubscribe", params, msgspec.json.decode)
 
-    async def _ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:
+    async def ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:
+        """Send a request of the extension, and return its decoded result."""
         ask = Ask(method=method, params=encode(params), repeatable=True)
-        return read(method, decode, await self._requests.ask(ask))
+        return read(method, decode, await self.requests.ask(ask))
 
-    async def _mode(self, name: str) -> Mode:
+    async def mode_of(self, name: str) -> Mode:
         """Return how to receive an event type."""
         offered = next((each.delivery for each in await self.list() if each.name == name), None)
         if offered is None:
@@ -215,7 +217,7 @@ class ClientEvents:
     def _receive(self, kind: str, params: bytes) -> None:
         try:
             note = _decode_note(params)
-            stream = self._streams.get(note.meta.get(SUBSCRIPTION_KEY, 0))
+            stream = self.streams.get(note.meta.get(SUBSCRIPTION_KEY, 0))
             if stream is not None:
                 stream.receive(kind, note, params)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
@@ -233,7 +235,7 @@ class EventSubscription:
         """The position up to which you received everything. Keep it to go on later. None if the server has none."""
         self.gaps: int = 0
         """How often the server couldn't replay everything: read the present state with a tool."""
-        self._read = cursor
+        self._read: str | None = cursor
         """The position up to which everything was received from the server."""
         self._waiting: deque[Event] = deque()
         self._news = asyncio.Event()
@@ -252,7 +254,7 @@ class EventSubscription:
             ClientError: the server doesn't have the event, or refuses.
         """
         if self._mode is None:
-            self._mode = await self._events._mode(self._params["name"])
+            self._mode = await self._events.mode_of(self._params["name"])
         if self._mode == "poll":
             await self._poll()
             return self
@@ -306,7 +308,7 @@ class EventSubscription:
     # Polls
 
     async def _poll(self) -> None:
-        page: _Page = await self._events._ask("events/poll", {**self._params, "cursor": self._read}, _decode_page)
+        page: _Page = await self._events.ask("events/poll", {**self._params, "cursor": self._read}, _decode_page)
         self._read = page.cursor
         self.gaps += page.truncated
         self._waiting.extend(page.events)
@@ -369,9 +371,9 @@ class EventSubscription:
     async def _stream(self) -> None:
         """Open the stream once, and return when it ends, is silent for long, or has too many events for the program."""
         events = self._events
-        requests = events._requests
+        requests = events.requests
         stream = next(requests.ids)
-        events._streams[stream] = self
+        events.streams[stream] = self
         try:
             link = await requests.connect()
             params = encode({**self._params, "cursor": self._read})
@@ -386,7 +388,7 @@ class EventSubscription:
             if not self._sending.cancelled():
                 self._sending.result()
         finally:
-            del events._streams[stream]
+            del events.streams[stream]
             if self._sending is not None:
                 self._sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ClientError):

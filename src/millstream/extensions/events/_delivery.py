@@ -61,8 +61,8 @@ class Target:
     """A subscription, as the worker that delivers to it has it."""
 
     __slots__ = (
-        "after", "arguments", "caught_up", "dirty", "gap", "host", "keys", "lock", "pending", "record", "removed",
-        "status", "status_at", "url",
+        "after", "arguments", "caught_up", "dirty", "gap", "host", "keys", "lock", "owed", "pending", "record",
+        "removed", "status", "status_at", "url",
     )  # fmt: skip
 
     def __init__(self, record: Subscription, arguments: Arguments, after: int) -> None:
@@ -75,6 +75,8 @@ class Target:
         """By offset, what the endpoint has not taken yet."""
         self.caught_up: int = 0
         """Deliveries of the replay that weren't attempted yet."""
+        self.owed: frozenset[int] = frozenset()
+        """Offsets of the events that it was owed at the start. The replay of the channel repeats some of them."""
         self.gap: bool = False
         """A `gap` is on its way."""
         self.removed: bool = False
@@ -390,6 +392,8 @@ class EventDelivery:
     async def _resume(self, target: Target, owed: OwedEvents, events: dict[int, Notice | None]) -> None:
         """Schedule the events that were sent without success by whichever worker."""
         present, now = split_cursor(self.hub.place())[0], self._outbox.clock()
+        if owed.epoch == present:
+            target.owed = frozenset(each.offset for each in owed.events)
         for each in owed.events:
             if each.offset not in events:
                 events[each.offset] = await self._find(each.offset) if owed.epoch == present else None
@@ -428,6 +432,7 @@ class EventDelivery:
                 self._changed.update(record.id for record in await self._subscriptions.all(self.kind.name))
             while self._changed:
                 await self._look_at(self._changed.pop())
+            await self._note_count()
 
     async def _look_at(self, id: str) -> None:
         record, _ = await self._subscriptions.get(self.kind.name, id)
@@ -525,7 +530,7 @@ class EventDelivery:
         self._epoch = epoch
         self._fresh.clear()
         for target in self._targets.values():
-            target.after = 0
+            target.after, target.owed = 0, frozenset()
             for delivery in target.pending.values():
                 delivery.fresh = False
             target.pending.clear()
@@ -541,6 +546,7 @@ class EventDelivery:
             record = target.record
             if (
                 notice.offset > target.after
+                and notice.offset not in target.owed
                 and not target.removed
                 and record.expires > now
                 and self.kind.matches(payload, data, target.arguments, record.principal)
@@ -678,9 +684,13 @@ class EventDelivery:
             if target.dirty:
                 target.dirty, target.status_at = False, now
                 await subscriptions.put_status(record.id, target.status)
-        if len(self._targets) != self._counted:
-            await subscriptions.put_count(name, len(self._targets))
-            self._counted = len(self._targets)
+        await self._note_count()
+
+    async def _note_count(self) -> None:
+        count = len(self._targets)
+        if count != self._counted:
+            await self._subscriptions.put_count(self.kind.name, count)
+            self._counted = count
 
     async def _begun(self, target: Target) -> None:
         """Forget the cursor that a subscription began with: from now on the position of the event type counts."""

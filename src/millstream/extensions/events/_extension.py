@@ -121,7 +121,7 @@ class Events(Extension):
             ValueError: there is an event of that name.
             TypeError: a class can't be described, or isn't an object.
         """
-        if not isinstance(name, str):
+        if callable(name):
             raise TypeError('event needs the name of the event: @mcp.event("order.paid")')
 
         def declare(payload: P) -> P:

@@ -40,7 +40,7 @@ GRACE: Final = 900.0
 """Seconds for which an old secret signs beside the new one."""
 _CHALLENGES: Final = 16
 """Verifications under way on a worker."""
-_PER_HOST: Final = 20
+_PER_HOST: Final = 300
 """Verifications that a worker sends to one host in `_PERIOD` seconds."""
 _PERIOD: Final = 60.0
 _HOSTS: Final = 4096
