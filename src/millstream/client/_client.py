@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
     from millstream.client._events import ClientEvents
     from millstream.client._extending import ClientExtension, ClientHost
+    from millstream.client._tasks import ClientTasks
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ class Client(FamiliarNames):
         if host is not None:
             host.add(extensions)
         self._events: ClientEvents | None = None
+        self._tasks: ClientTasks | None = None
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -176,6 +178,7 @@ class Client(FamiliarNames):
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
+        task: bool = False,
         **more: Any,
     ) -> T: ...
 
@@ -190,6 +193,7 @@ class Client(FamiliarNames):
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
+        task: bool = False,
         **more: Any,
     ) -> Result: ...
 
@@ -203,6 +207,7 @@ class Client(FamiliarNames):
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
+        task: bool = False,
         **more: Any,
     ) -> Any:
         """Call a tool: ``(await client.call("add", a=1, b=2)).data``.
@@ -215,6 +220,8 @@ class Client(FamiliarNames):
             timeout: seconds to wait for this call.
             raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
                 `into`, an error always raises.
+            task: whether the server may make a task of the call, if it can. The wait then outlives connections and
+                restarts of the server, and `timeout` is for all of it; see `tasks`.
 
         Raises:
             ToolFailed: the tool reported an error.
@@ -223,10 +230,14 @@ class Client(FamiliarNames):
         """
         given = {**arguments, **more} if arguments else more
         try:
-            raw = await self.conversation.call(tool, given, progress or self._progress, timeout)
+            if task and self.tasks.supported:
+                started = await self.tasks.start(tool, given)
+                report = progress or self._progress
+                result = await self.tasks.wait(started, progress=report, timeout=timeout, raise_on_error=False)
+            else:
+                result = read_result(await self.conversation.call(tool, given, progress or self._progress, timeout))
         except Failure as exc:
             raise await self._suggest("tool", tool, exc) from None
-        result = read_result(raw)
         if raise_on_error:
             result.check()
         return result if into is None else result.into(into)
@@ -364,6 +375,15 @@ class Client(FamiliarNames):
         return data
 
     # Other requests
+
+    @property
+    def tasks(self) -> "ClientTasks":
+        """Tasks of the server: start them, wait for them, and cancel them."""
+        if self._tasks is None:
+            from millstream.client._tasks import ClientTasks  # noqa: PLC0415  few clients use tasks
+
+            self._tasks = ClientTasks(self.conversation)
+        return self._tasks
 
     @property
     def events(self) -> "ClientEvents":

@@ -146,6 +146,8 @@ class Conversation:
         progress: OnProgress | None,
         timeout: float,
         meta: Mapping[str, Any] | None = None,
+        *,
+        declared: bytes = b"",
     ) -> bytes:
         """Return the raw result of a tool call."""
         params = {"name": tool, "arguments": arguments}
@@ -156,6 +158,7 @@ class Conversation:
             headers=self.tool_headers.of(tool, arguments),
             timeout=timeout,
             progress=progress,
+            meta=declared,
         )
         try:
             return await self.requests.ask(ask)

@@ -1,0 +1,270 @@
+"""Tasks of a server: start them, wait for them, answer their questions, and cancel them.
+
+A task lives on the server. The client polls it, and connects again when a connection is lost, so neither its own
+connection nor a restart of the server ends the wait.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, ProtocolError
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import InputRequest
+from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
+from millstream.client._conversation import Conversation
+from millstream.client._errors import (
+    BadAnswer,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    NoAnswer,
+    Unsupported,
+)
+from millstream.client._incoming import OnProgress
+from millstream.client._requests import Ask
+from millstream.client._results import Result, read, read_result
+
+_PATIENCE = 120.0
+"""Seconds without an answer after which waiting for a task ends."""
+_LEAST_PAUSE = 0.05
+_LONGEST_PAUSE = 60.0
+_USUAL_PAUSE = 1.0
+"""Seconds between two polls, if the server names none."""
+
+Status = Literal["working", "input_required", "completed", "failed", "cancelled"]
+
+
+class _Error(Struct):
+    code: int
+    message: str
+    data: Any = None
+
+
+class Task(Struct, frozen=True, rename="camel"):
+    """A task of a server, as it was when you asked: ``(await client.tasks.get(task_id)).status``."""
+
+    task_id: str
+    """Empty for a call that was over at once."""
+    status: Status
+    status_message: str = ""
+    """What the task does now, or why it ended."""
+    created_at: str = ""
+    """ISO 8601."""
+    last_updated_at: str = ""
+    ttl_ms: int | None = None
+    """Milliseconds from the creation until the server deletes the task."""
+    poll_interval_ms: int | None = None
+    """Milliseconds to wait before you ask again."""
+    input_requests: dict[str, InputRequest] = {}
+    """Questions that wait for `ClientTasks.update`, by key."""
+    result: Raw | UnsetType = UNSET
+    error: _Error | UnsetType = UNSET
+
+    @property
+    def over(self) -> bool:
+        """Whether the task has ended."""
+        return self.status in ("completed", "failed", "cancelled")
+
+    def outcome(self) -> Result:
+        """Return the result of a task that has ended.
+
+        Raises:
+            Failure: the call failed with an error.
+            ClientError: the task was canceled, or hasn't ended.
+        """
+        if not isinstance(self.error, UnsetType):
+            raise Failure(self.error.code, self.error.message, self.error.data)
+        if self.status == "cancelled":
+            raise ClientError(f"The task {self.task_id} was canceled.")
+        if isinstance(self.result, UnsetType):
+            raise ClientError(f"The task {self.task_id} hasn't ended. Wait for it: await client.tasks.wait(task_id)")
+        return read_result(bytes(self.result))
+
+
+class _Kind(Struct):
+    result_type: str = msgspec.field(default="complete", name="resultType")
+
+
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_task = msgspec.json.Decoder(Task).decode
+
+
+class ClientTasks:
+    """The tasks extension, for one client: ``client.tasks``."""
+
+    __slots__ = ("_conversation", "_meta")
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._meta: tuple[bytes, bytes] = b"", b""
+        """`_meta` of the connection, and the same with the extension."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether the server has tasks: ``if client.tasks.supported: …``."""
+        agreed = self._conversation.agreed
+        return not agreed.revision.handshake and TASKS in members(agreed.capabilities.get("extensions"))
+
+    async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
+        """Call a tool, and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
+
+        Keep `Task.task_id`: with it, any client of the same principal gets the task later. The server decides what
+        becomes a task. A call that is over at once is a task without an id.
+
+        Raises:
+            Unsupported: the server has no tasks.
+            Failure: the server responded with an error.
+            ClientError: there was no response.
+        """
+        meta = await self._declared()
+        raw = await self._conversation.call(tool, arguments or {}, None, timeout, declared=meta)
+        if read("tools/call", _decode_kind, raw).result_type == "task":
+            return read("tools/call", _decode_task, raw)
+        return Task("", "completed", result=Raw(raw))
+
+    async def get(self, task_id: str, *, timeout: float = 0) -> Task:
+        """Return a task as it is now.
+
+        Raises:
+            Unsupported: the server has no tasks.
+            Failure: there's no such task, for example because its time to live is over.
+            ClientError: there was no response.
+        """
+        return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout, repeatable=True))
+
+    async def update(self, task_id: str, answers: Mapping[str, Any], *, timeout: float = 0) -> None:
+        """Answer questions of a task: ``await client.tasks.update(task_id, {key: {"action": "decline"}})``.
+
+        `wait` does this with the handlers of the client. Raises as `get` does.
+        """
+        await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout, repeatable=True)
+
+    async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
+        """Cancel a task unless it's over: ``await client.tasks.cancel(task_id)``. Raises as `get` does."""
+        await self._ask("tasks/cancel", task_id, {}, timeout, repeatable=True)
+
+    async def wait(
+        self, task: str | Task, *, progress: OnProgress | None = None, timeout: float = 0, raise_on_error: bool = True
+    ) -> Result:
+        """Wait until a task is over, and return its result: ``(await client.tasks.wait(task_id)).text``.
+
+        The handlers of the client answer the questions of the task. If you stop waiting, the task goes on.
+
+        Args:
+            task: its id, or what `start` returned.
+            progress: gets each new status message: ``progress(count, None, message)``.
+            timeout: seconds to wait; 0 for as long as the task takes.
+            raise_on_error: as for `Client.call`.
+
+        Raises:
+            ToolFailed: the tool reported an error.
+            Failure: the call failed with an error, or there's no such task.
+            NoAnswer: the task isn't over in time.
+            ClientError: the task was canceled, or the server doesn't respond any more.
+        """
+        task_id = task if isinstance(task, str) else task.task_id
+        limit = asyncio.timeout(timeout or None)
+        try:
+            async with limit:
+                ended = await self._follow(task, progress)
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            raise NoAnswer(f"The task {task_id} isn't over after {timeout:g} seconds. It goes on.") from exc
+        result = ended.outcome()
+        if raise_on_error:
+            result.check()
+        return result
+
+    async def _follow(self, task: str | Task, progress: OnProgress | None) -> Task:
+        current = await self._get_again(task) if isinstance(task, str) else task
+        answered: set[str] = set()
+        message, count = "", 0
+        while not current.over:
+            if current.status_message and current.status_message != message:
+                message, count = current.status_message, count + 1
+                if progress is not None and inspect.isawaitable(told := progress(count, None, message)):
+                    await told
+            new = {key: asked for key, asked in current.input_requests.items() if key not in answered}
+            if new:
+                answered.update(new)
+                await self.update(current.task_id, await self._answers(new))
+            await asyncio.sleep(_pause(current))
+            current = await self._get_again(current.task_id)
+        return current
+
+    async def _answers(self, asked: Mapping[str, InputRequest]) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        for key, each in asked.items():
+            try:
+                answers[key] = await self._conversation.questions.answer(each.method, bytes(each.params))
+            except ProtocolError as exc:
+                text = f"The task asks for {each.method}, which this client can't answer: {exc.message}."
+                raise BadAnswer(text) from exc
+        return answers
+
+    async def _get_again(self, task_id: str) -> Task:
+        """Return a task, from a server that may start again at the moment."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        pause = _LEAST_PAUSE
+        while True:
+            try:
+                return await self.get(task_id)
+            except (ConnectionLost, ConnectFailed, NoAnswer):
+                if loop.time() >= until:
+                    raise
+            except Failure as exc:
+                if exc.code not in _PASSING or loop.time() >= until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _ask(
+        self, method: str, task_id: str, params: Mapping[str, Any], timeout: float, *, repeatable: bool
+    ) -> bytes:
+        meta = await self._declared()
+        ask = Ask(
+            method=method,
+            params=encode({"taskId": task_id, **params}),
+            name=task_id,
+            timeout=timeout,
+            repeatable=repeatable,
+            meta=meta,
+        )
+        return await self._conversation.requests.ask(ask)
+
+    async def _declared(self) -> bytes:
+        """Return the `_meta` of a request that declares the extension.
+
+        Raises:
+            Unsupported: the server has no tasks.
+        """
+        link = await self._conversation.requests.connect()
+        if not self.supported:
+            raise Unsupported(
+                "The server has no tasks: it doesn't announce the extension, or speaks an older revision."
+            )
+        if self._meta[0] != link.meta:
+            meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % link.meta)
+            capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
+            extensions = {**members(capabilities.get("extensions")), TASKS: {}}
+            declared = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
+            self._meta = link.meta, encode(declared)[1:-1]
+        return self._meta[1]
+
+
+_PASSING = frozenset({OVERLOADED, RATE_LIMITED})
+"""Codes of errors that are over soon: the server is busy, or a limit refuses."""
+
+
+def _pause(task: Task) -> float:
+    seconds = _USUAL_PAUSE if task.poll_interval_ms is None else task.poll_interval_ms / 1000
+    return min(max(seconds, _LEAST_PAUSE), _LONGEST_PAUSE)
