@@ -110,6 +110,9 @@ PAGES = {
         },
         also={"": (Typed("millstream list parcels.py", "…\ntool	write_card	…"),)},
     ),
+    "docs/how-to/run-long-work-as-tasks.md": Page(
+        also={"": (Typed("millstream list reports.py", "…\ntool	publish	…"),)},
+    ),
     "docs/how-to/behind-nginx.md": Page(
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
     ),

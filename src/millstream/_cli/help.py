@@ -18,6 +18,7 @@ COMMANDS = {
         "call": "Call a tool.",
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
+        "tasks": "Show, wait for, or cancel the tasks that you started.",
         "watch": "Print changes and log messages as they happen.",
         "channel": "Forward its events to a session of Claude Code.",
         "chat": "Talk to a model that uses its tools.",

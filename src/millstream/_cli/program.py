@@ -17,6 +17,7 @@ MODULES = {
     "call": "offers",
     "read": "offers",
     "prompt": "offers",
+    "tasks": "tasks",
     "watch": "watching",
     "channel": "channel",
     "chat": "chat",

@@ -188,3 +188,10 @@ class _Started:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.kill()
+
+
+async def test_the_example_runs_as_tasks() -> None:
+    """Both tools of examples/long_work.py, the second after a question."""
+    async with Client("examples/long_work.py", elicit=lambda _: {"approved": True}) as client:
+        assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
+        assert (await client.call("publish", year=2026, task=True)).text == "The report of 2026 is public."

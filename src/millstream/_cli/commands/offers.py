@@ -22,6 +22,7 @@ from millstream._cli.connect_options import (
 from millstream._cli.errors import UsageError
 from millstream._cli.signals import unread
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
+from millstream._cli.task_calls import follow, start
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
@@ -91,6 +92,9 @@ def call(
             help="All arguments as one JSON object; - reads it from the input.",
         ),
     ] = "",
+    task: Annotated[
+        bool, Parameter(name="--task", help="Let the server make a task of the call, which outlives this command.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Call a tool and print its result; progress goes to standard error.
@@ -104,6 +108,8 @@ def call(
     - `millstream call shop.py order isbn=978-0 copies=2`
 
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
+
+    - `millstream call https://example.com/mcp report year=2026 --task`
     """
     given = pairs(arguments, "=", "Arguments are NAME=VALUE")
     values = _object(input)
@@ -114,28 +120,40 @@ def call(
             found = next((each for each in await client.tools() if each.name == tool), None)
             schemas = members(found.input_schema.get("properties")) if found is not None else {}
         typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
-        progress = Progress()
         try:
-            with unread() as told:
-                result = await client.call(
-                    tool, {**values, **typed}, progress=told(progress.step), raise_on_error=False
-                )
+            result = await _call(client, options.target, tool, {**values, **typed}, task=task)
         except Failure as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
             if tool not in names and "://" in tool:
                 remedy = f"To read a resource: millstream read {options.target} {tool}"
                 raise ClientError(f"The server has no tool {tool!r}. {remedy}") from exc
             raise (unknown("tool", tool, names) or exc) from exc
-        finally:
-            progress.close()
-        if json:
-            print_json(_as_json(result))
-        else:
-            for block in result.content:
-                print_block(describe(block), sys.stderr if result.is_error else None)
-        return FAILED if result.is_error else 0
+        return print_result(result, as_json=json)
 
     with_client(lambda: options.client(elicit=person()), work)
+
+
+async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any], *, task: bool) -> Result:
+    if task and client.tasks.supported:
+        return await follow(client, await start(client, server, tool, arguments))
+    if task:
+        print_text("The server has no tasks, so this is a plain call: Ctrl-C ends it.", sys.stderr)
+    progress = Progress()
+    try:
+        with unread() as told:
+            return await client.call(tool, arguments, progress=told(progress.step), raise_on_error=False)
+    finally:
+        progress.close()
+
+
+def print_result(result: Result, *, as_json: bool) -> int:
+    """Print the result of a tool, and return the exit status."""
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        for block in result.content:
+            print_block(describe(block), sys.stderr if result.is_error else None)
+    return FAILED if result.is_error else 0
 
 
 @connects()

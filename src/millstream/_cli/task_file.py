@@ -1,0 +1,63 @@
+"""The tasks that commands on this machine started, in a file of the user."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+_MOST = 500
+"""Tasks that the file keeps; the oldest go first."""
+_UNLIMITED = 30 * 86400.0
+"""Seconds for which a task is kept whose server names no time to live."""
+
+
+class StartedTask(Struct):
+    """A task that was started here."""
+
+    server: str
+    id: str
+    tool: str
+    started: float
+    """Unix time."""
+    until: float
+    """Unix time from which the server may have deleted it."""
+
+
+def path_of_tasks() -> Path:
+    """Return the path of the file."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "millstream" / "tasks.json"
+
+
+def read_tasks() -> list[StartedTask]:
+    """Return the tasks that may still be there, oldest first. A file that can't be read counts as empty."""
+    try:
+        found = msgspec.json.decode(path_of_tasks().read_bytes(), type=list[StartedTask])
+    except (OSError, ValueError, RecursionError):
+        return []
+    now = time.time()
+    return [each for each in found if each.until > now]
+
+
+def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
+    """Add a task to the file.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    now = time.time()
+    until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
+    kept = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
+    path = path_of_tasks()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(prefix=".tasks.json.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(kept))
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
