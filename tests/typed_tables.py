@@ -217,6 +217,12 @@ PAGES = {
     "docs/how-to/show-results-in-a-view.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
+    "docs/how-to/publish-a-server-card.md": Page(
+        untyped={
+            "export MILLSTREAM_CARD_URL": "tests/extensions/cards has the setting.",
+            "millstream publish": "tests/extensions/cards runs it.",
+        },
+    ),
     "docs/how-to/serve-skills.md": Page(
         untyped={
             "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",

@@ -116,6 +116,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """A file that says who called what, and with what result."""
     consul: str = ""
     """The URL of a Consul agent that lists the server while it accepts new work: ``http://127.0.0.1:8500``."""
+    card_url: str = ""
+    """The public URL of the MCP endpoint: serve a server card and a catalog, as the draft SEP-2127 has them."""
+    card_name: str = ""
+    """The server's name there; by default the host of `card_url` backwards and the server's own name."""
     public_without_auth: Switch = False
     """Serve on an address that others reach although nobody has to sign in."""
     page_size: Size = 1000

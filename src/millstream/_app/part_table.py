@@ -58,6 +58,10 @@ def _has_tasks(definition: Described) -> bool:
     return any(tool.task is not None for tool in definition.registry.tools.values())
 
 
+def _has_card(definition: Described) -> bool:
+    return bool(definition.settings.card_url)
+
+
 def _has_bridges(definition: Described) -> bool:
     return bool(definition.bridges)
 
@@ -89,6 +93,7 @@ TABLE: dict[str, Entry] = {
     "probes": Entry(f"{_PARTS}.probes:ProbesPart"),
     "rest": Entry(f"{_PARTS}.rest:RestPart", None),
     "web": Entry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
+    "cards": Entry("millstream.extensions.cards._part:CardsPart", _has_card),
     "paths": Entry(f"{_PARTS}.paths:PathsPart"),
     "siblings": Entry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
     "audit": Entry(f"{_PARTS}.audit:AuditPart", _audits),

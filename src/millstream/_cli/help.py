@@ -9,6 +9,7 @@ COMMANDS = {
         "gateway": "Serve other MCP servers and APIs at one address.",
         "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
+        "publish": "Print the entry of a server for the MCP registry.",
         "keys": "Make, list, revoke and rotate API keys.",
         "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",

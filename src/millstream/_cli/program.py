@@ -13,6 +13,7 @@ MODULES = {
     "gateway": "gateway",
     "init": "init",
     "install": "install",
+    "publish": "publish",
     "list": "offers",
     "call": "offers",
     "read": "offers",

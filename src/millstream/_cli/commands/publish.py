@@ -1,0 +1,45 @@
+"""``millstream publish``: the entry of a server for the MCP registry."""
+
+import json as json_module
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.load import load
+from millstream.extensions.cards import CardError, registry_entry
+from millstream.extensions.cards._documents import identify
+
+
+def publish(
+    target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry. It's the only way so far.")] = False,
+    name: Annotated[str, Parameter(name="--name", help="Its name in the registry: com.example/shop.")] = "",
+    url: Annotated[str, Parameter(name="--url", help="The public URL of its MCP endpoint.")] = "",
+    repository: Annotated[str, Parameter(name="--repository", help="The URL of its source code.")] = "",
+    json: Annotated[bool, Parameter(name="--json", help="Print JSON in one line.")] = False,
+) -> None:
+    """Print the `server.json` of a server for the MCP registry.
+
+    Name, version, title, description, website, and icons come from the program. Without `--url` and `--name`, the
+    settings `card_url` and `card_name` count. Publish the file with the registry's own `mcp-publisher`.
+
+    **Example**
+
+    - `millstream publish shop.py --dry-run --url https://shop.example.com/mcp > server.json`
+    """
+    if not dry_run:
+        raise CommandError(
+            "Millstream doesn't send anything to the registry.",
+            fix="Add --dry-run, write the output into server.json, and publish it with mcp-publisher.",
+        )
+    definition = load(target).definition
+    settings = definition.settings
+    try:
+        identity = identify(definition.name, url or settings.card_url, name or settings.card_name)
+    except CardError as exc:
+        raise CommandError(str(exc), fix="Give --url, --name, or both.") from exc
+    entry = registry_entry(identity, definition.describe(), repository=repository)
+    print(json_module.dumps(entry, ensure_ascii=False, indent=None if json else 2))

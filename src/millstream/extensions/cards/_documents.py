@@ -1,0 +1,128 @@
+"""The three documents: the card of a server, a catalog with it, and its entry for the MCP registry.
+
+https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
+"""
+
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream._protocol.revisions import ALL, FIRST, REGISTRY_SCHEMA
+
+CARD_TYPE: Final = "application/mcp-server-card+json"
+CATALOG_TYPE: Final = "application/ai-catalog+json"
+CARD_SCHEMA: Final = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
+MAX_TEXT: Final = 100
+"""Characters of a title or description."""
+_NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
+_MAX_NAME = 200
+_ABOUT = ("title", "websiteUrl", "icons")
+
+
+class CardError(ValueError):
+    """A document that can't be made. The message says what to set."""
+
+
+class Identity(Struct, frozen=True):
+    """Under which name and at which address a server is known."""
+
+    name: str
+    """``com.example.shop/bookshop``: the host backwards, and the name of the server."""
+    url: str
+    """Of its MCP endpoint; empty where there's none."""
+
+    @property
+    def urn(self) -> str:
+        """The name in a catalog, ``urn:air:shop.example.com:mcp:bookshop``."""
+        publisher, _, name = self.name.partition("/")
+        return f"urn:air:{'.'.join(reversed(publisher.split('.')))}:mcp:{name}"
+
+
+def identify(server: str, url: str, name: str = "") -> Identity:
+    """Return the identity of a server.
+
+    Args:
+        server: its own name.
+        url: public URL of its MCP endpoint, or empty.
+        name: its name in reverse DNS format; by default made of the URL and its own name.
+
+    Raises:
+        CardError: the URL or the name can't be one, or there's neither.
+    """
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+            raise CardError(
+                f"card_url is {url!r}: write the public URL of the MCP endpoint, as https://example.com/mcp"
+            )
+        name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise CardError(f"The name is {name!r}: write one like com.example/{server or 'shop'}, the domain backwards")
+    return Identity(name, url.rstrip("/"))
+
+
+def _publisher(host: str) -> str:
+    try:
+        ip_address(host)
+    except ValueError:
+        return ".".join(reversed(host.rstrip(".").split(".")))
+    raise CardError(f"card_url has the address {host}, of which no name can be made: set card_name as well")
+
+
+def server_card(identity: Identity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
+    """Return the card of a server.
+
+    Args:
+        identity: its name and address.
+        about: name, version, title, and so on, as the server says itself.
+        needs_key: callers send a key that they have.
+    """
+    remote: dict[str, Any] = {
+        "type": "streamable-http",
+        "url": identity.url,
+        "supportedProtocolVersions": [revision.date for revision in ALL if revision is not FIRST],
+    }
+    if needs_key:
+        remote["headers"] = [_KEY]
+    return {"$schema": CARD_SCHEMA, **_described(identity, about), "remotes": [remote]}
+
+
+_KEY: Final = {
+    "name": "Authorization",
+    "description": "Bearer, a space, and a key of this server.",
+    "isRequired": True,
+    "isSecret": True,
+}
+
+
+def _described(identity: Identity, about: Mapping[str, Any]) -> dict[str, Any]:
+    text = str(about.get("description") or about.get("title") or about["name"])
+    found = {name: about[name] for name in _ABOUT if about.get(name)}
+    if "title" in found:
+        found["title"] = str(found["title"])[:MAX_TEXT]
+    return {
+        "name": identity.name,
+        "version": str(about["version"])[:255],
+        "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
+        **found,
+    }
+
+
+def catalog(identity: Identity, card_url: str) -> dict[str, Any]:
+    """Return a catalog with one server."""
+    return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
+
+
+def registry_entry(identity: Identity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
+    """Return the `server.json` of a server for the MCP registry."""
+    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_described(identity, about)}
+    if repository:
+        host = urlsplit(repository).hostname or ""
+        entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}
+    if identity.url:
+        entry["remotes"] = [{"type": "streamable-http", "url": identity.url}]
+    return entry

@@ -1,0 +1,130 @@
+"""The server card, the catalog, and the entry for the registry (drafts, off by default)."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app_peer import ask
+from millstream import Info, Server, Settings, auth
+from millstream._protocol.revisions import NEWEST
+from millstream.extensions.cards import CardError
+from patience import WAIT
+from processes import ROOT
+
+URL = "https://shop.example.com/mcp"
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
+PATHS = ("/mcp/server-card", "/.well-known/ai-catalog.json", "/.well-known/mcp/server-card.json")
+
+
+def shop(**settings: object) -> Server:
+    """Make a server with a card."""
+    about = Info(title="The shop", description="Sell books. " * 20, website_url="https://shop.example.com")
+    return Server("book shop", version="1.2.0", info=about, settings=Settings(card_url=URL, **settings))  # type: ignore[arg-type]
+
+
+async def test_the_card_says_who_and_where_the_server_is() -> None:
+    server = shop()
+    async with server.running():
+        reply = await ask(server, "GET", "/mcp/server-card", accept="application/mcp-server-card+json")
+        card = json.loads(reply.body)
+    assert (reply.status, reply.headers[b"content-type"]) == (200, b"application/mcp-server-card+json")
+    assert (card["name"], card["version"], card["title"]) == ("com.example.shop/book-shop", "1.2.0", "The shop")
+    assert len(card["description"]) == 100
+    (remote,) = card["remotes"]
+    assert (remote["type"], remote["url"]) == ("streamable-http", URL)
+    assert NEWEST.date in remote["supportedProtocolVersions"]
+    assert "headers" not in remote
+    assert re.fullmatch(
+        r"https://static\.modelcontextprotocol\.io/schemas/v1/server-card\.schema\.json", card["$schema"]
+    )
+
+
+async def test_the_catalog_points_to_the_card_and_pages_of_any_origin_read_both() -> None:
+    """With an entity tag, so that a reader who has a document gets no second copy."""
+    server = shop()
+    async with server.running():
+        listed = json.loads((await ask(server, "GET", PATHS[1])).body)
+        assert listed["specVersion"] == "1.0"
+        assert listed["entries"] == [
+            {
+                "identifier": "urn:air:shop.example.com:mcp:book-shop",
+                "type": "application/mcp-server-card+json",
+                "url": f"{URL}/server-card",
+            }
+        ]
+        for path in PATHS:
+            reply = await ask(server, "GET", path, origin="https://elsewhere.example")
+            assert reply.headers[b"access-control-allow-origin"] == b"*"
+            assert reply.headers[b"access-control-expose-headers"] == b"ETag"
+            assert reply.headers[b"cache-control"] == b"public, max-age=3600"
+            tag = reply.headers[b"etag"].decode()
+            again = await ask(server, "GET", path, if_none_match=f'"other", W/{tag}')
+            assert (again.status, again.body, again.headers[b"etag"].decode()) == (304, b"", tag)
+            assert (await ask(server, "GET", path, if_none_match='"other"')).status == 200
+            preflight = {"origin": "https://elsewhere.example", "access_control_request_method": "GET"}
+            assert (await ask(server, "OPTIONS", path, **preflight)).status == 204
+            assert (await ask(server, "POST", path)).status == 405
+
+
+async def test_a_server_without_the_setting_has_no_card() -> None:
+    server = Server("shop")
+    async with server.running():
+        for path in PATHS:
+            assert (await ask(server, "GET", path)).status == 404
+
+
+async def test_a_protected_server_has_a_public_card_that_names_the_key() -> None:
+    server = Server("shop", auth=auth.keys("k" * 40), settings=Settings(card_url=URL, card_name="org.example/books"))
+    async with server.running():
+        reply = await ask(server, "GET", "/mcp/server-card")
+        card = json.loads(reply.body)
+        assert (reply.status, card["name"]) == (200, "org.example/books")
+        (header,) = card["remotes"][0]["headers"]
+        assert (header["name"], header["isSecret"]) == ("Authorization", True)
+        assert "k" * 40 not in reply.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "problem"),
+    [
+        ("shop.example.com/mcp", "", "write the public URL"),
+        ("https://user@shop.example.com/mcp", "", "write the public URL"),
+        ("https://shop.example.com/mcp?key=1", "", "write the public URL"),
+        ("https://192.0.2.7/mcp", "", "set card_name as well"),
+        (URL, "shop", "write one like com.example/"),
+    ],
+)
+async def test_settings_that_make_no_card_stop_the_start(url: str, name: str, problem: str) -> None:
+    server = Server("shop", settings=Settings(card_url=url, card_name=name))
+    with pytest.raises(CardError, match=problem):
+        async with server.running():
+            raise AssertionError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    return subprocess.run(
+        [*COMMAND, "publish", *arguments], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.server
+def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
+    program = tmp_path / "shop.py"
+    program.write_text("from millstream import Server\nmcp = Server('shop', version='2.0.0')\n")
+    done = run(str(program), "--dry-run", "--url", URL, "--repository", "https://github.com/example/shop")
+    entry = json.loads(done.stdout)
+    assert (entry["name"], entry["version"], entry["description"]) == ("com.example.shop/shop", "2.0.0", "shop")
+    assert entry["remotes"] == [{"type": "streamable-http", "url": URL}]
+    assert entry["repository"] == {"url": "https://github.com/example/shop", "source": "github"}
+    named = run(str(program), "--dry-run", "--name", "com.example/books", "--json")
+    assert "remotes" not in json.loads(named.stdout)
+    assert named.stdout.count("\n") == 1
+    for arguments, text in (((), "mcp-publisher"), (("--dry-run",), "Give --url, --name, or both.")):
+        refused = run(str(program), *arguments)
+        assert refused.returncode != 0
+        assert text in refused.stderr
