@@ -171,7 +171,7 @@ def main() -> None:
     with serving(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name, text in TALK:
-            call("send_sse_message", {"message": text, "name": name, "channel": "chat"})
+            call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
         wanted = sys.argv[1:] or ["chat", "docs", "inspect", "dashboard"]
         for act in (chat, docs, inspect):

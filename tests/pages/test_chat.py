@@ -1,12 +1,13 @@
 """The chat in two browsers: messages, presence, history, and a cut that loses nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from pages_world import OpenPage, call
+from pages_world import OpenPage, call, fits
 from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
@@ -157,7 +158,7 @@ def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> 
         assert page.request.get(f"{address}/chat/members?channel=secret").status == 403
         assert page.request.get(f"{address}/chat/members?channel=a..b").status == 400
         page.get_by_role("button", name="Leave secret").click()
-        expect(page.get_by_role("heading", name="# chat")).to_be_visible()
+        expect(page.get_by_role("heading", name="# broadcast")).to_be_visible()
         expect(page.get_by_label("Message", exact=True)).to_have_value("")
         page.context.close()
 
@@ -176,7 +177,7 @@ def test_channels_have_their_own_drafts_and_unread_marks(plain: str, open_page: 
     expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_visible()
     grace.get_by_label("Message", exact=True).press_sequentially("half a")
     expect(ada.locator("#typing")).to_have_text("Grace is typing…")
-    ada.get_by_role("link", name="# chat").click()
+    ada.get_by_role("link", name="# broadcast").click()
     say(grace, "words: in ops")
     expect(ada.locator("#channels .count")).to_have_text("1 unread")
     expect(ada).to_have_title("(1) Chat")
@@ -195,11 +196,14 @@ def test_channels_have_their_own_drafts_and_unread_marks(plain: str, open_page: 
 
 
 def test_messages_show_code_links_and_days(plain: str, open_page: OpenPage) -> None:
-    """Our choice: what people paste is readable; what they type stays what they typed."""
+    """Our choice: what people write as Markdown is readable, and what would be HTML is text."""
     page = open_page(f"{plain}/chat#channel=drawn", name="Ada")
     live(page)
     said = {
-        "Grace": ("2024-02-03T10:00:00Z", "drawn: see https://example.org/a_b_c, or **not** and _not_ `x < y`."),
+        "Grace": (
+            "2024-02-03T10:00:00Z",
+            "drawn: see https://example.org/a_b_c, or **bold** and `x < y`.\n\n- <b>one</b>\n- two",
+        ),
         "Hedy": ("2024-02-04T10:00:00Z", "drawn: first\n```python\nprint('<b>')\n```\nthen"),
         "ليلى": ("2024-02-04T10:01:00Z", "مرحبا drawn"),
     }
@@ -211,7 +215,8 @@ def test_messages_show_code_links_and_days(plain: str, open_page: OpenPage) -> N
     link = bubbles.nth(0).get_by_role("link")
     expect(link).to_have_attribute("href", "https://example.org/a_b_c")
     expect(link).to_have_attribute("rel", "noopener noreferrer")
-    expect(bubbles.nth(0)).to_contain_text("**not** and _not_ x < y.")
+    expect(bubbles.nth(0).locator("strong")).to_have_text("bold")
+    expect(bubbles.nth(0).locator("li")).to_have_text(["<b>one</b>", "two"])
     expect(bubbles.nth(1).get_by_label("Code in python")).to_have_text("print('<b>')")
     expect(bubbles.nth(1).get_by_role("button", name="Copy the code")).to_be_visible()
     assert bubbles.nth(2).evaluate("node => getComputedStyle(node).direction") == "rtl"
@@ -237,7 +242,7 @@ def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     hostile = "plain: <img src=x onerror=alert(1)>"
-    call(hub, "send_sse_message", {"message": hostile, "channel": "chat"})
+    call(hub, "send_sse_message", {"message": hostile, "channel": "broadcast"})
     expect(page.locator(".bubble").get_by_text(hostile, exact=True)).to_be_visible()
     assert page.locator(".bubble img").count() == 0
 
@@ -264,7 +269,7 @@ def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time:
     """A fixed defect: one such message, which any program can publish, ended everybody's chat there."""
     mark = f"odd {time}:"
     for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
-        call(hub, "send_sse_message", {"message": text, "channel": "chat"})
+        call(hub, "send_sse_message", {"message": text, "channel": "broadcast"})
     page = open_page(f"{hub}/chat", name="Ada")
     expect(page.locator(".bubble").get_by_text(f"{mark} after", exact=True)).to_be_visible()
     assert heard(page, mark) == [f"{mark} before", f"{mark} itself", f"{mark} after"]
@@ -287,7 +292,7 @@ def test_channels_can_be_used_by_keyboard_alone(plain: str, open_page: OpenPage)
     expect(page.locator(".bubble").get_by_text("keys: hello")).to_be_visible()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("k")
-    expect(page.get_by_role("heading", name="# chat")).to_be_visible()
+    expect(page.get_by_role("heading", name="# broadcast")).to_be_visible()
     page.keyboard.press("/")
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
 
@@ -321,3 +326,52 @@ def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: O
     assert layouts < 10
     expect(page.locator(".bubble").last).to_have_text("flood: 999")
     assert page.locator("#messages > li").count() <= 400
+
+
+def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the_tool(
+    hub: str, open_page: OpenPage
+) -> None:
+    """Seed 001: `send_sse_message` by curl reaches everyone who listens, and so does what the page sends through it."""
+    page, other = open_page(f"{hub}/chat", name="Ada"), open_page(f"{hub}/chat", name="Grace")
+    live(page)
+    live(other)
+    call(hub, "send_sse_message", {"message": "tool: by curl"})
+    assert page.request.post(f"{hub}/publish", data={"data": {"text": "tool: published"}}).ok
+    assert page.request.post(f"{hub}/publish", data={"data": "tool: plain"}).ok
+    for each in (page, other):
+        expect(each.locator(".bubble").get_by_text("tool: plain", exact=True)).to_be_visible()
+        assert heard(each, "tool:") == ["tool: by curl", "tool: published", "tool: plain"]
+    page.get_by_label("Send with").select_option("tool")
+    say(page, "tool: by the page")
+    expect(other.locator(".bubble").get_by_text("tool: by the page")).to_be_visible()
+    expect(page.locator(".message.own:not(.sending)", has_text="tool: by the page")).to_have_count(1)
+    assert heard(page, "tool:")[-1:] == ["tool: by the page"]
+
+
+def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_page: OpenPage) -> None:
+    """Our choice: search in what is there, by mouse or keys; a link leads to one message, also from elsewhere."""
+    page = open_page(f"{hub}/chat", name="Ada", permissions=["clipboard-read", "clipboard-write"])
+    live(page)
+    for number in range(30):
+        call(hub, "send_sse_message", {"message": f"find: number {number}"})
+    expect(page.locator(".bubble").get_by_text("find: number 29")).to_be_visible()
+    page.locator("#scroll").focus()
+    page.keyboard.press("f")
+    page.keyboard.type("Number find: 7")
+    expect(page.locator("#found")).to_have_text("3 messages")
+    assert heard(page, "find:") == ["find: number 7", "find: number 17", "find: number 27"]
+    page.locator(".message", has_text="find: number 7").get_by_role("button", name="Show in the conversation").click()
+    expect(page.locator(".message.marked")).to_have_text(re.compile("find: number 7$"))
+    expect(page.locator("#search")).to_be_hidden()
+    assert len(heard(page, "find:")) == 30
+    found = page.locator(".message", has_text="find: number 12")
+    found.hover()
+    found.get_by_role("button", name="Copy a link to this message").click()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert "message=" in link
+    visitor = open_page(link, name="Grace", has_touch=True, width=390, height=844)
+    expect(visitor.locator(".message.marked")).to_have_text(re.compile("find: number 12$"))
+    visitor.get_by_role("button", name="Search the messages", exact=True).tap()
+    visitor.get_by_label("Search the messages of this channel").fill("number 11")
+    expect(visitor.locator("#found")).to_have_text("1 message")
+    assert fits(visitor) == []

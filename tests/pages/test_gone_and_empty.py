@@ -134,7 +134,7 @@ def test_empty_servers_show_explanations(tmp_path: Path, open_page: OpenPage) ->
         assert wrong("empty", pages) == []
         expect(pages["new"].locator("#traffic").get_by_text("sent server/discover")).to_have_count(1)
         grace = open_page(f"{address}/chat", name="Grace", lossy=True)
-        expect(dashboard.locator("#channels").get_by_role("row", name="chat 2", exact=True)).to_be_visible()
+        expect(dashboard.locator("#channels").get_by_role("row", name="broadcast 2", exact=True)).to_be_visible()
         expect(dashboard.locator("#readers")).to_contain_text("Grace")
         close(pages | {"grace": grace})
 
@@ -151,7 +151,7 @@ def much(address: str) -> Generator[None]:
             for tool in ("broken", "gallery", "chatty", f"tool_{number % 40:03d}"):
                 call(address, tool, {})
             data = {"name": f"Person {number % 3}", "message": f"{number} نص عربي " * (1 + number % 9)}
-            body = json.dumps({"channel": "chat", "data": data}).encode()
+            body = json.dumps({"channel": "broadcast", "data": data}).encode()
             request = Request(f"{address}/publish", body, {"content-type": "application/json"})  # noqa: S310  loopback
             urlopen(request, timeout=WAIT).close()  # noqa: S310
 

@@ -34,7 +34,7 @@ def crowd(shared_crowd: Shared) -> str:
 def said(address: str, name: str, text: str) -> None:
     """A message in the chat."""
     data = {"name": name, "message": text, "time": 1_700_000_000_000}
-    body = json.dumps({"channel": "chat", "data": data}).encode()
+    body = json.dumps({"channel": "broadcast", "data": data}).encode()
     request = Request(f"{address}/publish", body, {"content-type": "application/json"})  # noqa: S310  loopback
     urlopen(request, timeout=WAIT).close()  # noqa: S310
 

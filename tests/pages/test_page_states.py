@@ -89,7 +89,7 @@ def talked(page: Page) -> None:
             "message": text,
             "time": 1_700_000_000 + 90_000 * number,
         }
-        body = json.dumps({"channel": "chat", "data": data})
+        body = json.dumps({"channel": "broadcast", "data": data})
         page.request.post(
             page.url.split("/chat")[0] + "/publish", data=body, headers={"content-type": "application/json"}
         )

@@ -27,7 +27,7 @@ logger = logging.getLogger(EVIL)
 @mcp.tool(title=EVIL, description=EVIL)
 async def bad(text: Annotated[str, Meta(description=EVIL)] = EVIL, choice: Literal["<b>one</b>", "two"] = "two") -> str:
     logger.warning(EVIL, extra={EVIL: EVIL})
-    await mcp.hub.publish("chat", {"text": EVIL, "name": EVIL})
+    await mcp.hub.publish("broadcast", {"text": EVIL, "name": EVIL})
     await mcp.hub.publish(text, EVIL)
     return EVIL
 

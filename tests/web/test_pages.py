@@ -48,7 +48,7 @@ def test_replies_have_content_type_and_policy() -> None:
         assert found["x-content-type-options"] == "nosniff"
         policy = dict(part.strip().split(" ", 1) for part in found["content-security-policy"].split(";"))
         assert policy["default-src"] == "'none'"
-        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["font-src"] == "'self'"
         assert policy["frame-ancestors"] == "'none'"
 
 
@@ -75,6 +75,9 @@ def test_assets_load_nothing_from_other_hosts() -> None:
 def test_page_assets_are_small() -> None:
     """Our choice: all that any page loads takes 230 kB on the wire, fonts aside."""
     bodies = {path: asset(path).body for path in pages()}
+    fonts = [bodies.pop(path) for path in list(bodies) if path.endswith(".woff2")]
+    assert len(fonts) == 2
+    assert sum(map(len, fonts)) < 120 * 1024
     assert sum(len(gzip.compress(body)) for path, body in bodies.items() if path.startswith("/assets/")) < 230_000
 
 
@@ -83,6 +86,27 @@ VENDORED = {
 }
 """Libraries in `_web/assets/vendor`, from their packages at npm: markdown-it 15.0.3, dist/browser, without the line
 that names a source map."""
+FONTS = {
+    "inter.woff2": "3100e775e8616cd2611beecfa23a4263d7037586789b43f035236a2e6fbd4c62",
+    "geist-mono.woff2": "684ad5b531f81d43c1e8c7038262d5db7cdc1f68006e04d6c7769efa8d33c8cc",
+}
+"""Variable fonts from npm, latin subset: @fontsource-variable/inter 5.3.0, @fontsource-variable/geist-mono 5.3.0."""
+
+
+def test_fonts_match_their_digests_and_are_served_for_good() -> None:
+    """Each has its license beside it, and style sheets name it with the digest."""
+    folder = resources.files("millstream._web") / "assets" / "vendor"
+    assert {each.name for each in folder.iterdir() if each.name.endswith(".woff2")} == set(FONTS)
+    styles = asset("/assets/fonts.css").body.decode()
+    for name, digest in FONTS.items():
+        body = (folder / name).read_bytes()
+        assert hashlib.sha256(body).hexdigest() == digest
+        license = (folder / f"{name.removesuffix('.woff2')}.LICENSE.txt").read_text("utf-8")
+        assert "SIL OPEN FONT LICENSE Version 1.1" in license
+        assert f'url("vendor/{name}?{digest[:16]}")' in styles
+        reply = headers(asset(f"/assets/vendor/{name}", query=digest[:16].encode()).head)
+        assert (reply["content-type"], "immutable" in reply["cache-control"]) == ("font/woff2", True)
+    assert f'href="assets/vendor/inter.woff2?{FONTS["inter.woff2"][:16]}"' in asset("/docs").body.decode()
 
 
 def test_vendored_libraries_match_their_digests() -> None:

@@ -7,12 +7,16 @@ instead of finding out from each what it needs next. The imports of the inspecto
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 
+_FILE = re.compile(rb'(?<=url\(")([\w./-]+)(?="\))')
+"""A file that a style sheet loads."""
+
 
 def versioned(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
-    """All files, in whose imports each module's name ends with ``?DIGEST``.
+    """All files, in whose imports and styles each file's name ends with ``?DIGEST``.
 
     The digest of a module goes over those in its imports, so a change reaches all who import it.
 
@@ -38,9 +42,17 @@ def versioned(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> d
     for name, body in files.items():
         if name.endswith(".js"):
             finish(name)
+        elif name.endswith(".css"):
+            finished[name] = _FILE.sub(partial(_with_digest, name, files, digest), body)
         else:
             finished[name] = body
     return {name: finished[name] for name in files}
+
+
+def _with_digest(
+    name: str, files: Mapping[str, bytes], digest: Callable[[bytes], bytes], found: re.Match[bytes]
+) -> bytes:
+    return b"%b?%b" % (found[1], digest(files[_target(name, found[1])]))
 
 
 def needed(module: str, files: Mapping[str, bytes]) -> list[str]:

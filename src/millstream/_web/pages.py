@@ -23,18 +23,21 @@ from millstream._web.modules import needed, versioned
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "woff2": "font/woff2",
 }
 """What is served, by the ending of its name. A file of another kind in the folder is not."""
 
 _PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> the scope it takes. Where no caller signs in, only programs on this machine reach these."""
+_FRAMED = {"inspect.html"}
+"""Pages that embed a document of this server: apps, in a sandbox."""
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
@@ -163,7 +166,8 @@ def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
         if page and shown is not None and stem not in shown:
             continue
         content = _page(stem, body, files, shown) if page else body
-        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), _GUARDS)
+        guards = _GUARDS.replace(b"; connect-src", b"; frame-src 'self'; connect-src") if name in _FRAMED else _GUARDS
+        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), guards)
         loaded[f"/{stem}" if page else f"/assets/{name}"] = Asset(content, _digest(content), head)
     return loaded
 

@@ -39,7 +39,7 @@ _CALLED = (
     "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
-    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/connections",
+    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",
 )  # fmt: skip
 """Paths that the pages request, or with a trailing slash, their prefixes."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"

@@ -80,6 +80,7 @@ class WebPart(OwnPart):
 def _serve(host: Host, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
+    from millstream._web import app_frame  # noqa: PLC0415
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
     from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
     from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
@@ -104,6 +105,8 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
     relay, sign_in = inspecting.relay, inspecting.sign_in
+    # It holds nothing: whatever it shows comes from the page that embeds it.
+    routes.add(app_frame.PATH, Route({"GET": app_frame.get}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # People come back from another site, without the cookie by which they are signed in: it knows them itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.returned}, local=True, public=True))

@@ -8,10 +8,35 @@ import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 let room = null;
 let actions = {};
 let follows = true;
+let words = []; // what is searched for
 let undrawn = []; // {entry, before}: what was heard since the last frame
 
 /** `retry(entry)` and `edit(entry)` are what the buttons of a message that failed do. */
-export const connectList = (given) => (actions = given);
+export const connectList = (given) => (actions = { ...given, found: () => words.length > 0 });
+
+/** Whether an entry has every word that is searched for. */
+const matches = (entry) => !words.length || (entry.kind === "message" && words.every((word) => `${entry.name}\n${entry.text}`.toLowerCase().includes(word)));
+
+/** Show only what has these words; gives how many messages have. */
+export function search(text) {
+  words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  redraw();
+  toEnd();
+  return room?.entries.filter((entry) => entry.kind === "message" && matches(entry)).length ?? 0;
+}
+
+/** Bring a message into sight and mark it; false if it isn't here. */
+export function reveal(id) {
+  const entry = room?.entries.find((each) => each.id === id);
+  drawNew();
+  if (!entry?.node?.isConnected) return false;
+  follows = false;
+  entry.node.scrollIntoView({ block: "center" });
+  entry.node.classList.remove("marked");
+  void entry.node.offsetWidth; // so that a second visit is seen, too
+  entry.node.classList.add("marked");
+  return true;
+}
 
 /** Show the end. */
 export function toEnd() {
@@ -34,13 +59,14 @@ export function showRoom(conversation) {
 /** Draw the open channel anew. */
 export function redraw() {
   undrawn = [];
-  if (room) drawAll(room, actions);
+  if (room) drawAll(room, actions, matches);
   else $("messages").replaceChildren();
   stay();
 }
 
 /** Show a new entry of the open channel; what this person just wrote is there at once. */
 export function append(entry, before) {
+  if (!matches(entry)) return;
   undrawn.push({ entry, before });
   if (undrawn.length > DRAWN) undrawn.shift();
   if (entry.own) follows = true;

@@ -1,11 +1,11 @@
 // The conversation: messages as they are drawn, by day and by person, with links and code; and those on their way.
 
 import { $, element } from "../dom.js";
-import { inline } from "../render/markdown.js";
-import { copyable } from "../shell/copy.js";
+import { markdown } from "../render/markdown.js";
+import { copy, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 
-const FENCE = /^```[ \t]*([\w+-]*)[ \t]*\n([\s\S]*?)(?:\n```[ \t]*$|$(?![\s\S]))/m;
+const LONGEST = 20_000; // characters that are read as Markdown
 const TOGETHER_MS = 5 * 60_000;
 export const DRAWN = 400; // messages that a channel keeps
 const HEARD = 2_000; // ids that are remembered: what is heard twice comes soon after the first time
@@ -23,42 +23,25 @@ function moment(time) {
 export function read({ data, id }) {
   try {
     const value = JSON.parse(data);
-    if (value && typeof value === "object" && "message" in value) return { id, name: String(value.name || ""), text: String(value.message), at: moment(value.time), key: typeof value.key === "string" ? value.key : "" };
+    const text = value && typeof value === "object" ? (value.message ?? value.text) : typeof value === "string" ? value : undefined;
+    if (text !== undefined) return { id, name: String(value.name || ""), text: String(text), at: moment(value.time), key: typeof value.key === "string" ? value.key : "" };
   } catch {
     // Plain text.
   }
   return { id, name: "", text: data, at: null, key: "" };
 }
 
-/** A text with its code blocks, inline code and links as nodes; everything else as it was written. */
+/** A text as Markdown: bold, lists, links, code with a button to copy it. What would be HTML is text. */
 export function body(text) {
-  const nodes = [];
-  let rest = text;
-  while (rest) {
-    const found = FENCE.exec(rest);
-    if (!found) break;
-    const before = rest.slice(0, found.index).replace(/\n$/, "");
-    if (before) nodes.push(element("p", {}, ...spans(before)));
-    const code = element("pre", { tabIndex: 0, "aria-label": found[1] ? `Code in ${found[1]}` : "Code", dir: "ltr" }, element("code", {}, found[2]));
-    nodes.push(copyable(code, "Copy the code"));
-    rest = rest.slice(found.index + found[0].length).replace(/^\n/, "");
-  }
-  if (rest) nodes.push(element("p", {}, ...spans(rest)));
-  return nodes;
-}
-
-const INLINE = /`[^`\n]+`|\bhttps?:\/\/[^\s<>]*[^\s<>.,:;!?'")\]]/g;
-
-/** Code and addresses only: what else looks like Markdown is what somebody typed. */
-function spans(text) {
-  const nodes = [];
-  let from = 0;
-  for (const found of text.matchAll(INLINE)) {
-    nodes.push(text.slice(from, found.index), ...inline(found[0]));
-    from = found.index + found[0].length;
-  }
-  nodes.push(text.slice(from));
-  return nodes.filter((node) => node !== "");
+  if (text.length > LONGEST) return [element("p", {}, text)];
+  return markdown(text).map((node) => {
+    node.removeAttribute("dir"); // the bubble runs as its first letter does
+    if (node.nodeName !== "PRE") return node;
+    node.dir = "ltr";
+    const language = node.ariaLabel === "Code" ? "" : node.ariaLabel;
+    node.ariaLabel = language ? `Code in ${language}` : "Code";
+    return copyable(node, "Copy the code");
+  });
 }
 
 const dayName = (at) => {
@@ -107,10 +90,20 @@ export function draw(entry, before, actions) {
   const who = entry.own ? "You" : entry.name || "Somebody";
   const head = element("header", { className: together ? "visually-hidden" : "" }, element("strong", { dir: "auto" }, who));
   if (entry.at) head.append(element("time", { dateTime: entry.at.toISOString(), title: entry.at.toLocaleString() }, hours.format(entry.at)));
-  const bubble = element("div", { className: "bubble", dir: "auto" }, ...body(entry.text));
-  const node = element("li", { className: `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}` }, head, bubble, state(entry, actions));
+  const bubble = element("div", { className: "bubble markdown", dir: "auto" }, ...body(entry.text));
+  const node = element("li", { className: `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}` }, head, element("div", { className: "line" }, bubble, entry.state ? null : linkButton(entry, actions)), state(entry, actions));
   entry.node = node;
   return [...nodes, node];
+}
+
+/** A button that copies the address of a message, or goes there from a list of what was found. */
+function linkButton(entry, { address, found }) {
+  if (!entry.id) return null;
+  const searching = found();
+  const does = searching ? "Show in the conversation" : "Copy a link to this message";
+  const button = element("button", { type: "button", className: "quiet small square to-message", title: does, "aria-label": does }, icon(searching ? "next" : "link"));
+  button.addEventListener("click", () => (searching ? (location.hash = new URL(address(entry)).hash) : copy(address(entry), "Copied a link to this message.")));
+  return button;
 }
 
 function state(entry, { retry, edit }) {
@@ -128,10 +121,11 @@ function state(entry, { retry, edit }) {
 export const unreadLine = () => element("li", { className: "unread" }, "New");
 
 /** Draw all of a channel. */
-export function drawAll(conversation, actions) {
+export function drawAll(conversation, actions, matches = () => true) {
   const nodes = [];
   let before = null;
   for (const entry of conversation.entries) {
+    if (!matches(entry)) continue;
     if (entry === conversation.mark) nodes.push(unreadLine());
     nodes.push(...draw(entry, before, actions));
     before = entry;

@@ -5,15 +5,17 @@ import { $, write } from "../dom.js";
 import { ask } from "../shell/asking.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
+import { toast } from "../shell/toasts.js";
 import { showState } from "../sse.js";
-import { append, connectList, redraw, remove, showRoom, update } from "./list.js";
+import { append, connectList, redraw, remove, reveal, search, showRoom, update } from "./list.js";
 import { Conversation, read } from "./messages.js";
 import { openPlayground } from "./playground.js";
 import { beginRooms, closeDrawer, room as place } from "./rooms.js";
 import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
+import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
-const FIRST = "chat";
+const FIRST = "broadcast"; // where the hub publishes if no channel is named
 const HISTORY = 200;
 const NAME = "millstream.name";
 const CHANNELS = "millstream.channels";
@@ -53,7 +55,10 @@ function edit(entry) {
   $("text").value = entry.text;
   $("text").focus();
 }
-connectList({ retry: (entry) => send(entry), edit });
+connectList({ retry: (entry) => send(entry), edit, address: ({ channel, id }) => new URL(addressOf(channel ?? current, id), location.href).href });
+
+const addressOf = (channel, message = "") => `#channel=${encodeURIComponent(channel)}${message ? `&message=${encodeURIComponent(message)}` : ""}`;
+
 
 /** Show a new entry of a channel, if that is the one that is open. */
 function show(channel, entry) {
@@ -76,11 +81,12 @@ function hear(channel, event) {
   if (!conversation || (event.id && conversation.drawn.has(event.id))) return;
   conversation.hears(event.id);
   const said = read(event);
-  const mine = said.key && pending.get(said.key);
+  const mine = said.key ? pending.get(said.key) : [...pending.values()].find((entry) => entry.byTool && entry.channel === channel && entry.text === said.text);
   if (mine) {
-    pending.delete(said.key);
+    pending.delete(mine.key);
+    mine.id = event.id;
     remember(event.id);
-    inOrder(mine, said.at);
+    inOrder(mine, said.at ?? mine.at);
     return;
   }
   if (conversation.typing.delete(said.name)) showTyping();
@@ -118,13 +124,27 @@ function forget(entry) {
   remove(entry);
 }
 
+/** Publish by the server's own tool. What it publishes is heard as everything is; a call isn't repeated by itself. */
+async function sendByTool(entry) {
+  fate(entry, "sending");
+  try {
+    await callTool({ message: entry.text, name: me.name, channel: entry.channel });
+    if (entry.state) fate(entry, "");
+  } catch (error) {
+    pending.delete(entry.key);
+    fate(entry, "failed", error.message);
+  }
+}
+
 async function send(entry) {
   pending.set(entry.key, entry);
+  if (entry.byTool) return sendByTool(entry);
   if (!hub.open || !rooms.get(entry.channel).live) return fate(entry, "waiting");
   fate(entry, "sending");
   try {
     const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
     remember(id);
+    entry.id = id;
     // What we don't hear, as we may only speak there, is done with this; else hearing it puts it in its place.
     if (rooms.get(entry.channel)?.failed) pending.delete(entry.key);
     if (entry.state) fate(entry, "");
@@ -143,7 +163,7 @@ function submit() {
   if (!text) return;
   field.value = "";
   saidTyping = 0;
-  const entry = { kind: "message", channel: current, name: me.name, text, at: new Date(), own: true, state: "sending", reason: "", key: `${me.id}-${++made}` };
+  const entry = { kind: "message", channel: current, name: me.name, text, at: new Date(), own: true, state: "sending", reason: "", key: `${me.id}-${++made}`, byTool: $("by").value === "tool" && !$("by").hidden };
   show(current, entry);
   send(entry);
   field.focus();
@@ -213,6 +233,7 @@ function enterChannel(channel) {
       conversation.ready = conversation.live = true;
       conversation.failed = "";
       if (channel === current) note();
+      if (channel === current && wantedMessage) setTimeout(() => find(wantedMessage), 0);
       // What was not heard until here was not published: it can be said again.
       for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
     },
@@ -247,6 +268,8 @@ function open(channel) {
   hub.subscribe(presenceOf(channel), { hear: (event) => hearPresence(channel, event), ready: () => fetchMembers(channel) });
   hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
   room().unread = 0;
+  endSearch();
+  offerTool();
   write($("talk-title"), `# ${channel}`);
   $("text").value = room().draft;
   showRoom(room());
@@ -255,7 +278,7 @@ function open(channel) {
   showTyping();
   showChannels();
   closeDrawer();
-  if (place() === "people" && location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
+  if (place() === "people" && wanted() !== channel) history.replaceState(null, "", addressOf(channel));
 }
 
 function part(channel) {
@@ -282,11 +305,59 @@ $("new-channel").addEventListener("submit", (event) => {
   $("text").focus();
 });
 
-const wanted = () => decodeURIComponent(/^#channel=(.+)$/.exec(location.hash)?.[1] ?? "");
+const named = () => new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
+const wanted = () => named().get("channel") ?? "";
+let wantedMessage = named().get("message") ?? "";
 addEventListener("hashchange", () => {
   const channel = wanted();
-  if (channel && me.name && !wrong(channel)) open(channel);
+  wantedMessage = named().get("message") ?? "";
+  if (!channel || !me.name || wrong(channel)) return;
+  open(channel);
+  if (wantedMessage && room()?.ready) find(wantedMessage);
 });
+
+/** Show the message that the address names. */
+function find(id) {
+  wantedMessage = "";
+  endSearch();
+  if (!reveal(id)) toast("The server no longer has this message.", "bad");
+}
+
+// Search
+
+function lookFor() {
+  const text = $("search").value.trim();
+  const count = search(text);
+  write($("found"), text ? `${count} ${count === 1 ? "message" : "messages"}` : "");
+}
+
+function beginSearch() {
+  $("search-row").hidden = false;
+  $("show-search").ariaExpanded = "true";
+  $("search").focus();
+}
+
+function endSearch() {
+  if ($("search-row").hidden) return;
+  $("search-row").hidden = true;
+  $("show-search").ariaExpanded = "false";
+  $("search").value = "";
+  search("");
+}
+$("show-search").addEventListener("click", () => ($("search-row").hidden ? beginSearch() : endSearch()));
+$("search").addEventListener("input", lookFor);
+$("search").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  endSearch();
+  $("text").focus();
+});
+
+// The tool that publishes
+
+function offerTool() {
+  $("by").hidden = !mayTake(current, FIRST);
+  $("by-tool").textContent = `Send with ${toolName()}`;
+}
 
 // Coming in and going out
 
@@ -300,6 +371,7 @@ function enter(name) {
   const first = wanted();
   open(first && !wrong(first) ? first : FIRST);
   hub.start();
+  findTool().then(() => current && offerTool(), () => {});
   $("text").focus();
 }
 
@@ -350,6 +422,7 @@ function step(by) {
   if (names.length > 1) open(names[(names.indexOf(current) + by + names.length) % names.length]);
 }
 shortcut("/", "Write a message", () => $("text").focus());
+shortcut("f", "Search the messages", () => current && place() === "people" && beginSearch());
 shortcut("j", "Next channel", () => step(1));
 shortcut("k", "Previous channel", () => step(-1));
 commands(() => (current ? [
@@ -358,6 +431,7 @@ commands(() => (current ? [
     $("side").classList.add("shown");
     $("channel").focus();
   } },
+  { title: "Search the messages", group: "Chat", icon: "search", keys: "f", run: beginSearch },
   { title: "Change name", group: "Chat", icon: "edit", run: leave },
 ] : []));
 

@@ -1,5 +1,6 @@
 // One thing of a server on the bench: its form, what it does while it runs, and what came of it.
 
+import { closeApps } from "../apps/view.js";
 import { count, element, figure, reveal } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
@@ -16,6 +17,7 @@ let watching = null;
 export function cease() {
   running?.abort(new Error("Cancelled."));
   watching?.abort(new Error("No longer watched."));
+  closeApps();
 }
 
 /** An error as a person reads it. */
@@ -36,6 +38,7 @@ export function say(error) {
  * @property {(values: object) => {method: string, params: object}} request what is sent for them
  * @property {(method: string, params: object, options: object) => Promise<object>} send
  * @property {(result: object) => Node[]} draw
+ * @property {((values: object, result: object) => Node) | null} [app] shows a result in an app of the server
  * @property {string} verb
  * @property {object} [outputSchema]
  * @property {Function | null} [watch] `(params, signal, changed)`: hear of changes; each runs it again
@@ -124,6 +127,7 @@ async function perform(output, work, values, signal) {
   const step = element("p", { className: "soft small" }, "Running…");
   output.replaceChildren(bar, step);
   output.hidden = false;
+  await closeApps();
   const started = performance.now();
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
@@ -139,7 +143,7 @@ async function perform(output, work, values, signal) {
   try {
     const { method, params } = work.request(values);
     const result = await work.send(method, params, { progress, signal });
-    const shown = results(result, work);
+    const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
     const data = error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];

@@ -1,6 +1,7 @@
 // What can be opened: tools, resources, templates, prompts, and the server itself. Each kind says where its list comes
 // from, and puts one of its items on the bench.
 
+import { appCard, appOf } from "../apps/view.js";
 import { element, pretty } from "../dom.js";
 import { contents, nodes } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
@@ -23,9 +24,12 @@ const watched = new Map(); // uri -> what to do when it changed
 
 let readUri = () => {};
 let redraw = () => {};
+let offeredTools = () => [];
 
-/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew. */
-export function connectKinds({ open, redo }) {
+/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew;
+ *  `tools()` are those of the server. */
+export function connectKinds({ open, redo, tools }) {
+  offeredTools = tools;
   readUri = open;
   redraw = redo;
 }
@@ -93,6 +97,7 @@ function tool(item, values) {
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
     draw: (result) => drawContent(result.content ?? []),
+    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools() }) : null,
     extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
   });
 }

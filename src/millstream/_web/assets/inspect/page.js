@@ -292,6 +292,7 @@ traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count(
 connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
 connectKinds({
+  tools: () => offered.tools ?? [],
   open: (uri) => jump({ kind: "resources", name: uri, values: null }),
   redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus()),
 });

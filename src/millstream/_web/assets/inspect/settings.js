@@ -1,6 +1,7 @@
 // How this page connects: headers of the person, a key, what the client says it can do, and the roots. Headers and keys
 // are kept as long as the tab is open, everything else for good.
 
+import { EXTENSION, MIME } from "../apps/bridge.js";
 import { $, element } from "../dom.js";
 import { icon } from "../shell/icons.js";
 
@@ -27,7 +28,7 @@ let changed = () => {};
 export const ownHeaders = () => ({ ...headers });
 
 /** What the client says it can do. */
-export const capabilities = () => Object.fromEntries(able.map((name) => [name, name === "roots" ? { listChanged: true } : {}]));
+export const capabilities = () => ({ ...Object.fromEntries(able.map((name) => [name, name === "roots" ? { listChanged: true } : {}])), extensions: { [EXTENSION]: { mimeTypes: [MIME] } } });
 
 /** The roots that are told without asking: `{uri, name?}`. */
 export const roots = () => known;

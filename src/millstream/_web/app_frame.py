@@ -1,0 +1,75 @@
+"""The document in which the inspector shows an app of a server (extension `io.modelcontextprotocol/ui`).
+
+It's served for itself, because a frame made from text would inherit the policy of the page, and no app would run under
+that. The policy of its own makes its origin opaque: it reaches neither the page nor cookies nor storage, and of the
+network only what the app's resource declares. It waits for the app's HTML from the page that embeds it, which alone may
+be of this server, and becomes it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from millstream._http.message import HttpRequest, Response, query_values, refusal
+
+PATH = "/inspect/app"
+MAX_DOMAINS = 20
+"""Domains of one kind."""
+_DOMAIN = re.compile(
+    r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|(?:https?|wss?)://\[[0-9a-fA-F:]+\](?::\d{1,5})?"
+)
+_KINDS = ("connect", "resource", "frame", "base")
+_DOCUMENT = b"""<!doctype html>
+<meta charset="utf-8">
+<title>App</title>
+<script>
+addEventListener("message", function take({ source, data }) {
+  if (source !== parent || typeof data?.html !== "string") return;
+  removeEventListener("message", take);
+  document.open();
+  document.write(data.html);
+  document.close();
+});
+parent.postMessage({ ready: true }, "*");
+</script>
+"""
+_REST = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+_INVALID = refusal(
+    400, f"Each domain looks like https://api.example.com, and there are at most {MAX_DOMAINS} of a kind."
+)
+
+
+def policy(domains: Mapping[str, Sequence[str]]) -> str:
+    """Return the Content-Security-Policy of an app that declares these domains, by ``connect``, ``resource``, ``frame``
+    and ``base``.
+    """
+    resources = " ".join(domains.get("resource", ()))
+
+    def allow(*sources: str) -> str:
+        return " ".join(each for each in sources if each) or "'none'"
+
+    rules = {
+        "default-src": "'none'",
+        "script-src": allow("'unsafe-inline'", resources),
+        "style-src": allow("'unsafe-inline'", resources),
+        "img-src": allow("data: blob:", resources),
+        "media-src": allow("data: blob:", resources),
+        "font-src": allow("data:", resources),
+        "connect-src": allow(*domains.get("connect", ())),
+        "frame-src": allow(*domains.get("frame", ())),
+        "base-uri": allow(*domains.get("base", ())),
+        "object-src": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'self'",
+        "sandbox": "allow-scripts",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+async def get(request: HttpRequest) -> Response:
+    """`GET` of the document, with the domains of the app in the query."""
+    asked = query_values(request.query)
+    domains = {kind: asked.get(kind, []) for kind in _KINDS}
+    if any(len(each) > MAX_DOMAINS or not all(map(_DOMAIN.fullmatch, each)) for each in domains.values()):
+        return _INVALID
+    head = f"content-type: text/html; charset=utf-8\r\ncontent-security-policy: {policy(domains)}\r\n".encode()
+    return Response(_DOCUMENT, 200, head + _REST)

@@ -1,0 +1,118 @@
+// The host's side of MCP Apps 2026-01-26 (io.modelcontextprotocol/ui): JSON-RPC by messages with a frame that may run
+// anything. Nothing that comes from it is trusted: it gets what it may have, and everything that acts asks the person.
+
+export const VERSION = "2026-01-26";
+export const EXTENSION = "io.modelcontextprotocol/ui";
+export const MIME = "text/html;profile=mcp-app";
+
+const NOT_FOUND = -32601;
+const INVALID = -32602;
+const REFUSED = -32000;
+const MAX_MESSAGE = 1024 * 1024; // characters of what a frame sends at once
+const MAX_PENDING = 16; // requests of a frame that are under way
+
+const error = (code, message) => Object.assign(new Error(message), { code });
+
+/** Whether an app may call a tool: by default, everybody may. */
+export const visibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", "app"]).includes("app");
+
+/**
+ * @typedef {object} Host what the page does for an app
+ * @property {() => object} context the host context
+ * @property {object} capabilities
+ * @property {(name: string) => object | undefined} tool of the app's server
+ * @property {(tool: object, given: object) => Promise<object>} call asks the person where that's needed
+ * @property {(uri: string) => Promise<object>} read
+ * @property {(url: string) => Promise<void>} open rejects if the person doesn't want to
+ * @property {(text: string, role: string) => Promise<void>} say
+ * @property {(context: object) => void} remember what the model should know
+ * @property {(size: {width?: number, height?: number}) => void} resize
+ * @property {(level: string, data: unknown) => void} log
+ * @property {() => void} ready the app has begun
+ */
+
+export class Bridge {
+  ready = false;
+  #frame;
+  #host;
+  #pending = 0;
+  #next = 1;
+  #answers = new Map();
+
+  /** @param {HTMLIFrameElement} frame @param {Host} host */
+  constructor(frame, host) {
+    this.#frame = frame;
+    this.#host = host;
+    this.listen = this.listen.bind(this);
+    addEventListener("message", this.listen);
+  }
+
+  close() {
+    removeEventListener("message", this.listen);
+  }
+
+  /** Tell the app something. */
+  notify(method, params) {
+    this.#post({ jsonrpc: "2.0", method, params });
+  }
+
+  /** Ask the app, and wait a moment for what it says. */
+  request(method, params, ms) {
+    const id = `host-${this.#next++}`;
+    this.#post({ jsonrpc: "2.0", id, method, params });
+    return new Promise((resolve) => {
+      this.#answers.set(id, resolve);
+      setTimeout(resolve, ms);
+    }).finally(() => this.#answers.delete(id));
+  }
+
+  // The frame has an opaque origin, which no target names.
+  #post(message) {
+    this.#frame.contentWindow?.postMessage(message, "*");
+  }
+
+  async listen({ source, data }) {
+    if (!source || source !== this.#frame.contentWindow || data?.jsonrpc !== "2.0") return;
+    const { id, method, params } = data;
+    if (method === undefined) return this.#answers.get(id)?.(data);
+    if (id === undefined) return this.#hear(method, params ?? {});
+    if (typeof id !== "string" && typeof id !== "number") return;
+    try {
+      if (this.#pending >= MAX_PENDING) throw error(REFUSED, `An app has at most ${MAX_PENDING} requests under way.`);
+      if ((JSON.stringify(params) ?? "").length > MAX_MESSAGE) throw error(INVALID, "This message is too large.");
+      this.#pending += 1;
+      const result = await this.#answer(method, params ?? {}).finally(() => (this.#pending -= 1));
+      this.#post({ jsonrpc: "2.0", id, result: result ?? {} });
+    } catch (problem) {
+      this.#post({ jsonrpc: "2.0", id, error: { code: problem.code ?? REFUSED, message: problem.message } });
+    }
+  }
+
+  #hear(method, params) {
+    if (method === "ui/notifications/initialized" && !this.ready) {
+      this.ready = true;
+      this.#host.ready();
+    } else if (method === "ui/notifications/size-changed") this.#host.resize(params);
+    else if (method === "notifications/message") this.#host.log(String(params.level ?? "info"), params.data);
+  }
+
+  async #answer(method, params) {
+    const host = this.#host;
+    if (method === "ui/initialize") return { protocolVersion: VERSION, hostInfo: { name: "millstream-inspect", version: "1" }, hostCapabilities: host.capabilities, hostContext: host.context() };
+    if (method === "ping") return {};
+    if (method === "tools/call") {
+      const tool = host.tool(params.name);
+      if (!tool || !visibleToApps(tool)) throw error(INVALID, `There is no tool ${params.name} for apps.`);
+      return host.call(tool, params.arguments ?? {});
+    }
+    if (method === "resources/read") return host.read(String(params.uri));
+    if (method === "ui/open-link") return host.open(String(params.url));
+    if (method === "ui/message") {
+      const text = [params.content].flat().map((each) => (each?.type === "text" ? String(each.text) : "")).join("\n");
+      return host.say(text, String(params.role ?? "user"));
+    }
+    if (method === "ui/update-model-context") return host.remember({ content: params.content, structuredContent: params.structuredContent });
+    if (method === "ui/request-display-mode") return { mode: "inline" };
+    throw error(NOT_FOUND, `This host doesn't know ${method}.`);
+  }
+}

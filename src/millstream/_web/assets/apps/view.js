@@ -1,0 +1,172 @@
+// An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin, under the policy
+// that the resource declares. What the app wants to do is asked here, and shown.
+
+import { element } from "../dom.js";
+import { jsonBlock } from "../render/json.js";
+import { icon } from "../shell/icons.js";
+import { Bridge, MIME } from "./bridge.js";
+
+const MAX_HTML = 5 * 1024 * 1024;
+const MAX_EVENTS = 50;
+const HEIGHTS = [80, 900];
+const TEARDOWN_MS = 300;
+const DOMAIN = /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
+const KINDS = { connectDomains: ["connect", "connects to"], resourceDomains: ["resource", "loads from"], frameDomains: ["frame", "embeds"], baseUriDomains: ["base", "resolves addresses below"] };
+
+const open = new Set(); // what closes each app that is shown
+
+/** The address of a tool's app, or "". */
+export const appOf = (tool) => {
+  const uri = tool._meta?.ui?.resourceUri ?? tool._meta?.["ui/resourceUri"];
+  return typeof uri === "string" && uri.startsWith("ui://") ? uri : "";
+};
+
+/** Take down every app: something else takes its place. Apps hear of it first, and have a moment. */
+export const closeApps = () => Promise.all([...open].map((close) => close()));
+
+/** The domains that a resource declares, those that are none left out. */
+function domainsOf(csp) {
+  return Object.fromEntries(Object.keys(KINDS).map((name) => [name, [csp?.[name] ?? []].flat().filter((each) => typeof each === "string" && DOMAIN.test(each)).slice(0, 20)]));
+}
+
+const VARIABLES = {
+  "--color-background-primary": "--surface", "--color-background-secondary": "--sunken", "--color-background-tertiary": "--ground",
+  "--color-background-info": "--info-soft", "--color-background-danger": "--bad-soft", "--color-background-success": "--good-soft", "--color-background-warning": "--warn-soft",
+  "--color-text-primary": "--text", "--color-text-secondary": "--text-soft", "--color-text-info": "--info", "--color-text-danger": "--bad", "--color-text-success": "--good", "--color-text-warning": "--warn",
+  "--color-border-primary": "--line", "--color-border-secondary": "--line-strong", "--color-ring-primary": "--accent",
+  "--font-sans": "--sans", "--font-mono": "--mono", "--font-text-sm-size": "--type-sm", "--font-text-md-size": "--type-md", "--border-radius-sm": "--radius-sm", "--border-radius-md": "--radius", "--border-radius-lg": "--radius-lg", "--border-radius-full": "--pill",
+};
+
+function themeOf() {
+  const style = getComputedStyle(document.documentElement);
+  const chosen = document.documentElement.dataset.theme;
+  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  return { theme: dark ? "dark" : "light", styles: { variables: Object.fromEntries(Object.entries(VARIABLES).map(([name, token]) => [name, style.getPropertyValue(token).trim()])) } };
+}
+
+/** The HTML of a resource, and what it declares. Throws where it's none. */
+function htmlOf({ contents = [] }, uri) {
+  const found = contents.find((each) => each.uri === uri) ?? contents[0];
+  if (!found) throw new Error(`${uri} is empty.`);
+  if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME) throw new Error(`${uri} is ${found.mimeType ?? "of no type"}. An app is ${MIME}.`);
+  const html = found.text ?? new TextDecoder().decode(Uint8Array.from(atob(found.blob ?? ""), (each) => each.charCodeAt(0)));
+  if (html.length > MAX_HTML) throw new Error(`${uri} is larger than ${MAX_HTML / 1024 / 1024} MiB.`);
+  return { html, meta: found._meta?.ui ?? {} };
+}
+
+/**
+ * The card of an app.
+ *
+ * @param {object} tool whose result it shows
+ * @param {object} given its arguments
+ * @param {object} result
+ * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[]}} server
+ */
+export function appCard(tool, given, result, { request, tools }) {
+  const uri = appOf(tool);
+  const allows = element("p", { className: "soft small" }, "Loading…");
+  const asked = element("div", { className: "app-asks stack tight" });
+  const events = element("ol", { className: "app-events" });
+  const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
+  const stage = element("div", { className: "app-stage" });
+  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), element("code", { className: "one-line grow", dir: "auto" }, uri)), allows, asked, stage, fold);
+  const always = new Set();
+  let bridge = null;
+
+  const note = (title, value) => {
+    fold.hidden = false;
+    events.append(element("li", {}, element("strong", {}, title), ...(value === undefined ? [] : [jsonBlock(value, title)])));
+    if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
+  };
+
+  /** Ask the person; rejects if they don't want it. */
+  const ask = (says, value, key = "") => {
+    if (key && always.has(key)) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      const choice = (text, look, act) => {
+        const button = element("button", { type: "button", className: look }, text);
+        button.addEventListener("click", () => {
+          card.remove();
+          act();
+        });
+        return button;
+      };
+      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The person didn't allow it.")))];
+      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": says }, element("p", { role: "status" }, element("strong", {}, "The app asks: "), says), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
+      asked.append(card);
+    });
+  };
+
+  const host = (domains) => ({
+    capabilities: { openLinks: {}, serverTools: {}, serverResources: {}, logging: {}, sandbox: { permissions: {}, csp: domains } },
+    context: () => ({
+      ...themeOf(), toolInfo: { tool }, displayMode: "inline", availableDisplayModes: ["inline"], containerDimensions: { width: stage.clientWidth, maxHeight: HEIGHTS[1] },
+      locale: navigator.language, timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone, userAgent: "millstream-inspect", platform: "web",
+      deviceCapabilities: { touch: navigator.maxTouchPoints > 0, hover: matchMedia("(hover: hover)").matches },
+    }),
+    tool: (name) => tools().find((each) => each.name === name),
+    call: async (wanted, values) => {
+      if (!wanted.annotations?.readOnlyHint) await ask(`May it call ${wanted.name}?`, values, wanted.name);
+      note(`Called ${wanted.name}`, values);
+      return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
+    },
+    read: (wanted) => {
+      note(`Read ${wanted}`);
+      return request("resources/read", { uri: wanted });
+    },
+    open: async (url) => {
+      if (!/^https?:\/\//i.test(url)) throw new Error("This page only opens web addresses.");
+      await ask(`May it open ${url}?`);
+      window.open(url, "_blank", "noopener,noreferrer");
+      note(`Opened ${url}`);
+    },
+    say: async (text, role) => {
+      note(`Said as ${role}`, text);
+    },
+    remember: (context) => note("Told the model", context),
+    resize: ({ height }) => {
+      if (Number.isFinite(height)) stage.firstChild.style.height = `${Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1])}px`;
+    },
+    log: (level, data) => note(`Logged (${level})`, data),
+    ready: () => {
+      bridge.notify("ui/notifications/tool-input", { arguments: given });
+      bridge.notify("ui/notifications/tool-result", result);
+    },
+  });
+
+  const retheme = () => bridge?.ready && bridge.notify("ui/notifications/host-context-changed", themeOf());
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  const close = async () => {
+    open.delete(close);
+    removeEventListener("millstream-theme", retheme);
+    scheme.removeEventListener("change", retheme);
+    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "Something else takes its place." }, TEARDOWN_MS);
+    bridge?.close();
+    stage.replaceChildren();
+  };
+  open.add(close);
+  addEventListener("millstream-theme", retheme);
+  scheme.addEventListener("change", retheme);
+
+  const start = async () => {
+    const { html, meta } = htmlOf(await request("resources/read", { uri }), uri);
+    if (!open.has(close)) return;
+    const domains = domainsOf(meta.csp);
+    const said = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
+    allows.textContent = said.length ? `In a sandbox. It ${said.join("; ")}.` : "In a sandbox, without network.";
+    const query = new URLSearchParams(Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each])));
+    const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${tool.title ?? tool.name}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
+    bridge = new Bridge(frame, host(domains));
+    addEventListener("message", function begin({ source, data }) {
+      if (source !== frame.contentWindow || data?.ready !== true) return;
+      removeEventListener("message", begin);
+      source.postMessage({ html }, "*");
+    });
+    stage.replaceChildren(frame);
+  };
+  start().catch((problem) => {
+    allows.textContent = `The app can't be shown. ${problem.message}`;
+    allows.className = "notice bad";
+  });
+  return node;
+}

@@ -1,0 +1,41 @@
+"""A server with an app: a tool whose result a page of the server shows, and one that apps can't call."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from millstream import Server, ToolAnnotations
+
+mcp = Server("apps", serve="web")
+DECLARED = os.environ["DECLARED"]
+HTML = (Path(__file__).parent / "app.html").read_text("utf-8")
+UI: dict[str, Any] = {"resourceUri": "ui://shop/table"}
+
+
+@mcp.tool(meta={"ui": UI}, annotations=ToolAnnotations(read_only_hint=True))
+async def stock(count: int = 3) -> dict[str, list[str]]:
+    """List the books in stock."""
+    return {"rows": [f"Book {number}" for number in range(count)]}
+
+
+@mcp.tool(meta={"ui": UI})
+async def refresh(count: int) -> dict[str, list[str]]:
+    """Count the books again."""
+    return {"rows": [f"Counted {number}" for number in range(count)]}
+
+
+@mcp.tool(meta={"ui": {"visibility": ["model"]}})
+async def secret() -> str:
+    """Not for apps."""
+    return "secret"
+
+
+@mcp.resource(
+    "ui://shop/table", mime_type="text/html;profile=mcp-app", meta={"ui": {"csp": {"connectDomains": [DECLARED]}}}
+)
+async def table() -> str:
+    """Show the stock."""
+    replaced = HTML
+    for name in ("SERVER", "UNDECLARED", "DECLARED"):
+        replaced = replaced.replace(f'"{name}/', f'"{os.environ[name]}/')
+    return replaced

@@ -1,0 +1,122 @@
+"""Apps of a server in the inspector: what they show and ask, and what their frame can't reach."""
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx2
+import pytest
+from playwright.sync_api import Browser, FrameLocator, Page, expect
+
+from millstream._web.app_frame import policy
+from pages_world import fits
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+
+class Open(BaseHTTPRequestHandler):
+    """Answers pages of every origin."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("access-control-allow-origin", "*")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[str]:
+    """The address of a server with an app, which declares one of two servers elsewhere."""
+    others = [ThreadingHTTPServer(("127.0.0.1", 0), Open) for _ in range(2)]
+    threads = [Thread(target=each.serve_forever) for each in others]
+    for each in threads:
+        each.start()
+    port = free_port()
+    declared, undeclared = (f"http://127.0.0.1:{each.server_port}" for each in others)
+    address = f"http://127.0.0.1:{port}"
+    variables = {"SERVER": address, "DECLARED": declared, "UNDECLARED": undeclared}
+    try:
+        with serving(millstream("tests/pages/app_shop.py", port), port, tmp_path / "log", **variables):
+            yield address
+    finally:
+        for other in others:
+            other.shutdown()
+            other.server_close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of its own: what the browser says of a hostile app isn't a defect of ours."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB")
+    context.add_cookies([{"name": "millstream", "value": "secret", "url": "http://127.0.0.1"}])
+    yield context.new_page()
+    context.close()
+
+
+def app(page: Page, address: str) -> FrameLocator:
+    """Run the tool, and return the frame of its app."""
+    page.goto(f"{address}/inspect#tool=stock")
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    frame = page.frame_locator(".app iframe")
+    expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
+    return frame
+
+
+def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str, page: Page) -> None:
+    """MCP Apps 2026-01-26: initialize, input, result, size; a call that may change something waits for the person."""
+    frame = app(page, shop)
+    expect(frame.locator("#input")).to_have_text('{"count":3}')
+    expect(page.locator(".app iframe")).to_have_css("height", "333px")
+    for choice, rows in (("Decline", None), ("Approve", ["Counted 0", "Counted 1"])):
+        frame.get_by_role("button", name="Refresh").click()
+        asked = page.get_by_role("group", name="May it call refresh?")
+        expect(asked).to_contain_text('"count": 2')
+        assert fits(page) == []
+        asked.get_by_role("button", name=choice).click()
+        if rows:
+            expect(frame.locator("#rows li")).to_have_text(rows)
+        else:
+            expect(frame.locator("#answer")).to_have_text("The person didn't allow it.")
+    frame.get_by_role("button", name="Hidden tool").click()
+    expect(frame.locator("#answer")).to_have_text("There is no tool secret for apps.")
+    frame.get_by_role("button", name="Say").click()
+    page.get_by_text("What the app did").click()
+    expect(page.locator(".app-events")).to_contain_text("Order more books")
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator(".app iframe")).to_have_count(1)
+    expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
+
+
+def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: Page) -> None:
+    """Its origin is opaque: no page, cookies, storage, or server of ours; of the network, only the declared domain."""
+    frame = app(page, shop)
+    expect(frame.locator("#reached")).to_have_text("null: declared")
+    expect(page.locator(".app")).to_contain_text("connects to http://127.0.0.1:")
+    inner = next(each for each in page.frames if each is not page.main_frame)
+    inner.evaluate("() => { try { top.location.href = 'http://127.0.0.1:1/'; } catch {} }")
+    with page.expect_console_message(lambda each: "frame-src 'self'" in each.text):
+        inner.evaluate("() => { location.href = 'http://127.0.0.1:1/?stolen'; }")
+    expect(page.locator(".app")).to_be_visible()
+    assert page.url.startswith(shop)
+    assert not any("stolen" in each.url for each in page.frames)
+
+
+def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) -> None:
+    """A policy can't be written into it."""
+    rules = dict(each.partition(" ")[::2] for each in policy({}).split("; "))
+    assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
+    assert "'self'" not in rules["script-src"]
+    for query, status in (
+        ("connect=https://api.example.com&resource=https://*.example.com:8443", 200),
+        ("connect=*", 400),
+        ("connect=https://a.example;script-src *", 400),
+        ("resource='unsafe-eval'", 400),
+        ("&".join(["frame=https://a.example"] * 21), 400),
+    ):
+        assert httpx2.get(f"{shop}/inspect/app", params=query).status_code == status
+    head = httpx2.get(f"{shop}/inspect/app").headers["content-security-policy"]
+    assert "frame-ancestors 'self'" in head
