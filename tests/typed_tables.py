@@ -218,15 +218,13 @@ PAGES = {
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
     "docs/how-to/publish-a-server-card.md": Page(
-        untyped={
-            "export MILLSTREAM_CARD_URL": "tests/extensions/cards has the setting.",
-            "millstream publish": "tests/extensions/cards runs it.",
-        },
+        files=SHOP,
     ),
     "docs/how-to/serve-skills.md": Page(
+        files={"skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md"},
         untyped={
             "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",
-            "millstream list skilled.py": "tests/cli/test_client_commands.py lists skills.",
+            "---\nname: refunds": "It's the text of the skill that the reader has as a file.",
         },
     ),
     "docs/how-to/write-an-extension.md": Page(

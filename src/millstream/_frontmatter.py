@@ -7,7 +7,7 @@ could make a small text a huge value.
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_object
@@ -52,12 +52,14 @@ def _load(raw: str) -> Any:
     class Constructor(SafeConstructor):
         """Leaves dates as text, as JSON has none."""
 
-    Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-    loader = YAML(typ="safe", pure=True)
-    loader.Constructor = Constructor
+    constructor: Any = Constructor  # ruamel.yaml has no complete types
+    constructor.add_constructor("tag:yaml.org,2002:timestamp", constructor.construct_yaml_str)
+    loader: Any = YAML(typ="safe", pure=True)
+    loader.Constructor = constructor
+    parser: Any = YAML(typ="safe", pure=True)
     try:
         # The time grows with the square of the depth, so the events are looked at before anything is built of them.
-        _check_events(YAML(typ="safe", pure=True).parse(raw))
+        _check_events(parser.parse(raw))
         return loader.load(raw)
     except (YAMLError, ValueError, RecursionError) as exc:
         if isinstance(exc, FrontmatterError):
@@ -78,12 +80,12 @@ def _check_events(events: Iterable[Any]) -> None:
 
 def _check(value: Any) -> None:
     if isinstance(value, dict):
-        for name, inner in value.items():
+        for name, inner in cast("dict[object, object]", value).items():
             if not isinstance(name, str):
                 raise FrontmatterError(f"its frontmatter has the key {name!r}, which isn't a text")
             _check(inner)
     elif isinstance(value, list):
-        for inner in value:
+        for inner in cast("list[object]", value):
             _check(inner)
     elif not (
         value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))

@@ -118,7 +118,7 @@ def prepare(reader: Reader, page: str, text: str) -> None:
                 reader.write(step)
     for name, content in PAGES.get(page, Page()).files.items():
         path = reader.folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / content).read_text("utf-8") if content.startswith("examples/") else content, "utf-8")
 
 

@@ -106,6 +106,11 @@ class Stock(Extension):
             self.open_streams -= 1
             self.ended.set()
 
+    @method("com.example/tell")
+    async def tell(self) -> None:
+        """Tell every session."""
+        self.host.broadcast("com.example/looking", {"isbn": "all", "by": ""})
+
     @method("com.example/name")
     async def ask_name(self, ctx: Context) -> dict[str, Any]:
         """Ask the person."""

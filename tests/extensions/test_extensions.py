@@ -60,6 +60,11 @@ async def _walk(target: Any, revision: str) -> None:
             await client.request("com.example/stock", {"isbn": 1})
         await client.ping()
         assert peer.ordered == ["1"]
+        if BY_DATE[revision].handshake:
+            peer.came.clear()
+            await client.request("com.example/tell")
+            await peer.came.wait()
+            assert peer.looking[-1] == ("all", "")
 
 
 @pytest.mark.server

@@ -68,7 +68,7 @@ def result_object(value: Any) -> dict[str, Any]:
     Raises:
         TypeError: The value isn't an object.
     """
-    built = {} if value is None else msgspec.to_builtins(value, str_keys=True)
+    built: Any = {} if value is None else msgspec.to_builtins(value, str_keys=True)
     if not is_object(built):
         raise TypeError(
             f"The result of a method is an object: return a mapping or a Struct, not {type(value).__name__}"

@@ -35,7 +35,7 @@ async def test_views_are_resources_with_their_metadata(folder: Path, revision: s
         base_uris=["https://b.example:8443"], permissions=["camera", "clipboard-write"],
         domain="x.example", border=True,
     )  # fmt: skip
-    meta = {
+    meta: dict[str, Any] = {
         "csp": {
             "connectDomains": ["https://api.example.com"], "resourceDomains": ["https://*.example.com"],
             "frameDomains": ["https://a.example"], "baseUriDomains": ["https://b.example:8443"],

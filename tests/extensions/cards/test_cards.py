@@ -65,8 +65,10 @@ async def test_the_catalog_points_to_the_card_and_pages_of_any_origin_read_both(
             again = await ask(server, "GET", path, if_none_match=f'"other", W/{tag}')
             assert (again.status, again.body, again.headers[b"etag"].decode()) == (304, b"", tag)
             assert (await ask(server, "GET", path, if_none_match='"other"')).status == 200
-            preflight = {"origin": "https://elsewhere.example", "access_control_request_method": "GET"}
-            assert (await ask(server, "OPTIONS", path, **preflight)).status == 204
+            preflight = await ask(
+                server, "OPTIONS", path, origin="https://elsewhere.example", access_control_request_method="GET"
+            )
+            assert preflight.status == 204
             assert (await ask(server, "POST", path)).status == 405
 
 

@@ -134,7 +134,12 @@ def test_changes_are_noticed_and_only_changed_files_are_read(folder: Path, monke
     now = [0.0]
     skills = SkillFolder(str(folder), clock=lambda: now[0])
     digests: list[bytes] = []
-    monkeypatch.setattr(_folder, "digest_of", lambda data: digests.append(data) or f"sha256:{'0' * 64}")
+
+    def digest_of(data: bytes) -> str:
+        digests.append(data)
+        return f"sha256:{'0' * 64}"
+
+    monkeypatch.setattr(_folder, "digest_of", digest_of)
     place = folder / "acme/refunds/later/SKILL.md"
     place.write_text("---\nname: other\n---\n")
     assert len(skills.snapshot().skills) == 2
@@ -309,7 +314,7 @@ async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
     """Each breaks a rule of the specification."""
     text = TEXT.format(name="refunds")
     good = _entry(text)
-    for bad in (
+    wrong: list[dict[str, Any]] = [
         {**good, "resources": None},
         {key: value for key, value in good.items() if key != "resources"},
         {**good, "resources": []},
@@ -321,7 +326,8 @@ async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
             **good,
             "resources": [*good["resources"], {**good["resources"][0], "uri": "skill://refunds/b", "size": 2**24}],
         },
-    ):
+    ]
+    for bad in wrong:
         async with Client(_Liar(text, bad).server) as client:
             assert await client.skills() == []
     async with Client(_Liar(text, good).server) as client:
