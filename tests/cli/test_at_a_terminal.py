@@ -142,7 +142,7 @@ def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: 
     framed(lines, screen.columns)
     assert f"Try your tools at http://127.0.0.1:{port}/inspect" in lines
     program.write_text("from millstream import Server\n\nmcp = Sever('shop')\n", "utf-8")
-    lines = screen.until("Nothing has changed")
+    lines = screen.until("The restart failed")
     assert any("NameError: name 'Sever' is not defined" in line for line in lines)
     assert "Correct line 3 of shop.py" in "\n".join(lines).partition("Sever")[2]
     screen.press("C-c")

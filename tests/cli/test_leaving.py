@@ -102,7 +102,7 @@ async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -
         for client in (kept, new):
             reply = await client.request(call("who"))
             assert (reply.value, reply.closes) == (served.process.pid, False)
-        assert served.said("It goes on for 600 s") == 1
+        assert served.said("It keeps serving for 600 s") == 1
         served.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(served.process.wait, WAIT) == 130
         for client in (kept, new):

@@ -77,7 +77,7 @@ def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> No
     """A fixed defect: it served on its own port, and a second time on the one that was asked for when that ended."""
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
     error = failure(target)
-    assert "calls run() while it's imported" in error.what
+    assert "calls run() while it's being imported" in error.what
     assert "__main__" in error.fix
 
 
@@ -161,7 +161,7 @@ def test_errors_are_shown_for_files_in_any_folder(folder: Path, monkeypatch: pyt
     error = failure("shop.py")
     assert "from json import nothing" in error.detail
     assert "cannot import name 'nothing'" in error.detail
-    assert error.fix == ("Correct line 1 of shop.py." if place == "beside" else "Correct what the lines above show.")
+    assert error.fix == ("Correct line 1 of shop.py." if place == "beside" else "Correct the error shown above.")
 
 
 def test_error_causes_are_shown_first(folder: Path) -> None:

@@ -74,13 +74,13 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --port 80000", "80000 is not a port.", "Use --port 8000."),
     ("run shop.py --port abc", 'unable to convert "abc" into int', "Try: millstream run --help"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
-    ("run shop.py --host 0.0.0.0", "nobody would have to sign in", "add --auth-keys FILE"),
+    ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "add --auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
     ("run shop.py --log-level loud", 'Invalid value "loud" for --log-level.', "Choose from:"),
     ("run shop.py --auth-key ''", "--auth-key is empty.", "Give --auth-key a value"),
-    ("run shop.py --auth-keys no.keys", "The key file no.keys can't be read", "Make one: millstream keys add"),
+    ("run shop.py --auth-keys no.keys", "The key file no.keys can't be read", "Create one: millstream keys add"),
     ("run shop.py --store mysql://x", "Unknown store 'mysql'.", "sqlite:///file.db"),
     ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
     ("dev shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
@@ -216,7 +216,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().run("sse2"), "sse2", "http"),
     (lambda: program().http_app(stateless_http=True), "stateless_http", "Settings"),
     (lambda: Server("shop", serv="hub"), "serv", "serve"),  # type: ignore[call-arg]
-    (lambda: Server("shop", serve="chatt"), "Unknown part 'chatt'", "use metrics, hub, rest, web or all"),
+    (lambda: Server("shop", serve="chatt"), "Unknown part 'chatt'", "Use metrics, hub, rest, web or all"),
     (lambda: Server("shop", port=8000), "port", "run"),  # type: ignore[call-arg]
     (lambda: Server("shop", settings=Settings(stor="x")), "stor", "store"),  # type: ignore[call-arg]
     (lambda: program().tool(titel="x")(len), "titel", "title"),  # type: ignore[call-overload]

@@ -217,7 +217,7 @@ def test_second_ctrl_c_ends_the_server_at_once(file: Path) -> None:
         until(lambda: "Press Ctrl-C again" in server.log)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(WAIT) == 130
-        assert "Stopping at once, as you pressed Ctrl-C again: 1 call is cut off" in server.log
+        assert "Stopping at once after a second Ctrl-C: 1 call is cut off" in server.log
         assert "closed in order" in server.log
         assert "Traceback" not in server.log
 
@@ -233,7 +233,7 @@ def test_second_ctrl_c_ends_a_blocked_server(file: Path) -> None:
         assert "Stopping at once" in server.log
 
 
-HELD = "what still runs: refuses (slow.py:"
+HELD = "what is still running: refuses (slow.py:"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/refuses"])
@@ -260,7 +260,7 @@ def test_endless_threads_and_generators_do_not_block_exit(
         server.ask(tool)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT) == 0
-        told = "what still runs: a thread or a generator"
+        told = "what is still running: a thread or a generator"
         assert server.log.index("closed in order") < server.log.index(told)
 
 

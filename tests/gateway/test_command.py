@@ -77,7 +77,7 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
         (("accept", str(file), "shop", "by"), "did you mean 'buy'"),
         ((str(tmp_path / "none.toml"),), "There is no file"),
         ((str(lock),), "isn't a .toml or .json file"),
-        ((str(empty),), "add a table such as [upstreams.files]"),
+        ((str(empty),), "Add a table such as [upstreams.files]"),
     ):
         failed = run(*arguments)
         assert failed.returncode == 1, arguments

@@ -107,7 +107,7 @@ async def test_server_without_hub_says_how_to_enable_it() -> None:
     with pytest.raises(LocalError, match=r"""'shop' serves no hub. Write Server\('shop', serve="hub"\)"""):
         _ = Server("shop", serve="rest").hub
     server = shop()
-    with pytest.raises(LocalError, match="The first request opens it"):
+    with pytest.raises(LocalError, match="The first request or publication opens it"):
         server.hub.stats()
     await server.hub.publish("news", "x")
     assert server.hub.stats().published == 1

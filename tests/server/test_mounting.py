@@ -26,7 +26,7 @@ def test_servers_cannot_be_mounted_on_themselves_or_their_children() -> None:
     outer.mount(middle, prefix="m")
     middle.mount(inner, prefix="i")
     for part, whole in ((outer, outer), (middle, outer), (inner, outer)):
-        with pytest.raises(ValueError, match="it would be a part of itself"):
+        with pytest.raises(ValueError, match="it would contain itself"):
             part.mount(whole, prefix="x")
     inner.tool(buy)
     assert list(outer.registry.tools) == ["m_i_buy"]
@@ -122,7 +122,7 @@ async def test_servers_with_a_lifespan_are_mounted_before_the_start() -> None:
         assert (await client.call("i_tell")).text == "inner"
         middle.mount(places.place("plain", lifespan=False), prefix="p")
         assert (await client.call("p_tell")).text == "None"
-        with pytest.raises(ValueError, match="'late' has a lifespan, and 'middle' runs already"):
+        with pytest.raises(ValueError, match="'late' has a lifespan, but 'middle' is already running"):
             middle.mount(places.place("late"), prefix="l")
         outside = server("outside")
         outside.mount(places.place("late"))

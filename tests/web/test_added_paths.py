@@ -276,7 +276,7 @@ async def test_reserved_and_invalid_paths_are_refused() -> None:
     for wrong in ("page", "/a?b", "/a b", "/ä", "/a#b", "/%41"):
         with pytest.raises(ValueError, match="isn't a path"):
             Server("x").route(wrong)(home_page)
-    with pytest.raises(ValueError, match="methods are"):
+    with pytest.raises(ValueError, match="methods must be"):
         Server("x").route("/a", methods=["FETCH"])(home_page)
     with pytest.raises(ValueError, match="no folder"):
         Server("x").static("/a", "nowhere")
@@ -291,7 +291,7 @@ def test_pages_cannot_use_reserved_paths() -> None:
     user = UserRoutes(
         [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
     )
-    with pytest.raises(ValueError, match=r"'/token' is a path of Millstream's own here"):
+    with pytest.raises(ValueError, match=r"'/token' is one of Millstream's own paths"):
         routes_of(user)
 
 
@@ -335,9 +335,9 @@ async def test_duplicate_and_late_paths_are_refused() -> None:
         with pytest.raises(ValueError, match="of Millstream's own"):
             mcp.mount(other, prefix=prefix)
     mcp.mount(other, prefix="other")
-    with pytest.raises(ValueError, match="where MCP is served"):
+    with pytest.raises(ValueError, match="the path of MCP"):
         Server("x", settings=Settings(path="/rpc")).route("/rpc")(home_page)
-    with pytest.raises(ValueError, match="where MCP is served"):
+    with pytest.raises(ValueError, match="the path of MCP"):
         Server("x", settings=Settings(sse_path="/stream")).route("/stream")(home_page)
     async with mcp.running():
         with pytest.raises(Exception, match="before the server runs"):

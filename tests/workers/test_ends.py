@@ -67,7 +67,7 @@ async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
         waiting = Client(served.port)
         await until_async(lambda: state(first) == "T")
         assert (await waiting.request(call("who"))).value != first
-        assert served.said("has stood still for 3 s, and is killed") == 1
+        assert served.said("has been unresponsive for 3 s, and is killed") == 1
         assert served.said("was killed by SIGKILL; starting another") == 1
         with pytest.raises((OSError, EOFError)):
             await stopped
@@ -97,7 +97,7 @@ async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:
         running = asyncio.create_task(client.request(call("until_told")))
         await until_running(tmp_path)
         kill(served.pids[0], signal.SIGTERM)
-        served.wait_until_said("was told to stop; starting another")
+        served.wait_until_said("was stopped; starting another")
         (tmp_path / "go").touch()
         reply = await running
         assert reply.value == "done"
@@ -228,7 +228,7 @@ def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
     with started([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
         os.close(theirs)
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("Every worker is new")
+        served.wait_until_said("All workers are new")
         os.close(ours)
         assert served.process.wait(WAIT) == 0
         assert served.said("Stopping") == 1
@@ -242,7 +242,7 @@ def test_workers_under_nohup_outlive_the_terminal(tmp_path: Path) -> None:
     with started(command, port, tmp_path / "log") as served:
         served.process.send_signal(signal.SIGHUP)
         assert answers(port)
-        assert not served.said("Starting every worker again")
+        assert not served.said("Restarting all workers")
         assert set(served.children()) == set(served.pids)
 
 

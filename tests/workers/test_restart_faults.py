@@ -69,9 +69,9 @@ def restarting(tmp_path: Path) -> Iterator[Served]:
 
 async def all_become_new(served: Served) -> None:
     """The restart comes to its end."""
-    served.wait_until_said("Every worker is new")
+    served.wait_until_said("All workers are new")
     await until_two_serve(served)
-    assert served.said("Nothing has changed") == 0
+    assert served.said("The restart failed") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -113,7 +113,7 @@ async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Ser
     for number in range(3, 3 + STARTS):
         hold(tmp_path, number + 1)
         kill(await begun(tmp_path, number))
-    restarting.wait_until_said("Nothing has changed")
+    restarting.wait_until_said("The restart failed")
     assert set(restarting.pids) == set(restarting.children())
 
 
@@ -133,7 +133,7 @@ async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
         kill(served.pids[1])
         served.wait_until_said("starting another in 1 s")
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("go on")
+        served.wait_until_said("keep serving")
         (tmp_path / "broken").unlink()
         served.wait_until_said("is ready")
         assert [seat["worker"] for seat in await seats(served)] == [1, 2]
@@ -146,7 +146,7 @@ async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)
         (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", "VERSION = 2"))
-        served.wait_until_said("Every worker is new")
+        served.wait_until_said("All workers are new")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 2
         await client.close()

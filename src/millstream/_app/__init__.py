@@ -1,4 +1,4 @@
-"""The composition root: `Server`, which is the ASGI application itself, and how it is served."""
+"""The composition root: `Server`, which is itself the ASGI application, and the ways to serve it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["Server", "serve"]
 
 
 def __getattr__(name: str) -> Any:
-    # Serving HTTP imports an HTTP server; a stdio program does without.
+    # Serving HTTP imports an HTTP server, which a stdio program doesn't need.
     if name == "serve":
         from millstream._app.serving.http_server import serve  # noqa: PLC0415
 

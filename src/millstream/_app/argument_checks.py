@@ -1,4 +1,6 @@
-"""What `Server` is given, checked at once: a wrong value would show up much later, and far from its line."""
+"""Immediate checks of the arguments of `Server`, because mistakes would otherwise surface late and far from their
+line.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -21,22 +23,22 @@ _KINDS: dict[str, str] = {
 
 
 def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]], **texts: Any) -> None:
-    """Make sure that a server can be made of these values.
+    """Check the arguments of a server.
 
     Args:
-        name: of the server.
+        name: name of the server.
         lifespan: a function, or None.
-        kinds: argument -> its value and the class it must be of; None leaves it out.
+        kinds: argument -> its value and required class; None skips it.
         texts: arguments that must be strings.
 
     Raises:
-        TypeError: one is of the wrong kind; the text says what is right.
+        TypeError: an argument has the wrong type; the message says what is right.
         ValueError: the name is empty.
     """
     if not isinstance(name, str):
         raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}')
     if not name.strip():
-        raise ValueError('The name of the server is empty: clients show it, so write one, as in Server("shop")')
+        raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop")')
     for argument, value in texts.items():
         if not isinstance(value, str):
             raise TypeError(f"Server({name!r}): {argument} must be {_KINDS[argument]}, not {value!r}")
@@ -50,43 +52,43 @@ def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]]
 
 def _check_lifespan(where: str, lifespan: Any) -> None:
     if isinstance(lifespan, AbstractAsyncContextManager):
-        raise TypeError(f"{where} was called already: give the function itself, without parentheses")
+        raise TypeError(f"{where} was called already. Pass the function itself, without parentheses")
     if not callable(lifespan):
         raise TypeError(f"{where} must be a function, not {lifespan!r}: {_LIFESPAN}")
     plain: Callable[..., Any] = inspect.unwrap(lifespan)
     if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
-        raise TypeError(f"{where} must give an asynchronous context manager: {_LIFESPAN}")
+        raise TypeError(f"{where} must return an asynchronous context manager: {_LIFESPAN}")
     try:
         inspect.signature(lifespan).bind("the server")
     except TypeError as error:
-        raise TypeError(f"{where} is called with the server: {_LIFESPAN}") from error
+        raise TypeError(f"{where} must accept the server as its argument: {_LIFESPAN}") from error
     except ValueError:
         return  # a callable without a signature can't be checked
 
 
 def check_completer(where: str, function: Any) -> None:
-    """Make sure that a function can complete an argument.
+    """Check that a function can complete an argument.
 
     Raises:
-        TypeError: it cannot be called with a value and the other arguments.
+        TypeError: it can't be called with a value and the other arguments.
     """
     try:
         signature = inspect.signature(function)
         signature.bind("the", "two", **dict.fromkeys(dependencies_in(signature, hints_of(function))))
     except TypeError as error:
         raise TypeError(
-            f"{where}: a completer is called with what was typed and the other arguments: "
-            "def complete(value: str, arguments: dict[str, str]) -> list[str]"
+            f"{where}: a completer is called with the text typed so far and the other arguments: def "
+            "complete(value: str, arguments: dict[str, str]) -> list[str]"
         ) from error
     except ValueError:
         return
 
 
 def check_server(other: object, kind: type) -> None:
-    """Make sure that a server is mounted, and not an application of another kind.
+    """Check that a mounted object is a server, not another kind of application.
 
     Raises:
-        TypeError: it isn't one.
+        TypeError: it isn't a server.
     """
     if not isinstance(other, kind):
         raise TypeError(
@@ -96,60 +98,63 @@ def check_server(other: object, kind: type) -> None:
 
 
 def check_middleware(middleware: Any) -> tuple[object, ...]:
-    """The hooks of a server, outermost first.
+    """Return the hooks of a server, outermost first.
 
     Raises:
-        TypeError: it isn't a list of them.
+        TypeError: it isn't a list of hooks.
     """
     if not isinstance(middleware, Sequence) or isinstance(middleware, str):
-        raise TypeError(f"middleware is a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
+        raise TypeError(f"middleware must be a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
     return tuple(cast("Sequence[object]", middleware))
 
 
 def check_parts(parts: Any) -> "tuple[Part, ...]":
-    """The parts of the program.
+    """Return the program's own parts.
 
     Raises:
-        TypeError: one isn't a part.
+        TypeError: an element isn't a part.
     """
     if isinstance(parts, str) or not isinstance(parts, Sequence):
-        raise TypeError(f"parts is a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, use serve=")
+        raise TypeError(
+            f"parts must be a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, use serve="
+        )
     for each in cast("Sequence[object]", parts):
         if isinstance(each, type) or not all(hasattr(each, name) for name in ("name", "needs", "open", "close")):
             shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            raise TypeError(f"parts takes objects with name, needs, open(host) and close(), not {shown}")
+            raise TypeError(f"parts must contain objects with name, needs, open(host), and close(), not {shown}")
     return tuple(cast("Sequence[Part]", parts))
 
 
 def check_address(host: object, port: object, workers: object) -> None:
-    """Make sure that `Server.run` got numbers where it needs some.
+    """Check the types of the arguments of `Server.run`.
 
     Raises:
-        TypeError: naming the argument.
+        TypeError: an argument has the wrong type; the message names it.
     """
     if host is not None and not isinstance(host, str):
-        raise TypeError(f"run(host={host!r}): the host is a string, such as '127.0.0.1'")
+        raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'")
     for name, value in (("port", port), ("workers", workers)):
         if type(value) is not int and not (name == "port" and value is None):
-            raise TypeError(f"run({name}={value!r}): it must be a whole number")
+            raise TypeError(f"run({name}={value!r}): {name} must be an integer")
 
 
 def check_auth(auth: "Given | Sequence[Given] | None") -> "tuple[Given, ...]":
-    """What ``Server(auth=…)`` was given, as a tuple.
+    """Return the value of ``Server(auth=…)`` as a tuple.
 
     Raises:
-        TypeError: it is none of what `millstream.auth` makes. A list without any would protect nothing.
+        TypeError: an element isn't from `millstream.auth`, or the list is empty and would protect nothing.
     """
     if auth is None:
         return ()
     if isinstance(auth, str):
-        raise TypeError("auth is a string. If it is a key, write auth=auth.keys(…) around it.")
+        raise TypeError("auth must not be a string. If it is a key, write auth=auth.keys(…)")
     methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
     if not methods:
-        raise TypeError("auth=[] protects nothing. Leave it out, or name a method, such as auth.keys(…).")
+        raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
     for each in methods:
         if not (hasattr(each, "identify") or hasattr(each, "bind")):
             raise TypeError(
-                f"auth takes what millstream.auth makes, such as auth.keys(…), not {getattr(each, '__name__', each)!r}"
+                "auth must be created by millstream.auth, such as auth.keys(…), not "
+                f"{getattr(each, '__name__', each)!r}"
             )
     return methods

@@ -1,7 +1,7 @@
-"""What the dashboard shows, of all workers together: figures, history, recent calls, slow readers.
+"""Data for the dashboard, of all workers together: figures, history, recent calls, and slow readers.
 
-Each worker keeps its own. The one that serves a dashboard asks the others, waits a moment for their replies, and adds
-up what it got. Without a dashboard, nothing is sent.
+Each worker keeps its own data. The worker that serves a dashboard queries the others, waits briefly for their replies,
+and adds them up. Without a dashboard, nothing is sent.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ PATIENCE: Final = 0.4
 """Seconds to wait for the other workers."""
 READERS: Final = 30
 MAX_WORKERS: Final = 256
-"""Replies of more workers are ignored."""
+"""Maximum workers whose replies are used."""
 MAX_CHANNELS: Final = 100
-"""Channels of one worker: those with the most subscribers."""
+"""Maximum channels per worker, those with the most subscribers."""
 _SAME: Final = 0.5
-"""Seconds for which the figures of this worker are kept: rates are those since the last look."""
+"""Seconds for which the figures of this worker are cached, because rates are computed since the last query."""
 FRESH: Final = 5.0
-"""Seconds for which the figures of a worker that doesn't reply are shown."""
+"""Seconds for which the figures of a silent worker are still shown."""
 
 
 class _Question(Struct, array_like=True, frozen=True):
@@ -59,15 +59,15 @@ class Reader(Struct, array_like=True, frozen=True):
     who: str
     channels: list[str]
     seconds: float | None
-    """Since it was opened, if that's known."""
+    """Seconds since it was opened, if known."""
     waiting: int
     """Bytes that it hasn't read yet."""
 
 
 _OF_HUB: Final = frozenset(("events", "websocket"))
-"""Transports whose readers and channels the hub knows."""
+"""Transports whose readers and channels the hub tracks."""
 _FIGURES: Final = 0
-"""The number of requests that wait for nothing: replies count when they come."""
+"""Request number for replies that are used whenever they arrive."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_question = msgspec.msgpack.Decoder(_Question).decode
 _decode_figures = msgspec.msgpack.Decoder(Figures).decode
@@ -79,14 +79,14 @@ _decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
 
 class _Waiting(NamedTuple):
     answers: dict[str, bytes]
-    """By worker."""
+    """Replies by worker."""
     expected: set[str]
-    """Workers that replied the last time."""
+    """Workers that replied last time."""
     done: asyncio.Event
 
 
 class DashboardQueries:
-    """Replies for this worker, and asks the others."""
+    """Answers queries for this worker, and queries the others."""
 
     __slots__ = ("_calls", "_clock", "_cpu", "_figures", "_history", "_hub", "_known", "_me", "_numbers", "_observer",
                  "_peers", "_sending", "_streams", "_taken", "_upstreams", "_waiting")  # fmt: skip
@@ -103,17 +103,17 @@ class DashboardQueries:
         upstreams: UpstreamReports | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep nothing before `run`.
+        """Create the queries; `run` starts recording.
 
         Args:
-            peers: the other workers.
-            observer: has the counts.
-            calls: the recent ones.
-            streams: the open streams of this worker.
-            hub: has the subscribers.
-            me: the name of this worker.
-            upstreams: describes those of a gateway.
-            clock: seconds that only grow.
+            peers: messages between workers.
+            observer: source of the counts.
+            calls: recent calls.
+            streams: open streams of this worker.
+            hub: returns the hub with the subscribers.
+            me: name of this worker.
+            upstreams: returns reports on the upstreams of a gateway.
+            clock: monotonic clock in seconds.
         """
         # Configuration
         self._peers = peers
@@ -124,16 +124,16 @@ class DashboardQueries:
         self._upstreams = upstreams
         self._me = me
         self._clock = clock
-        # Process
+        # State
         self._taken: tuple[float, Figures] | None = None
-        """The newest figures of this worker, and when they were taken."""
+        """Latest figures of this worker, and when they were taken."""
         self._figures: dict[str, tuple[float, Figures]] = {}
-        """The newest figures of the other workers, and when they came."""
+        """Latest figures of the other workers, and when they arrived."""
         self._history = History(observer.durations.bounds)
         self._cpu = time.process_time()
         self._numbers = count(1)
         self._waiting: dict[int, _Waiting] = {}
-        """By number of the request."""
+        """Pending requests by number."""
         self._known: set[str] = set()
         """Workers that replied to the last request."""
         self._sending: set[asyncio.Task[Any]] = set()
@@ -141,7 +141,7 @@ class DashboardQueries:
         peers.on(StatsReply, self._take_reply)
 
     async def run(self) -> None:
-        """Record each second, until cancelled. The runtime owns the task."""
+        """Record counts each second until canceled. The runtime owns the task."""
         while True:
             now = time.time()
             self.remember(int(now) - 1)
@@ -154,21 +154,21 @@ class DashboardQueries:
         gauges = Gauges(self._observer.lag(), used, resident_bytes() or 0, len(self._streams))
         self._history.take(second, self._observer.calls(), gauges)
 
-    # What a page asks for
+    # Queries of the pages
 
     async def measure(self) -> None:
-        """Ask the other workers for their figures. `snapshot` shows those that came."""
+        """Query the figures of the other workers; `snapshot` includes their replies."""
         now = self._clock()
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
         await self._peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
 
     def snapshot(self, *, store: Any = None) -> dict[str, Any]:
-        """Return what the dashboard shows: the sums over all workers, and a row for each."""
+        """Return the sums over all workers, and a row for each."""
         figures = {name: each for name, (_, each) in self._figures.items()}
         return dashboard_values({**figures, self._me: self._own()}, self._me, store=store)
 
     def _own(self) -> Figures:
-        """Return the figures of this second, which are taken once for all dashboards."""
+        """Return the figures of this second, computed once for all dashboards."""
         now = self._clock()
         if self._taken is None or now - self._taken[0] >= _SAME:
             self._taken = now, self._observer.figures(hub=structs.asdict(self._hub.stats()))
@@ -183,7 +183,7 @@ class DashboardQueries:
         return history_values([_decode_past(each) for each in answers.values()], question.seconds)
 
     async def calls(self, since: float = 0, until: float = 0) -> dict[str, Any]:
-        """Return the newest calls, or those that are kept of a time; with them, the clients and the errors."""
+        """Return the most recent calls, or those of a period, with their clients and errors."""
         question = _Question("calls", since=since, until=until)
         return call_values(_decode_calls(each) for each in (await self._ask(question)).values())
 
@@ -196,7 +196,7 @@ class DashboardQueries:
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
     async def upstreams(self) -> list[dict[str, Any]]:
-        """Return state and figures of each upstream of the gateway, of all workers together."""
+        """Return state and statistics of each upstream of the gateway, of all workers together."""
         from millstream.gateway.page import merge_reports  # noqa: PLC0415  only where there is a gateway
 
         return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
@@ -227,7 +227,7 @@ class DashboardQueries:
     async def _ask(self, question: _Question) -> dict[str, bytes]:
         """Return the replies by worker, our own first.
 
-        All workers are asked. It waits for those that replied the last time; the first request finds them.
+        All workers are queried, but it waits only for those that replied last time; the first request discovers them.
         """
         if not self._peers.shared:
             return {self._me: await self._answer(question)}
@@ -249,14 +249,14 @@ class DashboardQueries:
         task.add_done_callback(self._sending.discard)
 
     async def _reply(self, request: StatsRequest, worker: str) -> None:
-        # The other worker may be of another version, or gone; its page asks again soon.
+        # The other worker may have another version or be gone; its page will ask again.
         with suppress(LocalError, OSError, msgspec.DecodeError):
             answer = await self._answer(_decode_question(request.about))
             await self._peers.send(worker, StatsReply(request.number, answer))
 
     def _take_reply(self, reply: StatsReply, worker: str) -> None:
         if reply.number == _FIGURES:
-            with suppress(msgspec.DecodeError):  # of another version, during a deploy
+            with suppress(msgspec.DecodeError):  # from another version, during a deployment
                 if len(self._figures) < MAX_WORKERS or worker in self._figures:
                     self._figures[worker] = self._clock(), _decode_figures(reply.answer)
             return
@@ -271,7 +271,7 @@ class DashboardQueries:
 
 
 def _with_few_channels(figures: Figures) -> Figures:
-    """Bound the size of a message: there may be a channel for each client."""
+    """Limit the number of channels in a message, because there may be one per client."""
     hub = figures.hub
     if hub is None or len(hub["channels"]) <= MAX_CHANNELS:
         return figures

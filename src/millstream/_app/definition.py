@@ -1,7 +1,7 @@
-"""What a server is before it runs: its name and settings, what is registered, what is mounted on it.
+"""The definition of a server before it runs: its name, settings, registered items, and mounted servers.
 
-A `Definition` is a node of the tree of mounted servers. Whatever is registered on one is registered, under a prefix,
-wherever it is mounted, and each change reaches the runtimes of all of them. Nothing here knows an event loop.
+A `Definition` is a node in the tree of mounted servers. Items registered on it are also registered, with a prefix,
+wherever it is mounted, and each change reaches the runtimes of all of them. Definitions don't depend on an event loop.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _ON_EACH_WORKER: ContextVar[bool] = ContextVar("on_each_worker", default=False)
 
 @contextmanager
 def on_each_worker() -> Generator[None]:
-    """What happens inside, and in the tasks that begin there, happens on every worker alike."""
+    """Mark registrations inside the block, and in tasks started there, as happening on every worker."""
     token = _ON_EACH_WORKER.set(True)
     try:
         yield
@@ -51,11 +51,11 @@ def on_each_worker() -> Generator[None]:
 
 
 class OneWorkerOnly(LocalError, ToolError):
-    """Something was registered on one of several workers. A tool that does so tells its caller."""
+    """An item was registered on only one of several workers. If a tool does that, its caller sees the message."""
 
 
 class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=SuggestionMeta):
-    """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
+    """Information about a server for people: ``Server("shop", info=Info(title="The shop"))``."""
 
     title: str | None = None
     description: str | None = None
@@ -64,22 +64,22 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
 
 
 class Listener(Protocol):
-    """What runs a server."""
+    """A running instance of a server."""
 
     @property
     def shared(self) -> bool:
-        """Other workers run it, too."""
+        """Whether other workers run the server, too."""
         ...
 
     def emit(self, change: ServerChange) -> None:
-        """Something changed."""
+        """Handle a change."""
 
     def altered(self, kind: str, key: str, how: str) -> None:
-        """The program of this worker has removed an item, ``added`` it, or switched it ``on`` or ``off``."""
+        """Handle an item that this worker's program has removed, ``added``, or switched ``on`` or ``off``."""
 
 
 def prefix_name(kind: str, key: str, prefix: str) -> str:
-    """The name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
+    """Return the name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
     if not prefix:
         return key
     if kind in {"tools", "prompts"}:
@@ -89,11 +89,11 @@ def prefix_name(kind: str, key: str, prefix: str) -> str:
 
 
 def _warning_of(names: Sequence[str], prefix: str = "") -> str:
-    """What to warn of; empty where there is nothing.
+    """Return a warning about names; empty if there's nothing to warn about.
 
     Args:
-        names: of tools that are too long only where they are mounted.
-        prefix: of a new mount. One that no name may have is all there is to say.
+        names: names of tools that are too long only where they are mounted.
+        prefix: prefix of a new mount. If the prefix itself is invalid, the warning is about it alone.
     """
     if prefix and not works_everywhere(prefix):
         return f"The prefix {prefix!r} makes tool names that will not work with every client: {NAMES_THAT_WORK}"
@@ -102,7 +102,7 @@ def _warning_of(names: Sequence[str], prefix: str = "") -> str:
     others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
     return (
         f"Where its server is mounted, the tool name {names[0]!r}{others} will not work with every client: "
-        f"{NAMES_THAT_WORK}, the prefix included"
+        f"{NAMES_THAT_WORK}, including the prefix"
     )
 
 
@@ -123,7 +123,7 @@ class Definition:
     auth: "tuple[Given, ...]" = ()
     middleware: Sequence[object] = ()
     extra_parts: "Sequence[Part]" = ()
-    """Parts of the program's own."""
+    """The program's own parts."""
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
@@ -131,33 +131,33 @@ class Definition:
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(ServerChange(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
-        """The middleware, if there is any."""
+        """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
-        """The servers behind this one."""
+        """Servers behind this one."""
         self.bridges: list[Bridge] = []
-        """Between the hub and message buses."""
+        """Bridges between the hub and message buses."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
-        """The servers that this one is mounted on, with the prefix of its names there."""
+        """The servers that this one is mounted on, with its prefix there."""
         self.user_routes: list[UserRoute] = []
-        """Paths of the program's own."""
+        """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        """Dependency -> what tests put in its place."""
+        """Dependency -> its replacement in tests."""
         self.listeners: set[Listener] = set()
-        """The runtimes that are open. Each change is passed to them."""
+        """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}
-        """What happened while it ran, for workers that begin later."""
+        """Changes while running, for workers that start later."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
-        """Put what was said on the command line over what the program says; before the server runs.
+        """Apply command line options over the program's, before the server runs.
 
         Args:
-            serve: the parts to serve instead; empty leaves them.
+            serve: parts to serve instead; empty keeps the program's.
             changes: settings by name.
 
         Raises:
-            ValueError: an unknown part, or a setting that cannot be.
+            ValueError: a part is unknown, or a setting is invalid.
         """
         if serve:
             self.parts = choose_parts(serve)
@@ -167,7 +167,7 @@ class Definition:
 
     @property
     def title(self) -> str:
-        """What people know it by."""
+        """Title for people."""
         return self.info.title or self.name
 
     @property
@@ -177,12 +177,12 @@ class Definition:
 
     @property
     def connects(self) -> bool:
-        """Whether people connect accounts of servers behind this one, on a page of their own."""
+        """Whether users connect accounts of upstreams, on a page for that."""
         return any(each.connects for each in self.upstreams)
 
     @property
     def limited(self) -> bool:
-        """Whether anything limits how often callers may ask."""
+        """Whether there are any rate limits."""
         settings = self.settings
         given = (
             settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
@@ -191,17 +191,17 @@ class Definition:
         return any(given) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
-        """Name, version and information as the newest revision has them."""
+        """Return name, version, and information in the form of the newest revision."""
         return {"name": self.name, "version": self.version or "0", **msgspec.to_builtins(self.info)}
 
     # Registration
 
     def add(self, kind: str, key: str, item: Any) -> None:
-        """Register an item here and wherever this is mounted.
+        """Register an item here, and wherever this server is mounted.
 
         Raises:
-            ValueError: its name is taken in one of these places; it is registered in none then.
-            LocalError: the server runs in several workers, and only this one would have it.
+            ValueError: its name is taken in one of these places, in which case it's registered in none.
+            LocalError: the server runs in several workers, and only this one would have the item.
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
@@ -213,7 +213,9 @@ class Definition:
                 listener.altered(kind, key, "added")
 
     def remove(self, kind: str, key: str) -> None:
-        """Take an item away, here and wherever this is mounted, on every worker. Raises KeyError when there is none."""
+        """Remove an item here, and wherever this server is mounted, on every worker. Raises KeyError if it doesn't
+        exist.
+        """
         self.registry.remove(kind, key)
         for listener in list(self.listeners):
             listener.altered(kind, key, "removed")
@@ -221,10 +223,10 @@ class Definition:
             parent.remove(kind, prefix_name(kind, key, prefix))
 
     def switch(self, kind: str, key: str, *, on: bool) -> None:
-        """Offer an item or not, here and wherever this is mounted, on every worker.
+        """Enable or disable an item here, and wherever this server is mounted, on every worker.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: the item doesn't exist.
         """
         registry = self.registry
         offered, disabled = getattr(registry, kind), registry.disabled[kind]
@@ -238,10 +240,10 @@ class Definition:
             parent.switch(kind, prefix_name(kind, key, prefix), on=on)
 
     def kind_of(self, noun: str, key: str) -> str:
-        """The kind of the registry that a tool, prompt or resource of a name belongs to.
+        """Return the registry kind of a tool, prompt, or resource.
 
         Raises:
-            TypeError: no such noun.
+            TypeError: the noun is unknown.
         """
         if noun == "resource":
             registry = self.registry
@@ -251,7 +253,7 @@ class Definition:
         return f"{noun}s"
 
     def find_tagged(self, tag: str) -> "list[tuple[str, str]]":
-        """Kind and name of each item with a tag, offered or not."""
+        """Return kind and name of each item with a tag, enabled or not."""
         return [
             (kind, key)
             for kind in KINDS
@@ -261,7 +263,7 @@ class Definition:
         ]
 
     def complete(self, reference: str, argument: str, function: Completer) -> None:
-        """Register what completes an argument of a prompt or template.
+        """Register the completion of an argument of a prompt or template.
 
         Raises:
             ValueError: the prompt or template has no such argument.
@@ -276,9 +278,9 @@ class Definition:
     def _check_everywhere(self, what: str) -> None:
         if self._runs_in_several() and not _ON_EACH_WORKER.get():
             raise OneWorkerOnly(
-                f"{what!r} would be on one worker only: this server runs, and it shares its store with other workers. "
-                "Register it before the server runs, or in its lifespan, which every worker enters (a task that begins "
-                "there may register, too)"
+                f"{what!r} would be on one worker only: this server is running, and it shares its store with "
+                "other workers. Register it before the server runs, or in its lifespan, which every worker "
+                "enters (a task that begins there may register, too)"
             )
 
     def _check_free(self, kind: str, key: str) -> None:
@@ -300,53 +302,53 @@ class Definition:
         self._put(kind, name, item.with_name(name) if prefix else item, on=on)
 
     def add_upstream(self, config: "UpstreamConfig") -> None:
-        """Put another server behind this one.
+        """Add an upstream.
 
         Raises:
-            LocalError: the server runs, or is mounted on another one.
+            LocalError: the server is running, or is mounted on another one.
         """
         if self._runs():
-            raise LocalError(f"The upstream {config.name!r} comes too late: add upstreams before the server runs")
+            raise LocalError(f"The upstream {config.name!r} comes too late. Add upstreams before the server runs")
         if self._mounted_on:
             parent, _ = self._mounted_on[0]
-            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}: add the upstream {config.name!r} there")
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the upstream {config.name!r} there")
         self.upstreams.append(config)
 
     def check_extensible(self, name: str, *, hooks: bool) -> None:
-        """Make sure that an extension can be added now.
+        """Check that an extension can be added now.
 
         Raises:
-            LocalError: the server runs, is mounted on another one, or has middleware and items already.
+            LocalError: the server is running, is mounted on another one, or already has middleware and items.
         """
         if self._runs():
-            raise LocalError(f"The extension {name!r} comes too late: add extensions before the server runs")
+            raise LocalError(f"The extension {name!r} comes too late. Add extensions before the server runs")
         if self._mounted_on:
             parent, _ = self._mounted_on[0]
-            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}: add the extension {name!r} there")
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the extension {name!r} there")
         if hooks and self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
             raise LocalError(
-                f"The extension {name!r} has hooks, and comes after the items that they are around. Add it when the "
-                f"server is made: Server({self.name!r}, extensions=[…])"
+                f"The extension {name!r} has hooks, but comes after the items that they wrap. Add it when the "
+                f"server is created: Server({self.name!r}, extensions=[…])"
             )
 
     def add_middleware(self, middleware: object) -> None:
-        """Put hooks inside those that there are, around the items that are registered from now on."""
+        """Add hooks inside the existing ones, around items that are registered from now on."""
         self.middleware = (*self.middleware, middleware)
         self.hooks = hooks_of(self.middleware, self)
 
-    # The tree
+    # Mounting
 
     def mount(self, other: "Definition", prefix: str) -> None:
-        """Offer what another server has as part of this one, now and later.
+        """Offer the items of another server as part of this one, now and later.
 
         Args:
             other: the other server.
-            prefix: of the names that its items have here.
+            prefix: prefix of its items' names here.
 
         Raises:
-            ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
-                while this server runs already.
-            LocalError: the server runs in several workers, and only this one would have it.
+            ValueError: a server can't contain itself, a name is taken, or the other server has a lifespan while this
+                one is already running.
+            LocalError: the server runs in several workers, and only this one would have the items.
         """
         self._check_mounted(other)
         items = [
@@ -368,48 +370,50 @@ class Definition:
     def _check_mounted(self, other: "Definition") -> None:
         if other.extra_parts:
             raise ValueError(
-                f"{other.name!r} has parts of its own, which only run where it isn't mounted: give them to "
+                f"{other.name!r} has parts of its own, which can't run in a mounted server. Pass them to "
                 f"{self.name!r} instead, as Server(…, parts=[…])"
             )
         if other.upstreams:
             raise ValueError(
-                f"{other.name!r} has upstreams, which only run where it isn't mounted: add them to {self.name!r} "
-                f"instead, with upstream(…)"
+                f"{other.name!r} has upstreams, which can't run in a mounted server. Add them to {self.name!r} "
+                "instead, with upstream(…)"
             )
         if self._is_part_of(other):
-            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
+            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself")
         self._check_everywhere(other.name)
         if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
             what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
             raise ValueError(
-                f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
+                f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a lifespan"
             )
 
     def _join(self, other: "Definition", prefix: str) -> None:
-        """Know each other, unless their paths don't go together."""
+        """Link two servers, unless their paths conflict."""
         self.mounted.append(other)
         other._mounted_on.append((self, prefix))
         if any(other.paths()):
             try:
                 if self._runs():
-                    raise ValueError(f"{other.name!r} has routes, and {self.name!r} runs already: mount it before")
+                    raise ValueError(
+                        f"{other.name!r} has routes, but {self.name!r} is already running. Mount it before"
+                    )
                 self._check_paths()
             except ValueError:
                 self.mounted.remove(other)
                 other._mounted_on.remove((self, prefix))
                 raise
 
-    # What it finds in the others
+    # Used by other servers of the tree
 
     def add_path(self, added: "UserRoute") -> None:
-        """Serve a path of the program's own, here and wherever this is mounted.
+        """Serve a path of the program's own here, and wherever this server is mounted.
 
         Raises:
-            ValueError: another one has the path.
-            LocalError: the server runs.
+            ValueError: the path is taken.
+            LocalError: the server is running.
         """
         if self._runs():
-            raise LocalError(f"{added.path!r} comes too late: add routes before the server runs")
+            raise LocalError(f"{added.path!r} comes too late. Add routes before the server runs")
         self.user_routes.append(added)
         try:
             self._check_paths()
@@ -418,7 +422,7 @@ class Definition:
             raise
 
     def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
-        """The paths of the program's own, those of mounted servers included, each with what stands before it."""
+        """Yield the program's own paths, including those of mounted servers, with their prefixes."""
         yield from (("" if each.fixed else before, each) for each in self.user_routes)
         for part in dict.fromkeys(self.mounted):
             for parent, prefix in part._mounted_on:
@@ -426,7 +430,7 @@ class Definition:
                     yield from part.paths(f"{before}/{prefix}" if prefix else before)
 
     def _check_paths(self) -> None:
-        """Raises ValueError when two paths of the program's own are the same, here or where this is mounted."""
+        """Raise ValueError if two of the program's own paths are the same, here or where this server is mounted."""
         from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  only for programs with pages of their own
 
         UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
@@ -437,27 +441,27 @@ class Definition:
         return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
 
     def _warn_of_names(self, prefix: str, tools: Iterator[str]) -> None:
-        """Say so where tools of a server that is about to be mounted here get names that some clients can't call."""
+        """Warn if tools of a server that is about to be mounted get names that some clients can't call."""
         if text := _warning_of([name for tool in tools for name in self.find_long_names_below(prefix, tool)], prefix):
             warn_author(text)
 
     def _warn_of_name(self, item: Any) -> None:
-        """The same for a tool of this server."""
+        """Warn if a tool of this server has such a name."""
         if self._mounted_on and (text := _warning_of([*self.find_long_names(item.name)])):
             warn_author(text, item.code)
 
     def find_long_names(self, tool: str) -> Iterator[str]:
-        """The names that are too long for some clients only where a tool of this server is mounted."""
+        """Yield the names that are too long for some clients only where a tool of this server is mounted."""
         for parent, prefix in self._mounted_on:
             yield from parent.find_long_names_below(prefix, tool)
 
     def find_long_names_below(self, prefix: str, tool: str) -> Iterator[str]:
-        """As `find_long_names`, for a tool of a server that is mounted here."""
+        """Yield the names like `find_long_names`, for a tool of a server mounted here."""
         name = prefix_name("tools", tool, prefix)
         if works_everywhere(name):
             yield from self.find_long_names(name)
         elif works_everywhere(tool) and works_everywhere(prefix):
-            yield name  # of another tool or prefix it was said already
+            yield name  # otherwise already reported for another tool or prefix
 
     def _runs(self) -> bool:
         return bool(self.listeners) or any(parent._runs() for parent, _ in self._mounted_on)
@@ -472,15 +476,15 @@ class Definition:
         return bool(self.mounted)
 
     def has_lifespan(self) -> bool:
-        """Whether this server, or one that is mounted on it, has a lifespan."""
+        """Return whether this server, or one mounted on it, has a lifespan."""
         return self.lifespan is not None or any(part.has_lifespan() for part in self.mounted)
 
     def has_wide_hooks(self) -> bool:
-        """Whether this server, or one that is mounted on it, has middleware around messages or lists."""
+        """Return whether this server, or one mounted on it, has middleware around messages or lists."""
         return (self.hooks is not None and self.hooks.wide) or any(part.has_wide_hooks() for part in self.mounted)
 
     def nearest(self, values: Mapping[Any, Any]) -> Any:
-        """The value of this server, or of the nearest one with a value that it is mounted on."""
+        """Return the value of this server, or of the nearest ancestor that has one."""
         around: list[Definition] = [self]
         for each in around:
             if each in values:
@@ -489,7 +493,7 @@ class Definition:
         return None
 
     def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        """What stands in for dependencies here: as this server says, and those that it is mounted on."""
+        """Return the dependency overrides here: this server's, and those of its ancestors."""
         found = self.overrides
         for parent, _ in self._mounted_on:
             found = {**found, **parent.all_overrides()}
@@ -498,10 +502,10 @@ class Definition:
     # Changes
 
     def emit(self, change: ServerChange) -> None:
-        """Tell a change to the runtimes of this server, and a change of a resource to those it is mounted on: what is
-        registered there changes by itself.
+        """Pass a change to the runtimes of this server, and a resource update also to its ancestors', where
+        registrations change by themselves.
         """
-        change.uri.encode()  # one that can't be sent is the caller's error
+        change.uri.encode()  # an unencodable URI is the caller's error
         for listener in list(self.listeners):
             listener.emit(change)
         if change.uri:

@@ -1,4 +1,4 @@
-"""Methods of `Server` under the names that other MCP packages use for the same thing."""
+"""Aliases of `Server` methods, under the names that other MCP libraries use."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -39,17 +39,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class FamiliarNames:
-    """A base of `Server`. New programs use `tool`, `route`, and the server itself as the ASGI application."""
+    """Base class of `Server`. New programs should use `tool`, `route`, and the server itself as the ASGI
+    application.
+    """
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, as ``@mcp.tool`` does: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
         register: Callable[[F], F] = cast("Any", self).tool(**options)
         return register(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
-        """Answer requests to a path, as ``@mcp.route`` does: ``@mcp.custom_route("/health", methods=["GET"])``.
+        """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
-        Where callers sign in, they have to for this path too, unless ``public=True``.
+        If callers have to sign in, this path requires it as well, unless ``public=True``.
         """
         register: Callable[[F], F] = cast("Any", self).route(path, methods=methods, **options)
         return register
@@ -60,15 +62,17 @@ class FamiliarNames:
         It serves Streamable HTTP at /mcp and HTTP+SSE at /sse. To mount it: ``FastAPI(lifespan=mcp.lifespan)``.
 
         Args:
-            path: where to serve Streamable HTTP.
-            transport: any; all of HTTP are served at once.
-            options: none; settings are those of the server.
+            path: path of Streamable HTTP.
+            transport: ignored, because all HTTP transports are served at once.
+            options: not supported; use the settings of the server.
 
         Raises:
-            TypeError: an option of another package; settings have those that Millstream knows.
+            TypeError: an option of another library was passed; see `Settings` for Millstream's.
         """
         if options:
-            raise TypeError(f"http_app takes no {', '.join(options)}: use Server(settings=Settings(…)); see Settings.")
+            raise TypeError(
+                f"http_app doesn't support {', '.join(options)}. Use Server(settings=Settings(…)); see Settings."
+            )
         if path is not None:
             cast("Any", self).definition.configure(path="/" + path.strip("/"))
         return self

@@ -1,6 +1,6 @@
-"""A folder of files over HTTP: Starlette's, without what begins with a dot, and with a bound on ranges.
+"""Static files: Starlette's implementation, without hidden files, and with a limit on ranges.
 
-Starlette resolves the path and refuses what lies outside of the folder, symbolic links included; it has entity tags,
+Starlette resolves paths and refuses those outside of the folder, including symbolic links. It supports entity tags,
 ``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
 """
 
@@ -12,25 +12,25 @@ from starlette.staticfiles import StaticFiles
 
 
 class Files:
-    """An ASGI application."""
+    """An ASGI application that serves a folder."""
 
     __slots__ = ("_files", "_kept", "_max_ranges")
 
     def __init__(self, folder: str, *, max_age: int, max_ranges: int, shared: bool) -> None:
-        """Serve a folder.
+        """Create the application.
 
         Args:
-            folder: of the files; everybody who may ask gets all of it.
-            max_age: seconds for which clients keep a file without asking again.
-            max_ranges: that one request may ask for.
-            shared: caches on the way may keep them for others, too.
+            folder: folder of the files, all of which are accessible to every permitted caller.
+            max_age: seconds for which clients cache a file without revalidation.
+            max_ranges: maximum ranges per request.
+            shared: whether shared caches may store the files.
 
         Raises:
-            ValueError: there is no such folder.
+            ValueError: the folder doesn't exist.
         """
         place = Path(folder).absolute()
         if not place.is_dir():
-            raise ValueError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
+            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
         self._files = StaticFiles(directory=place, html=True)
         whose = b"public" if shared else b"private"
         self._kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
@@ -39,7 +39,7 @@ class Files:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3."""
         inside = scope["path"].removeprefix(scope["root_path"])
-        # A file has one name here: another one might begin otherwise than the path that is guarded.
+        # A file has one path here. Another spelling could bypass the prefix that is guarded.
         if "//" in inside or any(part.startswith(".") for part in inside.replace("\\", "/").split("/")):
             raise HTTPException(404)
         headers = scope["headers"]

@@ -1,6 +1,6 @@
-"""A folder of files as resources: a list of them, and a template for each of them (``mcp.files``).
+"""A folder of files as resources: a list, and a template for the files (``mcp.files``).
 
-The paths come from clients. A file is read only if it lies in the folder once every link is followed.
+Paths come from clients. A file is read only if it's inside the folder after resolving all links.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ from millstream._server.features.completers import completer_of
 from millstream._server.features.resources import ResourceLabels, resource_of
 
 MAX_BYTES = 10 * 1024 * 1024
-"""Of one file."""
+"""Maximum bytes of one file."""
 MAX_FILES = 10_000
-"""That the list has."""
+"""Maximum entries of the list."""
 MAX_COMPLETED = 100
 LONG_WALK = 0.01
-"""Seconds of processor time from which on a walk is remembered."""
+"""Seconds of CPU time above which a scan is cached."""
 
 
 class Folder:
-    """The files below a place.
+    """The files below a folder.
 
-    A walk through many files is remembered for ten times as long as it took, so that clients who ask again and again
-    take a tenth of a core at most. A small folder is walked each time.
+    A slow scan is cached for ten times as long as it took, so that repeated requests use at most a tenth of a core. A
+    small folder is scanned each time.
     """
 
     __slots__ = ("_clock", "_lock", "_root", "_until", "_walked")
 
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises ValueError when there is no such folder."""
+        """Raise ValueError if the folder doesn't exist."""
         if not Path(folder).is_dir():
-            raise ValueError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
+            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
         self._root = Path(folder).resolve()
         self._clock = clock
         self._lock = threading.Lock()
-        """Held during a walk: those who ask in the meantime get its result."""
+        """Held during a scan, so that concurrent callers share its result."""
         self._walked: list[tuple[str, Path]] = []
         self._until = -math.inf
 
@@ -62,18 +62,18 @@ class Folder:
             return self._walked
 
     def matching(self, start: str) -> Iterator[str]:
-        """Yield the paths that begin with a text. Only folders that can have such paths are looked at."""
+        """Yield the paths that begin with a text, scanning only folders that can contain them."""
         folder, _, name = start.rpartition("/")
         place = self._root / folder
         try:
             inside = place.resolve() == place and place.is_relative_to(self._root)
         except (OSError, ValueError, RuntimeError):
-            inside = False  # a loop of links, or no name for a file
+            inside = False  # a loop of links, or an invalid file name
         if inside and not any(each.startswith(".") for each in start.split("/")):
             yield from (path for path, _ in self._walk(place, name))
 
     def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
-        """Yield the files below a folder; of what is in the folder itself, only names that begin with `start`."""
+        """Yield the files below a folder; in the folder itself, only names that begin with `start`."""
         for place, folders, names in os.walk(folder):
             kept = [each for each in folders if not each.startswith(".") and each.startswith(start)]
             folders[:] = sorted(kept)
@@ -84,7 +84,7 @@ class Folder:
             start = ""
 
     def find(self, path: str) -> Path | None:
-        """The file of a path; None when there is none that may be read."""
+        """Return the file of a path; None if it doesn't exist or may not be read."""
         if any(each.startswith(".") for each in path.replace("\\", "/").split("/")):
             return None
         try:
@@ -94,26 +94,26 @@ class Folder:
             )
             return found if inside and found.is_file() else None
         except (OSError, ValueError, RuntimeError):
-            return None  # a loop of links, or no name for a file
+            return None  # a loop of links, or an invalid file name
 
 
 class OfferedFolder:
-    """The functions of a folder's list, files and completion."""
+    """The functions for a folder's list, files, and completion."""
 
     def __init__(self, files: Folder, uri: str) -> None:
         self._files = files
         self._uri = uri
 
     def list_files(self) -> list[dict[str, Any]]:
-        """The files, with their sizes in bytes."""
+        """Return the files, with their sizes in bytes."""
         listed: list[dict[str, Any]] = []
         for path, place in self._files.files():
-            with suppress(OSError):  # it was deleted since the walk
+            with suppress(OSError):  # it was deleted since the scan
                 listed.append({"uri": self._uri + quote(path), "path": path, "size": place.stat().st_size})
         return listed
 
     def read_file(self, path: str) -> EmbeddedResource | None:
-        """One of the files."""
+        """Return one of the files."""
         place = self._files.find(path)
         if place is None:
             return None
@@ -129,7 +129,7 @@ class OfferedFolder:
         return EmbeddedResource(resource=contents)
 
     async def complete(self, value: str, arguments: dict[str, str]) -> list[str]:
-        """Paths that begin so."""
+        """Return paths that begin with `value`."""
         return await asyncio.to_thread(lambda: list(islice(self._files.matching(value), MAX_COMPLETED)))
 
 
@@ -137,10 +137,10 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
     """Register the list and the files.
 
     Raises:
-        ValueError: there is no such folder, or the URI can't be one.
+        ValueError: the folder doesn't exist, or the URI is invalid.
     """
     if not uri.endswith("/") or "{" in uri:
-        raise ValueError(f"files({uri!r}): the URI ends with a slash, as in 'docs://', and has no variables")
+        raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables")
     offered = OfferedFolder(Folder(folder), uri)
     name, template = Path(folder).resolve().name or "files", f"{uri}{{path*}}"
     definition.add("resources", uri, resource_of(uri, offered.list_files, home=definition, name=name, **options))

@@ -1,4 +1,4 @@
-"""A server made of a file: ``gateway.toml``, or the `mcpServers` of another application."""
+"""A server from a configuration file: ``gateway.toml``, or the `mcpServers` of another application."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,20 @@ from millstream.gateway.config import ConfigError, load_file
 from millstream.gateway.part import check
 
 START_TIMEOUT = 30.0
-"""Seconds that the start waits for what a command or program lists: there's nothing else to offer."""
+"""Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""
 
 
 def server_of_upstream(target: str) -> Server:
-    """Return a server that offers what one other server has, under its own names.
+    """Return a server that offers the items of one other server, under their own names.
 
-    A command gets the variables that its operator has set, without those that are for Millstream.
+    A command inherits the operator's environment variables, except for Millstream's.
 
     Args:
         target: a URL, a command, or a script.
 
     Raises:
-        ValueError: it means no server.
-        VariableError: a variable of the environment can't be used.
+        ValueError: the target isn't a server.
+        VariableError: an environment variable is invalid.
     """
     name = _name_of(target)
     made = Server(name)
@@ -41,7 +41,7 @@ def _variables() -> dict[str, str]:
 
 
 def _name_of(target: str) -> str:
-    """Return what people would call a server: its host, or its program."""
+    """Return a name for a server: its host, or its program."""
     if "://" in target:
         return urlsplit(target).hostname or "server"
     words = [Path(word).name for word in target.split()]
@@ -52,11 +52,11 @@ def server_of_file(path: Path) -> Server:
     """Return the server that a file describes, with its upstreams.
 
     Args:
-        path: of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
+        path: path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
 
     Raises:
-        ConfigError: the file can't be used; the text names the line.
-        VariableError: a variable of the environment can't be used.
+        ConfigError: the file can't be used; the message names the line.
+        VariableError: an environment variable is invalid.
     """
     config = load_file(path)
     try:
@@ -74,7 +74,7 @@ def server_of_file(path: Path) -> Server:
     except ValueError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     if not config.upstreams:
-        raise ConfigError(f"{path} has no upstreams: add a table such as [upstreams.files]")
+        raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files]")
     for each in config.upstreams:
         made.definition.add_upstream(each)
     return made

@@ -1,8 +1,8 @@
-"""Keep private paths to programs on this machine where no caller signs in: the pages, `/publish`, `/metrics`.
+"""Restriction of private paths to this machine, if callers don't sign in: the pages, `/publish`, `/metrics`.
 
-A loopback address is not enough: a proxy on the same machine has one too, and its clients may be anywhere.
-So a request counts as one of this machine only if the server is bound to a loopback address (or its address is
-unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
+A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be anywhere.
+A request counts as local only if the server is bound to a loopback address (or its address is unknown), the peer has
+one, no header says that the request was forwarded, and its Host is a loopback name.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,18 +24,18 @@ _REFUSED = Response(
 
 
 class Bind(Struct, frozen=True):
-    """Where the server listens, as far as it is known."""
+    """Where the server listens, as far as known."""
 
     loopback: bool | None = None
-    """Only this machine can reach it; None while its address is unknown."""
+    """Whether only this machine can reach it; None if its address is unknown."""
     connections: Collection[object] | None = None
-    """The open connections, where our own HTTP server has them; None under a foreign one."""
+    """Open connections of our own HTTP server; None under another one."""
     seats: Collection[object] = ()
-    """Where several workers serve: how each of them is, as `/health` shows it."""
+    """State of each worker for `/health`, with several workers."""
 
 
 class HereOnly:
-    """Tells programs of this machine from others."""
+    """Distinguishes programs on this machine from others."""
 
     __slots__ = ("_bind", "_note")
 
@@ -44,11 +44,11 @@ class HereOnly:
         self._note = note
 
     def allows(self, peer: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request comes straight from a program of this machine.
+        """Return whether a request comes directly from a program on this machine.
 
         Args:
-            peer: the address of the other end.
-            headers: of the request, with names in lower case.
+            peer: address of the peer.
+            headers: headers of the request, with names in lower case.
         """
         if self._bind.loopback is False or not is_loopback(peer):
             return False
@@ -58,9 +58,9 @@ class HereOnly:
         return host is not None and host.loopback
 
     def guard(self, handler: Handler, *, message: str = "") -> Handler:
-        """A handler that answers only programs of this machine.
+        """Wrap a handler to accept only programs on this machine.
 
-        `message` names what a refused request would have been, for those who log messages.
+        `message` describes a refused request for message logs.
         """
 
         async def guarded(request: HttpRequest) -> Response | Sink | None:

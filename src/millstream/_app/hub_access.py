@@ -1,7 +1,7 @@
-"""``mcp.hub``: the hub of a server, for the program around it.
+"""``mcp.hub``: the hub of a server, for its program.
 
-It can be used from the first line of a program to the last: before the first request, in the lifespan of the server
-or of the application that it is mounted in, and after the server was idle for long. What needs the hub opens it.
+It's usable at any time: before the first request, in the lifespan of the server or of the application that it's mounted
+in, and after a long idle time. The first use opens the hub.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HubAccess:
-    """What a program does with the hub. Arguments and errors are those of `Hub`."""
+    """The hub for programs. Arguments and errors are those of `Hub`."""
 
     __slots__ = ("_runtimes",)
 
@@ -50,31 +50,31 @@ class HubAccess:
         return await (await self._open()).send(client_id, data, event=event, id=id, principal=principal)
 
     async def presence(self, channel: str) -> "list[Member]":
-        """The clients on a channel, see `Hub.presence`."""
+        """Return the clients on a channel, see `Hub.presence`."""
         return await (await self._open()).presence(channel)
 
     async def history(self, channel: str, count: int = 50) -> "list[Event]":
-        """The newest events of a channel, see `Hub.history`."""
+        """Return the newest events of a channel, see `Hub.history`."""
         return await (await self._open()).history(channel, count)
 
     def from_bus(self, broker: Any, subject: str, *, to: str, group: str = "millstream", **options: Any) -> None:
-        """Publish what comes from a message bus, before the server starts; needs the extra ``bus``.
+        """Publish messages of a message bus, declared before the server starts; requires the extra ``bus``.
 
-        A message is acknowledged once the hub has the event. Its id on the bus is the event's: what comes again within
-        two minutes isn't published again. A message that can't be an event is rejected, and logged.
+        A message is acknowledged once the hub has stored the event. The event has the message's id, so a redelivery
+        within two minutes isn't published again. A message that isn't a valid event is rejected and logged.
 
         Args:
-            broker: of FastStream: a `RabbitBroker`, `KafkaBroker`, `NatsBroker`, or `RedisBroker`. The server starts
-                and stops it.
-            subject: what to read. ``*`` stands for one segment, ``>`` for the rest; Redis has no wildcards.
-            to: the channel. ``{key}`` is what the wildcards stand for, on a topic of Kafka without wildcards the key
-                of the message, and ``{subject}`` the whole subject.
+            broker: FastStream broker: a `RabbitBroker`, `KafkaBroker`, `NatsBroker`, or `RedisBroker`. The server
+                starts and stops it.
+            subject: subject to read. ``*`` matches one segment, ``>`` the rest; Redis doesn't support wildcards.
+            to: the channel. ``{key}`` is the part matched by the wildcards, or the message key on a Kafka topic without
+                wildcards; ``{subject}`` is the whole subject.
             group: workers of one group share the messages.
-            options: of ``broker.subscriber``, such as ``stream`` (which NATS needs) or ``exchange``.
+            options: options of ``broker.subscriber``, such as ``stream`` (which NATS needs) or ``exchange``.
 
         Raises:
-            TypeError: that's no broker.
-            ValueError: a name can't be one, or a bridge in the other direction would make a circle.
+            TypeError: the broker is unsupported.
+            ValueError: a name is invalid, or a bridge in the other direction would form a loop.
         """
         from millstream.hub._bus import InboundBridge  # noqa: PLC0415  few programs have a bus
 
@@ -82,21 +82,21 @@ class HubAccess:
         self._bridge(InboundBridge(broker, subject, to, name=name, group=group, options=options))
 
     def to_bus(self, broker: Any, channels: str, *, to: str, group: str = "millstream", **options: Any) -> None:
-        """Send what is published to a message bus, before the server starts; needs the extra ``bus``.
+        """Send published events to a message bus, declared before the server starts; requires the extra ``bus``.
 
-        One worker at a time sends, in the order of the hub. Its position is in the store, so nothing is left out after
-        a restart with a store that lasts. A message may come twice, with the same id.
+        One worker at a time sends, in the order of the hub. Its position is stored, so with a persistent store no event
+        is lost in a restart. A message may be sent twice, with the same id.
 
         Args:
-            broker: as `from_bus`.
+            broker: as for `from_bus`.
             channels: a channel, or a pattern of channels.
-            to: the subject, topic, routing key, or stream. ``{key}`` is what the wildcards stand for, ``{channel}`` the
-                whole channel.
-            group: servers that share a store and send the same events to different buses name different groups.
-            options: of ``broker.publish``.
+            to: subject, topic, routing key, or stream. ``{key}`` is the part matched by the wildcards, ``{channel}``
+                the whole channel.
+            group: servers that share a store and send the same events to different buses need different groups.
+            options: options of ``broker.publish``.
 
         Raises:
-            TypeError, ValueError: as `from_bus`.
+            TypeError, ValueError: as for `from_bus`.
         """
         from millstream.hub._bus import OutboundBridge  # noqa: PLC0415
 
@@ -111,17 +111,17 @@ class HubAccess:
         bridges.append(bridge)
 
     def stats(self) -> "HubStats":
-        """The state of this worker's part of the hub.
+        """Return the statistics of this worker's part of the hub.
 
         Raises:
-            LocalError: the hub has not been opened yet.
+            LocalError: the hub hasn't been opened yet.
         """
         hub = self._runtimes.hub
         if hub is None:
-            raise LocalError("The hub is not open here yet. The first request opens it, and so does a publication.")
+            raise LocalError("The hub isn't open here yet. The first request or publication opens it.")
         return hub.stats()
 
 
 def no_hub(name: str) -> LocalError:
-    """The error for a program that wants a hub from a server that serves none."""
+    """Return the error for a program that uses the hub of a server without one."""
     return LocalError(f'{name!r} serves no hub. Write Server({name!r}, serve="hub"), or run it with --serve hub.')

@@ -1,4 +1,4 @@
-"""The table of parts: where each one is, and when a server has it. A part is imported where it's wanted."""
+"""The table of parts: their modules, and the conditions for a server to have them. Parts are imported on demand."""
 
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Described(Protocol):
-    """What of a server's `Definition` decides which parts it has."""
+    """The part of a server's `Definition` that selects parts."""
 
     store: str
     registry: "Registry"
@@ -67,21 +67,21 @@ def _has_bridges(definition: Described) -> bool:
 
 
 class Entry(NamedTuple):
-    """A part that Millstream brings along."""
+    """A built-in part."""
 
     place: str
     """Module and class; the class is called with the definition of the server."""
     when: Callable[[Described], bool] | None = _always
-    """Whether a server of this definition has it; None for parts that ``serve=`` names."""
+    """Whether a server with this definition has it; None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
-    """Further parts that ``serve=`` brings with it."""
+    """Further parts that ``serve=`` adds with it."""
 
 
 _PARTS = "millstream._app.parts"
 TABLE: dict[str, Entry] = {
     "metrics": Entry(f"{_PARTS}.metrics:MetricsPart", None),
     "auth": Entry(f"{_PARTS}.auth:AuthPart", _signs_in),
-    "search": Entry("millstream.gateway.search:SearchPart", _searches),  # its gate comes before that of the limits
+    "search": Entry("millstream.gateway.search:SearchPart", _searches),  # its gate must precede that of the limits
     "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
     "hub": Entry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
@@ -100,26 +100,26 @@ TABLE: dict[str, Entry] = {
 }
 """Name -> part. Parts open in this order, after those they need."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
-"""What ``serve=`` can name."""
+"""Valid values of ``serve=``."""
 
 
 def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
-    """Return the parts that a ``serve`` value names, with those that they bring.
+    """Return the parts that a ``serve`` value names, with those that they add.
 
     Raises:
-        ValueError: an unknown part.
+        ValueError: a part is unknown.
     """
     names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
     if "all" in names:
         return frozenset(SERVABLE)
     unknown = [name for name in names if name not in SERVABLE]
     if unknown:
-        raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(SERVABLE)} or all")
+        raise ValueError(f"Unknown part {unknown[0]!r} in serve. Use {', '.join(SERVABLE)} or all")
     return frozenset(names).union(*(TABLE[name].brings for name in names))
 
 
 def make_parts(definition: Described) -> "list[Part]":
-    """Return the parts of a server by its `Definition`, those of the program last."""
+    """Return the parts of a server by its `Definition`, with the program's own last."""
     made: list[Part] = []
     for name, entry in TABLE.items():
         if name in definition.parts if entry.when is None else entry.when(definition):

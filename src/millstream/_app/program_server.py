@@ -1,4 +1,4 @@
-"""A server for one program of another library: its name, its items, its paths, and its check of tokens."""
+"""A server for one program of another library: its name, items, paths, and token check."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from millstream.gateway.programs.libraries import program_of
 
 
 def server_of(value: Any) -> Server:
-    """Return a server that offers what a server object of another library has, under the same names and paths.
+    """Return a server that offers the items of another library's server object, under the same names and paths.
 
-    The program's check of tokens protects every path, its own paths stay public, and pages may read replies only from
-    origins that the program names for CORS.
+    The program's token check protects every path, its own paths stay public, and pages may read responses only from
+    origins that the program allows with CORS.
 
     Args:
-        value: the object; see `millstream.gateway.programs.classes.library_of`.
+        value: server object; see `millstream.gateway.programs.classes.library_of`.
 
     Raises:
-        ProgramError: it can't be run so; the text says why and what to do.
+        ProgramError: it can't run this way; the message says why and what to do.
     """
     program = program_of(value)
     side = program.side
@@ -48,9 +48,9 @@ def server_of(value: Any) -> Server:
 
 
 def _quiet_logs() -> None:
-    """Write each log record once: the SDK's FastMCP has set up the root logger, as a program that serves itself does.
+    """Remove the root handler that the SDK's FastMCP installs, so that each log record is written once.
 
-    Its line for each request is one that this server has, too.
+    Its request log duplicates this server's.
     """
     root = logging.getLogger()
     for handler in [each for each in root.handlers if type(each).__name__ == "RichHandler"]:
@@ -61,10 +61,10 @@ def _quiet_logs() -> None:
 
 
 def _settings_of(value: Any, cors_origins: tuple[str, ...]) -> Settings:
-    """Return the settings of the environment, and the program's hosts and origins where that names none."""
+    """Return the settings of the environment, with the program's hosts and origins as defaults."""
     changed: dict[str, Any] = {}
     security: Any = None
-    if library_of(value) == "mcp":  # in fastmcp, `settings` is another thing
+    if library_of(value) == "mcp":  # in fastmcp, `settings` is something else
         security = getattr(getattr(value, "settings", None), "transport_security", None)
     origins: tuple[str, ...] = cors_origins
     if security is not None and security.enable_dns_rebinding_protection:

@@ -1,7 +1,7 @@
-"""What all workers of one server keep alike: what is offered, what has changed, and the secret.
+"""Replication between workers of one server: disabled and removed items, resource updates, and the secret.
 
-Each worker has a registry of its own, which its program fills. So when a list changes, each worker says so to its
-own clients, and only what one worker alone knows travels: that something was removed, or that a resource changed.
+Each worker has its own registry, filled by its program. When a list changes, each worker notifies its own clients, so
+messages between workers are needed only for what a single worker knows: removed items and updated resources.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _logger = logging.getLogger("millstream")
 
 
 class Replicas:
-    """This worker's part in it."""
+    """This worker's part of the replication."""
 
     __slots__ = (
         "_added", "_catching_up", "_definition", "_others", "_receiving", "_removed", "_renewing", "_services",
@@ -39,11 +39,11 @@ class Replicas:
         self._removed: dict[ItemRemoval, None] = definition.removed
         self._switched: dict[tuple[str, str], ItemSwitch] = definition.switched
         self._others: set[str] = set()
-        """The workers that were heard of."""
+        """Known workers."""
         self._added: list[str] = []
-        """What this worker's program added while it ran alone."""
+        """Items that this worker's program added while it ran alone."""
         self._receiving = False
-        """What is done now was done elsewhere: nobody has to hear of it."""
+        """Set while a change from another worker is applied, so that it isn't sent again."""
         self._catching_up: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
@@ -68,7 +68,7 @@ class Replicas:
 
     @property
     def alone(self) -> bool:
-        """No other worker serves, as far as this one has heard."""
+        """Whether no other worker is known to serve."""
         return not self._others
 
     async def _count(self) -> None:
@@ -77,7 +77,7 @@ class Replicas:
                 self._others.discard(worker)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel running tasks."""
         if self._catching_up is not None:
             self._catching_up.cancel()
         task = self._renewing
@@ -85,13 +85,13 @@ class Replicas:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    # What happens here
+    # Local changes
 
     def emit(self, change: ServerChange) -> None:
-        """Tell a change to the clients of this worker, and of a resource to those of the other workers.
+        """Pass a change to the clients of this worker, and a resource update to other workers as well.
 
-        Where workers share a store, this one hears of it when the others do: by then it has heard of whoever subscribed
-        at another one before.
+        With a shared store, this worker receives the update when the others do, after learning about earlier
+        subscriptions on other workers.
         """
         if change.uri and self._services.peers.shared:
             self._services.peers.tell_soon(ResourceUpdate(change.uri))
@@ -99,7 +99,7 @@ class Replicas:
             self._services.changes.emit(change)
 
     def altered(self, kind: str, key: str, how: str) -> None:
-        """Have the others remove an item, too, or switch it ``on`` or ``off``; note what was ``added``."""
+        """Make the others remove an item or switch it ``on`` or ``off``, and record items that were ``added``."""
         if how == "added":
             self._added.append(key)
         elif self._receiving:
@@ -113,17 +113,17 @@ class Replicas:
             after = 0 if known is None else known.at + 1
             switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
             self._services.peers.tell_soon(switched)
-            self._apply(switched)  # one of another worker may have come since it was done, in a thread
+            self._apply(switched)  # one from another worker may have arrived since the change in a thread
 
-    # What happened elsewhere
+    # Remote changes
 
     def _catch_up_soon(self) -> None:
-        """Messages may have been lost, from here and to here. More than one part of a store says so."""
+        """Resynchronize after messages may have been lost. Several parts of a store can report that."""
         if self._catching_up is None:
             self._catching_up = asyncio.get_running_loop().call_later(PAUSE, self._catch_up)
 
     def _catch_up(self) -> None:
-        """Any resource may have changed, anything may be gone, and somebody may have come."""
+        """Assume that any resource has changed, any item was removed, and a worker has joined."""
         self._catching_up = None
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
@@ -146,7 +146,7 @@ class Replicas:
             self._apply(message)
 
     def _apply(self, message: ItemSwitch) -> None:
-        """Note how an item is, and make it so."""
+        """Record the state of an item, and apply it."""
         registry = self._definition.registry
         if not registry.has(message.kind, message.key):
             return
@@ -162,14 +162,14 @@ class Replicas:
     def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
             _logger.warning(
-                "Another worker has begun, and doesn't have what was added here since the start: %s. Register it "
-                "before the server runs, or in its lifespan",
+                "Another worker has started without what was added here since the start: %s. Register it before "
+                "the server runs, or in its lifespan",
                 ", ".join(self._added),
             )
         self._inform(worker)
 
     def _inform(self, worker: str) -> None:
-        """Tell a worker that knows too little what it has to know. All hear it, and it's nothing new to the others."""
+        """Send an outdated worker what it's missing. All workers receive it, without effect on the others."""
         self._others.add(worker)
         self._services.peers.tell_soon(WorkerGreeting())
         self._tell_what_is_gone()
@@ -181,7 +181,7 @@ class Replicas:
         for switched in self._switched.values():
             self._services.peers.tell_soon(switched)
 
-    # The secret
+    # Secret
 
     def _renew_soon(self) -> None:
         if self._renewing is None:
@@ -190,7 +190,7 @@ class Replicas:
     async def _renew(self) -> None:
         services = self._services
         trouble = LogOnce(
-            _logger, "The secret can't be put into the store, which is tried again", "The secret is in the store."
+            _logger, "The secret can't be written to the store, and will be retried", "The secret is in the store."
         )
         try:
             while services.store.shared:

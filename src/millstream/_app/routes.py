@@ -1,7 +1,7 @@
-"""The paths of a running server: what its parts and its program registered, behind what each request needs.
+"""The paths of a running server: those of its parts and its program, behind the required checks.
 
-Every path takes a credential where callers sign in, unless its route is public. Where no caller signs in, private paths
-answer only programs on the server's own machine (`here_only`).
+If callers have to sign in, every path requires a credential unless its route is public. Otherwise, private paths accept
+only programs on the server's own machine (`here_only`).
 """
 
 from collections.abc import Awaitable, Collection, Mapping
@@ -36,15 +36,15 @@ class Routes:
         sockets: bool,
         mcp_path: str,
     ) -> None:
-        """Protect each route once.
+        """Wrap each route in its checks, once.
 
         Args:
             table: the routes.
-            guard: in front of every path, where callers sign in.
-            here_only: in front of private paths, where none do.
-            gates: in front of the handlers of gated routes.
-            sockets: the server has a WebSocket.
-            mcp_path: where MCP is served.
+            guard: wraps every path, if callers have to sign in.
+            here_only: wraps private paths, if they don't.
+            gates: wrap the handlers of gated routes.
+            sockets: whether the server has a WebSocket.
+            mcp_path: path of MCP.
         """
 
         def protect(route: Route) -> dict[str, Handler]:
@@ -52,7 +52,7 @@ class Routes:
 
         exact = {path: _streaming(route, sockets) if route.stream else route for path, route in table.exact.items()}
         self._streams = {path for path, route in table.exact.items() if route.stream}
-        """A HEAD of these would open a stream."""
+        """Paths on which a HEAD would open a stream."""
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
@@ -67,11 +67,11 @@ class Routes:
             for method, handler in handlers.items()
             if path not in EXEMPT
         }
-        """What the fast head reader finds. Probes are not among them: their Host and Origin are not checked."""
+        """Routes for the fast head reader. Probes aren't included, because their Host and Origin aren't checked."""
 
     @property
     def paths(self) -> dict[str, Collection[str]]:
-        """Every path with its methods, and every prefix with a star behind it."""
+        """Every path with its methods, and every prefix followed by a star."""
         below = ((f"{prefix}*", handlers) for prefix, handlers in self._prefixes)
         return {path: tuple(handlers) for path, handlers in (*self._exact.items(), *below)}
 
@@ -82,7 +82,7 @@ class Routes:
         if handlers is None:
             return self._nothing_at_home if path == "/" else _missing(path)
         handler = handlers.get(method)
-        if handler is None and path == "/" and method == "POST":  # a client that was given the address of the server
+        if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
             return self._nothing_at_home
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
@@ -103,7 +103,7 @@ class Routes:
 
 
 def _streaming(route: Route, sockets: bool) -> Route:
-    """Close what opens a stream to pages of other sites and to WebSockets."""
+    """Deny streaming routes to pages of other sites and to WebSockets."""
     get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
     return msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
 
@@ -111,7 +111,7 @@ def _streaming(route: Route, sockets: bool) -> Route:
 def _protected(
     route: Route, guard: "AuthGuard | None", here_only: "HereOnly", gates: Collection[RequestGate]
 ) -> dict[str, Handler]:
-    """Return the handlers of a route behind what its requests need."""
+    """Return the handlers of a route, wrapped in the checks of its requests."""
     handlers = dict(route.handlers)
     if route.gated and gates:
         handlers = {method: _gated(handler, tuple(gates)) for method, handler in handlers.items()}
@@ -138,7 +138,7 @@ def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
 
 
 def _as_if(path: str, handler: Handler) -> Handler:
-    """Return the handler, called as for another path: callers sign in as they do for that one."""
+    """Return the handler called as for another path, so that callers sign in for that one."""
 
     def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         request.path = path
@@ -148,7 +148,7 @@ def _as_if(path: str, handler: Handler) -> Handler:
 
 
 def _refuse_home(path: str) -> Handler:
-    """Return the 404 of ``/`` where nothing is: a browser got the address of the server, and not that of MCP."""
+    """Return the 404 of an unused ``/``, for browsers that were given the server's address instead of MCP's."""
 
     async def refuse(request: HttpRequest) -> Response:
         return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")
@@ -162,7 +162,7 @@ _BY_PART = {
     "hub": ("/events", "/publish", "/ws"),
     "metrics": ("/metrics",),
 }
-"""Part -> paths that people ask for where it isn't on."""
+"""Part -> well-known paths that it would serve."""
 
 
 def _missing(path: str) -> Handler | None:
@@ -170,7 +170,9 @@ def _missing(path: str) -> Handler | None:
     part = next((name for name, paths in _BY_PART.items() if path.rstrip("/") in paths), None)
     if part is None:
         return None
-    text = f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or Server(serve={part!r})."
+    text = (
+        f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or use Server(serve={part!r})."
+    )
 
     async def refuse(request: HttpRequest) -> Response:
         return refusal(404, text)

@@ -1,7 +1,7 @@
-"""What runs: one `Runtime` for each event loop that a server answers in.
+"""A running server: one `Runtime` for each event loop.
 
-It opens the store, the dispatcher, and the parts of a server, and owns every task of these. It knows how to open,
-drain and close; `runtimes` decides when.
+It opens the store, the dispatcher, and the parts of a server, and owns all of their tasks. It can open, drain, and
+close; `runtimes` decides when.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ logger = logging.getLogger("millstream")
 
 IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
-"""Seconds that calls get to end once they are stopped."""
+"""Seconds for calls to end once they are stopped."""
 
 
 class Runtime:
@@ -50,13 +50,13 @@ class Runtime:
     def __init__(
         self, definition: Definition, store: Store, *, bind: Bind, on_idle: "Callable[[Runtime], None] | None" = None
     ) -> None:
-        """Nothing runs before `open`.
+        """Create the runtime; `open` starts it.
 
         Args:
-            definition: what the server is.
-            store: of this loop; opened and closed here.
-            bind: where it listens.
-            on_idle: called when the server was idle for a minute; None where its starter closes it.
+            definition: definition of the server.
+            store: store for this loop, opened and closed here.
+            bind: where the server listens.
+            on_idle: called when the server was idle for a minute; None if its starter closes it.
         """
         # Configuration
         self.definition = definition
@@ -64,8 +64,8 @@ class Runtime:
         self.on_idle = on_idle
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.thread: int = get_ident()
-        """The thread of the loop: no other loop runs there while this one does."""
-        # Process
+        """The thread of the loop, in which no other loop runs at the same time."""
+        # State
         self.draining: bool = False
         self.store = store
         self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)
@@ -84,11 +84,11 @@ class Runtime:
         self._requests = 0
 
     async def open(self) -> "Runtime":
-        """Open everything; what was opened is closed again when a step fails.
+        """Open everything. If a step fails, what was opened is closed again.
 
         Raises:
-            LocalError: the key for session ids must not be used.
-            ValueError: something registered cannot work.
+            LocalError: the key for session ids is invalid.
+            ValueError: a registered item can't work.
         """
         definition, settings = self.definition, self.definition.settings
         parts = order_parts(make_parts(definition), selectable=SERVABLE)
@@ -134,10 +134,10 @@ class Runtime:
         return self
 
     def serve_http(self) -> "Routes":
-        """Return the HTTP side, made when it's first needed: stdio does without.
+        """Return the routes, created on first use because stdio doesn't need them.
 
         Raises:
-            LocalError: a mounted server wants sign-in, and this one doesn't have it.
+            LocalError: a mounted server requires sign-in, but this one has none.
             ValueError: two routes have the same path.
         """
         if self.routes is None:
@@ -167,33 +167,33 @@ class Runtime:
 
     @property
     def hub(self) -> "Hub | None":
-        """The hub, where it's served and open."""
+        """The hub, if it's served and open."""
         return self.host.hub if hasattr(self, "host") else None
 
     @property
     def guard(self) -> "AuthGuard | None":
-        """In front of every path, where callers sign in."""
+        """The guard in front of every path, if callers have to sign in."""
         return self.host.guard
 
     @property
     def observer(self) -> "Observer | None":
-        """What observes calls, if something does."""
+        """The observer of calls, if there's one."""
         return self.host.observer
 
     @property
     def shared(self) -> bool:
-        """Other workers serve the same clients, and this one has heard of them."""
+        """Whether other workers are known to serve the same clients."""
         return self.store.shared and not self.replicas.alone
 
     def emit(self, change: ServerChange) -> None:
-        """Pass a change on to the clients of this loop, from any thread, and to the other workers."""
+        """Pass a change to the clients of this loop, from any thread, and to other workers."""
         if not change.uri:
             for listener in self.host.changes:
                 listener(change.kind)
         self._here(self.replicas.emit, change)
 
     def altered(self, kind: str, key: str, how: str) -> None:
-        """Have the other workers remove or switch an item, too."""
+        """Have other workers remove or switch an item as well."""
         self._here(self.replicas.altered, kind, key, how)
 
     def _here(self, work: Callable[..., None], *arguments: object) -> None:
@@ -217,16 +217,17 @@ class Runtime:
         await self._stack.aclose()
 
     async def drain(self, seconds: float) -> None:
-        """Stop taking work: subscriptions end with their result, calls finish within the time, streams close.
+        """Stop accepting work: end subscriptions with their result, let calls finish within `seconds`, and close
+        streams.
 
-        Calls that don't finish are stopped, and answered with an error.
+        Calls that don't finish are stopped with an error.
         """
         self.draining = self.dispatcher.stopping = True
         clock = self.sweep.clock
         deadline = clock() + seconds
         self._end_subscriptions()
         while self.dispatcher.calls and clock() < deadline:
-            # A last request of a connection may have been another subscription.
+            # The last request of a connection may have been another subscription.
             await asyncio.sleep(0.01)
             self._end_subscriptions()
         await stop_calls(self.dispatcher.calls, clock, HALT_SECONDS)
@@ -256,8 +257,8 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
     """Log tools without types or a docstring, which models can't use well.
 
     Args:
-        tools: of the server.
-        each: one warning for each, as in development; else one for all.
+        tools: tools of the server.
+        each: whether to log one warning per tool, as in development, instead of one for all.
     """
     unclear = [(tool.name, tool.unclear) for tool in tools if tool.unclear]
     for name, text in unclear if each else unclear[1:]:
@@ -271,7 +272,7 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
 
 
 def _wide_middleware(definition: Definition) -> "MiddlewareChain | None":
-    """Return the middleware for messages and lists, where this server or one that is mounted on it has some."""
+    """Return the middleware for messages and lists; None if neither this server nor one mounted on it has any."""
     if not definition.has_wide_hooks():
         return None
     from millstream._server.features.message_middleware import MiddlewareChain  # noqa: PLC0415  only where there is such middleware

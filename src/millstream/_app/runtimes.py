@@ -1,8 +1,8 @@
-"""The life of a server: one `Runtime` for each event loop it answers in, opened when it is needed.
+"""The life cycle of a server: one `Runtime` for each event loop, opened on demand.
 
-What starts a server also stops it (our own HTTP server, a host's lifespan, an ``async with``). One that merely
-answers, because it is mounted in another application, closes after a minute without work. It does not where it has
-a lifespan or a hub: those live until the loop ends or the server is stopped.
+A starter also stops its runtime (our HTTP server, a host's lifespan, an ``async with``). A runtime that was opened by a
+request, because the server is mounted in another application, closes after an idle minute. With a lifespan or a hub, it
+lives until the loop ends or the server is stopped.
 """
 
 import asyncio
@@ -30,29 +30,30 @@ class Runtimes:
         self.definition: Definition = definition
         self.bind: Bind = Bind()
         """Where the server listens, set before it starts."""
-        # Process
+        # State
         self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        """Those that are open."""
+        """Open runtimes."""
         self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        """Those, and what opens or closes now: their lifespans may publish already, and still."""
+        """Runtimes that are open, opening, or closing: their lifespans may publish at any time."""
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
-        """The store of each loop: it outlives a runtime that closes when idle, and with it what sessions have."""
+        """The store of each loop, which outlives idle runtimes along with session state."""
         self.current: Runtime | None = None
-        """The one whose HTTP side answers."""
+        """The runtime that serves HTTP."""
         self.endpoints: Endpoints | None = None
-        """Those of `current`, for our own server."""
+        """Endpoints of `current`, for our own server."""
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
-        """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again).
+        """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt;
+        failures are retried.
 
         Args:
-            supervised: the caller will call `stop`; until then it does not close by itself.
+            supervised: whether the caller will call `stop`; until then it doesn't close by itself.
 
         Raises:
-            LocalError: the key for session ids must not be used.
-            ValueError: something registered cannot work.
+            LocalError: the key for session ids is invalid.
+            ValueError: a registered item can't work.
         """
         loop = asyncio.get_running_loop()
         runtime = self._by_loop.get(loop)
@@ -92,7 +93,7 @@ class Runtimes:
             del self._living[runtime.loop]
 
     def _forget_closed_loops(self) -> None:
-        """A loop that ended without `stop` left its runtime behind."""
+        """Remove the runtimes of loops that ended without `stop`."""
         for loop in [each for each in self._stores if each.is_closed()]:
             del self._stores[loop]
             self._living.pop(loop, None)
@@ -114,7 +115,7 @@ class Runtimes:
             self._forget(runtime)
 
     def close_idle(self, runtime: "Runtime") -> None:
-        """Close a runtime that has been idle; the next request opens another."""
+        """Close an idle runtime; the next request opens another one."""
         if self._by_loop.get(runtime.loop) is runtime:
             task = runtime.loop.create_task(self.stop())
             self._closing.add(task)
@@ -122,7 +123,7 @@ class Runtimes:
 
     @asynccontextmanager
     async def running(self) -> "AsyncGenerator[Runtime, None]":
-        """The server runs inside the ``async with`` block, in this event loop."""
+        """Run the server inside the ``async with`` block, in this event loop."""
         runtime = await self.start(supervised=True)
         try:
             yield runtime
@@ -131,7 +132,7 @@ class Runtimes:
 
     @property
     def here(self) -> "Runtime | None":
-        """The runtime of this loop, or the one that runs when this isn't a loop's thread."""
+        """Return the runtime of this loop, or the running one if this isn't a loop's thread."""
         try:
             return self._living.get(asyncio.get_running_loop())
         except RuntimeError:
@@ -139,23 +140,23 @@ class Runtimes:
 
     @property
     def calls(self) -> int:
-        """How many calls run."""
+        """Return the number of running calls."""
         return sum(runtime.dispatcher.load.running for runtime in self._by_loop.values())
 
     @property
     def streams(self) -> int:
-        """How many event streams are open."""
+        """Return the number of open event streams."""
         return sum(len(runtime.streams) for runtime in self._by_loop.values())
 
     @property
     def hub(self) -> "Hub | None":
-        """The hub of `here`, once it is open."""
+        """Return the hub of `here`, once it's open."""
         runtime = self.here
         return None if runtime is None else runtime.hub
 
 
 class Application(Protocol):
-    """An ASGI application with runtimes: what `Server` is to the modules that serve it."""
+    """An ASGI application with runtimes: `Server`, from the perspective of the modules that serve it."""
 
     runtimes: Runtimes
 

@@ -1,4 +1,4 @@
-"""`Server`: what a person writes against. Decorators register, and the object is the ASGI application."""
+"""`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -61,22 +61,22 @@ Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 @suggesting
 class Server(FamiliarNames):
-    """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
+    """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:
-        name: what clients show.
-        version: of your server, not of the protocol.
-        instructions: how to use the server, for the client's model.
-        info: title, description, icons and website.
-        store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
+        name: name that clients show.
+        version: version of your server, not of the protocol.
+        instructions: instructions for the client's model on how to use the server.
+        info: title, description, icons, and website.
+        store: URL of the store for streams and sessions; by default that of the settings, or ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
-        serve: what runs beside MCP: hub, rest, web, metrics, or all.
+        serve: what to serve in addition to MCP: hub, rest, web, metrics, or all.
         auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
-        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
-        middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
-        parts: features of your own or of others, opened with the server: see `millstream._parts.Part`.
-        extensions: of MCP, with methods and capabilities: see `millstream.extensions.Extension`.
-        settings: everything operational; by default from ``MILLSTREAM_…`` variables.
+        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who may use a channel of the hub.
+        middleware: hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
+        parts: additional features that are opened with the server: see `millstream._parts.Part`.
+        extensions: MCP extensions, with methods and capabilities: see `millstream.extensions.Extension`.
+        settings: operational settings; by default from ``MILLSTREAM_…`` variables.
 
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
@@ -133,21 +133,21 @@ class Server(FamiliarNames):
             middleware=(*check_middleware(middleware), *hooked),
             extra_parts=check_parts(parts),
         )
-        """What the server is."""
+        """Definition of the server."""
         self.runtimes: Runtimes = Runtimes(self.definition)
-        """Where it runs."""
+        """Runtimes of the server."""
         self._extensions: list[Extension] = []
         for each in added:
             self._plug_in(each)
 
     def extend(self, extension: "Extension") -> None:
-        """Add an extension of MCP before the server runs: ``mcp.extend(Stock())``, as ``Server(extensions=[…])`` does.
+        """Add an MCP extension before the server runs: ``mcp.extend(Stock())``, like ``Server(extensions=[…])``.
 
-        Its hooks around tools, resources, and prompts are around those that are registered afterwards.
+        Its hooks around tools, resources, and prompts apply to those that are registered afterwards.
 
         Raises:
-            ValueError: there is an extension of that identifier.
-            LocalError: the server runs, is mounted on another one, or has middleware and items already.
+            ValueError: an extension with that identifier exists.
+            LocalError: the server is running, is mounted on another one, or already has middleware and items.
         """
         from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
@@ -170,27 +170,27 @@ class Server(FamiliarNames):
 
     @property
     def name(self) -> str:
-        """What clients show."""
+        """Name that clients show."""
         return self.definition.name
 
     @property
     def version(self) -> str:
-        """Of the server, not of the protocol."""
+        """Version of the server, not of the protocol."""
         return self.definition.version
 
     @property
     def settings(self) -> Settings:
-        """Everything operational."""
+        """Operational settings."""
         return self.definition.settings
 
     @property
     def registry(self) -> Registry:
-        """What is registered."""
+        """Registered items."""
         return self.definition.registry
 
     @property
     def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
-        """For tests, what stands in for a dependency: ``mcp.dependency_overrides[database] = fake``."""
+        """Replacements of dependencies in tests: ``mcp.dependency_overrides[database] = fake``."""
         return self.definition.overrides
 
     # Registration
@@ -200,7 +200,7 @@ class Server(FamiliarNames):
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
     def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
-        """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Returns it.
+        """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
         Keyword options: see `millstream._server.features.tools.ToolOptions`.
         """
@@ -211,16 +211,17 @@ class Server(FamiliarNames):
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or with ``{variables}`` as a template.
+        """Register a function as a resource, ``@mcp.resource("book://{isbn}")``, or as a template if the URI has
+        variables.
 
         Keyword options: see `millstream._server.features.resources.ResourceOptions`.
         """
         if callable(uri):
-            raise TypeError('resource needs its URI: @mcp.resource("book://{isbn}")')
+            raise TypeError('resource requires its URI: @mcp.resource("book://{isbn}")')
         return lambda function: _decorate(function, lambda each: self._add_resource(uri, each, options))
 
     def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """Register a resource whose changes are published, by `resource_updated`: ``@mcp.live("shop://stock")``."""
+        """Register a resource whose updates are published with `resource_updated`: ``@mcp.live("shop://stock")``."""
         return self.resource(uri, **options)
 
     @overload
@@ -243,11 +244,12 @@ class Server(FamiliarNames):
         return self.events.event(name, **options)
 
     def complete(self, reference: str, argument: str) -> Callable[[C], C]:
-        """``@mcp.complete("review", argument="tone")`` over ``def f(value, arguments) -> list[str]``, plain or async.
+        """Register a completer, ``@mcp.complete("review", argument="tone")``, for ``def f(value, arguments) ->
+        list[str]``.
 
         Args:
             reference: name of a prompt, or URI template of a resource.
-            argument: the argument or variable to complete.
+            argument: argument or variable to complete.
 
         Raises:
             ValueError: the prompt or template has no such argument.
@@ -267,33 +269,34 @@ class Server(FamiliarNames):
         item = resource_of(uri, function, home=self.definition, **options)
         self.definition.add("templates" if "{" in uri else "resources", uri, item)
 
-    # While it runs
+    # While running
 
     def remove_tool(self, name: str) -> None:
-        """Take a tool away: ``mcp.remove_tool("add")``. Raises KeyError when there is none."""
+        """Remove a tool: ``mcp.remove_tool("add")``. Raises KeyError if it doesn't exist."""
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Take a prompt away: ``mcp.remove_prompt("review")``. Raises KeyError when there is none."""
+        """Remove a prompt: ``mcp.remove_prompt("review")``. Raises KeyError if it doesn't exist."""
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Take a resource or template away: ``mcp.remove_resource("shop://1")``. Raises KeyError when there is none."""
+        """Remove a resource or template: ``mcp.remove_resource("shop://1")``. Raises KeyError if it doesn't exist."""
         self.definition.remove(self.definition.kind_of("resource", uri), uri)
 
     def disable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Stop offering something, on every worker, until it is enabled. Calls that run go on.
+        """Stop offering an item, on every worker, until it's enabled again. Running calls finish.
 
-        To callers it is as if it weren't there. Clients that listen learn that the list changed.
+        Callers can't distinguish a disabled item from a missing one. Subscribed clients are notified that the list
+        changed.
 
         Args:
-            kind: with a name; of a resource or template, the name is its URI.
-            name: what is meant.
-            tag: instead of these, everything with a tag. Nothing may have it.
+            kind: kind of the item.
+            name: name of the item, or URI of a resource or template.
+            tag: instead of kind and name, disables all items with a tag, even if there are none.
 
         Raises:
-            KeyError: there is none of that name.
-            TypeError: neither a kind and a name nor a tag.
+            KeyError: the item doesn't exist.
+            TypeError: neither a kind and a name nor a tag was passed.
 
         Example:
             ``mcp.disable("tool", "order")``, or ``mcp.disable(tag="beta")``.
@@ -301,7 +304,7 @@ class Server(FamiliarNames):
         self._switch(kind, name, tag, on=False)
 
     def enable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Offer something again that was disabled, in its place. Arguments and errors are those of `disable`.
+        """Offer a disabled item again, at its old position. Arguments and errors are those of `disable`.
 
         Example:
             ``mcp.enable("tool", "order")``, or ``mcp.enable(tag="beta")``.
@@ -311,30 +314,30 @@ class Server(FamiliarNames):
     def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
         definition = self.definition
         if (kind is not None and bool(name)) is bool(tag) or (kind is not None and not name):
-            raise TypeError('say what is meant: a kind and a name, as in ("tool", "order"), or tag="beta"')
+            raise TypeError('pass either a kind and a name, as in ("tool", "order"), or tag="beta"')
         meant = definition.find_tagged(tag) if kind is None else [(definition.kind_of(kind, name), name)]
         for each, key in meant:
             definition.switch(each, key, on=on)
 
-    # Paths and folders of the program's own
+    # The program's own paths and folders
 
     @suggesting
     def route(self, path: str, *, methods: Names = ("GET",), public: bool = False) -> "Callable[[P], P]":
-        """Answer requests to a path: a page, a webhook, an API of your own.
+        """Handle requests to a path: a page, a webhook, or your own API.
 
         The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which may be a
-        stream. A `def` function runs in a worker thread. Host, Origin and the size of the body are checked as for
-        every path of the server; where callers sign in they have to for this path too, and ``request.state.principal``
-        is who asks.
+        stream. A `def` function runs in a worker thread. Host, Origin, and the size of the body are checked like on
+        every path of the server. If callers have to sign in, this path requires it as well, and
+        ``request.state.principal`` is the caller.
 
         Args:
-            path: may have parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
-            methods: of HTTP; GET brings HEAD.
-            public: callers needn't sign in for it.
+            path: path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
+            methods: HTTP methods; GET includes HEAD.
+            public: whether callers don't have to sign in for it.
 
         Raises:
-            ValueError: Millstream or another route has the path.
-            LocalError: the server runs already.
+            ValueError: Millstream or another route uses the path.
+            LocalError: the server is already running.
 
         Example:
             ``@mcp.route("/hooks/payments", methods=["POST"], public=True)``
@@ -350,19 +353,20 @@ class Server(FamiliarNames):
 
     @suggesting
     def static(self, path: str, folder: str | PathLike[str], *, max_age: int = 0, public: bool = False) -> None:
-        """Serve the files of a folder below a path, ``index.html`` for a folder, and ``404.html`` for what isn't there.
+        """Serve the files of a folder below a path, with ``index.html`` for a folder, and ``404.html`` for missing
+        files.
 
-        Nothing outside of the folder is served, and nothing whose name begins with a dot.
+        Files outside of the folder and hidden files aren't served.
 
         Args:
-            path: ``/app``, or ``/`` for whatever has no other path.
-            folder: relative to the current directory.
-            max_age: seconds for which clients keep a file without asking again; else they ask each time, by entity tag.
-            public: callers needn't sign in for it.
+            path: ``/app``, or ``/`` for everything that has no other path.
+            folder: path of the folder, relative to the current directory.
+            max_age: seconds for which clients cache a file; by default they revalidate it each time, by entity tag.
+            public: whether callers don't have to sign in for it.
 
         Raises:
-            ValueError: Millstream or another route has the path, or there is no such folder.
-            LocalError: the server runs already.
+            ValueError: Millstream or another route uses the path, or the folder doesn't exist.
+            LocalError: the server is already running.
 
         Example:
             ``mcp.static("/app", "dist", public=True)``
@@ -372,18 +376,18 @@ class Server(FamiliarNames):
         self.definition.add_path(static_of(path, fspath(folder), max_age=max_age, public=public))
 
     def files(self, uri: str, folder: str | PathLike[str], **options: "Unpack[ResourceLabels]") -> None:
-        """Offer the files of a folder as resources: ``docs://`` lists them, ``docs://guide/start.md`` is one of them.
+        """Offer the files of a folder as resources: ``docs://`` is their list, ``docs://guide/start.md`` one of them.
 
-        Clients complete the path. Nothing outside of the folder is read, also not through a symbolic link, and nothing
-        whose name begins with a dot; a file has up to 10 MiB.
+        Clients can complete the path. Files outside of the folder, even through symbolic links, and hidden files aren't
+        read; a file may have up to 10 MiB.
 
         Args:
-            uri: what the URIs begin with: a scheme, and perhaps a path, with a slash at the end.
-            folder: relative to the current directory.
-            options: as of ``@mcp.resource``, for the list and for the files.
+            uri: prefix of the URIs: a scheme, and optionally a path, ending with a slash.
+            folder: path of the folder, relative to the current directory.
+            options: options of ``@mcp.resource``, for the list and the files.
 
         Raises:
-            ValueError: there is no such folder, or the URI can't be one.
+            ValueError: the folder doesn't exist, or the URI is invalid.
 
         Example:
             ``mcp.files("docs://", "docs")``
@@ -477,7 +481,7 @@ class Server(FamiliarNames):
         Args:
             spec: the OpenAPI document, version 3.0 or 3.1, as a dict.
             client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
-            name: what clients show.
+            name: name that clients show.
             options: `routes`, `names`, and `choose`; see `millstream.gateway.openapi.register`.
 
         Raises:
@@ -495,27 +499,27 @@ class Server(FamiliarNames):
 
         Args:
             app: the application.
-            name: what clients show; by default the application's title.
-            options: those of `from_openapi`.
+            name: name that clients show; by default the application's title.
+            options: options of `from_openapi`.
         """
         from millstream.gateway.openapi import client_of_app  # noqa: PLC0415  few servers use it
 
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
 
     def upstream(self, name: str, target: Any = None, **options: "Unpack[UpstreamOptions]") -> None:
-        """Offer what a server elsewhere has as part of this one, in every revision and on every transport.
+        """Offer the items of another server as part of this one, in every revision and on every transport.
 
-        The server connects when this one starts, and again whenever the connection is lost. One that can't be reached
-        doesn't stop the start: `/readyz` and `/health` say so.
+        It connects when this server starts, and again whenever the connection is lost. An unreachable upstream doesn't
+        prevent the start: `/readyz` and `/health` report it.
 
         Args:
-            name: for logs, metrics, and pages, and in front of the names of its tools (``files_read``).
+            name: name for logs, metrics, and pages, and prefix of its tools' names (``files_read``).
             target: a URL, a command as text or list, a file, an entry of `mcpServers`, or a server object.
-            options: see `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names as they are.
+            options: see `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names unchanged.
 
         Raises:
-            TypeError: there's no such option.
-            LocalError: this server runs already, or is mounted on another one.
+            TypeError: an option is unknown.
+            LocalError: this server is already running, or is mounted on another one.
 
         Example:
             ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
@@ -526,23 +530,24 @@ class Server(FamiliarNames):
 
     @suggesting
     def mount(self, other: "Server", *, prefix: str = "") -> None:
-        """Offer what another server has, now and later: ``mcp.mount(books, prefix="books")`` has ``books_buy``.
+        """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
-        Its lifespan runs inside this server's, and ``ctx.lifespan`` of its functions is what that yields; without a
-        lifespan of its own they see this server's.
+        Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
+        own lifespan, they see this server's.
 
         Raises:
-            ValueError: it's this server or has it mounted, a name is taken, or it has a lifespan and this server runs.
+            ValueError: a server can't contain itself, a name is taken, or the other has a lifespan and this one is
+                running.
             TypeError: the other isn't a Server.
         """
         check_server(other, Server)
         self.definition.mount(other.definition, prefix)
 
     async def resource_updated(self, uri: str) -> None:
-        """Tell every subscriber of a resource that it changed: ``await mcp.resource_updated("shop://stock")``.
+        """Notify all subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.
 
         Raises:
-            UnicodeEncodeError: it's no text that can be sent, such as ``os.fsdecode`` makes of a name that isn't UTF-8.
+            UnicodeEncodeError: the URI can't be encoded, for example after ``os.fsdecode`` of a name that isn't UTF-8.
         """
         self.definition.emit(ServerChange("updated", uri))
 
@@ -550,7 +555,7 @@ class Server(FamiliarNames):
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
-        """The server runs inside the ``async with`` block: the ``lifespan`` of an application that it is mounted in.
+        """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
 
         Example:
             ``app = FastAPI(lifespan=mcp.lifespan)``, then ``app.mount("/", mcp)``.
@@ -559,7 +564,7 @@ class Server(FamiliarNames):
             yield
 
     def running(self) -> "AbstractAsyncContextManager[Runtime]":
-        """The server runs inside the ``async with`` block, in this event loop; gives what runs."""
+        """Run the server inside the ``async with`` block, in this event loop, and yield its runtime."""
         return self.runtimes.running()
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
@@ -567,7 +572,7 @@ class Server(FamiliarNames):
         return await self.runtimes.start(supervised=supervised)
 
     async def stop(self) -> None:
-        """Close what runs in this event loop, if something does."""
+        """Stop the server in this event loop, if it's running."""
         await self.runtimes.stop()
 
     @property
@@ -589,22 +594,22 @@ class Server(FamiliarNames):
 
     @property
     def hub(self) -> HubAccess:
-        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it, if it isn't open yet.
+        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it if necessary.
 
         Raises:
-            LocalError: the server serves no hub.
+            LocalError: the server has no hub.
         """
         if "hub" not in self.definition.parts:
             raise no_hub(self.name)
         return HubAccess(self.runtimes)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """ASGI 3: HTTP and lifespan."""
+        """Handle HTTP and lifespan (ASGI 3)."""
         runtime = self.runtimes.current
         if (
             scope["type"] == "http"
             and runtime is not None
-            # Its loop is the one that runs here. `asyncio.get_running_loop` makes a system call to say so.
+            # Compares threads because `asyncio.get_running_loop` makes a system call.
             and runtime.thread == get_ident()
             and runtime.loop.is_running()
         ):
@@ -623,14 +628,15 @@ class Server(FamiliarNames):
     ) -> None:
         """Serve until stopped: ``mcp.run()``, or ``mcp.run("http", port=9000)``.
 
-        With several workers, each of them runs your program up to this call and serves. This process looks after them.
+        With several workers, each of them runs your program up to this call and then serves, supervised by this
+        process.
 
         Args:
-            transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP. ``sse`` and
-                ``streamable-http`` are ``http``, which serves both.
-            host: address to listen on; by default ``MILLSTREAM_HOST``, else 127.0.0.1.
-            port: port to listen on; by default ``MILLSTREAM_PORT``, else 8000.
-            workers: processes that serve over HTTP.
+            transport: ``http`` or ``stdio``; by default stdio if standard input is a pipe, or else HTTP. ``sse`` and
+                ``streamable-http`` mean ``http``, which serves both.
+            host: address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
+            port: port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
+            workers: number of processes that serve over HTTP.
         """
         from millstream._app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
@@ -640,7 +646,7 @@ class Server(FamiliarNames):
     async def run_async(
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:
-        """Serve in the loop that runs, until stopped or cancelled: ``await mcp.run_async(port=9000)``; see `run`."""
+        """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``; see `run`."""
         from millstream._app.serving import launch  # noqa: PLC0415  see `run`
 
         await launch.launch_here(self, transport, host, port)
@@ -651,7 +657,7 @@ def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
         try:
             register(each)
         except (TypeError, ValueError, ImportError) as error:
-            # It is about the line above, and says everything.
+            # The error is about the line above, and is complete.
             raise error.with_traceback(_annotations(error.__traceback__)) from None
         return each
 
@@ -659,7 +665,7 @@ def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
 
 
 def _annotations(trace: "TracebackType | None") -> "TracebackType | None":
-    """The part of a trace that begins in the annotations of a function: Python 3.14 evaluates them when we ask."""
+    """Return the part of a traceback that begins in a function's annotations, which Python 3.14 evaluates lazily."""
     while trace is not None and trace.tb_frame.f_code.co_name != "__annotate__":
         trace = trace.tb_next
     return trace

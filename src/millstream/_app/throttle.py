@@ -1,9 +1,8 @@
-"""Who may ask how often, and how much at a time: the limits of the settings and of single tools, as the gate in front
-of every call.
+"""Rate limits and quotas of the settings and of single tools, as the gate in front of every call.
 
-A caller is a principal, or an address where there is none; the program that started this one over standard input has
-no limit but those of the tools. If any limit refuses, none is charged. Where a store is shared, limits hold for all of
-its workers together. Where nothing is limited, there is no gate.
+A caller is a principal, or an address for anonymous callers; the program that started this one over stdio has only the
+limits of the tools. If any limit refuses a call, none is charged. With a shared store, limits apply to all of its
+workers together. Without limits, there is no gate.
 """
 
 import re
@@ -31,12 +30,12 @@ from millstream._stores.base import Store
 from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, Decision, Pace, Seat
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
-"""What a name in a header had better not have."""
+"""Characters that a name in a header shouldn't contain."""
 
 
 class _Pace(NamedTuple):
     limiter: Any
-    """A `Limiter`, or a `SharedLimiter` where the store is shared."""
+    """A `Limiter`, or a `SharedLimiter` with a shared store."""
     key: str
     price: float
 
@@ -62,14 +61,14 @@ class Throttle:
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
         self._only = self._single()
-        """The one limit that a prepared tool call is charged to, where there are no others."""
-        # Process
+        """The limit of a prepared tool call, if there's only one."""
+        # State
         self.refused = Counter[str]()
-        """Policy -> how many calls it refused."""
+        """Policy -> number of refused calls."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
         self._held = Counter[str]()
-        """Name of a limit -> the seats that calls of this worker hold."""
+        """Name of a limit -> slots held by calls of this worker."""
         self._holders = count()
 
     def _single(self) -> Limiter | None:
@@ -79,22 +78,23 @@ class Throttle:
         return paces[0] if isinstance(paces[0], Limiter) else None
 
     def gate(self) -> Gate:
-        """What charges a call to its caller: now, or when the result is awaited, where the store has a say.
+        """Return the gate that charges a call to its caller: at once, or when the result is awaited if the store
+        decides.
 
         It raises `ProtocolError`, RATE_LIMITED, HTTP 429, with the time to wait.
         """
         return self._check if self._only is None else self._quick(self._only)
 
     def _quick(self, only: Limiter) -> Gate:
-        """What most limited servers have is one pace of the caller, in this worker: one sum for a call that it has
-        room for, without a Python call of its own.
+        """Return a gate for the most common case, one rate per caller in this worker: a call within the limit costs one
+        addition, and no Python call.
         """
         clock, whole_at, each, room, check = only.clock, only.whole_at, only.each, float(only.rate.seconds), self._check
 
         def quick(call: Call) -> Awaitable[None] | None:
             tool, principal, origin = call.tool, call.principal, call.origin
             if tool is not None and not tool.limited:
-                # `Call.owner`, inline.
+                # `Call.owner`, inlined
                 owner = principal.id if principal is not None else "" if origin is None else peer_network(origin.peer)
                 at = whole_at.get(owner)
                 if at is not None:
@@ -108,7 +108,7 @@ class Throttle:
         return quick
 
     async def admit(self, request: Requester) -> None:
-        """Charge a request that makes no call, such as one for a stream, to the limits of everything.
+        """Charge a request that isn't a call, such as one for a stream, to the general limits.
 
         Raises:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
@@ -119,7 +119,7 @@ class Throttle:
             await self._ask(None, paces, [], [])
 
     def _check(self, call: Call) -> Awaitable[None] | None:
-        """The same for whatever limits there are."""
+        """Charge a call to all limits."""
         owner = call.owner
         peer = "" if call.origin is None else peer_network(call.origin.peer)
         tool = self._tool(call) if call.method == "tools/call" else None
@@ -137,7 +137,7 @@ class Throttle:
                 raise self._refusal(limiter.name, limiter.rate, limiter.left(key), wait)
 
     def _taken_here(self, paces: Sequence[_Pace]) -> bool:
-        """Take from what this worker has; False if the store has to decide."""
+        """Charge this worker's share. Return False if the store has to decide."""
         if self._shared:
             return _spent(paces)
         for limiter, key, price in paces:
@@ -154,7 +154,7 @@ class Throttle:
         return [*paces, *self._common(owner, peer, cost)]
 
     def _common(self, owner: str, peer: str, cost: float) -> list[_Pace]:
-        """Return the limits of everything that callers and addresses ask for."""
+        """Return the general limits of callers and addresses."""
         paces: list[_Pace] = []
         if self._requests is not None and owner:
             paces.append(_Pace(self._requests, owner, cost))
@@ -163,7 +163,7 @@ class Throttle:
         return paces
 
     def _more(self, call: Call, tool: Tool | None, owner: str) -> tuple[list[str], list[Charge]]:
-        """What only the store knows: the names of the policies, and what they charge."""
+        """Return the limits that only the store tracks: the names of the policies, and their charges."""
         policies: list[str] = []
         charges: list[Charge] = []
         if call.method != "tools/call":
@@ -180,7 +180,7 @@ class Throttle:
         return policies, charges
 
     async def _ask(self, call: Call | None, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
-        """Charge it where the store has a say."""
+        """Charge the limits in the store."""
         seats = [charge for charge in charges if isinstance(charge, Seat)]
         mine: list[Pace] = []
         if self._shared:
@@ -204,8 +204,8 @@ class Throttle:
             self._hold(call, seats)
 
     def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
-        """Remember what the store said of paces, and refuse if it did."""
-        said = list(zip(paces, asked, decision.taken, strict=False))  # the rest are of other kinds
+        """Record the store's decision about rates, and raise if it refused."""
+        said = list(zip(paces, asked, decision.taken, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
             limiter.rejoin()
@@ -215,7 +215,7 @@ class Throttle:
                 raise self._refusal(limiter.name, limiter.rate, limiter.left(key), taken.wait)
 
     def _judge(self, said: Sequence[ChargeResult], policies: Sequence[str], charges: Sequence[Charge]) -> None:
-        """Refuse if the store said so."""
+        """Raise if the store refused."""
         for policy, charge, taken in zip(policies, charges, said, strict=True):
             if taken.wait > 0:
                 if isinstance(charge, Seat):
@@ -224,7 +224,7 @@ class Throttle:
                 raise self._refusal(policy, self._quota.rate, int(taken.left), taken.wait)
 
     def _take_alone(self, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]) -> None:
-        """The store doesn't answer: this worker's part of the limits holds. Quotas wait for the store."""
+        """Enforce this worker's share while the store is unavailable. Quotas need the store."""
         for policy, charge in zip(policies, charges, strict=True):
             if isinstance(charge, Seat) and self._held[charge.key] >= max(1, charge.count // self._pool.workers):
                 raise self._full(policy, charge)
@@ -269,22 +269,22 @@ class Throttle:
         return found
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
-        """Return the refusal of a caller that asks too often."""
+        """Return the refusal of a caller over its rate limit."""
         self.refused[policy] += 1
-        text = f"Too many requests: try again in {max(1, ceil(wait))} seconds"
+        text = f"Too many requests. Try again in {max(1, ceil(wait))} seconds"
         limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
         return ProtocolError(RATE_LIMITED, text, _told(policy, limit, wait), status=429, head=head)
 
     def _full(self, policy: str, seat: Seat) -> ProtocolError:
-        """Return the refusal of a caller when too much runs at a time."""
+        """Return the refusal of a caller with too many concurrent calls."""
         self.refused[policy] += 1
-        text = "Too many calls at a time: try again when one has ended"
+        text = "Too many concurrent calls. Try again when one has ended"
         data = _told(policy, f"{seat.count} at a time", SEAT_WAIT)
         return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SEAT_WAIT))
 
 
 def _spent(paces: Sequence[_Pace]) -> bool:
-    """Take from what this worker has in advance; True if that was enough for all of them."""
+    """Use this worker's prepaid share. Return whether it was enough for all of them."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             for earlier, its_key, its_price in paces[:number]:

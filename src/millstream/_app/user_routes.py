@@ -1,7 +1,7 @@
-"""Paths that a program adds: pages and webhooks of its own (``@mcp.route``) and folders of files (``mcp.static``).
+"""Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
 
-They are requests, responses and files of Starlette, behind our checks of Host and Origin, our limits, and the guard
-where callers sign in. This module loads Starlette, so it's imported for the first one that is added.
+They use Starlette's requests, responses, and files, behind our checks of Host and Origin, our limits, and the guard if
+callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _TAKEN = frozenset(
         "/sign-out", "/mcp",
     )
 )  # fmt: skip
-"""What Millstream serves itself, or would with one more part or setting."""
+"""Paths that Millstream serves itself, or would with another part or setting."""
 _TAKEN_BELOW = (
     "/mcp/",
     "/tools/",
@@ -48,49 +48,52 @@ _TAKEN_BELOW = (
 )
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _threads = Threads(40)
-"""For plain functions. Starlette's own threads would keep a process that ends until their function does, too."""
+"""Threads for plain functions. Starlette's own threads would delay the exit of the process until their functions
+end.
+"""
 MAX_RANGES: Final = 8
-"""Ranges that one request for a file may ask for; with more it gets the whole file."""
+"""Maximum ranges per request for a file; with more, the whole file is sent."""
 
 
 class UserRoute(Struct, frozen=True, eq=False):
-    """One path, or all below one."""
+    """One path, or all below it."""
 
     path: str
     methods: frozenset[str]
     public: bool
     pattern: re.Pattern[str] | None
-    """What fits, where the path has parameters."""
+    """Compiled pattern, if the path has parameters."""
     below: bool
-    """Everything below the path, too."""
+    """Whether it includes everything below the path."""
     make: Callable[[str, Callable[[], bool]], Handler]
-    """``make(path, show_errors)``: the handler, with what stands before the path where its server is mounted."""
+    """Creates the handler: ``make(path, show_errors)``, with the prefix of its mounted server."""
     fixed: bool = False
-    """Mounting doesn't move it. It replaces a page of Millstream's own, but not MCP or a path to sign in. Of two with
-    the same path, the first one stays."""
+    """Whether mounting leaves it unchanged. It replaces a built-in page, but not MCP or a sign-in path. Of two with the
+    same path, the first one stays.
+    """
 
 
 class UserRoutes(RouteRegistry):
-    """The paths of a server and of what is mounted on it."""
+    """The paths of a server and of its mounted servers."""
 
     __slots__ = ("_fixed",)
 
     def __init__(
         self, routes: Iterable[tuple[str, UserRoute]], *, served: Collection[str], show_errors: Callable[[], bool]
     ) -> None:
-        """Register them.
+        """Register the paths.
 
         Args:
-            routes: each with what stands before its path.
-            served: the paths where MCP is served.
-            show_errors: whether callers see what failed.
+            routes: routes, each with its prefix.
+            served: paths of MCP.
+            show_errors: whether callers see the cause of failures.
 
         Raises:
-            ValueError: two of them, or one and MCP, have the same path and method.
+            ValueError: two routes, or one and MCP, have the same path and method.
         """
         super().__init__()
         self._fixed: set[str] = set()
-        """The exact paths that replace pages of Millstream's own."""
+        """The exact paths that replace built-in pages."""
         mcp = {each.rstrip("/") for each in served}
         for before, each in routes:
             made = Route(
@@ -110,9 +113,9 @@ class UserRoutes(RouteRegistry):
         """
         for path, route in self.exact.items():
             known = routes.exact.get(path)
-            # The program decides whether a path is public, so it must not be one of ours.
+            # The program decides whether a path is public, so it must not be a built-in one.
             if known is not None and path not in self._fixed:
-                raise ValueError(f"{path!r} is a path of Millstream's own here. Use another one for your own route")
+                raise ValueError(f"{path!r} is one of Millstream's own paths. Use another path for your route")
             if known is None or not known.reserved:
                 routes.exact[path] = route
         routes.patterns += self.patterns
@@ -123,7 +126,7 @@ class UserRoutes(RouteRegistry):
         whole = before + each.path
         check_path(whole + "/" if each.below and each.path != "/" else whole)
         if whole.rstrip("/") in mcp:
-            raise ValueError(f"{whole!r} is where MCP is served. Use another path, or serve MCP elsewhere")
+            raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere")
         if each.pattern is not None:
             self.patterns.append((re.compile(re.escape(before) + each.pattern.pattern.lstrip("^")), made))
             return
@@ -131,7 +134,7 @@ class UserRoutes(RouteRegistry):
         if known is not None and known.handlers.keys() & made.handlers.keys():
             raise ValueError(f"{whole!r} was added twice")
         if known is not None and known.public is not made.public:
-            raise ValueError(f"{whole!r} is public for one method and not for another: split the path")
+            raise ValueError(f"{whole!r} is public for one method and not for another. Split the path")
         self.exact[whole] = made if known is None else _both(made, known)
         if each.below:
             self.add_prefix(whole.rstrip("/") + "/", made)
@@ -146,25 +149,27 @@ class UserRoutes(RouteRegistry):
 
 
 def _both(route: Route, first: Route) -> Route:
-    """Return one route with the methods of two, where those of the first one stay."""
+    """Return one route with the methods of two, preferring the first."""
     return Route({**route.handlers, **first.handlers}, public=first.public)
 
 
 def route_of(
     path: str, function: Callable[..., Any], *, methods: Collection[str], public: bool, fixed: bool = False
 ) -> UserRoute:
-    """A function that answers requests to a path: ``f(request) -> Response``, of Starlette.
+    """Return the route of a function: ``f(request) -> Response``, with Starlette's types.
 
     Raises:
-        ValueError: the path or a method cannot be, or Millstream serves the path itself.
-        TypeError: one method without a list.
+        ValueError: the path or a method is invalid, or Millstream serves the path itself.
+        TypeError: the methods are a string instead of a list.
     """
     (check_form if fixed else check_path)(path)
     if isinstance(methods, str):
-        raise TypeError(f"route({path!r}): methods is a list: methods=[{methods!r}]")
+        raise TypeError(f"route({path!r}): methods must be a list: methods=[{methods!r}]")
     chosen = frozenset(each.upper() for each in methods)
     if not chosen or chosen - METHODS:
-        raise ValueError(f"route({path!r}): methods are {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}")
+        raise ValueError(
+            f"route({path!r}): methods must be {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}"
+        )
     pattern, _, convertors = compile_path(path)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
@@ -182,10 +187,10 @@ def route_of(
 
 
 def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRoute:
-    """A folder of files below a path.
+    """Return the route of a folder of files below a path.
 
     Raises:
-        ValueError: Millstream serves the path itself, or there is no such folder.
+        ValueError: Millstream serves the path itself, or the folder doesn't exist.
     """
     from millstream._app.files import Files  # noqa: PLC0415  only for programs with files of their own
 
@@ -201,13 +206,13 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
 
 
 def application_at(path: str, application: Application, *, methods: Collection[str], below: bool) -> UserRoute:
-    """A path of an ASGI application that stands before the check of credentials, as the application serves it.
+    """Return the route of an ASGI application in front of the guard.
 
     Args:
-        path: as Starlette writes it, with parameters.
-        application: gets the whole path.
-        methods: of HTTP; none means all.
-        below: everything below the path, too.
+        path: path with parameters, in Starlette's syntax.
+        application: receives the whole path.
+        methods: HTTP methods; none means all.
+        below: whether it includes everything below the path.
     """
     pattern: re.Pattern[str] | None = compile_path(path)[0]
     if below:
@@ -223,42 +228,42 @@ def application_at(path: str, application: Application, *, methods: Collection[s
 
 
 def check_form(path: str) -> None:
-    """Make sure that this is a path.
+    """Check the syntax of a path.
 
     Raises:
-        ValueError: it isn't one.
+        ValueError: it isn't a path.
     """
     if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
         raise ValueError(
-            f"{path!r} isn't a path: write one that begins with / and has no query, as in '/hooks/payments'"
+            f"{path!r} isn't a path. Write one that begins with / and has no query, as in '/hooks/payments'"
         )
 
 
 def check_path(path: str) -> None:
-    """Make sure that a program can have a path.
+    """Check that a program can use a path.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it can't.
     """
     check_form(path)
     if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):
-        raise ValueError(f"{path!r} is a path of Millstream's own. Use another one, such as '/my{path}'")
+        raise ValueError(f"{path!r} is one of Millstream's own paths. Use another one, such as '/my{path}'")
 
 
 def _page(function: Callable[..., Any]) -> Application:
     awaited = inspect.iscoroutinefunction(function)
     later: set[asyncio.Task[None]] = set()
-    """What goes on behind a reply: nothing else holds these tasks."""
+    """Tasks that continue after a response; this set keeps them alive."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         request: PageRequest = PageRequest(scope, receive, send)
         if not awaited and _threads.full:
-            raise HTTPException(503, "Too many requests are under way. Try again later.", {"Retry-After": "1"})
+            raise HTTPException(503, "Too many requests are running. Try again later.", {"Retry-After": "1"})
         response = await function(request) if awaited else await _threads.run(function, request)
         if not isinstance(response, PageResponse):
             raise TypeError(
-                f"{function.__name__} gave a {type(response).__name__}; a route returns a response, such as "
-                "starlette.responses.JSONResponse"
+                f"{function.__name__} returned a {type(response).__name__}, but a route must return a response, "
+                "such as starlette.responses.JSONResponse"
             )
         background, response.background = response.background, None
         try:
@@ -268,7 +273,7 @@ def _page(function: Callable[..., Any]) -> Application:
                 later.add(task)
                 task.add_done_callback(later.discard)
         finally:
-            # A stream whose reader has gone is left where it waits: what it opened is to be closed now.
+            # An abandoned stream stays suspended, so close what it opened.
             end: Any = getattr(getattr(response, "body_iterator", None), "aclose", None)
             if end is not None:
                 await end()
@@ -277,7 +282,7 @@ def _page(function: Callable[..., Any]) -> Application:
 
 
 async def _finish(background: Any) -> None:
-    """Do what goes on behind a reply: blocking functions in threads that hold up no server that ends."""
+    """Run a background task of a response, with blocking functions in threads that don't delay shutdown."""
     if isinstance(background, BackgroundTasks):
         for each in background.tasks:
             await _finish(each)
@@ -288,7 +293,7 @@ async def _finish(background: Any) -> None:
 
 
 def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
-    """A handler whose failures show as those of tools do."""
+    """Wrap a handler to report failures like those of tools."""
 
     async def watched(request: HttpRequest) -> Response | Sink | None:
         try:

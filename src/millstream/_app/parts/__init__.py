@@ -1,4 +1,4 @@
-"""The parts that the application brings along. `part_table` lists them."""
+"""The built-in parts. `part_table` lists them."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from millstream._app.definition import Definition
 
 
 class OwnPart:
-    """A part that's made for each start of a server. The host's stack closes what it opens."""
+    """A part that is created for each start of a server. The host's exit stack closes what it opens."""
 
     needs: Collection[str] = ()
 

@@ -1,4 +1,4 @@
-"""The audit log: every call with its outcome, and every credential that was refused."""
+"""The audit log: every call with its outcome, and every rejected credential."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ logger = logging.getLogger("millstream")
 
 
 class AuditPart(OwnPart):
-    """Writes the log of one server. A line that can't be written is reported in the server's log, and stops no call."""
+    """Writes the audit log of one server. Failures to write are logged, and don't stop calls."""
 
     name: str = "audit"
 
@@ -29,7 +29,7 @@ class AuditPart(OwnPart):
         """Open the file.
 
         Raises:
-            LocalError: it can't be used.
+            LocalError: the file can't be used.
         """
         self._log = AuditLog(Path(self.definition.settings.audit_log))
         host.observe(self._observe)
@@ -37,7 +37,7 @@ class AuditPart(OwnPart):
             host.guard.tell(self._refuse)
 
     async def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write pending lines, and close the file."""
         try:
             self._log.sync()
         finally:
@@ -69,5 +69,5 @@ class AuditPart(OwnPart):
             self._failed = False
         except OSError as exc:
             if not self._failed:
-                logger.error("The audit log can't be written to: %s. Calls go on.", exc)
+                logger.error("The audit log can't be written: %s. Calls continue without it.", exc)
             self._failed = True

@@ -1,4 +1,4 @@
-"""Signing in: the guard in front of every path, and the paths by which callers sign in."""
+"""Authentication: the guard in front of every path, and the paths for signing in."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from millstream.auth._method import AuthMethod
 
 _STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
-"""The style sheets of the pages of an authorization server."""
+"""Style sheets of the authorization server's pages."""
 
 
 class AuthPart(OwnPart):
-    """Puts the methods that the program and the settings name together as one guard."""
+    """Combines the auth methods of the program and the settings into one guard."""
 
     name: str = "auth"
 
     async def open(self, host: Host) -> None:
-        """Make the guard, where callers sign in.
+        """Create the guard, if callers have to sign in.
 
         Raises:
-            LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
+            LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
         """
         definition, services = self.definition, host.services
         if not definition.protected:
@@ -73,11 +73,11 @@ class AuthPart(OwnPart):
             paths |= {prefix + name: {"GET": _style(name)} for prefix in below for name in _STYLES}
             paths |= served
         for path, handlers in paths.items():
-            # Callers have no credential yet when they come here.
+            # Callers don't have a credential yet when they come here.
             host.routes.add(path, Route(handlers, public=True, reserved=True))
 
     def _sign_in(self, host: Host, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
-        """Return the paths where people sign in to the pages."""
+        """Return the sign-in paths of the pages."""
         from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
         services = host.services
@@ -90,7 +90,7 @@ class AuthPart(OwnPart):
                 pages.add("/gateway")
         if definition.connects:
             pages.add("/connections")
-        pages |= {  # of the program's own: people sign in to them as to ours
+        pages |= {  # the program's own pages use the same sign-in
             before + each.path
             for before, each in self.definition.paths()
             if "GET" in each.methods and not each.public and each.pattern is None and not each.below
@@ -106,7 +106,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     """Return the methods of the program, then the keys of the settings.
 
     Raises:
-        LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
+        LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
     """
     from millstream.auth._method import Unbound  # noqa: PLC0415  only where callers sign in
 
@@ -120,7 +120,8 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
         paths = each.paths().keys()
         if served & paths:
             raise ValueError(
-                "A server has one auth.issuer(…), and one auth.oidc(…) with a client_id: their paths would be the same."
+                "A server can have only one auth.issuer(…), and one auth.oidc(…) with a client_id, because their "
+                "paths would be the same."
             )
         served |= paths
     if settings.auth_key or settings.auth_keys:
@@ -131,7 +132,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
 
 
 def _check_mounted(definition: Definition) -> None:
-    """Refuse a mounted server that wants sign-in where this one doesn't: a guard protects a whole server.
+    """Refuse a mounted server that requires sign-in if this one doesn't, because a guard protects a whole server.
 
     Raises:
         LocalError: there is one.
@@ -139,14 +140,14 @@ def _check_mounted(definition: Definition) -> None:
     for each in definition.mounted:
         if each.auth:
             raise LocalError(
-                f"{each.name!r} has auth=…, and is mounted on {definition.name!r}, which has none: anybody could call "
-                f"its tools there. Give {definition.name!r} the same auth=…"
+                f"{each.name!r} has auth=…, but is mounted on {definition.name!r}, which has none, so anyone "
+                f"could call its tools there. Pass the same auth=… to {definition.name!r}"
             )
         _check_mounted(each)
 
 
 def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handler]:
-    """Return the paths that say where to get a token; none where no authorization server gives any."""
+    """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
     from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415  only where tokens are taken
@@ -159,7 +160,7 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
 
 
 def _style(name: str) -> Handler:
-    """Return the handler of a style sheet, whatever its path."""
+    """Return the handler of a style sheet, for any path."""
     from millstream._web.pages import asset  # noqa: PLC0415  only where there are pages
 
     async def get(request: HttpRequest) -> Response:

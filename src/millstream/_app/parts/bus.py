@@ -1,4 +1,4 @@
-"""The bridges between the hub and message buses: they start after the hub, and stop before it."""
+"""Bridges between the hub and message buses, started after the hub and stopped before it."""
 
 import asyncio
 import logging
@@ -11,18 +11,18 @@ from millstream._stores.base import Store
 from millstream.hub._bus import InboundBridge, OutboundBridge, backoff
 
 _CLOSE: float = 5.0
-"""Seconds for a broker to say goodbye."""
+"""Seconds for a broker to disconnect."""
 logger = logging.getLogger("millstream.hub.bus")
 
 
 class BusPart(OwnPart):
-    """Runs what ``mcp.hub.from_bus`` and ``mcp.hub.to_bus`` declare."""
+    """Runs the bridges declared with ``mcp.hub.from_bus`` and ``mcp.hub.to_bus``."""
 
     name: str = "bus"
     needs: Collection[str] = ("hub",)
 
     async def open(self, host: Host) -> None:
-        """Connect in the background: a bus that's down doesn't stop the server."""
+        """Connect in the background, so that the server starts even if a bus is down."""
         assert host.hub is not None  # noqa: S101  the part needs it
         waiting: dict[int, str] = {}
         host.check_ready(lambda: f"not connected to the message bus ({', '.join(waiting.values())})" if waiting else "")
@@ -46,14 +46,14 @@ class BusPart(OwnPart):
         host.stack.push_async_callback(stop, 0)
 
     async def close(self) -> None:
-        """Publish nothing on a hub that closes."""
+        """Stop the bridges before the hub closes."""
         for each in self.definition.bridges:
             if isinstance(each, InboundBridge):
                 each.open(None)
 
 
 async def _run(broker: Any, outbound: list[OutboundBridge], store: Store, waiting: dict[int, str]) -> None:
-    """Start a broker, again and again until it's there, and send until the task is cancelled."""
+    """Connect a broker, retrying until it succeeds, and send until canceled."""
     label = waiting[id(broker)]
     try:
         await _start(broker, label)
@@ -71,7 +71,7 @@ async def _run(broker: Any, outbound: list[OutboundBridge], store: Store, waitin
         try:
             await asyncio.wait_for(broker.stop(), _CLOSE)
         except Exception:
-            logger.warning("%s didn't stop; its messages come again.", label, exc_info=True)
+            logger.warning("%s didn't stop in time. Its messages will be redelivered.", label, exc_info=True)
 
 
 async def _start(broker: Any, label: str) -> None:
@@ -81,7 +81,7 @@ async def _start(broker: Any, label: str) -> None:
             await broker.start()
         except Exception as error:
             log = logger.warning if not attempt else logger.debug
-            log("%s can't connect, which is tried again: %s", label, str(error)[:300] or type(error).__name__)
+            log("%s can't connect, and will be retried: %s", label, str(error)[:300] or type(error).__name__)
             await asyncio.sleep(backoff(attempt))
             attempt += 1
         else:

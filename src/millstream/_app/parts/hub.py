@@ -1,9 +1,9 @@
 """The hub: its log in the store, its routes, its WebSocket, its metrics, and the streams of calls.
 
-With ``stream: true``, progress and result of a call also go to the stream of a client, ``/mcp/sse/{client_id}``. The
-caller names its client id by the header ``X-Client-Id``, the query ``?client_id=``, the argument ``client_id``, or
-``_meta.clientId``; the first that is given counts. Without one, a new one is made. The reply's ``_meta`` says which it
-is, and where to listen. The client's mailbox keeps what comes before it listens.
+With ``stream: true``, the progress and result of a call are also sent to the stream of a client,
+``/mcp/sse/{client_id}``. The caller passes its client id in the header ``X-Client-Id``, the query ``?client_id=``, the
+argument ``client_id``, or ``_meta.clientId``; the first one found is used, or else a new id is created. The response's
+``_meta`` contains the id and the URL of the stream. The client's mailbox keeps earlier messages.
 """
 
 import logging
@@ -84,13 +84,19 @@ class HubPart(OwnPart):
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:
     read, stats = metrics.read, hub.stats
-    back = "Subscribers that came back: all was replayed, or there was a gap."
-    read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
+    back = "Subscribers that reconnected: all was replayed, or there was a gap."
+    read("counter", "hub_events_published_total", "Events published by this worker.", lambda: {(): stats().published})
     read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
-    read("counter", "hub_events_dropped_total", "Subscribers that were cut.", lambda: _by(stats().cut), ("reason",))
+    read(
+        "counter",
+        "hub_events_dropped_total",
+        "Subscribers that were disconnected.",
+        lambda: _by(stats().cut),
+        ("reason",),
+    )
     read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))
     read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
-    read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
+    read("gauge", "hub_send_queue_bytes", "Bytes waiting to be sent.", lambda: {(): hub.queued_bytes()})
 
 
 def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
@@ -98,7 +104,7 @@ def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
 
 
 class ClientStreams:
-    """Attaches the stream of a client to the calls that ask for it."""
+    """Attaches clients' streams to calls that request it."""
 
     __slots__ = ("_hub",)
 
@@ -106,10 +112,10 @@ class ClientStreams:
         self._hub = hub
 
     def attach(self, call: Call) -> None:
-        """Mirror a call to its client's stream, if its arguments say ``stream: true``.
+        """Mirror a call to its client's stream, if its arguments contain ``stream: true``.
 
         Raises:
-            ProtocolError: INVALID_PARAMS for a client id that cannot be one; it says where the id stands.
+            ProtocolError: INVALID_PARAMS for an invalid client id, with its location.
         """
         if getattr(call.arguments, "stream", False) is not True:
             return
@@ -125,7 +131,7 @@ class ClientStreams:
 
     @staticmethod
     def _named(call: Call) -> tuple[str, str]:
-        """Where the caller's client id stands, and the id; a caller without one gets a new one."""
+        """Return the location and value of the caller's client id, creating one if there's none."""
         header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
         argument = getattr(call.arguments, "client_id", "")
         meta = members(value_of(params_of(call).meta)).get("clientId")
@@ -138,12 +144,14 @@ class ClientStreams:
 
 
 class _Mirror:
-    """Sends what a call says to a client's stream, as far as the hub takes it: the caller's own reply comes first."""
+    """Sends a call's messages to a client's stream, as far as the hub accepts them; the caller's own response has
+    priority.
+    """
 
     __slots__ = ("_client_id", "_hub", "_principal", "_request_id")
 
     def __init__(self, hub: Hub, client_id: str, call: Call) -> None:
-        # Not the call, which refers to what is made here.
+        # Not the call itself, to avoid a reference cycle.
         self._hub = hub
         self._client_id = client_id
         self._principal = call.principal
@@ -155,13 +163,13 @@ class _Mirror:
         try:
             too_large = await self._send(message)
             if too_large:
-                text = f"The result is in the reply only: {too_large}"
+                text = f"The result is only in the response: {too_large}"
                 await self._send(error_message(self._request_id, INTERNAL_ERROR, text))
         except LocalError:
-            logger.exception("The stream of %s did not get a message", self._client_id)
+            logger.exception("A message could not be sent to the stream of %s", self._client_id)
 
     async def _send(self, message: bytes) -> str:
-        """Send, and say why a message is too large for that."""
+        """Send a message, and return the reason if it's too large."""
         try:
             await self._hub.send(self._client_id, message.decode(), principal=self._principal)
         except EventTooLarge as exc:

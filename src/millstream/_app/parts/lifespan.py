@@ -1,4 +1,4 @@
-"""The lifespans of the program: that of the server, then those of the servers mounted on it."""
+"""The lifespans of the program: the server's, then those of mounted servers."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from millstream._server.features.completion_lookup import check_completers
 
 
 class LifespanPart(OwnPart):
-    """Runs the lifespans around what opens later. The hub is open by then, so that they can publish."""
+    """Runs the lifespans around the parts that open later. The hub is already open, so they can publish."""
 
     name: str = "lifespan"
 
     async def open(self, host: Host) -> None:
-        """Enter the lifespans, which may register and set the instructions.
+        """Enter the lifespans, which may register items and set the instructions.
 
         Raises:
-            ValueError: something registered cannot work.
+            ValueError: a registered item can't work.
         """
         host.lives_on |= self.definition.has_lifespan()
         values: dict[Definition, Any] = {}

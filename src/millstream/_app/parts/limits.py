@@ -1,4 +1,4 @@
-"""The limits on how often callers may ask, as gates in front of calls and of the hub's routes."""
+"""Rate limits, as gates in front of calls and of the hub's routes."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LimitsPart(OwnPart):
-    """Charges calls and requests to their callers. A server without limits imports none of it."""
+    """Charges calls and requests to their callers. Imported only by servers with limits."""
 
     name: str = "limits"
 
@@ -20,7 +20,7 @@ class LimitsPart(OwnPart):
         self._throttle: Throttle | None = None
 
     async def open(self, host: Host) -> None:
-        """Put the limits in front of every call, if there are any. A tool that is added later may bring the first."""
+        """Add the gate if there are any limits. A tool that is added later may bring the first one."""
         self._throttle = None
 
         def begin(kind: str) -> None:
@@ -35,8 +35,8 @@ class LimitsPart(OwnPart):
         host.on_change(begin)
         if host.metrics is not None:
             read = host.metrics.read
-            read("counter", "hub_rate_limited_total", "Calls that a limit refused.", self._refused, ("policy",))
-            why = "The store doesn't answer, so this worker counts its part of the limits alone."
+            read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refused, ("policy",))
+            why = "The store is unavailable, so this worker enforces its share of the limits alone."
             read("gauge", "hub_limits_alone", why, lambda: _alone(host), merge="max")
 
     def _refused(self) -> dict[tuple[str, ...], float]:

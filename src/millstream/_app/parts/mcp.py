@@ -39,6 +39,6 @@ def _serve(host: Host) -> None:
         posts.rstrip("/") or "/": messages,
     }
     if posts == "/messages/":
-        routes.setdefault("/message", messages)  # the name that other servers and documents give it
+        routes.setdefault("/message", messages)  # the name used by other servers and documents
     for each, route in routes.items():
         host.routes.add(each, route)

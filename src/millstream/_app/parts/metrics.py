@@ -1,7 +1,7 @@
 """`/metrics`: the figures of this process, or of all workers on this machine.
 
-Each worker leaves its figures with the parent process every second in which they changed, and before it renders. The
-figures of a worker that ended are added to one record, so that its counts stay.
+Each worker stores its figures with the parent process every second if they changed, and before rendering. The figures
+of a worker that exits are added to a common record, so that counters never decrease.
 """
 
 import asyncio
@@ -33,37 +33,39 @@ logger = logging.getLogger("millstream")
 
 
 class MachineMetrics:
-    """The figures of this worker among those of the others."""
+    """The figures of this worker, combined with the others'."""
 
     __slots__ = ("_left", "_metrics", "_store")
 
     def __init__(self, metrics: Metrics, store: Store) -> None:
-        """`store` is one that all workers of this machine share, and no other process."""
+        """Create it. `store` is shared by all workers of this machine, and by no other process."""
         self._metrics = metrics
         self._store = store
         self._left = b""
-        """The figures that were left with the parent last."""
+        """The figures stored last."""
 
     async def render(self) -> bytes:
-        """Return the sums over all workers as Prometheus text; those of this worker if the parent doesn't answer."""
+        """Return the sums over all workers as Prometheus text, or this worker's figures if the parent is
+        unavailable.
+        """
         try:
             await self.leave()
             return await self._sums()
         except (LocalError, OSError) as exc:
-            logger.warning("The metrics are those of one worker, because the others can't be asked: %s", exc)
+            logger.warning("The metrics are those of one worker, because the others can't be queried: %s", exc)
             return exposition.render(self._metrics)
 
     async def run(self) -> None:
-        """Leave the figures with the parent whenever they changed, until cancelled."""
+        """Store the figures whenever they change, until canceled."""
         while True:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.leave()
             except (LocalError, OSError):
-                logger.debug("The parent didn't take the figures of this worker", exc_info=True)
+                logger.debug("The parent didn't accept the figures of this worker", exc_info=True)
 
     async def leave(self) -> None:
-        """Leave the current figures with the parent."""
+        """Store the current figures with the parent."""
         data = exposition.dump(self._metrics)
         if data != self._left:
             await self._store.kv.put(_KEPT + self._store.workers.me, data, _TTL)
@@ -84,7 +86,7 @@ class MachineMetrics:
         return exposition.render_sums(alive, _decode(ended).readings if ended is not None else ())
 
     async def _fold(self, name: str, data: bytes) -> None:
-        """Add the figures of a worker that ended to those of the others that ended."""
+        """Add the figures of an exited worker to the common record."""
         kv = self._store.kv
         while True:
             old = await kv.get(_ENDED)
@@ -95,20 +97,20 @@ class MachineMetrics:
 
 
 class MetricsPart(OwnPart):
-    """Opens the registry of metrics for the parts after it, and serves it."""
+    """Opens the metrics registry for the parts after it, and serves it."""
 
     name: str = "metrics"
 
     async def open(self, host: Host) -> None:
-        """Make the registry.
+        """Create the registry.
 
         Raises:
-            LocalError: there are several workers, and their parent doesn't answer.
+            LocalError: there are several workers, and their parent isn't responding.
         """
         health = host.store_health
         host.metrics = metrics = Metrics()
         metrics.read(
-            "gauge", "hub_backend_up", "The store answers.", lambda: {(health.kind,): int(health.up)}, ("kind",),
+            "gauge", "hub_backend_up", "The store responds.", lambda: {(health.kind,): int(health.up)}, ("kind",),
             merge="min",
         )  # fmt: skip
         if parent_address() is None:

@@ -1,4 +1,4 @@
-"""The observer of calls: metrics, the message log, and traces, where any of them is on."""
+"""The observer of calls: metrics, the message log, and traces."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ class ObservationPart(OwnPart):
     needs: Collection[str] = ("lifespan",)
 
     async def open(self, host: Host) -> None:
-        """Observe, if metrics, the message log, or traces are on."""
+        """Start observing, if metrics, the message log, or traces are on."""
         definition = self.definition
         access_log, spans = definition.settings.access_log, load_spans(definition.version)
         if not access_log and spans is None and host.metrics is None:
@@ -51,7 +51,7 @@ class ObservationPart(OwnPart):
 
 
 def _note_to(observer: "Observer") -> ObserveMessage:
-    """Return a function that tells the observer of messages that become no call."""
+    """Return a function that reports messages that don't become calls."""
     from millstream._telemetry.messages import AccessRecord  # noqa: PLC0415  only where something is observed
     from millstream._telemetry.metrics import OTHER  # noqa: PLC0415
 
@@ -69,7 +69,7 @@ def _note_to(observer: "Observer") -> ObserveMessage:
             if session is not None:
                 observer.session_ended(session.id)
             return
-        # Neither was checked yet, and lines wait for their batch.
+        # Neither has been validated yet, and lines wait for their batch.
         method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
         message = AccessRecord(time.time(), method, target, status, transport=transport)
         about = session or opening

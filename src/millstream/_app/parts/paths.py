@@ -1,16 +1,16 @@
-"""Paths and folders of the program's own."""
+"""The program's own paths and folders."""
 
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
 
 
 class PathsPart(OwnPart):
-    """Adds what the program registered by ``@mcp.route`` and ``mcp.static`` to the paths of the parts before it."""
+    """Adds the routes of ``@mcp.route`` and ``mcp.static`` to the paths of earlier parts."""
 
     name: str = "paths"
 
     async def open(self, host: Host) -> None:
-        """Add the paths once HTTP is served: the lifespan may register some."""
+        """Add the paths once HTTP is served, because the lifespan may register some."""
         host.on_http(lambda: self._serve(host))
 
     def _serve(self, host: Host) -> None:

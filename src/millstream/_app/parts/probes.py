@@ -1,7 +1,7 @@
-"""`/health`, `/livez` and `/readyz`: how the server is, for operators, orchestrators and load balancers.
+"""`/health`, `/livez`, and `/readyz`: the state of the server for operators, orchestrators, and load balancers.
 
-They answer every client, under any Host: figures and names of kinds only, nothing that names a client, a path or an
-address.
+They respond to every client with any Host, so they contain only figures and names of kinds, nothing that identifies a
+client, a path, or an address.
 """
 
 from typing import Any
@@ -29,14 +29,14 @@ class ProbesPart(OwnPart):
         self._host = host
 
     async def live(self, request: HttpRequest) -> Response:
-        """Answer while the event loop turns."""
+        """Respond while the event loop is running."""
         return Response(b"ok\n", 200, TEXT_HEAD)
 
     async def ready(self, request: HttpRequest) -> Response:
-        """Say whether to send new work here: not while the server drains.
+        """Return whether to send new work here: not while the server drains.
 
-        A store that doesn't answer changes nothing: plain calls need none, and one pause of a shared store would take
-        away every worker at once. A server that is degraded is ready, too, and says why.
+        An unavailable store doesn't change that: plain calls don't need it, and a pause of a shared store would remove
+        all workers at once. A degraded server is ready, too, and says why.
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
@@ -46,7 +46,7 @@ class ProbesPart(OwnPart):
         return Response(b"ok\n", 200, TEXT_HEAD)
 
     async def health(self, request: HttpRequest) -> Response:
-        """Return the facts. A store that doesn't answer makes no 503: to restart the server wouldn't help."""
+        """Return the facts. An unavailable store isn't a 503, because a restart wouldn't help."""
         host = self._host
         up = await host.store_health.look()
         draining, reasons = host.draining(), host.degraded()

@@ -1,4 +1,4 @@
-"""REST: a path for each tool, their OpenAPI document, and the page that shows it."""
+"""REST: a path for each tool, and their OpenAPI document and page."""
 
 from millstream._app.parts import OwnPart
 from millstream._parts import Host, Route

@@ -1,8 +1,8 @@
-"""Sibling processes without a shared store, as ``uvicorn --workers 4`` starts them.
+"""Detection of sibling processes without a shared store, as started by ``uvicorn --workers 4``.
 
-Each of them would have a hub and sessions of its own, and a client would reach one of them by chance. They can't know
-of each other by any store, but they accept from the same listening socket. So each claims a name made of that socket's
-inode in the kernel's abstract namespace, and those that find it taken say so to its owner, again and again.
+Each of them has its own hub and sessions, and a client reaches one of them at random. They can't find each other
+through a store, but they accept from the same listening socket. Each process claims a name derived from that socket's
+inode in the kernel's abstract namespace, and if it's taken, periodically notifies the owner.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from millstream._parts import Host
 
 SAY_EVERY: Final = 5.0
 HEARD: Final = 15.0
-"""Seconds after which a sibling that says nothing is gone."""
+"""Seconds after which a silent sibling counts as gone."""
 SCANS: Final = 60
-"""Seconds in which a server under another program's HTTP server begins to listen."""
+"""Seconds for another program's HTTP server to start listening."""
 _HERE: Final = b"sibling"
-_REASON: Final = "several processes serve here, and they share no store"
+_REASON: Final = "several processes are serving, and they don't share a store"
 
 logger = logging.getLogger("millstream")
 _claimed: set[str] = set()
-"""Names that this process holds: servers in one process aren't siblings."""
+"""Names that this process holds, since servers in one process aren't siblings."""
 
 
 class SiblingsPart(OwnPart):
@@ -52,7 +52,7 @@ class SiblingsPart(OwnPart):
         scans = iter(range(SCANS))
 
         def look(now: float) -> None:
-            # uvicorn listens only once the server has started.
+            # uvicorn listens only after the server has started.
             if not watches and next(scans, None) is not None:
                 for inode in set(_listening()):
                     digest = hashlib.sha256(f"{inode} {name}".encode()).hexdigest()[:32]
@@ -67,12 +67,12 @@ class SiblingsPart(OwnPart):
 
 
 class SiblingWatch:
-    """Claims a name, and finds out whether another process has it."""
+    """Claims a name, and detects whether another process has it."""
 
     __slots__ = ("_clock", "_found", "_heard", "_name", "_said", "_socket")
 
     def __init__(self, name: str, found: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
-        """`found` is called once, when there is a sibling."""
+        """Create it. `found` is called once, when there is a sibling."""
         self._clock = clock
         self._name = name
         self._found = found
@@ -81,11 +81,11 @@ class SiblingWatch:
         self._said = -SAY_EVERY
 
     def reason(self) -> str:
-        """Return why the server is degraded, if it is."""
+        """Return why the server is degraded; empty if it isn't."""
         return _REASON if self._clock() - self._heard < HEARD else ""
 
     def look(self, now: float) -> None:
-        """Claim the name, or tell its owner."""
+        """Claim the name, or notify its owner."""
         if now - self._said < SAY_EVERY or self._socket is not None or self._name in _claimed:
             return
         self._said = now
@@ -106,7 +106,7 @@ class SiblingWatch:
             asyncio.get_running_loop().add_reader(claim, self._read)
 
     def close(self) -> None:
-        """Give the name up."""
+        """Release the name."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -126,9 +126,9 @@ class SiblingWatch:
 
 def _warn(name: str) -> None:
     logger.error(
-        "Several processes serve %r, and they share no store: broadcasts and streamed calls of one don't reach the "
-        "clients of another. Serve with `millstream run --workers N`, whose workers share a store by themselves, or "
-        "name one for all: MILLSTREAM_STORE=redis://…. Until then /readyz says degraded",
+        "Several processes serve %r without a shared store, so broadcasts and streamed calls of one don't reach "
+        "clients of another. Serve with `millstream run --workers N`, whose workers share a store automatically, "
+        "or configure one for all: MILLSTREAM_STORE=redis://…. Until then /readyz reports degraded",
         name,
     )
 
@@ -143,4 +143,4 @@ def _listening() -> Iterator[int]:
                     if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                         yield status.st_ino
         except OSError:
-            continue  # closed in the meantime, or a socket of another kind
+            continue  # closed in the meantime, or another kind of socket

@@ -1,4 +1,4 @@
-"""The pages: dashboard, chat, inspector, and API documents, with what they ask for."""
+"""The pages: dashboard, chat, inspector, and API documents, with their data."""
 
 import time
 from collections.abc import Collection
@@ -22,13 +22,13 @@ from millstream._web.live import ChatMembers, DashboardFeed, LogFeed, LogTail
 
 
 class WebPart(OwnPart):
-    """Serves the pages, and collects what the dashboard shows."""
+    """Serves the pages, and collects data for the dashboard."""
 
     name: str = "web"
     needs: Collection[str] = ("hub", "rest", "metrics", "observation")
 
     async def open(self, host: Host) -> None:
-        """Begin to collect."""
+        """Start collecting data."""
         definition, services, store, health = self.definition, host.services, host.store, host.store_health
         observer, hub = host.observer, host.hub
         assert observer is not None and hub is not None  # noqa: S101, PT018  it needs both
@@ -108,15 +108,16 @@ def _serve(host: Host, definition: Definition) -> None:
     # It holds nothing: whatever it shows comes from the page that embeds it.
     routes.add(app_frame.PATH, Route({"GET": app_frame.get}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
-    # People come back from another site, without the cookie by which they are signed in: it knows them itself.
+    # The redirect comes from another site, without the cookie of the user's sign-in; the handler identifies users
+    # itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.returned}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
     routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
-    """Return whether the store answers, and how full it is. Only the memory store has a bound that its server can
-    fill, and knows what it holds.
+    """Return whether the store responds, and how full it is. Only the memory store has a limit that its server can
+    reach, and knows its size.
     """
     figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
     return figures | _fullness(store) if isinstance(store, MemoryStore) else figures

@@ -1,1 +1,1 @@
-"""Serving an application: the ASGI entry, our HTTP server, the start-up panel."""
+"""Serving an application: the ASGI entry, our HTTP server, and the start-up panel."""

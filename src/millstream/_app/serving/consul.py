@@ -1,6 +1,6 @@
-"""Registration with an agent of Consul, by its HTTP interface: while the server accepts new work, Consul lists it.
+"""Registration with a Consul agent over its HTTP API, for as long as the server accepts new work.
 
-The check has a time to live, so a server that was killed is critical after that time, and is removed later.
+The check has a time to live, so a killed server becomes critical after that time, and is removed later.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from millstream._protocol.jsonrpc import encode
 from millstream._stores.health import LogOnce
 
 TTL: Final = 30.0
-"""Seconds after which Consul takes a server that says nothing for dead."""
+"""Time to live of the check, in seconds."""
 _BEATS: Final = 3
-"""Beats in that time."""
+"""Heartbeats per time to live."""
 _OK: Final = 200
 _REMOVED_AFTER: Final = "10m"
 _SECONDS: Final = 5.0
@@ -36,23 +36,23 @@ logger = logging.getLogger("millstream")
 
 
 class ConsulRegistration:
-    """One server in the list of an agent."""
+    """The registration of one server with an agent."""
 
     def __init__(
         self, agent: str, *, name: str, host: str, port: int, meta: dict[str, str], serves: Callable[[], bool]
     ) -> None:
-        """Nothing is sent before `open`.
+        """Create the registration; `open` sends it.
 
         Args:
             agent: URL of the agent: ``http://127.0.0.1:8500``.
-            name: of the server; of the service with hyphens for what a DNS name can't have.
-            host: the address it listens on. Without one of its own, the service has the address of the agent.
-            port: the port it listens on.
-            meta: what clients read there.
-            serves: whether the server is well, asked for each beat.
+            name: name of the server; the service name has hyphens for characters that DNS doesn't allow.
+            host: address that it listens on. Without a specific one, the service has the address of the agent.
+            port: port that it listens on.
+            meta: metadata for clients.
+            serves: returns whether the server is healthy, for each heartbeat.
 
         Raises:
-            CommandError: the URL is none.
+            CommandError: the URL is invalid.
         """
         try:
             parse(agent)
@@ -82,11 +82,11 @@ class ConsulRegistration:
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Register in the background, and keep it so. An agent that's down doesn't stop the server."""
+        """Register in the background, and keep the registration alive. The server starts even if the agent is down."""
         self._task = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
-        """Deregister. Idempotent."""
+        """Deregister; may be called repeatedly."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -98,11 +98,11 @@ class ConsulRegistration:
         except LocalError as error:
             status = str(error)
         if status != _OK:
-            logger.warning("The server isn't deregistered from Consul, which removes it later: %s", status)
+            logger.warning("The server couldn't be deregistered from Consul, which removes it later: %s", status)
 
     async def _keep(self) -> None:
         trouble = LogOnce(
-            logger, "The server can't register with Consul, which is tried again", "The server is registered again."
+            logger, "The server can't register with Consul, and will retry", "The server is registered again."
         )
         check = quote(f"service:{self._id}", safe="")
         registered = False
@@ -119,10 +119,10 @@ class ConsulRegistration:
             await asyncio.sleep(random.uniform(0.8, 1.0) * TTL / _BEATS)  # noqa: S311  no secret
 
     async def _put(self, path: str, body: bytes = b"") -> int:
-        """Return the status of the answer.
+        """Return the status of the response.
 
         Raises:
-            LocalError: there's none.
+            LocalError: there was no response.
         """
         headers = {"content-type": "application/json", "user-agent": "millstream"}
         if token := os.environ.get("CONSUL_HTTP_TOKEN"):

@@ -1,4 +1,4 @@
-"""The parts of the ASGI application that run rarely: lifespan, the first request of a loop, other scopes."""
+"""The rarely used parts of the ASGI application: lifespan, the first request of a loop, and other scopes."""
 
 import logging
 from collections.abc import MutableMapping
@@ -21,12 +21,12 @@ _OWN_SERVER = (
     "exactly one Host (health probes apart)",
     "caps on connections and on unsent replies",
 )
-"""What only our own server enforces; the log lists it where another one serves."""
+"""Protections that only our own server provides; they're logged under another one."""
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
 async def serve(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """Whatever an application does not do itself."""
+    """Handle what the application's fast path doesn't."""
     if scope["type"] == "lifespan":
         await _lifespan(application, receive, send)
     elif scope["type"] == "http":
@@ -38,7 +38,7 @@ async def serve(application: Application, scope: MutableMapping[str, Any], recei
 
 
 async def _first(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """The first request of a loop: open the runtime, then serve. A failure is answered 503 and tried again."""
+    """Handle the first request of a loop: open the runtime, then serve. A failure is a 503, and is retried."""
     try:
         runtime = await application.runtimes.start()
         prepare(application, runtime)
@@ -73,7 +73,7 @@ async def _lifespan(application: Application, receive: Any, send: Any) -> None:
 
 
 def prepare(application: Application, runtime: Runtime) -> Endpoints:
-    """Build the HTTP side of a runtime, once, let it answer the requests of its loop, and return its endpoints."""
+    """Build the HTTP side of a runtime, register it for the requests of its loop, and return its endpoints."""
     runtimes, definition = application.runtimes, runtime.definition
     if runtime.routes is None:
         routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
@@ -108,13 +108,13 @@ def prepare(application: Application, runtime: Runtime) -> Endpoints:
 
 
 def look_ahead(runtime: Runtime) -> None:
-    """It is served now: ask the issuers of its callers, so that one that can't be asked is noticed at once."""
+    """Fetch issuers' metadata in advance, so that an unreachable issuer is noticed at once."""
     if runtime.guard is not None:
         runtime.sweep.run_in_background("issuers", runtime.guard.prefetch())
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
-    """Routes that give pages of allowed Origins the probes, too: the adapters screen all paths but these."""
+    """Wrap routes to give pages of allowed Origins the probes as well; the adapters check all other paths."""
 
     def found(method: str, path: str) -> Handler | None:
         handler = find(method, path)

@@ -1,4 +1,4 @@
-"""What the command line says when it cannot do what it was asked: what happened, why, and what to do."""
+"""Errors of the command line: what happened, why, and what to do."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from millstream._telemetry.user_frames import PROGRAM, is_foreign, user_frames
 
 
 class CommandError(Exception):
-    """Ends the command with a message of three parts; `detail` is text to show as it is (a traceback)."""
+    """Ends the command with a message in three parts; `detail` is shown verbatim (a traceback)."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", detail: str = "") -> None:
         super().__init__(what)
@@ -27,7 +27,7 @@ class CommandError(Exception):
 
 @contextmanager
 def importing(source: str) -> Generator[None, None, None]:
-    """A command imports the user's file inside the block, and serves what it finds there itself."""
+    """Mark the import of the user's file by a command that serves its objects itself."""
     _Imports.source = source
     try:
         yield
@@ -43,18 +43,18 @@ def check_not_importing() -> None:
     """Refuse to serve from inside the import of a file that a command serves.
 
     Raises:
-        CommandError: it is imported now.
+        CommandError: the file is being imported.
     """
     if _Imports.source:
         raise CommandError(
-            f"{_Imports.source} calls run() while it's imported.",
-            why="`millstream run` imports the file first and then serves what it finds in it.",
+            f"{_Imports.source} calls run() while it's being imported.",
+            why="`millstream run` imports the file first and then serves its server.",
             fix='Put the call below a line that says `if __name__ == "__main__":`.',
         )
 
 
 def report(error: CommandError) -> None:
-    """Write the message to standard error, one part a line."""
+    """Write the message to standard error, one part per line."""
     colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if colored else ("", "", "")
     lines = [f"{bold}Error:{plain} {error.what}"]
@@ -68,10 +68,10 @@ def report(error: CommandError) -> None:
 
 
 def set_up_logs(settings: Settings, level: str = "") -> None:
-    """Logs go where the settings say; `level` stands for theirs.
+    """Set up logging as configured; `level` overrides the setting.
 
     Raises:
-        CommandError: the log file cannot be written.
+        CommandError: the log file can't be written.
     """
     try:
         logs.configure_as(settings, level=level)
@@ -82,23 +82,24 @@ def set_up_logs(settings: Settings, level: str = "") -> None:
 
 
 def check_key(settings: Settings) -> None:
-    """See, before anything listens, that there will be a key for session ids.
+    """Check the key for session ids before anything listens.
 
     Raises:
-        CommandError: there is one that must not be used; the message says what to do.
+        CommandError: the key is invalid; the message says what to do.
     """
     try:
         load_secrets(settings.key)
     except (ValueError, LocalError) as exc:
-        raise CommandError(str(exc), why="It seals session ids, and nobody else may know it.") from exc
+        raise CommandError(str(exc), why="It seals session ids, and must be secret.") from exc
 
 
 @contextmanager
 def starting(name: str) -> Generator[None, None, None]:
-    """A server starts inside the block.
+    """Convert errors while a server starts inside the block.
 
     Raises:
-        CommandError: it cannot. A traceback is shown of the person's own code, or of ours where we are to blame.
+        CommandError: the start failed. Includes the traceback for the user's code, or for ours if the error is
+            internal.
     """
     try:
         yield
@@ -114,20 +115,20 @@ def starting(name: str) -> Generator[None, None, None]:
 
 
 _TOLD = (ValueError, TypeError, ImportError, LocalError)
-"""What is raised by our checks: the text says everything."""
+"""Errors of our own checks are complete."""
 
 
 def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """Where to look, in words."""
+    """Return where to look, in words."""
     if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
         return f"line {exc.lineno} of {Path(exc.filename).name}"
     if frames and not is_foreign(frames[-1].filename):
         return f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
-    return "what the lines above show"
+    return "the error shown above"
 
 
 def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """These frames and the error, after what it was caused by. Causes that lie in this program alone say nothing."""
+    """Return these frames and the error, after its causes. Causes inside this package are left out."""
     cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
     causes = user_frames(cause) if cause is not None else []
     if cause is None or (causes and Path(causes[0].filename).is_relative_to(PROGRAM)):

@@ -1,4 +1,4 @@
-"""What a person learns about a server that listens: where, what it has, what protects it, one call to try."""
+"""Facts about a listening server for people: addresses, items, protections, and an example call."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
 NO_AUTH = (
-    "Anyone who reaches this address can call every tool: there is no authentication. "
-    "Bind to 127.0.0.1, or let only a proxy that authenticates reach it."
+    "Anyone who reaches this address can call every tool, because there is no authentication. Bind to 127.0.0.1, "
+    "or let only an authenticating proxy reach it."
 )
 NO_TLS = (
-    "Keys and tokens travel in the clear. Let only a proxy that speaks TLS reach this address, or use --tls-cert and "
-    "--tls-key."
+    "Keys and tokens are sent unencrypted. Let only a proxy that terminates TLS reach this address, or use "
+    "--tls-cert and --tls-key."
 )
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """What there is to say about a server that listens."""
+    """Facts about a listening server."""
 
     name: str
     version: str
     url: str
     sse_url: str
     pages: list[str]
-    """What to open in a browser."""
+    """Pages to open in a browser."""
     counts: dict[str, int]
     protections: list[str]
     curl: str
     warning: str
     workers: list[int] = []
-    """Process ids, where several serve."""
+    """Process ids of several workers."""
 
 
 def facts(definition: Definition, *, host: str, port: int) -> Facts:
-    """Collect them for a server that listens on an address."""
+    """Collect the facts of a server that listens on an address."""
     shown = EVERY_ADDRESS.get(host, host)
     registry, settings = definition.registry, definition.settings
     scheme = "https" if settings.tls_cert else "http"
@@ -72,14 +72,14 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
 
 
 def pages_of(parts: frozenset[str], *, served: bool, gateway: bool = False) -> list[str]:
-    """The pages that answer. Where nobody signs in, all but the documentation do so only on a loopback address."""
+    """Return the pages that are served. Without sign-in, all but the documentation require a loopback address."""
     if "web" in parts and served:
         return ["dashboard", *(["gateway"] if gateway else []), "chat", "inspect", "docs"]
     return ["docs"] if "rest" in parts else []
 
 
 def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
-    """Return the limits that hold for every client, as the settings have them."""
+    """Return the limits that apply to every client, according to the settings."""
     names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
     checked = " and ".join(name for name, on in names if on)
     return [
@@ -92,7 +92,9 @@ def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
 
 
 def _variable(definition: Definition) -> str:
-    """The variable that has what a caller sends: a key where keys count, else a token; empty where nobody signs in."""
+    """Return the variable for the caller's credential: a key if keys are accepted, or else a token; empty without
+    sign-in.
+    """
     if not definition.protected:
         return ""
     settings = definition.settings
@@ -103,9 +105,9 @@ def _variable(definition: Definition) -> str:
 
 
 def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
-    """A command that calls the first tool that everybody sees, with the arguments it needs; lists tools if none is.
+    """Return a command that calls the first visible tool with example arguments, or lists tools if there's none.
 
-    The key or token is left to a variable, `signed_in`: what is shown stands in logs and on screens.
+    The credential is left to a variable, `signed_in`, because the command appears in logs and on screens.
     """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     first = next((each for each in tools.items() if each[1].enabled and each[1].visible is None), None)
@@ -119,7 +121,7 @@ def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
 
 
 def example(schema: dict[str, Any]) -> Any:
-    """A small value that a schema takes: the required properties of an object, an allowed value of the rest."""
+    """Return a small valid value of a schema, with only required properties."""
     for key in ("const", "default"):
         if key in schema:
             return schema[key]
@@ -142,10 +144,10 @@ def example(schema: dict[str, Any]) -> Any:
 def registration(
     agent: str, facts: Facts, host: str, port: int, serves: Callable[[], bool] = lambda: True
 ) -> "ConsulRegistration | None":
-    """Return the registration of a server that listens on an address; None without an agent of Consul.
+    """Return the registration of a server that listens on an address; None without a Consul agent.
 
     Raises:
-        CommandError: the URL of the agent is none.
+        CommandError: the URL of the agent is invalid.
     """
     if not agent:
         return None

@@ -1,4 +1,4 @@
-"""Serving HTTP with our own connections."""
+"""The HTTP server with our own connections."""
 
 import asyncio
 import logging
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from millstream._app.serving.consul import ConsulRegistration
 
 AFTER_DRAIN = 1
-"""Seconds that connections have to end after the server has drained them: `drain_timeout` counts once."""
+"""Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""
 
 logger = logging.getLogger("millstream")
 
 Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
-"""Accept from one more socket; return what ends that."""
+"""Accepts from one more socket; returns a function that stops it."""
 
 
 class Stops(Protocol):
-    """What stops a server: signals, or the parent of a worker."""
+    """A source of stop requests: signals, or the parent of a worker."""
 
     forced: bool
     """True after a request to stop without draining."""
 
     def heard(self) -> AbstractContextManager[None]:
-        """Listen for it inside the block."""
+        """Listen for requests inside the block."""
         ...
 
 
@@ -52,11 +52,11 @@ class ServeCallbacks(Protocol):
         """Run when the server listens; `accept` makes it accept from one more socket."""
 
     def left(self) -> None:
-        """Run when it accepts no new connections any more."""
+        """Run when it stops accepting new connections."""
 
 
 class HttpServer:
-    """A server of one process: starts the application, listens, and drains when it is stopped."""
+    """The server of one process: starts the application, listens, and drains when stopped."""
 
     __slots__ = (
         "_application", "_callbacks", "_certificate", "_over", "_registration", "_runtimes", "_state", "_stopped",
@@ -81,7 +81,7 @@ class HttpServer:
         self._runtimes = application.runtimes
         self._callbacks = callbacks
         self._stops = stops
-        # Process
+        # State
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
@@ -139,11 +139,13 @@ class HttpServer:
         self.stop()
 
     def stop(self) -> None:
-        """Drain and end."""
+        """Drain and stop."""
         self._over.set()
 
     async def _shut_down(self, listener: SocketListener) -> None:
-        """Fail readiness checks, accept no new connections, say so in the last replies, then end calls and streams."""
+        """Fail readiness checks, stop accepting connections, announce that in the last responses, then end calls and
+        streams.
+        """
         runtime, clock = self._runtimes.here, asyncio.get_running_loop().time
         if runtime is not None:
             runtime.draining = True
@@ -157,12 +159,14 @@ class HttpServer:
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, drainer, until)
         drainer.abort_closed()
-        await asyncio.sleep(0)  # closed connections are lost
+        await asyncio.sleep(0)  # closed connections are removed
         if self._state.connections or self._state.tasks:
             await listener.shut_down(AFTER_DRAIN)
 
     async def _drain(self, runtime: Runtime | None, drainer: ConnectionDrainer, until: float) -> None:
-        """Wait for calls and other requests, and close what is idle; repeat, because a client may send one more."""
+        """Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
+        request.
+        """
         clock, linger, going = asyncio.get_running_loop().time, self._times.linger, True
         while going:
             while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
@@ -179,7 +183,7 @@ class HttpServer:
             try:
                 await self._runtimes.stop()
             except Exception:
-                logger.exception("%s could not close in order", self._runtimes.definition.name)
+                logger.exception("%s could not be closed cleanly", self._runtimes.definition.name)
 
 
 def serve(
@@ -196,15 +200,15 @@ def serve(
 
     Args:
         application: the server.
-        host: the address it listens on; decides whether loopback Origins are allowed.
+        host: address that it listens on; decides whether loopback Origins are allowed.
         listeners: bound sockets.
-        callbacks: run when the server listens, and when it accepts no new connections any more.
-        stops: what stops it.
-        seats: the workers of this address, as they are now and for `/health`.
-        registration: where it's listed while it accepts new work.
+        callbacks: run when the server listens, and when it stops accepting connections.
+        stops: source of stop requests.
+        seats: state of the workers of this address, for `/health`.
+        registration: registration for as long as it accepts new work.
 
     Raises:
-        CommandError: it can't be served as it is set up.
+        CommandError: the configuration can't work.
     """
     certificate = _certificate(application)
 
@@ -226,7 +230,7 @@ async def serve_here(
     callbacks: ServeCallbacks,
     registration: "ConsulRegistration | None" = None,
 ) -> None:
-    """Serve over HTTP in the loop that runs, until stopped, or until the task is cancelled: then drain, too."""
+    """Serve over HTTP in the running loop, until stopped or until the task is canceled, which drains, too."""
     server = HttpServer(
         application,
         loopback=is_loopback(host),
@@ -248,8 +252,8 @@ def _certificate(application: Application) -> Certificate | None:
     if settings.tls_key and not settings.tls_cert:
         raise CommandError(
             "There is a key for TLS, but no certificate.",
-            why="Without the certificate, the server would speak http, and everybody on the way could read it.",
-            fix="Give the certificate, too: --tls-cert FILE",
+            why="Without the certificate, the server would use plain http, which anyone on the network could read.",
+            fix="Add the certificate, too: --tls-cert FILE",
         )
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
 

@@ -1,4 +1,4 @@
-"""`Server.run()`: choose a transport and serve until stopped."""
+"""`Server.run()`: chooses a transport and serves until stopped."""
 
 import asyncio
 import os
@@ -13,23 +13,23 @@ from millstream._app.serving.signals import StopSignals
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 _HTTP = ("http", "sse", "streamable-http")
-"""Names of HTTP: it serves Streamable HTTP and HTTP+SSE side by side."""
+"""Names for HTTP, which always serves Streamable HTTP and HTTP+SSE."""
 
 
 def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
-        CommandError: a command imports the program at this moment.
-        RuntimeError: an event loop runs in this thread.
-        ValueError: an unknown transport, or one that several workers can't share.
-        SystemExit: it cannot serve; standard error says why.
+        CommandError: a command is importing the program.
+        RuntimeError: an event loop is running in this thread.
+        ValueError: the transport is unknown, or doesn't support several workers.
+        SystemExit: the server can't start; standard error says why.
     """
     check_not_importing()
     check_address(host, port, workers)
     _check_no_loop()
     if workers < 1 or (workers > 1 and transport == "stdio"):
-        raise ValueError(f"workers={workers}: HTTP takes one or more, and stdio has one peer and one worker")
+        raise ValueError(f"workers={workers}: HTTP supports one or more, and stdio exactly one")
     if transport is None:
         transport = "stdio" if workers == 1 and _is_piped() else "http"
     if transport == "stdio":
@@ -48,11 +48,11 @@ def launch(application: Application, transport: str | None, host: str | None, po
 
 
 async def launch_here(application: Application, transport: str, host: str | None, port: int | None) -> None:
-    """Serve in the loop that runs, until stopped or until the task is cancelled.
+    """Serve in the running loop, until stopped or until the task is canceled.
 
     Raises:
-        CommandError: it can't serve, or a command imports the program at this moment.
-        ValueError: an unknown transport.
+        CommandError: the server can't start, or a command is importing the program.
+        ValueError: the transport is unknown.
     """
     check_not_importing()
     check_address(host, port, 1)
@@ -70,24 +70,26 @@ async def launch_here(application: Application, transport: str, host: str | None
 
 
 def _check_no_loop() -> None:
-    """Make sure that this isn't called by a coroutine.
+    """Check that the caller isn't a coroutine.
 
     Raises:
-        RuntimeError: it is; the text names what works there.
+        RuntimeError: it is; the message names the alternative.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError("mcp.run() can't be called while an event loop runs. Write `await mcp.run_async()` instead.")
+    raise RuntimeError(
+        "mcp.run() can't be called while an event loop is running. Write `await mcp.run_async()` instead."
+    )
 
 
 def _unknown(transport: str) -> ValueError:
-    return ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
+    return ValueError(f"Unknown transport {transport!r}. Use 'http' or 'stdio'")
 
 
 def _is_piped() -> bool:
-    """Standard input is a pipe or socket: a client started us to talk to us."""
+    """Return whether standard input is a pipe or socket, so a client has started us."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -96,24 +98,24 @@ def _is_piped() -> bool:
 
 
 def run_stdio(runtimes: Runtimes, stdout: int) -> None:
-    """Serve the parent program until it closes standard input, or a signal says so.
+    """Serve the parent program until it closes standard input, or a signal arrives.
 
     Raises:
-        CommandError: the key for sealed state must not be used, or the server cannot start.
+        CommandError: the key for sealed state is invalid, or the server can't start.
     """
     check_key(runtimes.definition.settings)
     run(stdio(runtimes, stdout))
 
 
 async def stdio(runtimes: Runtimes, stdout: int) -> None:
-    """Serve the parent program in the loop that runs, until it closes standard input or a signal says so.
+    """Serve the parent program in the running loop, until it closes standard input or a signal arrives.
 
     Args:
-        runtimes: of the server.
-        stdout: where to write, see `off_stdout`.
+        runtimes: runtimes of the server.
+        stdout: descriptor to write to, see `off_stdout`.
 
     Raises:
-        CommandError: the server cannot start.
+        CommandError: the server can't start.
     """
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).heard():

@@ -1,4 +1,4 @@
-"""The socket that a server listens on: opened here, or passed by whoever started the program."""
+"""The listening socket: opened here, or passed by the process that started the program."""
 
 import errno
 import os
@@ -10,31 +10,31 @@ from millstream._config import VariableError, address
 
 MAX_PORT: Final = 65_535
 FIRST: Final = 3
-"""The first descriptor that systemd passes (sd_listen_fds(3))."""
+"""First descriptor passed by systemd (sd_listen_fds(3))."""
 
 
 def chosen_address(host: str | None, port: int | None) -> tuple[str, int]:
-    """Where to listen: as given, else as the environment says, else the usual address.
+    """Return the address to listen on: as given, from the environment, or the default.
 
     Raises:
-        CommandError: a variable can't be used.
+        CommandError: a variable is invalid.
     """
     try:
         return address(host, port)
     except VariableError as exc:
-        raise CommandError(str(exc), why="It's an environment variable, and no option says otherwise.") from exc
+        raise CommandError(str(exc), why="It's an environment variable that no option overrides.") from exc
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket, or a message about why there is none. It listens when the server is ready.
+    """Return a bound socket. It starts to listen when the server is ready.
 
     Args:
-        host: a name or an address.
-        port: 0 takes any.
-        shared: other sockets of this user may be bound to the same port.
+        host: host name or address.
+        port: port; 0 for any.
+        shared: whether other sockets of this user may bind to the same port.
 
     Raises:
-        CommandError: the name does not resolve, or the address or port cannot be used.
+        CommandError: the name doesn't resolve, or the address or port can't be used.
     """
     if not 0 <= port <= MAX_PORT:
         raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
@@ -60,10 +60,10 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def passed_sockets(descriptor: int | None) -> list[socket.socket]:
-    """What whoever started this program has opened for it: the socket of `--fd`, or those of systemd; often none.
+    """Return the sockets that were passed to this program: the one of `--fd`, or those of systemd; often none.
 
     Raises:
-        CommandError: it's not a TCP socket.
+        CommandError: a descriptor isn't a TCP socket.
     """
     if descriptor is not None:
         return [_passed(descriptor)]
@@ -72,12 +72,12 @@ def passed_sockets(descriptor: int | None) -> list[socket.socket]:
     if not mine or not count.isdigit():
         return []
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # they're not for the programs that this one starts
+        os.environ.pop(name, None)  # not for the programs that this one starts
     return [_passed(each) for each in range(FIRST, FIRST + int(count))]
 
 
 def _passed(descriptor: int) -> socket.socket:
-    fix = "Give the number of a listening TCP socket, or leave out --fd and use --host and --port."
+    fix = "Pass the number of a listening TCP socket, or leave out --fd and use --host and --port."
     try:
         passed = socket.socket(fileno=descriptor)
     except OSError as exc:
@@ -92,12 +92,12 @@ def _passed(descriptor: int) -> socket.socket:
 def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
     if isinstance(exc, PermissionError):
         return CommandError(
-            f"Port {port} is not allowed.", why="Ports below 1024 need a privilege.", fix="Use --port 8000."
+            f"Port {port} is not allowed.", why="Ports below 1024 require a privilege.", fix="Use --port 8000."
         )
     if exc.errno == errno.EADDRINUSE:
         return CommandError(
             f"Port {port} on {host} is in use.",
-            why="Another program listens there, perhaps this server in another window.",
+            why="Another program is listening there, perhaps this server in another window.",
             fix=f"Stop that one, or use another port: --port {port + 1 if port < MAX_PORT else 8000}",
         )
     return CommandError(

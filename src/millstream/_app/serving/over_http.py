@@ -1,4 +1,4 @@
-"""Serving over HTTP: what ``millstream run`` and ``Server.run()`` both do, alone or with several workers."""
+"""Serving over HTTP, shared by ``millstream run`` and ``Server.run()``, with one or several workers."""
 
 import logging
 import socket
@@ -20,20 +20,20 @@ logger = logging.getLogger("millstream")
 
 
 def run_program(application: Application, host: str | None, port: int | None, *, workers: int = 1) -> None:
-    """`Server.run()` over HTTP, for a program that may have its own logging.
+    """Serve `Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
-        SystemExit: the address cannot be used; standard error says why.
+        SystemExit: the address can't be used; standard error says why.
     """
     number, place = begin_run(), claim()
     if place is not None and place.hello.run != number:
-        return  # the parent is in another `run()` of this program, and past this one or not there yet
+        return  # the parent is in another `run()` of this program
     try:
         if not logging.getLogger().handlers:
             set_up_logs(application.runtimes.definition.settings)
         if place is not None:
             serve_worker(place, application)
-            sys.exit(0)  # what follows is for the parent to do
+            sys.exit(0)  # the parent does what follows
         elif supervised(workers):
             supervise(*chosen_address(host, port), workers, run=number)
         else:
@@ -44,11 +44,11 @@ def run_program(application: Application, host: str | None, port: int | None, *,
 
 
 def supervised(workers: int, *, reload: bool = False) -> bool:
-    """Whether workers serve, and this process looks after them."""
+    """Return whether this process supervises workers."""
     if workers > 1 or reload:
         if can_supervise():
             return True
-        logger.warning("This platform cannot hand a socket to another process: one process serves, until it's stopped")
+        logger.warning("This platform cannot pass a socket to another process, so only one process serves")
     return False
 
 
@@ -60,17 +60,17 @@ def serve_with_panel(
     descriptor: int | None = None,
     told: Callable[[Facts], None] = show,
 ) -> None:
-    """Listen, say so, and serve until stopped.
+    """Listen, show the panel, and serve until stopped.
 
     Args:
         application: the server.
         host: address to listen on.
         port: port to listen on.
-        descriptor: of a socket to listen on instead.
-        told: hears that it serves.
+        descriptor: descriptor of a socket to listen on instead.
+        told: called when it serves.
 
     Raises:
-        CommandError: the address cannot be used, or the key for session ids.
+        CommandError: the address or the key for session ids can't be used.
     """
     host, port, listeners = _listening(application, host, port, descriptor)
     known = facts(application.runtimes.definition, host=host, port=port)
@@ -79,10 +79,10 @@ def serve_with_panel(
 
 
 async def serve_here_with_panel(application: Application, host: str, port: int) -> None:
-    """The same in the loop that runs, until the task is cancelled.
+    """Listen, show the panel, and serve in the running loop, until the task is canceled.
 
     Raises:
-        CommandError: the address cannot be used, or the key for session ids.
+        CommandError: the address or the key for session ids can't be used.
     """
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
@@ -95,7 +95,7 @@ async def serve_here_with_panel(application: Application, host: str, port: int) 
 def _listening(
     application: Application, host: str, port: int, descriptor: int | None
 ) -> tuple[str, int, list[socket.socket]]:
-    """The address in the end, and its sockets, which are bound and don't listen yet."""
+    """Return the actual address, and its sockets, which are bound but don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)
@@ -112,15 +112,15 @@ def _listening(
 
 
 class _Panel:
-    """What a person reads about a server that serves alone."""
+    """The panel of a server without workers."""
 
     def __init__(self, facts: Facts, told: Callable[[Facts], None]) -> None:
         self._facts = facts
         self._told = told
 
     def started(self, accept: Accept) -> None:
-        """It listens."""
+        """Show the panel."""
         self._told(self._facts)
 
     def left(self) -> None:
-        """Its signals have said so."""
+        """Do nothing, because the signals have been reported."""

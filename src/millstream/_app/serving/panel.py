@@ -1,6 +1,6 @@
-"""What a person sees when the server is up: on a terminal a panel, otherwise one log record with the same facts.
+"""Start-up messages: a panel on a terminal, or else one log record with the same facts.
 
-Written to standard error like every log.
+Written to standard error like all logs.
 """
 
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("millstream")
 
 
 def show(told: Facts, *, stream: TextIO | None = None) -> None:
-    """Tell the facts on standard error: a panel on a terminal, else one log record (and one for the warning)."""
+    """Write the facts to standard error: a panel on a terminal, or else one log record (and one for the warning)."""
     target = stream or sys.stderr
     if target.isatty():
         from millstream._app.serving.panel_drawing import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library

@@ -10,7 +10,7 @@ from millstream._version import __version__
 
 
 def draw(told: Facts, console: Console) -> None:
-    """The panel; the command stands below it, unbroken, to be copied."""
+    """Draw the panel, followed by the command on unbroken lines for copying."""
     has = " · ".join(_count(number, kind) for kind, number in told.counts.items() if number) or "nothing yet"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

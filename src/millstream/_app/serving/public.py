@@ -1,32 +1,34 @@
-"""An address that others reach is served only with a way to sign in, or because somebody has said so."""
+"""Protection of public addresses: they require sign-in, or an explicit exception."""
 
 from millstream._app.definition import Definition
 from millstream._app.serving.errors import CommandError
 from millstream._http.hosts import is_loopback
 
 SHORTEST_KEY = 16
-"""Characters of a key that can't be guessed from far away."""
+"""Minimum characters of a key that can't be guessed remotely."""
 
 
 def check_public(definition: Definition, host: str) -> None:
-    """See that not everybody may do everything, unless somebody has said so.
+    """Check that a public address is protected, unless the operator has allowed otherwise.
 
     Raises:
-        CommandError: others reach the address, and nobody has to sign in, or the key is one that can be guessed.
+        CommandError: the address is public, and there's no sign-in or a guessable key.
     """
     settings = definition.settings
     if is_loopback(host) or settings.public_without_auth:
         return
     if not definition.protected:
         raise CommandError(
-            f"{host} is an address that others reach, and nobody would have to sign in.",
-            why="Everybody who reaches it could call every tool.",
-            fix="Set MILLSTREAM_AUTH_KEY, add --auth-keys FILE, or write auth= in the program. If you want it open, "
-            "add --public-without-auth.",
+            f"{host} is reachable from other machines, and callers don't have to sign in.",
+            why="Anyone who reaches it could call every tool.",
+            fix=(
+                "Set MILLSTREAM_AUTH_KEY, add --auth-keys FILE, or write auth= in the program. If it should be "
+                "open, add --public-without-auth."
+            ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:
         raise CommandError(
-            "The auth key is too short for an address that others reach.",
-            why=f"It has {len(settings.auth_key)} characters, and one with fewer than {SHORTEST_KEY} can be guessed.",
-            fix='Make one: python -c "import secrets; print(secrets.token_urlsafe(32))"',
+            "The auth key is too short for an address that is reachable from other machines.",
+            why=f"It has {len(settings.auth_key)} characters, and fewer than {SHORTEST_KEY} can be guessed.",
+            fix='Create one: python -c "import secrets; print(secrets.token_urlsafe(32))"',
         )

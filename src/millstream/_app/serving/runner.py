@@ -1,8 +1,8 @@
-"""The event loop of a server, with a deadline for its end.
+"""The event loop of a server, with a deadline for its shutdown.
 
-`asyncio.run` cancels what still runs when the main coroutine is over, and waits for it without end, also for generators
-and threads. A function that ignores its cancellation would keep the process alive after its lifespan has closed. Here
-it has `LAST_SECONDS`; then the log says where it stands, and the process exits.
+`asyncio.run` cancels remaining tasks after the main coroutine and waits for them indefinitely, including generators and
+threads. A function that ignores cancellation would keep the process alive after its lifespan has closed. Here it has
+`LAST_SECONDS`; then its location is logged, and the process exits.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from typing import Any, Final
 from millstream._telemetry.user_frames import is_foreign
 
 LAST_SECONDS: Final = 2.0
-"""Seconds that cancelled tasks, generators, and threads have to end."""
+"""Seconds for canceled tasks, generators, and threads to end."""
 
 logger = logging.getLogger("millstream")
 
 
 def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
-    """Run a coroutine like `asyncio.run`, and exit the process if something still runs `LAST_SECONDS` later.
+    """Run a coroutine like `asyncio.run`, and exit the process if something is still running `LAST_SECONDS` later.
 
-    In a thread that is not the main one, wait as `asyncio.run` does, because the process is not ours to exit.
+    In other threads than the main one, wait like `asyncio.run`, because the process belongs to the caller.
     """
     deadline: threading.Timer | None = None
     status = 0
@@ -54,7 +54,7 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
 def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
     what = ", ".join(places) or "a thread or a generator"
-    logger.error("The server stops without waiting for what still runs: %s", what)
+    logger.error("The server stops without waiting for what is still running: %s", what)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -62,7 +62,7 @@ def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
 
 
 def where(task: asyncio.Task[Any]) -> str:
-    """Return the innermost function of the program's own in which a task waits, with its file and line."""
+    """Return the innermost function of the program in which a task waits, with its file and line."""
     frames: list[FrameType] = []
     waiting: Any = task.get_coro()
     while waiting is not None:

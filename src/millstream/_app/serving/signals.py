@@ -1,7 +1,7 @@
 """Signals that stop a server.
 
-The first SIGINT, SIGTERM or SIGHUP lets it end in order: calls get their time, streams end, lifespans close. Whoever
-does not want to wait for that presses Ctrl-C again.
+The first SIGINT, SIGTERM, or SIGHUP shuts it down gracefully: calls get time to finish, streams end, lifespans close. A
+second Ctrl-C stops it at once.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class StopSignals:
-    """Listens to signals for the task in which it is made."""
+    """Handles signals for the task that creates it."""
 
     __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
 
     def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
-        """Nothing is heard before `heard`.
+        """Create it; `heard` installs the handlers.
 
         Args:
-            runtimes: their calls are counted in messages.
+            runtimes: runtimes whose calls are counted for messages.
             on_stop: called in the loop at the first signal.
         """
         self._runtimes = runtimes
@@ -47,16 +47,16 @@ class StopSignals:
 
     @contextlib.contextmanager
     def heard(self) -> Generator[None, None, None]:
-        """Hear signals inside the block; only the main thread can.
+        """Handle signals inside the block; only possible in the main thread.
 
         Raises:
-            SystemExit: a second signal ended it without draining.
+            SystemExit: a second signal stopped it without draining.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # `nohup` ignores SIGHUP, and means it. Shells ignore SIGINT for every background job of a script; whoever sends
-        # that to one wants it to end.
+        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
+        # to one means it should end.
         hangup = getattr(signal, "SIGHUP", None)
         numbers = [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._receive) for number in numbers}
@@ -76,7 +76,7 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._stop)
         elif number == signal.SIGINT and not self.forced:
             self.forced = True
-            logger.warning("Stopping at once, as you pressed Ctrl-C again: %s cut off", self._calls("is", "are"))
+            logger.warning("Stopping at once after a second Ctrl-C: %s cut off", self._calls("is", "are"))
             last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
             last.daemon = True
             last.start()
@@ -86,7 +86,7 @@ class StopSignals:
         waits = waits_for(self._runtimes)
         calls = f": {waits}" if waits else ""
         times = DrainTimes.stopping(self._runtimes.definition.settings.drain_delay)
-        delay = f" It goes on for {times.delay:g} s, and isn't ready any more." if times.delay else ""
+        delay = f"It keeps serving for {times.delay:g} s, but isn't ready any more." if times.delay else ""
         logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
         self._on_stop(times)
 
@@ -99,7 +99,7 @@ class StopSignals:
 
 
 def waits_for(runtimes: Runtimes) -> str:
-    """What a server that stops waits for, in words; empty for nothing."""
+    """Return what a stopping server waits for, in words; empty for nothing."""
     seconds, calls, streams = runtimes.definition.settings.drain_timeout, runtimes.calls, runtimes.streams
     waits = [f"{_count(calls, 'call has', 'calls have')} up to {seconds:g} s to finish"] if calls else []
     if streams:

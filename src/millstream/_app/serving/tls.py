@@ -1,7 +1,6 @@
-"""The certificate that a server shows, and its renewal without a restart.
+"""The TLS certificate, renewed without a restart.
 
-Whoever renews certificates writes the files again. They are looked at once a second; a pair that fits together is used
-for the connections that come from then on, and one that does not leaves everything as it was.
+The files are checked once a second. A matching new pair is used for new connections, and a mismatched one is ignored.
 """
 
 import asyncio
@@ -22,10 +21,10 @@ class Certificate:
     """A certificate chain and its key, as files."""
 
     def __init__(self, cert: str, key: str) -> None:
-        """Read them.
+        """Load them.
 
         Raises:
-            CommandError: they cannot be used.
+            CommandError: they can't be used.
         """
         self._cert = Path(cert)
         self._key = Path(key or cert)
@@ -38,7 +37,7 @@ class Certificate:
                 why=f"{exc.filename}: {exc.strerror}."
                 if isinstance(exc, OSError) and exc.filename
                 else f"{self._cert} and {self._key}: {exc}",
-                fix="Give a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
+                fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 
     def _stamp(self) -> _Stamp:
@@ -53,12 +52,12 @@ class Certificate:
         return context
 
     def renew(self) -> bool:
-        """Use what stands in the files now, if it is new and fits; True if so."""
+        """Use the current files if they are new and valid. Return whether they were."""
         try:
             stamp = self._stamp()
             if stamp == self._seen:
                 return False
-            self._load()  # in a context of its own first: half a renewal must not reach the one that serves
+            self._load()  # in a separate context first, because half a renewal must not reach the active one
             self.context.load_cert_chain(self._cert, self._key, password=_no_passphrase)
         except (OSError, ssl.SSLError, ValueError) as exc:
             logger.debug("The renewed certificate can't be used yet: %s", exc)
@@ -68,7 +67,7 @@ class Certificate:
         return True
 
     async def watch(self) -> None:
-        """Renew when there is something new, until cancelled."""
+        """Renew the certificate when the files change, until canceled."""
         while True:
             await asyncio.sleep(EVERY)
             self.renew()

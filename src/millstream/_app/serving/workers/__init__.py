@@ -1,1 +1,1 @@
-"""Several workers on one machine: a parent that runs no code of the user, and the processes that serve."""
+"""Several workers on one machine: a parent that doesn't run user code, and the processes that serve."""

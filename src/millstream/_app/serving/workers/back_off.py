@@ -1,4 +1,4 @@
-"""How long to wait before a worker that died is replaced: a crash loop must not burn the machine."""
+"""Restart delays of workers, so that a crash loop doesn't consume the machine."""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,28 +6,28 @@ from typing import Final
 FIRST: Final = 0.5
 LONGEST: Final = 30.0
 WELL: Final = 5.0
-"""Seconds of service after which a worker counts as well, and its death as the first. A start takes a second or so of
-one core: with lives of this length, that's what a crash loop may take.
+"""Seconds of service after which a worker counts as healthy, which resets the delay. A start takes about one second of
+a core, which bounds the load of a crash loop.
 """
 
 
 class BackOff:
-    """The waits of one worker: none after a death out of good health, then longer and longer."""
+    """The restart delays of one worker: none for the first crash of a healthy one, then growing."""
 
     __slots__ = ("_clock", "_deaths", "_since")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._since: float | None = None
-        """When the newest process began to serve. The time before that says nothing about its health."""
+        """When the newest process began to serve; the time before that says nothing about its health."""
         self._deaths = 0
 
     def serves(self) -> None:
-        """A process has started, and serves from now on."""
+        """Record that a process serves from now on."""
         self._since = self._clock()
 
     def died(self) -> float:
-        """The process has ended: how many seconds to wait for the next."""
+        """Record that the process has ended, and return the seconds to wait before the next one."""
         if self._since is not None and self._clock() - self._since >= WELL:
             self._deaths = 0
         self._since = None

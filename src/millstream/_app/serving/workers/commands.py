@@ -1,7 +1,7 @@
-"""What signals say to the parent of workers: stop, stop now, start all workers again.
+"""Signals to the parent of workers: stop, stop at once, restart all workers.
 
-SIGHUP has two senders. A person who has installed a new version means a restart. The kernel means that the terminal is
-gone, and then a server that was started in it ends, as one without workers does.
+SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the kernel,
+the terminal is gone, and a server started in it ends, as it does without workers.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _STOP = [signal.SIGINT, signal.SIGTERM]
 
 
 class Orders:
-    """Events, set by signals."""
+    """Events that signals set."""
 
     __slots__ = ("_had_terminal", "_loop", "force", "restart", "stop")
 
@@ -32,11 +32,11 @@ class Orders:
 
     @contextlib.contextmanager
     def heard(self) -> "Generator[Orders, None, None]":
-        """Hear signals inside the block; only the main thread can."""
+        """Handle signals inside the block; only possible in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        # Whoever starts a program under `nohup` has SIGHUP ignored, and means it.
+        # `nohup` ignores SIGHUP on purpose.
         hears_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         numbers = [*_STOP, signal.SIGHUP] if hears_hangup else _STOP
         before = {number: signal.signal(number, self._receive) for number in numbers}
@@ -52,13 +52,13 @@ class Orders:
     def _take(self, number: int) -> None:
         if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
             if not self.stop.is_set():
-                logger.info("Starting every worker again; those that serve now go when the new ones are ready")
+                logger.info("Restarting all workers; the current ones stop when the new ones are ready")
                 self.restart.set()
         elif not self.stop.is_set():
             logger.info("Stopping. Press Ctrl-C again to stop at once.")
             self.stop.set()
         elif number == signal.SIGINT and not self.force.is_set():
-            logger.warning("Stopping at once, as you pressed Ctrl-C again")
+            logger.warning("Stopping at once after a second Ctrl-C")
             self.force.set()
 
 

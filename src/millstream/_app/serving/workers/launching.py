@@ -18,7 +18,7 @@ from millstream._stores.local.server import holding
 
 
 def can_supervise() -> bool:
-    """Whether sockets can be handed to another process by their descriptors."""
+    """Return whether sockets can be passed to another process by their descriptors."""
     return os.name == "posix"
 
 
@@ -32,20 +32,20 @@ def supervise(
     watched: Path | None = None,
     told: Callable[[Facts], None] = show,
 ) -> None:
-    """Serve with so many workers until stopped.
+    """Serve with several workers until stopped.
 
     Args:
         host: address to listen on.
-        port: port to listen on; 0 takes any.
-        workers: how many.
-        run: which ``run()`` of the program this is.
-        descriptor: of a socket to listen on instead.
-        watched: a folder; when a Python file in it changes, all workers start again.
-        told: hears once that the workers serve.
+        port: port to listen on; 0 for any.
+        workers: number of workers.
+        run: number of this ``run()`` call in the program.
+        descriptor: descriptor of a socket to listen on instead.
+        watched: folder; when a Python file in it changes, all workers restart.
+        told: called once when the workers serve.
 
     Raises:
-        CommandError: the address cannot be used, or a worker cannot start.
-        SystemExit: somebody did not want to wait.
+        CommandError: the address can't be used, or a worker can't start.
+        SystemExit: a second signal stopped it without draining.
     """
     command = own_command()
     sockets = passed = passed_sockets(descriptor)
@@ -66,7 +66,9 @@ def supervise(
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """The parent answers for the store of all workers: with uvloop, that takes two thirds of the time."""
+    """Return uvloop's factory if installed: the parent serves the store of all workers, which takes a third less
+    time.
+    """
     try:
         import uvloop  # noqa: PLC0415  not everywhere
     except ImportError:

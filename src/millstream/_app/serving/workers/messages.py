@@ -1,6 +1,6 @@
-"""What the parent and a worker tell each other: JSON lines on a pair of sockets that only these two have.
+"""Messages between the parent and a worker: JSON lines on a private pair of sockets.
 
-The end of the line is a message, too: to the worker it says that the parent is gone, whatever killed it.
+The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
 """
 
 import socket
@@ -14,82 +14,82 @@ from millstream._app.serving.facts import Facts
 
 CHUNK = 64 * 1024
 BEATS = 4
-"""How often a worker says that it goes on, in the time after which it would be killed."""
+"""Heartbeats of a worker per watchdog timeout."""
 
 
 class Message(Struct, frozen=True, tag_field="type", tag=str.lower):
-    """The base of all: the name of the class is on the wire."""
+    """Base class of the messages, tagged with the name of the class."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """Parent to worker, first of all: what it's to be."""
+    """Parent to worker, sent first: its role."""
 
     worker: int
-    """Which one it is, from 1 on. Its replacement is the same one."""
+    """Number of the worker, from 1. Its replacement has the same number."""
     workers: int
     host: str
     port: int
     listeners: list[int]
-    """The descriptors of the sockets that it accepts from."""
+    """Descriptors of the sockets that it accepts from."""
     others: dict[int, list[int]] = {}
-    """Those of the sockets that the other workers accept from, by worker."""
+    """Descriptors of the sockets that the other workers accept from, by worker."""
     run: int
-    """Which ``run()`` of the program the worker serves for, from 1 on."""
+    """Number of the ``run()`` call that the worker serves, from 1."""
     key: str
-    """A secret that all workers share, for a program that has no other."""
+    """Secret shared by all workers, for programs without one."""
     store: str = ""
-    """Where the parent serves its store, if it does."""
+    """Address of the parent's store, if it serves one."""
 
 
 class Drain(Message, frozen=True):
-    """Parent to worker: finish what you have, and end."""
+    """Parent to worker: finish running calls, and exit."""
 
     replaced: bool = False
-    """Another process accepts from the same socket already."""
+    """Whether another process already accepts from the same socket."""
 
 
 class Force(Message, frozen=True):
-    """Parent to worker: end now."""
+    """Parent to worker: exit now."""
 
 
 class Seat(Struct, frozen=True):
-    """One worker, as `/health` shows it."""
+    """One worker, as shown by `/health`."""
 
     worker: int
     pid: int
     state: str
     restarts: int
-    """How often it died and was replaced."""
+    """Number of times that it died and was replaced."""
 
 
 class Roster(Message, frozen=True):
-    """Parent to worker: how all of them are, whenever that changes."""
+    """Parent to worker: the state of all workers, whenever it changes."""
 
     seats: list[Seat]
 
 
 class Ready(Message, frozen=True):
-    """Worker to parent: it accepts."""
+    """Worker to parent: it accepts connections."""
 
     facts: Facts
     patience: float
-    """Seconds that it may take to end once it's told to."""
+    """Maximum seconds for it to exit after a stop request."""
     consul: str = ""
-    """The URL of the Consul agent to register with."""
+    """URL of the Consul agent to register with."""
     watchdog: float = 0.0
-    """Seconds without a word from its event loop after which it's killed; 0 for never."""
+    """Seconds without a heartbeat after which it's killed; 0 for never."""
 
 
 class Alive(Message, frozen=True):
-    """Worker to parent, again and again where there's a watchdog: its event loop goes on."""
+    """Worker to parent, periodically with a watchdog: its event loop is running."""
 
 
 class Left(Message, frozen=True):
-    """Worker to parent: it's on its way out and accepts no more."""
+    """Worker to parent: it's exiting, and accepts no more connections."""
 
 
 class Failed(Message, frozen=True):
-    """Worker to parent: it cannot start. The parts of a `CommandError`."""
+    """Worker to parent: it can't start. Contains the parts of a `CommandError`."""
 
     what: str
     why: str = ""
@@ -105,7 +105,7 @@ Heard = TypeVar("Heard")
 
 
 class Line(Generic[Heard]):
-    """One end of the pair."""
+    """One end of the pair of sockets."""
 
     __slots__ = ("_buffer", "_decoder", "end")
 
@@ -115,12 +115,12 @@ class Line(Generic[Heard]):
         self._buffer = b""
 
     def tell(self, message: Any) -> None:
-        """Say something. Who is gone, or has stood still for long, doesn't hear it."""
+        """Send a message, dropping it if the peer is gone or has been unresponsive for long."""
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self.end.sendall(msgspec.json.encode(message) + b"\n")
 
     def read(self) -> list[Heard] | None:
-        """What has come since; None when the other end is closed, or says what nobody could."""
+        """Return the messages received so far; None if the peer has closed the socket or sent an invalid message."""
         try:
             data = self.end.recv(CHUNK)
             if not data:

@@ -1,4 +1,4 @@
-"""The command line that starts this program once more: a worker is that, with a variable that makes it one."""
+"""The command line that starts this program again, for workers, which are distinguished by an environment variable."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from millstream._app.serving.errors import CommandError
 
 
 def own_command() -> list[str]:
-    """The interpreter, its options and the program's arguments, as they were given.
+    """Return the interpreter, its options, and the program's arguments, as they were given.
 
     Raises:
         CommandError: the program isn't in a file that could run again.
@@ -17,12 +17,12 @@ def own_command() -> list[str]:
     _, *arguments = sys.orig_argv
     if file is None and spec is None and "-c" not in arguments:
         raise CommandError(
-            "Several workers need a program that can be started again.",
-            why="This one isn't in a file: it was typed in, or came from standard input.",
+            "Several workers require a program that can be started again.",
+            why="This one isn't in a file, but was typed in or came from standard input.",
             fix="Put it into a file and start that.",
         )
     if file is not None and spec is None:
-        # The program may have changed its directory since; Python has made the name of the file absolute.
+        # The program may have changed its directory since; Python has made the file name absolute.
         name = Path(file).name
         place = next((index for index, each in enumerate(arguments) if Path(each).name == name), None)
         if place is not None:

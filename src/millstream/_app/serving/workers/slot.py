@@ -1,9 +1,8 @@
-"""A worker's place: how a process finds out that it's one, and its line to the parent.
+"""A worker's slot: how a process detects that it's a worker, and its connection to the parent.
 
-A worker is started with the command line of its parent, so everything in between is as it was there: the interpreter's
-options, the arguments, the user's own code. What makes it a worker is one environment variable, which names an
-inherited socket and says which one that must be: a program that a worker starts has the variable perhaps, the socket
-never, and so it's nobody's worker.
+A worker is started with the command line of its parent, so everything up to serving is the same: the interpreter's
+options, the arguments, the user's code. An environment variable names an inherited socket and identifies it. Programs
+that a worker starts may inherit the variable, but never the socket, so they aren't workers.
 """
 
 import logging
@@ -21,11 +20,11 @@ from millstream._app.serving.workers.messages import FOR_WORKER, Failed, Hello, 
 from millstream._stores.parent import use_parent
 
 VARIABLE = "_MILLSTREAM_WORKER"
-"""No setting, hence the underscore."""
+"""Not a setting, hence the underscore."""
 
 
 class WorkerSlot:
-    """What the parent has said, and how to answer."""
+    """The parent's messages, and the connection for replies."""
 
     __slots__ = ("early", "hello", "line", "seats")
 
@@ -38,14 +37,14 @@ class WorkerSlot:
             raise SystemExit(1)  # the parent is gone
         self.hello = first[0]
         self.early = first[1:]
-        """What came with it."""
+        """Descriptors that were passed along."""
         self.die_with_parent(True)
         self.seats: list[Seat] = []
-        """How all workers are."""
+        """State of all workers."""
 
     def die_with_parent(self, on: bool) -> None:
-        """Whether the kernel ends this process when the line does, or says anything. A program that hangs while it's
-        imported hears nothing itself, and would keep the port from the next parent for ever.
+        """Have the kernel end this process when the parent closes the connection or sends a message, because a program
+        that hangs during its import can't react, and would block the port forever.
         """
         import fcntl  # noqa: PLC0415  workers are processes of POSIX
 
@@ -56,10 +55,10 @@ class WorkerSlot:
 
     @contextmanager
     def reporting(self) -> Generator[None, None, None]:
-        """What cannot be done inside the block is for the parent to show.
+        """Report errors inside the block to the parent, which shows them.
 
         Raises:
-            SystemExit: something cannot be done.
+            SystemExit: there was an error.
         """
         try:
             yield
@@ -68,7 +67,7 @@ class WorkerSlot:
             sys.exit(1)
 
     def mark_logs(self) -> None:
-        """Every line of a log says which worker wrote it."""
+        """Add the worker's name to every log line."""
         for handler in logging.getLogger().handlers:
             handler.addFilter(self._mark)
 
@@ -81,17 +80,17 @@ class WorkerSlot:
 class _ClaimedSlot:
     place: WorkerSlot | None = None
     runs = 0
-    """How often this process has begun to serve over HTTP."""
+    """Number of times that this process has begun to serve over HTTP."""
 
 
 def begin_run() -> int:
-    """Count a ``run()``: a worker serves for the same one as its parent."""
+    """Count a ``run()`` call, because a worker serves the same one as its parent."""
     _ClaimedSlot.runs += 1
     return _ClaimedSlot.runs
 
 
 def claim() -> WorkerSlot | None:
-    """The place of this process; None where nobody supervises it."""
+    """Return the slot of this process; None if it isn't a worker."""
     text = os.environ.pop(VARIABLE, "")
     if text:
         descriptor, _, inode = text.partition(":")
@@ -105,7 +104,7 @@ def claim() -> WorkerSlot | None:
 
 
 def _leave_signals_to_the_parent() -> None:
-    """It decides what follows from Ctrl-C, and from the end of a terminal."""
+    """Ignore signals of the terminal, because the parent decides how to handle Ctrl-C and the end of a terminal."""
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGINT", "SIGHUP"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

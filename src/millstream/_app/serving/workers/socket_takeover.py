@@ -1,8 +1,8 @@
-"""Accepting for a worker that is gone, until the next one in its place is ready.
+"""Socket takeover: accepting connections for a dead worker until its replacement is ready.
 
-The kernel goes on giving a share of all new connections to the socket of a dead worker, since the parent keeps it. They
-would wait for as long as a process takes to start. So every worker has the sockets of all the others, and the one in
-the next place that serves accepts from them meanwhile.
+The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it open.
+They would wait while a process starts. Every worker therefore has the sockets of all others, and the next serving one
+accepts from them in the meantime.
 """
 
 import asyncio
@@ -19,44 +19,44 @@ logger = logging.getLogger("millstream")
 
 
 class SocketTakeover:
-    """What this worker does for the others."""
+    """Takeover by this worker for the others."""
 
     __slots__ = ("_accept", "_me", "_others", "_serving", "_task", "_wanted")
 
     def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
-        """Nothing is accepted before `begin`.
+        """Create it; `begin` starts accepting.
 
         Args:
-            me: the place of this worker.
-            others: the sockets of each other place.
+            me: slot of this worker.
+            others: sockets of each other slot.
         """
-        # configuration
+        # Configuration
         self._me = me
         self._others = others
         self._accept: Accept | None = None
-        # process
+        # State
         self._wanted: frozenset[int] = frozenset()
         self._serving: dict[int, list[Callable[[], None]]] = {}
-        """WorkerSlot -> what ends accepting for it."""
+        """Slot -> function that stops accepting for it."""
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, accept: Accept) -> None:
-        """This worker serves from now on."""
+        """Start taking over, because this worker serves from now on."""
         self._accept = accept
         self._go()
 
     def end(self) -> None:
-        """This worker goes: it stands in for nobody else. What it accepts from already ends with its own sockets."""
+        """Stop taking over. Connections accepted so far end with this worker's own sockets."""
         self._accept = None
 
     def close(self) -> None:
-        """Let go of the others' sockets: as long as anybody has them, the kernel takes connections for them."""
+        """Close the others' sockets. As long as any process holds them, the kernel assigns connections to them."""
         self.end()
         for listener in (each for listeners in self._others.values() for each in listeners):
             listener.close()
 
     def look(self, seats: Collection[Seat]) -> None:
-        """How all workers are now."""
+        """Update the state of all workers."""
         self._wanted = frozenset(place for place in self._others if stands_in(place, seats) == self._me)
         self._go()
 
@@ -79,7 +79,9 @@ class SocketTakeover:
 
 
 def stands_in(place: int, seats: Collection[Seat]) -> int | None:
-    """Who accepts for a place where nobody serves: the next one that does. None where somebody serves there."""
+    """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
+    itself.
+    """
     ready = sorted({seat.worker for seat in seats if seat.state == READY})
     if place in ready or not ready:
         return None

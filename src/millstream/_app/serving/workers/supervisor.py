@@ -1,8 +1,8 @@
-"""The parent of several workers: it starts all, replaces all when it's told to, and stops them.
+"""The parent of several workers: it starts, restarts, and stops them.
 
-It runs no code of the user (a script that calls ``run(workers=…)`` has run up to there). The first worker goes ahead,
-so that an error at the start shows once; the others follow together. A replacement accepts from the socket of the one
-that it replaces, before that one stops accepting, so at no time is a connection refused.
+It doesn't run user code (a script that calls ``run(workers=…)`` has run up to there). The first worker starts alone, so
+that a start-up error appears once; the others follow together. A replacement accepts from the same socket before the
+old worker stops, so no connection is ever refused.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("millstream")
 
 STARTS: Final = 5
-"""Processes that are started for one place, if all of them are killed, before the whole is given up."""
+"""Maximum processes started for one slot, if all are killed, before giving up."""
 OVERTAKEN: Final = 5.0
-"""Seconds that a start may still take when the next restart is ordered: a program that hangs must not keep its mended
-version from being started, and orders that come fast must not keep a good one from getting ready.
+"""Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
+version, and frequent requests must not keep a good one from getting ready.
 """
 
 
@@ -53,18 +53,18 @@ class Supervisor:
         changes: Callable[[], AsyncIterator[None]] | None = None,
         told: Callable[[Facts], None] = show,
     ) -> None:
-        """Nothing starts before `run`.
+        """Create the supervisor; `run` starts the workers.
 
         Args:
-            command: what starts a worker.
+            command: command that starts a worker.
             slots: one for each worker.
-            host: the address as it was given: it decides who counts as local.
-            run: which ``run()`` of the program this is.
-            store: opens what the workers share, around their whole life, and gives its address.
+            host: configured address, which decides who counts as local.
+            run: number of this ``run()`` call in the program.
+            store: opens the shared store for the whole run, and yields its address.
             changes: yields whenever the program has changed.
-            told: hears once that the workers serve.
+            told: called once when the workers serve.
         """
-        # configuration
+        # Configuration
         self._command = command
         self._slots = slots
         self._host = host
@@ -72,7 +72,7 @@ class Supervisor:
         self._changes = changes
         self._told = told
         self._store = store
-        # process
+        # State
         self._crew: WorkerPool
         self._registration: ConsulRegistration | None = None
         self._chores: list[asyncio.Task[Any]] = []
@@ -81,8 +81,8 @@ class Supervisor:
         """Serve until stopped.
 
         Raises:
-            CommandError: a worker cannot start.
-            SystemExit: a second signal ended it without draining.
+            CommandError: a worker can't start.
+            SystemExit: a second signal stopped it without draining.
         """
         async with AsyncExitStack() as stack:
             orders = stack.enter_context(Orders().heard())
@@ -90,7 +90,7 @@ class Supervisor:
                 store = await stack.enter_async_context(self._store())
             except OSError as exc:
                 raise CommandError(
-                    "The parent of the workers has no place for the socket of its store.",
+                    "The parent of the workers can't create the socket of its store.",
                     why=str(exc),
                     fix="Set TMPDIR to a folder that this program may write to.",
                 ) from exc
@@ -118,13 +118,14 @@ class Supervisor:
             key=secrets.token_urlsafe(32),
             store=store,
         )
-        # Python takes compiled code for fresh if the file has the size and the second of change that it knows.
+        # Python treats compiled code as fresh if the file has the recorded size and modification second.
         environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changes is not None else {}
         return WorkerPool(self._command, self._slots, hello, environment=environment)
 
     async def _start(self, orders: Orders) -> None:
         first, *others = self._slots
-        changes = None if self._changes is None else self._changes()  # since before the first worker reads the program
+        # Watch from before the first worker imports the program.
+        changes = None if self._changes is None else self._changes()
         try:
             ready = await self._begin(first)
             await asyncio.gather(*[self._begin(slot) for slot in others])
@@ -142,10 +143,11 @@ class Supervisor:
             self._chores.append(asyncio.create_task(self._watch(changes, orders)))
 
     async def _begin(self, slot: Slot) -> Ready:
-        """Start a worker for the first time. If somebody kills it, which says nothing of the program, another follows.
+        """Start a worker for the first time. If another process kills it, which isn't the program's fault, start
+        another one.
 
         Raises:
-            NotStarted: it cannot start, or was killed again and again.
+            NotStarted: it can't start, or was killed repeatedly.
         """
         for left in reversed(range(STARTS)):
             try:
@@ -177,9 +179,9 @@ class Supervisor:
             await self._restart(orders)
 
     async def _restart(self, orders: Orders) -> None:
-        """A new process beside each worker, one after the other; when all are ready, the old ones go.
+        """Start a new process beside each worker, one after the other; when all are ready, stop the old ones.
 
-        They go together, because the clients of one that goes alone come back to those that are still to go.
+        They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
         """
         crew = self._crew
         new: list[WorkerProcess] = []
@@ -192,31 +194,31 @@ class Supervisor:
                     raise _given_up(slot)
                 await self._succeed(slot, new, orders)
             except NotStarted as exc:
-                if exc.killed:  # which says nothing of the program
+                if exc.killed:  # not the program's fault
                     logger.error("%s; starting another", exc.error.what.rstrip("."))
                     continue
                 tell_failure(exc.error)
-                logger.error("Nothing has changed: the workers that served go on")
+                logger.error("The restart failed, and the current workers keep serving")
                 crew.leave(new)
                 crew.fill()
                 return
-        old = [child for child in crew.serving() if child not in new]  # also those that somebody's death has brought
+        old = [child for child in crew.serving() if child not in new]  # includes replacements of workers that died
         crew.leave(old)
-        crew.fill()  # a new one may have died meanwhile
+        crew.fill()  # a new one may have died in the meantime
         await asyncio.gather(*[child.left.wait() for child in old])
-        logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
+        logger.info("All workers are new: %s", ", ".join(str(child.pid) for child in crew.serving()))
 
     def _without_successor(self, new: Sequence[WorkerProcess]) -> Slot | None:
-        """The first place in which none of the `new` serves."""
+        """Return the first slot without a serving process among the `new`."""
         crew = self._crew
         there = {crew.children[child].number for child in crew.serving() if child in new}
         return next((slot for slot in self._slots if slot.number not in there), None)
 
     async def _succeed(self, slot: Slot, new: list[WorkerProcess], orders: Orders) -> None:
-        """Start a process that is to take over, one of the `new`, unless there's a newer order before it's ready.
+        """Start a replacement, one of the `new`, unless a newer request arrives before it's ready.
 
         Raises:
-            NotStarted: it cannot start, or is given up.
+            NotStarted: it can't start, or was given up.
         """
         new.append(child := self._crew.begin(slot))
         ready = asyncio.create_task(child.ready())
@@ -224,8 +226,8 @@ class Supervisor:
         try:
             await asyncio.wait((ready, overtaken), return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
-                what = f"Worker {slot.number} didn't get ready, and is given up for the next restart."
-                raise NotStarted(CommandError(what, why="Your program still starts, or hangs."))
+                what = f"Worker {slot.number} didn't get ready, and was given up for the next restart."
+                raise NotStarted(CommandError(what, why="Your program is still starting, or hangs."))
             ready.result()
         finally:
             ready.cancel()
@@ -233,8 +235,10 @@ class Supervisor:
 
 
 def _given_up(slot: Slot) -> NotStarted:
-    what = f"Each new process for worker {slot.number} was ended before all were ready."
-    return NotStarted(CommandError(what, why="Somebody ends them, or the kernel, which is short of memory."))
+    what = f"Each new process for worker {slot.number} was killed before all were ready."
+    return NotStarted(
+        CommandError(what, why="They are killed by another process, or by the kernel for lack of memory.")
+    )
 
 
 async def _some_time_after(event: asyncio.Event) -> None:
@@ -243,7 +247,7 @@ async def _some_time_after(event: asyncio.Event) -> None:
 
 
 def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:
-    """The places of so many workers: with a socket of its own each, or with all that there are."""
+    """Return the slots of the workers, each with its own socket or with all of them."""
     if not passed and len(sockets) == workers:
         return [Slot(number, [each], own=True) for number, each in enumerate(sockets, 1)]
     return [Slot(number, sockets, own=False) for number in range(1, workers + 1)]

@@ -1,4 +1,4 @@
-"""Changes of a program's files, by looking at them again and again: it works on every disk, and needs no library."""
+"""Detection of changed files by polling, which works on every disk and needs no library."""
 
 import asyncio
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Final
 
 PAUSE: Final = 0.3
-"""Seconds between two looks."""
+"""Seconds between two scans."""
 MAX_FILES: Final = 5_000
-"""A folder with more isn't one program."""
+"""Maximum files of a folder; a folder with more isn't a single program."""
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 Seen = dict[str, tuple[int, int]]
 
 
 def changes(folder: Path) -> AsyncIterator[None]:
-    """Yields when Python files below a folder have changed since now, and have stopped changing."""
+    """Yield when Python files below a folder have changed since now, and have stopped changing."""
     return _changes(folder, look(folder))
 
 
@@ -32,7 +32,7 @@ async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
 
 
 def look(folder: Path) -> Seen:
-    """Time and size of each Python file, without those of other people's packages."""
+    """Return time and size of each Python file, without installed packages."""
     seen: Seen = {}
     for place, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not _is_foreign(Path(place, each))]
@@ -42,7 +42,7 @@ def look(folder: Path) -> Seen:
                 try:
                     info = os.stat(path)  # noqa: PTH116  as above
                 except OSError:
-                    continue  # it went in between
+                    continue  # deleted in the meantime
                 seen[path] = (info.st_mtime_ns, info.st_size)
     return seen
 

@@ -1,4 +1,4 @@
-"""Serving as a worker: on the parent's socket, until the parent says so or is gone."""
+"""Serving as a worker on the parent's socket, until the parent stops it or is gone."""
 
 import asyncio
 import contextlib
@@ -27,10 +27,10 @@ logger = logging.getLogger("millstream")
 
 
 def serve_worker(place: WorkerSlot, application: Application) -> None:
-    """Serve until told to stop.
+    """Serve until stopped.
 
     Raises:
-        SystemExit: it cannot start; the parent says why.
+        SystemExit: it can't start; the parent shows why.
     """
     hello, definition = place.hello, application.runtimes.definition
     place.mark_logs()
@@ -66,7 +66,7 @@ def serve_worker(place: WorkerSlot, application: Application) -> None:
 
 
 class _Line:
-    """Tells the parent where this worker is on its way."""
+    """Reports this worker's progress to the parent."""
 
     def __init__(self, place: WorkerSlot, runtimes: Runtimes, stand_in: SocketTakeover) -> None:
         self._place = place
@@ -75,7 +75,7 @@ class _Line:
         self.has_started = False
 
     def started(self, accept: Accept) -> None:
-        """It listens."""
+        """Report that it listens."""
         self.has_started = True
         self._stand_in.begin(accept)
         hello, settings = self._place.hello, self._definition.settings
@@ -90,20 +90,20 @@ class _Line:
         loop.call_later(seconds, self._beat, loop, seconds)
 
     def left(self) -> None:
-        """It accepts no more."""
+        """Report that it accepts no more connections."""
         self._stand_in.close()
         self._place.line.tell(Left())
 
 
 class Orders:
-    """Stops a worker: by a word of its parent, by the parent's end, or by SIGTERM."""
+    """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
 
     __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
 
     def __init__(
         self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
     ) -> None:
-        """Nothing is heard before `heard`."""
+        """Create it; `heard` installs the handlers."""
         self._place = place
         self._stand_in = stand_in
         self._runtimes = runtimes
@@ -115,10 +115,10 @@ class Orders:
 
     @contextlib.contextmanager
     def heard(self) -> Generator[None, None, None]:
-        """Hear it inside the block. Ctrl-C and the end of a terminal are for the parent, who decides.
+        """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
 
         Raises:
-            SystemExit: a second signal ended it without draining.
+            SystemExit: a second signal stopped it without draining.
         """
         end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
         end.setblocking(False)
@@ -164,9 +164,9 @@ class Orders:
             self._stand_in.look(message.seats)
 
     def _gone(self) -> None:
-        """Without its parent a worker has no future; whoever comes next needs the address at once."""
+        """Stop without the parent, because the next server needs the address at once."""
         self._loop.remove_reader(self._place.line.end.fileno())
-        logger.warning("The parent process is gone, and this worker goes, too")
+        logger.warning("The parent process is gone, so this worker stops, too")
         self._stop(DrainTimes())
 
     def _stop(self, times: DrainTimes) -> None:
@@ -174,6 +174,6 @@ class Orders:
             self._stopping = True
             waits = waits_for(self._runtimes)
             if waits:
-                logger.info("Before this worker ends: %s", waits)
+                logger.info("Before this worker stops: %s", waits)
             self._stand_in.end()
             self._on_stop(times)

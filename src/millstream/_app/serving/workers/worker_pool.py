@@ -1,4 +1,4 @@
-"""The workers of one address: their places, the processes in them, and who follows on one that dies."""
+"""The workers of one address: their slots, processes, and replacements."""
 
 import asyncio
 import logging
@@ -20,21 +20,21 @@ from millstream._app.serving.workers.worker_process import READY, NotStarted, Wo
 logger = logging.getLogger("millstream")
 
 GRACE: Final = 5.0
-"""Seconds beyond a worker's own patience before it's killed."""
+"""Seconds after a worker's own timeout before it's killed."""
 
 
 class Slot:
-    """The place of one worker: what it accepts from, and whether somebody looks for the next one."""
+    """The slot of one worker: its sockets, and the search for a replacement."""
 
     def __init__(self, number: int, listeners: Sequence[socket.socket], *, own: bool) -> None:
         self.number = number
         self.listeners = listeners
         self.own = own
-        """Nobody else accepts from them, in this program or in another."""
+        """Whether no other process accepts from them."""
         self.restarts = 0
         self.back_off = BackOff(time.monotonic)
         self.mending: asyncio.Task[None] | None = None
-        """Looks for a replacement."""
+        """Task that starts a replacement."""
 
 
 class WorkerPool:
@@ -43,69 +43,69 @@ class WorkerPool:
     def __init__(
         self, command: Sequence[str], slots: Sequence[Slot], hello: Hello, *, environment: Mapping[str, str]
     ) -> None:
-        """Nothing starts yet.
+        """Create the pool without starting processes.
 
         Args:
-            command: what starts a worker.
+            command: command that starts a worker.
             slots: one for each worker.
-            hello: what all of them are to be.
-            environment: variables beside the parent's own.
+            hello: common part of the workers' roles.
+            environment: environment variables in addition to the parent's.
         """
-        # configuration
+        # Configuration
         self._command = command
         self._hello = hello
         self._environment = environment
-        # process
+        # State
         self.slots = slots
         self.children: dict[WorkerProcess, Slot] = {}
-        """All that have not ended, those on their way out included."""
+        """All processes that haven't ended, including those that are exiting."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def begin(self, slot: Slot) -> WorkerProcess:
-        """Start a process. It looks after itself: should it serve and die, another follows.
+        """Start a process. If it serves and then dies, it's replaced automatically.
 
         Raises:
-            NotStarted: the system has no room for one.
+            NotStarted: the system has no room for a process.
         """
         numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.slots}
         mine = numbers.pop(slot.number)
-        others = numbers if slot.own else {}  # where all accept from the same, nobody has to stand in
+        others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
         hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
         try:
             child = WorkerProcess(self._command, hello, environment=self._environment, on_left=self._left)
         except OSError as exc:
-            raise NotStarted(CommandError(f"Worker {slot.number} cannot be started.", why=str(exc))) from exc
+            raise NotStarted(CommandError(f"Worker {slot.number} could not be started.", why=str(exc))) from exc
         self.children[child] = slot
         self._spawn(self._look_after(child))
         return child
 
     def serving(self) -> list[WorkerProcess]:
-        """Those that serve, and are to go on."""
+        """Return the processes that serve and should continue."""
         return [child for child in self.children if child.state == READY and not child.leaves]
 
     def leave(self, children: Sequence[WorkerProcess]) -> None:
-        """Let some go that others have taken over from."""
+        """Stop processes that have been replaced."""
         for child in children:
             child.drain(replaced=True)
             self._spawn(self._see_out(child))
 
     def stop_mending(self, slot: Slot) -> None:
-        """Look for nobody in this place: who comes next has been decided."""
+        """Stop replacing the worker of this slot, because a restart is handling it."""
         if slot.mending is not None:
             slot.mending.cancel()
 
     def fill(self) -> None:
-        """Look for somebody in each place where nobody serves."""
+        """Start replacements in all slots without a serving process."""
         served = {self.children[child].number for child in self.serving()}
         for slot in self.slots:
             if slot.number not in served:
                 self._mend(slot, f"Worker {slot.number} is missing")
 
     async def end(self, force: asyncio.Event, sockets: Sequence[socket.socket]) -> None:
-        """Stop all: in order, by force once `force` is set, or by the kernel.
+        """Stop all processes: gracefully, or by force once `force` is set, or by the kernel.
 
-        The sockets are closed as soon as nobody accepts any more: connections are refused then, and not kept waiting.
+        The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
         """
         self._stopping = True
         for slot in self.slots:
@@ -137,12 +137,12 @@ class WorkerPool:
         return task
 
     async def _look_after(self, child: WorkerProcess) -> None:
-        """From the start of a process to its end, and what follows from that."""
+        """Supervise a process from start to end, and handle its exit."""
         slot = self.children[child]
         try:
             await child.ready()
         except NotStarted:
-            served = False  # whoever has begun it knows
+            served = False  # reported to the caller of `begin`
         else:
             served = True
             slot.back_off.serves()
@@ -157,18 +157,18 @@ class WorkerPool:
 
     async def _watch(self, child: WorkerProcess) -> None:
         if await child.stands_still():
-            logger.error("%s has stood still for %g s, and is killed", child, child.watchdog)
+            logger.error("%s has been unresponsive for %g s, and is killed", child, child.watchdog)
             child.signal(signal.SIGKILL)
 
     def _left(self, child: WorkerProcess) -> None:
-        """One goes: the parent said so, or somebody sent it SIGTERM."""
+        """Handle a process that stops, because it said so or received SIGTERM."""
         if not child.leaves:
             child.leaves = True
-            self._mend(self.children[child], f"{child} was told to stop")
+            self._mend(self.children[child], f"{child} was stopped")
         self._tell()
 
     def _mend(self, slot: Slot, why: str) -> None:
-        """Look for somebody in a place, unless somebody is there, starts, or is being looked for."""
+        """Start a replacement for a slot, unless there's already a process or a replacement."""
         looking = slot.mending is not None and not slot.mending.done()
         taken = any(place is slot and not child.leaves for child, place in self.children.items())
         if not (self._stopping or looking or taken):
@@ -199,27 +199,27 @@ class WorkerPool:
                 logger.info("%s is ready", child)
                 if not (child.leaves or child.ended.done()):
                     return
-                why = f"{child} has gone again"
+                why = f"{child} has stopped again"
 
     def _refuse(self, slot: Slot) -> None:
-        """Nobody will accept here for a while, for nobody is left who would stand in. Connections are refused now, and
-        those that wait already end. The next worker makes the socket listen again.
+        """Refuse connections in this slot while no worker is left to take over, including waiting ones. The next worker
+        makes the socket listen again.
         """
         if self.serving():
             return
         for listener in slot.listeners:
-            # A socket that is shut twice hands out connections that are shut.
+            # A socket that is shut down twice hands out connections that are shut down.
             if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 listener.shutdown(socket.SHUT_RD)
 
     async def _see_out(self, child: WorkerProcess) -> None:
-        """One that doesn't end in its time is killed."""
+        """Kill a process that doesn't end in time."""
         done, _ = await asyncio.wait((child.ended,), timeout=child.patience + GRACE)
         if not done:
             _kill(child)
 
     def _tell(self) -> None:
-        """Let all know how all are."""
+        """Send all workers the state of all."""
         order = sorted(self.children.items(), key=lambda each: (each[1].number, each[0].pid))
         seats = [Seat(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
         for child in self.children:
@@ -233,12 +233,12 @@ async def _close(children: Sequence[WorkerProcess], sockets: Sequence[socket.soc
 
 
 def _kill(child: WorkerProcess) -> None:
-    logger.error("%s did not end in time, and is killed", child)
+    logger.error("%s did not stop in time, and is killed", child)
     child.signal(signal.SIGKILL)
 
 
 def tell_failure(error: CommandError) -> None:
-    """Say why a worker didn't start: to a person as ever, to a machine in one line."""
+    """Report why a worker didn't start: as usual on a terminal, and in one line to a log."""
     if sys.stderr.isatty():
         report(error)
     else:

@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: a process, a line to it, and where it's on its way."""
+"""A worker from its parent's perspective: a process, a connection to it, and its state."""
 
 import asyncio
 import os
@@ -27,21 +27,21 @@ from millstream._app.serving.workers.slot import VARIABLE
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE: Final = 30.0
-"""Seconds for one that has not said how long it may take to end."""
+"""Seconds for a process that hasn't said how long it may take to exit."""
 
 
 _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""How a person or the kernel, short of memory, ends a process. Whatever else kills one is the program's own."""
+"""Signals of a person, or of the kernel for lack of memory. Other signals are the program's own fault."""
 
 
 class NotStarted(Exception):
-    """A worker has ended before it served; it has said why, or nothing."""
+    """A worker has ended before it served, with or without an error message."""
 
     def __init__(self, error: CommandError, *, killed: bool = False) -> None:
         super().__init__(error.what)
         self.error = error
         self.killed = killed
-        """Somebody else has ended it, and its program may be fine."""
+        """Whether it was killed from outside, so its program may be fine."""
 
 
 class WorkerProcess:
@@ -55,28 +55,28 @@ class WorkerProcess:
         environment: Mapping[str, str],
         on_left: "Callable[[WorkerProcess], None]",
     ) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            command: a program that becomes a worker by what it inherits.
-            hello: what it's to be.
-            environment: variables beside the parent's own.
-            on_left: called when it accepts no more.
+            command: program that becomes a worker through what it inherits.
+            hello: its role.
+            environment: environment variables in addition to the parent's.
+            on_left: called when it accepts no more connections.
         """
         self._loop = asyncio.get_running_loop()
         self.hello = hello
         self.state = STARTING
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self.left = asyncio.Event()
-        """It accepts no more."""
+        """Set when it accepts no more connections."""
         self.ended: asyncio.Future[int] = self._loop.create_future()
-        """Its exit status, negative for a signal."""
+        """Exit status, negative for a signal."""
         self.leaves = False
-        """It has its orders, or ends by itself, and is replaced already if it has to be."""
+        """Whether it's stopping, and has been replaced if necessary."""
         self.patience = PATIENCE
         self.watchdog = 0.0
         self.heard = 0.0
-        """When its event loop last said that it goes on."""
+        """Time of the last heartbeat of its event loop."""
         self._on_left = on_left
         self._failed: Failed | None = None
         ours, theirs = socket.socketpair()
@@ -87,7 +87,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number, *hello.listeners, *(each for numbers in hello.others.values() for each in numbers)),
                 env={**os.environ, **environment, VARIABLE: f"{number}:{os.fstat(number).st_ino}"},
-                # Ctrl-C is a signal to the whole group of a terminal; only the parent decides what follows from it.
+                # Ctrl-C signals the whole process group of a terminal, but only the parent decides how to handle it.
                 process_group=0,
             )
         self.pid = self._process.pid
@@ -95,7 +95,7 @@ class WorkerProcess:
         self._line.tell(hello)
         ours.setblocking(False)
         self._loop.add_reader(ours.fileno(), self._hear)
-        # Not asyncio's way to wait: on Python 3.11 that needs a child watcher, which the program may have replaced.
+        # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
@@ -123,7 +123,7 @@ class WorkerProcess:
                 self._on_left(self)
 
     def _end(self, status: int) -> None:
-        self._hear()  # its last words
+        self._hear()  # its last messages
         self._loop.remove_reader(self._line.end.fileno())
         self._line.end.close()
         self.state = GONE
@@ -131,14 +131,14 @@ class WorkerProcess:
         if not self._ready.done():
             killed = self._failed is None and -status in _BY_OTHERS
             self._ready.set_exception(NotStarted(self._why(status), killed=killed))
-            self._ready.exception()  # nobody has to look
+            self._ready.exception()  # avoids a warning if there's no waiter
         self.ended.set_result(status)
 
     async def ready(self) -> Ready:
-        """Wait until it serves. Several may wait, and each may give up by itself.
+        """Wait until it serves. Several callers may wait, and each may be canceled separately.
 
         Raises:
-            NotStarted: it has ended before.
+            NotStarted: it ended before.
         """
         return await asyncio.shield(self._ready)
 
@@ -148,42 +148,44 @@ class WorkerProcess:
             return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
         return CommandError(
             f"Worker {self.hello.worker} {how(status)} before it served.",
-            why="A worker runs your program up to run(). What it wrote stands above.",
+            why="A worker runs your program up to run(). See its output above.",
         )
 
     async def stands_still(self) -> bool:
-        """Wait while its event loop goes on. True once it has said nothing for too long; False when it leaves."""
+        """Wait while its event loop responds. Return True once it has been silent for too long, and False when it
+        stops.
+        """
         late = 0
         while self.state == READY:
             await asyncio.sleep(self.watchdog / BEATS)
-            # Twice in a row: if this process stood still itself, what was said meanwhile has to be read first.
+            # Twice in a row: if this process itself was stopped, messages from that time must be read first.
             late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
             if late == 2:
                 return self.state == READY
         return False
 
     def drain(self, *, replaced: bool) -> None:
-        """Let it finish what it has, and end."""
+        """Let it finish running calls, and exit."""
         if self.state == GONE:
             return
         self.leaves = True
         if self.state == STARTING:
-            self.signal(signal.SIGTERM)  # it may not listen to us yet
+            self.signal(signal.SIGTERM)  # it may not read our messages yet
         self._line.tell(Drain(replaced))
 
     def force(self) -> None:
-        """Let it end at once, in order."""
+        """Make it exit at once, but cleanly."""
         if self.state != GONE:
             self.leaves = True
             self._line.tell(Force())
 
     def tell(self, roster: Roster) -> None:
-        """How all workers are."""
+        """Send it the state of all workers."""
         if self.state in (READY, LEAVING):
             self._line.tell(roster)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if there's still somebody."""
+        """Send a signal, if it's still running."""
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
@@ -192,7 +194,7 @@ class WorkerProcess:
 
 
 def how(status: int) -> str:
-    """How a process ended, in words."""
+    """Return how a process ended, in words."""
     if status >= 0:
         return f"ended with status {status}"
     try:
