@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage
 from patience import WAIT
+from processes import Shared
 
 pytestmark = pytest.mark.server
 
@@ -79,8 +81,7 @@ def test_schemas_are_readable(hub: str, open_page: OpenPage) -> None:
     """Our choice: names, types, limits and defaults, and the JSON for those who want it."""
     page = opened(hub, open_page, "long_task")
     arguments = page.locator("details.section").filter(has=page.get_by_role("heading", name="Arguments"))
-    expect(arguments.locator(".property").first).to_contain_text("integer")
-    expect(arguments).to_contain_text("default")
+    expect(arguments.locator(".field").first).to_contain_text("integer, optional")
     arguments.get_by_text("JSON Schema").click()
     expect(arguments.get_by_label("Schema of the arguments")).to_contain_text('"properties"')
     page.get_by_role("heading", name="Errors").click()
@@ -103,3 +104,80 @@ def test_reopened_tools_keep_their_state(hub: str, open_page: OpenPage) -> None:
     expect(page.get_by_role("status", name="Result")).to_contain_text("Hello, Ada!")
     expect(page.get_by_role("button", name="Python", exact=True)).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_label("Code", exact=True)).to_contain_text("urlopen")
+
+
+SAMPLES = """async () => {
+  const { sample } = await import("./assets/schema/sample.js");
+  const { validate } = await import("./assets/schema/validate.js");
+  const root = await (await fetch("openapi.json")).json();
+  return Object.values(root.paths).slice(0, 60).map(({ post }) => {
+    const schema = { ...post.requestBody.content["application/json"].schema, components: root.components };
+    const value = sample(schema);
+    return [post.operationId, value ?? null, value === undefined ? "none" : validate(value, schema, schema)];
+  });
+}"""
+TREE: dict[str, Any] = {
+    "type": "object",
+    "required": ["next"],
+    "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]}},
+}
+HARD: list[tuple[dict[str, Any], Any]] = [
+    ({"type": "string", "pattern": r"^[A-Z]{2}-\d{3,5}(x|y)?$"}, "AA-777"),
+    ({"type": "string", "format": "date-time"}, "2026-03-14T09:30:00Z"),
+    ({"type": "string", "minLength": 12, "maxLength": 14}, "texttexttext"),
+    ({"type": "integer", "exclusiveMinimum": 4, "multipleOf": 3}, 6),
+    ({"type": "number", "minimum": 0.2, "maximum": 0.4}, 0.2),
+    ({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "uniqueItems": True}, ["a", "b"]),
+    ({"$ref": "#/$defs/tree", "$defs": {"tree": TREE}}, ...),
+    ({"oneOf": [{"const": "all"}, {"type": "integer", "minimum": 9}]}, "all"),
+    ({"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}, {"name_1": 1, "name_2": 1}),
+    ({"type": ["null", "string"], "minLength": 1}, "text"),
+    ({"allOf": [{"type": "integer"}, {"minimum": 7}]}, 7),
+]
+SAMPLE = """async (schemas) => {
+  const { sample } = await import("./assets/schema/sample.js");
+  return schemas.map((schema) => sample(schema) ?? null);
+}"""
+
+
+def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared, open_page: OpenPage) -> None:
+    """A fixed defect: the code of a tool with seven required fields sent `{}`."""
+    page = open_page(f"http://127.0.0.1:{shared_crowd.port()}/docs#tool=place_order")
+    form = page.get_by_role("form", name="Try place_order")
+    code = page.get_by_label("Code", exact=True)
+    for text in ('"customer": "Ada"', '"street": "1 Mill Lane"', '"sku": "A-100"'):
+        expect(code).to_contain_text(text)
+    form.get_by_label("customer").fill("Grace")
+    expect(code).to_contain_text('"customer": "Grace"')
+    form.get_by_role("button", name="Use sample values").click()
+    form.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_role("status", name="Result")).to_contain_text("200")
+    found = page.evaluate(SAMPLES)
+    assert len(found) == 60
+    assert [each for each in found if each[2]] == []
+    made = page.evaluate(SAMPLE, [schema for schema, _ in HARD])
+    assert None not in made
+    assert [each for each, (_, wanted) in zip(made, HARD, strict=True) if wanted is not ... and each != wanted] == []
+    page.goto(f"http://127.0.0.1:{shared_crowd.port()}/docs#tool=tool_001")
+    expect(page.get_by_role("heading", name="tool_001", exact=True)).to_be_visible()
+    assert page.locator("#detail .section").filter(has_text="number").count() == 1, "its fields are listed once"
+
+
+def test_resources_prompts_events_and_how_to_connect_have_their_sections(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a server is more than its tools."""
+    page = open_page(f"{hub}/docs")
+    expect(page.get_by_label("URL of the server")).to_have_text(f"{hub}/mcp")
+    expect(page.get_by_role("link", name="How to connect each of them")).to_have_attribute("href", "./")
+    sections = page.get_by_role("navigation", name="Sections")
+    for name, text in (
+        ("Resources", "time://{area}/{city}"),
+        ("Prompts", "language"),
+        ("Events", "events?channel=news"),
+    ):
+        link = sections.get_by_role("link", name=name)
+        link.click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_in_viewport()
+        expect(link).to_have_attribute("aria-current", "true")
+        expect(page.locator(f"#{name.lower()}")).to_contain_text(text)
+    page.get_by_role("list", name="Prompts").get_by_role("link", name="translate").click()
+    expect(page.locator("#detail").get_by_role("heading", name="translate")).to_be_visible()

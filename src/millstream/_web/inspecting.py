@@ -6,7 +6,7 @@ followed. What a browser sends by itself for us, such as cookies and `Authorizat
 other server come as `Mcp-Inspect-Authorization`, or from `SignIns`, where the operator has signed in there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import ConnectionPool
@@ -34,10 +34,16 @@ _UNKNOWN = refusal(404, "There is no such server here. Name it when you start th
 class Inspecting:
     """The servers that the inspector may reach, by number."""
 
-    __slots__ = ("_shows_log", "_streams", "_urls", "sign_ins")
+    __slots__ = ("_shows_log", "_streams", "_tags", "_urls", "sign_ins")
 
     def __init__(
-        self, urls: Sequence[str], services: Services, streams: OpenStreams, *, shows_log: bool = False
+        self,
+        urls: Sequence[str],
+        services: Services,
+        streams: OpenStreams,
+        *,
+        shows_log: bool = False,
+        tags: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
         """Nothing is connected before it's asked for.
 
@@ -46,6 +52,7 @@ class Inspecting:
             services: of this server, which keep who has signed in to the others.
             streams: those of this server, among which those of the others count.
             shows_log: whether this server sends its log to the page, as in development.
+            tags: gives those of the tools that have some; clients don't see them in the list.
 
         Raises:
             ValueError: one isn't a URL of http or https.
@@ -53,6 +60,7 @@ class Inspecting:
         self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
         self._streams = streams
         self._shows_log = shows_log
+        self._tags = tags
         self.sign_ins = SignIns(services)
 
     async def servers(self, request: HttpRequest) -> Response:
@@ -61,9 +69,8 @@ class Inspecting:
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
             for name, url in self._urls.items()
         ]
-        return Response(
-            encode({"servers": known, "log": self._shows_log}), 200, JSON_HEAD + b"cache-control: no-store\r\n"
-        )
+        about = {"servers": known, "log": self._shows_log, "tags": self._tags()}
+        return Response(encode(about), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def sign_in(self, request: HttpRequest) -> Response:
         """`POST` begins to sign in to one server, `DELETE` signs out."""

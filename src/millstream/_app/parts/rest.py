@@ -17,7 +17,7 @@ class RestPart(OwnPart):
         from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, leads_to  # noqa: PLC0415
 
-        rest, routes = RestRoutes(host.dispatcher), host.routes
+        rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
         routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
         routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}))
         routes.add("/openapi.json", Route({"GET": rest.describe}))

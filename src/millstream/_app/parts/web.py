@@ -103,7 +103,15 @@ def _serve(host: Host, definition: Definition) -> None:
     host.on_drain(socket.close)
     routes.add(PATH, Route({"GET": playground.status}, private=True))
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
-    inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
+    inspecting = Inspecting(
+        host.settings.inspect,
+        host.services,
+        host.streams,
+        shows_log=host.settings.show_errors,
+        tags=lambda: {
+            name: sorted(tool.tags) for name, tool in host.registry.tools.items() if tool.tags and tool.visible is None
+        },
+    )
     relay, sign_in = inspecting.relay, inspecting.sign_in
     # It holds nothing: whatever it shows comes from the page that embeds it.
     routes.add(app_frame.PATH, Route({"GET": app_frame.get}, public=True))

@@ -49,7 +49,14 @@ _PROBLEM: Json = {
 }
 
 
-def document(tools: Iterable[Tool], info: Mapping[str, Any], *, instructions: str = "", root_path: str = "") -> bytes:
+def document(
+    tools: Iterable[Tool],
+    info: Mapping[str, Any],
+    *,
+    instructions: str = "",
+    root_path: str = "",
+    mcp: Mapping[str, Any] | None = None,
+) -> bytes:
     """The whole document as JSON.
 
     Args:
@@ -57,6 +64,7 @@ def document(tools: Iterable[Tool], info: Mapping[str, Any], *, instructions: st
         info: name, version and description of the server.
         instructions: used where `info` has no description.
         root_path: where the server is mounted.
+        mcp: what the page beside the document says of MCP, as `x-mcp`.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
     paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
@@ -67,6 +75,8 @@ def document(tools: Iterable[Tool], info: Mapping[str, Any], *, instructions: st
     made: Json = {"openapi": "3.1.0", "info": about}
     if root_path:
         made["servers"] = [{"url": root_path}]
+    if mcp is not None:
+        made["x-mcp"] = mcp
     return encode({**made, "paths": paths, "components": {"schemas": schemas, "responses": _responses()}})
 
 

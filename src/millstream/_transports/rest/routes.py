@@ -97,15 +97,22 @@ _decode_content = msgspec.json.Decoder(list[_Content]).decode
 class RestRoutes:
     """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    __slots__ = ("_described", "_dispatcher", "_max_depth", "_note", "_registry")  # fmt: skip
+    __slots__ = ("_described", "_dispatcher", "_max_depth", "_mcp", "_note", "_registry")  # fmt: skip
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, events: bool = False) -> None:
+        """Prepare for the tools of a server.
+
+        Args:
+            dispatcher: runs them.
+            events: whether the server has the routes of the hub.
+        """
         # Configuration
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
         self._note = dispatcher.services.note
         self._max_depth = settings.max_depth
+        self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
         self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
         """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
@@ -230,6 +237,7 @@ class RestRoutes:
                 self._dispatcher.info,
                 instructions=self._dispatcher.instructions,
                 root_path=root,
+                mcp=self._mcp,
             )
             found = _OpenApiReply.of(body)
             self._described[key] = (page, found)

@@ -159,7 +159,8 @@ const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, 
 connectCalls({
   open: (id) => {
     parts.choose(id);
-    if (matchMedia("(max-width: 52rem)").matches) document.querySelector(".details").scrollIntoView();
+    const details = document.querySelector(".details");
+    if (details.getBoundingClientRect().top > innerHeight / 2) details.scrollIntoView(); // as on a phone
   },
   forget: () => markTime(null),
 });

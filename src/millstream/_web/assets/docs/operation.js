@@ -6,6 +6,7 @@ import { markdown } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
 import { schemaForm } from "../schema/form.js";
 import { resolve } from "../schema/resolve.js";
+import { sample } from "../schema/sample.js";
 import { lost } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
 import { LANGUAGES } from "./code.js";
@@ -97,11 +98,21 @@ export function draw({ name, path, operation }, root) {
   const schema = resolve(media.schema, root);
   const result = resolve(operation.responses["200"].content["application/json"].schema, root);
   const url = new URL(path, document.baseURI).href;
-  const code = examples(url, media.example ?? {});
-  const fields = schemaForm({ ...schema, components: root.components }, { id: "try" });
+  const whole = { ...schema, components: root.components };
+  const likely = sample(whole) ?? media.example ?? {};
+  const code = examples(url, likely);
+  const fields = schemaForm(whole, { id: "try" });
+  /** What is typed, and in place of what must still be typed, the sample's. */
+  const completed = (values) => ({ ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])), ...values });
   const output = element("div", { className: "stack tight", role: "status", "aria-label": "Result" }, element("p", { className: "soft small" }, "Run the tool to see its result here."));
   const button = element("button", { className: "primary", type: "submit" }, "Run");
-  const form = element("form", { className: "stack tight", "aria-label": `Try ${name}` }, fields.toolbar, fields.node, fields.summary, element("div", { className: "row" }, button));
+  const fill = element("button", { type: "button", className: "quiet", hidden: fields.empty || !Object.keys(likely).length, title: "Fill the form in with values that fit" }, "Use sample values");
+  fill.addEventListener("click", () => {
+    fields.write(likely);
+    code.show(likely);
+  });
+  const none = fields.empty ? element("p", { className: "soft" }, "It takes no arguments.") : "";
+  const form = element("form", { className: "stack tight", "aria-label": `Try ${name}` }, fields.toolbar, none, fields.node, fields.summary, element("div", { className: "row" }, button, fill));
   form.noValidate = true;
   const send = async () => {
     const values = fields.read();
@@ -120,7 +131,7 @@ export function draw({ name, path, operation }, root) {
   });
   form.addEventListener("input", () => {
     try {
-      code.show(fields.values());
+      code.show(completed(fields.values()));
     } catch {
       // What can't be read yet isn't code yet.
     }
@@ -139,8 +150,7 @@ export function draw({ name, path, operation }, root) {
       "div", { className: "two" },
       element(
         "div", { className: "stack" },
-        folded("Arguments", true, describe(schema, { ...schema, components: root.components }, "It takes no arguments."), raw(schema, "Schema of the arguments")),
-        folded("Try it", true, form),
+        folded("Arguments", true, form, raw(schema, "Schema of the arguments")),
         folded("Result", false, describe(result, root, "Content blocks, or any structured value."), raw(result, "Schema of the result")),
         folded("Errors", false, problems(operation, root), element("p", { className: "soft small" }, "The ", element("a", { href: "#problems-title" }, "overview"), " says what to do about each.")),
       ),

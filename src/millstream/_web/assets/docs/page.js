@@ -4,10 +4,14 @@
 import { $, element } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { lost, back, watch } from "../shell/connection.js";
+import { copyable } from "../shell/copy.js";
+import { grouped, withHeads } from "../shell/groups.js";
+import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
 import { refusal } from "../sse.js";
+import { drawEvents, drawPrompts, drawResources, listed } from "./offers.js";
 import { draw } from "./operation.js";
 
 let root = null;
@@ -17,19 +21,37 @@ let current = null;
 const drawn = new Map(); // operation -> its nodes: what somebody typed, opened and got there stays as long as the page
 
 const items = new LongList($("index"), {
-  row: (each) => [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)],
+  row: (each) => ("group" in each ? headOf(each) : [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)]),
+  head: (each) => "group" in each,
   choose: (each) => {
+    if ("group" in each) return fold(each);
     location.hash = `tool=${encodeURIComponent(each.name)}`;
     view("detail"); // a phone hides it until then, and what is hidden takes no focus
     $("pane").focus({ preventScroll: true });
   },
-  height: () => Number.parseFloat(getComputedStyle($("index")).getPropertyValue("--row")) * 16,
+  height: (each) => Number.parseFloat(getComputedStyle($("index")).getPropertyValue("group" in each ? "--head" : "--row")) * 16,
 });
+
+const unfolded = new Map(); // name of a group -> whether the person opened it
+const headOf = ({ group, size, closed }) => [icon(closed ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")];
+
+/** Open or close a group. */
+function fold({ group, closed }) {
+  unfolded.set(group, closed);
+  list();
+  items.stand((each) => each.group === group);
+}
+
+/** Show the operations that match, in groups where that helps. */
+function list() {
+  const groups = grouped(shown, ({ name }) => name, ({ operation }) => operation.tags ?? []);
+  items.show(groups ? withHeads(groups, unfolded, { current, all: $("filter").value !== "" }) : shown, current);
+}
 
 function filter() {
   const words = $("filter").value.toLowerCase().split(/\s+/);
   shown = operations.filter((each) => words.every((word) => each.words.includes(word)));
-  items.show(shown, current);
+  list();
   $("index").hidden = shown.length === 0;
   $("none").hidden = shown.length > 0;
   $("none").replaceChildren(element("strong", {}, operations.length ? "No tool matches" : "No tools yet"), operations.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page.");
@@ -43,14 +65,17 @@ const view = (name) => ($("main").dataset.view = name);
 function route(first = false) {
   if (!root) return;
   const hash = location.hash.slice(1);
+  for (const each of $("sections").children) {
+    if (each.hash === `#${hash}`) each.ariaCurrent = "true";
+    else each.removeAttribute("aria-current");
+  }
   const wanted = new URLSearchParams(hash.replaceAll("+", "%2B")).get("tool");
   const next = wanted === null ? null : operations.find((each) => each.name === wanted);
   if (next && next === current) return view("detail");
   current = next ?? null;
   $("overview").hidden = Boolean(next);
   $("detail").hidden = !next;
-  if (next) $("to-overview").removeAttribute("aria-current");
-  else $("to-overview").ariaCurrent = "true";
+  if (!next && !$("sections").querySelector("[aria-current]")) $("to-overview").ariaCurrent = "true";
   if (next && !drawn.has(next)) drawn.set(next, draw(next, root));
   if (next) $("detail").replaceChildren(...drawn.get(next));
   else $("detail").replaceChildren();
@@ -61,32 +86,57 @@ function route(first = false) {
   const place = !next && hash && hash !== "overview" && document.getElementById(hash);
   if (place && $("overview").contains(place)) {
     for (const each of document.querySelectorAll(".pointed")) each.classList.remove("pointed");
-    place.classList.add("pointed");
-    place.scrollIntoView({ block: "center" });
+    if (place.matches("tr")) place.classList.add("pointed");
+    place.scrollIntoView({ block: place.matches("section") ? "start" : "center" });
   }
-  if (next && first) items.mark(next);
-  else if (next && shown.includes(next)) items.mark(next);
-  else items.show(shown, null);
+  if (next && shown.includes(next)) {
+    if (!items.has(next)) list(); // its group was closed
+    items.mark(next);
+  } else list();
   view(!hash && first ? "list" : "detail");
 }
 
-function ready(document_) {
+const PATIENCE_MS = 300; // for what stands above the list of tools, which must not move it later
+
+async function ready(document_) {
   root = document_;
-  operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description}`.toLowerCase() }));
+  operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase() }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
   $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI wants one of those who have none
   $("base").textContent = new URL(".", document.baseURI).href;
   $("about").replaceChildren(...(root.info.description ? markdown(root.info.description) : []));
+  await Promise.race([drawBeside(root["x-mcp"]), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
   $("detail").removeAttribute("aria-busy");
   filter();
   route(true);
+}
+
+/** What there is beside the tools, as far as the document and MCP tell it. */
+async function drawBeside(mcp) {
+  if (!mcp) return;
+  const endpoint = new URL(mcp.endpoint, document.baseURI).href;
+  $("connect").hidden = false;
+  $("endpoint").replaceWith(copyable(element("pre", { tabIndex: 0, "aria-label": "URL of the server", dir: "ltr" }, endpoint), "Copy the URL"));
+  $("to-connect").hidden = !document.querySelector('.bar nav a[href="connect"]');
+  const show = (id, size, nodes) => {
+    $(id).hidden = $(`to-${id}`).hidden = !nodes;
+    if (nodes) $(id).lastElementChild.replaceChildren(...nodes);
+    if (nodes && size) $(`to-${id}`).lastElementChild.textContent = size;
+  };
+  if (mcp.events) show("events", 0, drawEvents(document.baseURI));
+  const found = await listed(mcp.endpoint).catch(() => null); // Who may not list them doesn't miss them here.
+  if (!found) return;
+  const resources = found.resources.length + found.templates.length;
+  show("resources", resources, resources ? drawResources(found, endpoint) : null);
+  show("prompts", found.prompts.length, found.prompts.length ? drawPrompts(found) : null);
+  if (["#resources", "#prompts"].includes(location.hash)) $(location.hash.slice(1)).scrollIntoView();
 }
 
 async function load() {
   try {
     const response = await fetch("openapi.json");
     if (!response.ok) throw new Error(await refusal(response));
-    ready(await response.json());
+    await ready(await response.json());
     back();
     watch();
   } catch (error) {

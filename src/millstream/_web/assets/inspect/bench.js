@@ -4,6 +4,8 @@ import { closeApps } from "../apps/view.js";
 import { count, element, figure, reveal } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
+import { rowTable, rowsOf } from "../render/rows.js";
+import { views } from "../render/views.js";
 import { markdown } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
 import { copy, copyable } from "../shell/copy.js";
@@ -46,12 +48,14 @@ export function say(error) {
  * @property {(values: object, outcome: object) => void} [done] told of each run
  * @property {(() => void) | null} [reset] empties the form
  * @property {(error: Error, values: object) => Node | null} [remedy] what helps against an error, where something does
+ * @property {((values: object, last: object | null) => void) | null} [save] keeps the call; `last` is what came of the
+ *   newest run of it
  * @property {Node[]} [extra]
  */
 
 /** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
 export function bench(work) {
-  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, copies = [], extra = [] } = work;
+  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, save = null, copies = [], extra = [] } = work;
   const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
   const cancel = element("button", { type: "button", hidden: true }, icon("stop"), "Cancel");
   const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
@@ -63,8 +67,14 @@ export function bench(work) {
     if (values) copy(text(work.request(values), values));
   };
   const as = copies.length ? [menu("Copy as", "copy", copies.map((each) => ({ title: each.title, run: () => copied(each) })))] : [];
+  let last = null;
+  const keep = element("button", { type: "button", className: "quiet", title: "Keep this call, and state what must hold in its result", hidden: !save }, icon("add"), "Save call");
+  keep.addEventListener("click", () => {
+    const values = read(true);
+    if (values) save(values, last);
+  });
   const summary = form?.summary ?? "";
-  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as, anew));
+  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as, keep, anew));
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
 
@@ -80,6 +90,7 @@ export function bench(work) {
     status.textContent = "Running";
     const outcome = await perform(output, work, values, stop.signal);
     status.textContent = outcome.text;
+    last = outcome;
     reveal(output);
     work.done?.(values, outcome);
     button.ariaDisabled = null;
@@ -134,15 +145,16 @@ async function perform(output, work, values, signal) {
     const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
     step.textContent = [message, total ? `${amount(value)} of ${amount(total)}` : amount(value)].filter(Boolean).join(", ");
   };
+  let result = null;
   const outcome = (text, look, ...nodes) => {
     const ms = performance.now() - started;
     const took = element("span", { className: "soft small" }, `${figure(ms)} ms`);
     output.replaceChildren(element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took), ...nodes);
-    return { text, good: look === "good", ms };
+    return { text, good: look === "good", ms, result };
   };
   try {
     const { method, params } = work.request(values);
-    const result = await work.send(method, params, { progress, signal });
+    result = await work.send(method, params, { progress, signal });
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
@@ -152,19 +164,48 @@ async function perform(output, work, values, signal) {
   }
 }
 
-/** What came of it: content, structured content with what is wrong with it, and everything as it came. */
+const plain = (value) => value === null || typeof value !== "object";
+
+/** A structured value without the object that the protocol wants around one that is no object. */
+const bare = (value) => (!plain(value) && Object.keys(value).join() === "result" ? value.result : value);
+
+/** Whether the content says nothing but the structured value, as it does for clients that don't know the latter. */
+function same(content, structured) {
+  if (structured === undefined || content?.length !== 1 || content[0]?.type !== "text") return false;
+  const wanted = [structured, bare(structured)];
+  if (wanted.includes(content[0].text)) return true;
+  try {
+    const found = JSON.stringify(JSON.parse(content[0].text));
+    return wanted.some((each) => JSON.stringify(each) === found);
+  } catch {
+    return false;
+  }
+}
+
+/** What came of it, once: content, structured content with what is wrong with it, and everything as it came. */
 function results(result, { draw, outputSchema }) {
-  const shown = [element("div", { className: "content" }, ...draw(result))];
   const structured = result.structuredContent;
-  if (structured !== undefined || (outputSchema && result.isError !== true)) shown.push(check(structured, outputSchema));
+  const twice = same(result.content, structured);
+  const shown = twice && !plain(bare(structured)) ? [] : [element("div", { className: "content" }, ...draw(result))];
+  if (structured !== undefined || (outputSchema && result.isError !== true)) shown.push(check(structured, outputSchema, twice));
   const raw = element("details", {}, element("summary", {}, "Raw result"));
   raw.addEventListener("toggle", () => raw.open && raw.childElementCount === 1 && raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")), { once: true });
   return [...shown, raw];
 }
 
-function check(value, schema) {
+/** A structured value: as a table where it's a list of objects, as a tree, and as JSON. */
+function structuredViews(value, problems) {
+  const rows = rowsOf(value);
+  const json = () => copyable(jsonBlock(value, "Structured content"), "Copy the structured content");
+  return views([...(rows && !problems.length ? [["Table", () => rowTable(rows)]] : []), ["Tree", () => tree(value, problems)], ["JSON", json]]);
+}
+
+/** A structured value and how it fits its schema; `told` where the content has said the same. */
+function check(value, schema, told) {
   const problems = schema ? (value === undefined ? [{ path: [], message: "The tool has an output schema, but its result has no structured content." }] : validate(value, schema)) : [];
   const verdict = !schema ? element("span", { className: "badge" }, "no output schema") : problems.length ? element("span", { className: "badge bad" }, problems.length === 1 ? "1 deviation" : `${problems.length} deviations`) : element("span", { className: "badge good" }, "fits the schema");
   const list = problems.length ? [element("ul", { className: "problems", "aria-label": "Deviations from the output schema" }, ...problems.map(({ path, message }) => element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)))] : [];
-  return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict), ...list, ...(value === undefined ? [] : [tree(value, problems)]));
+  const again = value === undefined || (told && plain(bare(value)) && !problems.length); // The content shows it.
+  const { node, bar } = again ? { node: "", bar: "" } : structuredViews(value, problems);
+  return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict, element("span", { className: "spacer" }), bar), ...list, node);
 }

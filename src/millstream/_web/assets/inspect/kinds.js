@@ -14,10 +14,12 @@ import { draft, forget } from "./drafts.js";
 import { curl, pythonCode, typescript } from "./exports.js";
 import { remember } from "./history.js";
 import * as links from "./links.js";
+import { keep, savedCalls, savedCard } from "./saved.js";
 import { address, connected, request, session } from "./session.js";
 import { ownHeaders, roots, setRoots } from "./settings.js";
 import { asksToSignIn, signInCard } from "./sign-in.js";
 import { complete, expand, variables } from "./templates.js";
+import { costOf, saidCost } from "./tokens.js";
 
 const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
 const watched = new Map(); // uri -> what to do when it changed
@@ -62,10 +64,11 @@ function folded(title, ...blocks) {
 function show(kind, item, values, work) {
   if (values) work.form?.write(values);
   const kept = (given) => withoutSecrets(given, item.inputSchema);
-  const done = (given, outcome) => remember({ kind, name: item.name, values: given, kept: kept(given), ...outcome });
+  const done = (given, { text, good, ms }) => remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
   const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, kept(given))) : null);
   const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
-  return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, send: request, ...work });
+  const save = kind === "server" ? null : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
+  return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, save, send: request, ...work });
 }
 
 const completes = () => Boolean(session.server.capabilities?.completions);
@@ -90,9 +93,11 @@ function textForm(list, ref) {
 function tool(item, values) {
   const form = draft("tools", item.name, item.inputSchema, () => schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" }));
   const badges = Object.entries(HINTS).filter(([name]) => item.annotations?.[name] === true).map(([, [text, look]]) => badge(text, look));
+  const { text: cost, title: costSays } = saidCost(costOf(item));
+  const tokens = element("span", { className: "soft small", title: costSays }, cost);
   const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
   return show("tools", item, values, {
-    heading: item.title ?? item.annotations?.title ?? item.name, sub: item.title && item.title !== item.name ? item.name : "", about: item.description, badges,
+    heading: item.title ?? item.annotations?.title ?? item.name, sub: item.title && item.title !== item.name ? item.name : "", about: item.description, badges: [...badges, tokens],
     form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
@@ -208,5 +213,6 @@ export const KINDS = {
   resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource.", first: "A resource is something that clients read. This makes one:", example: '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"' },
   templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI.", first: "A template is a resource with variables in its URI. This makes one:", example: '@mcp.resource("shop://books/{isbn}")\ndef book(isbn: str) -> str:\n    """One book."""\n    return f"The book {isbn}"' },
   prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt.", first: "A prompt is a text that people start from. This makes one:", example: '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"' },
+  saved: { title: "Saved", plural: "saved calls", needs: "", load: async () => savedCalls(), show: savedCard, none: "Run a tool, press “Save call”, and state what must hold in its result. All of them run with one click.", first: "", example: "" },
   server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "", first: "", example: "" },
 };

@@ -2,6 +2,7 @@
 
 import { $, clock, element, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
+import { parseTraceback } from "../render/traceback.js";
 
 const KEPT = 300;
 const RANKS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
@@ -52,9 +53,18 @@ function tell() {
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
 
+/** The line of code where something failed, which opens to the whole traceback. */
+function traceOf(stack) {
+  const whole = element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, stack);
+  const found = parseTraceback(stack);
+  if (!found) return [whole];
+  const name = found.file.split(/[/\\]/).at(-1);
+  return [element("details", { className: "trace" }, element("summary", { title: found.file }, element("code", {}, `${name}:${found.line}`), " ", element("code", { className: "source" }, found.code), element("span", { className: "raised", dir: "auto" }, found.raised)), whole)];
+}
+
 function log(now, { level = "info", logger, data }, stack = "") {
   const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level), element("span", { className: "what", dir: "auto" }, logger ? element("span", { className: "soft" }, `${logger} `) : "", String(written(data)))];
-  const trace = stack ? [element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, stack)] : [];
+  const trace = stack ? traceOf(stack) : [];
   const item = element("li", {}, typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head), ...trace);
   item.dataset.rank = RANKS.indexOf(level);
   item.hidden = item.dataset.rank < Number($("log-filter").value);

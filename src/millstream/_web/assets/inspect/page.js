@@ -1,14 +1,17 @@
 // The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
 // shows every message.
 
-import { $, element } from "../dom.js";
+import { $, count, element, write } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
 import { copy, copyable } from "../shell/copy.js";
+import { grouped, tagsOf, withHeads } from "../shell/groups.js";
+import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
+import { resizable } from "../shell/panes.js";
 import { tabs } from "../shell/tabs.js";
 import { toast } from "../shell/toasts.js";
 import { cease, say } from "./bench.js";
@@ -18,9 +21,11 @@ import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
 import * as links from "./links.js";
 import { clearNotes, connectNotes, drawNotes, note, noteLog } from "./notes.js";
 import { ask } from "./questions.js";
+import { connectSaved, exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
 import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
 import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
+import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
@@ -44,19 +49,51 @@ let begun = false; // whether a list was ever shown
 
 // Lists
 
-const fits = (item, words) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""}`.toLowerCase().includes(word));
+const ORDER = "millstream.inspect.order";
+const unfolded = new Map(); // name of a group -> whether the person opened it
+let ownTags = {}; // of this server's tools, which aren't in its list
+
+const tags = (item) => (kind !== "tools" ? [] : session.via ? tagsOf(item) : (ownTags[item.name] ?? tagsOf(item)));
+const fits = (item, words) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`.toLowerCase().includes(word));
 const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filter").value.toLowerCase().split(/\s+/)));
+
+/** What the list shows: the items that match, in the order that was chosen, with the heads of their groups. */
+function ordered(found) {
+  if (kind !== "tools") return found;
+  if ($("order").value === "tokens") return [...found].sort((one, other) => costOf(other) - costOf(one));
+  const groups = $("order").value === "groups" ? grouped(found, ({ name }) => name, tags) : null;
+  return groups ? withHeads(groups, unfolded, { current: current(), all: $("filter").value !== "" }) : found;
+}
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
-  row: (item) => [element("strong", {}, item.title ?? item.name), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])],
+  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, item.title ?? item.name), costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
+  head: (item) => "group" in item,
   choose: (item) => {
+    if ("group" in item) return fold(item);
     show(item);
     view("detail");
     $("pane").focus({ preventScroll: true });
   },
-  height: () => Number.parseFloat(getComputedStyle($("items")).getPropertyValue("--row")) * 16,
+  height: (item) => Number.parseFloat(getComputedStyle($("items")).getPropertyValue("group" in item ? "--head" : "--row")) * 16,
 });
+
+const costed = (item) => (kind === "tools" && $("order").value === "tokens" ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item))) : "");
+const headOf = ({ group, size, closed: folded }) => [icon(folded ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")];
+
+/** A saved call in the list: whether it passed, its name, and what it calls. */
+function savedRow(call) {
+  const outcome = outcomeOf(call);
+  const mark = outcome ? element("span", { className: `mark ${outcome.good ? "good" : "bad"}` }, icon(outcome.good ? "check" : "close"), element("span", { className: "visually-hidden" }, outcome.good ? "passes" : "fails")) : element("span", { className: "mark soft" }, icon("play"));
+  return [element("strong", {}, call.name), element("span", {}, call.from === call.name ? call.method : call.from), mark];
+}
+
+/** Open or close a group. */
+function fold({ group, closed }) {
+  unfolded.set(group, closed);
+  drawItems();
+  items.stand((item) => item.group === group);
+}
 
 const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({ id, title, panel: "offers" })), (name) => {
   open(name);
@@ -74,22 +111,38 @@ async function load(name) {
     offered[name] = [];
     refused[name] = `The server answered: ${say(error)}`;
   }
-  kinds.count(name, name === "server" ? "" : offered[name].length);
+  kinds.count(name, name === "server" ? "" : offered[name].length || (name === "saved" ? "" : 0));
 }
 
 function drawItems() {
   const found = matching();
-  items.show(found, current());
+  items.show(ordered(found), current());
+  drawFoot();
   const there = offered[kind]?.length;
   $("items").hidden = found.length === 0;
   $("no-items").hidden = found.length > 0 || !begun;
-  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
+  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
+}
+
+/** What the tools cost, and the order of their list. */
+function drawFoot() {
+  const tools = offered.tools ?? [];
+  $("saved-foot").hidden = kind !== "saved" || !begun;
+  const { text: fared, total, running } = summary();
+  write($("saved-summary"), fared);
+  $("run-all").hidden = total === 0;
+  $("saved-export").hidden = total === 0;
+  write($("run-all"), running ? "Stop" : "Run all");
+  $("offers-foot").hidden = kind !== "tools" || !tools.length;
+  const { text, title } = saidCost(totalCost(tools, session.server.instructions));
+  write($("cost"), text);
+  $("cost").title = `${text} for the tools and the instructions, in the context of a model. ${title}`;
 }
 
 /** What stands in the place of a thing where there's none: how to make one, where that's for this person to do. */
 function nothing(name) {
-  const { none, first, example } = KINDS[name];
-  if (session.via || refused[name] || !begun) return element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${name}`), refused[name] ?? none);
+  const { none, first, example, plural = name } = KINDS[name];
+  if (session.via || refused[name] || !begun || !example) return element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${plural}`), refused[name] ?? none);
   const code = copyable(element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example), "Copy the example");
   const then = element("p", { className: "small" }, "Save and restart the server: this page comes back by itself. With ", element("code", {}, "millstream dev"), ", saving is enough.");
   return element("section", { className: "empty first", "aria-label": "How to begin" }, element("p", {}, first), code, then);
@@ -110,6 +163,7 @@ function open(name) {
 function show(item, values = null) {
   cease();
   chosen[kind] = item.name;
+  if (!items.has(item)) drawItems(); // its group was closed
   items.mark(item);
   $("detail").replaceChildren(...KINDS[kind].show(item, values));
   $("pane").scrollTop = 0;
@@ -143,8 +197,9 @@ const ownLog = new Feed("inspect/log", ({ data }) => noteLog(JSON.parse(data)));
 /** Offer the other servers that the operator named, where there are any, and say who is signed in at the one of now. */
 async function offerServers() {
   const chosenName = $("server").value;
-  const { servers, log } = await otherServers();
+  const { servers, log, tags: named = {} } = await otherServers();
   others = servers;
+  ownTags = named;
   if (log) ownLog.start();
   const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
   $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
@@ -185,7 +240,7 @@ async function ready(mine) {
   $("server-name").textContent = title || name;
   $("server-version").textContent = version;
   const before = JSON.stringify(current());
-  await Promise.all([...Object.keys(KINDS).map(load), ...(session.via ? [offerServers().catch(() => {})] : [])]);
+  await Promise.all([...Object.keys(KINDS).map(load), offerServers().catch(() => {})]);
   if (session.client !== mine) return;
   begun = true;
   if (!welcomed && session.via?.signed_in) toast(`${asWhom(session.via.signed_in)}.`, "good");
@@ -245,6 +300,20 @@ function editAndResend(method, { _meta, inputResponses, requestState, ...params 
 const exportTranscript = () => save(`${session.server.serverInfo?.name ?? "mcp"}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jsonl`, traffic.transcript(), "application/jsonl");
 const clearAll = { messages: traffic.clear, runs: clearHistory, notes: clearNotes, logs: clearNotes };
 
+/** Something about the saved calls has changed; `call` is the one, where it's one. */
+function savedChanged(call) {
+  const before = offered.saved ?? [];
+  offered.saved = savedCalls();
+  const { done, good, total } = summary();
+  kinds.count("saved", total || "", done > good ? "bad" : "");
+  if (call && !before.includes(call)) return jump({ kind: "saved", name: call.name, values: null });
+  if (kind !== "saved") return;
+  if (call && call !== current() && !offered.saved.includes(current())) chosen.saved = call.name; // it has another name
+  items.refresh();
+  drawItems();
+  if (!current()) open("saved");
+}
+
 const copyLink = () => copy(new URL(links.write(kind, current().name), location.href).href, "The link is copied.");
 
 $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
@@ -261,6 +330,18 @@ $("level").addEventListener("change", () => {
   session.level = $("level").value;
   applyLevel().catch((error) => toast(say(error), "bad"));
 });
+try {
+  $("order").value = localStorage.getItem(ORDER) ?? "groups";
+} catch {
+  // Storage is blocked.
+}
+if (!$("order").value) $("order").value = "groups";
+$("order").addEventListener("change", () => {
+  localStorage.setItem(ORDER, $("order").value);
+  drawItems();
+});
+resizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", least: 180, rest: 620 });
+resizable($("activity-pane"), { grid: $("main"), name: "--activity", label: "Width of the activity", least: 240, rest: 560, before: true });
 $("filter").addEventListener("input", drawItems);
 $("filter").addEventListener("keydown", (event) => items.key(event));
 $("views").addEventListener("click", (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view));
@@ -295,6 +376,14 @@ connectKinds({
   tools: () => offered.tools ?? [],
   open: (uri) => jump({ kind: "resources", name: uri, values: null }),
   redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus()),
+});
+connectSaved({ change: savedChanged, open: ({ kind: of, from, values }) => jump({ kind: of, name: from, values }) });
+$("run-all").addEventListener("click", runAll);
+$("saved-export").addEventListener("click", exportCalls);
+$("saved-import").addEventListener("click", () => $("saved-file").click());
+$("saved-file").addEventListener("change", async () => {
+  for (const file of $("saved-file").files) await importCalls(file);
+  $("saved-file").value = "";
 });
 connectSettings(again);
 connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready, signIn });

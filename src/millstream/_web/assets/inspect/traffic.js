@@ -1,196 +1,278 @@
-// The messages as they went over the wire: direction, what each answers, how long it took, its headers. Drawn together,
-// a few times a second at most, however many come.
+// What went over the wire, a row for each exchange: a request, its response, and the notifications that belong to it.
+// A message that asks for nothing and belongs to nothing is a row of its own. Drawn together, a few times a second at
+// most, however many come.
 
-import { $, clock, element, figure, pretty } from "../dom.js";
+import { $, clock, count, element, figure, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { copyButton } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 
-const KEPT = 500;
+const KEPT = 500; // exchanges
+const KEPT_NOTES = 200; // of one exchange, the newest
 const SHOWN = 300;
-const FLOOD = 40; // Of more than that at once only the newest are drawn, and the others when it is calm again.
-const CALM_MS = 400;
+const SHOWN_NOTES = 100;
 const PAUSE_MS = 120; // At least between two drawings: a flood of messages must leave time for everything else.
 
-/** @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number, what: string, took: number | null, failed: boolean, question: object | null, answer: object | null, problem?: string}} Entry */
+/**
+ * @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number}} Entry one message
+ * @typedef {object} Exchange
+ * @property {Entry} first the request, or the message that stands alone
+ * @property {Entry | null} answer
+ * @property {Entry[]} notes the newest that belong to it
+ * @property {number} noted how many there were
+ * @property {string} method
+ * @property {string} about
+ * @property {string} problem why there is no answer
+ * @property {HTMLElement | null} row
+ */
 
-/** @type {Entry[]} */
-const entries = [];
-const asked = new Map(); // "true 3" -> the entry of the request with id 3 that went out
-let waiting = [];
-let made = 0;
+/** @type {Exchange[]} */
+const exchanges = [];
+const asked = new Map(); // "true 3" -> the exchange of the request with id 3 that went out
+const fresh = new Set(); // exchanges that came or changed since the last drawing
+let messages = 0;
+let failures = 0;
+let due = false;
 let replay = () => {};
 let counted = () => {};
 
 /** `edit(method, params)` is called to send a request again; `count(total, failed)` when the list changes. */
-export function connect({ edit, count }) {
+export function connect({ edit, count: tellCount }) {
   replay = edit;
-  counted = count;
+  counted = tellCount;
 }
 
-/** What a message is, and for an answer what it answers. */
-function describe(entry) {
-  const { out, message } = entry;
-  if (message.method) {
-    if (message.id !== undefined) asked.set(`${out} ${message.id}`, entry);
-    const about = message.params?.name ?? message.params?.uri ?? message.params?.ref?.name ?? message.params?.ref?.uri ?? message.params?.clientInfo?.name ?? "";
-    entry.what = [message.method, typeof about === "string" ? about : ""].filter(Boolean).join(" ");
-    return;
-  }
-  const key = `${!out} ${message.id}`;
-  const question = asked.get(key) ?? null;
-  asked.delete(key);
-  entry.question = question;
-  if (question) {
-    question.answer = entry;
-    entry.took = entry.when - question.when;
-  }
-  const method = question?.what ?? (message.id === undefined ? "the connection" : `request ${message.id}`);
-  entry.failed = Boolean(message.error) || message.result?.isError === true;
-  if (message.error) entry.what = `error ${message.error.code} for ${method}`;
-  else if (message.result?.resultType === "input_required") entry.what = `questions for ${method}`;
-  else entry.what = `${message.result?.isError ? "tool error" : "result"} of ${method}`;
+const text = (value) => (typeof value === "string" ? value : "");
+const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) => text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
+
+/** The exchange that a message without an id belongs to: it tells its progress, or came in its reply. */
+function ownerOf(out, { params = {} }, how) {
+  const id = params.progressToken ?? params._meta?.["io.modelcontextprotocol/subscriptionId"] ?? how.of;
+  if (id === undefined) return null;
+  return exchanges.findLast(({ first }) => first.message.id === id && first.out && first.message.method) ?? null;
 }
+
+const failed = ({ answer, problem }) => Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
 
 /**
  * Take a message in.
  *
  * @param {boolean} out whether it went out
  * @param {object} message
- * @param {{how: string, headers: Record<string, string>}} how how it traveled
+ * @param {{how: string, headers: Record<string, string>, of?: number}} how how it traveled; `of` is the id of the request
+ *   in whose reply it came
  */
 export function record(out, message, how) {
-  const entry = { number: ++made, out, message, how, at: new Date(), when: performance.now(), what: "", took: null, failed: false, question: null, answer: null };
-  describe(entry);
-  entries.push(entry);
-  if (entries.length > KEPT) entries.splice(0, entries.length - KEPT);
-  waiting.push(entry);
-  if (waiting.length === 1) schedule();
+  const entry = { number: ++messages, out, message, how, at: new Date(), when: performance.now() };
+  const answered = message.method ? null : asked.get(`${!out} ${message.id}`);
+  const owner = message.method && message.id === undefined ? ownerOf(out, message, how) : null;
+  if (answered) {
+    asked.delete(`${!out} ${message.id}`);
+    answered.answer = entry;
+    if (!exchanges.includes(answered)) exchanges.push(answered); // The list was cleared in between.
+    if (failed(answered)) failures += 1;
+    draw(answered);
+  } else if (owner) {
+    owner.noted += 1;
+    owner.notes.push(entry);
+    if (owner.notes.length > KEPT_NOTES) owner.notes.shift();
+    draw(owner);
+  } else {
+    const method = message.method ?? (message.error ? `error ${message.error.code}` : "response");
+    const made = { first: entry, answer: null, notes: [], noted: 0, method, about: aboutOf(message.params), problem: "", row: null };
+    if (message.method && message.id !== undefined) asked.set(`${out} ${message.id}`, made);
+    if (!message.method && message.error) {
+      made.problem = message.error.message;
+      failures += 1;
+    }
+    exchanges.push(made);
+    for (const gone of exchanges.splice(0, exchanges.length - KEPT)) {
+      if (failed(gone)) failures -= 1;
+      gone.row?.remove();
+    }
+    draw(made);
+  }
   return entry;
 }
 
 /** A request got no answer. */
 export function fail(message, error) {
-  const entry = asked.get(`true ${message.id}`);
-  if (!entry) return;
+  const exchange = asked.get(`true ${message.id}`);
+  if (!exchange) return;
   asked.delete(`true ${message.id}`);
-  Object.assign(entry, { failed: true, problem: error.name === "TypeError" ? "The server can't be reached." : error.message });
-  $(`message-${entry.number}`)?.replaceWith(line(entry));
-  tell();
+  exchange.problem = error.name === "TypeError" ? "The server can't be reached." : error.message;
+  failures += 1;
+  draw(exchange);
 }
 
-const fits = (entry) => {
-  const words = $("traffic-filter").value.toLowerCase().split(/\s+/);
-  return words.every((word) => entry.what.toLowerCase().includes(word) || (word === "failed" && entry.failed));
-};
+const words = (exchange) => `${exchange.method} ${exchange.about} ${exchange.answer?.message.error?.message ?? ""}`.toLowerCase();
+
+function fits(exchange) {
+  const wanted = $("traffic-filter").value.toLowerCase().split(/\s+/);
+  return wanted.every((word) => words(exchange).includes(word) || (word === "failed" && failed(exchange)));
+}
 
 let drawn = -PAUSE_MS;
-let calm = 0;
 
-/** Draw with the next frame, or in a flood a little later. */
-function schedule() {
+/** Draw an exchange with the next frame, or in a flood a little later. */
+function draw(exchange) {
+  fresh.add(exchange);
+  if (due) return;
+  due = true;
   const rest = PAUSE_MS - (performance.now() - drawn);
   if (rest <= 0) requestAnimationFrame(flush);
   else setTimeout(() => requestAnimationFrame(flush), rest);
 }
 
+const follows = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+
 function flush() {
+  due = false;
   drawn = performance.now();
-  const list = $("traffic");
-  const box = list.parentElement;
-  const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  const fresh = waiting.filter(fits);
-  waiting = [];
-  if (fresh.length > FLOOD) {
-    clearTimeout(calm);
-    calm = setTimeout(redraw, CALM_MS);
-  }
-  list.append(...fresh.slice(-FLOOD).map(line));
-  while (list.childElementCount > SHOWN) list.firstChild.remove();
-  tell();
-  if (follows) box.scrollTop = box.scrollHeight;
+  drawWhenReleased($("traffic"), () => {
+    const list = $("traffic");
+    const box = list.parentElement;
+    const end = follows(box);
+    const shown = [...fresh].slice(-SHOWN).filter(fits);
+    fresh.clear();
+    for (const exchange of shown) {
+      if (exchange.row) update(exchange);
+      else list.append(row(exchange));
+    }
+    while (list.childElementCount > SHOWN) {
+      list.firstChild.exchange.row = null;
+      list.firstChild.remove();
+    }
+    tell();
+    if (end) box.scrollTop = box.scrollHeight;
+  });
 }
 
-/** Draw everything anew: another filter, or the end of a flood. */
+/** Draw everything anew: another filter. */
 function redraw() {
   const box = $("traffic").parentElement;
-  const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  drawWhenReleased($("traffic"), () => $("traffic").replaceChildren(...entries.filter(fits).slice(-SHOWN).map(line)));
+  const end = follows(box);
+  fresh.clear();
+  for (const exchange of exchanges) exchange.row = null;
+  $("traffic").replaceChildren(...exchanges.filter(fits).slice(-SHOWN).map(row));
   tell();
-  if (follows) box.scrollTop = box.scrollHeight;
+  if (end) box.scrollTop = box.scrollHeight;
 }
 
 function tell() {
-  counted(entries.length, entries.filter((each) => each.failed).length);
+  counted(exchanges.length, failures);
   const empty = $("traffic").childElementCount === 0;
   $("no-traffic").hidden = !empty;
-  $("no-traffic").firstElementChild.textContent = entries.length ? "No message matches" : "No messages yet";
+  $("no-traffic").firstElementChild.textContent = exchanges.length ? "No exchange matches" : "No messages yet";
 }
 
-function line(entry) {
-  const { out, what, took, failed, at } = entry;
-  const summary = element(
-    "summary", {},
-    element("span", { className: "way", "aria-hidden": "true" }, out ? "↑" : "↓"), // Not an icon: there may be a thousand a second.
-    element("span", { className: "what" }, element("span", { className: "visually-hidden" }, out ? "sent " : "received "), what),
-    element("time", { dateTime: at.toISOString(), title: clock(at) }, took === null ? clock(at) : `${figure(took)} ms`),
-  );
+/** What became of a request, in a word. */
+function outcome({ first, answer, problem }) {
+  if (problem) return "failed";
+  if (!first.message.method || first.message.id === undefined) return "";
+  if (!answer) return "open";
+  if (answer.message.error) return `error ${answer.message.error.code}`;
+  if (answer.message.result?.resultType === "input_required") return "asks";
+  return answer.message.result?.isError === true ? "tool error" : "result";
+}
+
+function head(exchange) {
+  const { first, answer, method, about, noted } = exchange;
+  const word = outcome(exchange);
+  const way = element("span", { className: "way", "aria-hidden": "true" }, first.out ? "↑" : "↓"); // Not an icon: there may be many a second.
+  const what = element("span", { className: "what" }, element("span", { className: "visually-hidden" }, first.out ? "sent " : "received "), element("span", { className: about ? "soft" : "" }, method), about ? " " : "", about ? element("span", { dir: "auto" }, about) : "");
+  const notes = noted ? element("span", { className: "count", title: noted === 1 ? "1 notification" : `${count(noted)} notifications` }, count(noted)) : "";
+  const shown = word && word !== "result" && word !== "open" ? element("span", { className: "word" }, word) : word ? element("span", { className: "visually-hidden" }, word) : "";
+  const took = answer ? `${figure(answer.when - first.when)} ms` : clock(first.at);
+  return [way, what, element("span", { className: "row marks" }, notes, shown, element("time", { dateTime: first.at.toISOString(), title: clock(first.at) }, took))];
+}
+
+function row(exchange) {
+  const summary = element("summary", {});
   const details = element("details", {}, summary);
-  // Most are never opened: a message is written out when it is.
+  const item = element("li", { id: `message-${exchange.first.number}` }, details);
+  // Most are never opened: an exchange is written out when it is.
   details.addEventListener("toggle", () => {
-    if (details.open && details.childElementCount === 1) details.append(...opened(entry));
+    if (details.open && details.childElementCount === 1) details.append(...opened(exchange));
     if (details.open) details.scrollIntoView({ block: "nearest" });
   });
-  return element("li", { id: `message-${entry.number}`, className: `${out ? "out" : "in"}${failed ? " failed" : ""}` }, details);
+  item.exchange = exchange;
+  exchange.row = item;
+  update(exchange);
+  return item;
 }
 
-/** What an opened message shows. */
-function opened(entry) {
-  const { message, how, question, answer } = entry;
-  const text = pretty(message);
-  const tools = element("div", { className: "row message-tools" }, element("span", { className: "soft small grow one-line", title: how.how }, how.how), copyButton(() => text, "Copy message"));
-  if (message.method && message.id !== undefined && entry.out) {
+/** Draw what changed of a row that is there. */
+function update(exchange) {
+  const { row: item, first } = exchange;
+  const details = item.firstChild;
+  item.className = `${first.out ? "out" : "in"}${failed(exchange) ? " failed" : ""}`;
+  details.firstChild.replaceChildren(...head(exchange));
+  if (details.childElementCount === 1 || details.contains(document.activeElement)) return;
+  const open = new Set([...details.querySelectorAll("details[open]")].map((each) => each.className));
+  details.replaceChildren(details.firstChild, ...opened(exchange));
+  for (const each of details.querySelectorAll("details")) each.open = open.has(each.className);
+}
+
+/** One message of an exchange: its headers and its JSON. */
+function message({ message: value, how }, title, look) {
+  const json = pretty(value);
+  const headers = Object.entries(how.headers ?? {}).map(([name, each]) => element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : each)));
+  const kept = headers.length ? [element("details", { className: `headers-of ${look}` }, element("summary", {}, `Headers (${headers.length})`), element("dl", { className: "facts headers" }, ...headers))] : [];
+  const bar = element("div", { className: "row message-tools" }, element("strong", {}, title), element("span", { className: "soft small grow one-line", title: how.how }, how.how), copyButton(() => json, `Copy the ${title.toLowerCase()}`));
+  return element("section", { className: "message", "aria-label": title }, bar, ...kept, element("pre", { tabIndex: 0, "aria-label": title, dir: "ltr" }, ...colored(json)));
+}
+
+/** What an opened row shows. */
+function opened(exchange) {
+  const { first, answer, notes, noted, problem } = exchange;
+  const asks = first.message.method && first.message.id !== undefined;
+  const parts = [message(first, asks ? "Request" : "Message", "one")];
+  if (asks && first.out) {
     const again = element("button", { type: "button", className: "quiet small" }, icon("edit"), "Edit and resend");
-    again.addEventListener("click", () => replay(message.method, message.params ?? {}));
-    tools.prepend(again);
+    again.addEventListener("click", () => replay(first.message.method, first.message.params ?? {}));
+    parts[0].firstChild.lastChild.before(again);
   }
-  const other = answer ?? question;
-  if (other) {
-    const jump = element("button", { type: "button", className: "quiet small" }, icon("link"), answer ? "Answer" : "Request");
-    jump.addEventListener("click", () => show(other.number));
-    tools.prepend(jump);
-  }
-  const headers = Object.entries(how.headers ?? {}).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : value)));
-  const head = headers.length ? [element("details", {}, element("summary", {}, `Headers (${headers.length})`), element("dl", { className: "facts headers" }, ...headers))] : [];
-  const problem = entry.problem ? [element("p", { className: "notice bad" }, entry.problem)] : [];
-  return [tools, ...problem, ...head, element("pre", { tabIndex: 0, "aria-label": "Message", dir: "ltr" }, ...colored(text))];
+  if (noted) parts.push(folded(notes, noted));
+  if (answer) parts.push(message(answer, "Response", "two"));
+  else if (problem) parts.push(element("p", { className: "notice bad" }, problem));
+  else if (asks) parts.push(element("p", { className: "soft small" }, "No response yet."));
+  return parts;
+}
+
+function folded(notes, noted) {
+  const line = ({ at, message: { method, params = {} } }) => {
+    const value = params.progress === undefined ? "" : params.total === undefined ? String(params.progress) : `${params.progress} of ${params.total}`;
+    const said = text(params.message) || text(params.uri) || (params.data === undefined ? "" : JSON.stringify(params.data));
+    return element("li", {}, element("time", { dateTime: at.toISOString() }, clock(at)), element("span", { className: "soft" }, method.replace("notifications/", "")), element("span", { className: "what", dir: "auto" }, [value, said].filter(Boolean).join(", ")));
+  };
+  const title = noted === 1 ? "1 notification" : `${count(noted)} notifications`;
+  const rest = noted - Math.min(notes.length, SHOWN_NOTES);
+  const list = element("ol", { className: "folded-notes" });
+  const all = element("details", { className: "notes-of" }, element("summary", {}, title), rest ? element("p", { className: "soft small" }, `The newest ${count(noted - rest)} are shown.`) : "", list);
+  all.addEventListener("toggle", () => all.open && !list.childElementCount && list.append(...notes.slice(-SHOWN_NOTES).map(line)));
+  return all;
 }
 
 /** What nobody should see on a shared screen, or in a transcript. */
 const secret = (name) => /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
 
-/** Open a message and bring it into view. */
-export function show(number) {
-  const item = $(`message-${number}`);
-  if (!item) return;
-  item.firstChild.open = true;
-  item.scrollIntoView({ block: "nearest" });
-  item.querySelector("summary").focus();
-}
-
 /** Everything as JSON Lines, one message to a line, without secrets. */
 export function transcript() {
-  const lines = entries.map(({ number, out, message, how, at, took, question }) => {
-    const headers = Object.fromEntries(Object.entries(how.headers ?? {}).map(([name, value]) => [name, secret(name) ? "…" : value]));
-    return JSON.stringify({ n: number, time: at.toISOString(), direction: out ? "sent" : "received", via: how.how, headers, ...(took === null ? {} : { ms: Math.round(took * 10) / 10 }), ...(question ? { answers: question.number } : {}), message });
+  const all = exchanges.flatMap(({ first, answer, notes }) => [[first, null], ...notes.map((each) => [each, null]), ...(answer ? [[answer, first]] : [])]);
+  const lines = all.sort(([one], [other]) => one.number - other.number).map(([{ number, out, message: value, how, at, when }, question]) => {
+    const headers = Object.fromEntries(Object.entries(how.headers ?? {}).map(([name, each]) => [name, secret(name) ? "…" : each]));
+    return JSON.stringify({ n: number, time: at.toISOString(), direction: out ? "sent" : "received", via: how.how, headers, ...(question ? { ms: Math.round((when - question.when) * 10) / 10, answers: question.number } : {}), message: value });
   });
   return lines.map((each) => `${each}\n`).join("");
 }
 
 export function clear() {
-  entries.length = 0;
-  waiting = [];
+  for (const exchange of exchanges) exchange.row = null;
+  exchanges.length = 0;
+  failures = 0;
+  fresh.clear();
   $("traffic").replaceChildren();
   tell();
 }

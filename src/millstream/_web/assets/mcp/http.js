@@ -17,7 +17,8 @@ export class Http {
   /**
    * @param {string} url the endpoint
    * @param {Record<string, string>} own headers that the person adds to each request
-   * @param {{sent: Function, got: Function}} on each message with how it traveled: `{how, headers}`
+   * @param {{sent: Function, got: Function}} on each message with how it traveled: `{how, headers, of}`,
+   *   where `of` is the id of the request in whose reply it came
    */
   constructor(url, own, on) {
     this.#url = url;
@@ -31,7 +32,7 @@ export class Http {
   async send(message, headers, signal) {
     const response = await this.#post(message, headers, signal);
     this.session = response.headers.get("mcp-session-id") ?? this.session;
-    const how = { how: `HTTP ${response.status}`, status: response.status, headers: shown(response.headers) };
+    const how = { how: `HTTP ${response.status}`, status: response.status, headers: shown(response.headers), of: message.id };
     const type = response.headers.get("content-type") ?? "";
     if (type.startsWith("text/event-stream")) {
       await this.#follow(response, message.id, headers, signal);
@@ -61,7 +62,7 @@ export class Http {
 
   /** Hand on the messages of a stream. True once the answer to this request came. */
   async #read(response, parser, id) {
-    const how = { how: "stream", headers: shown(response.headers) };
+    const how = { how: "stream", headers: shown(response.headers), of: id };
     for await (const event of events(response, parser)) {
       if (!event.data) continue;
       const received = JSON.parse(event.data);

@@ -6,6 +6,9 @@ import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { colored } from "./json.js";
 import { looksLike, markdown } from "./markdown.js";
+import { rowTable, rowsOf } from "./rows.js";
+import { traceback } from "./traceback.js";
+import { views } from "./views.js";
 
 const MAX_RENDERED = 50_000;
 
@@ -21,27 +24,25 @@ function tidy(text) {
   }
 }
 
-/** Text that may be shown in two ways, and which of them. */
-function rendered(text, label) {
-  const source = block(text, label);
-  const page = element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": label }, ...markdown(text));
-  source.hidden = true;
-  const buttons = ["Rendered", "Source"].map((name, index) => {
-    const button = element("button", { type: "button", "aria-pressed": String(index === 0) }, name);
-    button.addEventListener("click", () => {
-      source.hidden = index === 0;
-      page.hidden = index === 1;
-      buttons.forEach((each, other) => (each.ariaPressed = String(other === index)));
-    });
-    return button;
-  });
-  return element("div", { className: "stack tight" }, element("div", { className: "segments", role: "group", "aria-label": "Show as" }, ...buttons), page, source);
+/** Something that may be looked at in several ways. */
+function several(...ways) {
+  const { node, bar } = views(ways);
+  return element("div", { className: "stack tight" }, bar, node);
 }
+
+const rendered = (text, label) =>
+  several(["Rendered", () => element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": label }, ...markdown(text))], ["Source", () => block(text, label)]);
 
 /** Text, as Markdown where it is or looks like it, as JSON where it is that. */
 function prose(text, label, mimeType = "") {
   const json = tidy(text);
-  if (json !== null) return [block(json, label, colored(json), "ltr")];
+  if (json !== null) {
+    const rows = rowsOf(JSON.parse(json));
+    const plain = () => block(json, label, colored(json), "ltr");
+    return [rows ? several(["Table", () => rowTable(rows)], ["JSON", plain]) : plain()];
+  }
+  const failure = mimeType ? null : traceback(text);
+  if (failure) return [failure];
   const wanted = /markdown/.test(mimeType) || (!mimeType && looksLike(text));
   return [wanted && text.length <= MAX_RENDERED ? rendered(text, label) : block(text, label)];
 }

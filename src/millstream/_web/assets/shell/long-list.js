@@ -8,13 +8,15 @@ const SPARE = 6;
 /**
  * @template T
  * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
- * @param {{row: (item: T) => Node[], choose: (item: T) => void, height: () => number}} options `row` gives what a row
- *   shows; `height` is that of each row in pixels
+ * @param {{row: (item: T) => Node[], choose: (item: T) => void, height: (item: T) => number, head?: (item: T) => boolean}} options `row` gives what a row
+ *   shows; `height` is that of an item's row in pixels; `head` says of a row that it
+ *   stands above others
  */
 export class LongList {
   #box;
   #inner = element("div", { className: "rows", role: "presentation" });
   #items = [];
+  #tops = [0]; // of each row, and at last the height of all
   #chosen = -1;
   #at = -1;
   #options;
@@ -32,7 +34,7 @@ export class LongList {
     box.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
       // Where the rows were drawn anew between press and release, the click belongs to what holds them.
-      const index = row ? Number(row.dataset.index) : Math.floor((event.clientY - this.#inner.getBoundingClientRect().top) / this.#options.height());
+      const index = row ? Number(row.dataset.index) : this.#indexAt(event.clientY - this.#inner.getBoundingClientRect().top);
       if (event.target !== this.#box && index >= 0 && index < this.#items.length) this.#choose(index);
     });
     new ResizeObserver(() => this.#draw()).observe(box);
@@ -45,8 +47,21 @@ export class LongList {
     this.#chosen = items.indexOf(chosen);
     this.#at = this.#chosen;
     this.#drawn = "";
-    this.#inner.style.height = `${items.length * this.#options.height()}px`;
+    this.#tops = [0];
+    for (const item of items) this.#tops.push(this.#tops.at(-1) + this.#options.height(item));
+    this.#inner.style.height = `${this.#tops.at(-1)}px`;
     this.#draw();
+  }
+
+  /** The row at a height, the last one below them all. */
+  #indexAt(y) {
+    let [low, high] = [0, this.#items.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#tops[middle + 1] <= y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   /** Mark another item as the chosen one, and bring it into view. */
@@ -56,18 +71,38 @@ export class LongList {
     this.#reveal(this.#at);
   }
 
+  /** Let the rows be made anew when the list is shown the next time: what they show of their items has changed. */
+  refresh() {
+    this.#rows.clear();
+  }
+
+  /** Whether an item is among those that are shown. */
+  has(item) {
+    return this.#items.includes(item);
+  }
+
+  /** Bring the keyboard to the item of which `is` says so; nothing is chosen by that. */
+  stand(is) {
+    const index = this.#items.findIndex(is);
+    if (index >= 0) this.#move(index);
+  }
+
   /** What a key does here; true if it did something. The field that filters the list hands its keys on. */
   key(event) {
-    const page = Math.max(1, Math.floor(this.#box.clientHeight / this.#options.height()) - 1);
+    const page = Math.max(1, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) - this.#indexAt(this.#box.scrollTop) - 1);
     const last = this.#items.length - 1;
     const moves = { ArrowDown: this.#at + 1, ArrowUp: this.#at - 1, PageDown: this.#at + page, PageUp: this.#at - page, ...(event.target === this.#box ? { Home: 0, End: last } : {}) };
     if (event.key === "Enter" && this.#items.length) {
       event.preventDefault();
-      this.#choose(Math.max(0, this.#at));
+      this.#choose(this.#at < 0 ? Math.max(0, this.#items.findIndex((item) => !this.#isHead(item))) : this.#at);
     } else if (event.key in moves && this.#items.length) {
       event.preventDefault();
       this.#move(Math.min(last, Math.max(0, moves[event.key])));
     }
+  }
+
+  #isHead(item) {
+    return this.#options.head?.(item) ?? false;
   }
 
   #choose(index) {
@@ -82,32 +117,31 @@ export class LongList {
   }
 
   #reveal(index) {
-    const height = this.#options.height();
     if (index >= 0) {
-      if (index * height < this.#box.scrollTop) this.#box.scrollTop = index * height;
-      else if ((index + 1) * height > this.#box.scrollTop + this.#box.clientHeight) this.#box.scrollTop = (index + 1) * height - this.#box.clientHeight;
+      const [top, end] = [this.#tops[index], this.#tops[index + 1]];
+      if (top < this.#box.scrollTop) this.#box.scrollTop = top;
+      else if (end > this.#box.scrollTop + this.#box.clientHeight) this.#box.scrollTop = end - this.#box.clientHeight;
     }
     this.#draw();
   }
 
-  #row(index, height) {
+  #row(index) {
     let row = this.#rows.get(index);
     if (!row) {
       row = element("div", { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) }, ...this.#options.row(this.#items[index]));
       row.dataset.index = index;
       this.#rows.set(index, row);
     }
-    row.className = index === this.#at ? "at" : "";
+    row.className = [index === this.#at && "at", this.#isHead(this.#items[index]) && "group"].filter(Boolean).join(" ");
     row.ariaSelected = String(index === this.#chosen);
     row.setAttribute("aria-setsize", String(this.#items.length));
-    row.style.top = `${index * height}px`;
+    row.style.top = `${this.#tops[index]}px`;
     return row;
   }
 
   #draw() {
-    const height = this.#options.height();
-    const first = Math.max(0, Math.floor(this.#box.scrollTop / height) - SPARE);
-    const last = Math.min(this.#items.length, Math.ceil((this.#box.scrollTop + this.#box.clientHeight) / height) + SPARE);
+    const first = Math.max(0, this.#indexAt(this.#box.scrollTop) - SPARE);
+    const last = Math.min(this.#items.length, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) + 1 + SPARE);
     const key = `${first} ${last} ${this.#at} ${this.#chosen}`;
     if (key === this.#drawn) return;
     this.#drawn = key;
@@ -117,7 +151,7 @@ export class LongList {
       this.#rows.delete(index);
     }
     const rows = [];
-    for (let index = first; index < last; index += 1) rows.push(this.#row(index, height));
+    for (let index = first; index < last; index += 1) rows.push(this.#row(index));
     if (rows.length !== this.#inner.childElementCount || rows.some((row, place) => this.#inner.children[place] !== row)) this.#inner.replaceChildren(...rows);
     if (this.#at >= first && this.#at < last) this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#at}`);
     else this.#box.removeAttribute("aria-activedescendant");

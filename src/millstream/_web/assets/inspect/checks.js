@@ -1,0 +1,62 @@
+// What must hold in a result, as a person states it: a place, a relation, a value. Nothing here touches the page.
+
+export const RELATIONS = {
+  equals: "equals", differs: "doesn't equal", contains: "contains", matches: "matches", atLeast: "is at least", atMost: "is at most", exists: "is there", missing: "isn't there",
+};
+export const WITHOUT_VALUE = ["exists", "missing"];
+
+const MAX_PATHS = 150;
+const MAX_DEPTH = 8;
+
+/** The names and numbers of a path: `content[0].text`. */
+const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
+
+/** The value at a place, or undefined. */
+export const at = (value, path) => steps(path).reduce((found, step) => (found === null || found === undefined ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined), value);
+
+/** A value as a person types it: JSON where it is some, else text. */
+function typed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const holds = {
+  equals: (found, text) => found === text || same(found, typed(text)),
+  differs: (found, text) => !holds.equals(found, text),
+  contains: (found, text) => (Array.isArray(found) ? found.some((each) => holds.equals(each, text)) : typeof found === "string" ? found.includes(text) : JSON.stringify(found ?? "").includes(text)),
+  matches: (found, text) => new RegExp(text, "u").test(typeof found === "string" ? found : (JSON.stringify(found) ?? "")),
+  atLeast: (found, text) => typeof found === "number" && found >= Number(text),
+  atMost: (found, text) => typeof found === "number" && found <= Number(text),
+  exists: (found) => found !== undefined,
+  missing: (found) => found === undefined,
+};
+
+/**
+ * Whether a statement holds for a result, and what was found there.
+ *
+ * @param {{path: string, relation: string, value: string}} check
+ * @returns {{good: boolean, found: unknown, problem?: string}}
+ */
+export function judge({ path, relation, value }, result) {
+  const found = at(result, path);
+  try {
+    return { good: holds[relation](found, value), found };
+  } catch (error) {
+    return { good: false, found, problem: error.message };
+  }
+}
+
+/** The places of a result that hold a plain value, for suggestions. */
+export function paths(value, path = "", found = []) {
+  if (found.length >= MAX_PATHS || steps(path).length > MAX_DEPTH) return found;
+  if (value === null || typeof value !== "object") found.push(path);
+  else {
+    if (Array.isArray(value)) found.push(`${path}.length`);
+    for (const [name, each] of Object.entries(value)) paths(each, Array.isArray(value) ? `${path}[${name}]` : path ? `${path}.${name}` : name, found);
+  }
+  return found;
+}

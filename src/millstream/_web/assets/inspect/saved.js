@@ -1,0 +1,286 @@
+// Calls that a person keeps, with what must hold in their results. They stay in the browser, and go to others as a file.
+
+import { element, figure, pretty } from "../dom.js";
+import { RpcError } from "../mcp/wire.js";
+import { jsonBlock } from "../render/json.js";
+import { copyable } from "../shell/copy.js";
+import { icon } from "../shell/icons.js";
+import { toast } from "../shell/toasts.js";
+import { say } from "./bench.js";
+import { RELATIONS, WITHOUT_VALUE, at, judge, paths } from "./checks.js";
+import { save as saveFile } from "./exports.js";
+import { request, session } from "./session.js";
+
+const KEY = "millstream.inspect.saved";
+const FORMAT = "millstream-calls";
+const KEPT = 300;
+const MAX_CHECKS = 50;
+const MAX_FILE = 2_000_000;
+const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts/get": "prompts" };
+
+/**
+ * @typedef {object} Saved
+ * @property {string} name what the person calls it; no two of a server are alike
+ * @property {string} server
+ * @property {string} kind of what it was made from
+ * @property {string} from the name of that
+ * @property {object} values of its form
+ * @property {string} method
+ * @property {object} params
+ * @property {boolean} fails whether it must fail
+ * @property {Array<{path: string, relation: string, value: string}>} checks
+ */
+
+/** @type {Saved[]} */
+let all = [];
+const outcomes = new WeakMap(); // of this page: call -> {good, problems, result, ms}
+let changed = () => {};
+let openForm = () => {};
+let stop = null; // ends a run of all
+
+const here = () => session.via?.url ?? `own ${session.server.serverInfo?.name ?? ""}`;
+
+/** The calls of the server of now, as the list shows them. */
+export const savedCalls = () => all.filter((call) => call.server === here());
+
+export const outcomeOf = (call) => outcomes.get(call) ?? null;
+
+/** `change(call)` is called when the list or an outcome changes, `open(call)` to open a call's form. */
+export function connectSaved({ change, open }) {
+  changed = change;
+  openForm = open;
+  try {
+    all = (JSON.parse(localStorage.getItem(KEY)) ?? []).map((each) => clean(each, each.server)).filter(Boolean);
+  } catch {
+    all = [];
+  }
+}
+
+function store() {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(all));
+  } catch {
+    toast("The browser has no room for more calls. They last as long as this page.", "bad");
+  }
+}
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** A call as it may be kept, from wherever it comes; null where it's none. */
+function clean(given, server) {
+  if (!isObject(given) || !(given.method in METHODS) || !isObject(given.params)) return null;
+  const checks = (Array.isArray(given.checks) ? given.checks : []).filter((each) => isObject(each) && typeof each.path === "string" && Object.hasOwn(RELATIONS, each.relation)).slice(0, MAX_CHECKS);
+  const kind = given.kind === "templates" && given.method === "resources/read" ? "templates" : METHODS[given.method];
+  return {
+    name: String(given.name || given.from || given.method).slice(0, 120), server: String(server ?? ""), kind, from: String(given.from ?? given.params.name ?? given.params.uri ?? ""),
+    values: isObject(given.values) ? given.values : {}, method: given.method, params: given.params, fails: given.fails === true,
+    checks: checks.map(({ path, relation, value }) => ({ path, relation, value: String(value ?? "") })),
+  };
+}
+
+/** A name that no other call of this server has. */
+function unused(name) {
+  const taken = new Set(savedCalls().map((each) => each.name));
+  for (let number = 1; ; number += 1) {
+    const wanted = number === 1 ? name : `${name} ${number}`;
+    if (!taken.has(wanted)) return wanted;
+  }
+}
+
+/** Keep a call. `last` is what came of it on the bench, where it was run. */
+export function keep({ kind, from, values, method, params }, last) {
+  const call = clean({ kind, from, values, method, params, name: unused(from), fails: last?.good === false, checks: [] }, here());
+  all.push(call);
+  if (all.length > KEPT) all.shift();
+  if (last?.result) outcomes.set(call, { good: true, problems: [], result: last.result, ms: last.ms });
+  store();
+  changed(call);
+  return call;
+}
+
+/** A call has an outcome, or has lost it. */
+function judged(call, outcome) {
+  if (outcome) outcomes.set(call, outcome);
+  else outcomes.delete(call);
+  if (shown?.call === call) shown.draw();
+  changed(call);
+}
+
+/** Run a call, and judge what comes of it. */
+async function run(call, signal) {
+  const started = performance.now();
+  let result;
+  let failed;
+  try {
+    result = await request(call.method, call.params, { signal });
+    failed = result.isError === true;
+  } catch (error) {
+    if (!(error instanceof RpcError)) {
+      return judged(call, { good: false, problems: [say(error)], result: null, ms: performance.now() - started });
+    }
+    result = { error: { code: error.code, message: error.message, ...(error.data === undefined ? {} : { data: error.data }) } };
+    failed = true;
+  }
+  const problems = failed === call.fails ? [] : [failed ? `It failed: ${result.error?.message ?? result.content?.[0]?.text ?? ""}` : "It didn't fail."];
+  for (const check of call.checks) {
+    const { good, found, problem } = judge(check, result);
+    if (!good) problems.push(`${check.path || "The result"} ${RELATIONS[check.relation]}${WITHOUT_VALUE.includes(check.relation) ? "" : ` ${check.value}`}: ${problem ?? `it's ${found === undefined ? "missing" : JSON.stringify(found).slice(0, 200)}`}`);
+  }
+  judged(call, { good: !problems.length, problems, result, ms: performance.now() - started });
+}
+
+/** Run all calls of this server, one after the other; a second time ends that. */
+export async function runAll() {
+  if (stop) return stop.abort();
+  stop = new AbortController();
+  for (const call of savedCalls()) judged(call, null);
+  for (const call of savedCalls()) {
+    if (stop.signal.aborted) break;
+    await run(call, stop.signal);
+  }
+  stop = null;
+  changed();
+}
+
+/** How they fared: "3 of 4 pass". */
+export function summary() {
+  const calls = savedCalls();
+  const done = calls.map(outcomeOf).filter(Boolean);
+  const good = done.filter((each) => each.good).length;
+  return { running: stop !== null, total: calls.length, done: done.length, good, text: !done.length ? `${calls.length} ${calls.length === 1 ? "call" : "calls"}` : `${good} of ${done.length} pass` };
+}
+
+export const exportCalls = () => saveFile(`${session.server.serverInfo?.name ?? "mcp"}-calls.json`, `${pretty({ format: FORMAT, version: 1, calls: savedCalls().map(({ server, ...call }) => call) })}\n`, "application/json");
+
+/** Take calls of a file in. */
+export async function importCalls(file) {
+  let found = null;
+  try {
+    if (file.size <= MAX_FILE) found = JSON.parse(await file.text());
+  } catch {
+    // Said below.
+  }
+  const calls = (found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : []).map((each) => clean(each, here())).filter(Boolean);
+  if (!calls.length) return toast(`${file.name} has no calls. Choose a file that this page has exported.`, "bad");
+  for (const call of calls.slice(0, KEPT)) all.push({ ...call, name: unused(call.name) });
+  all = all.slice(-KEPT);
+  store();
+  changed();
+  toast(calls.length === 1 ? "1 call was added." : `${calls.length} calls were added.`, "good");
+}
+
+// One call on the bench
+
+let made = 0;
+let shown = null; // the call that is on the bench, and what draws its outcome anew
+
+/** The fields of one statement. */
+function checkRow(check, { list, edited, remove }) {
+  const path = element("input", { value: check.path, placeholder: "structuredContent.total", "aria-label": "Place in the result", autocomplete: "off", spellcheck: false, list: list.id });
+  const relation = element("select", { "aria-label": "Relation" }, ...Object.entries(RELATIONS).map(([value, title]) => element("option", { value }, title)));
+  const value = element("input", { value: check.value, placeholder: "Value", "aria-label": "Value", autocomplete: "off", spellcheck: false });
+  const away = element("button", { type: "button", className: "quiet small square", title: "Remove", "aria-label": "Remove this check" }, icon("close"));
+  relation.value = check.relation;
+  const show = () => (value.hidden = WITHOUT_VALUE.includes(relation.value));
+  const take = () => {
+    Object.assign(check, { path: path.value.trim(), relation: relation.value, value: value.value });
+    show();
+    edited();
+  };
+  value.addEventListener("focus", () => {
+    // What the last result has there is most likely what it should have.
+    const found = at(list.result, path.value.trim());
+    if (!value.value && found !== undefined && relation.value === "equals") value.value = typeof found === "string" ? found : JSON.stringify(found);
+    value.select();
+    take();
+  });
+  for (const each of [path, relation, value]) each.addEventListener("input", take);
+  away.addEventListener("click", remove);
+  show();
+  return element("div", { className: "check-row" }, path, relation, value, away);
+}
+
+/** What came of a call. */
+function verdict(call) {
+  const outcome = outcomeOf(call);
+  if (!outcome) return [];
+  const { good, problems, result, ms } = outcome;
+  const list = problems.length ? [element("ul", { className: "problems", "aria-label": "What doesn't hold" }, ...problems.map((each) => element("li", { dir: "auto" }, each)))] : [];
+  const shown = result ? [copyable(jsonBlock(result, "Result as JSON"), "Copy the result")] : [];
+  return [element("div", { className: "row" }, element("span", { className: `badge ${good ? "good" : "bad"}` }, good ? "Pass" : "Fail"), element("span", { className: "soft small" }, `${figure(ms)} ms`)), ...list, ...shown];
+}
+
+/** The nodes of a call: what it sends, what must hold, and what came of it. */
+export function savedCard(call) {
+  const id = `saved-${++made}`;
+  const list = element("datalist", { id: `${id}-paths` });
+  const name = element("input", { id: `${id}-name`, value: call.name, autocomplete: "off", spellcheck: false, maxLength: 120 });
+  const must = element("select", { id: `${id}-must` }, element("option", { value: "" }, "It succeeds"), element("option", { value: "fails" }, "It fails"));
+  must.value = call.fails ? "fails" : "";
+  const rows = element("div", { className: "stack tight", role: "group", "aria-label": "Checks" });
+  const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
+  const suggest = () => {
+    list.result = outcomeOf(call)?.result ?? null;
+    list.replaceChildren(...paths(list.result ?? {}).map((value) => element("option", { value })));
+  };
+  const edited = () => {
+    store();
+    changed(call);
+  };
+  const draw = () => rows.replaceChildren(...call.checks.map((check) => checkRow(check, { list, edited, remove: () => {
+    call.checks.splice(call.checks.indexOf(check), 1);
+    draw();
+    edited();
+    add.focus();
+  } })));
+  const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a check");
+  add.addEventListener("click", () => {
+    if (call.checks.length >= MAX_CHECKS) return;
+    call.checks.push({ path: "", relation: "equals", value: "" });
+    draw();
+    rows.lastChild.querySelector("input").focus();
+  });
+  const show = () => {
+    suggest();
+    output.hidden = !outcomeOf(call);
+    output.replaceChildren(...verdict(call));
+  };
+  const button = element("button", { type: "submit", className: "primary" }, icon("play"), "Run");
+  const open = element("button", { type: "button" }, icon("edit"), "Open the form");
+  const remove = element("button", { type: "button", className: "quiet" }, icon("trash"), "Delete");
+  const form = element(
+    "form", { className: "stack", "aria-label": call.name, noValidate: true },
+    element("div", { className: "field" }, element("label", { htmlFor: name.id }, "Name"), name),
+    element("div", { className: "field" }, element("label", { htmlFor: must.id }, "What must hold"), must, rows, element("div", {}, add), list),
+    element("div", { className: "row actions" }, button, open, remove),
+  );
+  name.addEventListener("change", () => {
+    const wanted = name.value.trim() || call.from;
+    if (wanted !== call.name) call.name = unused(wanted);
+    name.value = call.name;
+    edited();
+  });
+  must.addEventListener("change", () => {
+    call.fails = must.value === "fails";
+    edited();
+  });
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true";
+    await run(call);
+    button.ariaDisabled = null;
+  });
+  open.addEventListener("click", () => openForm(call));
+  remove.addEventListener("click", () => {
+    all.splice(all.indexOf(call), 1);
+    store();
+    changed();
+  });
+  draw();
+  show();
+  shown = { call, draw: show };
+  const sent = element("details", {}, element("summary", {}, "What it sends"), copyable(jsonBlock({ method: call.method, params: call.params }, "Request"), "Copy the request"));
+  const header = element("header", { className: "stack tight" }, element("h2", { dir: "auto" }, call.name), element("p", { className: "sub code soft", dir: "auto" }, `${call.method} ${call.from}`));
+  return [element("article", { className: "card stack", "aria-label": call.name }, header, form, element("div", { className: "folds" }, sent)), output];
+}

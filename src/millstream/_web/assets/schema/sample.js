@@ -1,0 +1,175 @@
+// One value that fits a JSON Schema, as a person would write it: for code that runs as it stands, and to fill a form in.
+// What is made is checked; where nothing fits, there is none.
+
+import { options, present } from "./resolve.js";
+import { validate } from "./validate.js";
+
+const MAX_DEPTH = 8;
+const MAX_ITEMS = 5;
+const SITE = ["https:", "", "example.com", ""].join("/");
+const FORMATS = {
+  date: "2026-03-14", time: "09:30:00Z", "date-time": "2026-03-14T09:30:00Z", duration: "PT1H", email: "ada@example.com", uuid: "123e4567-e89b-42d3-a456-426614174000",
+  uri: SITE, url: SITE, hostname: "example.com", ipv4: "192.0.2.1", ipv6: "2001:db8::1",
+};
+const WORDS = [
+  [/e?mail/i, "ada@example.com"], [/url|uri|link|website/i, SITE], [/city|town/i, "York"], [/country/i, "GB"], [/street|address/i, "1 Mill Lane"], [/time_?zone|tz$/i, "Europe/London"], [/lang|locale/i, "en"],
+  [/(^|_)(user_?|first_?|last_?|full_?)?name$|customer|author|person/i, "Ada"], [/title|subject/i, "A title"], [/query|search|words?$/i, "mill"], [/message|text|note|content|body/i, "Hello"], [/path|file/i, "notes.txt"], [/currency/i, "EUR"], [/colou?r/i, "red"],
+  [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"],
+];
+
+/** A text that a regular expression matches, for those that patterns of tools are mostly made of; null for others. */
+function matching(pattern) {
+  let at = 0;
+  const classes = { d: "7", w: "a", s: " ", D: "a", W: "-", S: "a" };
+  const escaped = () => classes[pattern[at]] ?? { n: "\n", t: "\t" }[pattern[at]] ?? pattern[at];
+  const atom = () => {
+    const sign = pattern[at];
+    if (sign === "(") {
+      at += pattern.startsWith("(?:", at) ? 3 : 1;
+      if (pattern[at] === "?") throw new Error("A lookaround.");
+      const found = choice();
+      at += 1; // )
+      return found;
+    }
+    if (sign === "[") {
+      const not = pattern[at + 1] === "^";
+      at += not ? 2 : 1;
+      let first = null;
+      for (let start = at; at < pattern.length && (pattern[at] !== "]" || at === start); at += 1) {
+        if (pattern[at] === "\\") at += 1;
+        first ??= pattern[at - 1] === "\\" ? escaped() : pattern[at];
+      }
+      at += 1; // ]
+      return not ? "a" : (first ?? "");
+    }
+    at += 1;
+    if (sign === "\\") {
+      const found = "bB".includes(pattern[at]) ? "" : escaped();
+      at += 1;
+      return found;
+    }
+    return sign === "." ? "a" : sign === "^" || sign === "$" ? "" : sign;
+  };
+  const sequence = () => {
+    let text = "";
+    while (at < pattern.length && pattern[at] !== ")" && pattern[at] !== "|") {
+      const piece = atom();
+      const [whole, low] = /^\{(\d+)(?:,\d*)?\}/.exec(pattern.slice(at)) ?? [];
+      const count = whole ? Number(low) : pattern[at] === "*" || pattern[at] === "?" ? 0 : 1;
+      if (whole) at += whole.length;
+      else if ("*+?".includes(pattern[at] ?? "x")) at += 1;
+      if (pattern[at] === "?") at += 1; // as few as possible
+      text += piece.repeat(Math.min(count, 100));
+    }
+    return text;
+  };
+  const choice = () => {
+    const text = sequence();
+    while (pattern[at] === "|") {
+      at += 1;
+      sequence();
+    }
+    return text;
+  };
+  try {
+    const text = choice();
+    return new RegExp(pattern, "u").test(text) ? text : null;
+  } catch {
+    return null;
+  }
+}
+
+function text(schema, name) {
+  if (schema.format in FORMATS) return FORMATS[schema.format];
+  const least = schema.minLength ?? 0;
+  if (schema.pattern !== undefined) {
+    const likely = [WORDS.find(([words]) => words.test(name))?.[1], "A-100", "Ada", matching(schema.pattern)];
+    return likely.find((each) => typeof each === "string" && !validate(each, schema).length);
+  }
+  const word = WORDS.find(([words]) => words.test(name))?.[1] ?? "text";
+  return word.padEnd(Math.min(least, 1_000), word).slice(0, schema.maxLength ?? 1_000);
+}
+
+function number(schema, name) {
+  const low = schema.minimum ?? (schema.exclusiveMinimum === undefined ? -Infinity : schema.exclusiveMinimum);
+  const high = schema.maximum ?? (schema.exclusiveMaximum === undefined ? Infinity : schema.exclusiveMaximum);
+  const step = schema.multipleOf ?? 1;
+  const start = Number.isFinite(low) ? Math.ceil(low / step) * step : Math.min(0, Number.isFinite(high) ? Math.floor(high / step) * step : 0);
+  const middle = Number.isFinite(low) && Number.isFinite(high) ? (low + high) / 2 : 0;
+  const likely = [/price|cost|amount/i.test(name) && schema.type === "number" ? 9.5 : step, start, start + step, start - step, low, high, middle];
+  return likely.find((each) => Number.isFinite(each) && !validate(each, schema).length);
+}
+
+/** Objects have what they must, or where that's nothing, what comes first. */
+function object(schema, root, depth) {
+  const made = {};
+  const properties = schema.properties ?? {};
+  for (const name of schema.required ?? []) {
+    const value = make(properties[name] ?? {}, root, name, depth + 1);
+    if (value === undefined) return undefined;
+    made[name] = value;
+  }
+  if (depth === 0 && !Object.keys(made).length && Object.keys(properties).length) {
+    const [name, part] = Object.entries(properties)[0];
+    const value = make(part, root, name, depth + 1);
+    if (value !== undefined && value !== null) made[name] = value;
+  }
+  for (let number = 1; Object.keys(made).length < (schema.minProperties ?? 0) && number <= MAX_ITEMS; number += 1) {
+    const [name, part] = Object.entries(properties).find(([each]) => !(each in made)) ?? [`name_${number}`, schema.additionalProperties ?? {}];
+    made[name] = make(part, root, name, depth + 1) ?? "text";
+  }
+  return made;
+}
+
+function array(schema, root, name, depth) {
+  const first = schema.prefixItems ?? [];
+  const least = Math.max(schema.minItems ?? 0, first.length);
+  const length = Math.min(Math.max(least, schema.items && depth < MAX_DEPTH ? 1 : 0), schema.maxItems ?? Infinity, Math.max(MAX_ITEMS, least));
+  const one = name.replace(/s$/, "");
+  const items = Array.from({ length }, (_, index) => make(first[index] ?? schema.items ?? {}, root, one, depth + 1));
+  if (items.includes(undefined)) return least ? undefined : [];
+  if (schema.uniqueItems) return items.map((each, index) => (index === 0 ? each : typeof each === "number" ? each + index : typeof each === "string" ? (options(present(schema.items ?? {}, root))?.[index]?.value ?? `${each}${index}`) : each));
+  return items;
+}
+
+function make(given, root, name, depth) {
+  if (depth > MAX_DEPTH || given === false) return undefined;
+  const schema = present(given === true ? {} : given, root);
+  const value = some(schema, root, name, depth);
+  return value === undefined && schema.nullable ? null : value;
+}
+
+/** A value for a schema that is resolved. */
+function some(schema, root, name, depth) {
+  if ("const" in schema) return schema.const;
+  const fits = (value) => value !== undefined && !validate(value, schema, root).length;
+  const told = [schema.examples?.[0], schema.example, schema.default].find((each) => each !== null && each !== "" && fits(each));
+  if (told !== undefined) return told;
+  const all = options(schema);
+  if (all?.length) return all[0].value;
+  const parts = schema.anyOf ?? schema.oneOf;
+  if (parts) {
+    const { anyOf, oneOf, ...rest } = schema;
+    for (const part of parts) {
+      const value = make({ ...rest, ...present(part, root) }, root, name, depth + 1);
+      if (fits(value)) return value;
+    }
+    return undefined;
+  }
+  const kinds = {
+    object: () => object(schema, root, depth), array: () => array(schema, root, name, depth), string: () => text(schema, name), integer: () => number(schema, name), number: () => number(schema, name),
+    boolean: () => true, null: () => null,
+  };
+  return kinds[schema.type] ? kinds[schema.type]() : "text";
+}
+
+/**
+ * A value that fits, or undefined.
+ *
+ * @param {object} schema
+ * @param {object} root the document that references are looked up in
+ */
+export function sample(schema, root = schema) {
+  const value = make(schema, root, "", 0);
+  return value !== undefined && !validate(value, schema, root).length ? value : undefined;
+}
