@@ -18,6 +18,8 @@ class Case:
     """Request kind of `wire.KINDS`; without one the load goes over stdio. `client-…` measures clients instead."""
     cpu_budgets: dict[str, float] = field(default_factory=dict)
     """Target -> the least ratio of processor times for one answer, theirs / ours."""
+    connections: int = 64
+    """How many wrk keeps open."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,40 @@ CASES = {
         "client-stdio",
     ),
 }
+FEW = {
+    "call-16": Case(
+        "tools/call, 2026-07-28, 16 connections",
+        ("ours", "rust", "mcp-go", "go", "mcp", "bare-loop"),
+        {},
+        "call-2026",
+        connections=16,
+    ),
+    "sessionless-16": Case(
+        "tools/call, 2025-11-25 without sessions, 16 connections",
+        ("ours-sessionless", "rust-sessionless", "mcp-go-sessionless", "go", "mcp-sessionless"),
+        {},
+        "call-2025",
+        connections=16,
+    ),
+}
+"""What 64 connections measure, with fewer: a server has less to do at once then."""
+RECORDED = {
+    f"as-{name}": Case(
+        f"tools/call as the {language} client sends it, {connections} connections",
+        ("ours", "rust", "mcp-go", go, "mcp"),
+        {},
+        f"as-{name}",
+        connections=connections,
+    )
+    for name, language, go, connections in (
+        ("python", "Python", "go", 16),
+        ("typescript", "TypeScript", "go-session", 16),
+        ("go", "Go", "go", 16),
+        ("rust", "Rust", "go-session", 16),
+    )
+}
+"""The exact bytes of the official clients; see `benches.record`."""
+CASES |= FEW | RECORDED
 SIZES = (100, 1_000, 5_000, 10_000)
 BROADCASTS = {
     f"broadcast-{size}": Broadcast(

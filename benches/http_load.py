@@ -37,23 +37,23 @@ class Load:
     """Share of its core that the server had, in percent; well below 100 the generator or the machine was the limit."""
 
 
-def drive(server: Running, kind: Kind, seconds: float) -> Load:
+def drive(server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS) -> Load:
     """Examine, then measure.
 
     Raises:
         BenchError: an answer was wrong, missing or of another size than the examined ones.
     """
-    examined = _wrk(server, kind, EXAMINED_SECONDS, check=True)
+    examined = _wrk(server, kind, EXAMINED_SECONDS, connections, check=True)
     counts = re.search(r"CHECKED right=(\d+) wrong=(\d+)", examined)
     if counts is None or int(counts[1]) == 0 or int(counts[2]) > 0:
         sample = re.search(r"SAMPLE (.*)", examined)
         raise BenchError(f"wrong answers: {sample[1] if sample else examined.strip().splitlines()[-1]}")
     cpu, begun = server.cpu(), time.perf_counter()
-    timed = _wrk(server, kind, seconds, check=False)
+    timed = _wrk(server, kind, seconds, connections, check=False)
     cpu, spent = server.cpu() - cpu, time.perf_counter() - begun
     if "Non-2xx" in timed or "Socket errors" in timed:
         raise BenchError(f"failed answers: {timed.strip().splitlines()[-4:]}")
-    usual, now = bytes_per_answer(examined), bytes_per_answer(timed)
+    usual, now = bytes_per_answer(examined, connections), bytes_per_answer(timed, connections)
     if not agree(usual, now):
         raise BenchError(f"answers of {now[0]:.0f} to {now[1]:.0f} bytes, right are {usual[0]:.0f} to {usual[1]:.0f}")
     rate = _number(r"Requests/sec: +([\d.]+)", timed)
@@ -61,16 +61,15 @@ def drive(server: Running, kind: Kind, seconds: float) -> Load:
     return Load(rate, _latency(50, timed), _latency(99, timed), cpu / answers * 1e6, cpu / spent * 100)
 
 
-def _wrk(server: Running, kind: Kind, seconds: float, *, check: bool) -> str:
+def _wrk(server: Running, kind: Kind, seconds: float, connections: int, *, check: bool) -> str:
     environment = os.environ | {
         "BENCH_HOST": f"127.0.0.1:{server.port}",
-        "BENCH_HEAD": kind.head,
-        "BENCH_BODY": kind.body,
+        "BENCH_REQUESTS": kind.requests(),
         "BENCH_SESSIONS": ",".join(server.open_sessions(SESSIONS)) if kind.session else "",
     }
     if check:
         environment["BENCH_EXPECT"] = kind.expect
-    options = ["-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]
+    options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]
     script = str(ROOT / "benches" / "lua" / "load.lua")
     command = pinned(LOAD_CORE, ["wrk", *options, "-s", script, f"http://127.0.0.1:{server.port}/mcp"])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + 30, check=False)
@@ -98,7 +97,7 @@ def agree(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[0] <= other[1] + SLACK and other[0] <= one[1] + SLACK
 
 
-def bytes_per_answer(text: str) -> tuple[float, float]:
+def bytes_per_answer(text: str, connections: int = CONNECTIONS) -> tuple[float, float]:
     """The least and the most that one answer may have had.
 
     Raises:
@@ -108,4 +107,4 @@ def bytes_per_answer(text: str) -> tuple[float, float]:
     if found is None or found[1] == "0":
         raise BenchError("wrk printed no totals")
     answers, read = int(found[1]), int(found[2])
-    return read / (answers + CONNECTIONS), read / answers
+    return read / (answers + connections), read / answers

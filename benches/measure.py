@@ -97,7 +97,8 @@ class Bench:
         if case.kind == "client-stdio":
             return asdict(client_load.over_stdio(target, self._seconds))
         if case.kind:
-            return asdict(http_load.drive(self._server(target), KINDS[case.kind], self._seconds))
+            kind = KINDS[case.kind]
+            return asdict(http_load.drive(self._server(target), kind, self._seconds, case.connections))
         command, environment = TARGETS[target].command(0), dict(TARGETS[target].environment)
         handshake = target != "bare-stdio"
         return asdict(stdio_load.drive(command, environment, self._seconds, handshake=handshake))

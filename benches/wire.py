@@ -9,6 +9,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 COMMON = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
 CLIENT = {"name": "bench", "version": "1"}
@@ -19,14 +20,28 @@ META = {
 }
 
 
+REQUESTS = Path(__file__).with_name("requests")
+"""Requests of the official clients, as `benches.record` saw them."""
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A request as wrk sends it, and what `load.lua` expects: the sum, or a number of tools."""
+    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, or a number of tools."""
 
     head: str
     body: str
     expect: str = "sum"
     session: bool = False
+    whole: str = ""
+    """The head as a client writes it, with its first line; then `head` isn't sent."""
+    more: tuple[str, ...] = ()
+    """Other bodies, which take turns with `body`."""
+
+    def requests(self) -> str:
+        """Return the requests as `load.lua` reads them."""
+        session = "mcp-session-id: {session}\r\n" if self.session else ""
+        usual = f"POST /mcp HTTP/1.1\r\nhost: {{host}}\r\n{self.head}{session}content-length: {{length}}\r\n\r\n"
+        return "\1".join((self.whole or usual) + body for body in (self.body, *self.more))
 
 
 def _body(method: str, params: Mapping[str, object]) -> str:
@@ -48,6 +63,16 @@ KINDS = {
         expect="100",
     ),
 }
+
+
+def _recorded(name: str) -> Kind:
+    """The call of an official client, byte for byte but for the id, the host, and the session."""
+    head, _, body = (REQUESTS / f"{name}.http").read_text("utf-8").partition("\n\n")
+    whole = head.replace("\n", "\r\n") + "\r\n\r\n"
+    return Kind("", body.rstrip("\n"), session="{session}" in head, whole=whole)
+
+
+KINDS |= {f"as-{path.stem}": _recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}
 SECRET = "the benchmark has no secrets, but a key has to be long"  # noqa: S105
 ISSUER, AUDIENCE = "https://issuer.example", "https://bench.example/mcp"
 

@@ -1,38 +1,47 @@
 -- Requests with an id of their own each, whichever connection they travel on; with CHECK, every body is examined.
--- BENCH_HEAD and BENCH_BODY come from benches/wire.py: "@" in the body stands for the id; a head may name sessions.
-local body = os.getenv("BENCH_BODY")
+-- BENCH_REQUESTS comes from benches/wire.py: requests that take turns, split by a byte of one. In each, {host}, {length},
+-- and {session} stand for values of a run, and "@" in the body for the id.
 local sessions = {}
 for session in (os.getenv("BENCH_SESSIONS") or ""):gmatch("[^,]+") do
-  sessions[#sessions + 1] = "mcp-session-id: " .. session .. "\r\n"
+  sessions[#sessions + 1] = session
 end
 if #sessions == 0 then sessions[1] = "" end
 
-local before, middle, after = body:match("^(.-)@(.-)@(.*)$")
-if before == nil then
-  before, after = body:match("^(.-)@(.*)$")
+-- Ids have seven digits as long as a run stays below nine million requests, so the length is known beforehand.
+local starts, middles, ends = {}, {}, {}
+local kinds = {}
+for text in os.getenv("BENCH_REQUESTS"):gmatch("[^\1]+") do
+  kinds[#kinds + 1] = text
 end
-local fixed = #body - (middle and 2 or 1)
-local head = "POST /mcp HTTP/1.1\r\nhost: " .. os.getenv("BENCH_HOST") .. "\r\n" .. os.getenv("BENCH_HEAD")
+for turn = 1, #kinds * #sessions do
+  local text = kinds[(turn - 1) % #kinds + 1]
+  local border = text:find("\r\n\r\n", 1, true)
+  local head, body = text:sub(1, border + 3), text:sub(border + 4)
+  local before, middle, after = body:match("^(.-)@(.-)@(.*)$")
+  if before == nil then
+    before, after = body:match("^(.-)@(.*)$")
+  end
+  local ids = middle and 2 or 1
+  local values = {
+    host = os.getenv("BENCH_HOST"), length = #body + 6 * ids, session = sessions[math.ceil(turn / #kinds)],
+  }
+  starts[turn], middles[turn], ends[turn] = (head:gsub("{(%l+)}", values)) .. before, middle, after
+end
 local id = 1000000
 local counter = 0
 local expected = os.getenv("BENCH_EXPECT")
 local open = {}
 
--- Ids have seven digits as long as a run stays below nine million requests, so the length is known beforehand.
-local heads = {}
-for index, session in ipairs(sessions) do
-  heads[index] = head .. session .. "content-length: " .. (fixed + 7 * (middle and 2 or 1)) .. "\r\n\r\n" .. before
-end
-
 function request()
   id = id + 1
   counter = counter + 1
   if expected then open[id] = true end
-  local start = heads[counter % #heads + 1]
+  local turn = counter % #starts + 1
+  local middle = middles[turn]
   if middle then
-    return start .. id .. middle .. id .. after
+    return starts[turn] .. id .. middle .. id .. ends[turn]
   end
-  return start .. id .. after
+  return starts[turn] .. id .. ends[turn]
 end
 
 local threads = {}
@@ -60,6 +69,8 @@ if expected then
         -- Until 2026-07-28 a structured result is an object, and a bare number is wrapped; since then it may be bare.
         local sum = text:match('"structuredContent":%s*(%d+)') or text:match('"result":%s*(%d+)')
         good = tonumber(sum) == answered + 1
+      elseif expected == "user" then
+        good = tonumber(text:match('"user":%s*(%d+)')) == answered
       else
         local _, count = text:gsub('"inputSchema"', "")
         good = count == tonumber(expected)

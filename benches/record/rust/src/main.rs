@@ -1,0 +1,20 @@
+//! The official client of Rust, for benches/record: `record URL`.
+
+use std::{env, error::Error};
+
+use rmcp::{ServiceExt, model::CallToolRequestParams, transport::StreamableHttpClientTransport};
+use serde_json::json;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = env::args().nth(1).expect("a URL");
+    let client = ().serve(StreamableHttpClientTransport::from_uri(url)).await?;
+    client.list_all_tools().await?;
+    for _ in 0..2 {
+        let arguments = json!({"a": 1234567, "b": 1}).as_object().cloned().expect("an object");
+        let call = CallToolRequestParams::new("add").with_arguments(arguments);
+        println!("{:?}", client.call_tool(call).await?);
+    }
+    client.cancel().await?;
+    Ok(())
+}
