@@ -135,7 +135,7 @@ class PreparedCall:
 
 
 def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A call that may become a task isn't the common case."""
+    """Return a call that may become a task isn't the common case."""
 
     def decode_plain(body: bytes) -> Any:
         envelope = decode(body)

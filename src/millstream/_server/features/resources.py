@@ -1,4 +1,4 @@
-"""Resources and resource templates: descriptions for clients, and how they are read."""
+"""Resources and resource templates: their descriptions and contents."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,20 +13,20 @@ from millstream._server.functions.description import Labels, Names, check_option
 from millstream._server.functions.results import encode_contents
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""A function may read something else at any time, and for another caller."""
+"""A function can return something else at any time, and for another caller."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
-"""RFC 3986 §3.1; the scheme of a template may be a variable."""
+"""RFC 3986 §3.1. The scheme of a template can be a variable."""
 
 
 class ResourceLabels(Labels, total=False):
-    """Options that are not about a function."""
+    """Options that don't concern a function."""
 
     annotations: Annotations | AnnotationsDict | None
     mime_type: str | None
     size: int | None
-    """In bytes; of a resource, not of a template."""
+    """Size in bytes, for resources only."""
     scopes: Names | None
-    """What a caller must have been granted; others neither see the resource nor read it."""
+    """The scopes that a caller needs to see and read the resource."""
 
 
 class ResourceOptions(ResourceLabels, total=False):
@@ -34,11 +34,11 @@ class ResourceOptions(ResourceLabels, total=False):
 
     name: str | None
     thread: bool
-    """A `def` function runs in a worker thread, unless this is false."""
+    """Whether a `def` function runs in a worker thread."""
 
 
 class _Readable(Item):
-    """What resources and templates share."""
+    """The common part of resources and templates."""
 
     __slots__ = ("meta", "mime_type")
     kind = "resources"
@@ -49,7 +49,7 @@ class _Readable(Item):
         super().__init__(uri, source, labels.get("scopes"), labels)
         self.mime_type: str | None = labels.get("mime_type")
         self.meta: Mapping[str, Any] | None = labels.get("meta")
-        """`_meta` of the contents, as of the listed item."""
+        """`_meta` of the contents and of the listed item."""
         self._described = describe_item(
             {self.naming: uri, "name": source.name},
             source.description,
@@ -62,14 +62,14 @@ class _Readable(Item):
         """Return the members of the result of reading a URI, for the call's revision.
 
         Raises:
-            LocalError: for `None`, which isn't content.
+            LocalError: The value is `None`, which isn't content.
         """
         meta = self.meta if call.revision.named_titles else None
         members = encode_contents(value, uri, self.mime_type, meta)
         return members + HINTS if call.revision.result_type else members
 
     def unwrap(self, value: Any) -> Any:
-        """What a function of this server gets that reads the resource, of what `run` gives."""
+        """Return a value of `run` as functions of this server that read the resource receive it."""
         return value
 
 
@@ -89,15 +89,15 @@ class Resource(_Readable):
 
 
 class Pattern(Protocol):
-    """A template's URI: which URIs are of the family."""
+    """The URI pattern of a template."""
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names in order of first appearance."""
+        """Names of the variables, in order of first appearance."""
         ...
 
     def match(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables that occur in a URI; None for one of another family."""
+        """Return the values of the variables in a URI, or None if the URI doesn't match."""
         ...
 
 
@@ -126,7 +126,7 @@ class Template(_Readable):
             )
 
     def with_name(self, name: str) -> Self:
-        """See `Item`."""
+        """Return a copy with another URI. See `Item`."""
         other = super().with_name(name)
         other.template = self._pattern(name)
         return other
@@ -135,16 +135,16 @@ class Template(_Readable):
 def resource_of(
     uri: str, function: Callable[..., Any], *, home: object = None, **options: Unpack[ResourceOptions]
 ) -> Resource | Template:
-    """Return a resource of a function, or a template when the URI has ``{variables}``.
+    """Return a resource for a function, or a template if the URI has ``{variables}``.
 
     Args:
-        uri: where clients read it.
-        function: any callable; its arguments are the variables.
-        home: the server that it is registered on.
-        options: see `ResourceOptions` and `Labels`.
+        uri: The URI for clients.
+        function: Any callable whose arguments are the variables.
+        home: The server it's registered on.
+        options: See `ResourceOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError: it cannot be served as it is written; the text says what can.
+        TypeError, ValueError: The function can't be a resource. The text says what to change.
     """
     check_options(name_of(function), options, ResourceOptions, Annotations)
     rest: dict[str, Any] = dict(options)

@@ -1,8 +1,7 @@
-"""What an item of the registry works with, and how a Python function becomes that.
+"""The data that a registry item works with, and its creation from a Python function.
 
-A tool, resource or prompt is described, reads its arguments and runs. `ItemSource` is these three as data: `source_of`
-makes it of a function, `source_from_schema` of a schema and something that runs. Nothing outside knows how a function
-is planned.
+A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three: `source_of`
+creates it from a function, `source_from_schema` from a schema and a callable.
 """
 
 import asyncio
@@ -33,14 +32,13 @@ from millstream._server.functions.results import as_text, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
 Read = Callable[[Any], Any]
-"""Arguments from what came: the JSON of a tool's, the texts of a prompt's or a template's.
-
-Raises `ArgumentError` with what is wrong with them.
+"""Reads arguments: the JSON of a tool, or the texts of a prompt or template. Raises `ArgumentError` if they're
+invalid.
 """
 
 
 def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
-    """`run` for callers with these scopes, however the call was prepared; as it is where it needs none."""
+    """Return a `run` that checks the caller's scopes, or `run` itself if it needs none."""
     if not scopes:
         return run
 
@@ -52,26 +50,26 @@ def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
 
 
 class ItemSource(Struct, frozen=True):
-    """How an item reads its arguments and runs, whatever stands behind it."""
+    """The arguments, description, and callable of an item."""
 
     name: str
     run: Run
     read: Read
     description: str = ""
     schema: Schema = {}
-    """Of the arguments."""
+    """The schema of the arguments."""
     output: Output | None = None
-    """What the result of a tool promises."""
+    """The output schema and encoder of a tool."""
     headers: tuple[ParamHeader, ...] = ()
-    """Arguments that travel in headers, too."""
+    """Arguments that are repeated in headers."""
     struct: type[Struct] | None = None
-    """What `decode` gives, where a decoder of this type alone does all that `decode` does."""
+    """The result type of `decode`, if a plain decoder of this type does the same."""
     decode: Read | None = None
-    """From raw arguments to a struct, where they need nothing else before the call."""
+    """Decodes raw arguments to a struct, if no other preparation is needed."""
     code: CodeType | None = None
-    """Where a function is written, for warnings about it."""
+    """The code of the function, to locate warnings."""
     untyped: tuple[str, ...] = ()
-    """Parameters of a function without an annotation."""
+    """Parameters without an annotation."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -79,37 +77,39 @@ class ItemSource(Struct, frozen=True):
         return tuple(self.schema.get("properties", ()))
 
     def choices(self, argument: str) -> list[str]:
-        """Return all that an argument can be, for an enum, `Literal` or `bool`; else nothing."""
+        """Return all values of an argument that is an enum, `Literal`, or `bool`; otherwise an empty list."""
         node = self.schema.get("properties", {}).get(argument, {})
         choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
         return [str(each) for each in choices]
 
 
 class Item:
-    """What tools, prompts, resources and templates share: who sees one, how it is read and run, how it is described."""
+    """The common part of tools, prompts, resources, and templates: visibility, arguments, execution, and
+    description.
+    """
 
     __slots__ = (
         "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
     )  # fmt: skip
 
     kind: ClassVar[str]
-    """What hooks around it are about: tools, prompts or resources."""
+    """The kind for hooks: tools, prompts, or resources."""
     naming: ClassVar[str] = "name"
-    """The member of its description that tells it from others of its kind."""
+    """The member of the description that identifies the item."""
     _described: dict[str, Any]
 
     def __init__(self, name: str, source: ItemSource, scopes: Names | None, labels: Labels) -> None:
         self.name: str = name
-        """As clients call it: a name, or a URI."""
+        """The name or URI for clients."""
         self.read: Read = source.read
         self.scopes: frozenset[str] = frozenset(scopes or ())
         self.tags: frozenset[str] = frozenset(labels.get("tags") or ())
         self.enabled: bool = labels.get("enabled") is not False
-        """It is offered from the start."""
+        """Whether the item is enabled from the start."""
         self.visible: Callable[[Principal | None], bool] | None = labels.get("visible")
-        """Who sees it."""
+        """Returns whether a caller sees the item."""
         self.path: tuple[Hooks, ...] = ()
-        """The middleware of each server through which it is reached, where any of them has some."""
+        """The middleware of each server that the item is reached through, if any."""
         self.run: Run = require_scopes(source.run, self.scopes)
         self.parameters: tuple[str, ...] = source.parameters
         self.choices: Callable[[str], list[str]] = source.choices
@@ -119,18 +119,18 @@ class Item:
         return self._described
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """Return the members of the result of a completion; None where the registry's completers say what it is."""
+        """Return the members of a completion result, or None to use the registry's completers."""
         return None
 
     def within(self, hooks: Hooks) -> Self:
-        """Return the same item with the middleware of its server around it."""
+        """Return a copy of the item with its server's middleware around it."""
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
     def with_name(self, name: str) -> Self:
-        """Return the same item under another name or URI."""
+        """Return a copy of the item with another name or URI."""
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, self.naming: name}
@@ -145,11 +145,11 @@ def source_from_schema(
     output_schema: Schema | None = None,
     description: str = "",
 ) -> ItemSource:
-    """Return a source without a function: `run` gets the arguments as a dict that fits the schema.
+    """Return a source without a function. `run` receives the arguments as a dict that matches the schema.
 
     Raises:
-        ValueError: for a schema that cannot be served.
-        ImportError: the extra that checks schemas is not installed.
+        ValueError: The schema is invalid.
+        ImportError: The extra for schema checks isn't installed.
     """
     check = SchemaCheck(input_schema, whole="the arguments")
     return ItemSource(
@@ -174,19 +174,19 @@ def source_of(
     output_schema: Schema | None = None,
     lenient: bool = False,
 ) -> ItemSource:
-    """Return a source of a function, planned once.
+    """Return a source for a function.
 
     Args:
-        function: any callable with a signature.
-        kind: what it will be.
-        home: the server that it was registered on, which may be mounted on the one that runs.
-        name: instead of the function's own.
-        thread: a `def` function runs in a worker thread.
-        input_schema, output_schema: written by hand.
-        lenient: see `plan`.
+        function: Any callable with a signature.
+        kind: The kind of item.
+        home: The server it's registered on, which can be mounted on the running one.
+        name: A name instead of the function's.
+        thread: Whether a `def` function runs in a worker thread.
+        input_schema, output_schema: Handwritten schemas.
+        lenient: See `plan`.
 
     Raises:
-        TypeError, ValueError, ImportError: as `plan`; or the function asks for the wrong kind of context.
+        TypeError, ValueError, ImportError: As for `plan`, or the function takes the wrong kind of context.
     """
     made = plan(
         function,
@@ -214,15 +214,15 @@ def source_of(
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:
-    """Return the narrowest way to run a planned function in a call.
+    """Return the fastest way to run a planned function in a call.
 
     Args:
-        plan: of the function.
-        thread: a `def` function runs in a worker thread.
-        home: the server that it was registered on, which may be mounted on the one that runs.
+        plan: The function's plan.
+        thread: Whether a `def` function runs in a worker thread.
+        home: The server it's registered on, which can be mounted on the running one.
 
     Raises:
-        TypeError: the function asks for the wrong kind of context.
+        TypeError: The function takes the wrong kind of context.
     """
     call_function, wants_context = plan.call, plan.context_parameter is not None
     threaded = thread and not plan.is_async
@@ -251,7 +251,7 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
 
 
 def _depending(plan: Plan, home: object, *, threaded: bool) -> Run:
-    """Wrap each call: resolve what the parameters depend on."""
+    """Return a `run` that resolves the function's dependencies first."""
     dependencies = plan_dependencies(plan.dependencies, CONTEXTS)
     way = _in_thread if threaded else _streaming if plan.is_generator else _plain
 

@@ -1,6 +1,6 @@
-"""A tool: what clients learn about it, how its arguments are read, how it runs, and what its result looks like.
+"""Tools: their descriptions, arguments, execution, and results.
 
-It knows no function: `sources.Source` is what it works with. Everything that can be known at registration is.
+A tool is built from an `ItemSource` and has no knowledge of functions. Everything is computed at registration.
 """
 
 import asyncio
@@ -33,24 +33,24 @@ class ToolOptions(Labels, total=False):
     name: str | None
     annotations: ToolAnnotations | ToolAnnotationsDict | None
     input_schema: dict[str, Any] | None
-    """Listed as it is; arguments have to fit."""
+    """A schema that is listed unchanged. Arguments are validated against it."""
     output_schema: dict[str, Any] | None
     timeout: float | None
-    """Seconds that a call may take; 0 for no limit."""
+    """Maximum duration of a call in seconds, or 0 for no limit."""
     thread: bool
-    """A `def` function runs in a worker thread, unless this is false."""
+    """Whether a `def` function runs in a worker thread."""
     requires: Mapping[str, Any] | None
-    """Client capabilities without which a call is refused before it runs."""
+    """Client capabilities that a call requires."""
     scopes: Names | None
-    """What a caller must have been granted; others neither see the tool nor run it."""
+    """The scopes that a caller needs to see and run the tool."""
     limit: str | None
-    """How often one caller may call it: ``10/minute``."""
+    """Rate limit per caller: ``10/minute``."""
     cost: float | None
-    """How many calls one call counts as, in the limits of its caller."""
+    """Number of calls that one call counts as, in the limits of its caller."""
     concurrency: int | None
-    """How many calls of it may run at a time, of all callers together."""
+    """Maximum number of concurrent calls, over all callers."""
     lenient: bool
-    """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
+    """Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments."""
     ui: str | None
     """The URI of the view that shows the result, in hosts with the apps extension: ``ui://orders/table``."""
     visibility: Sequence[Literal["model", "app"]] | None
@@ -77,7 +77,7 @@ _SCALAR_RESULTS = {
     "object": b'"content":[{"type":"text","text":"%b"}],"structuredContent":{"result":%b}',
     "none": b'"content":[{"type":"text","text":"%b"}]',
 }
-"""Members of the result of a number or boolean, by what structured content a revision has."""
+"""Members of the result of a number or boolean, by the revision's kind of structured content."""
 
 
 class TaskRules(Struct, frozen=True):
@@ -90,7 +90,7 @@ class TaskRules(Struct, frozen=True):
 
 
 class Tool(Item):
-    """One registered tool."""
+    """A registered tool."""
 
     kind = "tools"
 
@@ -133,33 +133,33 @@ class Tool(Item):
             requires = {**(requires or {}), "extensions": {**extensions, TASKS: {}}}
         super().__init__(source.name, source, scopes, labels)
         self.code: CodeType | None = source.code
-        """Where its function is written, for warnings about it."""
+        """The code of its function, to locate warnings."""
         self.headers: tuple[ParamHeader, ...] = source.headers
         self.timeout: float | None = timeout
         self.limit: str = limit or ""
         self.concurrency: int = concurrency or 0
-        """How many calls of it may run at a time; 0 for any number."""
+        """Maximum number of concurrent calls, or 0 for no limit."""
         self.limited: bool = bool(limit or concurrency)
-        """It has limits of its own."""
+        """Whether the tool has its own limits."""
         self.cost: float = 1.0 if cost is None else float(cost)
         self.task: TaskRules | None = task
         """How calls become tasks; None if they don't."""
         self.requires: Mapping[str, Any] = requires or {}
-        """Client capabilities without which a call is refused before it runs."""
+        """Client capabilities that a call requires."""
         self.struct: type[Struct] | None = source.struct
-        """What `decode` makes of well-formed arguments; None where it does more than decoding."""
+        """The result type of `decode` for well-formed arguments. None if reading them takes more than decoding."""
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
-        """From raw arguments to a struct; only of a tool that is `plain`."""
+        """Decodes raw arguments to a struct. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
             self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
-        """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
+        """Whether a transport can decode the arguments and pass a prepared call, because nothing wraps the tool."""
         self._output = source.output
         output = None if source.output is None else source.output.schema
         self.wraps = output is not None and output.get("type") != "object"
-        """Structured values aren't objects: revisions that know only objects get them wrapped."""
+        """Whether structured values aren't objects. Revisions that allow only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
-        """Values of exactly this class need no check and no other encoder."""
+        """The class whose values need no validation and no other encoder."""
         self._described = describe_item(
             {"name": self.name},
             source.description,
@@ -169,10 +169,10 @@ class Tool(Item):
             outputSchema=output,
         )
         self.unclear: str = _unclear(source, self._described)
-        """What a model can't know about it, in words for its author; empty if all is well."""
+        """A warning for the author about what a model can't know, or an empty string."""
 
     def within(self, hooks: Hooks) -> Self:
-        """See `Item`."""
+        """Return a copy with middleware. See `Item`."""
         other = super().within(hooks)
         other.plain = self.plain and not hooks.wide
         return other
@@ -181,7 +181,7 @@ class Tool(Item):
         """Return the members of the result for the call's revision.
 
         Raises:
-            LocalError: the value is not what the tool promises.
+            LocalError: The value doesn't match the tool's output schema.
         """
         revision = call.revision
         if type(value) is self._simple:
@@ -199,7 +199,7 @@ class Tool(Item):
         return members if self._fits(revision) else projection.tool_result(members, revision, wraps=self.wraps)
 
     def _fits(self, revision: Revision) -> bool:
-        """Results of this tool look the same in a revision as in the newest."""
+        """Return whether results look the same in a revision as in the newest."""
         return revision.structured == "object" and self._output is not None and not self.wraps
 
     def _wrapped(self, value: Any) -> bytes:
@@ -211,15 +211,15 @@ class Tool(Item):
 
 
 def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
-    """Return a tool of a function.
+    """Return a tool for a function.
 
     Args:
-        function: any callable with a signature.
-        home: the server that it is registered on.
-        options: see `ToolOptions` and `Labels`.
+        function: Any callable with a signature.
+        home: The server it's registered on.
+        options: See `ToolOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError, ImportError: it cannot be served as it is written; the text says what can.
+        TypeError, ValueError, ImportError: The function can't be a tool. The text says what to change.
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
     rest: dict[str, Any] = dict(options)
@@ -242,18 +242,20 @@ def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
 
 
 def works_everywhere(name: str) -> bool:
-    """Return whether every client can call a tool of this name."""
+    """Return whether every client accepts this tool name."""
     return _NAME.fullmatch(name) is not None
 
 
 def title_of(name: str) -> str:
-    """Return the words of a name: ``find_books`` is "Find books"."""
+    """Return a name as words: ``find_books`` becomes "Find books"."""
     words = _WORDS.sub(" ", name).strip()
     return words[:1].upper() + words[1:]
 
 
 def _title(source: ItemSource, given: str | None, annotations: Any) -> str | None:
-    """Return the title of a tool. Some clients leave out tools without one, so a function's name becomes its title."""
+    """Return the title of a tool. Some clients hide tools without one, so the default comes from the function's
+    name.
+    """
     other = annotations.get("title") if isinstance(annotations, Mapping) else getattr(annotations, "title", None)
     if given is not None or source.code is None or other:
         return given or None
@@ -261,7 +263,7 @@ def _title(source: ItemSource, given: str | None, annotations: Any) -> str | Non
 
 
 def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
-    """Say what a model can't know about a tool that was made of a function."""
+    """Return a warning about what a model can't know about a tool from a function."""
     found: list[str] = []
     if source.untyped:
         names = ", ".join(map(repr, source.untyped))
@@ -277,7 +279,7 @@ def _check_name(source: ItemSource) -> None:
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
-    """Warn of client capabilities that MCP doesn't have: a client may declare its own, but few do."""
+    """Warn about client capabilities that MCP doesn't define. Clients can declare their own, but few do."""
     for name, inner in requires.items():
         known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))
         odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
@@ -295,10 +297,10 @@ def _path(name: str, inner: str) -> str:
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:
-    """Run with a limit.
+    """Run a function with a time limit.
 
     Raises:
-        ToolError: the function took longer.
+        ToolError: The function took longer.
     """
     scope = asyncio.timeout(seconds)
     try:

@@ -1,1 +1,1 @@
-"""A Python function as data: its arguments, schema, results and description."""
+"""Python functions as data: arguments, schema, results, and description."""

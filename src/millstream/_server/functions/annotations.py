@@ -1,6 +1,6 @@
-"""What annotations say, whichever engine reads them: aliases, what ``Annotated`` adds, and whether pydantic is needed.
+"""Annotations, for either engine: aliases, ``Annotated`` metadata, and whether pydantic is needed.
 
-A program that uses pydantic has imported it, so nothing here does.
+This module doesn't import pydantic, because a program that uses it already has.
 """
 
 import collections.abc
@@ -32,7 +32,7 @@ _PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__
 
 
 def unwrap_alias(annotation: Any) -> Any:
-    """Return what an outermost `NewType` or alias (``type Age = int``, PEP 695) names."""
+    """Return the target of an outermost `NewType` or alias (``type Age = int``, PEP 695)."""
     while True:
         alias = get_origin(annotation) or annotation
         if isinstance(annotation, NewType):
@@ -45,13 +45,13 @@ def unwrap_alias(annotation: Any) -> Any:
 
 
 def has_fields(kind: Any) -> bool:
-    """Return whether this is a dataclass, TypedDict, NamedTuple or Struct."""
+    """Return whether a class is a dataclass, TypedDict, NamedTuple, or Struct."""
     marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
     return isinstance(kind, type) and (marked or issubclass(kind, Struct))
 
 
 def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return the type and the metadata of the outermost ``Annotated``, below aliases."""
+    """Return the type and metadata of the outermost ``Annotated``, with aliases resolved."""
     annotation = unwrap_alias(annotation)
     if get_origin(annotation) is Annotated:
         return get_args(annotation)[0], get_args(annotation)[1:]
@@ -59,18 +59,18 @@ def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def join_annotation(annotation: Any, metadata: tuple[Any, ...]) -> Any:
-    """Return the reverse of `split_annotation`."""
+    """Return a type with metadata. The reverse of `split_annotation`."""
     return Annotated[annotation, *metadata] if metadata else annotation
 
 
 def normalize(annotation: Any) -> Any:
-    """Return an annotation as both engines read it.
+    """Return an annotation in the form that both engines read.
 
-    `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union belong to the
-    members that they make sense for.
+    `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union go to the members
+    that they fit.
 
     Raises:
-        Refused: a bound makes no sense for the type.
+        RegistrationError: A bound doesn't fit the type.
     """
     annotation, metadata = split_annotation(annotation)
     metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
@@ -102,7 +102,7 @@ def _texts_of(meta: Meta) -> Meta:
 
 
 def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:
-    """Put the bounds of our `Field` on the members of a union that they make sense for."""
+    """Put the bounds of our `Field` on the union members that they fit."""
     bounds = {name: value for name in CONSTRAINTS if (value := getattr(meta, name, None)) is not None}
     if not isinstance(meta, Meta) or not bounds:
         return members
@@ -127,7 +127,7 @@ def _makes_sense(bounds: Mapping[str, Any], member: Any) -> bool:
 
 
 def default_in(metadata: tuple[Any, ...]) -> Any:
-    """Return the default that our `Field` gives, or `NODEFAULT`. That of ``pydantic.Field`` stays in it."""
+    """Return the default in our `Field`, or `NODEFAULT`. A default in ``pydantic.Field`` stays there."""
     given = [(each.extra or {}).get("default", NODEFAULT) for each in metadata if isinstance(each, Meta)]
     return next((each for each in given if each is not NODEFAULT), NODEFAULT)
 
@@ -138,10 +138,10 @@ def described_in(metadata: tuple[Any, ...]) -> bool:
 
 
 def alias_in(metadata: tuple[Any, ...]) -> str | None:
-    """Return the alias that ``pydantic.Field`` gives a parameter.
+    """Return the alias in ``pydantic.Field``.
 
     Raises:
-        TypeError: for aliases that aren't names.
+        TypeError: The alias isn't a name.
     """
     for item in metadata:
         if is_pydantic_field(item):
@@ -154,22 +154,22 @@ def alias_in(metadata: tuple[Any, ...]) -> str | None:
 
 
 def is_pydantic_field(item: Any) -> bool:
-    """Return whether this is what ``pydantic.Field`` gives."""
-    fields = sys.modules.get("pydantic.fields")  # loaded with the first one
+    """Return whether an object is a ``pydantic.Field``."""
+    fields = sys.modules.get("pydantic.fields")  # pydantic loads it with the first field.
     return fields is not None and isinstance(item, fields.FieldInfo)
 
 
 def is_model(annotation: Any) -> bool:
-    """Return whether this is a class derived from ``pydantic.BaseModel``."""
+    """Return whether a class is derived from ``pydantic.BaseModel``."""
     pydantic = sys.modules.get("pydantic.main")
     return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
 def needs_pydantic(annotation: Any) -> bool:
-    """Return whether a type says something that only pydantic can honor: models, validators, types of its own.
+    """Return whether a type needs pydantic: models, validators, or pydantic's own types.
 
     Raises:
-        Refused: a bound of our `Field` stands where pydantic would pass over it.
+        RegistrationError: pydantic would ignore a bound of our `Field`.
     """
     if "pydantic" not in sys.modules and "annotated_types" not in sys.modules:
         return False
@@ -195,22 +195,22 @@ def _is_pydantic(item: Any) -> bool:
 
 
 def has_pydantic_members(kind: type) -> bool:
-    """Return whether a class has validators or a configuration of pydantic."""
+    """Return whether a class has pydantic validators or configuration."""
     return hasattr(kind, "__pydantic_config__") or any(map(_is_pydantic, members_of(kind)))
 
 
 def members_of(kind: type) -> list[Any]:
-    """Return the values in the bodies of a class and those that it derives from."""
+    """Return the values in the bodies of a class and its bases."""
     return [value for each in kind.__mro__ for value in vars(each).values()]
 
 
 def has_meta(kind: Any) -> bool:
-    """Return whether a class has bounds or texts of our `Field` in its fields, or in those below."""
+    """Return whether a class has bounds or texts of our `Field` in its fields, at any depth."""
     return any(isinstance(item, Meta) for _, item in parts_of(kind))
 
 
 def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:
-    """Yield the classes in a type and what ``Annotated`` says of them, each with the class that has it in a field."""
+    """Yield the classes in a type and their ``Annotated`` metadata, each with the class that has it in a field."""
     seen = set() if seen is None else seen
     annotation = unwrap_alias(annotation)
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
@@ -230,7 +230,7 @@ def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) 
 
 
 def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the type of each field of a class, and what stands beside it."""
+    """Yield the type of each field of a class, and the values beside it."""
     if hasattr(kind, "__pydantic_fields__"):
         for info in kind.__pydantic_fields__.values():
             yield info.annotation, [*info.metadata, info.default]

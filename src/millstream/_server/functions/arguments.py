@@ -1,6 +1,6 @@
-"""Arguments for a planned function: from JSON or from texts, and what a model reads about those that don't fit.
+"""Arguments of a planned function, from JSON or texts, and error messages for models.
 
-What the decoder refuses gets a second look. Nothing large is walked in Python, however it came to be refused.
+Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
 """
 
 from collections.abc import Callable
@@ -25,29 +25,29 @@ from millstream._server.functions.problems import (
 from millstream._server.functions.schema_check import SchemaCheck
 
 MAX_VALUES = 100_000
-"""Values in arguments that are slow to check."""
+"""Maximum number of values in arguments that are slow to validate."""
 MAX_BUILT = 300_000
-"""Values in arguments that are slow to build."""
+"""Maximum number of values in arguments that are slow to build."""
 
 
 class ArgumentError(ValueError):
-    """Arguments that do not fit; the text is for a model."""
+    """Invalid arguments. The text is for a model."""
 
 
 def bind(plan: Plan, values: dict[str, Any]) -> Any:
-    """Arguments of a prompt or a resource from their strings: ``"3"`` is an int where one is asked for.
+    """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
     Raises:
-        msgspec.ValidationError: for a text that is not what the parameter asks for.
+        msgspec.ValidationError: A text doesn't fit its parameter.
     """
     return plan.engine.convert(values, lax=True)
 
 
 def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
-    """As `bind`, for callers that don't know plans.
+    """Return the result of `bind`, for callers that handle `ArgumentError`.
 
     Raises:
-        ArgumentError: with what is wrong.
+        ArgumentError: A text doesn't fit its parameter.
     """
     try:
         return bind(plan, values)
@@ -66,12 +66,12 @@ def _refusal(plan: Plan, why: str) -> str:
 
 
 def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
-    """What a model has to fix, in words: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
+    """Return the message for a model: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
 
     Args:
-        error: what `Plan.decode` raised.
-        plan: of the function that was to be called.
-        raw: the arguments, to name every problem and not only the first.
+        error: The error of `Plan.decode`.
+        plan: The function's plan.
+        raw: The arguments, to list all problems instead of the first.
     """
     return _refusal(plan, explain(_problems(error, plan, raw), plan.input_schema))
 
@@ -86,12 +86,12 @@ def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
 
 
 def read_arguments(plan: Plan, raw: bytes) -> Any:
-    """Arguments from their JSON: checked against a schema written by hand, if there is one, and decoded.
+    """Return arguments from JSON, validated against a handwritten schema if there is one.
 
-    What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
+    If the decoder refuses them, it tries again with ``2.0`` read as the integer 2, as JSON Schema does.
 
     Raises:
-        ArgumentError: with what a model has to fix.
+        ArgumentError: The arguments are invalid. The text says what to fix.
     """
     slow = "check" if plan.check is not None else plan.engine.slow
     if slow:
@@ -116,7 +116,9 @@ def _unhashable(plan: Plan, raw: bytes) -> list[Problem]:
 
 
 def decode_of(plan: Plan) -> Callable[[Any], Any]:
-    """What decodes small raw arguments that fit; for others it raises msgspec.DecodeError, or gives what they are."""
+    """Return a decoder of small raw arguments. For invalid ones it raises msgspec.DecodeError, or returns them
+    unchanged.
+    """
     if plan.engine.typed is not None:
         return plan.decode
     decode_small = plan.decode
@@ -135,10 +137,10 @@ def _bound(raw: bytes, item: str, most: int) -> None:
 
 
 def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:
-    """Arguments that fit a schema written by hand, as JSON values.
+    """Return arguments as JSON values, validated against a handwritten schema.
 
     Raises:
-        ArgumentError: with what a model has to fix.
+        ArgumentError: The arguments are invalid. The text says what to fix.
     """
     _bound(raw, item, MAX_VALUES)
     try:
@@ -154,10 +156,10 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
 
 
 def _second_try(plan: Plan, raw: bytes) -> Any | None:
-    """Arguments with every whole number as an integer; those of a lenient tool as hosts and models write them.
+    """Return arguments with whole numbers as integers, and for a lenient tool with the usual variations of models.
 
-    None when they don't fit in this way either. Each number with a fraction costs a call, so large arguments get no
-    second try.
+    Return None if they still don't fit. Each number with a fraction costs a call, so large arguments aren't tried
+    again.
     """
     if len(raw) > MAX_WALKED or not (plan.lenient or b"." in raw or b"e" in raw or b"E" in raw):
         return None
@@ -171,10 +173,10 @@ def _second_try(plan: Plan, raw: bytes) -> Any | None:
 
 
 def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
-    """Decode arguments that are JSON as text where no text is expected, in place.
+    """Decode JSON strings where the schema expects no text, in place.
 
     Raises:
-        msgspec.DecodeError: a text looks like JSON and isn't.
+        msgspec.DecodeError: A text looks like JSON but isn't.
     """
     properties: Schema = schema.get("properties", {})
     for name, value in values.items():

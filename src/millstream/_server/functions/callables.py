@@ -1,4 +1,4 @@
-"""Functions as Python has them: which can be registered, their names, annotations and context, and where they stand."""
+"""Python callables: whether they can be registered, and their names, annotations, and context parameters."""
 
 import functools
 import inspect
@@ -10,22 +10,22 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 
 class RegistrationError(TypeError):
-    """Something that can't be registered; the text says what to write instead, and there is no more to say."""
+    """A function that can't be registered. The text says what to write instead."""
 
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
-"""Decorators whose result can't be called -> the attribute that has the function."""
+"""Decorators whose result isn't callable -> the attribute with the function."""
 
 
 def check_function(function: Any, kind: str) -> None:
-    """Make sure that something can be called by clients, before anything is known about its signature.
+    """Check that clients can call an object, before its signature is read.
 
     Args:
-        function: what was given to ``mcp.tool`` or its kind.
-        kind: the name of that decorator.
+        function: The argument of ``mcp.tool`` or a similar decorator.
+        kind: The name of that decorator.
 
     Raises:
-        TypeError: it cannot; the text says what to write instead.
+        TypeError: The object can't be registered. The text says what to write instead.
     """
     if isinstance(function, type):
         raise TypeError(
@@ -57,8 +57,8 @@ def warn_author(text: str, code: CodeType | None = None) -> None:
     """Warn the author of a function.
 
     Args:
-        text: what is wrong with it, and what to do.
-        code: of the function; without one the warning points to the line of the program that called us.
+        text: The problem, and what to do.
+        code: The function's code. Without it, the warning points to the calling line of the program.
     """
     if code is not None:
         warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
@@ -71,7 +71,7 @@ def warn_author(text: str, code: CodeType | None = None) -> None:
 
 
 def unwrap_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that carries annotations and docstring, below partials, decorators and ``__call__``."""
+    """Return the function with annotations and docstring, inside partials, decorators, and ``__call__``."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -85,7 +85,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return resolved annotations. One that can't be resolved stays a string, and its user refuses it."""
+    """Return resolved annotations. One that can't be resolved stays a string and is refused later."""
     target = unwrap_function(function)
     if inspect.isclass(target):
         target = target.__init__

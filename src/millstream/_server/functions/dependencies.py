@@ -1,7 +1,7 @@
-"""`Depends`: parameters that another function fills in, and not the client.
+"""`Depends`: parameters filled in by another function instead of the client.
 
-They are planned when the function that depends on them is registered, so that whatever is wrong is said then.
-`features.dependency_resolver` resolves them when a call runs.
+Dependencies are planned at registration, so mistakes are reported then. `features.dependency_resolver` resolves them
+per call.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class Dependency(Struct, frozen=True, eq=False):
-    """The mark of a parameter that a function fills in."""
+    """The marker of a parameter that a function fills in."""
 
     function: Callable[..., Any]
     thread: bool = True
-    """A `def` function runs in a worker thread."""
+    """Whether a `def` function runs in a worker thread."""
 
 
 @overload
@@ -38,16 +38,17 @@ def Depends(function: Callable[..., Awaitable[T]], *, thread: bool = True) -> T:
 @overload
 def Depends(function: Callable[..., T], *, thread: bool = True) -> T: ...
 def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noqa: N802  it marks a parameter, as a type does
-    """Fill in a parameter with what a function returns. Clients never see the parameter.
+    """Fill in a parameter with the result of a function. Clients never see the parameter.
 
-    The function runs once a call, however many parameters depend on it. It may depend on others, take the `Context`
-    (or, as a `def` function, the `SyncContext`), and be `async`. If it yields, what follows the ``yield`` runs when the
-    call is over, also when the call failed or was cancelled: the ``yield`` raises then. So does the end of a context
-    manager (a function decorated with `contextlib.contextmanager`, or a class that is one).
+    The function runs once per call, even if several parameters depend on it. It can have dependencies, take the
+    `Context` (or, as a `def` function, the `SyncContext`), and be `async`. If it yields, the code after the ``yield``
+    runs when the call is over. If the call failed or was cancelled, the ``yield`` raises the error. Context managers
+    work the same way (a function decorated with `contextlib.contextmanager`, or a class).
 
     Args:
-        function: what gives the value.
-        thread: a `def` function runs in a worker thread. Pass False if it never blocks: then it takes a `Context`.
+        function: The function that returns the value.
+        thread: Whether a `def` function runs in a worker thread. Pass False if it never blocks; it can then take a
+            `Context`.
 
     Example:
         ``async def find(isbn: str, shop: Annotated[Shop, Depends(open_shop)]) -> str``, or
@@ -59,7 +60,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
 
 def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str, Dependency]:
-    """Return the parameters that functions fill in: marked by their default or inside ``Annotated``."""
+    """Return the parameters that functions fill in, marked by their default or inside ``Annotated``."""
     found: dict[str, Dependency] = {}
     for name, parameter in signature.parameters.items():
         hint = hints.get(name)
@@ -74,31 +75,31 @@ How = Literal["value", "awaitable", "manager", "async manager"]
 
 
 class PlannedDependency(Struct, frozen=True, eq=False):
-    """How the function behind a `Depends` is called, opened and closed, and what it depends on itself."""
+    """A planned dependency: how to call, open, and close it, and its own dependencies."""
 
     key: Callable[..., Any]
-    """The function as it was written: it runs once a call, and tests can put another in its place."""
+    """The original function. It runs once per call, and tests can override it."""
     make: Callable[..., Any]
-    """Gives a value, an awaitable or a context manager, as `how` says."""
+    """Returns a value, an awaitable, or a context manager, according to `how`."""
     how: How
     threaded: bool
     context: str | None
-    """The parameter that takes the context."""
+    """The parameter that receives the context."""
     dependencies: Mapping[str, "PlannedDependency"]
 
 
 def plan_dependencies(
     dependencies: Mapping[str, Dependency], contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
 ) -> dict[str, PlannedDependency]:
-    """Plan dependencies, and theirs.
+    """Plan dependencies, recursively.
 
     Args:
-        dependencies: by the name of the parameter.
-        contexts: the classes that mark a parameter for the context: of coroutines, and of threads.
-        path: who depends on them.
+        dependencies: Dependencies by parameter name.
+        contexts: The context classes for coroutines and for threads.
+        path: The chain of functions that depend on them.
 
     Raises:
-        TypeError: one has a parameter that nothing fills in, takes the wrong context, or depends on itself.
+        TypeError: A parameter can't be filled in, the context has the wrong kind, or a dependency depends on itself.
     """
     return {name: plan_dependency(each, contexts, path) for name, each in dependencies.items()}
 
@@ -106,7 +107,7 @@ def plan_dependencies(
 def plan_dependency(
     dependency: Dependency, contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
 ) -> PlannedDependency:
-    """Plan one dependency; see `plan_dependencies`."""
+    """Plan one dependency. See `plan_dependencies`."""
     function = dependency.function
     name = name_of(function)
     if function in path:
@@ -141,7 +142,7 @@ def _nature(function: Callable[..., Any]) -> tuple[Callable[..., Any], How]:
         if hasattr(function, "__aenter__"):
             return function, "async manager"
         return function, "manager" if hasattr(function, "__enter__") else "value"
-    # What `contextlib` has decorated is a plain function around a generator function.
+    # A function decorated by `contextlib` wraps a generator function.
     inner = inspect.unwrap(function)
     if inspect.isasyncgenfunction(inner):
         return function, "async manager"

@@ -1,4 +1,4 @@
-"""What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
+"""Descriptions of tools, resources, and prompts, and validation of decorator options."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.suggestions import suggest
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
-"""Several strings. A `Collection` would let one string pass, whose letters would then be the names."""
+"""Several strings. `Collection` would accept a single string as a collection of letters."""
 
 
 class Labels(TypedDict, total=False):
@@ -24,16 +24,16 @@ class Labels(TypedDict, total=False):
 
     title: str | None
     description: str | None
-    """Instead of the docstring."""
+    """A description instead of the docstring."""
     icons: Sequence[Icon] | None
     meta: Mapping[str, Any] | None
     """`_meta` of the listed item."""
     tags: Names | None
-    """What `Server.disable` and `Server.enable` can name several items by."""
+    """Tags that `Server.disable` and `Server.enable` select items by."""
     enabled: bool | None
-    """False: not offered until `Server.enable`; a caller cannot tell it from one that isn't there."""
+    """If False, the item is disabled until `Server.enable`. Callers can't tell it from a missing one."""
     visible: Callable[[Principal | None], bool] | None
-    """``visible(principal)``: whether a caller sees it; others cannot tell it from one that isn't there."""
+    """``visible(principal)``: whether a caller sees the item. Other callers can't tell it from a missing one."""
 
 
 def _is_text(value: Any) -> bool:
@@ -128,22 +128,22 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "input_schema": _SCHEMA,
     "output_schema": _SCHEMA,
 }
-"""Option -> a check of its value, and what the value must be."""
+"""Option -> a check of its value, and a description of valid values."""
 
 
 def check_options(
     item: str, options: Mapping[str, Any], allowed: type, annotations: type[Struct] | None = None
 ) -> None:
-    """Make sure that options exist and have values that can work.
+    """Check that options exist and have valid values.
 
     Args:
-        item: what they are for, for messages.
-        options: as given.
-        allowed: a TypedDict with their names.
-        annotations: what may stand under that name.
+        item: The item, for messages.
+        options: The given options.
+        allowed: A TypedDict with the valid names.
+        annotations: The type of the annotations option.
 
     Raises:
-        TypeError: saying what is allowed.
+        TypeError: An option is unknown or invalid. The text says what is allowed.
     """
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():
@@ -187,7 +187,7 @@ def _is_moment(text: str) -> bool:
 
 
 def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a description in the newest shape, without the members that were not given."""
+    """Return a description in the newest shape, without members that weren't given."""
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
     members: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The two parts of a docstring that clients see: the text, and what it says about each parameter."""
+"""Docstrings for clients: the description of a function and of each parameter."""
 
 import inspect
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """Return the text of a docstring up to its first section, and the description of each parameter.
+    """Return the docstring's text before its first section, and the description of each parameter.
 
-    Google, NumPy and Sphinx style are understood, and lines stay lines. A docstring that is none of these is all text.
+    Google, NumPy, and Sphinx styles are supported, and line breaks are kept. Any other docstring is all description.
     """
     text = inspect.getdoc(function) or ""
     if "\n" not in text:

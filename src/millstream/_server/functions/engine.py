@@ -1,6 +1,6 @@
-"""The engine of a function: what reads its arguments and writes its result. One for each function.
+"""The type engine of a function, which reads its arguments and encodes its result.
 
-msgspec, if it can express every type by itself; pydantic otherwise.
+It's msgspec if msgspec supports every type, and pydantic otherwise.
 """
 
 from collections.abc import Callable
@@ -21,43 +21,43 @@ _MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further type
 
 
 class Engine(Protocol):
-    """Reads the arguments of one function, and writes its results."""
+    """Reads the arguments of one function and encodes its results."""
 
     input_schema: Schema
-    """Of the arguments, an object."""
+    """The schema of the arguments, an object."""
     struct: type[Struct]
-    """The class of decoded arguments: a member for each parameter, by its name and in its order."""
+    """The class of decoded arguments, with a member per parameter, in order."""
     typed: type[Struct] | None
-    """`struct`, where a msgspec decoder of it does all that `decode` does."""
+    """The `struct`, if a plain msgspec decoder of it is equivalent to `decode`."""
     slow: Literal["check", "build", ""]
-    """Why large arguments take long: each value is checked in Python or by pydantic, or is slow to build."""
+    """Why large arguments are slow: values are validated in Python or pydantic, or slow to build."""
     output: Output | None
-    """What the function promises to return, if that is structured."""
+    """The output schema and encoder, if the result is structured."""
 
     @property
     def decode(self) -> Callable[[Any], Any]:
-        """From the JSON of the arguments to `struct`, in one pass. Raises msgspec.DecodeError."""
+        """Return a decoder from JSON arguments to `struct`. It raises msgspec.DecodeError."""
         ...
 
     def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
-        """Return `struct` of JSON values.
+        """Return a `struct` from JSON values.
 
         Args:
-            values: by the names that clients use.
-            lax: ``"3"`` counts as 3.
+            values: Values by their names for clients.
+            lax: Accept ``"3"`` as 3.
 
         Raises:
-            msgspec.ValidationError: they don't fit.
+            msgspec.ValidationError: The values don't fit.
         """
         ...
 
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
-        """Return what is wrong with JSON values, at least one thing.
+        """Return the problems of JSON values, at least one.
 
         Args:
-            error: what `decode` or `convert` raised.
-            values: that it refused.
-            lax: as of `convert`.
+            error: The error of `decode` or `convert`.
+            values: The refused values.
+            lax: As for `convert`.
         """
         ...
 
@@ -66,14 +66,14 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
     """Choose and build the engine of a function.
 
     Args:
-        name: of the function, for messages.
-        parameters: that clients fill in.
-        returns: the type of the result, if something is promised.
-        forbid_unknown: refuse arguments that no parameter has.
+        name: The function's name, for messages.
+        parameters: The parameters that clients fill in.
+        returns: The result type, if the result is structured.
+        forbid_unknown: Refuse unknown arguments.
 
     Raises:
-        ParameterError: neither engine can read a parameter; the text names it.
-        OutputError: neither can describe the result.
+        ParameterError: Neither engine supports a parameter. The text names it.
+        OutputError: Neither engine can describe the result.
     """
     options: dict[str, Any] = {"returns": returns, "forbid_unknown": forbid_unknown}
     failed: ParameterError | OutputError | None = None
@@ -96,7 +96,7 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
 
 
 def _pydantic_engine() -> Any:
-    """Return the class, where pydantic is installed."""
+    """Return the pydantic engine, if pydantic is installed."""
     try:
         return import_module("millstream._server.functions.pydantic_engine").PydanticEngine
     except ImportError:
@@ -107,19 +107,19 @@ VALUE = "value"
 
 
 def engine_of_type(annotation: Any) -> Engine:
-    """Return the engine of one type: of a function with one parameter, `VALUE`, of this type.
+    """Return the engine of one type, as a function with one parameter, `VALUE`.
 
     Raises:
-        TypeError: neither engine can read it.
+        TypeError: Neither engine supports the type.
     """
     return engine_of("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)])
 
 
 def decoder_of(annotation: Any) -> Callable[[bytes], Any]:
-    """Return what reads the JSON of one value, and raises ValueError for one that is of another type.
+    """Return a decoder of one JSON value, which raises ValueError for a value of another type.
 
     Raises:
-        TypeError: neither engine can read the type.
+        TypeError: Neither engine supports the type.
     """
     engine = engine_of_type(annotation)
 

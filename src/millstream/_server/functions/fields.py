@@ -1,7 +1,7 @@
-"""`Field`: constraints and texts for a parameter or a field, written inside ``Annotated``.
+"""`Field`: constraints and texts of a parameter or field, inside ``Annotated``.
 
-It is a `msgspec.Meta`, so it also works in the dataclasses, Structs and TypedDicts that parameters are made of, and
-msgspec checks it while it decodes.
+It's a `msgspec.Meta`, so it also works in dataclasses, Structs, and TypedDicts, and msgspec validates it while
+decoding.
 """
 
 import re
@@ -12,13 +12,13 @@ from msgspec import NODEFAULT, Meta
 from millstream._protocol.suggestions import suggesting
 
 HEADER_KEYWORD = "x-mcp-header"
-"""Schema keyword that tells clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
+"""Schema keyword that asks clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
 
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
 def constraint_text(meta: Meta) -> str:
-    """What a program wrote for a constraint: ``Field(ge=3)``."""
+    """Return a constraint as it's written in a program: ``Field(ge=3)``."""
     said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
     return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
 
@@ -44,24 +44,24 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     """Describe and constrain a value: ``copies: Annotated[int, Field(ge=1, le=9)] = 1``.
 
     Args:
-        ge: the least number.
-        gt: what a number must be greater than.
-        le: the greatest number.
-        lt: what a number must be less than.
-        multiple_of: what a number must be a multiple of.
-        min_length: the least length of a string or collection.
-        max_length: the greatest length of a string or collection.
-        pattern: a regular expression that a string must contain a match of.
-        title: a short name for people.
-        description: what the value means, for people and models.
-        examples: values that make sense.
-        default: the default of a parameter, where ``= value`` isn't convenient.
-        header: also send this parameter as the HTTP header ``Mcp-Param-<header>``.
-        extra: further JSON Schema keywords, for example ``{"format": "email"}``.
+        ge: The minimum, inclusive.
+        gt: The minimum, exclusive.
+        le: The maximum, inclusive.
+        lt: The maximum, exclusive.
+        multiple_of: A divisor of the number.
+        min_length: The minimum length of a string or collection.
+        max_length: The maximum length of a string or collection.
+        pattern: A regular expression that must match somewhere in the string.
+        title: A short name for display.
+        description: The meaning of the value, for users and models.
+        examples: Example values.
+        default: The default of a parameter, as an alternative to ``= value``.
+        header: Also send this parameter as the HTTP header ``Mcp-Param-<header>``.
+        extra: Further JSON Schema keywords, for example ``{"format": "email"}``.
 
     Raises:
-        TypeError: for a bound of the wrong type.
-        ValueError: for bounds that contradict each other, and a pattern that isn't a regular expression.
+        TypeError: A bound has the wrong type.
+        ValueError: Bounds contradict each other, or the pattern isn't a regular expression.
 
     Example:
         >>> @mcp.tool

@@ -1,4 +1,4 @@
-"""Types that msgspec reads and writes by itself: one typed pass over the arguments, and one over the result."""
+"""The msgspec engine: one typed pass over the arguments, and one over the result."""
 
 import copy
 import functools
@@ -38,15 +38,15 @@ from millstream._server.functions.parameters import (
 from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
 
 _IMMUTABLE = (str, int, float, bool, bytes, type(None))
-"""Defaults that cannot change; others are copied for each call."""
+"""Types of immutable defaults. Other defaults are copied per call."""
 
 
 def dec_hook(kind: Any, value: Any) -> Any:
-    """Return the path that a JSON value names.
+    """Return the path for a JSON value.
 
     Raises:
-        ValueError: it names none.
-        TypeError: for any other class, such as a member that must not be there.
+        ValueError: The value isn't a path.
+        TypeError: The class isn't supported, such as that of a member that must be absent.
     """
     if not issubclass(kind, PurePath):
         raise TypeError(f"{kind.__name__} cannot be read from JSON")
@@ -59,7 +59,7 @@ def schema_hook(kind: Any) -> Schema:
     """Return the schema of a path.
 
     Raises:
-        TypeError: for any other class.
+        TypeError: The class isn't a path.
     """
     if not issubclass(kind, PurePath):
         raise TypeError(f"{kind.__name__} is not supported")
@@ -67,10 +67,10 @@ def schema_hook(kind: Any) -> Schema:
 
 
 class MsgspecEngine:
-    """The engine of functions whose every type msgspec knows.
+    """The engine of functions with types that msgspec supports.
 
     Raises:
-        ParameterError, OutputError: it doesn't know one.
+        ParameterError, OutputError: msgspec doesn't support a type.
     """
 
     __slots__ = ("_decoder", "_exact", "input_schema", "output", "slow", "struct", "typed")
@@ -116,7 +116,7 @@ class MsgspecEngine:
         return arguments
 
     def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
-        """Refuse texts that only Python reads as a decimal number: ``NaN``, ``1_000``."""
+        """Refuse texts that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
         for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
@@ -130,7 +130,7 @@ def _check_readable(name: str, parameter: Parameter) -> None:
 
 
 def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) -> type[Struct]:
-    """Return the struct that the arguments of a call are decoded into, in the order of the signature."""
+    """Return the struct that arguments are decoded into, in the order of the signature."""
     members: list[Any] = []
     for parameter in parameters:
         options: dict[str, Any] = {"name": parameter.wire}
@@ -139,15 +139,15 @@ def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) 
         elif parameter.default is not NODEFAULT:
             options["default_factory"] = functools.partial(copy.deepcopy, parameter.default)
         members.append((parameter.name, parameter.annotation, msgspec.field(**options)))
-    # The struct lives for one call and nothing refers back to it.
+    # The struct exists for one call and is in no reference cycle.
     return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown)
 
 
 def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> None:
-    """List the defaults that can change, and make sure that clients could send every one.
+    """Add mutable defaults to the schema, and check that clients could send every default.
 
     Raises:
-        Refused: they could not.
+        RegistrationError: A default doesn't fit its type.
     """
     for parameter in parameters:
         if parameter.default is NODEFAULT or parameter.default is None:
@@ -166,12 +166,12 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
 
 
 def has_decimals(schema: Schema) -> bool:
-    """Return whether a schema has decimal numbers: Python's `Decimal` reads more texts than JSON readers do."""
+    """Return whether a schema has decimal numbers. Python's `Decimal` reads more texts than JSON readers."""
     return repr(DECIMAL) in repr(schema)
 
 
 class MsgspecOutput:
-    """The promise of a type that msgspec knows: what was written is read back."""
+    """The output of a type that msgspec supports. Encoded values are decoded again as validation."""
 
     __slots__ = ("_decode", "_exact", "_trusted", "schema")
 
@@ -179,7 +179,7 @@ class MsgspecOutput:
         self.schema = schema
         self._decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
         self._trusted = annotation if hasattr(annotation, "__post_init__") else None
-        """Values of exactly this class aren't read back: the class checks itself, or reading has effects."""
+        """The class whose values aren't decoded again, because it validates itself or decoding has side effects."""
         self._exact = has_decimals(schema)
 
     def encode(self, value: Any) -> bytes:
@@ -198,10 +198,10 @@ class MsgspecOutput:
 
 
 def output_of(annotation: Any) -> Output | None:
-    """Return the promise of a return type; None where it isn't structured.
+    """Return the output for a return type, or None if it isn't structured.
 
     Raises:
-        OutputError: msgspec doesn't know the type.
+        OutputError: msgspec doesn't support the type.
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)

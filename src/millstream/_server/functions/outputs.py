@@ -1,4 +1,4 @@
-"""What a tool promises to return, and JSON of values that msgspec alone can't write."""
+"""Structured output of tools, and JSON of values that msgspec can't encode."""
 
 import inspect
 import sys
@@ -17,7 +17,7 @@ STRUCTURED = frozenset(("object", "array", "integer", "number", "boolean", "null
 
 
 class Output(Protocol):
-    """The promise of a tool: its schema, and JSON of values that keep it."""
+    """The output of a tool: its schema, and an encoder for values that match it."""
 
     @property
     def schema(self) -> Schema: ...
@@ -26,8 +26,8 @@ class Output(Protocol):
         """Return the JSON of a value.
 
         Raises:
-            LocalError: it isn't what was promised; names the field.
-            TypeError: it can't be written as JSON.
+            LocalError: The value doesn't match the schema. The text names the field.
+            TypeError: The value isn't JSON-serializable.
         """
         ...
 
@@ -37,18 +37,18 @@ class OutputError(TypeError):
 
 
 class NotJson(TypeError):
-    """A value that can't be written as JSON. The message is complete: it names the value and what to return instead."""
+    """A value that isn't JSON-serializable. The message names the value and the alternative."""
 
 
 def enc_hook(value: Any) -> Any:
-    """Turn what msgspec does not know into JSON values.
+    """Convert a value that msgspec doesn't support to JSON values.
 
     Raises:
-        NotJson: for a value that can't be written.
+        NotJson: The value can't be converted.
     """
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
-            value.close()  # else Python warns a second time, later and elsewhere
+            value.close()  # Otherwise Python emits a second warning, later and elsewhere.
         raise NotJson(
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
             "write `await` before the call, and `async def` for the function"
@@ -72,12 +72,12 @@ encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 
 
 def output_error(why: str) -> LocalError:
-    """Return the error for a result that isn't what was promised."""
+    """Return the error for a result that doesn't match its schema."""
     return LocalError(f"the result does not fit the output schema: {why}")
 
 
 def may_be_content(annotation: Any, content: tuple[Any, ...]) -> bool:
-    """Return whether values of a type are content, or may hold some: then nothing is promised."""
+    """Return whether values of a type are or can contain content. They have no output schema then."""
     return _is_content(annotation, (bytes, *content, *BLOCKS)) or _may_hold_content(annotation)
 
 
@@ -88,7 +88,7 @@ def _is_content(annotation: Any, content: tuple[Any, ...]) -> bool:
 
 
 def _may_hold_content(annotation: Any) -> bool:
-    """Return a list or tuple that says nothing about its items, alone or as an alternative."""
+    """Return whether a type is, or has as an alternative, a list or tuple of unknown items."""
     if annotation in (list, tuple):
         return True
     origin, parts = get_origin(annotation), get_args(annotation)
@@ -98,7 +98,7 @@ def _may_hold_content(annotation: Any) -> bool:
 
 
 def is_structured(schema: Schema) -> bool:
-    """Return whether every alternative is something other than text, and not all are null."""
+    """Return whether no alternative of a schema is text, and not all are null."""
     kinds = set(_kinds(schema))
     return kinds <= STRUCTURED and kinds != {"null"}
 

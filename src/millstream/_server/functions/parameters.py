@@ -1,7 +1,7 @@
-"""Parameters of a function that clients fill in, and what their schema must be for tools, resources and prompts.
+"""Parameters that clients fill in, and the rules for their schemas in tools, resources, and prompts.
 
-What is wrong with a parameter is found here or by the engine, when the function is registered, and the message names
-the parameter and what works.
+Problems of a parameter are found at registration, here or by the engine. The message names the parameter and what
+works.
 """
 
 import inspect
@@ -32,34 +32,34 @@ _EVALUATING = {
     *("else", "dependentSchemas"),
 }
 _CLOSING = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING}
-"""Keywords that leave no property but the listed ones when they're false, unless one of others is beside them."""
+"""Keywords that, if false, exclude unlisted properties, unless one of the other keywords is present."""
 _MANY = ("items", "additionalProperties", "$defs")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
 class Parameter(Struct, frozen=True):
-    """One parameter, as both engines read it."""
+    """A parameter in the form that both engines read."""
 
     name: str
     wire: str
-    """What clients call it."""
+    """The name for clients."""
     annotation: Any
-    """As `normalize` gives it."""
+    """The result of `normalize`."""
     default: Any
-    """`NODEFAULT` when the argument is required, or ``pydantic.Field`` has its default."""
+    """The default, or `NODEFAULT` if the argument is required or ``pydantic.Field`` has the default."""
 
 
 class ParameterError(TypeError):
-    """A parameter that no engine can read; the text names it."""
+    """A parameter that no engine supports. The text names it."""
 
 
 def parameter_of(
     parameter: inspect.Parameter, hints: dict[str, Any], descriptions: dict[str, str], kind: Kind, name: str
 ) -> Parameter:
-    """Read one parameter of a signature.
+    """Return one parameter of a signature.
 
     Raises:
-        TypeError: for one that clients could not fill in.
+        TypeError: Clients couldn't fill in the parameter.
     """
     where = f"{name}: parameter {parameter.name!r}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -98,13 +98,15 @@ def _named_how(parameter: inspect.Parameter) -> str:
 
 
 def unreadable(name: str, parameter: Parameter, error: Exception) -> ParameterError:
-    """Return the error for a parameter that an engine can't read."""
+    """Return the error for a parameter that an engine doesn't support."""
     where = f"{name}: parameter {parameter.name!r}"
     return ParameterError(f"{where}: {drop_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}")
 
 
 def finish_schema(schema: Schema) -> Schema:
-    """Complete the schema of arguments, in place: headers carry no null, and clients drop tools that say so."""
+    """Complete the schema of arguments, in place. Parameters in headers can't be null, and clients drop tools that
+    allow it.
+    """
     properties = schema["properties"]
     for name, node in properties.items():
         if HEADER_KEYWORD in node:
@@ -113,15 +115,15 @@ def finish_schema(schema: Schema) -> Schema:
 
 
 def check_described(required: list[str], schema: Schema, name: str) -> None:
-    """Make sure that a schema written by hand has what the function cannot do without.
+    """Check that a handwritten schema allows the arguments that a function requires.
 
     Args:
-        required: names of required arguments.
-        schema: written by hand.
-        name: of the function.
+        required: Names of required arguments.
+        schema: The handwritten schema.
+        name: The function's name.
 
     Raises:
-        TypeError: it refuses such a property.
+        TypeError: The schema excludes a required property.
     """
     closing = [key for key, others in _CLOSING.items() if schema.get(key) is False and not others & schema.keys()]
     if not closing:
@@ -135,10 +137,10 @@ def check_described(required: list[str], schema: Schema, name: str) -> None:
 
 
 def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
-    """Arguments of prompts and resources are strings on the wire (and lists, from an exploded URI variable).
+    """Check the arguments of prompts and resources, which arrive as strings (or lists, for an exploded URI variable).
 
     Raises:
-        TypeError: for a parameter that cannot be read from text.
+        TypeError: A parameter can't be read from text.
     """
     allowed = TEXT_TYPES | {"array"} if kind == "resource" else TEXT_TYPES
     for parameter, node in schema.get("properties", {}).items():
@@ -151,11 +153,11 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
 
 
 def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
-    """Return whether a schema takes sets of texts, or many texts of a pattern: of these, each takes long.
+    """Return whether a schema has values that are slow to build: sets of texts, or many texts with a pattern.
 
     Args:
-        schema: or a part of one.
-        many: it's of something that there may be any number of.
+        schema: The schema, or a part of one.
+        many: Whether any number of values can have this schema.
     """
     if is_array(schema):
         return any(is_slow_to_build(part, many=many) for part in schema)

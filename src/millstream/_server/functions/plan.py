@@ -1,7 +1,7 @@
-"""The plan of a function: everything about calling it that can be known when it is registered.
+"""The plan of a function: everything about calling it that is known at registration.
 
-A signature becomes an engine, which has the schemas that clients see, and one closure that calls the function in the
-narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
+A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
+possible. Only that closure runs per call. Its arguments come from `arguments`.
 """
 
 import inspect
@@ -42,55 +42,55 @@ from millstream._server.functions.schema_check import SchemaCheck
 
 _NO_CONTEXT: Mapping[str, Any] = {}
 Invoker = Callable[[Any, Any], Any]
-"""``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
+"""``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
 
 
 class CallInputs(Struct, frozen=True):
-    """What a call of a function gets besides its arguments."""
+    """Inputs of a call besides its arguments."""
 
     context: Any
     values: Mapping[str, Any]
-    """What the functions gave that its parameters depend on."""
+    """Values of the dependencies, by parameter."""
 
 
 class Plan(Struct, frozen=True):
-    """How to call one function. Made by `plan`."""
+    """How to call one function. Created by `plan`."""
 
     name: str
     kind: Kind
     description: str
     """The docstring up to its first section."""
     parameters: tuple[str, ...]
-    """Wire names, in the order of the signature; without the context."""
+    """Wire names in the order of the signature, without the context."""
     engine: Engine
-    """What reads arguments and writes results."""
+    """The engine that reads arguments and encodes results."""
     decode: Callable[[Any], Any]
-    """From raw arguments to what `call` takes: a struct, or a dict for a function that takes arguments whole."""
+    """Converts raw arguments for `call`: to a struct, or to a dict for a function that takes all arguments at once."""
     input_schema: Schema
     check: SchemaCheck | None
-    """What the arguments have to fit before they are decoded, where the schema was written by hand."""
+    """The check against a handwritten schema, before decoding."""
     output: Output | None
     headers: tuple[ParamHeader, ...]
     context_parameter: str | None
     context_type: type | None
-    """Which of the `contexts` given to `plan` that parameter asks for."""
+    """The class in `contexts` that the context parameter is annotated with."""
     dependencies: Mapping[str, Dependency]
-    """Parameters that functions fill in. Where there are some, `call` takes a `CallInputs` instead of the context."""
+    """Dependencies by parameter. If there are any, `call` takes a `CallInputs` instead of the context."""
     is_async: bool
-    """Calling gives an awaitable."""
+    """Whether calling returns an awaitable."""
     is_generator: bool
-    """Calling gives an iterator, an asynchronous one when `is_async` is true."""
+    """Whether calling returns an iterator, asynchronous if `is_async` is true."""
     call: Invoker
     code: CodeType | None
-    """Where the function is written."""
+    """The code of the function."""
     untyped: tuple[str, ...] = ()
-    """Parameters without an annotation: clients learn nothing of them but their names."""
+    """Parameters without an annotation, of which clients see only the names."""
     lenient: bool = False
-    """Arguments may be written in other ways than the schema says; see `plan`."""
+    """Whether arguments are accepted in other forms. See `plan`."""
 
     @property
     def output_schema(self) -> Schema | None:
-        """What the function promises to return, if that is structured."""
+        """The output schema, if the result is structured."""
         return None if self.output is None else self.output.schema
 
 
@@ -104,20 +104,20 @@ def plan(
     output_schema: Schema | None = None,
     lenient: bool = False,
 ) -> Plan:
-    """Think through a function once.
+    """Return the plan of a function.
 
     Args:
-        function: any callable with a signature.
-        kind: what it will be; the arguments of prompts and resources arrive as text.
-        contexts: the classes that mark the parameter to give the context to.
-        name: for messages; the function's own name otherwise.
-        input_schema, output_schema: written by hand, listed unchanged; arguments and results have to fit.
-        lenient: ``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored.
+        function: Any callable with a signature.
+        kind: The kind of item. Arguments of prompts and resources arrive as text.
+        contexts: Classes that mark the context parameter.
+        name: A name for messages instead of the function's.
+        input_schema, output_schema: Handwritten schemas, listed unchanged. Arguments and results are validated.
+        lenient: Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments.
 
     Raises:
-        TypeError: for a signature that cannot be served, naming the parameter and what works.
-        ValueError: for a schema that cannot be served, or an empty name.
-        ImportError: a schema is written by hand, and the extra that checks it is not installed.
+        TypeError: The signature isn't supported. The text names the parameter and what works.
+        ValueError: A schema is invalid, or the name is empty.
+        ImportError: A handwritten schema needs an extra that isn't installed.
     """
     check_function(function, kind)
     target = unwrap_function(function)
@@ -185,7 +185,7 @@ def plan(
 
 @contextmanager
 def _about(what: str) -> Generator[None, None, None]:
-    """Errors of what is inside say what it was about."""
+    """Add the subject to errors raised inside."""
     try:
         yield
     except ValueError as error:
@@ -213,10 +213,10 @@ def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[b
 def _check_accidental(
     values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None
 ) -> None:
-    """Refuse parameters that would become arguments of clients by mistake.
+    """Refuse parameters that would become client arguments by mistake.
 
     Raises:
-        TypeError: for `self` or a context without an annotation.
+        TypeError: `self`, or a context without an annotation.
     """
     described = (by_hand or {}).get("properties", {})
     for value in values:
@@ -241,20 +241,20 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def _is_closed(schema: Schema, parameters: list[Parameter]) -> bool:
-    """Return whether a schema written by hand has no properties but those of the parameters."""
+    """Return whether a handwritten schema has only the properties of the parameters."""
     properties = schema.get("properties", {})
     return schema.get("additionalProperties") is False and properties.keys() <= {each.wire for each in parameters}
 
 
 _NOTHING = (Any, object, None, NoReturn, Never)
-"""Return annotations that promise nothing."""
+"""Return annotations without an output schema."""
 
 
 def _check_yields(annotation: Any, name: str) -> None:
-    """Refuse a generator that promises a list, say: its result is the last value that it yields.
+    """Refuse a generator annotated with a list, for example. Its result is the last value that it yields.
 
     Raises:
-        TypeError: it does.
+        TypeError: The annotation isn't an iterator.
     """
     promised = get_origin(annotation) or annotation
     if annotation in _NOTHING or not isinstance(promised, type):
@@ -267,7 +267,7 @@ def _check_yields(annotation: Any, name: str) -> None:
 
 
 def _return_type(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
-    """Return the type of what a tool promises to return; None where it promises nothing."""
+    """Return the type of a tool's structured result, or None."""
     annotation = hints.get("return", Any)
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
@@ -301,7 +301,7 @@ def _caller(
     context: str | None,
     filled: Collection[str],
 ) -> Invoker:
-    """Return the narrowest closure that calls `function` with a decoded struct and the context."""
+    """Return the most direct closure that calls `function` with a decoded struct and the context."""
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
     if filled:

@@ -1,7 +1,7 @@
-"""What a model reads when its arguments don't fit: each problem with its place, and what was expected.
+"""Error messages for models about invalid arguments: each problem with its location, and the expected value.
 
-The problems are found by comparing the arguments with the schema that clients see. Runs only for arguments that were
-refused, and for types whose texts Python reads more freely than their schema.
+Problems are found by comparing the arguments with the schema that clients see. This runs only for refused arguments,
+and for types whose texts Python reads more freely than their schema.
 """
 
 import re
@@ -18,13 +18,13 @@ from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object
 
 MAX_WALKED = 64 * 1024
-"""Bytes of JSON whose values are looked at one by one; what is larger gets the decoder's own answer."""
+"""Maximum bytes of JSON to examine value by value. Larger arguments get the decoder's message."""
 MAX_LISTED = 20
 MAX_SHOWN = 80
-"""How much of a peer's own text is repeated."""
+"""Maximum number of characters of a peer's text to repeat."""
 MAX_PROBLEMS = 5
 MAX_STEPS = 50_000
-"""Parts of a value that are compared with a schema."""
+"""Maximum number of comparisons of a value's parts with a schema."""
 
 WORDS = {
     "integer": "an integer", "string": "a string", "number": "a number", "boolean": "true or false", "null": "null",
@@ -55,7 +55,7 @@ _SIZES = {
 }  # fmt: skip
 _is_decimal = re.compile(DECIMAL[1:-1]).fullmatch
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
-"""Names of what is not repeated, whatever its schema says: the text may end in a log."""
+"""Names of values that are never repeated, because the text can end up in a log."""
 
 Path = tuple[str | int, ...]
 Matches = Callable[[str, str], bool]
@@ -63,15 +63,15 @@ Matches = Callable[[str, str], bool]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a value."""
+    """One problem of a value."""
 
     path: Path
     text: str
-    """What it must be; of one that is `missing` or `unknown`, that word."""
+    """The requirement, or the word `missing` or `unknown`."""
 
 
 def engine_problem(error: Exception) -> Problem:
-    """Return what a decoder says of arguments whose schema says nothing."""
+    """Return the decoder's message as a problem, for arguments without a schema."""
     return Problem((), f"don't fit: {shorten(str(error))}")
 
 
@@ -87,12 +87,12 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
 
 
 def problem_text(problems: Sequence[Problem], *, whole: str = "the arguments", most: int = MAX_PROBLEMS) -> str:
-    """Return problems in a sentence.
+    """Return problems as a sentence.
 
     Args:
-        problems: at least one.
-        whole: what the value as a whole is called.
-        most: how many are named, beside names that are missing or unknown.
+        problems: At least one problem.
+        whole: The name of the value as a whole.
+        most: The number of problems to list, besides missing or unknown names.
     """
     parts: list[str] = []
     for word in ("missing", "unknown"):
@@ -109,30 +109,30 @@ def problem_text(problems: Sequence[Problem], *, whole: str = "the arguments", m
 
 
 def subject(path: Path, whole: str = "the arguments") -> str:
-    """Return what a sentence about a path begins with."""
+    """Return the subject of a sentence about a path."""
     return f"'{place(path)}' " if path else f"{whole} "
 
 
 def find_problems(
     schema: Schema, value: Any, *, lax: bool = False, matches: Matches | None = None, steps: float = MAX_STEPS
 ) -> Iterator[Problem]:
-    """Yield what is wrong with a JSON value.
+    """Yield the problems of a JSON value.
 
-    Knows the keywords that types have, and those that most schemas written by hand have. What it can't judge counts as
-    fitting.
+    Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged counts as
+    valid.
 
     Args:
-        schema: that the value should have fitted.
-        value: what came.
-        lax: ``"3"`` counts as 3.
-        matches: tries a pattern of a schema written by hand, in bounded time. A format is a note there.
-        steps: how many parts of the value are compared at most.
+        schema: The expected schema.
+        value: The value.
+        lax: Accept ``"3"`` as 3.
+        matches: Tries a pattern of a handwritten schema in bounded time. Formats are only annotations there.
+        steps: Maximum number of comparisons.
     """
     return _Comparison(schema, lax=lax, matches=matches, steps=steps).problems(schema, value, ())
 
 
 class _Comparison:
-    """Compares one value with a schema."""
+    """A comparison of one value with a schema."""
 
     __slots__ = ("_lax", "_matches", "_schema", "_steps")
 
@@ -161,7 +161,7 @@ class _Comparison:
         yield from self._own(node, value, path)
 
     def _own(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
-        """What a schema says without others that stand beside it."""
+        """Yield the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
             value = _from_text(value, _SCALARS[kind])
@@ -186,7 +186,7 @@ class _Comparison:
         return next(self.problems(node, value, ()), None) is None
 
     def _target(self, node: Schema) -> Schema:
-        """Return the schema that a reference leads to; an empty one for an anchor, about which nothing can be said."""
+        """Return the schema that a reference leads to, or an empty one for an anchor."""
         reference: str = node.get("$ref", "")
         if not reference:
             return node
@@ -250,7 +250,7 @@ class _Comparison:
                 yield from self.problems(inner, each, (*path, index))
 
     def _misfit(self, node: Schema, value: Any, kind: str) -> str | None:
-        """Return what a value of the right kind must be, where it isn't that."""
+        """Return the unmet requirement for a value of the right type, or None."""
         if kind in ("integer", "number"):
             for keyword, (sign, fits) in _NUMERIC.items():
                 if keyword in node and not fits(value, node[keyword]):
@@ -299,7 +299,7 @@ def _is_one_of(value: Any, choices: list[Any]) -> bool:
 
 
 def _what(node: Schema) -> str:
-    """Return what a schema asks for, in the words of JSON."""
+    """Return the type that a schema asks for, in JSON terms."""
     known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
     if known is not None:
         return f"{known[1].partition(' such as')[0]}{'' if 'contentEncoding' in node else ' as text'}"
@@ -328,13 +328,13 @@ def _unreadable(node: Schema, text: str) -> str | None:
 
 
 def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> str:
-    """Return ``, got the string "hello"``: a value, cut; nothing of what is secret.
+    """Return ``, got the string "hello"``, with long values cut and secrets left out.
 
     Args:
-        value: what came.
-        path: where it stands.
-        node: the schema of it.
-        typed: say of which type it is, too.
+        value: The value.
+        path: Its location.
+        node: Its schema.
+        typed: Also include its type.
     """
     kind = words([_kind_of(value)]) if typed else ""
     text = _json(value)
@@ -350,18 +350,18 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
 
 
 def words(kinds: Sequence[str]) -> str:
-    """Return names of types in words."""
+    """Return type names as words."""
     return " or ".join(WORDS.get(each, each) for each in kinds)
 
 
 def list_names(names: list[str]) -> str:
-    """Return the names in quotes, not too many and none too long."""
+    """Return quoted names, with bounds on their number and length."""
     quoted = ", ".join(f"'{name[:MAX_SHOWN]}'" for name in names[:MAX_LISTED])
     return quoted if len(names) <= MAX_LISTED else f"{quoted} and {len(names) - MAX_LISTED} more"
 
 
 def expected_text(schema: Schema) -> str:
-    """Return the properties of a schema in a line."""
+    """Return the properties of a schema in one line."""
     properties: dict[str, Any] = schema.get("properties", {})
     if not properties:
         return "Expected: no arguments" if schema.get("additionalProperties") is False else "Expected: an object"
@@ -375,7 +375,7 @@ def expected_text(schema: Schema) -> str:
 
 
 def _kind(node: Any) -> str:
-    """Return one property in a word or two."""
+    """Return a property's type in a word or two."""
     if not is_object(node):
         return "any"
     if "enum" in node:

@@ -1,6 +1,6 @@
-"""Types that pydantic reads and writes: one generated model for the arguments, one adapter for the result.
+"""The pydantic engine: one generated model for the arguments, one adapter for the result.
 
-Loaded only for functions that need it; pydantic is an extra.
+It's loaded only for functions that need it, because pydantic is an extra.
 """
 
 import sys
@@ -55,7 +55,7 @@ from millstream._server.functions.problems import (
 )
 
 MAX_ERRORS = 1_000
-"""Of more problems than these, none is named: naming one means building all."""
+"""Above this number of problems, none is listed, because listing one means building all."""
 MAX_NAMED = 20
 _UNREADABLE = (
     pydantic.errors.PydanticUserError,
@@ -71,12 +71,12 @@ _UNREADABLE = (
 
 
 class PydanticEngine:
-    """The engine of all other functions: a model with a field for each parameter.
+    """The engine of all other functions: a model with a field per parameter.
 
-    Plain types are strict, as with msgspec; models have their own configuration.
+    Plain types are strict, as with msgspec. Models have their own configuration.
 
     Raises:
-        ParameterError, OutputError: pydantic doesn't know a type either.
+        ParameterError, OutputError: pydantic doesn't support a type, either.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class PydanticEngine:
 
 
 def _is_of_struct(item: Any) -> bool:
-    """Return whether msgspec refused a value, which says nothing of the place that pydantic understands."""
+    """Return whether msgspec refused a value. Its error has no location that pydantic understands."""
     return isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError)
 
 
@@ -171,7 +171,7 @@ def _problem(item: Any, values: Any) -> Problem:
 
 
 def _path(steps: tuple[str | int, ...], values: Any, *, missing: bool) -> Path:
-    """Return where a problem is: pydantic's steps also name the alternatives of a union."""
+    """Return the location of a problem. pydantic's steps also include the alternatives of a union."""
     path: Path = ()
     for step in steps:
         try:
@@ -189,7 +189,7 @@ class _Arguments(pydantic.BaseModel):
 
 
 class _ClosedArguments(_Arguments):
-    """Refuses unknown arguments. As its configuration, that would hold for dataclasses and TypedDicts inside, too."""
+    """Refuses unknown arguments. As model configuration, this would also apply to dataclasses and TypedDicts inside."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
@@ -214,7 +214,7 @@ _BASES: Mapping[tuple[bool, bool], type[_Arguments]] = {
     (False, True): _Arguments, (True, True): _ClosedArguments,
     (False, False): _LaxArguments, (True, False): _LaxClosedArguments,
 }  # fmt: skip
-"""Whether unknown arguments are refused, and whether plain types are strict -> the base of the model."""
+"""(refuse unknown arguments, strict plain types) -> base of the model."""
 
 
 def _values_of(count: int) -> Callable[[Any], tuple[Any, ...]]:
@@ -258,7 +258,7 @@ def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
 
 
 def _clean_schema(schema: Schema, name: str = "") -> Schema:
-    """Return a schema without references, and without titles that repeat the name of a class."""
+    """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for title, part in [(name, schema), *definitions.items()]:
         if part.get("title") == title:
@@ -267,7 +267,7 @@ def _clean_schema(schema: Schema, name: str = "") -> Schema:
 
 
 class SchemaGenerator(GenerateJsonSchema):
-    """pydantic's generator, without the titles that it derives from names."""
+    """pydantic's generator without titles derived from names."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic's own attribute
 
@@ -278,7 +278,7 @@ class SchemaGenerator(GenerateJsonSchema):
         return {"type": "string", "contentEncoding": "base64"}
 
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
-        """Return a serializer without a return annotation may write anything, and not what is read."""
+        """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)
         own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
         return {} if made is None and own and schema.get("return_schema") is None else made
@@ -288,14 +288,14 @@ class SchemaGenerator(GenerateJsonSchema):
 
 
 def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """Return an annotation with our `Field` and msgspec's Structs in pydantic's terms.
+    """Return an annotation with our `Field` and msgspec's Structs converted for pydantic.
 
     Args:
-        annotation: as it was written.
-        inside: the classes that have it in a field.
+        annotation: The original annotation.
+        inside: The classes that contain it in a field.
 
     Raises:
-        Refused: a class has bounds of ours that pydantic would pass over.
+        RegistrationError: pydantic would ignore a bound of ours in a class.
     """
     annotation = unwrap_alias(annotation)
     parts, origin = get_args(annotation), get_origin(annotation)
@@ -329,17 +329,17 @@ def _is_struct(kind: Any) -> bool:
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
-    """Return what finds the member of an enum that a JSON value is: pydantic takes the member alone."""
+    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member."""
     members = [each for each in choices if isinstance(each, Enum)]
     return lambda value: next((each for each in members if each.value == value), value)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
-"""Generic types that pydantic doesn't know, and what it reads instead."""
+"""Generic types that pydantic doesn't support -> the type to use instead."""
 
 
 def _is_old_typed_dict(kind: Any) -> bool:
-    """Return whether pydantic refuses a TypedDict because it lacks what Python 3.12 added."""
+    """Return whether a TypedDict lacks an attribute of Python 3.12 that pydantic requires."""
     return type(kind).__module__ == "typing" and hasattr(kind, "__total__") and sys.version_info < (3, 12)
 
 
@@ -365,7 +365,7 @@ def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any
 
 
 class _StructSchema:
-    """Lets pydantic read and write a class by msgspec."""
+    """Lets pydantic read and write a class through msgspec."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
@@ -387,7 +387,7 @@ class _StructSchema:
 
 
 class _DataclassSchema:
-    """Lets pydantic read a dataclass by other annotations than its own."""
+    """Lets pydantic read a dataclass with other annotations than its own."""
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
         self._hints = hints
@@ -414,7 +414,9 @@ class _DataclassSchema:
 
 
 class PydanticOutput:
-    """The promise of a type that pydantic knows. Builtins instead of a model are written as the model."""
+    """The output of a type that pydantic supports. Builtins in place of a model are validated and encoded as the
+    model.
+    """
 
     __slots__ = ("_dump", "_validate", "schema")
 
@@ -443,10 +445,10 @@ class PydanticOutput:
 
 
 def output_of(annotation: Any) -> Output | None:
-    """Return the promise of a return type; None where it isn't structured.
+    """Return the output for a return type, or None if it isn't structured.
 
     Raises:
-        OutputError: pydantic doesn't know the type.
+        OutputError: pydantic doesn't support the type.
     """
     try:
         adapter = _adapter(annotation)

@@ -1,12 +1,12 @@
-"""What a function may return, and the members of the newest result that it becomes.
+"""Return values of functions, encoded as members of the newest result.
 
-Each function gives the JSON members without the braces (``"content":[…]``), so that a handler can splice
-``resultType`` and ``_meta`` beside them without encoding again.
+Each function returns JSON members without braces (``"content":[…]``), so a handler can add ``resultType`` and ``_meta``
+without encoding again.
 
-A tool's natural values: `str` is one text; a content block, or a list with at least one, is content; `bytes` is an
-image when it begins like PNG, JPEG, GIF or WebP, and otherwise an embedded resource; `None` is empty content. All
-else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured, with the same JSON as text for
-readers without structured content.
+A tool's return value: `str` is one text; a content block, or a list with at least one, is content; `bytes` is an image
+if it begins like PNG, JPEG, GIF, or WebP, otherwise an embedded resource; `None` is empty content. Everything else
+(dataclass, Struct, pydantic model, dict, list, number, bool) is structured, with the same JSON as text for clients
+without structured content.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg")
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
-"""The URI of bytes that a tool returns: content needs one, and these have no address."""
+"""The URI of bytes that a tool returns, because an embedded resource requires one."""
 
 
 class ToolResult(Struct, frozen=True):
-    """A result spelled out: ``ToolResult(content=["done", image], structured={"n": 1})``.
+    """An explicit result: ``ToolResult(content=["done", image], structured={"n": 1})``.
 
-    `content` without a value repeats `structured` as text. `meta` is not part of what `encode_result` gives: the
-    handler merges it with its own.
+    Without `content`, the text repeats `structured`. `encode_result` doesn't include `meta`; the handler merges it with
+    its own.
     """
 
     content: str | Content | list[str | Content] = []
@@ -42,7 +42,7 @@ class ToolResult(Struct, frozen=True):
 
 
 class CheckedOutput:
-    """The promise of an output schema written by hand."""
+    """The output of a handwritten schema."""
 
     __slots__ = ("_check", "schema")
 
@@ -59,11 +59,11 @@ class CheckedOutput:
 
 
 def output_from_schema(schema: Schema) -> Output:
-    """Return the promise of an output schema written by hand.
+    """Return the output of a handwritten schema.
 
     Raises:
-        ValueError: for a schema that cannot be served.
-        ImportError: the extra that checks it is not installed.
+        ValueError: The schema is invalid.
+        ImportError: The extra for schema checks isn't installed.
     """
     return CheckedOutput(schema)
 
@@ -72,8 +72,8 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     """Return the members of a tool result.
 
     Raises:
-        LocalError: when the value is not what `output` promises.
-        TypeError: for a value that cannot be written as JSON.
+        LocalError: The value doesn't match `output`.
+        TypeError: The value isn't JSON-serializable.
     """
     if output is None:
         if type(value) is str:
@@ -87,7 +87,7 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
 
 
 def encode_value(value: Any, output: Output | None) -> bytes:
-    """Return the JSON of a structured value; raises as `encode_result`."""
+    """Return the JSON of a structured value. Raises the errors of `encode_result`."""
     try:
         return encode(value) if output is None else output.encode(value)
     except RecursionError:
@@ -116,7 +116,7 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
 
 
 def _blocks(value: Any) -> list[Content] | None:
-    """Return the content that a value is, or `None` when it is structured."""
+    """Return the content blocks of a value, or `None` if it's structured."""
     if value is None:
         return []
     if isinstance(value, CONTENT):
@@ -144,16 +144,16 @@ def _block(item: Any) -> Content:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report what they yield with it."""
+    """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report their progress with it."""
     if isinstance(value, str):
         return value
     return value.text if isinstance(value, Text) else encode(value).decode()
 
 
 def encode_messages(value: Any) -> bytes:
-    """Return the members of a prompt: a string, content block or `Message`, or a list of these.
+    """Return the members of a prompt: a string, content block, or `Message`, or a list of them.
 
-    Strings and blocks are said by the user.
+    Strings and blocks have the role user.
     """
     items = value if _is_several(value) else [value]
     several = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
@@ -167,11 +167,11 @@ def encode_messages(value: Any) -> bytes:
 def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Mapping[str, Any] | None = None) -> bytes:
     """Return the members of a resource: text, bytes, or any other value as JSON.
 
-    `EmbeddedResource` (or a list of them) spells out several contents with their own URIs. Each content has `meta`,
-    and what an `EmbeddedResource` says itself comes first.
+    `EmbeddedResource`, or a list of them, sets several contents with their own URIs. Each content has `meta`, which the
+    `meta` of an `EmbeddedResource` overrides.
 
     Raises:
-        LocalError: for `None`, which isn't content.
+        LocalError: The value is `None`, which isn't content.
     """
     items = value if _is_several(value) else [value]
     if items and all(isinstance(item, EmbeddedResource) for item in items):

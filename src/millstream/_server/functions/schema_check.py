@@ -1,8 +1,8 @@
-"""Values against a schema written by hand: whether they fit, and what a model reads when they don't.
+"""Validation against handwritten schemas, with error messages for models.
 
-`jsonschema-rs` decides, in time that grows with the value and not with the number of ways through the schema. Its list
-of errors has no such bound, so `problems` looks for the reasons. Nothing is ever fetched. The library is an extra,
-loaded where such a schema is registered (docs/decisions/0008).
+`jsonschema-rs` decides in time that grows with the value and not with the number of paths through the schema. Its list
+of errors has no such bound, so `problems` finds the reasons. Nothing is fetched. The library is an extra, loaded when
+such a schema is registered (docs/decisions/0008).
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from millstream._protocol.json_schema import Schema, check_schema
 from millstream._server.functions.problems import MAX_LISTED, MAX_WALKED, Matches, find_problems, problem_text
 
 MAX_BACKTRACKS = 10_000
-"""Steps of one `pattern` on one string, where it looks around or back; all other patterns take linear time."""
+"""Maximum steps of a `pattern` with lookaround or backreferences on one string. All other patterns take linear time."""
 MAX_REASONS = 3
 
 
 class SchemaCheck:
-    """One schema, ready to be asked about any number of values.
+    """A compiled schema.
 
     Raises:
-        ValueError: for a schema that cannot be served, saying what is wrong and where.
-        ImportError: the library is not installed.
+        ValueError: The schema is invalid. The text says what is wrong and where.
+        ImportError: The library isn't installed.
     """
 
     __slots__ = ("_matches", "_schema", "_whole", "fits")
@@ -43,18 +43,18 @@ class SchemaCheck:
         except jsonschema_rs.ValidationError as error:
             raise ValueError(f"#{''.join(f'/{each}' for each in error.instance_path)}: {error.message}") from error
         self.fits: Callable[[Any], bool] = validator.is_valid
-        """Whether a JSON value fits."""
+        """Return whether a JSON value is valid."""
         self._matches: Matches = lambda pattern, text: compiled({"pattern": pattern}).is_valid(text)
         self._schema = schema
         self._whole = whole
-        """What the value as a whole is called."""
+        """The name of the value as a whole."""
 
     def reasons(self, value: Any, size: int) -> str:
-        """Return what to fix in a value that doesn't fit: ``'a.b' must be an integer, got a string; missing 'c'``.
+        """Return what to fix in an invalid value: ``'a.b' must be an integer, got a string; missing 'c'``.
 
         Args:
-            value: a JSON value.
-            size: of its JSON, in bytes: a large value isn't looked into.
+            value: The JSON value.
+            size: The size of its JSON in bytes. Large values aren't examined.
         """
         found = (
             list(islice(find_problems(self._schema, value, matches=self._matches), MAX_LISTED))
