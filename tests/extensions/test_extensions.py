@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,23 @@ async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
         await plain.ping()
         assert peer.looking == [("all", "")]
         assert [each["method"] for each in plain.notifications] == []
+
+
+@pytest.mark.server
+async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> None:
+    """Of eight clients, one asks for it."""
+    with shared(lambda port: millstream(str(FILE), port, "--workers", "2"), tmp_path) as running:
+        url = f"http://127.0.0.1:{running.port()}/mcp"
+        peers = [Peer() for _ in range(8)]
+        async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(Client(url, revision=NEWEST_HANDSHAKE.date, extensions=[peer]))
+                for peer in peers
+            ]
+            await clients[0].request("com.example/tell")
+            for peer in peers:
+                await peer.came.wait()
+            assert [peer.looking for peer in peers] == [[("all", "")]] * len(peers)
 
 
 async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
