@@ -15,7 +15,7 @@ mcp = Server(
 
 @mcp.tool
 async def greet(ctx: Context) -> str:
-    """Greet whoever calls."""
+    """Greet the caller."""
     return f"Hello, {ctx.principal.subject if ctx.principal else 'stranger'}!"
 
 

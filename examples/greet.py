@@ -11,7 +11,7 @@ mcp = Server("Hello Server", version="1.0.0")
 
 @mcp.tool
 def greet(name: str = "world") -> str:
-    """Greet somebody by name."""
+    """Greet a person by name."""
     return f"Hello, {name}!"
 
 

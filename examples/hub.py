@@ -98,7 +98,7 @@ async def get_server_info(ctx: Context) -> ServerInfo:
 
 @mcp.tool
 def greet(name: str = "world") -> str:
-    """Greet somebody by name."""
+    """Greet a person by name."""
     return f"Hello, {name}!"
 
 

@@ -22,7 +22,7 @@ mcp = Server("{name}")
 
 @mcp.tool
 def greet(name: str) -> str:
-    """Greet somebody."""
+    """Greet a person."""
     return f"Hello, {{name}}!"
 
 

@@ -125,7 +125,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class SyncContext:
-    """The current call, for a `def` function. A function receives it in a parameter annotated with ``SyncContext``."""
+    """The current call, for a `def` function: ``def order(isbn: str, ctx: SyncContext) -> str``."""
 
     __slots__ = ("_context", "_wait")
 
