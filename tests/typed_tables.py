@@ -161,7 +161,7 @@ PAGES = {
         answers={
             "millstream chat bookshop.py": (
                 ("\n> ", "Do you have anything by Tolkien?"),
-                ("Allow it? yes, no or always [n]: ", "y"),
+                ("Allow it? yes, no, or always [n]: ", "y"),
                 ("\n> ", "/quit"),
             )
         },

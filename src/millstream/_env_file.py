@@ -1,11 +1,11 @@
-"""Variables of ``.env`` files, as python-dotenv reads them. Nothing is expanded: a ``$`` is a ``$``."""
+"""Variables of ``.env`` files, parsed by python-dotenv without expansion: a ``$`` is literal."""
 
 import io
 from pathlib import Path
 
 
 class EnvFileError(ValueError):
-    """A file of variables can't be used; the text says why."""
+    """A file of variables can't be used; the message says why."""
 
 
 def read_env_file(path: Path, shown: str = "") -> dict[str, str]:
@@ -37,7 +37,7 @@ def read_env(text: str, shown: str = ".env") -> dict[str, str]:
     for each in parse_stream(io.StringIO(text)):
         if each.error or (each.key is not None and each.value is None):
             blank = each.original.string[: -len(each.original.string.lstrip()) or None]
-            # The text may hold a secret, so the message names only its line.
+            # The text may contain a secret, so the message names only its line.
             raise EnvFileError(f"Line {each.original.line + blank.count(chr(10))} of {shown} isn't NAME=VALUE.")
         if each.key is not None:
             found[each.key] = each.value or ""

@@ -1,7 +1,7 @@
-"""Changes one member in the text of a JSON document, and nothing else.
+"""Editing of single members in the text of a JSON document.
 
-Comments, trailing commas, order, indentation and line ends stay as they are: editors write their settings that way
-(https://code.visualstudio.com/docs/languages/json#_json-with-comments). Nothing here knows files.
+Comments, trailing commas, order, indentation, and line ends are preserved, as editors allow them in settings
+(https://code.visualstudio.com/docs/languages/json#_json-with-comments). This module doesn't access files.
 """
 
 import json
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 
 class JsonSyntaxError(Exception):
-    """The text isn't what it should be; the error says where. A file like that is left as it is."""
+    """The text is malformed; the message says where. Such a file is left unchanged."""
 
 
 _BLANK = re.compile(r"(?:[ \t\r\n\ufeff]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
@@ -23,46 +23,46 @@ _MAX_DEPTH = 200
 
 
 class Node(Struct, gc=False):
-    """A value, and where it stands."""
+    """A value and its position."""
 
     start: int
     end: int
     value: Any
     members: dict[str, "JsonMember"] | None = None
-    """Of an object."""
+    """Members of an object."""
     comma: int = -1
-    """Where a trailing comma of an object stands."""
+    """Position of a trailing comma of an object."""
 
 
 class JsonMember(Struct, gc=False):
     """One member of an object."""
 
     start: int
-    """Where its name begins."""
+    """Start of its name."""
     node: Node
 
 
 def read(text: str) -> Node:
-    """The document.
+    """Parse a document.
 
     Raises:
-        Broken: it isn't JSON, comments and trailing commas aside.
+        JsonSyntaxError: it isn't JSON, apart from comments and trailing commas.
     """
     return _Reader(text).document()
 
 
 def put(text: str, path: Sequence[str], value: Any) -> str:
-    """The text with the member at the path set to the value; objects on the way are made.
+    """Return the text with the member at the path set to the value, creating objects as needed.
 
     Raises:
-        Broken: the text isn't JSON, or something on the way isn't an object.
+        JsonSyntaxError: the text isn't JSON, or a part of the path isn't an object.
     """
     if not text.strip("\ufeff \t\r\n"):
         text += "{}\n"
     root = node = read(text)
     for depth, name in enumerate(path):
         if node.members is None:
-            raise JsonSyntaxError(f"{'.'.join(path[:depth]) or 'The document'} isn't an object there")
+            raise JsonSyntaxError(f"{'.'.join(path[:depth]) or 'The document'} isn't an object")
         found = node.members.get(name)
         if found is None:
             for missing in reversed(path[depth + 1 :]):
@@ -74,10 +74,10 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
 
 
 def take(text: str, path: Sequence[str]) -> str:
-    """The text without the member at the path; unchanged if there's none.
+    """Return the text without the member at the path; unchanged if it doesn't exist.
 
     Raises:
-        Broken: the text isn't JSON.
+        JsonSyntaxError: the text isn't JSON.
     """
     node = read(text)
     for name in path[:-1]:
@@ -134,7 +134,7 @@ def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
 
 
 class _Style:
-    """How a document is written."""
+    """The formatting style of a document."""
 
     def __init__(self, text: str, root: Node) -> None:
         self._text = text
@@ -142,17 +142,17 @@ class _Style:
         first = next(iter((root.members or {}).values()), None)
         body = text[root.start : root.end]
         if first is not None and "\n" not in body:
-            self.unit = ""  # everything stands on one line
+            self.unit = ""  # everything is on one line
         else:
             self.unit = (self.margin(first.start) if first is not None else "") or "  "
 
     def margin(self, place: int) -> str:
-        """What the line of a place begins with."""
+        """Return the indentation of the line at a position."""
         line = self._text.rfind("\n", 0, place) + 1
         return re.compile(r"[ \t]*").match(self._text, line)[0]  # type: ignore[index]  # it matches anything
 
     def render(self, value: Any, margin: str | None) -> str:
-        """The value as this document would have it; without a margin on one line."""
+        """Return the value in the document's style; without a margin, on one line."""
         if margin is None or not self.unit:
             separators = (", ", ": ") if self.unit else (",", ":")
             return json.dumps(value, ensure_ascii=False, separators=separators)
@@ -161,7 +161,7 @@ class _Style:
 
 
 class _Reader:
-    """Goes through a document once."""
+    """A single-pass parser."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -224,7 +224,7 @@ class _Reader:
                 raise self._broken("a name without a colon")
             self._at += 1
             self._skip()
-            members.pop(name, None)  # of two, the last one counts
+            members.pop(name, None)  # of two, the last one wins
             members[name] = JsonMember(place, self._value(depth + 1))
             comma = self._comma()
         self._at += 1

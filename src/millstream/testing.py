@@ -1,7 +1,7 @@
-"""For tests of your server: a client in memory of any revision, with a person and a model played by you.
+"""A test client for your server: in memory, with any revision, and with simulated users and models.
 
 ``async with connect(mcp, revision=..., elicit=...) as client: await client.call("add", a=1, b=2)``. It's
-`millstream.Client` without a network: everything passes through the real encoder, ladder and dispatcher.
+`millstream.Client` without a network: everything passes through the real encoder, ladder, and dispatcher.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -25,25 +25,25 @@ from millstream.client._results import Result
 __all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "ToolFailed", "connect"]
 
 Elicit = Callable[[str, dict[str, Any]], Any]
-"""``elicit(message, schema)`` gives the answers as a dict, ``"decline"`` or ``"cancel"``."""
+"""Simulated user: ``elicit(message, schema)`` returns the answers as a dict, ``"decline"``, or ``"cancel"``."""
 Sample = Callable[[dict[str, Any]], str]
-"""``sample(params)`` gives the model's text."""
+"""Simulated model: ``sample(params)`` returns its text."""
 
 _WAIT = 30.0
-"""Seconds until a test that waits for an answer fails."""
+"""Seconds before a test that waits for a response fails."""
 
 
 class TestClient(Client):
-    """A `Client` that keeps everything the server sends: ``async with connect(mcp) as client: …``."""
+    """A `Client` that records everything the server sends: ``async with connect(mcp) as client: …``."""
 
     __test__ = False  # pytest: this isn't a test
 
     def __init__(self, server: Server, **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
-        """Every notification of the server, in order."""
+        """All notifications of the server, in order."""
         self.questions: list[dict[str, Any]] = []
-        """Everything the server asked, in order: ``{"method": …, "params": …}``."""
+        """All questions of the server, in order: ``{"method": …, "params": …}``."""
         self.conversation.incoming.observer = self._note
         questions = self.conversation.questions
         assert isinstance(questions, Questions)  # noqa: S101  a `Client` makes no others
@@ -59,7 +59,7 @@ class TestClient(Client):
 
 
 def _pass_over(value: float, total: float | None, message: str | None) -> None:
-    """The notification is kept already."""
+    """Ignore progress, whose notification is already recorded."""
 
 
 @asynccontextmanager
@@ -75,13 +75,13 @@ async def connect(
 
     Args:
         server: your server.
-        revision: the date of the protocol revision to speak.
-        elicit: plays the person; without it the client does not offer forms.
-        sample: plays the model; without it the client does not offer sampling.
-        roots: file URIs; without them the client does not offer roots.
+        revision: protocol revision to use, as a date.
+        elicit: simulates the user; without it, the client doesn't support forms.
+        sample: simulates the model; without it, the client doesn't support sampling.
+        roots: file URIs; without them, the client doesn't support roots.
 
     Raises:
-        ValueError: an unknown revision.
+        ValueError: the revision is unknown.
     """
     if revision not in BY_DATE:
         raise ValueError(f"There is no revision {revision!r}; {suggest(revision, list(BY_DATE))}")

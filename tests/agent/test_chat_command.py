@@ -90,7 +90,7 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
 def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
     """And how to allow it is said."""
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
-    assert "burn wasn't allowed: nobody is here to ask. With --yes everything is." in done.err
+    assert "burn wasn't allowed, because there's no terminal to ask on. --yes allows everything." in done.err
     assert done.asked[1].last["content"].startswith("The user didn't allow")
 
 
@@ -162,7 +162,7 @@ def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "more", "status", "words"),
     [
-        ([], {}, 2, "Which server?"),
+        ([], {}, 2, "No server is selected"),
         ([SHOP], {"API_KEY": "sk-wrong", "API_URL": "own"}, 4, "rejected the API key (401)"),
         ([SHOP], {"API_URL": "http://127.0.0.1:{port}/v1", "API_KEY": "k"}, 3, "http://127"),
         ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "isn't the URL of an API"),
@@ -195,7 +195,7 @@ def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
 
 def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
     """It would wait for ever otherwise. A fixed defect: it said "Invalid value", although no option had one."""
-    said = "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
+    said = "There's no question, and no terminal to type one on. Ask with -m TEXT, or send text through a pipe."
     done = chat(SHOP, folder=tmp_path)
     assert (done.status, done.out, done.err) == (2, "", f"Error: {said}\n")
     done = chat(SHOP, "--json", folder=tmp_path)

@@ -168,7 +168,7 @@ def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
     shown.type("/nothing")
     shown.until("Error: There is no command /nothing. /help lists them.")
     shown.type("Go on")
-    shown.until("What was said above doesn't count. The connection to the model was lost.", "Whole.")
+    shown.until("The text above is invalid. The connection to the model was lost.", "Whole.")
     shown.type("/save talk.jsonl")
     shown.until("talk.jsonl", "lines")
     shown.type("/quit")

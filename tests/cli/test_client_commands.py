@@ -290,7 +290,7 @@ def test_questions_without_a_terminal_are_explained() -> None:
     done = run("call", SHOP, "deliver")
     assert (done.returncode, done.stderr) == (
         1,
-        "Error: The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal.\n",
+        "Error: The server wants to ask the user, but there's no terminal. Run this on a terminal.\n",
     )
 
 
@@ -326,7 +326,7 @@ async def test_doctor_certificate_check_has_a_timeout() -> None:
     """A fixed defect: `--timeout` didn't count for it, so whoever spoke no TLS was waited for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
-        with pytest.raises(ConnectFailed, match=r"showed no certificate within 0\.05 seconds\. Is it http://"):
+        with pytest.raises(ConnectFailed, match=r"sent no certificate within 0\.05 seconds\. Use http://"):
             await trusted(url, 0.05)
 
 

@@ -80,12 +80,12 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["watch", SHOP, "--level", "loud"], 2, 'Choose from: "debug", "info"'),
     (["bench", SHOP, "--tool", "odrer"], 1, "The server has no tool 'odrer'. Did you mean order?"),
     (["read", SHOP, "bok://7"], 1, "The server has no resource 'bok://7'. Did you mean book://"),
-    (["read", SHOP, "book://7", "--output", "."], 1, ". can't be written: Is a directory. Give another file"),
+    (["read", SHOP, "book://7", "--output", "."], 1, ". can't be written: Is a directory. Use another file"),
     (["read", SHOP, "book://7", "--output", "far/away"], 1, "far/away can't be written: No such file or directory."),
     (["init", "shop.py"], 1, "shop.py is a file, not a folder."),
-    (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "at a URL takes no packages."),
-    (["run", ""], 1, "'' names no file."),
-    (["run", "shop.py:"], 1, "'shop.py:' names no file."),
+    (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "at a URL can't use packages."),
+    (["run", ""], 1, "'' doesn't name a file."),
+    (["run", "shop.py:"], 1, "'shop.py:' doesn't name a file."),
     (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without blanks, ? and #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
@@ -136,7 +136,7 @@ def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
         strange = start("info", url, stdout=subprocess.PIPE)
     assert json.loads(known.stdout)["transport"] == "websocket", known.stderr
     assert strange.returncode == 3
-    assert b"If it is your own, name the file that it is in: SSL_CERT_FILE=FILE" in strange.stderr
+    assert b"If it is your own, set the file that contains it: SSL_CERT_FILE=FILE" in strange.stderr
 
 
 @pytest.mark.server

@@ -299,7 +299,7 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     path = home / "mcp.json"
     change = prepare(path, "json", ("servers", "x"), lambda old: {})
     path.write_text('{"new": 1}', "utf-8")
-    with pytest.raises(CommandError, match="has changed while you decided"):
+    with pytest.raises(CommandError, match="was changed in the meantime"):
         write(change, "x")
     assert path.read_text("utf-8") == '{"new": 1}'
 
@@ -330,7 +330,7 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
         (["nothing.py", "--client", "claude"], "There is no file nothing.py"),
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
         ([str(SHOP), "--client", "emacs"], "isn't an application"),
-        ([str(SHOP)], "None of the applications"),
+        ([str(SHOP)], "None of the supported applications"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),

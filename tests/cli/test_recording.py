@@ -120,7 +120,7 @@ def test_repeated_requests_are_replayed_in_order(tmp_path: Path) -> None:
     second = replayer.replies(call(71, 2))
     assert [each.get("method") for each in second] == [None, "notifications/tools/list_changed"]
     assert replayer.replies(call(72, 2))[0]["result"] == {"n": 2}
-    assert "no answer to this call of tools/call" in replayer.replies(call(73, 5))[0]["error"]["message"]
+    assert "no response to this call of tools/call" in replayer.replies(call(73, 5))[0]["error"]["message"]
     assert replayer.replies({"id": 1, "method": "x"})[0]["error"]["code"] == -32601
 
 
@@ -133,7 +133,7 @@ def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
     writer.close()
     assert (tmp_path / "f").stat().st_size <= 500
     assert len(load(tmp_path / "f")) > 2
-    assert told == ["The recording is full: the rest isn't written down."]
+    assert told == ["The recording is full, so the rest isn't recorded."]
 
 
 def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:
     """The recorder forwards Streamable HTTP; a WebSocket fails at once, with what to give instead."""
     status, _, error = await run("record", str(tmp_path / "r"), "ws://127.0.0.1:9/ws")
     assert status != 0
-    assert "Give an http:// or https:// URL." in error
+    assert "Use an http:// or https:// URL." in error
 
 
 @pytest.mark.server

@@ -171,7 +171,7 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
             assert results["order"]["outcome"] in ("error", "invalid")
             await send(socket, type="say", text="Again")
             failed = await until(socket, "failed")
-            assert "refused the key" in failed[-1]["reason"]
+            assert "rejected the key" in failed[-1]["reason"]
             assert MODEL_KEY not in json.dumps(heard + failed)
         async with httpx2.AsyncClient(base_url=f"http://{address}", verify=NOBODY) as client:
             states = {
@@ -210,7 +210,7 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
         await send(sockets[0], type="say", text="x" * (MAX_TEXT + 1))
         assert "at most 16,000" in (await until(sockets[0], "failed"))[-1]["reason"]
         await sockets[0].send('{"type": "dance"}')
-        assert "can't read" in (await until(sockets[0], "failed"))[-1]["reason"]
+        assert "malformed" in (await until(sockets[0], "failed"))[-1]["reason"]
         async with talking(address) as further:
             with pytest.raises(ConnectionClosed) as closed:
                 await further.recv()

@@ -1,7 +1,7 @@
 """The ``millstream`` command.
 
-`main` loads no more than the command needs that was asked for: a desktop client waits for a stdio server, and a person
-for help. So the first words are read here, before any command-line library.
+`main` imports only what the requested command needs, because a desktop client waits for a stdio server, and a person
+for help. It examines the first words itself, without a command-line library.
 """
 
 import sys
@@ -16,11 +16,11 @@ from millstream._cli.signals import INTERRUPTED, ending_in_order
 from millstream._cli.stdio import plain_stdio, serve_stdio
 
 _SERVING = (["run"], ["dev"], ["gateway"])
-"""Commands that end a server in their own way."""
+"""Commands that handle signals themselves."""
 
 
 def main() -> None:
-    """Entry point of the command; exits 1 with a message when it cannot do what it was asked."""
+    """Run the command; exit with status 1 and a message on failure."""
     arguments = sys.argv[1:]
     try:
         if stdio := plain_stdio(arguments):
@@ -31,7 +31,7 @@ def main() -> None:
             with nullcontext() if arguments[:1] in _SERVING else ending_in_order():
                 _obey(arguments)
         finally:
-            sys.stdout.flush()  # here, where it can be told if there's no room for it
+            sys.stdout.flush()  # here, where a full disk can still be reported
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as exc:

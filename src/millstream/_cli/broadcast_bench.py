@@ -1,4 +1,4 @@
-"""Listeners of a hub under broadcasts: how many arrive, how late, and what they cost."""
+"""Benchmark of broadcasts to listeners of a hub: deliveries, latency, and memory."""
 
 import asyncio
 import secrets
@@ -15,11 +15,11 @@ from millstream._protocol.jsonrpc import encode
 from millstream.client._errors import BadAnswer, ClientError
 
 _RATE = 50
-"""Broadcasts a second at most."""
+"""Maximum broadcasts per second."""
 _AT_A_TIME = 50
 """Listeners that are opened at once."""
 _SETTLE = 5.0
-"""Seconds that the last broadcast has to arrive."""
+"""Seconds for the last broadcast to arrive."""
 _MARK = b"bench "
 
 
@@ -35,22 +35,22 @@ class Broadcasts:
         self._pool = ConnectionPool(
             url, max_connections=listeners + 2, max_body=1 << 20, connect_timeout=10.0, tls=None
         )
-        # Process
+        # State
         self._sent: dict[bytes, float] = {}
         self._arrived = asyncio.Event()
         self.delays: list[float] = []
-        """Seconds from the request to publish until each delivery."""
+        """Seconds from each publish request to each delivery."""
         self.broadcasts = 0
         self.cut = 0
-        """Listeners whose stream ended."""
+        """Number of listeners whose stream ended."""
         self.memory: tuple[int, int] | None = None
-        """Resident bytes of the server before and with the listeners, if `/metrics` says."""
+        """Resident memory of the server before and with the listeners, if `/metrics` reports it."""
 
     async def run(self, seconds: float) -> None:
-        """Measure for so long.
+        """Measure for `seconds`.
 
         Raises:
-            ClientError: the server has no hub, or refuses.
+            ClientError: the server has no hub, or refused a request.
         """
         try:
             before = await self._resident()
@@ -71,7 +71,7 @@ class Broadcasts:
 
     @property
     def expected(self) -> int:
-        """Deliveries if nothing is lost."""
+        """Number of deliveries if nothing is lost."""
         return self.broadcasts * self._listeners
 
     async def _open(self, gate: asyncio.Semaphore) -> Body:
@@ -132,11 +132,11 @@ class Broadcasts:
 
 
 def _refusal(what: str, reply: HttpReply, remedy: str) -> BadAnswer:
-    return BadAnswer(f"The server doesn't let this command {what}: it answered {reply.status}.", remedy=remedy)
+    return BadAnswer(f"The server doesn't let this command {what}: it responded with {reply.status}.", remedy=remedy)
 
 
 def percentiles(delays: list[float], shares: tuple[float, ...]) -> dict[str, float]:
-    """Return the delay within which so many percent arrived, by ``p50`` and so on."""
+    """Return the latency percentiles, by ``p50`` and so on."""
     ordered = sorted(delays)
     return {
         f"p{share:g}": ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] for share in shares if ordered
@@ -144,7 +144,7 @@ def percentiles(delays: list[float], shares: tuple[float, ...]) -> dict[str, flo
 
 
 def summary(found: Broadcasts, took: float) -> dict[str, Any]:
-    """Return what was measured, as `--json` prints it."""
+    """Return the measurements, as `--json` prints them."""
     counts = Counter(delivered=len(found.delays))
     memory = found.memory
     return {

@@ -1,4 +1,4 @@
-"""The compatibility layer under the import names of the official SDK 1.x, where no SDK is installed."""
+"""The compatibility layer under the import names of the official SDK 1.x, if no SDK is installed."""
 
 import sys
 from collections.abc import Generator, Sequence
@@ -17,7 +17,7 @@ _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "mi
     "mcp.server.auth.provider": "millstream.compat.fastmcp",
     "mcp.shared.auth": "millstream.compat.fastmcp",
 }
-"""Name of the SDK -> module that has its public names."""
+"""Name of the SDK -> module with its public names."""
 _NAMES = {*_PACKAGES, *_SOURCES, "mcp.server.auth", "mcp.shared"}
 
 
@@ -41,14 +41,17 @@ class _Finder(MetaPathFinder, Loader):
         vars(module).update({name: getattr(found, name) for name in names})
         if not self._told:
             self._told = True
-            print(f"{module.__name__} isn't installed: Millstream's own runs the program.", file=sys.stderr)
+            print(
+                f"{module.__name__} isn't installed, so Millstream's compatibility layer runs the program.",
+                file=sys.stderr,
+            )
 
 
 @contextmanager
 def compatible_imports() -> Generator[None]:
-    """While the block imports a program, offer ``mcp.server.fastmcp`` if no package named ``mcp`` is installed."""
+    """Provide ``mcp.server.fastmcp`` while the block imports a program, if no package named ``mcp`` is installed."""
     finder = _Finder()
-    sys.meta_path.append(finder)  # the last one: a real package is always found first
+    sys.meta_path.append(finder)  # the last one, so that a real package is found first
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the commands that use a server share: their options, the connection, and how errors end a command."""
+"""Shared by commands that use a server: their options, the connection, and the handling of errors."""
 
 import asyncio
 import difflib
@@ -43,7 +43,7 @@ from millstream.client._options import Options
 from millstream.client._questions import Elicit, Question
 
 FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
-"""Exit statuses: what was asked for failed, wrong use, there's no connection, no access, no answer in time."""
+"""Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
 
 _FORBIDDEN = 403
 CONNECTION = Group("Connection", sort_key=2)
@@ -63,7 +63,7 @@ Header = Annotated[
         name=("--header", "-H"),
         metavar="HEADER",
         group=CONNECTION,
-        help='Send this with each HTTP request: "Name: value".',
+        help='Send a header with each HTTP request: "Name: value".',
     ),
 ]
 Key = Annotated[
@@ -72,13 +72,13 @@ Key = Annotated[
         name="--auth",
         metavar="KEY",
         group=CONNECTION,
-        help='Send "Authorization: Bearer KEY". MCP_SERVER_AUTH_KEY does it for this machine and MCP_SERVER_URL.',
+        help='Send "Authorization: Bearer KEY". MCP_SERVER_AUTH_KEY does this for this machine and MCP_SERVER_URL.',
     ),
 ]
 Login = Annotated[
     bool,
     Parameter(
-        name="--login", group=CONNECTION, help="Log in with a browser if the server asks for it; the login is kept."
+        name="--login", group=CONNECTION, help="Log in with a browser if the server requires it; the login is stored."
     ),
 ]
 Env = Annotated[
@@ -96,7 +96,7 @@ Revision = Annotated[
         name="--revision",
         metavar="DATE",
         group=CONNECTION,
-        help="Speak only this revision of the protocol, by its date.",
+        help="Use only this protocol revision, as a date.",
     ),
 ]
 Timeout = Annotated[
@@ -105,7 +105,7 @@ Timeout = Annotated[
         name="--timeout",
         metavar="SECONDS",
         group=CONNECTION,
-        help="Seconds until an answer must come.",
+        help="Seconds to wait for a response.",
         validator=more_than_nothing,
     ),
 ]
@@ -113,7 +113,7 @@ Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 class ConnectOptions(Struct, frozen=True, kw_only=True):
-    """How to reach the server, as the options say. Each field is one, under its name."""
+    """How to reach the server. Each field is an option of the same name."""
 
     target: Target = ""
     header: Header = None
@@ -125,8 +125,8 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is sent along."""
-        found = pairs(self.header or [], ":", '--header takes "Name: value"')
+        """Headers of each request."""
+        found = pairs(self.header or [], ":", '--header must be "Name: value"')
         key = self.auth_key or ("" if self.login else _key_for(self.target))
         if key and not any(name.lower() == "authorization" for name in found):
             found["Authorization"] = f"Bearer {key}"
@@ -134,11 +134,11 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def variables(self) -> dict[str, str]:
-        """For a server that is started."""
-        return pairs(self.env or [], "=", "--env takes NAME=VALUE")
+        """Environment variables of a server that is started."""
+        return pairs(self.env or [], "=", "--env must be NAME=VALUE")
 
     def auth(self) -> Auth | None:
-        """Who logs in, if somebody wants to."""
+        """Login, if requested."""
         if not self.login:
             return None
         from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
@@ -148,7 +148,7 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
     def client(
         self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
     ) -> Client:
-        """A client for it."""
+        """Return a client for the server."""
         return Client(
             self.target,
             revision=self.revision or None,
@@ -157,7 +157,7 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             elicit=elicit,
             options=Options(
                 env=self.variables,
-                stderr=_is_program(self.target) or None,  # the author reads it in a pipe, too
+                stderr=_is_program(self.target) or None,  # the developer reads it, even in a pipe
                 log_level=log_level,
                 auth=self.auth(),
                 max_connections=max_connections,
@@ -169,11 +169,11 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
 
 def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command whose first parameter is a `ConnectOptions`: its fields become options of the command line.
+    """Decorate a command whose first parameter is a `ConnectOptions`, turning its fields into options.
 
     Args:
         server: whether the command takes one server, as its first argument.
-        timeout: of the option, if none is given.
+        timeout: default of the option.
     """
     hints = get_type_hints(ConnectOptions, include_extras=True)
     defaults = {name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name != "target"}
@@ -203,9 +203,9 @@ def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[
 
 
 def _key_for(target: str) -> str:
-    """Return ``MCP_SERVER_AUTH_KEY`` for a server of this machine, or at the origin of ``MCP_SERVER_URL``.
+    """Return ``MCP_SERVER_AUTH_KEY`` for a server on this machine, or at the origin of ``MCP_SERVER_URL``.
 
-    Other servers don't get it, whatever is typed.
+    Other servers never receive it.
     """
     key = os.environ.get("MCP_SERVER_AUTH_KEY", "")
     if not key or "://" not in target:
@@ -220,17 +220,19 @@ def _key_for(target: str) -> str:
 
 
 def _is_program(target: str) -> bool:
-    """Whether a target is a Python file, or a server in one: ``shop.py:admin``."""
+    """Return whether a target is a Python file, or a server in one: ``shop.py:admin``."""
     return target.endswith(".py") or target.rpartition(":")[0].endswith(".py")
 
 
 def version_of(client: Client) -> str:
-    """The version of the server; empty if it's "0", which a server without one says because the protocol wants one."""
+    """Return the version of the server; empty for "0", which servers without one send because the protocol requires
+    one.
+    """
     return "" if client.server.version == "0" else client.server.version
 
 
 def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
-    """``NAME=VALUE`` words as a dict."""
+    """Parse ``NAME=VALUE`` words into a dict."""
     found: dict[str, str] = {}
     for word in given:
         name, sign, value = word.partition(mark)
@@ -241,7 +243,7 @@ def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
 
 
 def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
-    """Connect, do the work, and end the command: with the status that the work gives, or the one of the error."""
+    """Connect, do the work, and exit: with the status that the work returns, or that of the error."""
 
     async def connected() -> int | None:
         async with client() as opened:
@@ -251,15 +253,15 @@ def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine
 
 
 def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
-    """Run the work of a command; an error of the client is one line, or one JSON object, never a traceback."""
+    """Run the work of a command. An error of the client becomes one line, or one JSON object, never a traceback."""
     try:
         status = carry_out(work()) or 0
     except ClientError as exc:
         status = status_of(exc)
         _fail(text_of(exc), status)
-    except UnicodeEncodeError:  # bytes of the command line, or half a letter in JSON
+    except UnicodeEncodeError:  # bytes of the command line, or a lone surrogate in JSON
         status = MISUSED
-        _fail("The arguments have something in them that isn't text in UTF-8, and can't be sent.", status)
+        _fail("The arguments contain something that can't be encoded as UTF-8.", status)
     except BrokenPipeError:  # `millstream list … | head`
         nobody_reads()
         status = 0
@@ -275,7 +277,7 @@ def _fail(text: str, status: int) -> None:
 
 
 def text_of(error: ClientError) -> str:
-    """What an error says, with the way out that the command line has."""
+    """Return the message of an error, with what to do on the command line."""
     if isinstance(error, AccessDenied) and error.remedy:
         return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
     if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
@@ -283,7 +285,7 @@ def text_of(error: ClientError) -> str:
             f'{error.message} Send other credentials with --header "Authorization: Bearer …", or try millstream doctor.'
         )
     if isinstance(error, TlsFailed) and error.remedy:
-        return f"{error.message} If it is your own, name the file that it is in: SSL_CERT_FILE=FILE millstream …"
+        return f"{error.message} If it is your own, set the file that contains it: SSL_CERT_FILE=FILE millstream …"
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
     return str(error)
@@ -294,18 +296,21 @@ class _Missing(Struct):
 
 
 def _cannot(error: Failure) -> str:
-    """What the server asks of a client, where this command can't do it."""
+    """Return what the server requires of a client that this command doesn't support."""
     try:
         names = list(msgspec.convert(error.data, _Missing).needed)
     except msgspec.ValidationError:
         names = []
     if names == ["elicitation"]:
-        return "The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal."
-    return f"The server needs a client that has {' and '.join(names) or 'more capabilities'}. This command doesn't."
+        return "The server wants to ask the user, but there's no terminal. Run this on a terminal."
+    return (
+        f"The server requires a client with {' and '.join(names) or 'more capabilities'}, which this command "
+        "doesn't support."
+    )
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
-    """The error for a name that the server hasn't, with the nearest that it has; None if it has it."""
+    """Return the error for an unknown name, with the closest known one; None if it's known."""
     if name in known:
         return None
     near = difflib.get_close_matches(name, known, n=1)
@@ -315,7 +320,7 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
 
 
 def status_of(error: ClientError) -> int:
-    """The exit status for an error."""
+    """Return the exit status for an error."""
     if isinstance(error, AccessDenied):
         return DENIED
     if isinstance(error, NoAnswer):
@@ -325,19 +330,19 @@ def status_of(error: ClientError) -> int:
 
 
 def person() -> Elicit | None:
-    """Asks at the terminal; without one nobody can be asked, and the server hears that."""
+    """Return a handler that asks on the terminal; None without one."""
     return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 async def _ask(question: Question) -> Any:
-    """In a thread that nobody waits for, so Ctrl-C ends the command while the question stands."""
+    """Ask in a daemon thread, so that Ctrl-C ends the command during a question."""
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[Any] = loop.create_future()
 
     def ask() -> None:
         try:
             answer = _fill_in(question)
-        except (EOFError, OSError):  # Ctrl-D, or a terminal that is gone
+        except (EOFError, OSError):  # Ctrl-D, or the terminal is gone
             answer = "cancel"
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
@@ -359,7 +364,7 @@ def _fill_in(question: Question) -> Any:
 
 
 def _ask_for(name: str, field: dict[str, Any], default: Any) -> Any:
-    """Ask for one field until the answer fits."""
+    """Ask for one field until the answer is valid."""
     title = safe(one_line(str(field.get("title") or name)))
     shown = safe(one_line(str(default)))
     while True:
@@ -379,7 +384,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def wrong_answer(value: Any, field: dict[str, Any]) -> str:
-    """Say why a value doesn't fit a field of a form; empty if it does."""
+    """Return why a value doesn't fit a field of a form; empty if it does."""
     kinds, words = _KINDS.get(str(field.get("type")), ((), ""))
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         return f"This must be {words}."
@@ -393,14 +398,14 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
         return f"This must be at most {high:g}."
     shortest, longest = field.get("minLength"), field.get("maxLength")
     if isinstance(value, str) and isinstance(shortest, int) and len(value) < shortest:
-        return f"This needs at least {shortest} characters."
+        return f"This requires at least {shortest} characters."
     if isinstance(value, str) and isinstance(longest, int) and len(value) > longest:
-        return f"This takes at most {longest} characters."
+        return f"This allows at most {longest} characters."
     return ""
 
 
 def _typed(prompt: str) -> str:
-    """A line from the terminal. Not by `input`: newer C libraries would wait at the end for the thread that reads."""
+    """Read a line from the terminal. Not with `input`: newer C libraries would wait for its thread at exit."""
     sys.stderr.write(f"{prompt}: ")
     sys.stderr.flush()
     line = os.read(sys.stdin.fileno(), _MAX_LINE)
@@ -410,7 +415,7 @@ def _typed(prompt: str) -> str:
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """A word of the command line as the type that a schema wants."""
+    """Convert a word of the command line to the type in a schema."""
     import json  # noqa: PLC0415 - few commands need it
 
     kind = members(schema).get("type")

@@ -1,4 +1,4 @@
-"""Questions of a command at the terminal. They go to standard error, because standard output is for results."""
+"""Questions of a command on the terminal. They go to standard error, because standard output is for results."""
 
 import sys
 from getpass import getpass
@@ -34,7 +34,7 @@ def ask(prompt: str) -> str:
 
 
 def ask_password() -> str:
-    """Ask for a password twice, without showing it, until both are the same.
+    """Ask for a password twice, without showing it, until both match.
 
     Raises:
         EOFError: the input has ended.

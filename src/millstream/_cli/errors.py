@@ -1,7 +1,7 @@
-"""How a command says that it failed: a sentence on standard error, or with ``--json`` one object on standard output.
+"""Reports of failed commands: a sentence on standard error, or with ``--json`` one object on standard output.
 
-The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are there if
-the sentence has them, and `status` is the exit status. `chat` and `doctor` say the same in their own objects.
+The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are optional,
+and `status` is the exit status. `chat` and `doctor` use objects of their own.
 """
 
 import sys
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 _OTHER_JSON = frozenset(("run", "dev"))
-"""Commands whose ``--json`` is about what the server answers."""
+"""Commands whose ``--json`` refers to the server's response."""
 
 
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
-"""Whoever ran the command reads JSON."""
+"""Whether the caller of the command expects JSON."""
 
 
 def known() -> set[str]:
-    """The commands."""
+    """Return the names of all commands."""
     return {name for group in COMMANDS.values() for name in group}
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether whoever gave these arguments reads JSON."""
+    """Return whether these arguments request JSON."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in options and arguments[0] not in _OTHER_JSON
 
@@ -51,11 +51,11 @@ _OTHER_NAMES = {
 
 
 class UsageError(Exception):
-    """The arguments of a command don't fit together; the text says what to give."""
+    """The arguments of a command are inconsistent; the message says what to write."""
 
 
 def run_command(program: "App", arguments: Sequence[str]) -> None:
-    """Run a command. Wrong arguments end with status 2: as a sentence, or as an object with ``--json``.
+    """Run a command. Invalid arguments exit with status 2: as a sentence, or as an object with ``--json``.
 
     Raises:
         SystemExit: with the status of the command, unless it's 0.

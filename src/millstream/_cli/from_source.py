@@ -1,7 +1,7 @@
-"""Reading a program that changes: its modules come from their sources, whatever compiled code lies beside them.
+"""Imports of a changing program from its sources, ignoring compiled code.
 
-Python takes compiled code for fresh if the file has the size and the second of change that it knows. So what a test or
-another run compiled a moment ago would hide an edit of the same length. Packages of others keep theirs.
+Python treats compiled code as fresh if the file has the recorded size and modification second, so code that was
+compiled moments ago would hide an edit of the same length. Installed packages still use theirs.
 """
 
 import sys
@@ -24,19 +24,19 @@ class _Finder:
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As Python finds it."""
+        """Find a module like Python does."""
         spec = PathFinder.find_spec(fullname, path, target)
         return None if spec is None else from_source(spec)
 
 
 def ignore_compiled(folder: Path) -> None:
-    """From now on, modules in and below this folder come from their sources."""
+    """Import modules in and below this folder from their sources from now on."""
     _folders.append(folder.resolve())
     sys.meta_path.insert(0, _Finder)
 
 
 def from_source(spec: ModuleSpec) -> ModuleSpec:
-    """The same, without compiled code if its file is one of those that change."""
+    """Return the spec, without compiled code if its file is one that changes."""
     if type(spec.loader) is SourceFileLoader and spec.origin and _changes(Path(spec.origin)):
         spec.loader = _FromSource(spec.name, spec.origin)
     return spec

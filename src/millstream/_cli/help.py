@@ -1,4 +1,4 @@
-"""What ``millstream --help`` prints: every command, by what it is for. It loads nothing, so it is there at once."""
+"""The output of ``millstream --help``: all commands by purpose. It imports nothing, so it's instant."""
 
 import sys
 
@@ -10,7 +10,7 @@ COMMANDS = {
         "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
         "publish": "Print the entry of a server for the MCP registry.",
-        "keys": "Make, list, revoke and rotate API keys.",
+        "keys": "Create, list, revoke, and rotate API keys.",
         "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
     },
@@ -25,12 +25,12 @@ COMMANDS = {
         "chat": "Talk to a model that uses its tools.",
     },
     "Look into a server": {
-        "info": "What it is, what it speaks, what it offers, how fast it answers.",
-        "ping": "See whether it answers, and how fast.",
+        "info": "Show its identity, protocol, items, and response time.",
+        "ping": "Check whether it responds, and how fast.",
         "doctor": "Find out why a connection fails, and what to do.",
-        "tokens": "What its tools cost a model, tool by tool.",
-        "bench": "Call it from many connections, and show how fast it answers.",
-        "record": "Record what a client and a server say to each other.",
+        "tokens": "Show the cost of its tools in tokens.",
+        "bench": "Call it over many connections, and show its response times.",
+        "record": "Record the messages between a client and a server.",
         "replay": "Answer a client from a recording.",
     },
     "Millstream": {
@@ -39,7 +39,7 @@ COMMANDS = {
         "help": "Print this, or the help of a command.",
     },
 }
-"""Heading -> command -> what it does."""
+"""Heading -> command -> description."""
 
 _EXAMPLES = """\
 Examples
@@ -53,7 +53,7 @@ Examples
 
 
 def print_overview() -> None:
-    """Print every command: in the boxes that the help of a command has at a terminal, else as plain text."""
+    """Print every command: in boxes like a command's help on a terminal, or else as plain text."""
     if not sys.stdout.isatty():
         sys.stdout.write(overview())
         return
@@ -78,7 +78,7 @@ def print_overview() -> None:
 
 
 def overview() -> str:
-    """The text."""
+    """Return the overview as text."""
     width = max(len(name) for group in COMMANDS.values() for name in group) + 2
     lines = ["Millstream: one MCP server for every client, and one client for every server.", ""]
     lines += ["Usage: millstream COMMAND [OPTIONS]", ""]

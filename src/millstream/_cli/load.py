@@ -1,7 +1,7 @@
-"""Find the server that a person means by ``shop.py``, ``shop.py:mcp``, ``shop`` or ``shop:mcp``.
+"""Finds the server for a target: ``shop.py``, ``shop.py:mcp``, ``shop``, or ``shop:mcp``.
 
-A file is loaded under a name of its own, so that ``if __name__ == "__main__"`` does not run and a file called
-``logging.py`` hides nothing. Errors speak of the person's code, not of the import system.
+A file is imported under a special name, so that ``if __name__ == "__main__"`` doesn't run and a file called
+``logging.py`` hides nothing. Errors refer to the user's code, not to the import system.
 """
 
 import difflib
@@ -27,16 +27,16 @@ T = TypeVar("T")
 
 _SCRIPTS = (".js", ".mjs", ".cjs")
 _CONFIGURATIONS = (".toml", ".json")
-"""Files that list what stands behind a gateway."""
+"""Extensions of gateway configuration files."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
 
 def load(target: str) -> Server:
-    """The server named by ``FILE[:OBJECT]`` or ``module[:object]``.
+    """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
 
     Raises:
-        CommandError: there is no such file, module or object, it cannot be imported, it is not clear which
-            server is meant, or an environment variable cannot be used.
+        CommandError: the file, module, or object doesn't exist, can't be imported, or is ambiguous, or an environment
+            variable is invalid.
     """
     if is_elsewhere(target):
         return _load_upstream(target)
@@ -50,10 +50,10 @@ def load(target: str) -> Server:
 
 
 def check_target(target: str) -> None:
-    """See that there is such a file, before anything starts for it; nothing is imported.
+    """Check that a file exists before anything starts, without importing it.
 
     Raises:
-        CommandError: there is none.
+        CommandError: it doesn't exist.
     """
     if is_elsewhere(target):
         return
@@ -64,7 +64,7 @@ def check_target(target: str) -> None:
 
 
 def is_elsewhere(target: str) -> bool:
-    """Whether a server is meant that isn't imported: a URL, a command of several words, or a script of Node."""
+    """Return whether a target isn't imported: a URL, a command of several words, or a Node script."""
     if "://" in target or Path(target).suffix in _SCRIPTS:
         return True
     words, source = target.split(), split_target(target)[0]
@@ -75,35 +75,39 @@ def is_elsewhere(target: str) -> bool:
 
 def _check_source(source: str) -> None:
     if not source.strip() or source.startswith(":") or source.endswith(":"):
-        raise CommandError(f"{source!r} names no file.", fix="Give one, and an object in it if need be: shop.py:mcp")
+        raise CommandError(
+            f"{source!r} doesn't name a file.", fix="Name a file, and optionally an object in it: shop.py:mcp"
+        )
 
 
 def _is_path(source: str) -> bool:
-    """A file is meant, not a module."""
+    """Return whether a source is a file rather than a module."""
     path = Path(source)
     return path.suffix == ".py" or path.name != source or path.is_file()
 
 
 def folder_of(target: str) -> Path:
-    """Where the program lies that a person means; nothing is imported to find out."""
+    """Return the folder of a program without importing it."""
     path = Path(split_target(target)[0])
     return path.resolve().parent if path.is_file() else Path.cwd()
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """``"shop.py:mcp"`` → ``("shop.py", "mcp")``; a colon that is not before a name belongs to the path."""
+    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``; a colon that isn't followed by a name belongs to the
+    path.
+    """
     source, colon, name = target.rpartition(":")
     return (source, name) if colon and source and name.isidentifier() else (target, "")
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a file, with its directory first on the path, as ``python FILE`` would have it."""
+    """Import a file, with its directory first on the path, like ``python FILE``."""
     _check_file(path)
     path = path.resolve()
     name = f"_served_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise CommandError(f"{path.name} is not a Python file.", fix="Give a file that ends in .py, or a module name.")
+        raise CommandError(f"{path.name} is not a Python file.", fix="Use a file that ends in .py, or a module name.")
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
@@ -139,13 +143,13 @@ def load_module(name: str) -> ModuleType:
             raise CommandError(
                 f"There is no module {name}.",
                 why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
-                fix=f"Check the spelling, or give the file: millstream run {name.replace('.', '/')}.py",
+                fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
             ) from exc
         raise _import_failure(name, exc) from exc
 
 
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
-    """The server called `name`, else the only one, else the one called ``mcp``, ``server`` or ``app``."""
+    """Return the server called `name`, or the only one, or the one called ``mcp``, ``server``, or ``app``."""
     servers = {key: server for key, value in namespace.items() if (server := _server(value)) is not None}
     if not servers:
         programs = {key: value for key, value in namespace.items() if library_of(value)}
@@ -156,17 +160,17 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
         f"{source} has no millstream.Server.",
-        why="It was imported, and none of its global names is a server.",
+        why="It was imported, but none of its global names is a server.",
         fix=_mount_hint(source, hosts[0])
         if hosts
         else f'Run it as a command, because a function makes its server: millstream run "python {source}"'
         if any(_is_of_other_library(value) for value in namespace.values())
-        else 'Make one at the top level of the file: mcp = Server("my-server")',
+        else 'Create one at the top level of the file: mcp = Server("my-server")',
     )
 
 
 def _is_of_other_library(value: object) -> bool:
-    """Whether a name was imported from another library for servers."""
+    """Return whether a name was imported from another MCP library."""
     return str(getattr(value, "__module__", "")).partition(".")[0] in ("mcp", "mcp_types", "fastmcp")
 
 
@@ -186,7 +190,7 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
 
 
 def _adopt(value: object, source: str) -> Server:
-    """Return a server that offers what an object of another library has."""
+    """Return a server that offers the items of another library's server object."""
     from millstream._app.program_server import server_of  # noqa: PLC0415  only programs of other libraries need it
 
     try:
@@ -223,14 +227,14 @@ def _load_gateway(path: Path) -> Server:
 
 
 def _server(value: object) -> Server | None:
-    """A server, or the one behind an object of `millstream.compat`."""
+    """Return a server, or the one behind an object of `millstream.compat`."""
     if not isinstance(value, Server) and not isinstance(value, type):
         value = getattr(value, "__millstream_server__", None)
     return value if isinstance(value, Server) else None
 
 
 def _can_mount(value: object) -> bool:
-    """An application of FastAPI, Starlette or their kind, not its class."""
+    """Return whether a value is an instance of FastAPI, Starlette, or a similar application."""
     return not isinstance(value, type) and callable(value) and callable(getattr(value, "mount", None))
 
 
@@ -243,7 +247,7 @@ def _mount_hint(source: str, name: str) -> str:
 def _named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
     if name in servers:
         return servers[name]
-    known = f"Name one of: {', '.join(servers)}." if servers else 'Make one: mcp = Server("my-server")'
+    known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
     if name in namespace:
         kind = type(namespace[name]).__name__
         if _can_mount(namespace[name]):
@@ -256,14 +260,16 @@ def _nearest_file(path: Path) -> str:
     folder = path.resolve().parent
     names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
-    return f"Did you mean {path.parent / near[0]}?" if near else "Check the path; it is relative to where you are."
+    return (
+        f"Did you mean {path.parent / near[0]}?" if near else "Check the path; it is relative to the working directory."
+    )
 
 
 def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
             str(exc),
-            why="It is an environment variable, read when the server is made.",
+            why="It is an environment variable, read when the server is created.",
             fix="Correct it or unset it; help(millstream.Settings) has all of them.",
         )
     frames = user_frames(exc)
@@ -275,8 +281,8 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(
             f"{source} needs the module {exc.name}, which is not installed.",
-            why=f"It is not in the environment that runs millstream: {sys.executable}",
-            fix="Install the package that has it into that environment, for example with pip or uv.",
+            why=f"It is not in the environment of millstream: {sys.executable}",
+            fix="Install its package into that environment, for example with pip or uv.",
             detail=detail,
         )
     if isinstance(exc, SystemExit):

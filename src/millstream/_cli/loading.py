@@ -1,4 +1,4 @@
-"""Loading without the garbage collector, for a command that somebody waits for."""
+"""Imports without the garbage collector, for commands that people wait for."""
 
 import gc
 from collections.abc import Generator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Generator[None]:
-    """Load in the block what lives as long as the process: the collector looks for no garbage in it, now or later.
+    """Pause the garbage collector in the block, and exclude what was imported from later collections.
 
-    Hundreds of modules are 65,000 objects. Looking through them again and again takes a fifth of what a server's start
-    takes, and finds next to nothing. That's for our own modules: a program may well leave garbage while it's imported.
+    Hundreds of modules are 65,000 objects. Scanning them repeatedly takes a fifth of a server's start-up time, and
+    finds almost nothing. Use it only for our own modules, because a program may create garbage during its import.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,20 +1,20 @@
-"""Validators of numbers. Python reads ``nan`` and ``inf`` as numbers, too, but no option can mean them."""
+"""Validators for numbers. Python accepts ``nan`` and ``inf``, but no option supports them."""
 
 import math
 
 
 def finite(_: type, number: float) -> None:
-    """Refuse infinity and what isn't a number.
+    """Reject infinity and NaN.
 
     Raises:
-        ValueError: it's one of those.
+        ValueError: the number isn't finite.
     """
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a finite number.")
 
 
 def more_than_nothing(kind: type, number: float) -> None:
-    """Refuse 0 and less, too.
+    """Reject numbers that aren't positive.
 
     Raises:
         ValueError: the number isn't above 0.

@@ -1,4 +1,4 @@
-"""Standard output as a command finds it: it may be closed, full, a pipe that nobody reads, or short of letters."""
+"""Standard output in unusual states: closed, full, a pipe without a reader, or with a limited encoding."""
 
 import errno
 import os
@@ -9,9 +9,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def open_streams() -> None:
-    """Have all three streams, and print a ? for a letter that the encoding of the output doesn't have."""
+    """Open all three streams, and print a ? for characters that the output's encoding lacks."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # whoever started the command has closed it
+        if getattr(sys, name) is None:  # the caller of the command has closed it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
@@ -19,17 +19,17 @@ def open_streams() -> None:
 
 
 def nobody_reads() -> None:
-    """The reader is gone (`millstream list … | head`), and hears of nothing else either."""
-    with suppress(OSError):  # it may be this one that was read
+    """Close the input as well when the reader of the output is gone (`millstream list … | head`)."""
+    with suppress(OSError):  # this one may be the broken pipe
         sys.stderr.close()
 
 
 def status_without_output(exc: OSError) -> int | None:
-    """The exit status if it was printing that failed, which the person hears of; None if it was something else."""
+    """Return the exit status if printing failed, after reporting it; None for other errors."""
     broken = isinstance(exc, BrokenPipeError)
     if exc.filename is not None or not (broken or exc.errno in _NO_ROOM):
         return None
-    # What's left must not be written again at the end of the process.
+    # Buffered output must not be written again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if broken:  # `millstream list … | head`
         return 0

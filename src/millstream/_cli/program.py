@@ -1,4 +1,4 @@
-"""The ``millstream`` program: its commands put together, or the one that is needed."""
+"""The ``millstream`` program: all commands, or only the one that is needed."""
 
 from importlib import import_module
 from typing import Any
@@ -39,7 +39,7 @@ MODULES = {
 
 
 def program(only: str = "") -> App:
-    """Return the program; with the name of a command, it has only that one, and loads only what it needs."""
+    """Return the program. With the name of a command, it contains and imports only that one."""
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
@@ -65,5 +65,5 @@ def _group(name: str) -> str:
 
 
 def _shown(default: Any) -> str | None:
-    """Show a default only if it says something."""
+    """Return a default only if it's informative."""
     return str(default) if default not in (None, False, "", ()) else None

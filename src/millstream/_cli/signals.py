@@ -1,8 +1,8 @@
-"""How Ctrl-C, SIGTERM and a terminal that goes away end a command that uses a server.
+"""Handling of Ctrl-C, SIGTERM, and a closed terminal in commands that use a server.
 
-All three take the same way: the work is cancelled, so that connections close, and servers that were started end. Where
-the work can't hear that, since it waits for something outside of the event loop (a full pipe, mostly), it's interrupted
-there. `run` and `dev` have their own way, which lets calls finish.
+All three cancel the work, so that connections close and started servers exit. Work that can't be canceled because it
+blocks outside of the event loop (mostly on a full pipe) is interrupted. `run` and `dev` handle signals themselves, and
+let calls finish.
 """
 
 import os
@@ -15,20 +15,20 @@ from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended."""
+"""Exit status after Ctrl-C."""
 _STUCK = 0.5
-"""Seconds after which an event loop that hasn't heard of a signal counts as blocked."""
+"""Seconds after a signal before an unresponsive event loop counts as blocked."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: like Ctrl-C, and yet it never means that only an answer should stop."""
+    """SIGTERM or SIGHUP: like Ctrl-C, but it always ends the command, not only an answer."""
 
 
 class _Signals:
-    """What this process has heard. One for the process, as signals are."""
+    """The signals received by this process; one instance per process."""
 
     __slots__ = ("_loop", "_task", "_telling", "heard", "number")
 
@@ -37,12 +37,12 @@ class _Signals:
         self._task: Any = None
         self._telling: Any = None
         self.heard = False
-        """Signals come here."""
+        """Whether the handlers are installed."""
         self.number = 0
-        """The last that has ended work or a wait; 0 for none."""
+        """Last signal that ended work or a wait; 0 for none."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """A signal that ends the command."""
+        """Handle a signal that ends the command."""
         self.number = number
         if self._task is None:
             raise self.as_error()
@@ -58,17 +58,17 @@ class _Signals:
             self._task.cancel()
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The loop doesn't turn: something blocks it."""
+        """Interrupt a blocked event loop."""
         if self._telling is not None:
-            self._telling.cancel()  # or it would cut off what closes the connections now
+            self._telling.cancel()  # otherwise it would interrupt the closing of connections
             raise self.as_error()
 
     def as_error(self) -> KeyboardInterrupt:
-        """What tells of the last signal."""
+        """Return the exception for the last signal."""
         return KeyboardInterrupt() if self.number == signal.SIGINT else Terminated()
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have signals cancel this task. Threads that it leaves behind aren't waited for."""
+        """Let signals cancel this task. Threads that it leaves behind aren't awaited."""
         import asyncio  # noqa: PLC0415  `millstream --help` needs none
 
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -87,7 +87,7 @@ _signals = _Signals()
 
 @contextmanager
 def ending_in_order() -> Generator[None, None, None]:
-    """Inside, signals end this process in order. What somebody has it ignore (`nohup`) stays ignored."""
+    """End this process gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,7 +99,7 @@ def ending_in_order() -> Generator[None, None, None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, OSError) as exc:
-        gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # nobody sees what's printed
+        gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # the terminal is gone
         if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
             _leave()
         raise
@@ -110,10 +110,10 @@ def ending_in_order() -> Generator[None, None, None]:
 
 
 def carry_out(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, for a process that hears signals.
+    """Run a coroutine like `asyncio.run`, with signal handling.
 
     Raises:
-        KeyboardInterrupt: one has ended the work.
+        KeyboardInterrupt: a signal ended the work.
     """
     import asyncio  # noqa: PLC0415  see above
 
@@ -133,9 +133,9 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def unread() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None, None]:
-    """What a handler of the client writes ends the work inside when nobody reads it, as if the work wrote it.
+    """End the work inside the block when a client handler writes to a pipe without a reader, as if the work had.
 
-    Gives what to put around such a handler.
+    Yields a decorator for such handlers.
     """
     import asyncio  # noqa: PLC0415  see above
 
@@ -162,12 +162,12 @@ def unread() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None
 
 
 def _leave() -> NoReturn:
-    """End this process as the signal wants it, without a wait for threads, or for whoever reads the output.
+    """Exit with the status of the signal, without waiting for threads or the reader of the output.
 
     Raises:
         SystemExit: with the status of Ctrl-C.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what's left for a full pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard output for a full pipe
     if _signals.number not in (0, signal.SIGINT):
         signal.signal(_signals.number, signal.SIG_DFL)
         os.kill(os.getpid(), _signals.number)

@@ -1,7 +1,7 @@
 """``millstream run FILE --transport stdio`` without a command-line library.
 
-A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (250 ms
-at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream._cli.commands.run`.
+A desktop client starts this command and waits for the first response, so the simple case is parsed here (within
+250 ms). Everything else (help, a wrong option, HTTP) is left to `millstream._cli.commands.run`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ OPTIONS = ("--transport", "--log-level")
 
 
 def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """(target, log level) of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for any other command."""
+    """Return (target, log level) of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for other
+    commands.
+    """
     if not arguments or arguments[0] != "run":
         return None
     given: dict[str, str] = {}
@@ -32,11 +34,11 @@ def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
 
 
 def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Load a server and let it talk over standard input and output until its peer closes them.
+    """Load a server and serve it over standard input and output until the client closes them.
 
-    What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
+    Output of the user's file during import, and of its lifespan during start-up, goes to standard error.
     """
-    # Imported here, because `millstream --help` and other commands need none of it.
+    # Imported here, because `millstream --help` and other commands don't need it.
     with gc_paused():
         from millstream._app.serving.errors import set_up_logs  # noqa: PLC0415
         from millstream._app.serving.launch import run_stdio  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What commands print: tables for people at a terminal, lines with tabs for pipes, JSON for programs."""
+"""Output of commands: tables on a terminal, tab-separated lines for pipes, JSON for programs."""
 
 import json
 import os
@@ -10,42 +10,43 @@ from typing import Any, TextIO
 
 import msgspec
 
-# Control and format characters of a server must not reach a terminal: they could rewrite what stands there.
+# Control and format characters from a server must not reach a terminal, where they could alter the display.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 _LONGEST = 2000
-"""Characters of a line."""
+"""Maximum characters of a line."""
 
 
 def safe(text: str) -> str:
-    """Text of a server without characters that steer a terminal."""
+    """Remove characters that control a terminal."""
     return _CONTROL.sub("\ufffd", text)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented at a terminal."""
+    """Print a JSON document, indented on a terminal."""
     indent = 2 if sys.stdout.isatty() else None
-    plain = not str(sys.stdout.encoding).lower().startswith("utf")  # what it can't hold is escaped, as JSON can
+    # Escape characters outside of the encoding, as JSON allows.
+    plain = not str(sys.stdout.encoding).lower().startswith("utf")
     text = json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=plain)
     sys.stdout.write(color_json(safe_json(text)) + "\n" if indent else text + "\n")
-    sys.stdout.flush()  # somebody may wait for this line, and more may never come
+    sys.stdout.flush()  # a reader may wait for this line
 
 
 def safe_json(text: str) -> str:
-    """JSON for standard output. At a terminal, what steers it is escaped: JSON itself lets some of that stand."""
+    """Return JSON for standard output, escaping characters that control a terminal, which JSON allows unescaped."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:
-    """Text of a server; a pipe gets it as it is."""
+    """Print text of a server, unchanged in a pipe."""
     out = to or sys.stdout
     out.write((safe(text) if out.isatty() else text) + "\n")
     out.flush()
 
 
 def print_block(text: str, to: TextIO | None = None) -> None:
-    """Text of a server; at a terminal, JSON is indented and colored. A pipe gets it as it is."""
+    """Print text of a server, with JSON indented and colored on a terminal; unchanged in a pipe."""
     out = to or sys.stdout
     if out.isatty() and text[:1] in "{[":
         try:
@@ -65,7 +66,7 @@ _TOKEN = re.compile(
 
 
 def color_json(text: str) -> str:
-    """JSON with colors for its keys, texts, and other values, if standard output is a terminal without NO_COLOR."""
+    """Color the keys, strings, and other values of JSON, if standard output is a terminal without NO_COLOR."""
 
     def colored(found: re.Match[str]) -> str:
         return style(found[0], "cyan" if found["key"] else "green" if found["text"] else "yellow")
@@ -74,14 +75,14 @@ def color_json(text: str) -> str:
 
 
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """A table: columns that fit the terminal, the last of which is cut; in a pipe one line a row, with tabs."""
+    """Print a table: columns that fit the terminal, truncating the last; in a pipe, one tab-separated line per row."""
     if not sys.stdout.isatty():
         for row in rows:
             sys.stdout.write("\t".join(one_line(cell) for cell in row) + "\n")
         return
     width = shutil.get_terminal_size().columns
     table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
-    # One name of a million letters must not make every line as long.
+    # A single huge value must not widen all lines.
     sizes = [min(max(len(row[column]) for row in table), width) for column in range(len(header))]
     room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
     for number, row in enumerate(table):
@@ -95,32 +96,32 @@ _COLORS = {"bold": "1", "green": "32", "red": "31", "yellow": "33", "cyan": "36"
 
 
 def style(text: str, color: str) -> str:
-    """Text in a color, or bold, if standard output is a terminal and NO_COLOR isn't set (https://no-color.org)."""
+    """Color text, or make it bold, if standard output is a terminal and NO_COLOR isn't set (https://no-color.org)."""
     if not color or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
 def one_line(text: str) -> str:
-    """Text without line ends and tabs."""
+    """Replace line ends and tabs."""
     return " ".join(text.split())
 
 
 def brief(text: str) -> str:
-    """Text on one line that people can still read."""
+    """Return text on one readable line."""
     line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
 
 
 class Progress:
-    """How far a call is, on standard error: one line that changes at a terminal, a line a step in a pipe."""
+    """Progress of a call on standard error: one changing line on a terminal, or a line per step in a pipe."""
 
     def __init__(self) -> None:
         self._open = False
         self._live = sys.stderr.isatty()
 
     def step(self, value: float, total: float | None, message: str | None) -> None:
-        """For `Client.call`."""
+        """Show a step; a handler for `Client.call`."""
         share = f"{value:g}/{total:g}" if total else f"{value:g}"
         text = one_line(f"{share} {message or ''}")
         if not self._live:
@@ -135,7 +136,7 @@ class Progress:
         self._open = True
 
     def close(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._open:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Running with more packages than the environment has: uv lays them over it, and changes nothing in it."""
+"""Additional packages for a run: uv adds them on top of the environment without changing it."""
 
 import os
 import shutil
@@ -12,40 +12,40 @@ _OPTIONS = ("--with", "--with-editable")
 
 
 def find_uv() -> str:
-    """The program.
+    """Return the path of uv.
 
     Raises:
-        CommandError: it isn't there.
+        CommandError: it isn't installed.
     """
     beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
     found = str(beside) if beside.is_file() else shutil.which("uv")
     if found is None:
         raise CommandError(
-            "--with and --with-editable need uv, which isn't installed.",
-            why="uv makes an environment that has these packages, without changing yours.",
+            "--with and --with-editable require uv, which isn't installed.",
+            why="uv creates an environment with these packages, without changing yours.",
             fix="Install uv (pip install uv), or install the packages into your environment and leave the options out.",
         )
     return found
 
 
 def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> list[str]:
-    """The beginning of a command that runs in this environment with packages on top."""
+    """Return the start of a command that runs in this environment with additional packages."""
     words = [uv, "run", "--quiet", "--no-project", "--python", sys.executable]
     for each in packages:
         words += ["--with", each]
     for each in editable:
         folder = Path(each).resolve()
         if not folder.is_dir():
-            raise CommandError(f"There is no folder {each}.", fix="--with-editable takes the folder of a package.")
+            raise CommandError(f"There is no folder {each}.", fix="--with-editable requires the folder of a package.")
         words += ["--with-editable", str(folder)]
     return words
 
 
 def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
-    """Become this program once more, with the packages; returns at once if there are none.
+    """Restart this program with the packages; return at once if there are none.
 
     Raises:
-        CommandError: uv isn't there, or a folder.
+        CommandError: uv or a folder doesn't exist.
         SystemExit: on Windows, with the status of the program.
     """
     if not (packages or editable):
@@ -63,7 +63,7 @@ def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
 
 
 def without_packages(arguments: Sequence[str]) -> list[str]:
-    """The words of a command without ``--with`` and ``--with-editable``."""
+    """Return the words of a command without ``--with`` and ``--with-editable``."""
     kept: list[str] = []
     rest = iter(arguments)
     for word in rest:

@@ -1,4 +1,4 @@
-"""Environment variables that a file gives to a command (``--env-file``)."""
+"""Environment variables from a file (``--env-file``)."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from millstream._env_file import EnvFileError, read_env_file
 
 
 def read_file(path: Path) -> dict[str, str]:
-    """The variables of a file.
+    """Return the variables of a file.
 
     Raises:
-        CommandError: it can't be read, or something in it isn't NAME=VALUE.
+        CommandError: the file can't be read, or a line isn't NAME=VALUE.
     """
     try:
         return read_env_file(path)
@@ -25,7 +25,7 @@ def read_file(path: Path) -> dict[str, str]:
 
 
 def use_file(path: Path | None) -> None:
-    """Set the variables of a file for this program; those that are set already stay.
+    """Set the variables of a file for this program, keeping those that are already set.
 
     Raises:
         CommandError: the file can't be read.

@@ -1,1 +1,1 @@
-"""The pages."""
+"""The web pages and their data."""

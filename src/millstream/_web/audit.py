@@ -1,4 +1,4 @@
-"""What the dashboard shows of the audit log: the newest records, filtered. It only reads; checking is a command."""
+"""The newest records of the audit log for the dashboard, filtered. Read only; a command verifies the log."""
 
 import asyncio
 from pathlib import Path
@@ -16,13 +16,13 @@ class AuditRecords:
     __slots__ = ("_path",)
 
     def __init__(self, path: str) -> None:
-        """`path` is that of the file; empty where no audit log is kept."""
+        """Create it. `path` is the path of the log file; empty without an audit log."""
         self._path = path
 
     async def get(self, request: HttpRequest) -> Response:
-        """``{"kept": bool, "records": [...]}``, the newest record first.
+        """Return ``{"kept": bool, "records": [...]}``, the newest record first.
 
-        ``?q=`` has words that all have to be in a record, ``?failed=1`` leaves out what went well.
+        ``?q=`` contains words that must all occur in a record, ``?failed=1`` selects failures.
         """
         records = []
         if self._path:

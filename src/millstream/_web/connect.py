@@ -1,4 +1,4 @@
-"""What the connect page needs to know beside what MCP says: where clients connect, and how callers sign in."""
+"""Data for the connect page beyond MCP: the endpoint, and how callers sign in."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,14 +25,14 @@ class ConnectFacts:
         public: Collection[str],
         is_local: Callable[[str, Mapping[bytes, bytes]], bool],
     ) -> None:
-        """Prepare both replies.
+        """Prepare both responses.
 
         Args:
-            settings: of the server.
-            guard: in front of every path; None where no caller signs in.
+            settings: settings of the server.
+            guard: guard in front of every path; None if callers don't sign in.
             pages: names of the pages that this server serves.
-            public: names of those that other machines reach where no caller signs in.
-            is_local: whether a peer address and headers belong to a program on this machine.
+            public: names of those that other machines can reach without sign-in.
+            is_local: returns whether a peer address and headers belong to a program on this machine.
         """
         methods = () if guard is None else guard.methods
         facts: dict[str, Any] = {
@@ -46,7 +46,9 @@ class ConnectFacts:
         self._abroad = _reply(facts | {"pages": list(open_pages)})
 
     async def get(self, request: HttpRequest) -> Response:
-        """Return ``path`` of MCP, whether ``keys`` and ``oauth`` count, and the ``pages`` that the caller reaches."""
+        """Return the ``path`` of MCP, whether ``keys`` and ``oauth`` are accepted, and the ``pages`` that the caller
+        can reach.
+        """
         return self._here if self._is_local(request.peer, request.headers) else self._abroad
 
 

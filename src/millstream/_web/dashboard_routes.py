@@ -1,4 +1,4 @@
-"""What the dashboard asks for beside its stream: history, recent calls, slow readers. Answers are made when asked."""
+"""Queries of the dashboard besides its stream: history, recent calls, and slow readers."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -12,33 +12,33 @@ _MISSING = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
 
 
 class DashboardQueries(Protocol):
-    """What answers the queries."""
+    """The source of the answers."""
 
     def history(self, seconds: int, method: str = "", name: str = "") -> Awaitable[dict[str, Any]]:
-        """The last so many seconds."""
+        """Return the last `seconds` of history."""
         ...
 
     def calls(self, since: float = 0, until: float = 0) -> Awaitable[dict[str, Any]]:
-        """The newest calls, or those of a time; the clients and the errors."""
+        """Return the newest calls, or those of a period, with clients and errors."""
         ...
 
     def readers(self) -> Awaitable[dict[str, Any]]:
-        """The slowest readers."""
+        """Return the slowest readers."""
         ...
 
 
 def query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
-    """The handlers for GET by path."""
+    """Return the GET handlers by path."""
 
     async def history(request: HttpRequest) -> Response:
-        """``?seconds=`` up to a day; ``?method=`` and ``?name=`` for the points of one operation, too."""
+        """Handle ``?seconds=`` up to a day; ``?method=`` and ``?name=`` add the series of one operation."""
         given = query_value("seconds", request.query)
         seconds = int(given) if given.isdecimal() and len(given) < 8 else 60
         method, name = query_value("method", request.query), query_value("name", request.query)
         return _reply(await queries.history(min(seconds, _DAY), method, name))
 
     async def calls(request: HttpRequest) -> Response:
-        """``?since=`` and ``?until=``, in whole seconds since 1970, for the calls that ended between them."""
+        """Handle ``?since=`` and ``?until=``, in whole seconds since 1970, for the calls that ended between them."""
         since, until = (query_value(name, request.query) for name in ("since", "until"))
         if since.isdecimal() and until.isdecimal() and len(since + until) < 30:
             return _reply(await queries.calls(int(since), int(until)))
@@ -55,11 +55,11 @@ def upstream_handlers(
     items: Callable[[str], dict[str, Any] | None],
     info: Mapping[str, str],
 ) -> Mapping[str, Handler]:
-    """The handlers for GET by path of what the gateway page asks for.
+    """Return the GET handlers by path for the gateway page.
 
     Args:
-        upstreams: state and figures of each.
-        items: what one of them offers; None if there's no such upstream.
+        upstreams: returns state and statistics of each upstream.
+        items: returns the items of an upstream; None if it's unknown.
         info: title and version of the server.
     """
 
@@ -67,7 +67,7 @@ def upstream_handlers(
         return _reply({**info, "upstreams": await upstreams()})
 
     async def offered(request: HttpRequest) -> Response:
-        """``?upstream=`` is its name."""
+        """Handle ``?upstream=``, the name of an upstream."""
         found = items(query_value("upstream", request.query))
         return _MISSING if found is None else _reply(found)
 

@@ -1,8 +1,8 @@
-"""Signing in to other servers from the inspector: one OAuth client for each of them, in each browser of the operator.
+"""Sign-in to other servers from the inspector: an OAuth client for each server and each browser of the operator.
 
-A page asks where to send the person, sends them there, and finds them signed in when they are back. Tokens stay on
-this side: sealed, in the server's store, under a name that is made of the browser's cookie, the operator, the address
-of the page and the URL of the other server. None of them gets into a page, a log or an address of ours.
+A page requests the authorization URL, sends the user there, and finds them signed in afterwards. Tokens stay on the
+server side: sealed in the store, under a key derived from the browser's cookie, the operator, the page's address, and
+the URL of the other server. They never appear in a page, a log, or a URL of ours.
 """
 
 import asyncio
@@ -37,32 +37,32 @@ _COOKIE = "millstream-inspect"
 _SECONDS = 12 * 3600.0
 _AWAY_SECONDS = 600.0
 _PATIENCE = 30.0
-"""Seconds for all that an authorization server is asked at once."""
+"""Seconds for all requests to an authorization server together."""
 _EARLY = 30.0
 _MAX_FORM = 16 * 1024
 _MAX_SAID = 400
 _HELD, _PENDING = b"inspect held", b"inspect pending"
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
-_FOREIGN = plain_problem(403, "This has to come from the inspector's own page.")
-_UNREADABLE = plain_problem(400, "That isn't what the inspector's page sends. Reload the page.")
+_FOREIGN = plain_problem(403, "This request has to come from the inspector's own page. Reload the page and try again.")
+_UNREADABLE = plain_problem(400, "The request is malformed. Reload the page.")
 _TOO_OLD = (
-    "This sign-in is over, took more than ten minutes, or began in another browser. "
-    "Go back to the inspector and sign in again."
+    "This sign-in is over, took more than ten minutes, or began in another browser. Go back to the inspector and "
+    "sign in again."
 )
 
 
 class Held(Struct):
-    """What is kept for one server."""
+    """The state for one server."""
 
     kept: Kept
     client: Registration = msgspec.field(default_factory=Registration)
-    """As whom the operator wants to come there; empty where this program registers itself."""
+    """Client that the operator entered; empty if this program registers itself."""
     only: str = ""
-    """The one issuer that this client is for."""
+    """The only issuer for this client."""
 
 
 class PendingSignIn(Struct, frozen=True):
-    """A person who was sent away to sign in."""
+    """A user who was redirected to sign in."""
 
     url: str
     owner: str
@@ -72,7 +72,7 @@ class PendingSignIn(Struct, frozen=True):
 
 
 class Wanted(Struct):
-    """What the page asks for."""
+    """Request of the page."""
 
     status: int = 401
     challenge: str = ""
@@ -82,7 +82,7 @@ class Wanted(Struct):
 
 
 class SignIns:
-    """The sign-ins of everybody who uses the inspector of this server."""
+    """The sign-ins of all users of this server's inspector."""
 
     __slots__ = ("_kv", "_vault")
 
@@ -90,10 +90,10 @@ class SignIns:
         self._vault = Vault(services)
         self._kv = services.store.kv
 
-    # What the page asks
+    # Requests of the page
 
     async def begin(self, request: HttpRequest, url: Url) -> Response:
-        """Where to send the person: ``{"url": …}``."""
+        """Return where to send the user: ``{"url": …}``."""
         if not is_own(request):
             return _FOREIGN
         try:
@@ -109,17 +109,17 @@ class SignIns:
             async with asyncio.timeout(_PATIENCE):
                 asked = await _client(request, held, wanted.scope.strip()).ask(url, wanted.status, wanted.challenge)
         except TimeoutError:
-            return plain_problem(504, f"Whoever gives the tokens for {url} took too long. Try again.")
+            return plain_problem(504, f"The authorization server of {url} took too long. Try again.")
         except ClientError as exc:
             return plain_problem(502, _refused(request, exc))
-        await self._keep(key, held)  # it may be registered there by now
+        await self._keep(key, held)  # the client may be registered there by now
         pending = PendingSignIn(str(url), principal_id(request.principal), key, asked, held.client)
         sealed = self._vault.seal(_PENDING, pending, asked.state.encode())
         await self._vault.put(f"inspect-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return Response(encode({"url": asked.url}), 200, _HEAD + cookie)
 
     async def returned(self, request: HttpRequest) -> Response:
-        """`GET /inspect/callback`: somebody is back. Each state counts once, in the browser that left with it."""
+        """Handle `GET /inspect/callback`. Each state is valid once, in the browser that left with it."""
         try:
             answer = answer_of("?" + request.query.decode("latin-1"))
         except ClientError as exc:
@@ -136,12 +136,12 @@ class SignIns:
         except TimeoutError:
             return _turned_back(request, f"{_short(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:
-            return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask whoever runs that server.", 403)
+            return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask the operator of that server.", 403)
         await self._keep(pending.key, held)
         return arrived(request, "/inspect", b"")
 
     async def leave(self, request: HttpRequest, url: Url) -> Response:
-        """Forget the tokens for a server: ``{"revoked": …}`` says whether their issuer has, too."""
+        """Delete the tokens for a server: ``{"revoked": …}`` says whether their issuer has revoked them."""
         if not is_own(request):
             return _FOREIGN
         key = _key(request, cookie_of(request, _COOKIE), url)
@@ -151,22 +151,22 @@ class SignIns:
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
     async def known(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
-        """Who is signed in at a server, as far as their token says."""
+        """Return who is signed in at a server, as far as the token says."""
         held = await self._mine(request, url)
         tokens = None if held is None else held.kept.tokens.get(str(url))
         if tokens is None:
             return None
         return {"who": _who(tokens.access_token), "issuer": tokens.issuer, "scopes": tokens.scope.split()}
 
-    # What the way through asks
+    # Used by the proxy
 
     async def authorization(self, request: HttpRequest, url: Url, *, refused: str = "") -> str:
-        """The header for a request of the page's to a server, empty where nobody is signed in.
+        """Return the authorization header for a page's request to a server; empty without a sign-in.
 
         Args:
-            request: of the page.
-            url: of the server.
-            refused: what the server didn't take: give another one, or none.
+            request: request of the page.
+            url: URL of the server.
+            refused: value that the server rejected, to be replaced.
         """
         held = await self._mine(request, url)
         tokens = None if held is None else held.kept.tokens.get(str(url))
@@ -178,7 +178,7 @@ class SignIns:
         return "" if _bearer(tokens) == refused else _bearer(tokens)
 
     async def _renewed(self, request: HttpRequest, url: Url, before: Tokens) -> Tokens | None:
-        """The tokens after these. A refresh token often counts once, so workers take turns."""
+        """Return renewed tokens. A refresh token is often valid once, so workers take turns."""
         key = _key(request, cookie_of(request, _COOKIE), url)
         async with self._turn(key):
             kept = await self._vault.raw(_place(key))
@@ -195,25 +195,25 @@ class SignIns:
             fresh = held.kept.tokens[str(url)]
             if await self._vault.exchange(_place(key), kept, self._sealed(key, held), _SECONDS):
                 return fresh
-            await _revoke(request, held, url)  # somebody has signed out meanwhile, or in again
+            await _revoke(request, held, url)  # the user has signed out in the meantime, or in again
             return None
 
     @asynccontextmanager
     async def _turn(self, key: str) -> AsyncGenerator[None, None]:
         place, mine = f"inspect-turn:{key}", new_secret().encode()
-        # Another worker may have the turn, and nothing here would hear that it's over.
+        # Another worker may have the turn, and there's no notification when it's over.
         while not await self._kv.compare_and_set(place, None, mine, 2 * _PATIENCE):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         try:
             yield
         finally:
-            # One that took too long is over, and another may have begun.
+            # An expired turn may belong to another worker by now.
             await self._kv.compare_and_set(place, mine, None, 1)
 
-    # What is kept
+    # Stored state
 
     async def _mine(self, request: HttpRequest, url: Url) -> Held | None:
-        """What is kept for a request, if a page of ours makes it: a browser sends its cookies with others', too."""
+        """Return the state for a request from our own page; browsers send cookies with requests of other pages, too."""
         browser = cookie_of(request, _COOKIE)
         return await self._held(_key(request, browser, url)) if browser and is_own(request) else None
 
@@ -230,7 +230,7 @@ class SignIns:
         await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
 
     async def _take(self, request: HttpRequest, state: str) -> PendingSignIn | None:
-        """The pending sign-in of a state, for the browser that left with it. Whoever comes with it, it's spent."""
+        """Return the pending sign-in of a state, for the browser that left with it. Any attempt uses up the state."""
         raw = await self._vault.take(f"inspect-pending:{digest(state)}") if state else None
         pending = (
             None if raw is None else self._vault.open(_PENDING, raw.decode("latin-1"), PendingSignIn, state.encode())
@@ -242,7 +242,7 @@ class SignIns:
 
 
 async def _revoke(request: HttpRequest, held: Held, url: Url) -> bool:
-    """Have the tokens for a server revoked; whether they were. They are forgotten here all the same."""
+    """Revoke the tokens for a server, and return whether they were. They are deleted here in any case."""
     try:
         async with asyncio.timeout(_PATIENCE):
             return await _client(request, held).sign_out(url)
@@ -262,15 +262,15 @@ def _client(request: HttpRequest, held: Held, scope: str = "") -> OAuth:
 
 
 def _base(request: HttpRequest) -> str:
-    """What the addresses of this server begin with, as the browser knows it."""
+    """Return the base URL of this server, as the browser knows it."""
     return f"{request.scheme}://{request.headers.get(b'host', b'').decode('latin-1')}{request.root_path}"
 
 
 def _browser(request: HttpRequest) -> tuple[str, bytes]:
-    """The name of this browser, and the header line with which it keeps it."""
+    """Return the id of this browser, and the header line that stores it."""
     name = cookie_of(request, _COOKIE)
     name = name if len(name) == 43 else new_secret()
-    # Lax, since people come back from other sites; everything else that counts it asks for a page of ours.
+    # Lax, because users return from other sites; all other requests must come from our own page.
     secure = "; Secure" if request.scheme == "https" else ""
     path = f"{request.root_path}/inspect"
     line = f"set-cookie: {_COOKIE}={name}; Path={path}; Max-Age={_SECONDS:.0f}; HttpOnly; SameSite=Lax{secure}\r\n"
@@ -278,7 +278,7 @@ def _browser(request: HttpRequest) -> tuple[str, bytes]:
 
 
 def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
-    """The name of what is kept for this browser, operator, page and server."""
+    """Return the key of the state for this browser, operator, page, and server."""
     owner = principal_id(request.principal) if owner is None else owner
     return digest("\n".join((browser, owner, _base(request), str(url))))
 
@@ -292,7 +292,7 @@ def _bearer(tokens: Tokens) -> str:
 
 
 def _who(token: str) -> str:
-    """Whom a token stands for, where it's one that says so (RFC 9068). Only shown, never believed."""
+    """Return the subject of a token that contains one (RFC 9068). Only for display, because it isn't verified."""
     try:
         payload = token.split(".")[1]
         said = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -310,7 +310,7 @@ def _refused(request: HttpRequest, exc: ClientError) -> str:
 
 
 def _short(text: str) -> str:
-    """A sentence that somebody else has a part in."""
+    """Shorten a sentence that may quote another server."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_SAID else f"{plain[:_MAX_SAID]}…"
 

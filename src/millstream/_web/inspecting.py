@@ -1,9 +1,9 @@
-"""What lets the inspector reach other servers: a list of those that the operator named, and a way through to each.
+"""Access of the inspector to other servers: a list of those that the operator named, and a proxy for each.
 
-A page can't call a server of another origin unless that server allows it; this program can. It passes on requests of
-Streamable HTTP as they are, and only to URLs that were given when it was started (`Settings.inspect`). Redirects aren't
-followed. What a browser sends by itself for us, such as cookies and `Authorization`, stays here; credentials for the
-other server come as `Mcp-Inspect-Authorization`, or from `SignIns`, where the operator has signed in there.
+A page can't call a server of another origin unless that server allows it, but this program can. It passes on requests
+of Streamable HTTP unchanged, only to URLs given at start-up (`Settings.inspect`), without following redirects. Headers
+that browsers send automatically, such as cookies and `Authorization`, stay here; credentials for the other server
+arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ _RETURNED = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
 _MAX_BODY = 64 * 1024 * 1024
 _STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _NO_PAGE = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
-"""What another server says is read by a page of ours, and never is one: a browser that opens it runs nothing of it."""
+"""Responses of other servers are data for our page. This keeps browsers from running them as pages."""
 _BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
-_UNKNOWN = refusal(404, "There is no such server here. Name it when you start this one: --inspect URL")
+_UNKNOWN = refusal(404, "This server can't be inspected. Add it when you start this program: --inspect URL")
 
 
 class Inspecting:
@@ -45,17 +45,17 @@ class Inspecting:
         shows_log: bool = False,
         tags: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
-        """Nothing is connected before it's asked for.
+        """Create it without connecting.
 
         Args:
-            urls: as the operator gave them.
-            services: of this server, which keep who has signed in to the others.
-            streams: those of this server, among which those of the others count.
+            urls: URLs from the operator.
+            services: services of this server, which store the sign-ins.
+            streams: streams of this server, whose limit includes those of other servers.
             shows_log: whether this server sends its log to the page, as in development.
             tags: gives those of the tools that have some; clients don't see them in the list.
 
         Raises:
-            ValueError: one isn't a URL of http or https.
+            ValueError: a URL isn't http or https.
         """
         self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
         self._streams = streams
@@ -64,7 +64,7 @@ class Inspecting:
         self.sign_ins = SignIns(services)
 
     async def servers(self, request: HttpRequest) -> Response:
-        """`GET` of the list."""
+        """Handle `GET`: return the list of servers."""
         known = [
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
             for name, url in self._urls.items()
@@ -73,7 +73,7 @@ class Inspecting:
         return Response(encode(about), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def sign_in(self, request: HttpRequest) -> Response:
-        """`POST` begins to sign in to one server, `DELETE` signs out."""
+        """Handle `POST` to begin a sign-in at one server, and `DELETE` to sign out."""
         url = self._urls.get(request.path.removeprefix(SIGN_IN))
         if url is None:
             return _UNKNOWN
@@ -81,7 +81,7 @@ class Inspecting:
         return await (self.sign_ins.leave if request.method == "DELETE" else self.sign_ins.begin)(request, url)
 
     async def relay(self, request: HttpRequest) -> Response | Sink | None:
-        """`POST`, `GET` or `DELETE` of one server: what it says to the same request."""
+        """Handle `POST`, `GET`, or `DELETE` for one server: return its response to the same request."""
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
             return _UNKNOWN
@@ -99,11 +99,11 @@ class Inspecting:
             await pool.close()
         if 300 <= reply.status < 400:
             where = reply.header(b"location")
-            return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, name its URL.")
+            return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, use its URL.")
         return Response(reply.body, reply.status, _head(reply))
 
     async def _ask(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
-        """What a server says: with the key of the page, or as whom the operator has signed in there."""
+        """Send a request to a server, with the page's key or the operator's sign-in there."""
         if _CREDENTIALS in request.headers:
             key = request.headers[_CREDENTIALS].decode("latin-1")
             return await pool.send(_request(url, request, key), repeatable=False)
@@ -119,12 +119,12 @@ class Inspecting:
     async def _follow(self, request: HttpRequest, reply: HttpReply) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  the caller looked
-        if self._streams.full(request):  # many may have waited for the other server
+        if self._streams.full(request):  # many requests may have waited for the other server
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM)
         until = expiry_of(request.principal)
-        # A comment between two pieces of one event would break it: nothing is written but what the server says.
+        # A comment inside an event would corrupt it, so write only what the server sends.
         self._streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)
         try:
@@ -143,12 +143,12 @@ def _checked(text: str) -> Url:
     except TargetError as exc:
         raise ValueError(str(exc)) from exc
     if url.scheme not in ("http", "https"):
-        raise ValueError(f"{text} can't be inspected: give an http or https URL.")
+        raise ValueError(f"{text} can't be inspected. Use an http or https URL.")
     return url
 
 
 def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
-    """The request for the other server, with the headers that MCP knows and no others."""
+    """Return the request for the other server, with only the headers that MCP defines."""
     passed = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in request.headers.items()
@@ -156,7 +156,7 @@ def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
     }
     if authorization:
         passed["authorization"] = authorization
-    # Bytes behind a head that tells no length are the next request, to whatever path and by whatever headers they say.
+    # Bytes after a head without a length would be read as another request, with any path and headers.
     body = request.body if request.method == "POST" else b""
     length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""
     head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(passed)}{length}\r\n"
@@ -166,6 +166,6 @@ def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
 def _head(reply: HttpReply) -> bytes:
     found = {name.decode().replace("-", "_"): reply.header(name) for name in _RETURNED if name in reply.headers}
     challenge = reply.header(b"www-authenticate")
-    if challenge.lower().startswith("bearer"):  # a browser would ask the person for the password of another kind
+    if challenge.lower().startswith("bearer"):  # a browser would ask the user for a password
         found["www_authenticate"] = challenge
     return header_lines(**{name: value for name, value in found.items() if value.isprintable()}) + _NO_PAGE

@@ -1,8 +1,8 @@
-"""What the pages hear and ask while they are open: the stream of the dashboard, and who is in the chat.
+"""Live data of open pages: the stream of the dashboard, and the members of the chat.
 
-The dashboard's stream brings the server's facts once, a snapshot each second, and log lines as they are written. A
-snapshot is taken and encoded once for all who watch, and not at all while nobody does. Nothing here knows what a
-snapshot holds.
+The dashboard's stream sends the server's facts once, a snapshot each second, and log lines as they are written. A
+snapshot is taken and encoded once for all watchers, and not at all without any. This module doesn't depend on the
+content of a snapshot.
 """
 
 import asyncio
@@ -27,33 +27,33 @@ INTERVAL = 1.0
 LOG_INTERVAL = 0.2
 LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
-"""A watcher further behind than this is cut; its page comes back and continues."""
+"""Maximum backlog of a watcher in bytes. Beyond that it's disconnected; its page reconnects and continues."""
 
 _BUSY = plain_problem(503, "Too many open streams. Close another page or try again later.", b"retry-after: 5\r\n")
 
 
 class LogTail(logging.Handler):
-    """The newest log lines, as the structured log writes them; older ones are dropped. Any thread may log."""
+    """The newest lines of the structured log; older ones are dropped. Any thread may log."""
 
     def __init__(self, size: int = LOG_LINES) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
         self._lines: deque[bytes] = deque(maxlen=size)
         self.written: int = 0
-        """How many lines there ever were. The number of a line counts from 1."""
+        """Number of lines so far; the first line has number 1."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode()
-        except Exception:  # as every handler of the logging module: a bad record must not break who logs
+        except Exception:  # like all logging handlers: a bad record must not break the caller
             self.handleError(record)
             return
-        # `Handler.handle` holds the lock: the two stay in step.
+        # `Handler.handle` holds the lock, so the two stay consistent.
         self._lines.append(line)
         self.written += 1
 
     def after(self, number: int) -> tuple[list[bytes], int]:
-        """The lines behind a number that are still held, and the number of the last one."""
+        """Return the lines after a number that are still available, and the number of the last one."""
         self.acquire()
         try:
             lines, last = list(self._lines), self.written
@@ -63,7 +63,7 @@ class LogTail(logging.Handler):
 
 
 class LogFeed:
-    """The handler of `GET /inspect/log`: every log line, for the person who writes the server."""
+    """The handler of `GET /inspect/log`: all log lines, for the developer of the server."""
 
     __slots__ = ("_instance", "_log", "_streams")
 
@@ -73,7 +73,7 @@ class LogFeed:
         self._instance = secrets.token_hex(4)
 
     async def events(self, request: HttpRequest) -> Response | None:
-        """Send the lines that are held, then new ones, as JSON arrays. ``Last-Event-ID`` leaves out known lines."""
+        """Send the available lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines."""
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
@@ -93,7 +93,7 @@ class LogFeed:
 
 
 class DashboardFeed:
-    """The handler of `GET /dashboard/events`, and what it sends."""
+    """The handler of `GET /dashboard/events`, and its stream."""
 
     __slots__ = ("_behind", "_info", "_instance", "_latest", "_measure", "_snapshot", "_streams", "_watched",
                  "_watchers", "log")  # fmt: skip
@@ -107,15 +107,15 @@ class DashboardFeed:
         info: Mapping[str, Any],
         measure: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """It sends nothing before `run`.
+        """Create the feed; `run` starts it.
 
         Args:
-            snapshot: the figures now, as the page shows them.
-            log: the newest lines; it is a handler of the root logger while the server runs.
-            streams: the server's open streams.
-            info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970) and ``facts``, a mapping from
-                what a person reads to its value.
-            measure: awaited before each snapshot, for what is known only by asking.
+            snapshot: returns the current figures.
+            log: newest log lines; a handler of the root logger while the server runs.
+            streams: open streams of the server.
+            info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970), and ``facts``, labels with their
+                values.
+            measure: awaited before each snapshot, to query other workers.
         """
         # Configuration
         self._snapshot = snapshot
@@ -123,20 +123,20 @@ class DashboardFeed:
         self.log: LogTail = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
-        """Log lines count from 1 in each process: an id of another one is void."""
+        """Log lines count from 1 in each process, so ids of another process are void."""
         self._info = sse.encode_event(encode({**info, "instance": self._instance}), event="server")
-        # Process
+        # State
         self._watchers: list[Sink] = []
         self._watched = asyncio.Event()
         self._behind = 0
-        """The number of the last line that the watchers got."""
+        """Number of the last line sent to the watchers."""
         self._latest = b""
 
     def __len__(self) -> int:
         return len(self._watchers)
 
     async def run(self) -> None:
-        """Tell the watchers, each second, until cancelled. The runtime owns the task."""
+        """Send updates to the watchers each second, until canceled. The runtime owns the task."""
         while True:
             await self._watched.wait()
             try:
@@ -144,11 +144,11 @@ class DashboardFeed:
                     await self._measure()
                 self.tell()
             except Exception:
-                logger.exception("Could not send the figures to the dashboard; trying again in a second")
+                logger.exception("Could not send the figures to the dashboard; retrying in a second")
             await asyncio.sleep(INTERVAL)
 
     def tell(self) -> None:
-        """One snapshot and the new lines to everyone who watches."""
+        """Send one snapshot and the new lines to all watchers."""
         lines, last = self.log.after(self._behind)
         self._behind = last
         self._latest = sse.encode_event(encode(self._snapshot()), event="snapshot")
@@ -160,7 +160,7 @@ class DashboardFeed:
                 sink.write(chunk)
 
     async def events(self, request: HttpRequest) -> Response | None:
-        """`GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, spares lines that were already told."""
+        """Handle `GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, skips lines that were already sent."""
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
@@ -176,11 +176,11 @@ class DashboardFeed:
         instance, _, number = last_id.partition("-")
         told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         if not self._watchers:
-            # Nobody was told anything for a while: what was said last is old.
+            # There were no watchers for a while, so the last snapshot is old.
             self._latest = b""
             self._behind = self.log.written
         lines, last = self.log.after(told)
-        # What is behind `_behind` comes with the next snapshot, to this watcher too.
+        # Lines after `_behind` come with the next snapshot, to this watcher as well.
         lines = lines[: max(0, len(lines) - (last - self._behind))]
         sink.write(self._info + self._log_event(lines, self._behind) + self._latest)
         self._watchers.append(sink)
@@ -199,18 +199,18 @@ class DashboardFeed:
 
 
 class Room(Protocol):
-    """The hub, as the chat sees it."""
+    """The hub, from the perspective of the chat."""
 
     admission: Any
     """`AccessRules`."""
 
     async def presence(self, channel: str) -> Sequence[Any]:
-        """The members of a channel."""
+        """Return the members of a channel."""
         ...
 
 
 class ChatMembers:
-    """The handler of `GET /chat/members`: who is on a channel now."""
+    """The handler of `GET /chat/members`: the members of a channel."""
 
     __slots__ = ("_hub",)
 
@@ -218,9 +218,10 @@ class ChatMembers:
         self._hub = hub
 
     async def get(self, request: HttpRequest) -> Response:
-        """A JSON array of ``{client_id, name, since}``, in the order of arrival. ``?channel=`` is ``chat`` by default.
+        """Return a JSON array of ``{client_id, name, since}``, in order of arrival. ``?channel=`` is ``chat`` by
+        default.
 
-        Whoever may not listen to the channel gets 403: the hub's rules hold here, too.
+        Callers who may not subscribe to the channel get 403, because the hub's access rules apply here as well.
         """
         channel = query_value("channel", request.query) or "chat"
         try:

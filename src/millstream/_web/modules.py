@@ -1,7 +1,7 @@
-"""How the pages' modules name each other: by the digest, as a page names its files.
+"""Versioned imports between the pages' modules, using digests like the pages do for their files.
 
-A browser that has a page's modules asks for none of them again, and one that hasn't asks for all of them at once,
-instead of finding out from each what it needs next. The imports of the inspector are ten levels deep.
+A browser that has a page's modules requests none of them again, and a new browser requests all of them at once, instead
+of discovering imports level by level. The imports of the inspector are ten levels deep.
 """
 
 import posixpath
@@ -56,7 +56,7 @@ def _with_digest(
 
 
 def needed(module: str, files: Mapping[str, bytes]) -> list[str]:
-    """The modules that a module imports, and those that they import, each once; versioned or not."""
+    """Return the transitive imports of a module, each once, versioned or not."""
     names: dict[str, None] = {}
 
     def collect(name: str) -> None:
@@ -71,5 +71,5 @@ def needed(module: str, files: Mapping[str, bytes]) -> list[str]:
 
 
 def _target(name: str, imported: bytes) -> str:
-    """The name of what a file imports."""
+    """Return the name of an imported file."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), imported.decode()))

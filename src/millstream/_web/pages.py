@@ -1,11 +1,10 @@
-"""The pages and what they load: files of `_web/assets`, read once, served with a strict policy.
+"""The pages and their files: `_web/assets`, read once, and served with a strict policy.
 
-A page is a file ``NAME.html`` and is served as ``/NAME``; everything else is served as ``/assets/FILE``. What all
-pages share stands in `_web/parts`, and goes where a page says ``<!-- part -->``; the bar links only the pages that this
-server serves. Pages name their files relatively (``assets/base.css``), so that they work below any mount point; each
-such name gets the digest of the file as its query, in a page and where a module imports another one, and a request with
-that query may be kept for a year. No file of a page comes from another host, and no script or style stands in a page:
-the policy forbids both.
+A file ``NAME.html`` is served as ``/NAME``; all others are served as ``/assets/FILE``. Fragments shared by all pages
+are in `_web/parts`, and are inserted at ``<!-- part -->``; the navigation bar links only the pages that this server
+serves. Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. Each
+reference, also in modules, gets the digest of the file as its query, and requests with that query may be cached for a
+year. The policy forbids files from other hosts, and inline scripts and styles.
 """
 
 import hashlib
@@ -32,10 +31,10 @@ TYPES = {
     "svg": "image/svg+xml",
     "woff2": "font/woff2",
 }
-"""What is served, by the ending of its name. A file of another kind in the folder is not."""
+"""Media types by file extension. Other files in the folder aren't served."""
 
 _PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
-"""Page -> the scope it takes. Where no caller signs in, only programs on this machine reach these."""
+"""Page -> its required scope. Without sign-in, only programs on this machine can reach these."""
 _FRAMED = {"inspect.html"}
 """Pages that embed a document of this server: apps, in a sandbox."""
 _FOLDER = resources.files("millstream._web") / "assets"
@@ -58,20 +57,20 @@ class Asset(Struct, frozen=True):
 
     body: bytes
     digest: bytes
-    """Hexadecimal, of the content; the entity tag and the version in links."""
+    """Digest of the content, in hexadecimal: the entity tag, and the version in links."""
     head: bytes
 
 
 def page_names() -> list[str]:
-    """Every page there is: ``docs`` for ``docs.html``."""
+    """Return the names of all pages: ``docs`` for ``docs.html``."""
     return [path[1:] for path in _load(None) if path.count("/") == 1]
 
 
 def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
-    """Return a route for each page, and for each of the files they load, by path.
+    """Return a route for each page and each of their files, by path.
 
     Args:
-        shown: the names of the pages that this server serves, and that each of them links; by default all.
+        shown: names of the pages that this server serves and links; by default all.
     """
     names = None if shown is None else frozenset(shown)
 
@@ -89,11 +88,11 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
 
 
 def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = ()) -> None:
-    """Serve the pages, see `pages`. The pages of an authorization server may have brought some of their files.
+    """Serve the pages, see `pages`. The pages of an authorization server may have added some of their files.
 
     Args:
-        routes: of the server.
-        shown: the names of the pages; by default all.
+        routes: routes of the server.
+        shown: names of the pages; by default all.
         without: names of pages that this server doesn't have.
     """
     if without:
@@ -104,10 +103,10 @@ def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, wi
 
 
 def leads_to(page: str) -> Handler:
-    """The handler of GET that sends a browser on to a page beside this path, below any mount point (RFC 9110 §10.2.2).
+    """Return the GET handler that redirects to a sibling page, below any mount point (RFC 9110 §10.2.2).
 
     Args:
-        page: its name, ``docs``.
+        page: name of the page, ``docs``.
     """
     reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _GUARDS)
 
@@ -118,18 +117,18 @@ def leads_to(page: str) -> Handler:
 
 
 async def get(request: HttpRequest) -> Response:
-    """`GET` of a page or of one of its files."""
+    """Handle `GET` of a page or one of its files."""
     return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))
 
 
 def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset[str] | None = None) -> Response:
-    """The reply for the path of a page or file; 404 for any other.
+    """Return the response for the path of a page or file; 404 for any other.
 
     Args:
         path: ``/docs`` or ``/assets/base.css``.
-        query: the digest with which a page names the file: the reply may then be kept for good.
-        known: entity tags that the client holds (`If-None-Match`).
-        shown: the pages that this server serves; None stands for all.
+        query: digest of the file in a reference, which makes the response cacheable forever.
+        known: entity tags that the client has (`If-None-Match`).
+        shown: pages that this server serves; None for all.
     """
     found = _load(shown).get(path)
     if found is None:
@@ -143,7 +142,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 
 @cache
 def _files() -> dict[str, bytes]:
-    """The content of every file by its name below the folder: ``shell/theme.js``."""
+    """Return the content of every file by its name below the folder: ``shell/theme.js``."""
     return versioned(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
 
 
@@ -157,7 +156,7 @@ def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]
 
 @cache
 def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
-    """Every page and file by its path."""
+    """Return every page and file by its path."""
     files = _files()
     loaded: dict[str, Asset] = {}
     for name, body in files.items():
@@ -173,8 +172,8 @@ def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
 
 
 def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
-    """A page as it is sent: with the parts that all pages share, with versioned links, and with links to all modules
-    that it needs besides those it names.
+    """Return a page as it's sent: with shared fragments, versioned references, and preload links for all modules that
+    it needs indirectly.
     """
 
     def link(found: re.Match[bytes]) -> bytes:
@@ -196,10 +195,10 @@ def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[s
 
 
 def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
-    """The link with the digest of its file, so that a changed file has another address.
+    """Return a reference with the digest of its file, so that a changed file has another URL.
 
     Raises:
-        KeyError: the page names a file that does not exist.
+        KeyError: the page references a file that doesn't exist.
     """
     return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
 

@@ -1,7 +1,7 @@
-"""The playground of the chat page: a model of the operator's choice uses this server's tools.
+"""The playground of the chat page: a model selected by the operator uses this server's tools.
 
-A conversation lives as long as its WebSocket, so one worker has all of it. Its calls go through the dispatcher as those
-of the caller: with the caller's principal, scopes, and limits. The key of the model stays here.
+A conversation lasts as long as its WebSocket, so one worker holds all of it. Its calls go through the dispatcher as
+the caller's: with the caller's principal, scopes, and limits. The key of the model stays on the server.
 """
 
 import asyncio
@@ -48,56 +48,56 @@ logger = logging.getLogger("millstream")
 PATH = "/chat/playground"
 SOCKET_PATH = "/chat/playground/talk"
 CHAT = "millstream:chat"
-"""The scope for the playground, where callers sign in: it spends the tokens of the operator."""
+"""Scope for the playground, if callers sign in, because it spends the operator's tokens."""
 LIMITS = Limits(max_rounds=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0)
 MAX_TEXT = 16_000
-"""Characters that a person says at once."""
+"""Maximum characters of one message."""
 MAX_TURNS = 50
 MAX_MESSAGES = 1024 * 1024
-"""Bytes of a conversation, as its messages are sent to the model. It's full after that."""
+"""Maximum bytes of a conversation, as sent to the model."""
 MAX_CONVERSATIONS = 32
 MAX_CONVERSATIONS_EACH = 3
-"""Conversations of one caller that are open at a time."""
+"""Maximum open conversations of one caller."""
 
 Decision = Literal["approve", "always", "decline"]
 
 
 class Say(Struct, frozen=True, tag="say"):
-    """The person says something."""
+    """A message of the user."""
 
     text: str
 
 
 class Decide(Struct, frozen=True, tag="decide"):
-    """The person allows a call, or doesn't."""
+    """The user's decision on a call."""
 
     id: str
     decision: Decision
 
 
 class Fill(Struct, frozen=True, tag="fill"):
-    """The person fills in a form of the server; without ``values``, they decline."""
+    """The user's form values; without ``values``, they decline."""
 
     id: str
     values: dict[str, Any] | None = None
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """The person stops the answer."""
+    """The user stops the answer."""
 
 
 _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 
 
 class CallerTarget:
-    """This server, as a client of one caller reaches it in this process."""
+    """This server as a target for clients in this process, on behalf of one caller."""
 
     def __init__(self, dispatcher: Dispatcher, peer: SocketPeer) -> None:
         self.dispatcher: Dispatcher = dispatcher
         self._peer = peer
 
     def running(self) -> AbstractAsyncContextManager[Self]:
-        """The server runs already."""
+        """Return itself, because the server is already running."""
         return nullcontext(self)
 
     def new_transport(self, listener: Listener, background: Background) -> MemoryTransport:
@@ -110,7 +110,7 @@ class CallerTarget:
 
 
 class Playground:
-    """The handlers of the playground, and its conversations. One for each running server."""
+    """The handlers of the playground and its conversations, one instance for each running server."""
 
     __slots__ = ("_configuration", "_dispatcher", "_guard", "_is_local", "_name", "_open", "_server", "_trouble")
 
@@ -125,15 +125,15 @@ class Playground:
         environment: Mapping[str, str] | None = None,
         file: str = ".env",
     ) -> None:
-        """Read which model to use. Nothing is connected before a person says something.
+        """Read the configuration of the model. Nothing is connected before the first message.
 
         Args:
-            name: of the server.
-            server: its ``title`` and ``version``, as people read them.
-            dispatcher: carries out the calls.
-            guard: in front of every path; None where no caller signs in.
-            is_local: whether a peer address and headers belong to a program on this machine.
-            environment: variables that name the model, as `millstream chat` reads them.
+            name: name of the server.
+            server: its ``title`` and ``version`` for people.
+            dispatcher: executes the calls.
+            guard: guard in front of every path; None if callers don't sign in.
+            is_local: returns whether a peer address and headers belong to a program on this machine.
+            environment: variables that configure the model, as for `millstream chat`.
             file: further variables.
         """
         self._name = name
@@ -154,14 +154,16 @@ class Playground:
         """Return the model.
 
         Raises:
-            ConfigurationError: none is configured.
+            ConfigurationError: no model is configured.
         """
         if self._trouble:
             raise ConfigurationError(self._trouble)
         return self._configuration.model()
 
     async def status(self, request: HttpRequest) -> Response:
-        """`GET`: whether the caller may use the playground (``state``), the ``model``, and why there's none."""
+        """Handle `GET`: return whether the caller may use the playground (``state``), the ``model``, and why there's
+        none.
+        """
         here = self._guard is None
         found: dict[str, Any]
         if not here and (request.principal is None or not request.principal.has({CHAT})):
@@ -170,14 +172,14 @@ class Playground:
             try:
                 model = self.model()
             except ConfigurationError as exc:
-                found = {"state": "off", "reason": str(exc) if here else "The operator hasn't chosen a model."}
+                found = {"state": "off", "reason": str(exc) if here else "The operator hasn't configured a model."}
             else:
                 found = {"state": "ready", "model": model.name}
         found["server"] = self._server
         return Response(encode(found), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def admit(self, request: HttpRequest) -> Principal | Response | None:
-        """Return the caller of a handshake, or the reply that refuses it."""
+        """Return the caller of a handshake, or the response that refuses it."""
         if self._guard is None:
             if not self._is_local(request.peer, request.headers):
                 return Response(b"The playground needs callers who sign in.\n", 403, b"content-type: text/plain\r\n")
@@ -188,7 +190,7 @@ class Playground:
         return found
 
     def talk(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundTalk":
-        """Begin a conversation on a socket; too many end at once."""
+        """Begin a conversation on a socket; with too many open ones, close it."""
         owner = peer.owner
         target = CallerTarget(self._dispatcher, peer)
         full = self._open[owner] >= MAX_CONVERSATIONS_EACH or self._open.total() >= MAX_CONVERSATIONS
@@ -197,7 +199,7 @@ class Playground:
 
         def over() -> None:
             self._open[owner] -= 1
-            self._open += Counter()  # without those at zero
+            self._open += Counter()  # removes zero counts
 
         self._open[owner] += 1
         return PlaygroundTalk(
@@ -206,7 +208,7 @@ class Playground:
 
 
 class PlaygroundTalk:
-    """One conversation: what the browser sends, and what happens."""
+    """One conversation: messages of the browser, and events for it."""
 
     __slots__ = (
         "_agent", "_always", "_begun", "_max_depth", "_model", "_name", "_number", "_outbox", "_over", "_target",
@@ -230,24 +232,24 @@ class PlaygroundTalk:
         self._outbox = outbox
         self._over = over
         self._max_depth = max_depth
-        # Conversation
+        # State
         self._agent: Agent | None = None
         self._task: asyncio.Task[None] | None = None
         self._turns = 0
         self._number = 0
         self._waiting: dict[str, asyncio.Future[Any]] = {}
-        """What the person is asked: number -> decision or values."""
+        """Open questions to the user: number -> decision or values."""
         self._always: set[tuple[str, str]] = set()
         self._begun: dict[str, float] = {}
-        """Calls that run: id -> when they began."""
+        """Running calls: id -> start time."""
 
     async def take(self, data: bytes) -> None:
-        """Take one message of the browser."""
+        """Receive one message of the browser."""
         try:
             check_text(data, self._max_depth)
             message = _decode(data)
         except (ProtocolError, msgspec.MsgspecError) as exc:
-            self._send({"type": "failed", "reason": f"The server can't read this message. {exc}"})
+            self._send({"type": "failed", "reason": f"The message is malformed. {exc}"})
             return
         if isinstance(message, Say):
             self._say(message.text)
@@ -260,7 +262,7 @@ class PlaygroundTalk:
                 waiting.set_result(message.decision if isinstance(message, Decide) else message.values)
 
     async def close(self) -> None:
-        """End the conversation: the socket is closed."""
+        """End the conversation after the socket has closed."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -301,14 +303,14 @@ class PlaygroundTalk:
         except asyncio.CancelledError:
             self._send({"type": "stopped"})
         except ModelDenied:
-            # What the API says may quote the key.
-            logger.warning("The API of the playground's model refused its key")
-            self._send({"type": "failed", "reason": "The model's API refused the key of this server's operator."})
+            # The API's error may quote the key.
+            logger.warning("The API of the playground's model rejected its key")
+            self._send({"type": "failed", "reason": "The model's API rejected the key of this server's operator."})
         except (AgentError, ClientError) as exc:
             self._send({"type": "failed", "reason": str(exc)})
         except Exception:
-            logger.exception("An answer of the playground failed")
-            self._send({"type": "failed", "reason": "The server failed. Its log says why."})
+            logger.exception("The playground failed to answer")
+            self._send({"type": "failed", "reason": "The server failed. See its log."})
         finally:
             self._waiting.clear()
             self._begun.clear()

@@ -1,4 +1,4 @@
-"""What the person is asked at the terminal: whether a tool may run, and forms of servers. Runs in the main thread."""
+"""Questions to the user on the terminal: approval of tools, and forms of servers. Runs in the main thread."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "array": list
 
 
 class ConsolePrompts:
-    """Where the person answers. `read` gives a line for a prompt, as `input` does."""
+    """Asks the user. `read` reads a line with a prompt, like `input`."""
 
     __slots__ = ("_always", "_read", "_screen", "_yes")
 
@@ -28,22 +28,22 @@ class ConsolePrompts:
 
     @property
     def attended(self) -> bool:
-        """Whether there's a person."""
+        """Whether there's a user to ask."""
         return self._read is not None
 
     def approve(self, request: Approval) -> bool:
-        """Yes, no, or always for this tool while the conversation lasts."""
+        """Ask for approval: yes, no, or always for this tool during the conversation."""
         if self._yes or (request.server, request.tool) in self._always:
             return True
         what = request.tool or "a server's question to the model"
         if self._read is None:
-            self._screen.note(f"{what} wasn't allowed: nobody is here to ask. With --yes everything is.")
+            self._screen.note(f"{what} wasn't allowed, because there's no terminal to ask on. --yes allows everything.")
             return False
         self._screen.pause()
         for line in _described(request):
             self._screen.note(line)
         while True:
-            answer = self._read("Allow it? yes, no or always [n]: ").strip().lower()
+            answer = self._read("Allow it? yes, no, or always [n]: ").strip().lower()
             if answer in ("a", "always"):
                 self._always.add((request.server, request.tool))
                 return True
@@ -51,7 +51,7 @@ class ConsolePrompts:
                 return answer.startswith("y")
 
     def fill_in(self, server: str, question: Question) -> Answered:
-        """The values of a form; ``/no`` in any field declines."""
+        """Ask for the values of a form; ``/no`` in any field declines."""
         if self._read is None:
             return "decline"
         self._screen.pause()
@@ -93,7 +93,7 @@ class ConsolePrompts:
 
 
 def choices_of(field: dict[str, Any]) -> list[str]:
-    """What may be chosen, if that's what the field is for."""
+    """Return the choices of a field; empty if it has none."""
     given: Any = field.get("items") if field.get("type") == "array" else field
     if not is_object(given):
         return []
@@ -103,7 +103,7 @@ def choices_of(field: dict[str, Any]) -> list[str]:
 
 
 def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
-    """What is wrong with a value; empty if nothing. The server has the last word."""
+    """Return what's wrong with a value; empty if nothing. The server also validates it."""
     kind = str(field.get("type") or "string")
     if not isinstance(value, _KINDS.get(kind, object)) or (kind in ("integer", "number") and isinstance(value, bool)):  # type: ignore[arg-type]
         return f"That must be {'an' if kind[0] in 'aio' else 'a'} {kind}."

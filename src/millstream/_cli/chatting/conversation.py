@@ -1,8 +1,8 @@
-"""The conversation: the person and the screen in the main thread, the agent and its connections in another.
+"""A conversation: the user and the screen in the main thread, the agent and its connections in another.
 
-So a server's messages are heard while the person types, and a line can be edited as in any shell. What the agent's
-thread wants shown or asked travels through one queue. Ctrl-C stops an answer; a second one, or one at the prompt that
-is repeated, ends the program.
+This way, messages of servers arrive while the user types, and lines can be edited as in a shell. The agent's thread
+sends output and questions through a queue. Ctrl-C stops an answer; a second one, or one repeated at the prompt, ends
+the program.
 """
 
 import asyncio
@@ -25,17 +25,19 @@ from millstream.client._errors import ClientError
 
 T = TypeVar("T")
 _TICK = 0.5
-"""Seconds after which the main thread looks for Ctrl-C, where a wait can't be interrupted (Windows)."""
+"""Seconds between checks for Ctrl-C, if a wait can't be interrupted (Windows)."""
 _END = 10.0
-"""Seconds that connections have to end."""
+"""Seconds for connections to close."""
 
 
 class Stopped(Exception):
-    """The person stopped an answer."""
+    """The user stopped an answer."""
 
 
 class Conversation:
-    """``with Conversation(screen) as conversation: conversation.open(make_agent)``, and then `answer` or `converse`."""
+    """A conversation: ``with Conversation(screen) as conversation: conversation.open(make_agent)``, and then `answer`
+    or `converse`.
+    """
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -55,7 +57,7 @@ class Conversation:
             if agent is not None:
                 asyncio.run_coroutine_threadsafe(agent.__aexit__(), self._loop).result(_END)
         except (TimeoutError, ClientError, KeyboardInterrupt):
-            pass  # the thread is a daemon, and nobody waits for more
+            pass  # the thread is a daemon, so it doesn't block the exit
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_END)
@@ -64,7 +66,7 @@ class Conversation:
                 self._loop.close()
 
     def in_main(self, ask: Callable[..., T]) -> Callable[..., Awaitable[T]]:
-        """A question that the agent's thread awaits, and that the person is asked in the main thread."""
+        """Return an awaitable for the agent's thread that asks the user in the main thread."""
 
         async def asked(*what: Any) -> T:
             answer: Future[T] = Future()
@@ -73,14 +75,14 @@ class Conversation:
 
         return asked
 
-    # The main thread
+    # Main thread
 
     def open(self, make: Callable[[], Agent]) -> tuple[Agent, Toolbox]:
         """Connect.
 
         Raises:
-            ClientError, AgentError: it isn't possible.
-            Stopped: the person didn't want to wait.
+            ClientError, AgentError: the connection failed.
+            Stopped: the user pressed Ctrl-C.
         """
 
         async def connected() -> tuple[Agent, Toolbox]:
@@ -97,11 +99,11 @@ class Conversation:
         return self._wait(connected())
 
     def answer(self, text: str) -> None:
-        """One answer, shown as it comes.
+        """Show one answer as it arrives.
 
         Raises:
-            ClientError, AgentError: there's none.
-            Stopped: the person stopped it.
+            ClientError, AgentError: there was no answer.
+            Stopped: the user stopped it.
         """
         assert self._agent is not None  # noqa: S101  `open` comes first
         agent = self._agent
@@ -111,7 +113,7 @@ class Conversation:
             self._screen.pause()
 
     def converse(self, read: Callable[[str], str], show_rows: Callable[[Rows], None]) -> None:
-        """Answer line by line until the person leaves."""
+        """Answer line by line until the user leaves."""
         interrupted = False
         while True:
             try:
@@ -155,7 +157,7 @@ class Conversation:
             self._screen.pause()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of work in the other thread; meanwhile this one shows and asks what comes of it."""
+        """Run work in the other thread, and show its output and ask its questions in this one."""
         future = asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
         future.add_done_callback(lambda _: self._jobs.put(None))
         stopping: KeyboardInterrupt | None = None
@@ -165,10 +167,10 @@ class Conversation:
                 if job is None:
                     if isinstance(stopping, Terminated):
                         raise stopping
-                    if stopping is not None:  # also where all was said, and only not yet shown
+                    if stopping is not None:  # even if the answer is complete, and only not shown yet
                         raise Stopped
                     return future.result()
-                if stopping is None:  # or a pipe that nobody reads would hold this up once more
+                if stopping is None:  # otherwise a blocked pipe would block again
                     job()
             except queue.Empty:
                 continue
@@ -178,7 +180,7 @@ class Conversation:
                 stopping = exc
                 self._loop.call_soon_threadsafe(self._stop)
 
-    # The agent's thread
+    # Agent's thread
 
     async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
@@ -200,7 +202,7 @@ class Conversation:
 
 
 def _settle(answer: "Future[Any]", ask: Callable[..., Any], what: tuple[Any, ...]) -> None:
-    """Ask; whoever waits gets the answer, or hears that there is none."""
+    """Ask, and pass the answer or the error to the waiting task."""
     if not answer.set_running_or_notify_cancel():
         return
     try:

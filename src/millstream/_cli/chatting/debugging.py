@@ -1,4 +1,4 @@
-"""``--debug``: each step with a number, as it happens: configuration, connection, session, tools, and the dialog."""
+"""``--debug``: numbered steps as they happen: configuration, connection, session, tools, and dialog."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from millstream.agent._tools import Toolbox
 
 
 class Steps:
-    """A screen that tells each step on standard error before it's shown."""
+    """A screen that prints each step to standard error before it's shown."""
 
     __slots__ = ("_number", "_screen")
 
@@ -25,14 +25,14 @@ class Steps:
         self._number = 0
 
     def tell(self, what: str) -> None:
-        """The next step."""
+        """Print the next step."""
         self._screen.pause()
         self._number += 1
         sys.stderr.write(f"[debug {self._number:>2}] {safe(brief(what))}\n")
         sys.stderr.flush()
 
     def tell_all(self, steps: Iterable[str]) -> None:
-        """Several steps."""
+        """Print several steps."""
         for each in steps:
             self.tell(each)
 
@@ -74,13 +74,13 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
 
 
 def step_of(event: Event) -> str:
-    """What an event is as a step; empty for those that aren't."""
+    """Return the description of an event; empty for those that aren't steps."""
     step = _STEPS.get(type(event))
     return step(event) if step is not None else ""
 
 
 def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> Iterator[str]:
-    """What was read before anything was sent. No key is shown."""
+    """Yield the configuration, before anything is sent. Keys aren't shown."""
     yield f"configuration: model {model.name} at {model.url}"
     for place in places:
         key = "with an Authorization header" if keyed(place) else "without a key"
@@ -88,12 +88,12 @@ def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> 
 
 
 def keyed(place: ServerAt) -> bool:
-    """Whether the server is sent a key."""
+    """Return whether the server receives a key."""
     return "authorization" in {name.lower() for name in place.headers}
 
 
 def steps_of_connection(agent: Agent, places: Sequence[ServerAt], tools: Toolbox) -> Iterator[str]:
-    """What the handshakes found."""
+    """Yield the results of the handshakes."""
     for server, place in zip(agent.servers, places, strict=True):
         client = server.client
         offers = ", ".join(client.capabilities) or "nothing"

@@ -1,4 +1,4 @@
-"""How an answer looks: plain text in a pipe, one JSON object a line for programs; `terminal.py` is for people."""
+"""Output of an answer: plain text in a pipe, or one JSON object per line for programs; `terminal.py` is for people."""
 
 import json
 import sys
@@ -23,30 +23,30 @@ from millstream.agent._events import (
 ENDINGS = {
     "rounds": "Stopped after {rounds} rounds of tool calls (--max-rounds). Say “go on” to continue.",
     "tokens": "Stopped after {tokens:,} tokens (--max-tokens). Say “go on” to continue.",
-    "length": "The model ran out of tokens in the middle.",
+    "length": "The model ran out of tokens.",
     "filtered": "The model's content filter ended the answer.",
 }
-"""Reason -> what to tell the person; `done` needs no words."""
+"""Reason -> message for the user; `done` needs none."""
 
 
 class Screen(Protocol):
-    """Shows what happens. All methods are called by one thread."""
+    """Shows events. All methods are called from one thread."""
 
     def show(self, event: Event) -> None:
-        """Something happened."""
+        """Show an event."""
 
     def note(self, text: str) -> None:
-        """A line for the person that's no part of an answer."""
+        """Show a line for the user that isn't part of an answer."""
 
     def fail(self, text: str) -> None:
-        """An answer failed; the text is one or two sentences."""
+        """Show that an answer failed, in one or two sentences."""
 
     def pause(self) -> None:
-        """The person is asked something now, or the answer is over: leave the line."""
+        """End the current line, because the user is asked something, or the answer has ended."""
 
 
 class PlainScreen:
-    """Answers on standard output as they come; everything else on standard error, a line each."""
+    """Answers on standard output as they arrive; everything else on standard error, one line each."""
 
     __slots__ = ("_open",)
 
@@ -56,7 +56,7 @@ class PlainScreen:
     def show(self, event: Event) -> None:
         """See `Screen`."""
         if isinstance(event, Delta):
-            self._open = False  # if Ctrl-C ends the wait for a full pipe, no end of this line goes into it
+            self._open = False  # after Ctrl-C during a full pipe, don't write the end of this line
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True
@@ -88,7 +88,7 @@ class PlainScreen:
 
 
 class JsonScreen(PlainScreen):
-    """Every event as a line of JSON on standard output."""
+    """All events as JSON lines on standard output."""
 
     __slots__ = ()
 
@@ -105,7 +105,7 @@ class JsonScreen(PlainScreen):
 
 
 def line_of(event: Event) -> str:
-    """An event as one line; empty if it needs none."""
+    """Return an event as one line; empty if it needs none."""
     if isinstance(event, Calling):
         return f"call\t{event.server}\t{event.tool}\t{json.dumps(event.arguments, ensure_ascii=False)}"
     if isinstance(event, Progressed):
@@ -122,24 +122,24 @@ def line_of(event: Event) -> str:
 
 
 def progress_of(event: Progressed) -> str:
-    """How far a tool is."""
+    """Return the progress of a tool."""
     share = f"{event.value:g}/{event.total:g}" if event.total else f"{event.value:g}"
     return one_line(f"{share} {event.message or ''}")
 
 
 def waiting_of(event: Waiting) -> str:
-    """Why the person waits, and how long."""
-    again = "What was said above doesn't count. " if event.void else ""
+    """Return the reason and length of a pause."""
+    again = "The text above is invalid. " if event.void else ""
     return f"{again}{event.reason} Trying again in {event.seconds:.3g} s (attempt {event.attempt + 1})."
 
 
 def ending_of(event: Finished) -> str:
-    """Why the answer is over, if it isn't done."""
+    """Return why the answer ended, unless it's done."""
     return ENDINGS.get(event.reason, "").format(rounds=event.rounds, tokens=event.tokens)
 
 
 def call_of(tool: str, arguments: Mapping[str, Any]) -> str:
-    """A call as people write one."""
+    """Return a call in readable form."""
     return (
         f"{tool}({', '.join(f'{name}={json.dumps(value, ensure_ascii=False)}' for name, value in arguments.items())})"
     )

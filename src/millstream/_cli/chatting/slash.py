@@ -1,4 +1,4 @@
-"""What a person types instead of a question: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``."""
+"""Slash commands in a conversation: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``."""
 
 import shlex
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 
 class Slash:
-    """The commands of one conversation. Each gives rows to print, or events of an answer."""
+    """The commands of one conversation. Each returns rows to print, or events of an answer."""
 
     __slots__ = ("_agent",)
 
@@ -33,11 +33,11 @@ class Slash:
         self._agent = agent
 
     async def run(self, line: str) -> Rows | Answer:
-        """Carry out a line that begins with a slash.
+        """Run a line that begins with a slash.
 
         Raises:
-            AgentError: there's no such command, or it can't be done.
-            ClientError: a server doesn't answer.
+            AgentError: the command is unknown, or failed.
+            ClientError: a server isn't responding.
         """
         name, _, rest = line.partition(" ")
         command = self._COMMANDS.get(name)
@@ -46,7 +46,7 @@ class Slash:
         try:
             return await command(self, shlex.split(rest))
         except ValueError as exc:
-            raise AgentError(f"The line can't be read: {exc}.") from exc
+            raise AgentError(f"The line is malformed: {exc}.") from exc
 
     async def _tools(self, words: list[str]) -> Rows:
         return [(tool.name, one_line(tool.described.description or "")) for tool in await self._agent.tools()]
@@ -56,7 +56,7 @@ class Slash:
             pairs = [word.partition("=") for word in words[1:]]
             wrong = next((word for word, sign, _ in pairs if not sign), None)
             if wrong is not None:
-                raise AgentError(f"Arguments of a prompt are KEY=VALUE, not {wrong!r}.")
+                raise AgentError(f"Prompt arguments must be KEY=VALUE, not {wrong!r}.")
             return self._agent.prompt(words[0], {name: value for name, _, value in pairs})
         rows: Rows = []
         for server in self._agent.servers:
@@ -78,18 +78,18 @@ class Slash:
         return rows
 
     def _place(self, word: str) -> tuple[str, str]:
-        """``server:uri``; with one server its name may be left out."""
+        """Split ``server:uri``; with one server its name is optional."""
         server, _, uri = word.removeprefix("@").partition(":")
         names = [each.name for each in self._agent.servers]
         if server in names:
             return server, uri
         if len(names) == 1:
             return names[0], word
-        raise AgentError(f"Say which server: SERVER:URI. The servers are: {', '.join(names)}.")
+        raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
 
     async def _save(self, words: list[str]) -> Rows:
         if len(words) != 1:
-            raise AgentError("Say where: /save FILE")
+            raise AgentError("Name the file: /save FILE")
         return [(words[0], f"{self._agent.transcript.save(words[0]):,} lines")]
 
     async def _help(self, words: list[str]) -> Rows:

@@ -1,6 +1,6 @@
-"""An answer at a terminal: Markdown as it comes, block by block, with the calls between. The one part that uses rich.
+"""Output of an answer on a terminal: Markdown, block by block, with calls in between. The only module that uses rich.
 
-Only the block that is being written is drawn again, so that nothing flickers and everything above can be copied.
+Only the unfinished block is redrawn, so that nothing flickers, and finished text can be copied.
 """
 
 import re
@@ -29,13 +29,13 @@ from millstream.agent._events import (
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 _LONG, _PAUSE = 2000, 0.1
-"""A block of so many characters is drawn at most once in so many seconds."""
+"""Characters of a block above which redraws are throttled, and the minimum seconds between them."""
 _WIDEST = 100
-"""Columns of text; longer lines are hard to read."""
+"""Maximum columns of text; longer lines are hard to read."""
 
 
 class TerminalScreen:
-    """For people."""
+    """A screen for people on a terminal."""
 
     __slots__ = ("_block", "_console", "_drawn", "_live")
 
@@ -44,7 +44,7 @@ class TerminalScreen:
         self._block = ""
         self._live: Live | None = None
         self._drawn = 0.0
-        """When the block was drawn last; each time costs as much as the block is long."""
+        """Time of the last redraw, whose cost grows with the block."""
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
@@ -99,7 +99,7 @@ class TerminalScreen:
         return line
 
     def _write(self, text: str) -> None:
-        """Add to the answer. Blocks that are complete stay as they are."""
+        """Add text to the answer. Finished blocks stay unchanged."""
         self._block += text
         while (end := end_of_block(self._block)) > 0:
             done, self._block = self._block[:end], self._block[end:]
@@ -118,13 +118,13 @@ class TerminalScreen:
         self._block = ""
 
     def _put(self, block: str) -> None:
-        """A block and one empty line, whatever space its elements would like."""
+        """Print a block followed by one empty line, whatever spacing its elements have."""
         if block.strip():
             self._console.print(self._trimmed(block))
             self._console.print()
 
     def _trimmed(self, block: str) -> Segments:
-        # With hyperlinks an address would hide behind a text of the model's choice.
+        # Hyperlinks would hide addresses behind text of the model's choice.
         markdown = Markdown(block.strip("\n"), hyperlinks=False)
         options = self._console.options.update(width=min(self._console.width, _WIDEST))
         lines = self._console.render_lines(markdown, options, pad=False)
@@ -153,7 +153,9 @@ def _empty(line: list[Segment]) -> bool:
 
 
 def end_of_block(text: str) -> int:
-    """Where the first block of Markdown ends: behind a blank line outside of a code block; 0 if it doesn't yet."""
+    """Return the end of the first Markdown block: after a blank line outside of a code block; 0 if it isn't
+    complete.
+    """
     at = 0
     while (blank := text.find("\n\n", at)) >= 0:
         if len(_FENCE.findall(text, 0, blank + 1)) % 2 == 0:

@@ -1,4 +1,4 @@
-"""``millstream audit``: look whether an audit log is whole."""
+"""``millstream audit``: verify an audit log."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +19,13 @@ def verify(
     /,
     *,
     last: Annotated[
-        str, Parameter(metavar="HASH", help="The hash that the last line has to have, as you noted it earlier.")
+        str, Parameter(metavar="HASH", help="The hash that the last line must have, as you noted it earlier.")
     ] = "",
     json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check that no line was changed, removed or inserted, and print the hash of the last one.
+    """Check that no line was changed, removed, or inserted, and print the hash of the last one.
 
-    That lines were cut off at the end shows only if you noted the hash of the last line elsewhere, and give it here.
+    Lines removed from the end are only detected if you noted the hash of the last line elsewhere, and pass it here.
 
     **Example**
 
@@ -41,9 +41,9 @@ def verify(
         ) from exc
     if last and last != found:
         raise CommandError(
-            f"{file} ends with another line than you noted.",
+            f"{file} ends with a different line than you noted.",
             why=f"Its last line has the hash {found}.",
-            fix="If lines were added since, give a copy of the file as it was then.",
+            fix="If lines were added since, use a copy of the file from that time.",
         )
     if json:
         print_json({"lines": count, "hash": found})

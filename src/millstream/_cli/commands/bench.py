@@ -1,6 +1,6 @@
-"""``millstream bench``: call a server from many connections for some seconds, and show how fast it answers.
+"""``millstream bench``: call a server over many connections for some seconds, and show its response times.
 
-It measures what one client in Python sees; on a machine that also runs the server, both share its cores.
+It measures what one client in Python sees; if the server runs on the same machine, both share its cores.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 
 _GROWTH = math.log(1.01)
-"""Two durations that differ by less than 1% count as one, so that memory doesn't grow with the calls."""
+"""Durations that differ by less than 1% count as one, so that memory doesn't grow with the calls."""
 _PAUSE = 0.1
-"""Seconds before a connection tries again after an error that isn't an answer."""
+"""Seconds before a connection retries after an error without a response."""
 _SHOWN = (50, 90, 95, 99, 99.9)
 _ROWS = 10
 
 
 class Tally:
-    """What has been measured."""
+    """The measurements."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -52,14 +52,14 @@ class Tally:
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        """One answer."""
+        """Record one response."""
         self.calls += 1
         self.total += seconds
         self.slowest = max(self.slowest, seconds)
         self._buckets[math.ceil(math.log(max(seconds, 1e-7)) / _GROWTH)] += 1
 
     def percentile(self, share: float) -> float:
-        """The seconds within which so many percent of the calls were answered."""
+        """Return the percentile of response times, in seconds."""
         wanted, seen = self.calls * share / 100, 0
         for bucket, count in sorted(self._buckets.items()):
             seen += count
@@ -68,7 +68,7 @@ class Tally:
         return self.slowest
 
     def spread(self, rows: int) -> list[tuple[float, int]]:
-        """Upper bounds of as many ranges, and how many calls fell into each."""
+        """Return the upper bounds of `rows` ranges, and the number of calls in each."""
         if not self._buckets:
             return []
         low, high = min(self._buckets), max(self._buckets)
@@ -92,7 +92,7 @@ def bench(
         Parameter(
             name=("--connections", "-c"),
             metavar="N",
-            help="Calls that are under way at a time.",
+            help="Number of concurrent calls.",
             validator=Number(gte=1, lte=1000),
         ),
     ] = 10,
@@ -109,21 +109,21 @@ def bench(
         int,
         Parameter(
             metavar="N",
-            help="Open so many event streams of the hub instead, and broadcast to them.",
+            help="Open this many event streams of the hub instead, and broadcast to them.",
             validator=Number(gte=0, lte=20_000),
         ),
     ] = 0,
     json: Json = False,
 ) -> None:
-    """Call a server from many connections, and show how fast it answers.
+    """Call a server over many connections, and show its response times.
 
-    Only bench your own servers. Each connection sends its next call when the last one is answered. The figures are
-    those of this client, which is one process of Python: it makes some 8,000 calls a second, and a server may be
-    many times as fast. For the limit of a server, run several of these at a time, or a load generator such as wrk.
-    The exit status is 1 if a call failed.
+    Only bench your own servers. Each connection sends its next call after the last response. The figures are those of
+    this client, a single Python process that makes about 8,000 calls a second; a server may be many times faster. To
+    find the limit of a server, run several of these at once, or use a load generator such as wrk. The exit status is 1
+    if a call failed.
 
-    With --listeners, it publishes 50 events a second to a channel of its own, and says how many deliveries arrived,
-    how long they took, and how much memory of the server the listeners take (with --serve hub,metrics).
+    With --listeners, it publishes 50 events a second to its own channel, and reports deliveries, latencies, and the
+    memory that the listeners take on the server (with --serve hub,metrics).
 
     **Examples**
 
@@ -136,9 +136,9 @@ def bench(
     if listeners:
         ended(lambda: _broadcast(options, listeners, seconds, json=json))
         return
-    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
     if given and not tool:
-        raise UsageError("Arguments are for a tool: name it with --tool.")
+        raise UsageError("Arguments require a tool. Name it with --tool.")
 
     async def work(client: Client) -> int:
         values = await _typed(client, tool, given)
@@ -159,7 +159,7 @@ async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *,
     from millstream._cli.broadcast_bench import Broadcasts, percentiles, summary  # noqa: PLC0415  few want it
 
     if not options.target.startswith(("http://", "https://")):
-        raise UsageError("--listeners needs the URL of a server with a hub: http://127.0.0.1:8000/mcp")
+        raise UsageError("--listeners requires the URL of a server with a hub: http://127.0.0.1:8000/mcp")
     found = Broadcasts(parse(options.target), options.headers, listeners)
     begun = time.perf_counter()
     await found.run(seconds)
@@ -196,7 +196,7 @@ async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, 
 
 
 async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally, until: float) -> None:
-    """What one connection does: one call at least."""
+    """Run one connection, with at least one call."""
     begun = 0.0
     while begun < until:
         begun = time.perf_counter()
@@ -216,7 +216,7 @@ async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally,
 
 
 async def _show_time(seconds: float, *, json: bool) -> None:
-    """A bar that fills; nothing where nobody looks."""
+    """Show a progress bar; nothing without a terminal."""
     if json or not sys.stderr.isatty():
         return
     progress, begun = Progress(), time.perf_counter()
@@ -229,7 +229,7 @@ async def _show_time(seconds: float, *, json: bool) -> None:
 
 
 def report(tally: Tally, took: float, client: Client, connections: int, *, json: bool) -> None:
-    """What was found."""
+    """Print the results."""
     rate = tally.calls / took if took else 0.0
     mean = tally.total / tally.calls if tally.calls else 0.0
     percentiles = {f"p{share:g}": tally.percentile(share) for share in _SHOWN}
@@ -254,7 +254,7 @@ def report(tally: Tally, took: float, client: Client, connections: int, *, json:
 
 
 def draw(tally: Tally) -> None:
-    """How the answers are spread, as bars that fit the terminal."""
+    """Draw a histogram of the response times that fits the terminal."""
     spread = tally.spread(_ROWS)
     if not spread:
         return
@@ -270,7 +270,7 @@ def draw(tally: Tally) -> None:
 
 
 def shown(seconds: float) -> str:
-    """A duration for people: three digits."""
+    """Format a duration with three digits."""
     ms = seconds * 1000
     if ms >= 1000:
         return f"{seconds:.3g} s"

@@ -37,7 +37,7 @@ def channel(
 
     - `millstream channel https://shop.example/mcp --event order.paid --where customer=ada --auth KEY`
     """
-    arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where takes NAME=VALUE").items()}
+    arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
         chosen = await choose(client, event or [], arguments)

@@ -1,4 +1,6 @@
-"""``millstream chat``: talk to a model that uses the tools of servers; one question in a pipe, or a conversation."""
+"""``millstream chat``: talk to a model that uses the tools of servers, with one question in a pipe, or a
+conversation.
+"""
 
 import json as json_module
 import os
@@ -41,7 +43,7 @@ def chat(  # noqa: PLR0913  the options of the command
         str,
         Parameter(
             name="SERVER",
-            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; else MCP_SERVER_URL.",
+            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; default: MCP_SERVER_URL.",
         ),
     ],
     message: Annotated[
@@ -49,7 +51,7 @@ def chat(  # noqa: PLR0913  the options of the command
         Parameter(
             name=("--message", "-m"),
             allow_leading_hyphen=True,
-            help="Ask this, print the answer and end; so does text in a pipe.",
+            help="Ask this, print the answer, and exit; text in a pipe does the same.",
         ),
     ] = "",
     model: Annotated[
@@ -61,18 +63,19 @@ def chat(  # noqa: PLR0913  the options of the command
         ),
     ] = "",
     api_url: Annotated[
-        str, Parameter(name="--api-url", metavar="URL", help="An OpenAI-compatible API: http://127.0.0.1:11434/v1")
+        str,
+        Parameter(name="--api-url", metavar="URL", help="URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1"),
     ] = "",
     system: Annotated[
         str,
-        Parameter(name="--system", allow_leading_hyphen=True, metavar="TEXT", help="What the model should know first."),
+        Parameter(name="--system", allow_leading_hyphen=True, metavar="TEXT", help="System prompt for the model."),
     ] = "",
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Allow every tool without asking.")] = False,
     max_rounds: Annotated[
         int,
         Parameter(
             name="--max-rounds",
-            help="How often the model is asked for one answer.",
+            help="Maximum requests to the model for one answer.",
             validator=Number(gte=1),
         ),
     ] = Limits().max_rounds,
@@ -80,7 +83,7 @@ def chat(  # noqa: PLR0913  the options of the command
         int,
         Parameter(
             name="--max-tokens",
-            help="Tokens that one answer may cost; 0 means no bound.",
+            help="Maximum tokens of one answer; 0 for no limit.",
             validator=Number(gte=0),
         ),
     ] = Limits().max_tokens,
@@ -92,11 +95,11 @@ def chat(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Talk to a model that uses the tools of one or more servers.
 
-    The model comes from API_URL, API_KEY and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
-    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and OPENAI_API_VERSION. What the environment says wins over `.env`.
-    A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro takes the key of its provider, such as
-    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is sent to the server
-    of MCP_SERVER_URL and to no other. Before a tool that isn't marked as harmless runs, you're asked.
+    The model comes from API_URL, API_KEY, and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
+    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
+    `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
+    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL. You're asked before a tool runs
+    that isn't marked as harmless.
 
     **Examples**
 
@@ -119,7 +122,7 @@ def chat(  # noqa: PLR0913  the options of the command
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
-                "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
+                "There's no question, and no terminal to type one on. Ask with -m TEXT, or send text through a pipe."
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers, configuration)
@@ -148,7 +151,7 @@ def _talk(
     yes: bool,
     limits: Limits,
 ) -> None:
-    """Connect, and answer one question or all that come."""
+    """Connect, and answer one question or a conversation."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
     prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
 
@@ -166,19 +169,19 @@ def _talk(
         if question:
             conversation.answer(question)
             return
-        with suppress(ImportError):  # arrow keys and a history, where Python has them
+        with suppress(ImportError):  # arrow keys and history, if Python has them
             import_module("readline")
         names = ", ".join(server.name for server in agent.servers)
         count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
         screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
-        screen.note(f"What you say goes to {model.url}.")
+        screen.note(f"Your messages are sent to {model.url}.")
         conversation.converse(_read_line, _print)
 
 
 def _places(
     servers: Sequence[str], reach: Callable[..., ServerAt], headers: Mapping[str, str], configuration: Configuration
 ) -> list[ServerAt]:
-    """The servers that are meant.
+    """Return the servers to use.
 
     Raises:
         AgentError, TargetError: there are none.
@@ -186,7 +189,7 @@ def _places(
     if not servers:
         place = configuration.server()
         if place is None:
-            raise ConfigurationError("Which server? Name one, or put MCP_SERVER_URL into .env.")
+            raise ConfigurationError("No server is selected. Name one, or put MCP_SERVER_URL into .env.")
         return [reach(place.target, "", headers={**place.headers, **headers})]
     places: list[ServerAt] = []
     for text in servers:
@@ -200,7 +203,7 @@ def _places(
 
 
 def _read_line(prompt: str) -> str:
-    """A line of the person's. The prompt isn't part of what a file or pipe gets."""
+    """Read a line from the user. The prompt isn't written to files and pipes."""
     if sys.stdout.isatty():
         return input(prompt)
     sys.stderr.write(prompt)

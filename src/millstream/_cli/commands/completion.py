@@ -20,19 +20,19 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[
         Shell | None,
-        Parameter(name="SHELL", help="Your shell: bash, zsh or fish. Default: what SHELL says."),
+        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Default: according to SHELL."),
     ] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(name="--install", help="Put it where your shell finds it.")] = False,
+    install: Annotated[bool, Parameter(name="--install", help="Install it where your shell looks for it.")] = False,
 ) -> None:
-    """Print a script that completes commands, options and choices in your shell, or install it.
+    """Print a script that completes commands, options, and choices in your shell, or install it.
 
     **Examples**
 
     - `millstream completion --install`
 
-    - `millstream completion bash > /etc/bash_completion.d/millstream`: for everybody
+    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
     """
     from millstream._cli.program import program  # noqa: PLC0415  the program imports this module
 
@@ -51,5 +51,5 @@ def completion(
 def _own_shell() -> Shell:
     name = Path(os.environ.get("SHELL", "")).name
     if name not in list(Shell):
-        raise CommandError("It isn't clear which shell you use.", fix="Name it: bash, zsh or fish.")
+        raise CommandError("The shell could not be detected.", fix="Name it: bash, zsh or fish.")
     return Shell(name)

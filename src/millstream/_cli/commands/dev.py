@@ -24,7 +24,7 @@ from millstream._cli.variables import use_file
 
 INSPECTOR = "@modelcontextprotocol/inspector"
 NODE = 22
-"""The oldest major version of Node.js that the MCP Inspector runs on."""
+"""Oldest major version of Node.js that the MCP Inspector supports."""
 
 
 def dev(
@@ -45,7 +45,7 @@ def dev(
     ] = None,
     no_open: Annotated[bool, Parameter(name="--no-open", help="Don't open a browser.")] = False,
     official: Annotated[
-        bool, Parameter(name="--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; needs Node.js.")
+        bool, Parameter(name="--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
     ] = False,
     packages: Packages = None,
     editable: Editable = None,
@@ -55,7 +55,7 @@ def dev(
     """Serve a file while you write it.
 
     It restarts when a Python file in the folder changes. If your change doesn't work, it shows the error and keeps the
-    last version that did. It opens `/inspect`, a page where you run your tools. It serves this machine only.
+    last working version. It opens `/inspect`, a page for trying your tools. It's only reachable from this machine.
 
     **Examples**
 
@@ -77,12 +77,12 @@ def dev(
 
 
 def _served(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
-    """Serve until stopped; False once a file has changed that couldn't be served.
+    """Serve until stopped. Return False after a change to a file that couldn't be served.
 
     Raises:
-        CommandError: something is wrong that isn't a mistake in the program.
+        CommandError: an error that isn't in the program.
     """
-    changed = changes(folder_of(target))  # since before the program is read
+    changed = changes(folder_of(target))  # since before the program is imported
     try:
         serve_http(
             target,
@@ -113,27 +113,27 @@ async def _first(changed: AsyncIterator[None]) -> None:
 
 
 def npx() -> str:
-    """The program that starts packages of Node.
+    """Return the program that starts Node packages.
 
     Raises:
-        CommandError: it isn't there.
+        CommandError: it isn't installed.
     """
     found = shutil.which("npx")
     if found is None:
         raise CommandError(
-            "--official needs Node.js, which isn't installed: there is no npx on the PATH.",
+            "--official requires Node.js, which isn't installed: there is no npx on the PATH.",
             why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
-            fix="Install Node.js 22 or newer, or leave --official out: /inspect needs nothing.",
+            fix="Install Node.js 22 or newer, or leave --official out: /inspect doesn't need it.",
         )
     _check_node()
     return found
 
 
 def _check_node() -> None:
-    """See that Node.js is new enough for the MCP Inspector, which ends without a word on an older one.
+    """Check that Node.js is new enough for the MCP Inspector, which exits silently on older versions.
 
     Raises:
-        CommandError: it isn't.
+        CommandError: it's too old.
     """
     node = shutil.which("node")
     if node is None:
@@ -145,14 +145,14 @@ def _check_node() -> None:
     major = told.strip().removeprefix("v").partition(".")[0]
     if major.isdigit() and int(major) < NODE:
         raise CommandError(
-            f"--official needs Node.js {NODE} or newer, and this is {told.strip()}.",
-            why=f"The MCP Inspector, {INSPECTOR}, doesn't start on an older one.",
-            fix="Install a newer Node.js, or leave --official out: /inspect needs nothing.",
+            f"--official requires Node.js {NODE} or newer, but this is {told.strip()}.",
+            why=f"The MCP Inspector, {INSPECTOR}, doesn't run on older versions.",
+            fix="Install a newer Node.js, or leave --official out: /inspect doesn't need it.",
         )
 
 
 class _Beside:
-    """What comes up beside the server: a page in the browser, or the MCP Inspector."""
+    """Opened beside the server: a page in the browser, or the MCP Inspector."""
 
     def __init__(self, npx: str, *, opens: bool) -> None:
         self._npx = npx
@@ -160,7 +160,7 @@ class _Beside:
         self._inspector: subprocess.Popen[bytes] | None = None
 
     def started(self, told: Facts) -> None:
-        """The server serves."""
+        """Open it, because the server is ready."""
         show(told)
         if self._npx:
             words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", told.url]
@@ -174,14 +174,14 @@ class _Beside:
             threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
     def close(self) -> None:
-        """The server is gone."""
+        """Close it, because the server has stopped."""
         if self._inspector is not None:
             self._inspector.terminate()
             self._inspector.wait()
 
 
 def has_browser() -> bool:
-    """Whether a browser can show a page. Without a desktop, Python would open a text browser in this terminal."""
+    """Return whether a graphical browser is available. Otherwise Python would open a text browser in this terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

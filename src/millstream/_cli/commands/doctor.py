@@ -1,4 +1,4 @@
-"""``millstream doctor``: go the way of a connection step by step, and say at which one it fails and why."""
+"""``millstream doctor``: connect step by step, and show which step fails and why."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ from millstream.client._targets import Remote, find
 
 
 class Step(Struct, frozen=True):
-    """One step, and how it went."""
+    """One step, and its result."""
 
     name: str
     ok: bool
@@ -39,8 +39,8 @@ def doctor(
 ) -> None:
     """Find out why a connection fails, and what to do.
 
-    It looks up the name, connects, checks the certificate, asks over HTTP, finds what the server speaks, looks at the
-    headers that browsers need, and calls nothing. The exit status is that of the first step that failed.
+    It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
+    checks the headers that browsers need. It calls no tools. The exit status is that of the first failed step.
 
     **Example**
 
@@ -76,24 +76,24 @@ def doctor(
 
 
 def show(step: Step) -> None:
-    """One line, and one more for what to do."""
+    """Print one line, and another one with what to do."""
     print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
     if step.remedy:
         print_text(f"      Do: {step.remedy}")
 
 
 async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
-    """The steps of a connection.
+    """Yield the steps of a connection.
 
     Raises:
-        ClientError: one failed, and those behind it make no sense.
+        ClientError: a step failed, so later ones make no sense.
     """
     place = find(options.target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
         proxy = proxy_for(url)
         if proxy is not None:
-            yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, which the environment names")
+            yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, from the environment")
         else:
             yield await looked_up(url, options.timeout)
         if url.secure and proxy is None:
@@ -113,38 +113,38 @@ async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
 
 
 async def looked_up(url: Url, seconds: float) -> Step:
-    """The addresses of a host.
+    """Resolve a host.
 
     Raises:
-        ConnectFailed: it has none, or nobody says so in time.
+        ConnectFailed: it has no address, or the resolver timed out.
     """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
             known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except TimeoutError as exc:
-        raise ConnectFailed(f"Nobody said within {seconds:g} seconds which address {url.host} has.") from exc
+        raise ConnectFailed(f"The name {url.host} could not be resolved within {seconds:g} seconds.") from exc
     except OSError as exc:
-        raise ConnectFailed(f"The name {url.host} cannot be looked up: {plain(exc)}.") from exc
+        raise ConnectFailed(f"The name {url.host} cannot be resolved: {plain(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
     found = f"{url.host} is an address" if addresses == [url.host] else f"{url.host} is {', '.join(addresses)}"
     return Step("name", ok=True, found=found)
 
 
 async def trusted(url: Url, seconds: float) -> Step:
-    """The certificate of a server.
+    """Check the certificate of a server.
 
     Raises:
-        ConnectFailed: nobody is there, or says anything in time.
-        TlsFailed: it isn't trusted.
+        ConnectFailed: the server isn't responding.
+        TlsFailed: the certificate isn't trusted.
     """
     context = ssl.create_default_context()
     try:
         async with asyncio.timeout(seconds):
             _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
     except TimeoutError as exc:
-        hint = "Is it http:// rather than https://?"
-        raise ConnectFailed(f"{url.origin} showed no certificate within {seconds:g} seconds. {hint}") from exc
+        hint = "Use http:// instead of https:// if that's intended."
+        raise ConnectFailed(f"{url.origin} sent no certificate within {seconds:g} seconds. {hint}") from exc
     except ssl.SSLCertVerificationError as exc:
         raise tls_error(url, exc) from exc
     except ssl.SSLError as exc:
@@ -157,7 +157,7 @@ async def trusted(url: Url, seconds: float) -> Step:
 
 
 async def offered(client: Client) -> Step:
-    """What the lists hold."""
+    """Count the items of the lists."""
     counts = {
         "tool": len(await client.tools()),
         "resource": len(await client.resources()),
@@ -170,7 +170,7 @@ async def offered(client: Client) -> Step:
 
 
 async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[Step]:
-    """What stands between the server and others: preflights of browsers, and proxies that compress or collect."""
+    """Check what's between the server and its clients: CORS for browsers, and proxies that compress or buffer."""
     headers = {**place.headers, **options.headers}
     pool = ConnectionPool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
     endpoint = Endpoint(place.url, headers, pool)
@@ -182,7 +182,7 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
         if proxies:
             shown = ", ".join(name.decode() for name in proxies)
-            remedy = "Switch buffering and compression off for event streams: in nginx, proxy_buffering off."
+            remedy = "Turn off buffering and compression for event streams: in nginx, proxy_buffering off."
             yield Step("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
     except (ClientError, TimeoutError) as exc:
         how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
@@ -192,21 +192,21 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
 
 
 def cors(reply: HttpReply) -> Step:
-    """Whether pages of other origins may use the server."""
+    """Check whether pages of other origins may use the server."""
     allowed = reply.header(b"access-control-allow-origin")
     text = f"pages of {allowed} may use it" if allowed else "pages of other origins cannot use it, which is safe"
     return Step("browsers", ok=True, found=text)
 
 
 def remedy_of(error: ClientError) -> str:
-    """What to do about an error: as it says itself, or what helps with errors of its kind."""
+    """Return what to do about an error: its own remedy, or the usual one for its type."""
     if isinstance(error, NotMcp) and error.remedy:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (
             ConnectFailed,
-            "Check host and port, and that the server runs. On another machine, 127.0.0.1 isn't enough for it.",
+            "Check host and port, and that the server is running. A server on 127.0.0.1 is local only.",
         ),
         (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),

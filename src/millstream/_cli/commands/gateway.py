@@ -1,4 +1,4 @@
-"""``millstream gateway``: serve what a file says stands behind the gateway, and accept changed definitions."""
+"""``millstream gateway``: serve the upstreams of a file, and accept changed definitions."""
 
 import asyncio
 import difflib
@@ -38,16 +38,19 @@ def serve(  # noqa: PLR0913  the options of the command
     host: Annotated[str | None, Parameter(help="Address to listen on.", show_default=lambda _: "127.0.0.1")] = None,
     port: Annotated[int | None, Parameter(name=("--port", "-p"), help="Port to listen on.")] = None,
     transport: Annotated[Transport, Parameter(help="http, or stdio for the parent program.")] = Transport.http,
-    store: Annotated[str, Parameter(metavar="URL", help="Where streams and records live.")] = "",
-    serve: Annotated[str, Parameter(help="What runs beside MCP: hub, rest, web, metrics (with commas), or all.")] = "",
-    workers: Annotated[int, Parameter(metavar="N", help="Processes that serve.", validator=Number(gte=1))] = 1,
+    store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
+    serve: Annotated[
+        str,
+        Parameter(help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all.")),
+    ] = "",
+    workers: Annotated[int, Parameter(metavar="N", help="Number of processes.", validator=Number(gte=1))] = 1,
     auth_keys: Annotated[
-        str | None, Parameter(metavar="FILE", help="A file of keys, made by `millstream keys add`.")
+        str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
     ] = None,
     public_without_auth: Annotated[
-        bool, Parameter(name="--public-without-auth", help="Let anybody who can reach the address call every tool.")
+        bool, Parameter(name="--public-without-auth", help="Let anyone who can reach the address call every tool.")
     ] = False,
-    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="How much to log.")] = None,
+    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
     env_file: EnvFile = None,
 ) -> None:
     """Serve what a file lists, in every revision and on every transport.
@@ -88,18 +91,16 @@ def serve(  # noqa: PLR0913  the options of the command
 def accept(
     file: File,
     upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item there; all that have changed by default.")] = "",
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item; by default all that have changed.")] = "",
     /,
     *,
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
-    json: Annotated[
-        bool, Parameter(name="--json", help="Print what has changed as JSON; accept it with --yes.")
-    ] = False,
+    json: Annotated[bool, Parameter(name="--json", help="Print changes as JSON; accept them with --yes.")] = False,
 ) -> None:
-    """Accept what an upstream with `trust = "pin"` says now of itself and its tools, resources, and prompts.
+    """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 
-    Shows each definition that isn't the accepted one, and writes those that you accept into the file of pins beside
-    FILE (gateway.lock). Running gateways read it again.
+    Shows each definition that differs from the accepted one, and writes those that you accept to the file of pins
+    beside FILE (gateway.lock). Running gateways read it again.
 
     **Example**
 
@@ -175,13 +176,13 @@ def _lines(definition: catalog.Description | None) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    """Escape what a terminal would hide or obey: the text is the upstream's."""
+    """Escape characters that a terminal would hide or interpret, because the upstream wrote the text."""
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
 
 
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
         raise CommandError(
-            "Nothing was accepted: there's no terminal to ask on.", fix="Look at the change, and add --yes."
+            "Nothing was accepted, because there's no terminal to ask on.", fix="Look at the change, and add --yes."
         )
     return input("Accept? [y/N] ").strip().lower() in ("y", "yes")

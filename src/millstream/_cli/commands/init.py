@@ -1,4 +1,4 @@
-"""``millstream init``: a new project that runs and has a test that passes. It needs no network."""
+"""``millstream init``: create a project that runs and has a passing test. It doesn't need the network."""
 
 import json as json_module
 import re
@@ -93,26 +93,29 @@ __pycache__/
 
 def init(
     folder: Annotated[
-        Path, Parameter(name="DIR", help="The folder to make it in; created if it isn't there.")
+        Path, Parameter(name="DIR", help="Folder for the project; created if it doesn't exist.")
     ] = Path(),
     /,
     *,
     http: Annotated[
-        bool, Parameter(name="--http", negative="--stdio", help="Serve HTTP, or talk to the program that starts it.")
+        bool,
+        Parameter(
+            name="--http", negative="--stdio", help="Serve HTTP, or communicate with the program that starts it."
+        ),
     ] = True,
     name: Annotated[
         str,
         Parameter(
             name="--name",
-            help="What the server is called.",
+            help="Name of the server.",
             show_default=lambda _: "the folder",
         ),
     ] = "",
     json: Json = False,
 ) -> None:
-    """Make a new project: a server, a test that passes, and what they need.
+    """Create a new project: a server, a passing test, and their dependencies.
 
-    It writes no file that is there already.
+    Existing files aren't overwritten.
 
     **Examples**
 
@@ -121,15 +124,15 @@ def init(
     - `millstream init --stdio`: in this folder, for a desktop application
     """
     if folder.is_file():
-        raise CommandError(f"{folder} is a file, not a folder.", fix="Give another folder: millstream init DIR")
+        raise CommandError(f"{folder} is a file, not a folder.", fix="Use another folder: millstream init DIR")
     called = name or folder.resolve().name or "server"
     files = project(called, transport="http" if http else "stdio")
     taken = [each for each in files if (folder / each).exists()]
     if taken:
         raise CommandError(
-            f"{folder.resolve()} has {', '.join(taken)} already.",
-            why="Nothing was written, so that nothing of yours gets lost.",
-            fix="Give another folder: millstream init DIR",
+            f"{folder.resolve()} already has {', '.join(taken)}.",
+            why="Nothing was written, so that your files aren't overwritten.",
+            fix="Use another folder: millstream init DIR",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,13 +143,13 @@ def init(
     if json:
         print_json({"folder": str(folder.resolve()), "name": called, "files": list(files)})
         return
-    print_text(f"Made {called} in {folder.resolve()}: {', '.join(files)}.")
+    print_text(f"Created {called} in {folder.resolve()}: {', '.join(files)}.")
     go = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
     print_text(f"Next: {go}millstream dev server.py")
 
 
 def project(name: str, *, transport: str) -> dict[str, str]:
-    """The files of a new project: name -> text."""
+    """Return the files of a new project: name -> text."""
     package = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "server"
     quoted = json_module.dumps(name)[1:-1]
     version = __version__.partition("+")[0]

@@ -1,4 +1,4 @@
-"""``millstream install``: write a server into the configuration of an application, and take it out again."""
+"""``millstream install``: add a server to the configuration of an application, or remove it."""
 
 import json as json_module
 import os
@@ -19,7 +19,7 @@ from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
 PRINTED = "json"
-"""No application: the entry is printed, for those that aren't listed."""
+"""Pseudo-application that prints the entry, for those that aren't listed."""
 
 
 def install(  # noqa: PLR0913  the options of the command
@@ -35,13 +35,13 @@ def install(  # noqa: PLR0913  the options of the command
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
     ] = "",
-    name: Annotated[str, Parameter(name=("--name", "-n"), help="What the application calls the server.")] = "",
+    name: Annotated[str, Parameter(name=("--name", "-n"), help="Name of the server in the application.")] = "",
     variable: Annotated[
         list[str] | None,
         Parameter(
             name=("--var", "-v"),
             metavar="NAME=VALUE",
-            help="Set this for the server; repeat it.",
+            help="Set an environment variable of the server; repeatable.",
         ),
     ] = None,
     env_file: Annotated[
@@ -61,7 +61,7 @@ def install(  # noqa: PLR0913  the options of the command
         bool,
         Parameter(
             name="--project",
-            help="Write this folder's configuration, not your own, where the application has one.",
+            help="Write the configuration of this folder instead of your own, if the application supports it.",
         ),
     ] = False,
     undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
@@ -69,10 +69,10 @@ def install(  # noqa: PLR0913  the options of the command
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
     json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a server into the configuration of an application.
+    """Add a server to the configuration of an application.
 
-    It shows the change first, and asks. Everything else in the file stays as it is: other servers, comments, order. A
-    copy of the file is kept beside it, and `--undo` takes the change back.
+    It shows the change first, and asks. Everything else in the file is preserved: other servers, comments, order. A
+    copy of the file is kept beside it, and `--undo` reverts the change.
 
     **Examples**
 
@@ -96,11 +96,11 @@ def install(  # noqa: PLR0913  the options of the command
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
-    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var takes NAME=VALUE")}
+    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var must be NAME=VALUE")}
     launch = launch_of(
         target,
         env=env,
-        headers=pairs(header or [], ":", '--header takes "Name: value"'),
+        headers=pairs(header or [], ":", '--header must be "Name: value"'),
         packages=packages or (),
         editable=editable or (),
     )
@@ -119,16 +119,16 @@ def install(  # noqa: PLR0913  the options of the command
 
 
 def system_here() -> System:
-    """This machine."""
+    """Return the properties of this machine."""
     kinds = {"win32": "windows", "darwin": "macos"}
     return System(kind=kinds.get(sys.platform, "linux"), home=Path.home(), variables=os.environ)
 
 
 def only_one_here(system: System) -> str:
-    """The application that's meant where the person names none.
+    """Return the only installed application, for commands without --client.
 
     Raises:
-        CommandError: none is there, or several are.
+        CommandError: there is none, or there are several.
     """
     here = [key for key, application in APPLICATIONS.items() if _is_there(application, system)]
     if len(here) == 1:
@@ -138,7 +138,7 @@ def only_one_here(system: System) -> str:
             f"Several applications are here: {', '.join(here)}.", fix=f"Name the one you mean: --client {here[0]}"
         )
     raise CommandError(
-        "None of the applications that can be configured is here.",
+        "None of the supported applications is installed here.",
         why=f"They are {', '.join(APPLICATIONS)}; {PRINTED} for any other.",
         fix=f"Name the one you mean with --client; --client {PRINTED} prints the entry for any other.",
     )
@@ -150,10 +150,10 @@ def _is_there(application: Application, system: System) -> bool:
 
 
 def place_of(key: str, *, project: bool) -> tuple[Path, Application]:
-    """The file of an application.
+    """Return the configuration file of an application.
 
     Raises:
-        CommandError: it isn't known, or has none for a folder of work.
+        CommandError: the application is unknown, or doesn't support configuration per folder.
     """
     application = APPLICATIONS.get(key)
     if application is None:
@@ -163,14 +163,14 @@ def place_of(key: str, *, project: bool) -> tuple[Path, Application]:
     if not project:
         return application.place(system_here()), application
     if not application.project:
-        raise CommandError(f"{application.title} has no file for a folder.", fix="Leave --project out.")
+        raise CommandError(f"{application.title} doesn't support configuration per folder.", fix="Leave --project out.")
     return Path.cwd() / application.project, application
 
 
 def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: list[str]) -> None:
     if launch.url and packages:
         raise CommandError(
-            "A server at a URL takes no packages.",
+            "A server at a URL can't use packages.",
             why="It runs elsewhere.",
             fix="Leave --with and --with-editable out.",
         )
@@ -181,10 +181,10 @@ def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: li
 
 
 def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
-    """Show the change, and find out whether to make it.
+    """Show the change, and ask whether to make it.
 
     Raises:
-        Exit: nobody agreed.
+        Exit: the change was declined.
     """
     if change.nothing:
         return False
@@ -195,9 +195,9 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
         return not dry_run
     if json or not somebody_looks():
         if json:
-            tell("Nothing was written: there's nobody to ask.", 2, remedy="Use --yes.")
+            tell("Nothing was written, because there's no terminal to ask on.", 2, remedy="Use --yes.")
         else:
-            print("Nothing was written: there's nobody to ask. Use --yes.", file=sys.stderr)
+            print("Nothing was written, because there's no terminal to ask on. Use --yes.", file=sys.stderr)
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)
@@ -206,7 +206,7 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
 
 
 def somebody_looks() -> bool:
-    """Whether a person can be asked."""
+    """Return whether there's a terminal to ask on."""
     return sys.stdin.isatty()
 
 
@@ -217,7 +217,7 @@ def _tell(change: Change, application: Application, name: str, done: str, *, dry
         print_json({**found, "file": str(change.path), "diff": change.diff()})
         return
     sentences = {
-        "unchanged": f"{change.path} has {name} like this already: nothing to do.",
+        "unchanged": f"{change.path} already has this entry for {name}, so nothing was changed.",
         "shown": "Nothing was written.",
         "installed": f"{application.title} has {name} now. {application.afterwards}",
         "undone": f"{change.path} is as it was before {name} was installed.",

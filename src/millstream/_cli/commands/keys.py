@@ -1,4 +1,4 @@
-"""``millstream keys``: make, list, revoke and rotate API keys in a file, which running servers follow."""
+"""``millstream keys``: create, list, revoke, and rotate API keys in a file that running servers follow."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from millstream.auth._key_file import KeyFile, StoredKey
 DEFAULT = "millstream-keys.json"
 _DAY = 86_400
 
-keys = App(name="keys", help="Make, list, revoke and rotate API keys.")
+keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
 
 File = Annotated[
     Path | None,
     Parameter(name="--file", help="The file of keys.", show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Name = Annotated[str, Parameter(name="NAME", help="Who uses the key: tools see it as the caller's subject.")]
+Name = Annotated[str, Parameter(name="NAME", help="Owner of the key, which tools see as the caller's subject.")]
 
 
 def _file(given: Path | None) -> KeyFile:
@@ -62,7 +62,7 @@ def add(
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Make a key and print it. You won't see it again.
+    """Create a key and print it. It isn't shown again.
 
     **Examples**
 
@@ -82,7 +82,7 @@ def add(
 
 @keys.command(name="list")
 def list_keys(*, file: File = None, json: Json = False) -> None:
-    """List the keys: names, scopes and times. The keys themselves aren't kept anywhere.
+    """List the keys: names, scopes, and times. The keys themselves aren't stored.
 
     **Example**
 
@@ -102,7 +102,7 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
 
 @keys.command
 def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
-    """Take a key away. Running servers refuse it within a second, and end its streams.
+    """Revoke a key. Running servers refuse it within a second, and close its streams.
 
     **Example**
 
@@ -133,7 +133,7 @@ def rotate(
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Make a new key in place of an old one, with the same scopes, and print it.
+    """Replace a key with a new one with the same scopes, and print it.
 
     **Example**
 

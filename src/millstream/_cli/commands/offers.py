@@ -1,4 +1,4 @@
-"""``millstream list``, ``call``, ``read`` and ``prompt``: what a server offers, and its use."""
+"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use what a server offers."""
 
 import json as json_module
 import sys
@@ -55,12 +55,12 @@ def list_(
     async def work(client: Client) -> None:
         tools, resources = await client.tools(), await client.resources()
         templates, prompts = await client.templates(), await client.prompts()
-        skills = await client.skills()  # asks only a server that has some
+        skills = await client.skills()  # requests only if the server has some
         if json:
             offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
             print_json({**offers, "skills": skills} if skills else offers)
             return
-        signed = sys.stdout.isatty()  # in a pipe, the second column is the name alone
+        signed = sys.stdout.isatty()  # in a pipe, the second column is only the name
         rows = [
             ["tool", signature_of(each) if signed else each.name, each.description or each.title or ""]
             for each in tools
@@ -80,16 +80,18 @@ def list_(
 @connects()
 def call(
     options: ConnectOptions,
-    tool: Annotated[str, Parameter(name="TOOL", help="The name of the tool.")],
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
     /,
-    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments, in the types that the tool wants.")],
+    *arguments: Annotated[
+        str, Parameter(name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema.")
+    ],
     input: Annotated[
         str,
         Parameter(
             name="--input",
             metavar="JSON",
             allow_leading_hyphen=True,
-            help="All arguments as one JSON object; - reads it from the input.",
+            help="All arguments as one JSON object; - reads it from standard input.",
         ),
     ] = "",
     task: Annotated[
@@ -111,7 +113,7 @@ def call(
 
     - `millstream call https://example.com/mcp report year=2026 --task`
     """
-    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
     values = _object(input)
 
     async def work(client: Client) -> int:
@@ -159,15 +161,15 @@ def print_result(result: Result, *, as_json: bool) -> int:
 @connects()
 def read(
     options: ConnectOptions,
-    uri: Annotated[str, Parameter(name="URI", help="The URI of the resource.")],
+    uri: Annotated[str, Parameter(name="URI", help="URI of the resource.")],
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content into this file.")
+        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content to this file.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print a resource, or save it to a file. Bytes are only printed into a pipe.
+    """Print a resource, or save it to a file. Binary content is only printed to a pipe.
 
     **Examples**
 
@@ -195,7 +197,7 @@ def read(
 @connects()
 def prompt(
     options: ConnectOptions,
-    name: Annotated[str, Parameter(name="NAME", help="The name of the prompt.")],
+    name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
     /,
     *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Its arguments.")],
     json: Json = False,
@@ -206,7 +208,7 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
 
     async def work(client: Client) -> None:
         try:
@@ -233,7 +235,7 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"--input is not JSON: {exc}.") from exc
     if not isinstance(found, dict):
-        raise UsageError("--input takes a JSON object.")
+        raise UsageError("--input must be a JSON object.")
     return cast("dict[str, Any]", found)
 
 
@@ -245,7 +247,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def signature_of(tool: ToolDescription) -> str:
-    """Write a tool as one would call it: ``order(isbn, copies: integer = 1)``."""
+    """Return a tool in the form of a call: ``order(isbn, copies: integer = 1)``."""
     schema = tool.input_schema
     required = schema.get("required")
     wanted = cast("list[object]", required) if isinstance(required, list) else []
@@ -266,7 +268,7 @@ def _prompt_of(prompt: PromptDescription) -> str:
 
 
 def describe(block: Any) -> str:
-    """A block as text: its own, or what it is."""
+    """Return a block as text: its own, or a description."""
     if isinstance(block, Text):
         return block.text
     if isinstance(block, Image | Audio):
@@ -280,10 +282,10 @@ def describe(block: Any) -> str:
 
 
 async def check_resource(client: Client, uri: str) -> None:
-    """See that there is such a resource: in a list, in the family of a template, or at least for who reads it.
+    """Check that a resource exists: in the list, matching a template, or at least when it's read.
 
     Raises:
-        ClientError: there is none.
+        ClientError: it doesn't exist.
     """
     missing = await no_such_resource(client, uri)
     if missing is None:
@@ -300,7 +302,7 @@ async def check_resource(client: Client, uri: str) -> None:
 
 
 async def no_such_resource(client: Client, uri: str) -> ClientError | None:
-    """The error for a URI that the server doesn't offer; None if it does."""
+    """Return the error for a URI that the server doesn't offer; None if it does."""
     templates = [each.uri_template for each in await client.templates()]
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None
@@ -311,7 +313,7 @@ def _save(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except OSError as exc:
-        raise ClientError(f"{path} can't be written: {exc.strerror}. Give another file: --output FILE") from exc
+        raise ClientError(f"{path} can't be written: {exc.strerror}. Use another file: --output FILE") from exc
 
 
 def _bytes(content: ResourceContents) -> bytes:

@@ -1,4 +1,4 @@
-"""``millstream info`` and ``millstream ping``: what a server is, and how fast it answers."""
+"""``millstream info`` and ``millstream ping``: describe a server, and measure its response time."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _PINGS = 5
 
 
 async def latency_ms(client: Client) -> float:
-    """Milliseconds until an answer."""
+    """Return the milliseconds until a response."""
     begun = time.perf_counter()
     await client.ping()
     return (time.perf_counter() - begun) * 1000
@@ -29,7 +29,7 @@ def info(
     *,
     json: Json = False,
 ) -> None:
-    """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five).
+    """Show a server's identity, protocol, items, and response time (the median of five).
 
     **Example**
 
@@ -71,7 +71,7 @@ def ping(
         Parameter(
             name=("--count", "-c"),
             metavar="N",
-            help="How many pings to send.",
+            help="Number of pings.",
             validator=Number(gte=1),
         ),
     ] = 1,
@@ -86,7 +86,7 @@ def ping(
     ] = 1.0,
     json: Json = False,
 ) -> None:
-    """See whether a server answers, and how fast. Connecting doesn't count.
+    """Check whether a server responds, and how fast. The time to connect isn't included.
 
     **Example**
 

@@ -18,7 +18,7 @@ from millstream.client._transports.stdio import Command
 
 
 def record(
-    file: Annotated[Path, Parameter(name="FILE", help="The recording: JSON Lines, added to if it's there.")],
+    file: Annotated[Path, Parameter(name="FILE", help="The recording, in JSON Lines; an existing file is extended.")],
     /,
     *server: Annotated[
         str,
@@ -27,11 +27,11 @@ def record(
     header: Header = None,
     login: Login = False,
 ) -> None:
-    """Record what a client and a server say to each other.
+    """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards every message to the real one. Put it in front
-    of the server's command wherever a client takes a command. It also works for a server at a URL. Only you can read
-    the file, because messages may contain secrets.
+    of the server's command in a client's configuration. It also works for a server at a URL. Only you can read the
+    file, because messages may contain secrets.
 
     **Examples**
 
@@ -48,11 +48,11 @@ def record(
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
         if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
-            raise TargetError("A URL is recorded over Streamable HTTP only. Give an http:// or https:// URL.")
+            raise TargetError("A URL is recorded over Streamable HTTP only. Use an http:// or https:// URL.")
         writer = Writer(file, " ".join(server), told=lambda text: print(one_line(text), file=sys.stderr))
         try:
             if isinstance(place, Remote):
-                headers = pairs(header or [], ":", '--header takes "Name: value"')
+                headers = pairs(header or [], ":", '--header must be "Name: value"')
                 auth = None
                 if login:
                     from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it

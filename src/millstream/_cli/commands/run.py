@@ -1,6 +1,6 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
-A stdio server, which a desktop client starts and waits for, does without the command-line library and the panel
+A stdio server doesn't load the command-line library and the panel, because a desktop client waits for it
 (`millstream._cli.main`).
 """
 
@@ -67,14 +67,14 @@ Inspect = Annotated[
 
 
 class Options(TypedDict):
-    """What is put over the settings of a server."""
+    """Options that override a server's settings."""
 
     serve: str
     store: str
     more: frozenset[str]
-    """What is served beside what the program or `serve` says."""
+    """Parts to serve in addition to the program's or `serve`."""
     settings: Mapping[str, object]
-    """By name; None leaves a setting as it is."""
+    """Settings by name; None leaves a setting unchanged."""
 
 
 def run(  # noqa: PLR0913  the options of the command
@@ -82,7 +82,9 @@ def run(  # noqa: PLR0913  the options of the command
         str,
         Parameter(
             name="FILE[:OBJECT]",
-            help="A Python file or module, with OBJECT if it has several servers; or a command or URL of any server.",
+            help=(
+                "A Python file or module, with OBJECT if it has several servers; or a command or URL of another server."
+            ),
         ),
     ],
     /,
@@ -111,36 +113,40 @@ def run(  # noqa: PLR0913  the options of the command
         Parameter(
             metavar="NAME",
             group=LISTEN,
-            help="http, sse, streamable-http: serve /mcp and /sse. stdio: talk to the parent program.",
+            help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
         ),
     ] = (Transport.http),
     no_sessions: Annotated[
-        bool, Parameter(name="--no-sessions", group=MCP, help="Treat each request on its own, without sessions.")
+        bool, Parameter(name="--no-sessions", group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
     json: Annotated[
-        bool, Parameter(name="--json", group=MCP, help="Answer calls with JSON only, never an event stream.")
+        bool, Parameter(name="--json", group=MCP, help="Respond to calls with JSON only, never an event stream.")
     ] = False,
     path: Annotated[
-        str, Parameter(metavar="PATH", group=LISTEN, help="Where to serve MCP.", show_default=lambda _: "/mcp")
+        str, Parameter(metavar="PATH", group=LISTEN, help="Path of MCP.", show_default=lambda _: "/mcp")
     ] = "",
     store: Annotated[
         str,
-        Parameter(group=MCP, metavar="URL", help="Where streams and records live.", show_default=lambda _: "memory://"),
+        Parameter(
+            group=MCP, metavar="URL", help="Where to store streams and records.", show_default=lambda _: "memory://"
+        ),
     ] = "",
     serve: Annotated[
         str,
         Parameter(
-            metavar="PARTS", group=MCP, help="What runs beside MCP: hub, rest, web, metrics (with commas), or all."
+            metavar="PARTS",
+            group=MCP,
+            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
         ),
     ] = "",
     workers: Annotated[
-        int, Parameter(group=LISTEN, metavar="N", help="Processes that serve.", validator=Number(gte=1))
+        int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))
     ] = 1,
     reload: Annotated[
         bool, Parameter(name="--reload", help="Restart when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
-        bool, Parameter(name="--dev", help="Show callers the errors of your code, and print a line for each message.")
+        bool, Parameter(name="--dev", help="Show callers the errors of your code, and log a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
@@ -153,16 +159,16 @@ def run(  # noqa: PLR0913  the options of the command
     ] = None,
     consul: Annotated[
         str | None,
-        Parameter(group=LISTEN, metavar="URL", help="A Consul agent that lists the server: http://127.0.0.1:8500."),
+        Parameter(group=LISTEN, metavar="URL", help="A Consul agent to register with: http://127.0.0.1:8500."),
     ] = None,
     auth_key: Annotated[
         str | None,
         Parameter(
-            group=SECURITY, metavar="KEY", help="The key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too."
+            group=SECURITY, metavar="KEY", help="The key that callers must send. MCP_SERVER_AUTH_KEY sets it, too."
         ),
     ] = None,
     auth_keys: Annotated[
-        str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, made by `millstream keys add`.")
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
     ] = None,
     tls_cert: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="Serve https with this certificate chain.")
@@ -175,14 +181,14 @@ def run(  # noqa: PLR0913  the options of the command
         Parameter(
             group=SECURITY,
             name="--public-without-auth",
-            help="Let anybody who can reach the address call every tool.",
+            help="Let anyone who can reach the address call every tool.",
         ),
     ] = False,
     log_level: Annotated[
         LogLevel | None,
         Parameter(
             metavar="LEVEL",
-            help="How much to log: debug, info, warning or error.",
+            help="Minimum log level: debug, info, warning, or error.",
             show_default=lambda _: "info",
         ),
     ] = None,
@@ -193,7 +199,7 @@ def run(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Serve the MCP server in a file or module.
 
-    The server is the object you name, else the only `Server` there, else `mcp`, `server` or `app`.
+    The server is the object you name, or the only `Server`, or the one called `mcp`, `server`, or `app`.
 
     **Examples**
 
@@ -201,7 +207,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py:admin --port 9000`: one of several servers
 
-    - `millstream run shop.py --transport stdio`: what a desktop client starts
+    - `millstream run shop.py --transport stdio`: for a desktop client
 
     - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
 
@@ -209,7 +215,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run "uvx mcp-server-git"`: another server, for clients of every revision and transport
 
-    Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
+    All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
     secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
     _check_not_empty(secured)
@@ -244,22 +250,22 @@ def run(  # noqa: PLR0913  the options of the command
 
 
 def _check_alone(**asked: bool) -> None:
-    """Refuse what only a server on HTTP can do, instead of doing without it in silence."""
+    """Reject options that only work with HTTP, instead of ignoring them."""
     for name in (name for name, wanted in asked.items() if wanted):
         raise CommandError(
-            f"--{name} is for HTTP: on stdio, each client starts a process of its own.",
+            f"--{name} requires HTTP: on stdio, each client starts its own process.",
             fix=f"Leave out --{name}, or --transport stdio.",
         )
 
 
 def _check_not_empty(secured: Mapping[str, str | None]) -> None:
-    """Refuse an empty value, such as that of a variable that isn't set: it would leave the server open."""
+    """Reject an empty value, such as an unset variable, which would leave the server unprotected."""
     for name, value in secured.items():
         if value == "":
             option = f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} is empty.",
-                why="Without it, the server would be less protected than you want. Perhaps a variable isn't set.",
+                why="Without it, the server would be less protected than you intend. Perhaps a variable isn't set.",
                 fix=f"Give {option} a value, or leave it out.",
             )
 
@@ -279,7 +285,7 @@ def serve_http(
     """Serve until stopped: alone, as the parent of workers, or as one of them.
 
     Raises:
-        CommandError: the server cannot be found, or the address or an option cannot be used.
+        CommandError: the server can't be found, or the address or an option is invalid.
     """
     host, port = chosen_address(host, port)
     place = claim()
@@ -304,10 +310,10 @@ def serve_http(
 def configure(
     server: Server, *, serve: str, store: str, settings: Mapping[str, object], more: frozenset[str] = frozenset()
 ) -> None:
-    """Put the options over what the program says.
+    """Apply the options over the program's settings.
 
     Raises:
-        CommandError: one of them cannot be.
+        CommandError: an option is invalid.
     """
     said: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     check_inspected(said.get("inspect", ()))
@@ -326,7 +332,7 @@ def configure(
 
 
 def check_inspected(urls: object) -> None:
-    """See that the inspector can reach the servers that it's given, before anything starts.
+    """Check the URLs for the inspector before anything starts.
 
     Raises:
         CommandError: one of them isn't a URL.
@@ -342,12 +348,12 @@ def check_inspected(urls: object) -> None:
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
         if not known:
-            raise CommandError(f"{each} can't be inspected.", fix="Give an http or https URL.")
+            raise CommandError(f"{each} can't be inspected.", fix="Use an http or https URL.")
 
 
 def _settings() -> Settings:
-    """Of the parent of workers, which doesn't know the program's own."""
+    """Return the settings for the parent of workers, which doesn't know the program's own."""
     try:
         return Settings.load()
     except VariableError:
-        return Settings()  # the workers say what is wrong
+        return Settings()  # the workers report the error

@@ -1,7 +1,7 @@
-"""``millstream tokens``: what the list of tools costs a model, before it has called one.
+"""``millstream tokens``: the cost of a tool list in a model's context.
 
-A token is counted as four characters of the JSON that a model is given (name, description and input schema): tokenizers
-differ by model, and by no more than a third for such text. What counts is which tool is the expensive one.
+A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
+Tokenizers differ by at most a third for such text; what matters is which tools are expensive.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _CHARACTERS = 4
 
 
 def cost(tool: ToolDescription) -> int:
-    """About how many tokens a tool takes in the context of a model."""
+    """Return approximately how many tokens a tool takes in a model's context."""
     return _cost(tool.name, tool.description or "", tool.input_schema)
 
 
@@ -28,7 +28,7 @@ def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
 
 
 def search_cost() -> int:
-    """Return about how many tokens the list takes when `tool_search` is on."""
+    """Return approximately how many tokens the list takes with `tool_search`."""
     both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
     return sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
 
@@ -40,10 +40,10 @@ def tokens(
     *,
     json: Json = False,
 ) -> None:
-    """Show what a server's tools cost a model in tokens, the most expensive first.
+    """Show the cost of a server's tools in tokens, the most expensive first.
 
-    It's an estimate: four characters of name, description and schema are a token. Instructions count, too. The last
-    row is what's left with tool search (MILLSTREAM_TOOL_SEARCH=true).
+    It's an estimate: four characters of name, description, and schema count as a token. Instructions are included. The
+    last row is the cost with tool search (MILLSTREAM_TOOL_SEARCH=true).
 
     **Example**
 

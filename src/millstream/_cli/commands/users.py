@@ -1,4 +1,4 @@
-"""``millstream users``: add, list and remove people who may sign in, in a file that running servers follow."""
+"""``millstream users``: add, list, and remove users in a file that running servers follow."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ users = App(name="users", help="Add, list and remove the people who may sign in.
 
 File = Annotated[Path, Parameter(name="--file", help="The file of users.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Name = Annotated[str, Parameter(name="NAME", help="Who signs in: tools see it as the caller's subject.")]
+Name = Annotated[str, Parameter(name="NAME", help="Name of the user, which tools see as the caller's subject.")]
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def _people(file: Path) -> "UserFile":
 
 
 def _password() -> str:
-    """Typed twice at a terminal, which doesn't show it; else the first line of the input."""
+    """Read a password: twice from a terminal, without showing it, or else the first line of standard input."""
     if sys.stdin.isatty():
         return ask_password()
     line = sys.stdin.readline()
@@ -63,7 +63,7 @@ def add(
     file: File = Path(DEFAULT),
     json: Json = False,
 ) -> None:
-    """Add somebody. It asks for a password, or reads it from the first line of its input.
+    """Add a user. The password is read from the terminal, or from the first line of standard input.
 
     **Examples**
 
@@ -85,7 +85,7 @@ def _say(text: str, said: dict[str, str], *, json: bool) -> None:
 
 @users.command(name="list")
 def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
-    """List the people: names and scopes. Passwords aren't kept anywhere.
+    """List the users: names and scopes. Passwords aren't stored.
 
     **Example**
 
@@ -108,7 +108,7 @@ def _day(at: float) -> str:
 
 @users.command
 def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> None:
-    """Remove somebody. Running servers refuse their tokens within a second, and end their streams.
+    """Remove a user. Running servers refuse their tokens within a second, and close their streams.
 
     **Example**
 
@@ -121,7 +121,7 @@ def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> 
 
 @users.command
 def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> None:
-    """Give somebody a new password. Clients that they have allowed have to sign in again.
+    """Change a user's password. Clients that they have approved have to sign in again.
 
     **Example**
 

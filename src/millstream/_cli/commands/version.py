@@ -1,4 +1,4 @@
-"""``millstream version``. Without options other than ``--json``, `millstream._cli.main` answers by itself."""
+"""``millstream version``. With no option other than ``--json``, `millstream._cli.main` handles it directly."""
 
 from typing import Annotated
 

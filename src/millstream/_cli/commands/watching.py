@@ -1,4 +1,4 @@
-"""``millstream watch``: what a server tells by itself, as it happens."""
+"""``millstream watch``: show changes and log messages of a server as they happen."""
 
 import asyncio
 from contextlib import suppress
@@ -41,19 +41,17 @@ def watch(
         Parameter(
             name=("--count", "-c"),
             metavar="N",
-            help="Stop after so many; 0 goes on until Ctrl-C.",
+            help="Stop after this many; 0 for no limit.",
             validator=Number(gte=0),
         ),
     ] = 0,
-    level: Annotated[
-        LogLevel, Parameter(name="--level", help="The least severe log messages to ask for.")
-    ] = LogLevel.info,
+    level: Annotated[LogLevel, Parameter(name="--level", help="Minimum severity of log messages.")] = LogLevel.info,
     json: Json = False,
 ) -> None:
-    """Print what changes at a server, and what it logs, until Ctrl-C.
+    """Print changes and log messages of a server, until Ctrl-C.
 
-    Without URIs, it shows every change of the server's lists. `again` means that the connection broke and is back,
-    and that you may have missed changes in between. With --json, each line is one object.
+    Without URIs, it shows every change of the server's lists. `again` means that the connection broke and was restored,
+    and that changes may have been missed. With --json, each line is one object.
 
     **Examples**
 
@@ -64,7 +62,7 @@ def watch(
 
     async def work(client: Client) -> None:
         for uri in uris:
-            await check_resource(client, uri)  # one that isn't there would never change
+            await check_resource(client, uri)  # a missing resource would never change
         with unread() as told:
             client.conversation.incoming.observer = told(partial(show_notification, as_json=json))
             async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
@@ -83,7 +81,7 @@ def watch(
 
 
 def show_change(change: Change, *, as_json: bool) -> None:
-    """One line."""
+    """Print one line."""
     if as_json:
         print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
     else:
@@ -91,13 +89,13 @@ def show_change(change: Change, *, as_json: bool) -> None:
 
 
 def show_notification(said: Notification, *, as_json: bool) -> None:
-    """One line for what isn't a change."""
+    """Print one line for a notification that isn't a change."""
     if said.method.endswith(_SHOWN_AS_CHANGES):
         return
     try:
         params = msgspec.json.decode(said.params)
     except (ValueError, RecursionError):
-        return  # it has numbers or letters that can't be read
+        return  # it contains numbers or characters that can't be decoded
     if as_json:
         print_json({"method": said.method, "params": params})
     elif said.method == "notifications/message":

@@ -1,1 +1,1 @@
-"""Writes MCP servers into the configurations of other applications, and takes them out again."""
+"""Adds MCP servers to the configurations of other applications, and removes them."""

@@ -1,7 +1,6 @@
-"""The applications that can be configured: where each keeps its servers, and how it writes one.
+"""The supported applications: their configuration files, and the format of their entries.
 
-From the documentation of each (the pages stand beside its entry). Paths are those of the person, unless `project` says
-where a folder of work has its own.
+From the documentation of each (linked beside its entry). Paths are per user, unless `project` names one per folder.
 """
 
 import re
@@ -16,15 +15,15 @@ from millstream._cli.installing.launch import Launch
 
 
 class System(Struct, frozen=True, kw_only=True):
-    """The machine, as far as paths depend on it."""
+    """The properties of the machine that paths depend on."""
 
     kind: str
-    """``linux``, ``macos`` or ``windows``."""
+    """``linux``, ``macos``, or ``windows``."""
     home: Path
     variables: Mapping[str, str] = {}
 
     def folder(self, *, linux: str, macos: str, windows: str) -> Path:
-        """The folder of an application, below the place that its system has for settings."""
+        """Return the folder of an application, below the system's location for settings."""
         if self.kind == "windows":
             return Path(self.variables.get("APPDATA") or self.home / "AppData" / "Roaming") / windows
         if self.kind == "macos":
@@ -37,24 +36,24 @@ class Application(Struct, frozen=True, kw_only=True):
 
     title: str
     place: Callable[[System], Path]
-    """Its file."""
+    """Its configuration file."""
     under: str
-    """The member of its configuration that holds the servers."""
+    """Member of its configuration that contains the servers."""
     project: str = ""
-    """The same for one folder of work, relative to it."""
+    """Configuration file of one folder, relative to it."""
     kind: str = "json"
-    """``json``, ``toml`` or ``yaml``."""
+    """``json``, ``toml``, or ``yaml``."""
     local: Callable[[str, Launch], dict[str, Any]]
-    """How it writes a command; takes the name of the server, too."""
+    """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
-    """How it writes a URL. None: it can only start programs."""
+    """Creates the entry for a URL. None: the application can only start programs."""
     named: Callable[[str], str] = str
-    """What it makes of the name of a server, where it looks for it."""
+    """Converts the name of a server to the application's form."""
     afterwards: str
-    """What a person has to do then."""
+    """What the user has to do afterwards."""
 
     def entry(self, name: str, launch: Launch) -> dict[str, Any]:
-        """The server as this application writes it."""
+        """Return the entry of a server in the application's format."""
         if not launch.url:
             return self.local(name, launch)
         return self.remote(name, launch) if self.remote is not None else self.local(name, launch.by_remote())
@@ -213,21 +212,22 @@ APPLICATIONS = {
         afterwards="Start Codex again, and type /mcp to see the server.",
     ),
 }
-"""By what ``--client`` calls it."""
+"""By the value of ``--client``."""
 
 LAUNCHING = frozenset({
     "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
     "uri", "url",
 })  # fmt: skip
-"""Members that say how to reach a server. The others are the person's, and stay with the server."""
+"""Members that say how to reach a server. All others are the user's, and stay with the server."""
 
 _URLS = ("url", "httpUrl", "serverUrl", "uri")
 
 
 def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the new entry, with what a person added to the old one if both reach the same server.
+    """Return the new entry, with the user's additions to the old one if both reach the same server.
 
-    An entry for another server starts empty: `trust`, headers, tokens, and variables were meant for the old server.
+    An entry for another server starts empty, because `trust`, headers, tokens, and variables were meant for the old
+    server.
     """
     if not isinstance(old, Mapping):
         return new
@@ -255,4 +255,4 @@ def _server(entry: Mapping[str, Any]) -> object:
 
 
 _FILE = re.compile(r":\w+$")
-"""The name of an object behind the path of a file."""
+"""Object name after the path of a file."""

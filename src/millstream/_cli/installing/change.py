@@ -1,8 +1,8 @@
-"""One change of one file: prepared, shown, written whole, kept a copy of, and taken back.
+"""One change of one file: prepared, shown, written atomically, backed up, and reverted.
 
-The copy lies beside the file and is named after the server, after what was written, and after whether there was a file.
-So undoing knows whether the file is still what we wrote: then the copy comes back byte for byte, or the file goes away.
-Otherwise somebody has changed it since, and only the one entry becomes what it was.
+The backup is beside the file and named after the server, the digest of what was written, and whether the file existed.
+Undo can therefore detect whether the file is still as written: then the backup is restored byte for byte, or the file
+is deleted. Otherwise the file was changed since, and only the one entry is reverted.
 """
 
 import difflib
@@ -24,60 +24,60 @@ from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import value_at
 
 _ABSENT = "-absent"
-"""What the name of a copy ends with where there was no file."""
+"""Suffix of a backup if the file didn't exist."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """What a file holds, and what it will hold."""
+    """The old and new content of a file."""
 
     path: Path
     before: str | None
-    """None: there's no file."""
+    """Old content; None if the file doesn't exist."""
     after: str | None
 
     @property
     def nothing(self) -> bool:
-        """The file is as it should be."""
+        """Whether nothing changes."""
         return self.before == self.after
 
     def diff(self) -> str:
-        """The change as people read changes."""
+        """Return the change as a diff."""
         old, new = (_lines(each) for each in (self.before, self.after))
         return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
 
 
 def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> Change:
-    """The change that sets one entry.
+    """Return the change that sets one entry.
 
     Args:
-        path: the file, which need not exist.
-        kind: ``json``, ``toml`` or ``yaml``.
-        under: where the entry stands.
-        merge: the new entry, given the old one or None.
+        path: the file, which may not exist yet.
+        kind: ``json``, ``toml``, or ``yaml``.
+        under: path of the entry.
+        merge: returns the new entry, given the old one or None.
 
     Raises:
-        CommandError: the file can't be read or changed safely; it's left as it is.
+        CommandError: the file can't be read or changed safely; it's left unchanged.
     """
     before = read(path)
     text = before or ""
     try:
         old = _READ[kind](text, under)
         new = merge(old)
-        after = text if new == old else _PUT[kind](text, under, new)  # however the person has written it
+        after = text if new == old else _PUT[kind](text, under, new)  # in whatever style the user wrote it
     except JsonSyntaxError as exc:
         raise _refused(path, exc) from exc
     return Change(path=path, before=before, after=after)
 
 
 def write(change: Change, name: str) -> Path | None:
-    """Carry out a change, and keep a copy of what was there; its path, or None where nothing was.
+    """Write a change, and keep a backup of the file. Return its path, or None if the file didn't exist.
 
     Raises:
-        CommandError: the file has changed meanwhile, or it can't be written.
+        CommandError: the file was changed in the meantime, or can't be written.
     """
     if read(change.path) != change.before:
         raise CommandError(
-            f"{change.path} has changed while you decided.", fix="Nothing was written. Run the command again."
+            f"{change.path} was changed in the meantime.", fix="Nothing was written. Run the command again."
         )
     assert change.after is not None  # noqa: S101  only undoing takes a file away
     try:
@@ -93,23 +93,23 @@ def write(change: Change, name: str) -> Path | None:
 
 
 def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, Path]:
-    """The change that takes the last one back, and the copy that it's made from.
+    """Return the change that reverts the last one, and the backup that it uses.
 
     Raises:
-        CommandError: there's none to take back, or the file can't be changed safely.
+        CommandError: there's no backup, or the file can't be changed safely.
     """
     name = under[-1]
     copies = _copies(path, name)
     if not copies:
         raise CommandError(
             f"There is no copy of {path} from before {name} was installed.",
-            why="Undoing needs the copy that install keeps beside the file.",
-            fix=f"Take {name} out of the file by hand.",
+            why="Undo requires the copy that install keeps beside the file.",
+            fix=f"Remove {name} from the file by hand.",
         )
     copy = max(copies, key=lambda each: each.stat().st_mtime_ns)
     now, old = read(path), read(copy) or ""
     if now is None:
-        raise CommandError(f"There is no file {path} any more, so there's nothing to undo.")
+        raise CommandError(f"The file {path} no longer exists, so there's nothing to undo.")
     absent = copy.name.endswith(_ABSENT)
     if copy == _copy_path(path, name, now, absent=absent):
         return Change(path=path, before=now, after=None if absent else old), copy
@@ -122,7 +122,7 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, P
 
 
 def undo(change: Change, copy: Path) -> None:
-    """Carry out what `prepare_undo` found.
+    """Write the change of `prepare_undo`.
 
     Raises:
         CommandError: the file can't be written.
@@ -138,34 +138,34 @@ def undo(change: Change, copy: Path) -> None:
 
 
 def read(path: Path) -> str | None:
-    """The text of a file with its line ends as they are; None if there's none.
+    """Return the text of a file with its line ends; None if it doesn't exist.
 
     Raises:
-        CommandError: it isn't text, or can't be read. A FIFO or a device would never end.
+        CommandError: it isn't text, or can't be read. FIFOs and devices would block.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandError(
                 f"{path} isn't a regular file.",
                 why="The configuration of an application is a file, or a link to one.",
-                fix="Look at what's there, and move it away.",
+                fix="Check what it is, and move it away.",
             )
         return path.read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as exc:
-        raise CommandError(f"{path} isn't text in UTF-8.", fix="It's left as it is. Look at it in an editor.") from exc
+        raise CommandError(f"{path} isn't text in UTF-8.", fix="It was left unchanged. Check it in an editor.") from exc
     except OSError as exc:
         raise CommandError(f"{path} can't be read: {exc.strerror}.") from exc
 
 
 def replace(path: Path, text: str, *, like: Path | None = None) -> None:
-    """Write a file whole: whoever reads it meanwhile sees the old or the new one. Links and modes stay.
+    """Write a file atomically, preserving links and modes.
 
     Args:
         path: the file.
         text: its content, with its line ends.
-        like: whose mode a new file gets; else only you may read it, since it may hold keys.
+        like: file whose mode a new file gets; by default only you may read it, because it may contain keys.
 
     Raises:
         OSError: it can't be written.
@@ -212,7 +212,7 @@ def _copies(path: Path, name: str) -> list[Path]:
 def _refused(path: Path, exc: JsonSyntaxError) -> CommandError:
     return CommandError(
         f"{path} can't be changed: {exc}.",
-        why="It's left as it is, so that nothing in it gets lost.",
+        why="It was left unchanged, so that nothing is lost.",
         fix="Correct it in an editor, or print the entry with --client json and put it there by hand.",
     )
 

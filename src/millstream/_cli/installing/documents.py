@@ -1,6 +1,6 @@
-"""Set, read, and remove one entry of a TOML or YAML document; comments and the style of the rest stay.
+"""Set, read, and remove one entry of a TOML or YAML document, preserving comments and style.
 
-tomlkit and ruamel.yaml do the work. They come with the extra ``install``, because most applications keep JSON.
+Uses tomlkit and ruamel.yaml from the extra ``install``, because most applications use JSON.
 """
 
 import io
@@ -73,7 +73,7 @@ def _read_toml(text: str) -> dict[str, Any]:
 
 
 def _checked_toml(before: str, after: str, wanted: dict[str, Any], path: Sequence[str]) -> str:
-    """Compare what was written with what was wanted: a configuration is never damaged by a library's defect."""
+    """Compare the result with the intended change, so that a library's defect never damages a configuration."""
     try:
         found = tomllib.loads(after)
     except tomllib.TOMLDecodeError:
@@ -85,7 +85,7 @@ def _checked_toml(before: str, after: str, wanted: dict[str, Any], path: Sequenc
 
 
 def _trailing_comments(table: Any) -> list[Any]:
-    """Return the comments at the end of a table, which tomlkit counts to it; they belong to what follows."""
+    """Return the comments at the end of a table, which tomlkit attaches to it although they precede the next one."""
     body: list[tuple[Any, Any]] = table.value.body if hasattr(table, "value") and hasattr(table.value, "body") else []
     if not body:
         return []
@@ -158,7 +158,7 @@ def _write_yaml(document: Any, before: str) -> str:
 
 
 def _round_trip(text: str) -> Any:
-    """Return a reader and writer with the indentation that the text has."""
+    """Return a reader and writer with the indentation of the text."""
     yaml = _load("ruamel.yaml").YAML()
     yaml.preserve_quotes = True
     yaml.width = 2**31
@@ -187,14 +187,14 @@ def _value_at(document: Any, path: Sequence[str]) -> Any:
 
 
 def _parent(document: Any, path: Sequence[str], make: Any) -> Any:
-    """Return the mapping that holds the last name of the path, with those above it made where they're missing."""
+    """Return the mapping that contains the last name of the path, creating missing ones above it."""
     found: Any = document
     for name in path[:-1]:
         if name not in found or found[name] is None:
             found[name] = make()
         below: Any = found[name]
         if not isinstance(below, MutableMapping):
-            raise JsonSyntaxError(f"{name} isn't a mapping there")
+            raise JsonSyntaxError(f"{name} isn't a mapping")
         found = cast("MutableMapping[str, Any]", below)
     return found
 
@@ -208,13 +208,13 @@ def _plain(value: Any) -> Any:
 
 
 def _load(name: str) -> Any:
-    """Import a library of the extra, or say how to install it."""
+    """Import a library of the extra, or raise an error that says how to install it."""
     from importlib import import_module  # noqa: PLC0415
 
     try:
         return import_module(name)
     except ImportError as exc:
         raise CommandError(
-            "This application keeps TOML or YAML, which needs an extra package.",
+            "This application uses TOML or YAML, which requires an extra package.",
             fix="pip install 'millstream[install]'",
         ) from exc

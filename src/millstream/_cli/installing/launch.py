@@ -1,4 +1,4 @@
-"""How an application reaches a server: a command that it starts, or a URL."""
+"""How an application reaches a server: by a command that it starts, or a URL."""
 
 import os
 import re
@@ -21,26 +21,26 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class Launch(Struct, frozen=True, kw_only=True):
-    """A server, as all applications together need it."""
+    """A server, with everything that any application needs."""
 
     command: str = ""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
     url: str = ""
-    """Instead of a command."""
+    """URL, instead of a command."""
     headers: Mapping[str, str] = {}
 
     def by_remote(self) -> "Launch":
-        """A server at a URL for an application that can only start programs: mcp-remote goes between."""
+        """Return a command for a server at a URL, using mcp-remote, for applications that can only start programs."""
         args = ["-y", "mcp-remote", self.url]
         env: dict[str, str] = {}
         for number, (name, value) in enumerate(self.headers.items()):
-            # Some applications don't quote arguments with spaces, so the value travels as a variable.
+            # Some applications don't quote arguments with spaces, so the value is passed as a variable.
             env[f"MCP_HEADER_{number}"] = value
             args += ["--header", f"{name}:${{MCP_HEADER_{number}}}"]
         where = parse(self.url)
         if not where.secure and not is_loopback(where.host):
-            args.append("--allow-http")  # without it, mcp-remote takes http only to this machine
+            args.append("--allow-http")  # without it, mcp-remote allows http only to this machine
         return Launch(command="npx", args=tuple(args), env=env)
 
 
@@ -52,10 +52,10 @@ def launch_of(
     packages: Sequence[str] = (),
     editable: Sequence[str] = (),
 ) -> Launch:
-    """How to reach a server in a file or at a URL. Paths are absolute: an application runs elsewhere.
+    """Return how to reach a server in a file or at a URL. Paths are absolute, because applications run elsewhere.
 
     Raises:
-        CommandError: there's no such file, or it isn't a server; or the packages need uv, which isn't there.
+        CommandError: the file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
     """
     if "://" in target:
         try:
@@ -63,14 +63,14 @@ def launch_of(
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
         if url.scheme not in ("http", "https"):
-            raise CommandError("Applications can't use WebSockets.", fix="Give the server's http or https URL.")
+            raise CommandError("Applications can't use WebSockets.", fix="Use the server's http or https URL.")
         return Launch(url=str(url), headers=headers)
     source, colon, name = target.rpartition(":")
     if not (colon and source and name.isidentifier()):
         source, name = target, ""
     path = Path(source)
     if not path.is_file():
-        fix = "Give a .py or .js file, or a URL like https://example.com/mcp."
+        fix = "Use a .py or .js file, or a URL like https://example.com/mcp."
         raise CommandError(f"There is no file {path}.", fix=fix)
     path = path.resolve()
     if packages or editable:
@@ -84,7 +84,7 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
     if path.suffix in (".js", ".mjs", ".cjs"):
         return [shutil.which("node") or "node", str(path)]
     if path.suffix != ".py":
-        raise CommandError(f"{path.name} is neither Python nor JavaScript.", fix="Give a .py or .js file, or a URL.")
+        raise CommandError(f"{path.name} is neither Python nor JavaScript.", fix="Use a .py or .js file, or a URL.")
     if not _OURS.search(path.read_text("utf-8", "replace")):
         return [python or sys.executable, str(path)]
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
@@ -93,12 +93,12 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
 
 
 def fitting(name: str) -> str:
-    """Return a name that every application takes for a server, ``My-Shop`` for ``My Shop``."""
+    """Return a name that every application accepts for a server, ``My-Shop`` for ``My Shop``."""
     return _UNFIT.sub("-", name).strip("-") or "server"
 
 
 def name_of(target: str) -> str:
-    """What a server is called where the person doesn't say: the file, or the first part of the host."""
+    """Return the default name of a server: the file, or the first part of the host."""
     if "://" in target:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]

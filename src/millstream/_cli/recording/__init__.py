@@ -1,1 +1,1 @@
-"""Recordings of what a client and a server say to each other, and what they are good for."""
+"""Recordings of messages between a client and a server, and their replay."""

@@ -1,8 +1,8 @@
-"""Stands between a client on stdio and a server at a URL: each line is a POST, and what comes back is lines again.
+"""A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
 
-It knows of MCP only what Streamable HTTP puts into headers
-(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and the
-arguments that tools want there. A stream that breaks isn't taken up again.
+It handles only the parts of MCP that Streamable HTTP repeats in headers
+(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and tool
+arguments. A broken stream isn't resumed.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: applicati
 
 
 class _Result(Struct, rename="camel"):
-    """What is of interest in a result."""
+    """The relevant members of a result."""
 
     protocol_version: str = ""
     tools: list[ToolDescription] = []
@@ -50,21 +50,21 @@ _decode_result = msgspec.json.Decoder(_Answer).decode
 
 
 class Bridge:
-    """One client's conversation with one server."""
+    """One client's connection to one server."""
 
     def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
         # Configuration
         pool = ConnectionPool(place.url, max_connections=100, max_body=_MAX_BYTES, connect_timeout=10.0, tls=None)
         self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
         self._writer = writer
-        # Session
+        # State
         self._session = ""
         self._revision = ""
         self._tools = ToolHeaders()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Until the client ends."""
+        """Run until the client disconnects."""
         try:
             async for line in lines():
                 await self._take(line)
@@ -77,7 +77,7 @@ class Bridge:
         return 0
 
     async def _say_goodbye(self) -> None:
-        """End the session, where there's one."""
+        """End the session, if there's one."""
         if self._session:
             with suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(_GOODBYE):
@@ -92,7 +92,7 @@ class Bridge:
         message = members(found)
         posting = self._post(line, message)
         if message.get("method") in ("initialize", "notifications/initialized"):
-            await posting  # what follows stands on it
+            await posting  # later messages depend on it
         else:
             self._keep(posting)
         if message.get("method") == "notifications/initialized":
@@ -137,7 +137,7 @@ class Bridge:
             await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
         elif reply.status >= 300 or reply.body:
             kind = reply.media_type or "nothing"
-            raise NotMcp(f"{self._endpoint.url} is not an MCP endpoint: it answers with {reply.status} and {kind}.")
+            raise NotMcp(f"{self._endpoint.url} is not an MCP endpoint: it responds with {reply.status} and {kind}.")
 
     async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  the caller looked
@@ -151,7 +151,7 @@ class Bridge:
             reader.close()
 
     async def _listen(self) -> None:
-        """What belongs to no request, in the handshake era; servers without such a stream answer 405."""
+        """Read the stand-alone stream of the handshake era; servers without one respond with 405."""
         try:
             extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
             reply = await self._endpoint.send("GET", extra, repeatable=True)
@@ -166,7 +166,7 @@ class Bridge:
         await say(line + b"\n")
 
     def _note(self, line: bytes) -> None:
-        """What the headers of later requests need: the revision, and which arguments of a tool stand there."""
+        """Remember what later headers need: the revision, and which tool arguments are repeated."""
         try:
             result = _decode_result(line).result
             if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:

@@ -1,8 +1,8 @@
-"""Answer requests with what the server of a recording answered.
+"""Responses to requests from a recording.
 
-A request matches by method and parameters; of several matches, the first unused one answers. A handshake matches by
-method alone, since each client introduces itself differently. Replies carry the ids and progress tokens of the
-request at hand.
+A request matches by method and parameters; of several matches, the first unused one is the response. A handshake
+matches by method alone, because clients identify themselves differently. Responses get the ids and progress tokens of
+the current request.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _BY_METHOD = frozenset({"initialize", "ping", "server/discover", "logging/setLev
 
 
 class Replayer:
-    """A server on standard input and output that answers from a recording."""
+    """A server on standard input and output that responds from a recording."""
 
     def __init__(self, exchanges: list[Exchange]) -> None:
         self._exchanges = exchanges
@@ -62,14 +62,14 @@ class Replayer:
                 await waiting
 
     def replies(self, request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return the recorded messages that answer a request, the response among them."""
+        """Return the recorded messages for a request, including the response."""
         found = self.find(request)
         if found is None:
             known = any(each.request.get("method") == request.get("method") for each in self._exchanges)
             what = "this call of" if known else "a call of"
             error = {
                 "code": INTERNAL_ERROR if known else METHOD_NOT_FOUND,
-                "message": f"The recording has no answer to {what} {request.get('method')}",
+                "message": f"The recording has no response to {what} {request.get('method')}",
             }
             return [{"jsonrpc": "2.0", "id": request["id"], "error": error}]
         found.used = True

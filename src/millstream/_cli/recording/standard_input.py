@@ -1,4 +1,4 @@
-"""Lines of standard input for an event loop, on every system; one after the other, so that a fast writer waits."""
+"""Lines of standard input for an event loop, on all systems, with backpressure."""
 
 import asyncio
 import os
@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator
 from millstream._protocol.lines import LineSplitter
 
 MAX_LINE = 64 * 1024 * 1024
-"""What is longer isn't a message that anybody takes."""
+"""Maximum bytes of a line; longer ones aren't valid messages."""
 
 
 async def lines() -> AsyncIterator[bytes]:
-    """Each line without its end, until there are no more; blank ones, and those that are too long, are left out."""
+    """Yield each line without its end; blank and overlong ones are skipped."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[bytes] = asyncio.Queue(16)
     descriptor = sys.stdin.fileno()
 
     def read() -> None:
-        # Not the buffered reader: its lock would be in the way when the program ends while this thread waits.
+        # Unbuffered, because the reader's lock would block the exit of the program while this thread waits.
         data = b" "
         while data:
             try:
@@ -43,7 +43,7 @@ async def lines() -> AsyncIterator[bytes]:
 
 
 async def say(line: bytes) -> None:
-    """Write to standard output; a reader who is slow blocks a thread, not the loop."""
+    """Write to standard output; a slow reader blocks a thread, not the loop."""
 
     def write() -> None:
         sys.stdout.buffer.write(line)

@@ -51,7 +51,7 @@ async def tap(command: Command, writer: Writer) -> int:
 
 
 async def _ends(process: asyncio.subprocess.Process) -> bool:
-    """Return whether the process ends by itself within the grace period."""
+    """Return whether the process exits within the grace period."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_GRACE):
             await process.wait()

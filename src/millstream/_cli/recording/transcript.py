@@ -1,7 +1,7 @@
-"""A recording: JSON Lines, each with the time, who spoke, and the message as it was.
+"""Recordings in JSON Lines, each with the time, the sender, and the original message.
 
-``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session says when it was and with which
-server. Text that's no message stands under ``text``. A file may hold several sessions, one after the other.
+``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session contains its start and its server.
+Text that isn't a message is in ``text``. A file may contain several sessions in a row.
 """
 
 import json
@@ -19,7 +19,7 @@ from millstream._protocol.json_schema import is_array, is_object, members, value
 from millstream._version import __version__
 
 MAX_BYTES = 256 * 1024 * 1024
-"""A recording stops here; what is recorded goes on."""
+"""Maximum bytes of a recording; beyond that, only the recording stops."""
 
 
 class Said(Struct, frozen=True):
@@ -29,20 +29,20 @@ class Said(Struct, frozen=True):
     """``client`` or ``server``."""
     message: Mapping[str, Any]
     number: int
-    """The line in the file."""
+    """Line number in the file."""
 
 
 class Writer:
-    """Adds a session to a file, which only you may read: messages hold whatever the server knows."""
+    """Appends a session to a file that only you may read, because messages may contain secrets."""
 
     def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, told: Callable[[str], None]) -> None:
-        """Open it.
+        """Open the file.
 
         Args:
-            path: the file, made if it isn't there.
-            server: what the first line says about the server.
-            max_bytes: where the recording stops.
-            told: hears that it has stopped.
+            path: the file, created if it doesn't exist.
+            server: description of the server for the first line.
+            max_bytes: maximum size of the recording.
+            told: called when the recording has stopped.
 
         Raises:
             CommandError: it can't be written.
@@ -50,7 +50,7 @@ class Writer:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.fchmod(descriptor, 0o600)  # it may have been there before
+                os.fchmod(descriptor, 0o600)  # it may have existed before
         except OSError as exc:
             raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
         self._file = os.fdopen(descriptor, "ab")
@@ -61,7 +61,7 @@ class Writer:
         self._write({"at": 0.0, "session": about})
 
     def line(self, who: str, line: bytes) -> None:
-        """One line as it was on the wire."""
+        """Record one line as it was sent."""
         at = round(time.monotonic() - self._begun, 6)
         try:
             message: Any = json.loads(line)
@@ -71,7 +71,7 @@ class Writer:
             self._write({"at": at, "from": who, "message": message})
 
     def text(self, who: str, text: str) -> None:
-        """What isn't for the other side, such as standard error."""
+        """Record text that isn't a message, such as standard error."""
         self._write({"at": round(time.monotonic() - self._begun, 6), "from": who, "text": text})
 
     def _write(self, entry: Mapping[str, Any]) -> None:
@@ -80,30 +80,30 @@ class Writer:
             return
         self._left -= len(data)
         if self._left < 0:
-            self._told("The recording is full: the rest isn't written down.")
+            self._told("The recording is full, so the rest isn't recorded.")
             return
         self._file.write(data)
         self._file.flush()
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 def load(path: Path) -> list[Said]:
-    """The messages of a recording, those of batches one by one.
+    """Return the messages of a recording, with batches split up.
 
     Raises:
-        CommandError: there's no such file, or a line of it isn't one of a recording.
+        CommandError: the file doesn't exist, or a line is malformed.
     """
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as exc:
         raise CommandError(f"{path} isn't a recording: it isn't text in UTF-8.") from exc
     except OSError as exc:
-        raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Make one with millstream record.") from exc
+        raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Create one with millstream record.") from exc
     said: list[Said] = []
-    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines stand in messages
+    for number, line in enumerate(text.split("\n"), 1):  # messages may contain other line separators
         if line.strip():
             said += _read(line, number, path)
     if not said:
@@ -119,9 +119,9 @@ def _read(line: str, number: int, path: Path) -> list[Said]:
     fields = members(entry)
     if not {"from", "session"} & fields.keys():
         raise CommandError(
-            f"Line {number} of {path} isn't one of a recording.",
+            f"Line {number} of {path} isn't a line of a recording.",
             why='Each line is like {"at": 0.1, "from": "client", "message": {}}.',
-            fix="Give a file that millstream record made.",
+            fix="Use a file created by millstream record.",
         )
     found: Any = fields.get("message")
     who = str(fields.get("from"))
@@ -129,22 +129,22 @@ def _read(line: str, number: int, path: Path) -> list[Said]:
 
 
 class Exchange(Struct):
-    """A request of the client, and all that the server said until its answer, and before the next one."""
+    """A request of the client, and the server's messages until its response, and before the next request."""
 
     request: Mapping[str, Any]
     replies: list[Mapping[str, Any]]
-    """In order; the answer is one of them, if there was one."""
+    """In order, including the response if there was one."""
     used: bool = False
 
     @property
     def answer(self) -> Mapping[str, Any] | None:
-        """The answer to the request."""
+        """The response to the request."""
         wanted = self.request.get("id")
         return next((each for each in self.replies if is_answer(each) and each.get("id") == wanted), None)
 
 
 def exchanges(said: list[Said]) -> list[Exchange]:
-    """The requests of a recording, with what followed each."""
+    """Return the requests of a recording, with the messages that followed each."""
     found: list[Exchange] = []
     open_: list[Exchange] = []
     for each in said:
@@ -162,7 +162,7 @@ def exchanges(said: list[Said]) -> list[Exchange]:
 
 
 def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None:
-    """The running request that a message of the server belongs to."""
+    """Return the running request that a message of the server belongs to."""
     if is_answer(message):
         return next((each for each in open_ if each.request.get("id") == message.get("id")), None)
     token = params_of(message).get("progressToken")
@@ -172,17 +172,17 @@ def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None
 
 
 def is_answer(message: Mapping[str, Any]) -> bool:
-    """Whether it answers a request."""
+    """Return whether a message is a response."""
     return "method" not in message and ("result" in message or "error" in message)
 
 
 def progress_token(request: Mapping[str, Any]) -> Any:
-    """What progress of a request is marked with."""
+    """Return the progress token of a request."""
     return value_at(request, ("params", "_meta", "progressToken"))
 
 
 def params_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a message."""
+    """Return the parameters of a message."""
     return members(message.get("params"))
 
 
@@ -190,5 +190,5 @@ _OF_ROUNDS = ("_meta", "requestState", "inputResponses")
 
 
 def plain_params(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters without what differs from one connection to the next."""
+    """Return the parameters without those that differ between connections."""
     return {name: value for name, value in params_of(message).items() if name not in _OF_ROUNDS}
