@@ -55,7 +55,7 @@ def _has_upstreams(definition: Described) -> bool:
 
 
 def _has_tasks(definition: Described) -> bool:
-    return any(tool.task is not None for tool in definition.registry.tools.values())
+    return bool(definition.upstreams) or any(tool.task is not None for tool in definition.registry.tools.values())
 
 
 def _has_card(definition: Described) -> bool:
@@ -86,8 +86,10 @@ TABLE: dict[str, Entry] = {
     "hub": Entry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
     "bus": Entry(f"{_PARTS}.bus:BusPart", _has_bridges),
+    "tasks": Entry(
+        "millstream.extensions.tasks._part:TasksPart", _has_tasks
+    ),  # before the tools of upstreams are there
     "gateway": Entry("millstream.gateway.part:GatewayPart", _has_upstreams),
-    "tasks": Entry("millstream.extensions.tasks._part:TasksPart", _has_tasks),
     "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
     "mcp": Entry(f"{_PARTS}.mcp:McpPart"),
     "probes": Entry(f"{_PARTS}.probes:ProbesPart"),

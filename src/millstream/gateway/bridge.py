@@ -9,6 +9,7 @@
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine, Mapping
 from functools import lru_cache, partial
@@ -38,6 +39,7 @@ from millstream._protocol.metadata import (
     LOG_LEVEL_KEY,
     LOG_LEVELS,
     SUBSCRIPTION_KEY,
+    TASKS,
     VERSION_KEY,
     Implementation,
     declares,
@@ -45,7 +47,8 @@ from millstream._protocol.metadata import (
 from millstream._protocol.questions import ElicitResult
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired, Rounds
-from millstream._server.calls.call import raw_meta
+from millstream._server.calls.call import DEFERRED, raw_meta
+from millstream._server.calls.context import TaskStart
 from millstream._version import __version__
 from millstream.client._errors import (
     AccessDenied,
@@ -74,6 +77,7 @@ from millstream.gateway.questions import (
 )
 from millstream.gateway.relay import Recipient, Relay
 from millstream.gateway.upstream import Upstream
+from millstream.gateway.upstream_tasks import KeptTask, read_created, read_task
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -158,7 +162,7 @@ def forward(
     """
     if upstream.credentials is None:
         link = upstream.plain_link
-        if link is not None and _is_plain(call):
+        if link is not None and _is_plain(call) and not (method == "tools/call" and upstream.has_tasks):
             ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False)
             return _forward_plainly(call, upstream, link, ask)
         return _forward(call, upstream, method, params, name, headers)
@@ -386,14 +390,20 @@ def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> b
     """Return the `_meta` members for the upstream: the client's, without those of its connection."""
     raw = raw_meta(call)
     passed = _passed(raw, call, upstream)
-    return passed if source.handshake else b"%b,%b" % (_envelope(source, relay.abilities, relay.level), passed)
+    if source.handshake:
+        return passed
+    tasks = call.method == "tools/call" and upstream.has_tasks
+    return b"%b,%b" % (_envelope(source, relay.abilities, relay.level, tasks=tasks), passed)
 
 
 @lru_cache(256)
-def _envelope(source: Revision, abilities: bytes, level: str) -> bytes:
+def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = False) -> bytes:
+    declared = declare(abilities, source)
+    if tasks:
+        declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
     members: dict[str, Any] = {
         VERSION_KEY: source.date,
-        CAPABILITIES_KEY: declare(abilities, source),
+        CAPABILITIES_KEY: declared,
         CLIENT_KEY: Implementation(NAME, __version__),
     }
     if level:
@@ -419,6 +429,8 @@ class _Exchange:
         """Return the raw result."""
         if self._source.handshake:
             return self._with_session() if self._call.revision.handshake else self._parked()
+        if self._ask.method == "tools/call" and self._upstream.has_tasks:
+            return self._with_task()
         return self._in_rounds() if self._call.revision.handshake else self._through()
 
     def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
@@ -512,6 +524,67 @@ class _Exchange:
             return result
         raise self.pass_on(asked)
 
+    # Tasks of upstreams
+
+    async def _with_task(self) -> bytes:
+        """Forward a call that may become a task of the upstream, and wait for that task.
+
+        A client with tasks gets one of the gateway, which keeps the id of the upstream's. So it goes on after a
+        question, and in another worker.
+        """
+        call, kept = self._call, self._state.kept
+        if kept is not None and kept.kind == "task":
+            task = msgspec.json.decode(bytes(kept.value), type=KeptTask)
+            answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked}
+            if answers:
+                await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
+            return await self._follow_task(task)
+        result = await (self._in_rounds() if call.revision.handshake else self._through())
+        created = read_created(result)
+        if created is None:
+            return result
+        task = KeptTask(created.task_id, [])
+        if call.task == DEFERRED:
+            self._state.keep("task", encode(task))
+            raise TaskStart
+        return await self._follow_task(task)
+
+    async def _follow_task(self, kept: KeptTask) -> bytes:
+        call, asked, message, count = self._call, list(kept.asked), "", 0
+        try:
+            while True:
+                task = read_task(await self._ask_task("tasks/get", kept.id, {}))
+                result = task.outcome()
+                if result is not None:
+                    return result
+                if task.status_message and task.status_message != message:
+                    message, count = task.status_message, count + 1
+                    self._relay.progress(count, None, message)
+                new = {key: each for key, each in task.input_requests.items() if key not in asked}
+                if new:
+                    asked += new
+                    await self._ask_client(KeptTask(kept.id, asked), InputRequiredResult(input_requests=new))
+                await asyncio.sleep(task.pause)
+        except asyncio.CancelledError:
+            if not call.halted:  # the client gave up, and nobody else waits for it
+                with contextlib.suppress(ClientError, TimeoutError):
+                    async with asyncio.timeout(_LONGEST_WAIT):
+                        await self._ask_task("tasks/cancel", kept.id, {})
+            raise
+
+    async def _ask_client(self, task: KeptTask, asked: InputRequiredResult) -> None:
+        questions = self._questions(asked)
+        if not self._call.revision.handshake:
+            named = {key: {"method": each.method, "params": each.params} for key, each in questions}
+            raise self._state.ask("task", named, encode(task))
+        answers = {key: await self._answer(each) for key, each in questions}
+        await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
+
+    def _ask_task(self, method: str, task_id: str, params: Mapping[str, Any]) -> Awaitable[bytes]:
+        body, meta = encode({"taskId": task_id, **params}), self._ask.meta
+        ask = Ask(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
+        return self._link.conversation.requests.ask(ask)
+
     def pass_on(self, asked: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
         questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
@@ -591,6 +664,10 @@ class _State:
         """Return the exception that ends the client's request with questions, sealing `value` (JSON) for its retry."""
         self._keep(kind, value)
         return InputRequired(questions)
+
+    def keep(self, kind: str, value: bytes) -> None:
+        """Keep a value (JSON) for the next run of the call."""
+        self._keep(kind, value)
 
     def finish(self, result: bytes) -> None:
         """Keep the result of a finished call, because its tool may ask something else and then run again."""

@@ -16,6 +16,7 @@ from millstream._protocol.errors import INTERNAL_ERROR, CustomResult, ProtocolEr
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputResponseRequestParams
+from millstream._protocol.metadata import TASKS
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
@@ -25,7 +26,7 @@ from millstream.gateway.bridge import forward
 from millstream.gateway.results import WrongShape, split_result
 from millstream.gateway.upstream import Upstream
 
-NOT_FORWARDED = frozenset({"io.modelcontextprotocol/tasks"})
+NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""
 _OWN_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in ALL for method in revision.requests)
@@ -65,6 +66,8 @@ class ExtensionForwarding:
         announced = {
             name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
         }
+        if TASKS in claims and TASKS not in own:
+            announced[TASKS] = {}  # the gateway makes its own tasks of theirs
         if announced != self._announced:
             self._announced.clear()
             self._announced.update(announced)

@@ -20,7 +20,7 @@ from millstream._server.features.hooks import Hooks
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.resources import HINTS, Resource, Template
 from millstream._server.features.sources import Item, ItemSource
-from millstream._server.features.tools import Tool
+from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
@@ -31,6 +31,8 @@ from millstream.gateway.results import WrongShape, has_uris, message_uris, resou
 from millstream.gateway.upstream import Upstream
 
 _BRACE = ord("{")
+_TASK_RULES = TaskRules(retry=True, deferred=True)
+"""A call becomes a task when its upstream makes a task of it. To run it again is to wait for the same task."""
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_tool = msgspec.json.Decoder(CallToolResult).decode
 _decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
@@ -99,7 +101,7 @@ class UpstreamTool(Tool):
         self.concurrency = 0
         self.limited = False
         self.cost = 1.0
-        self.task = None
+        self.task = _TASK_RULES
         self.requires = {}
         self.struct = None
         self.decode = raw_object

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.json_schema import members
 from millstream._protocol.messages import SubscriptionFilter
+from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
@@ -338,7 +340,10 @@ class Upstream:
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
         # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
-        handshake = per_request and call.revision.handshake and self.has_handshake and can_ask(abilities)
+        # One with tasks has them only in the newer era.
+        handshake = (
+            per_request and call.revision.handshake and self.has_handshake and can_ask(abilities) and not self.has_tasks
+        )
         if self._serves_many:
             own_process = self.config.scale == "per_principal"
             return LinkKey(principal if own_process else "", handshake=handshake)
@@ -349,6 +354,12 @@ class Upstream:
         if per_request and not handshake:  # each request is self-contained
             return LinkKey(principal, credentials=own) if own or program is not None else SHARED
         return LinkKey(principal, session, abilities, own, handshake)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the upstream announces the tasks extension."""
+        extensions = self.catalog.capabilities.get("extensions")
+        return extensions is not None and TASKS in members(extensions)
 
     @property
     def plain_link(self) -> Link | None:

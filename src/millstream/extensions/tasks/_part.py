@@ -13,7 +13,7 @@ from millstream._parts import Host
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, CustomResult, LocalError, ProtocolError
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import PER_REQUEST
+from millstream._protocol.revisions import NEWEST, PER_REQUEST
 from millstream._server.calls.call import DEFERRED, Call
 from millstream._server.calls.context import Context, TaskStart
 from millstream._server.features.tools import TaskRules, Tool
@@ -45,19 +45,30 @@ class TasksPart:
     needs: Collection[str] = ()
 
     def __init__(self, definition: object) -> None:
+        """Take the arguments of every part."""
         self._runner: TaskRunner
         self._records: TaskRecords
         self._host: Host
         self._followers: set[_Follower] = set()
 
     async def open(self, host: Host) -> None:
-        """Announce the extension, and settle the tasks of workers that are gone."""
+        """Announce the extension, and settle the tasks of workers that are gone.
+
+        Raises:
+            ValueError: the server runs in another event loop, whose tasks the methods reach.
+        """
         self._host = host
+        if host.registry.serves("tasks/get", NEWEST):
+            raise ValueError(
+                "This server runs in another event loop already: with tasks or upstreams, it can run in only one at a "
+                "time"
+            )
         services = host.services
         self._records = TaskRecords(host.store, services.clock)
         self._runner = runner = TaskRunner(host.dispatcher, self._records, lambda: host.pool)
         extension = ServerHost(host, TASKS, PER_REQUEST, experimental=False)
-        extension.capability({})
+        if any(tool.task is not None for tool in host.registry.tools.values()):
+            extension.capability({})
         extension.method("tasks/get", self._get, header="taskId", declared=True)
         extension.method("tasks/update", self._update, header="taskId", declared=True)
         extension.method("tasks/cancel", self._cancel, header="taskId", declared=True)

@@ -379,10 +379,10 @@ class TaskRunner:
         call, error = run.call, outcome.error
         if self._hands_over(run):
             return lambda record: msgspec.structs.replace(record, worker=HANDED_OVER) if run.owns(record) else None
-        if call.halted:
-            return _failing(run, OVERLOADED, _DRAINED)
         if run.lost:
             return _failing(run, INTERNAL_ERROR, _STOPPED)
+        if call.halted:
+            return _failing(run, OVERLOADED, _DRAINED)
         if error is not None:
             return _failing(run, error.code, error.message, error.data)
         result = outcome.result
@@ -449,7 +449,7 @@ class TaskRunner:
             self._me = me
             for run in self._running.values():
                 run.lost = True
-                run.call.cancel()
+                run.call.halt()
         self._sweep_soon()
 
     def _spawn(self, work: Any) -> None:

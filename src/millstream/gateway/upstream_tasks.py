@@ -1,0 +1,99 @@
+"""Tasks of upstreams: what `bridge` reads and keeps of them."""
+
+from typing import Final
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from millstream._protocol.errors import ToolError
+from millstream._protocol.messages import InputRequest
+from millstream.client._errors import BadAnswer, Failure
+
+_LEAST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 60.0
+_CREATED: Final = b'"task"'
+
+
+class KeptTask(Struct, frozen=True, array_like=True):
+    """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
+
+    id: str
+    asked: list[str]
+    """The keys of all its questions that the client was asked."""
+
+
+class _Error(Struct):
+    code: int
+    message: str
+    data: object = None
+
+
+class UpstreamTask(Struct, rename="camel"):
+    """The state of a task."""
+
+    task_id: str
+    status: str
+    result_type: str = ""
+    status_message: str = ""
+    poll_interval_ms: float = 1_000.0
+    input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
+    result: Raw = Raw(b"")
+    error: _Error | None = None
+
+    @property
+    def pause(self) -> float:
+        """Seconds before the next poll."""
+        return min(max(self.poll_interval_ms / 1000, _LEAST_PAUSE), _LONGEST_PAUSE)
+
+    def outcome(self) -> bytes | None:
+        """Return the result, or None if the task isn't over.
+
+        Raises:
+            Failure: the call failed there.
+            ToolError: the task was canceled there.
+        """
+        if self.status in ("working", "input_required"):
+            return None
+        if self.status == "completed" and bytes(self.result):
+            return bytes(self.result)
+        if self.status == "failed" and self.error is not None:
+            raise Failure(self.error.code, self.error.message, self.error.data)
+        if self.status == "cancelled":
+            raise ToolError("The server canceled the task.")
+        raise BadAnswer(f"The upstream's task has the status {self.status[:50]!r}, without what belongs to it.")
+
+
+class _Kind(Struct):
+    result_type: str = field(default="", name="resultType")
+
+
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_task = msgspec.json.Decoder(UpstreamTask).decode
+
+
+def read_created(result: bytes) -> UpstreamTask | None:
+    """Return the task that a call became; None for every other result.
+
+    Raises:
+        BadAnswer: it can't be read.
+    """
+    if _CREATED not in result:
+        return None
+    try:
+        if _decode_kind(result).result_type != "task":
+            return None
+    except (ValueError, RecursionError):
+        return None
+    return read_task(result)
+
+
+def read_task(result: bytes) -> UpstreamTask:
+    """Return a task.
+
+    Raises:
+        BadAnswer: it can't be read.
+    """
+    try:
+        return _decode_task(result)
+    except (ValueError, RecursionError) as exc:
+        raise BadAnswer(f"The upstream's task can't be read: {exc}.") from exc
