@@ -19,7 +19,7 @@ _KINDS = (b"content-type: application/json", b"content-type: text/", b"content-t
 
 
 def compress(response: Response, headers: Mapping[bytes, bytes]) -> Response:
-    """The reply as gzip, where the client takes that and the type is text."""
+    """Return the reply as gzip, where the client takes that and the type is text."""
     if not (accepts_gzip(headers.get(b"accept-encoding", b"")) and response.head.startswith(_KINDS)):
         return response
     # A strong entity tag names the bytes as they were (RFC 9110 §8.8.3).
@@ -28,13 +28,13 @@ def compress(response: Response, headers: Mapping[bytes, bytes]) -> Response:
 
 
 def gzip_member(data: bytes) -> bytes:
-    """One whole gzip member (RFC 1952 §2.2): members may follow each other, so one serves every stream."""
+    """Return one whole gzip member (RFC 1952 §2.2): members may follow each other, so one serves every stream."""
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
     return packer.compress(data) + packer.flush()
 
 
 def accepts_gzip(value: bytes) -> bool:
-    """Whether an `Accept-Encoding` header takes gzip."""
+    """Return whether an `Accept-Encoding` header takes gzip."""
     for item in value.lower().split(b","):
         name, _, parameters = item.partition(b";")
         if name.strip() == b"gzip":

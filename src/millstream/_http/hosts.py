@@ -140,7 +140,7 @@ class HostPolicy:
     def check(
         self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]], peer: str = ""
     ) -> Response | None:
-        """The refusal for these headers of a peer, or `None` when Host and Origin are fine."""
+        """Return the refusal for these headers of a peer, or `None` when Host and Origin are fine."""
         host = headers.get(b"host")
         if host is None:
             return refusal(400, "The Host header is missing.")
@@ -196,7 +196,9 @@ class HostPolicy:
         return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
 
     def screen(self, request: HttpRequest) -> tuple[Response | None, bytes]:
-        """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
+        """Return all of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS
+        lines.
+        """
         if request.path.startswith(METADATA) or request.path in self._shared:
             return self._screen_shared(request)
         wrong = None
@@ -223,7 +225,7 @@ class HostPolicy:
         return wrong, cors
 
     def preflight(self, request: HttpRequest) -> Response | None:
-        """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
+        """Return the answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
         if not self._cors:
             return None
         headers = request.headers
@@ -285,13 +287,13 @@ class _OriginRules:
 
 
 def _with_port(scheme: bytes, rest: str) -> str:
-    """An origin without a port means the default port of its scheme, and no other."""
+    """Return an origin without a port means the default port of its scheme, and no other."""
     has_port = ":" in rest.rpartition("]")[2]
     return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
 
 
 def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
+    """Return whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 
@@ -305,7 +307,9 @@ def require_same_site(handler: Handler) -> Handler:
 
 
 def no_websocket(root_path: str, *, served: bool) -> Response:
-    """The reply to a handshake at a path without a WebSocket; `served` says whether the server has one elsewhere."""
+    """Return the reply to a handshake at a path without a WebSocket; `served` says whether the server has one
+    elsewhere.
+    """
     where = f"It's at {root_path}/ws." if served else "This server has none. To serve one at /ws, use --serve hub."
     return refusal(404, f"There is no WebSocket at this path. {where}")
 
@@ -333,7 +337,7 @@ def _origin_refused(origin: bytes) -> Response:
 
 @lru_cache(_FAMILIAR)
 def is_loopback(host: str) -> bool:
-    """Whether a bind or peer address is of this machine only."""
+    """Return whether a bind or peer address is of this machine only."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -24,5 +24,5 @@ class HttpLimits(Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings) -> "HttpLimits":
-        """The bounds of a server with these settings."""
+        """Return the bounds of a server with these settings."""
         return convert(settings, cls, from_attributes=True)

@@ -50,6 +50,6 @@ def _zero(parameter: bytes) -> bool:
 
 
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a body is declared as plain JSON; compressed ones are refused, like every other type."""
+    """Return whether a body is declared as plain JSON; compressed ones are refused, like every other type."""
     declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"

@@ -49,7 +49,9 @@ def header_lines(**headers: str) -> bytes:
 
 
 def refusal(status: int, text: str, **headers: str) -> Response:
-    """A refusal in one line of plain text, which says what happened and what to do, with further `header_lines`."""
+    """Return a refusal in one line of plain text, which says what happened and what to do, with further
+    `header_lines`.
+    """
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
 
@@ -160,12 +162,12 @@ class HttpRequest(Struct, eq=False):
 
 
 def query_values(query: bytes) -> dict[str, list[str]]:
-    """The values of each name in a query string."""
+    """Return the values of each name in a query string."""
     return parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
 
 
 def query_value(name: str, query: bytes) -> str:
-    """The last value of a name in a query string, or an empty string."""
+    """Return the last value of a name in a query string, or an empty string."""
     return query_values(query).get(name, [""])[-1] if query else ""
 
 
@@ -174,8 +176,8 @@ client_id_of = partial(query_value, "client_id")
 
 
 def last_event_id(request: HttpRequest) -> str:
-    """The id to resume an event stream from: the header, which an `EventSource` sends when it reconnects; before that
-    only the query can name one.
+    """Return the id to resume an event stream from: the header, which an `EventSource` sends when it reconnects; before
+    that only the query can name one.
     """
     header = request.headers.get(b"last-event-id")
     return header.decode("utf-8", "replace").strip() if header else query_value("last_event_id", request.query)

@@ -54,14 +54,14 @@ KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE
 
 
 def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
-    """An error that is of no kind: its status says enough."""
+    """Return an error that is of no kind: its status says enough."""
     return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
 
 
 def problem(
     kind: ProblemKind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
 ) -> Response:
-    """A reply that says what went wrong.
+    """Return a reply that says what went wrong.
 
     Args:
         kind: what happened.

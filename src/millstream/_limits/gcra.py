@@ -106,7 +106,7 @@ def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
 
 
 def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
-    """The same of any limit that has a time.
+    """Return the same of any limit that has a time.
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ and RFC 9110 §10.2.3.
     """

@@ -6,5 +6,5 @@ from hashlib import sha256
 
 @lru_cache(maxsize=4096)
 def hash_key(policy: str, key: str) -> str:
-    """A short name for a key of a policy."""
+    """Return a short name for a key of a policy."""
     return sha256(f"{policy}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()[:32]

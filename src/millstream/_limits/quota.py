@@ -54,7 +54,7 @@ class CalendarQuota:
 
 
 def period(now: float, *, monthly: bool) -> Period:
-    """The day or month of a time."""
+    """Return the day or month of a time."""
     start = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if not monthly:
         return Period(start.timestamp(), (start + timedelta(days=1)).timestamp())

@@ -10,7 +10,7 @@ from millstream._stores.parent import parent_address
 
 
 def open_store(url: str) -> Store:
-    """The store that a URL names. It is not connected yet: await its `open`.
+    """Return the store that a URL names. It is not connected yet: await its `open`.
 
     In a worker of a supervisor, the parent holds it, so that all workers share it.
 
@@ -76,7 +76,7 @@ def _nats(url: str, rest: str) -> Store:
 
 
 def _at_parent(url: str) -> Store | None:
-    """The store of this URL in the parent of this worker; None where it's nobody's worker."""
+    """Return the store of this URL in the parent of this worker; None where it's nobody's worker."""
     address = parent_address()
     if address is None:
         return None

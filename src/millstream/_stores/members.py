@@ -214,7 +214,7 @@ class MapMembers:
         return worker in self._workers.gone
 
     def _announces(self, held: MemberRecord) -> bool:
-        """Whether another worker is announcing a change of a member."""
+        """Return whether another worker is announcing a change of a member."""
         return bool(held.announcing) and not self._is_gone(held.announcing)
 
     def _lock(self, key: str) -> asyncio.Lock:

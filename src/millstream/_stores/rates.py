@@ -19,7 +19,9 @@ MARK_BYTES: Final = 16
 
 
 def share_of(key: str) -> str:
-    """The share that a value belongs to: ``ada`` for ``session:ada.81b5``. Empty for one that belongs to none."""
+    """Return the share that a value belongs to: ``ada`` for ``session:ada.81b5``. Empty for one that belongs to
+    none.
+    """
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
     return share if dot and kind in SHARED else ""

@@ -129,7 +129,7 @@ def _last(path: Path) -> tuple[int, str]:
 
 
 def _check(line: bytes) -> dict[str, Any] | None:
-    """A line, if its own hash is right."""
+    """Return a line, if its own hash is right."""
     body, mark, rest = line.rpartition(_MARK)
     if not mark or not rest.endswith(b'"}') or sha256(body + b"}").hexdigest().encode() != rest[:-2]:
         return None
@@ -173,5 +173,5 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def stamp(seconds: float) -> str:
-    """A time as the log has it."""
+    """Return a time as the log has it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -21,7 +21,7 @@ _FIELDS: Final = ("method", "target", "subject", "issuer", "client", "address", 
 
 
 def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest lines, the newest first, without their hashes.
+    """Return the newest lines, the newest first, without their hashes.
 
     Args:
         path: the file that the server was given.
@@ -44,7 +44,7 @@ def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 10
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, and those beside it that other processes write: those with a number behind the name."""
+    """Return the file, and those beside it that other processes write: those with a number behind the name."""
     name = re.compile(re.escape(path.name) + r"(\.\d{1,3})?")
     try:
         found = [each for each in path.parent.iterdir() if name.fullmatch(each.name) and each.is_file()]

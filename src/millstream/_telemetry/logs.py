@@ -142,12 +142,14 @@ class _CaptureHandler(logging.Handler):
             last.handle(record)
 
     def _shows(self) -> bool:
-        """Whether it's the one that shows what nothing else does: each server that runs here has one that listens."""
+        """Return whether it's the one that shows what nothing else does: each server that runs here has one that
+        listens.
+        """
         return next((each for each in logging.getLogger().handlers if isinstance(each, _CaptureHandler)), self) is self
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a logger of this name reaches a handler that is not merely listening."""
+    """Return whether a logger of this name reaches a handler that is not merely listening."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
         if any(not isinstance(each, _CaptureHandler) for each in logger.handlers):
@@ -220,7 +222,7 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
 
 @lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
-    """Whether a field of this name holds a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
+    """Return whether a field of this name holds a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
     return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
 
 

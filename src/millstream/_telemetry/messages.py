@@ -221,7 +221,7 @@ class MessageLog:
         )
 
     def _text(self, text: str) -> str:
-        """A text of a peer as it may stand in the log."""
+        """Return a text of a peer as it may stand in the log."""
         clean = escape(redact_text(text))
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"

@@ -22,14 +22,17 @@ _MAX_CHAIN = 64
 
 
 def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of the person's own code; all of them where none is left, since the person's file may lie anywhere."""
+    """Return the frames of the person's own code; all of them where none is left, since the person's file may lie
+    anywhere.
+    """
     shown = [each for each in traceback.extract_tb(exc.__traceback__) if not each.filename.startswith("<frozen")]
     own = [each for each in shown if not is_foreign(each.filename)]
     return own if own or isinstance(exc, SyntaxError) else shown  # such an error says by itself where it is
 
 
 def with_user_frames(exc: BaseException, *, told: tuple[type[BaseException], ...] = ()) -> BaseException:
-    """The same exception, with the tracebacks of it and of everything that led to it cut down to the person's frames.
+    """Return the same exception, with the tracebacks of it and of everything that led to it cut down to the person's
+    frames.
 
     One of which no frame is left keeps those that aren't Millstream's, else all; none, if it is of a kind in `told`,
     whose texts say everything.
@@ -51,14 +54,18 @@ def advise(exc: BaseException) -> None:
 
 
 def shown_error(exc: BaseException) -> str:
-    """The whole text of an error as a person reads it in development: the person's frames, then what was raised."""
+    """Return the whole text of an error as a person reads it in development: the person's frames, then what was
+    raised.
+    """
     text = "".join(traceback.format_exception(with_user_frames(exc))).rstrip()
     return text if len(text) <= MAX_TEXT else f"…{text[-MAX_TEXT:]}"
 
 
 @lru_cache(maxsize=1024)
 def is_foreign(filename: str) -> bool:
-    """Whether a file belongs to Python, to an installed package or to Millstream, or is code that one of them made."""
+    """Return whether a file belongs to Python, to an installed package or to Millstream, or is code that one of them
+    made.
+    """
     if filename.startswith("<frozen") or filename == "<string>":  # the `__init__` of a dataclass is of no file
         return True
     paths = sysconfig.get_paths()

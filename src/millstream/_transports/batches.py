@@ -17,17 +17,17 @@ async def settle_task() -> None:
 
 
 def is_batch(body: bytes) -> bool:
-    """Whether a body is a JSON array."""
+    """Return whether a body is a JSON array."""
     return body.lstrip(b" \t\r\n")[:1] == b"["
 
 
 def refuse_batch(why: str) -> ProtocolError:
-    """The refusal for an array that isn't an allowed batch."""
+    """Return the refusal for an array that isn't an allowed batch."""
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
 def read_batch(body: bytes, max_items: int) -> list[Envelope | ProtocolError]:
-    """The messages of a batch, or what is wrong with each.
+    """Return the messages of a batch, or what is wrong with each.
 
     Raises:
         ProtocolError: an empty or oversize batch, or one with a message of another era or an `initialize`.

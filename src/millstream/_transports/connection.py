@@ -88,14 +88,14 @@ class ClientConnection:
         return partial(self._ends.discard, callback)
 
     async def interrupt(self, retry_ms: int | None) -> bool:
-        """A connection of this kind cannot be left and taken up again."""
+        """Return a connection of this kind cannot be left and taken up again."""
         return False
 
     async def keep_alive(self) -> None:
         """Nothing to do: the connection is open, whether a call says something or not."""
 
     def ends_call(self) -> bool:
-        """Whether the client has gone, see `Origin`."""
+        """Return whether the client has gone, see `Origin`."""
         return self._gone
 
     # What arrives
@@ -139,7 +139,7 @@ class ClientConnection:
         return await self._dispatcher.call(call, self.id)
 
     def _open(self, message: Envelope) -> Call | None:
-        """The call that a message asks for; None if nobody waits for an answer."""
+        """Return the call that a message asks for; None if nobody waits for an answer."""
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.control.answer(message, self.id)

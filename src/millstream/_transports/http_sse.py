@@ -153,7 +153,9 @@ class HttpSse:
         return services.ring.seal(_KIND, _encode(address), services.nonce())
 
     def _worker_of(self, session_id: str, principal: Principal | None) -> str:
-        """The worker that has the stream of a session of this principal; empty when there's none, or it's ours."""
+        """Return the worker that has the stream of a session of this principal; empty when there's none, or it's
+        ours.
+        """
         services = self._dispatcher.services
         if not services.peers.shared:
             return ""

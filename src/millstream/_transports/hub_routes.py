@@ -46,7 +46,7 @@ _decode_publication = msgspec.json.Decoder(Publication).decode
 
 
 def encode_sse(event: Event) -> bytes:
-    """An event of the hub as a server-sent event."""
+    """Return an event of the hub as a server-sent event."""
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()
     return sse.encode_event(event.data, event=event.event, id=event.id or None)
@@ -83,7 +83,7 @@ class HubRoutes:
 
     @staticmethod
     def match(path: str) -> str | None:
-        """The client id in a path of `client_stream`; None for other paths."""
+        """Return the client id in a path of `client_stream`; None for other paths."""
         client_id = path.removeprefix(CLIENT_PATH)
         return client_id if client_id and client_id != path and "/" not in client_id else None
 

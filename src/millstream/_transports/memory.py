@@ -57,7 +57,7 @@ class MemoryPipe:
         self._connection.receive(message)
 
     async def receive(self) -> bytes:
-        """The next message from the server; waits until there is one."""
+        """Return the next message from the server; waits until there is one."""
         while not self._waiting:
             self._news.clear()
             await self._news.wait()

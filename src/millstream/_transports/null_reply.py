@@ -41,5 +41,7 @@ NULL_REPLY = NullReplyChannel()
 
 
 def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
-    """A call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport adds."""
+    """Return a call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport
+    adds.
+    """
     return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=NULL_REPLY, **way)

@@ -103,7 +103,7 @@ class OpenStreams:
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
     def full(self, caller: RequestOwner) -> bool:
-        """Whether a caller may open no further stream."""
+        """Return whether a caller may open no further stream."""
         most = most_streams(caller, self._max, self._max_per_owner)
         return self._owned >= self._max or self._by_owner.get(caller.owner, 0) >= most
 

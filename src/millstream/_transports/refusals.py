@@ -10,12 +10,12 @@ SESSION_NOT_FOUND = -32001
 
 
 def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
-    """A JSON-RPC error without an id as an HTTP reply."""
+    """Return a JSON-RPC error without an id as an HTTP reply."""
     return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
 
 
 def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
-    """An error as an HTTP reply; one that may pass says when to try again."""
+    """Return an error as an HTTP reply; one that may pass says when to try again."""
     head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
     return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
 
@@ -34,7 +34,7 @@ TOO_MANY_STREAMS = refusal(
 
 
 def no_stream(accept: bytes | None) -> Response | None:
-    """The refusal for a GET by who can't read a stream, or isn't a client at all; None for the others."""
+    """Return the refusal for a GET by who can't read a stream, or isn't a client at all; None for the others."""
     known = parse_accept(accept)
     if known.page:
         return _FOR_CLIENTS
@@ -42,17 +42,17 @@ def no_stream(accept: bytes | None) -> Response | None:
 
 
 def too_many_streams() -> ProtocolError:
-    """The refusal of a subscription, which is a stream like others, for want of room."""
+    """Return the refusal of a subscription, which is a stream like others, for want of room."""
     return ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
 
 
 def unknown_session() -> ProtocolError:
-    """The refusal for a session that is not there (any more)."""
+    """Return the refusal for a session that is not there (any more)."""
     text = "Session not found: initialize again, without Mcp-Session-Id"
     return ProtocolError(SESSION_NOT_FOUND, text, status=404)
 
 
 def missing_session() -> ProtocolError:
-    """The refusal for a request that needs a session and names none."""
+    """Return the refusal for a request that needs a session and names none."""
     text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
     return ProtocolError(INVALID_REQUEST, text, status=400)

@@ -1,6 +1,6 @@
-"""The realtime hub: channels, history, presence and mailboxes over the three store interfaces.
+"""The realtime hub: channels, history, presence, and mailboxes on top of the three store interfaces.
 
-It knows neither HTTP nor MCP: a subscriber is an `Outlet` and a function that turns an `Event` into bytes.
+The hub has no knowledge of HTTP or MCP. A subscriber is an `Outlet` and a function that encodes an `Event`.
 """
 
 from millstream._http.message import Outlet

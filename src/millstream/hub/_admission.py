@@ -1,6 +1,6 @@
-"""Who may publish and subscribe where: names, the hub's own channels, the caps, the authorization hook.
+"""Access to channels: valid names, reserved channels, caps, and the authorization hook.
 
-The hub asks it for every subscription. Transports ask it before they answer, so that a refusal can still be one.
+The hub checks every subscription. Transports check before they respond, while they can still refuse.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from millstream.hub._subscriber import Authorize
 
 
 def check_target(channel: str) -> None:
-    """Whether anybody but the hub publishes to a channel.
+    """Check that peers can publish to a channel.
 
     Raises:
-        InvalidName: the channel cannot be one.
-        Forbidden: it belongs to the hub.
+        InvalidName: The channel name is invalid.
+        Forbidden: The channel is reserved for the hub.
     """
     check_channel(channel)
     if channel.startswith("$"):
@@ -33,7 +33,7 @@ def check_target(channel: str) -> None:
 
 
 class AccessRules:
-    """The checks of one hub. None of them changes anything."""
+    """The access checks of one hub. They change nothing."""
 
     __slots__ = ("_audience", "_authorize", "_limits")
 
@@ -43,11 +43,11 @@ class AccessRules:
         self._authorize = authorize
 
     def publish(self, channel: str, principal: Principal | None = None) -> None:
-        """Whether a peer may publish. The program itself is not asked about.
+        """Check that a peer can publish. The program itself needs no check.
 
         Raises:
-            InvalidName: the channel cannot be one.
-            Forbidden: it belongs to the hub, or the hook refuses.
+            InvalidName: The channel name is invalid.
+            Forbidden: The channel is reserved for the hub, or the hook refuses.
         """
         check_target(channel)
         self._allow(principal, "publish", channel)
@@ -61,10 +61,10 @@ class AccessRules:
         principal: Principal | None = None,
         address: str = "",
     ) -> tuple[str, ...]:
-        """The channels of a subscription without repetition, if it is possible now.
+        """Return the channels of a subscription without duplicates.
 
         Raises:
-            InvalidName, Forbidden, TooMany: it is not.
+            InvalidName, Forbidden, TooMany: The subscription isn't allowed.
         """
         wanted = tuple(dict.fromkeys(channels))
         most = self._limits.max_channels_per_subscriber
@@ -82,10 +82,10 @@ class AccessRules:
         return wanted
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
-        """Return the mailbox of a principal's client, if a connection may listen to it now.
+        """Return the mailbox of a principal's client, if a connection can listen to it.
 
         Raises:
-            InvalidName, Forbidden, TooMany: it is not so.
+            InvalidName, Forbidden, TooMany: The subscription isn't allowed.
         """
         check_client_id(client_id)
         mailbox = owned_id(client_id, owner_of(principal))

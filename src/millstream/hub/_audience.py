@@ -1,7 +1,6 @@
-"""The subscribers by channel, and for each channel a plan, made when it is first needed.
+"""The subscribers of each channel, and a delivery plan per channel, built on demand.
 
-A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them. An outlet
-that several of its subscriptions put there is in it once.
+A plan lists the outlets of a channel, grouped by encoder. An outlet with several subscriptions is in it once.
 """
 
 from collections import Counter
@@ -17,11 +16,11 @@ from millstream.hub._subscriber import Encode, Subscription
 FanOut = list[tuple[Encode, list[Outlet]]]
 
 _PLANS = 4096
-"""Plans remembered; one too many forgets them all, for each is quickly made again."""
+"""Maximum number of cached plans. When it's exceeded, all are dropped, because a plan is quickly rebuilt."""
 
 
 class Audience:
-    """All subscribers of one worker. They are counted from `enter` on, and hear from `join` on."""
+    """All subscribers of one worker. A subscriber counts from `enter` on, and receives events from `join` on."""
 
     __slots__ = (
         "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild",
@@ -42,15 +41,15 @@ class Audience:
         return len(self._entered)
 
     def all(self) -> list[Subscription]:
-        """Every subscriber, those that still catch up included."""
+        """Return all subscribers, including those still catching up."""
         return list(self._entered)
 
     def counts(self) -> dict[str, int]:
-        """Subscribers of each channel and pattern."""
+        """Return the number of subscribers per channel and pattern."""
         return dict(self._by_channel)
 
     def transports(self) -> dict[str, int]:
-        """Subscribers by what carries them; 0 for what carried some before."""
+        """Return the number of subscribers per transport, including 0 for transports used earlier."""
         return dict(self._by_transport)
 
     def outlets(self) -> Iterable[Outlet]:
@@ -58,7 +57,7 @@ class Audience:
         return self._by_outlet
 
     def queued(self) -> int:
-        """Bytes written to all of them and not yet taken, by a walk over their outlets."""
+        """Return the unread bytes of all outlets. Walks over all of them."""
         return sum(outlet.buffered for outlet in self._by_outlet)
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
@@ -67,10 +66,10 @@ class Audience:
         return [self._by_outlet[outlet] for outlet in found]
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
-        """Whether one more may enter.
+        """Check that one more subscriber can enter.
 
         Raises:
-            TooMany: a cap is reached.
+            TooMany: A cap is reached.
         """
         limits = self._limits
         if limits.max_connections and len(self._entered) >= limits.max_connections:
@@ -93,7 +92,7 @@ class Audience:
             _count(self._by_channel, channel, 1)
 
     def join(self, subscription: Subscription) -> None:
-        """Let it hear what is published from now on."""
+        """Deliver future events to a subscriber."""
         subscription.joined = True
         for channel in subscription.channels:
             if is_pattern(channel):
@@ -103,7 +102,7 @@ class Audience:
         self._forget_plans(subscription)
 
     def leave(self, subscription: Subscription) -> bool:
-        """Forget a subscriber; False when it is forgotten already."""
+        """Remove a subscriber. Return False if it was already removed."""
         if subscription not in self._entered:
             return False
         del self._entered[subscription]
@@ -127,7 +126,7 @@ class Audience:
         return True
 
     def plan(self, channel: str) -> FanOut:
-        """Return the outlets that a publication on the channel is written to. The caller does not change it."""
+        """Return the outlets for publications on a channel. The caller must not change it."""
         plan = self._plans.get(channel)
         if plan is None:
             if len(self._plans) >= _PLANS:
@@ -140,7 +139,7 @@ class Audience:
         return _grouped(each for each in self._entered if each.joined)
 
     def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
-        """The subscribers that share an outlet, in the order of their arrival."""
+        """Return the subscribers that share an outlet, in order of arrival."""
         return self._by_outlet.get(outlet, ())
 
     def _make_plan(self, channel: str) -> FanOut:

@@ -1,7 +1,7 @@
-"""The bytes that all subscribers of one worker have not read yet: a bound for all of them together.
+"""A bound on the bytes that all subscribers of a worker haven't read yet.
 
-Each outlet has a bound of its own, but there may be thousands. Where they exceed the bound together, those that are
-furthest behind are cut, and can resume.
+Each outlet has its own bound, but there can be thousands. If they exceed the common bound, the outlets furthest behind
+are cut and can resume.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 from millstream._http.message import Outlet
 
 _PARTS = 4
-"""Unread bytes are counted after every so much of the bound was written."""
+"""The unread bytes are counted after each such fraction of the bound was written."""
 
 
 class UnreadBacklog:
     """The unread bytes of one worker.
 
     Args:
-        most: the bound.
-        outlets: returns all outlets.
-        cut: ends an outlet.
+        most: The bound.
+        outlets: Returns all outlets.
+        cut: Ends an outlet.
     """
 
     __slots__ = ("_cut", "_most", "_outlets", "_since", "_waiting", "_waiting_bytes")
@@ -28,13 +28,13 @@ class UnreadBacklog:
         self._outlets = outlets
         self._cut = cut
         self._since = 0
-        """Bytes written since unread bytes were counted."""
+        """Bytes written since the unread bytes were last counted."""
         self._waiting: dict[Outlet, int] = {}
-        """Outlets that catch up and wait for room, the one that waits longest first, and their unread bytes."""
+        """Outlets that wait for room while catching up, longest wait first -> their unread bytes."""
         self._waiting_bytes = 0
 
     def add(self, size: int) -> None:
-        """Count bytes written, and cut the outlets that are furthest behind when there is too much unread."""
+        """Count written bytes, and cut the outlets furthest behind if too much is unread."""
         self._since += size
         if self._since * _PARTS < self._most:
             return
@@ -51,7 +51,7 @@ class UnreadBacklog:
                 return
 
     async def drain(self, outlet: Outlet) -> None:
-        """Wait until an outlet that catches up has room. Those that wait longest are cut when there is too much."""
+        """Wait until an outlet that is catching up has room. If too much is unread, the longest waits are cut."""
         unread = outlet.buffered
         if outlet in self._waiting:  # another subscription of this outlet waits already
             await outlet.drain()

@@ -37,10 +37,10 @@ CLAIM_AFTER: Final = 60_000
 _PAGE: Final = 100
 _CURSOR_TTL: Final = 30 * 86400.0
 _LINES: Final = 20
-"""Refused messages that a worker logs for each bridge in `_PERIOD` seconds."""
+"""Maximum number of refused messages that a worker logs per bridge in `_PERIOD` seconds."""
 _PERIOD: Final = 60.0
 _BROKERS: Final = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
-"""Package of FastStream -> its broker. That package is imported if a program has made such a broker."""
+"""FastStream package -> its broker class. A package is imported only if the program has created such a broker."""
 _ORIGIN: Final = "millstream-hub"
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -48,12 +48,12 @@ _logger = getLogger("millstream.hub.bus")
 
 
 class InboundBridge:
-    """What comes from a bus: ``mcp.hub.from_bus(broker, "orders.*", to="orders.{key}")``."""
+    """A bridge from a bus to the hub: ``mcp.hub.from_bus(broker, "orders.*", to="orders.{key}")``."""
 
     def __init__(
         self, broker: Any, subject: str, to: str, *, name: str, group: str, options: Mapping[str, Any]
     ) -> None:
-        """Declare the subscriber on the broker. Arguments and errors as `HubAccess.from_bus`."""
+        """Declare the subscriber on the broker. Arguments and errors are those of `HubAccess.from_bus`."""
         self.broker: Any = broker
         self.subject: str = subject
         self.to: str = to
@@ -69,7 +69,7 @@ class InboundBridge:
             subscriber(self._receive)
 
     def open(self, hub: Hub | None) -> None:
-        """Publish on this hub; None refuses until the next one is open."""
+        """Publish on this hub. None refuses messages until another hub is opened."""
         self._hub = hub
         self._turn = asyncio.Lock()
 
@@ -83,7 +83,7 @@ class InboundBridge:
                 published = await self._publish(channel, text, message_id(self._kind, message))
             except (ToolError, ValueError) as error:
                 self._refused.log("A message of %r was rejected: %s", self.subject, error)
-                # Redis has no dead letters, and would deliver it for ever.
+                # Redis has no dead-letter queue and would redeliver the message forever.
                 await (message.ack() if self._kind == "redis" else message.reject())
             else:
                 await (message.ack() if published else message.nack())
@@ -92,7 +92,7 @@ class InboundBridge:
         """Return the channel and the data.
 
         Raises:
-            InvalidName, ValueError: the message can't be an event.
+            InvalidName, ValueError: The message can't become an event.
         """
         subject, record_key = address_of(self._kind, message)
         key = key_of(self.subject, subject)
@@ -105,7 +105,7 @@ class InboundBridge:
         return channel, bytes(message.body).decode()
 
     async def _publish(self, channel: str, text: str, id: str | None) -> bool:
-        """Publish unless the store doesn't answer for long. The lock holds back what follows."""
+        """Publish, and return False if the store stays unavailable. The caller's lock holds back later messages."""
         for attempt in range(ATTEMPTS):
             hub = self._hub
             if hub is None:
@@ -121,12 +121,12 @@ class InboundBridge:
 
 
 class OutboundBridge:
-    """What goes to a bus: ``mcp.hub.to_bus(broker, "orders.*", to="orders.{key}")``."""
+    """A bridge from the hub to a bus: ``mcp.hub.to_bus(broker, "orders.*", to="orders.{key}")``."""
 
     def __init__(
         self, broker: Any, channels: str, to: str, *, name: str, group: str, options: Mapping[str, Any]
     ) -> None:
-        """Check the arguments, which are those of `HubAccess.to_bus`, as are the errors."""
+        """Check the arguments. Arguments and errors are those of `HubAccess.to_bus`."""
         self.broker: Any = broker
         self.channels: str = channels
         self.to: str = to
@@ -143,7 +143,7 @@ class OutboundBridge:
         self._cursor_key = f"bridge:cursor.{digest}"
 
     async def run(self, store: Store) -> None:
-        """Send while this worker has the lease, until it's cancelled."""
+        """Send events while this worker has the lease, until cancelled."""
         attempt = 0
         trouble = LogOnce(
             _logger, f"Events of {self.channels!r} can't be sent to the bus, which is tried again",
@@ -171,7 +171,7 @@ class OutboundBridge:
         )
 
     async def _forward(self, store: Store) -> None:
-        """Send what the journal has, and what comes, as long as this worker has the lease."""
+        """Send stored and new events of the journal while this worker has the lease."""
         if not await self._leads(store):
             return
         woken = asyncio.Event()
@@ -199,7 +199,7 @@ class OutboundBridge:
             stop()
 
     async def _start(self, store: Store) -> Position | None:
-        """Return the saved position; the first time, the end of the journal."""
+        """Return the saved position, or the end of the journal the first time."""
         saved = await store.kv.get(self._cursor_key)
         if saved is not None:
             epoch, _, digits = saved.decode().rpartition(".")
@@ -225,7 +225,7 @@ class OutboundBridge:
             headers["millstream-event"] = event.event
         body, options = parse_body(event.data), dict(self._options)
         if self._kind == "nats":
-            # The headers in which JetStream looks for repetitions, and FastStream for the id.
+            # JetStream deduplicates by the first header, and FastStream reads the id from the second.
             headers |= {"Nats-Msg-Id": event.id, "message_id": event.id}
             options["subject"] = subject
         elif self._kind == "rabbit":
@@ -242,7 +242,7 @@ Bridge = InboundBridge | OutboundBridge
 
 
 class LineLimit:
-    """Logs few lines, and how many were left out."""
+    """A logger that limits the number of lines and counts the omitted ones."""
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
@@ -250,7 +250,7 @@ class LineLimit:
         self._lines = 0
 
     def log(self, what: str, subject: str, reason: object) -> None:
-        """Log a line, unless there were many just now."""
+        """Log a line, unless the limit is reached."""
         now = self._clock() if self._clock is not None else asyncio.get_running_loop().time()
         if now - self._began >= _PERIOD:
             if self._lines > _LINES:
@@ -265,10 +265,10 @@ class LineLimit:
 
 
 def kind_of(broker: object) -> str:
-    """Return the package of FastStream that a broker comes from.
+    """Return the FastStream package of a broker.
 
     Raises:
-        TypeError: it's no broker that bridges know.
+        TypeError: The broker isn't supported.
     """
     for kind, name in _BROKERS.items():
         module = sys.modules.get(f"faststream.{kind}")
@@ -279,10 +279,10 @@ def kind_of(broker: object) -> str:
 
 
 def check_template(to: str, fields: tuple[str, ...]) -> None:
-    """Check the name that messages or events get on the other side.
+    """Check the name template for the other side.
 
     Raises:
-        ValueError: it has other fields, or no such name can be.
+        ValueError: The template has unknown fields or gives an invalid name.
     """
     try:
         parsed = list(string.Formatter().parse(to))
@@ -297,10 +297,10 @@ def check_template(to: str, fields: tuple[str, ...]) -> None:
 
 
 def key_of(pattern: str, name: str) -> str:
-    """Return the segments of a name from the pattern's first wildcard on; empty where the pattern has none.
+    """Return the segments of a name from the pattern's first wildcard on, or an empty string without a wildcard.
 
     Raises:
-        InvalidName: the pattern doesn't reach the name.
+        InvalidName: The pattern doesn't match the name.
     """
     if not matches(pattern, name):
         raise InvalidName(f"The pattern {pattern!r} doesn't reach {name[:200]!r}.")
@@ -311,10 +311,10 @@ def key_of(pattern: str, name: str) -> str:
 
 
 def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
-    """Refuse two bridges that send events back where they came from.
+    """Refuse two bridges that would send events back to their source.
 
     Raises:
-        ValueError: the new one and another do.
+        ValueError: The new bridge and another one form a loop.
     """
     for each in bridges:
         inbound, outbound = (each, new) if isinstance(each, InboundBridge) else (new, each)
@@ -339,7 +339,7 @@ def backoff(attempt: int) -> float:
 
 
 def parse_body(data: bytes) -> Any:
-    """Return what FastStream encodes: an object or a list for JSON, else the text."""
+    """Return the body as FastStream encodes it: JSON text for an object or list, otherwise the text."""
     if data[:1] in (b"{", b"["):
         with suppress(msgspec.DecodeError):
             return msgspec.json.decode(data)
@@ -350,7 +350,7 @@ def parse_body(data: bytes) -> Any:
 
 
 def address_of(kind: str, message: Any) -> tuple[str, bytes | None]:
-    """Return the subject of a message, and its key where the broker has keys."""
+    """Return the subject of a message, and its key if the broker has keys."""
     raw = message.raw_message
     if kind == "kafka":
         return raw.topic, raw.key or b""
@@ -360,7 +360,7 @@ def address_of(kind: str, message: Any) -> tuple[str, bytes | None]:
 
 
 def message_id(kind: str, message: Any) -> str | None:
-    """Return an id that is the same each time the broker delivers the message; None if it has none."""
+    """Return an id that is the same for each delivery of a message, or None."""
     raw = message.raw_message
     found: str | None
     if kind == "kafka":
@@ -377,12 +377,12 @@ def message_id(kind: str, message: Any) -> str | None:
 
 
 async def _undecoded(message: Any) -> Any:
-    """Hand the message itself to the function that receives it, with its body as bytes."""
+    """Pass the undecoded message to the handler, with its body as bytes."""
     return message
 
 
 def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict[str, Any]) -> list[Any]:
-    """Declare what consumes a subject: shared by the workers of a group, acknowledged by hand, bounded ahead."""
+    """Declare consumers of a subject, shared by a group's workers, with manual acknowledgment and bounded prefetch."""
     from faststream import AckPolicy  # noqa: PLC0415  the extra
 
     name = (
@@ -418,10 +418,10 @@ def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict
 
 
 def _with_stream(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with what keeps messages: a stream of NATS, an exchange of RabbitMQ.
+    """Return the options with durable storage: a NATS stream or a RabbitMQ exchange.
 
     Raises:
-        ValueError: no stream is named.
+        ValueError: No stream is named.
     """
     if kind == "nats" and "stream" not in options:
         raise ValueError('NATS keeps messages in a stream only. Name one: stream="ORDERS".')
@@ -433,6 +433,6 @@ def _with_stream(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _regex(subject: str) -> str:
-    """Return the regular expression of the topics that a pattern reaches."""
+    """Return a regular expression for the topics that a pattern matches."""
     parts = {"*": "[^.]+", ">": ".+"}
     return "^" + r"\.".join(parts.get(each) or re.escape(each) for each in subject.split(".")) + "$"

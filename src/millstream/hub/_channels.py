@@ -1,7 +1,7 @@
-"""Channel names: segments separated by dots; in subscriptions ``*`` stands for one segment, ``>`` for the rest.
+"""Channel names: segments separated by dots. In subscriptions, ``*`` matches one segment and ``>`` the rest.
 
-The rules are those of NATS subjects. Names that begin with ``$`` belong to the hub, and as in MQTT no wildcard in
-the first place reaches them: who listens to everything does not hear what is meant for one client.
+The rules are those of NATS subjects. Names that start with ``$`` are reserved for the hub. As in MQTT, a leading
+wildcard doesn't match them, so a subscription to everything doesn't include messages for a single client.
 """
 
 import re
@@ -19,14 +19,15 @@ MAX_CLIENT_NAME = 80
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREADABLE = "\ufffd"
-"""What stands for bytes that were no UTF-8, in queries, paths and headers: a name that has it is not the one meant."""
+"""The replacement character for bytes that aren't UTF-8 in queries, paths, and headers. A name with it was misread."""
 
 
 def check_channel(name: str) -> None:
-    """One channel.
+    """Check a channel name.
 
     Raises:
-        InvalidName: it is empty or too long, has blanks, control characters or an empty segment, or is a pattern.
+        InvalidName: The name is empty, too long, or a pattern, or it has blanks, control characters, or an empty
+            segment.
     """
     check_pattern(name)
     if is_pattern(name):
@@ -34,10 +35,10 @@ def check_channel(name: str) -> None:
 
 
 def check_pattern(name: str) -> None:
-    """A channel, or a pattern of channels.
+    """Check a channel name or pattern.
 
     Raises:
-        InvalidName: as `check_channel`, or ``>`` stands before the end.
+        InvalidName: As for `check_channel`, or ``>`` isn't at the end.
     """
     _check_text("channel", name, MAX_NAME)
     segments = name.split(".")
@@ -48,10 +49,10 @@ def check_pattern(name: str) -> None:
 
 
 def check_client_id(client_id: str) -> None:
-    """The id of a client, which is the end of the name of its channel and one segment of a path.
+    """Check a client id, which is the end of a channel name and one path segment.
 
     Raises:
-        InvalidName: it could not be, or is longer than 128 characters.
+        InvalidName: The id is invalid or longer than 128 characters.
     """
     _check_text("client id", client_id, MAX_CLIENT_ID)
     if "/" in client_id:
@@ -60,20 +61,20 @@ def check_client_id(client_id: str) -> None:
 
 
 def owner_of(principal: Principal | None) -> str:
-    """What stands for a principal in the names of what it owns."""
+    """Return the part of names that stands for a principal."""
     return "" if principal is None else principal.bound.hex()
 
 
 def owned_id(client_id: str, owner: str) -> str:
-    """The client id of one owner among those of all: two people may choose the same. Client ids have no slash."""
+    """Return an owner's client id, unique among all owners. Client ids contain no slash."""
     return f"{owner}/{client_id}" if owner else client_id
 
 
 def check_name(name: str) -> None:
-    """The name under which a client appears; it may be empty.
+    """Check a client's display name, which can be empty.
 
     Raises:
-        InvalidName: it is longer than 80 characters or has control characters.
+        InvalidName: The name is longer than 80 characters or has control characters.
     """
     _check_readable("client's name", name)
     if len(name) > MAX_CLIENT_NAME or _CONTROLS.search(name):
@@ -81,19 +82,19 @@ def check_name(name: str) -> None:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a valid name has a wildcard."""
+    """Return whether a valid name has a wildcard."""
     return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
 
 
 def split_pattern(pattern: str) -> tuple[list[str], bool]:
-    """Return the segments of a pattern, and whether it ends with ``>``, which isn't among them."""
+    """Return the segments of a pattern without a final ``>``, and whether it had one."""
     segments = pattern.split(".")
     rest = segments[-1] == ">"
     return segments[: len(segments) - rest], rest
 
 
 def matches(pattern: str, channel: str) -> bool:
-    """Whether a pattern reaches a channel."""
+    """Return whether a pattern matches a channel."""
     if pattern == channel:
         return True
     wanted, given = pattern.split("."), channel.split(".")

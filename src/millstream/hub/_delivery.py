@@ -1,7 +1,7 @@
-"""From the journal to the outlets of this worker.
+"""Delivery from the journal to the outlets of this worker.
 
-Each event is encoded once for each kind of outlet, and one plain loop writes the same bytes to all of that kind.
-A subscriber that is too far behind is ended with a last event that says why, and can resume. The others are unaffected.
+Each event is encoded once per kind of outlet, and one plain loop writes the same bytes to all outlets of that kind. A
+subscriber that is too far behind gets a last event with the reason, and can resume. Other subscribers are unaffected.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _logger = logging.getLogger("millstream.hub")
 
 
 class Delivery:
-    """Reads the journal and the arrivals, and writes to the audience."""
+    """Reads the journal and presence changes, and writes them to the audience."""
 
     __slots__ = (
         "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_reader", "_store", "_tasks", "backlog",
@@ -36,9 +36,9 @@ class Delivery:
     )  # fmt: skip
 
     events: Tail
-    """What follows the journal; after `Tail.reach` an event is delivered."""
+    """The reader of the journal. After `Tail.reach`, an event has been delivered."""
     visits: Tail
-    """The same for arrivals and departures."""
+    """The reader of presence changes."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Delivery:
         self.cut: dict[str, int] = {}
 
     async def open(self) -> None:
-        """Listen, and go to the end of both streams."""
+        """Start listening at the end of both streams."""
         self.events = Tail(self._store.log, JOURNAL, None, self._take, self._lost)
         self.visits = Tail(self._store.log, STREAM, None, self._take_changes, self._on_changes_lost)
         self.events.position = await self._journal.open()
@@ -76,7 +76,7 @@ class Delivery:
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop the readers."""
         for tail in (self.events, self.visits):
             tail.stop()
         for task in self._tasks:
@@ -84,7 +84,7 @@ class Delivery:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def catch_up(self) -> None:
-        """Deliver everything that the two streams have new."""
+        """Deliver all new entries of the two streams."""
         await self.events.catch_up()
         await self.visits.catch_up()
 
@@ -107,7 +107,7 @@ class Delivery:
     def _lost(self, loss: Gap) -> None:
         self._journal.lost(loss)
         self._reader.forget()
-        self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
+        self._arrivals.forget(self._journal.offset)  # their positions in the journal are invalid now
         self._tell_loss("journal")
 
     def _on_changes_lost(self, loss: Gap) -> None:
@@ -120,11 +120,11 @@ class Delivery:
         self._write(gap("lost"), None)
 
     def tell_place(self) -> None:
-        """Write the id of the present place to everyone."""
+        """Write the id of the current position to all subscribers."""
         self._write(self.place(), None)
 
     def place(self) -> Event:
-        """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
+        """Return an event with this worker's position, so subscribers can resume before the first event."""
         journal = self._journal
         return Event("", None, None, self._arrivals.mark(journal.place(), journal.offset), journal.offset)
 

@@ -1,7 +1,7 @@
-"""An event, as it is stored and as it is delivered, and its id.
+"""Events, as stored and as delivered, and their ids.
 
-The id that a subscriber gives back is the publisher's own, or ``<epoch>.<offset>``: the place in the journal. Where
-arrivals and departures followed that place, ``-<number>`` behind it says up to which one.
+A subscriber resumes with the publisher's id, or with ``<epoch>.<offset>``, a position in the journal. A suffix
+``-<number>`` is the last presence change after that position.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ MAX_ID = 200
 
 
 class StoredEvent(Struct, frozen=True, gc=False, array_like=True):
-    """What a store keeps of one event."""
+    """The stored form of an event."""
 
     channel: str
     data: bytes
     event: str | None
     id: str | None
     at: float
-    """When it was published, in the publisher's clock."""
+    """Time of publication, by the publisher's clock."""
 
 
 class Stamp(Struct, frozen=True, gc=False, array_like=True):
@@ -43,22 +43,22 @@ class Stamp(Struct, frozen=True, gc=False, array_like=True):
 
 
 class _Channel(Struct, frozen=True, gc=False, array_like=True):
-    """The beginning of a `StoredEvent`."""
+    """The first member of a `StoredEvent`."""
 
     channel: str
 
 
 class Event(Struct, frozen=True, gc=False):
-    """What an encoder turns into bytes, once for all subscribers of its kind.
+    """An event for an encoder, which runs once for all subscribers of its kind.
 
     Example:
         ``def encode(event: Event) -> bytes: return event.data or b""``
     """
 
     channel: str
-    """Empty for what the hub itself tells one subscriber."""
+    """The channel. Empty for messages of the hub to one subscriber."""
     data: bytes | None
-    """UTF-8 text. None: nothing happened, `id` is the place from which to resume."""
+    """UTF-8 text. None for an event that only carries `id`, the position to resume from."""
     event: str | None = None
     id: str = ""
     offset: int = 0
@@ -66,11 +66,11 @@ class Event(Struct, frozen=True, gc=False):
 
 
 class PublishResult(Struct, frozen=True, gc=False):
-    """An accepted event. ``print((await mcp.hub.publish("news", "Hello")).id)``"""
+    """The result of publishing: ``print((await mcp.hub.publish("news", "Hello")).id)``."""
 
     id: str
     subscribers: int
-    """Those on this worker that it was written to."""
+    """Number of subscribers on this worker that the event was written to."""
 
 
 _encode_record = msgspec.msgpack.Encoder().encode
@@ -81,42 +81,42 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 def pack(record: StoredEvent) -> bytes:
-    """A record as a store keeps it."""
+    """Return the encoded form of a record."""
     return _encode_record(record)
 
 
 def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
-    """The event of a stored record at its place in the journal."""
+    """Return the event for a stored record at its position in the journal."""
     record = _decode_record(data)
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
 
 
 def stamp_of(data: bytes) -> Stamp:
-    """Return channel, id and time of a stored record, without a copy of its data."""
+    """Return the channel, id, and time of a stored record without copying its data."""
     return _decode_stamp(data)
 
 
 def channel_of(data: bytes) -> str:
-    """The channel of a stored record, without a look at the rest."""
+    """Return the channel of a stored record, decoding nothing else."""
     return _decode_channel(data).channel
 
 
 def encode_data(data: Any) -> bytes:
-    """Text as it is, anything else as JSON.
+    """Return text unchanged, and anything else as JSON.
 
     Raises:
-        TypeError: it has no JSON form.
+        TypeError: The data isn't JSON-serializable.
     """
     return data.encode() if isinstance(data, str) else _encode_json(data)
 
 
 def position_id(epoch: str, offset: int) -> str:
-    """The id of the place behind an entry of the journal."""
+    """Return the id for the position after a journal entry."""
     return f"{epoch}.{offset}"
 
 
 def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
-    """The offset in an id of this epoch, and the number of the last arrival or departure; None for every other id."""
+    """Return the offset in an id of this epoch and the number of the last presence change, or None for any other id."""
     found, _, digits = id.rpartition(".")
     digits, dash, last = digits.partition("-")
     offset, number = read_offset(digits), read_offset(last) if dash else 0
@@ -126,16 +126,15 @@ def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
 
 
 def parse_offset(id: str, epoch: str) -> int:
-    """The offset in an id of this epoch; 0 for every other id."""
+    """Return the offset in an id of this epoch, or 0 for any other id."""
     return (parse_position(id, epoch) or (0, None))[0]
 
 
 def gap(reason: str) -> Event:
-    """What follows is not all.
+    """Return an event that reports missing events.
 
-    The reasons: ``trimmed`` (more came than is kept), ``expired`` (it was too long ago), ``lost`` (this worker missed
-    some), ``epoch`` (the store began again) and ``unknown``: the id to resume from is not known any more, so what is
-    left is given from its beginning, and may repeat what the client has.
+    Reasons: ``trimmed`` (more events than are kept), ``expired`` (too long ago), ``lost`` (this worker missed events),
+    ``epoch`` (the store began again), and ``unknown``. For an unknown id, all kept events follow and can repeat some.
     """
     return Event("", _encode_json({"reason": reason}), GAP)
 
@@ -146,10 +145,10 @@ def cut(reason: str) -> Event:
 
 
 def check_event_name(name: str | None) -> None:
-    """A name for an event of a publisher.
+    """Check a publisher's event name.
 
     Raises:
-        InvalidName: it is empty, too long, has control characters, or is one of the hub's own.
+        InvalidName: The name is empty, too long, or reserved, or it has control characters.
     """
     if name is None:
         return
@@ -159,10 +158,10 @@ def check_event_name(name: str | None) -> None:
 
 
 def check_event_id(id: str | None, epoch: str) -> None:
-    """An id given by a publisher.
+    """Check a publisher's event id.
 
     Raises:
-        InvalidName: it is empty, too long, has control characters, or looks like one that the hub makes.
+        InvalidName: The id is empty or too long, has control characters, or looks like the hub's own ids.
     """
     if id is None:
         return

@@ -1,19 +1,19 @@
-"""The ids that publishers gave to their events: where to resume from, and what was published twice."""
+"""Publisher-assigned event ids, for resuming and for deduplication."""
 
 from typing import Any, Final
 
 from msgspec import Struct
 
 MOST: Final = 10_000
-"""Ids that one worker remembers. The oldest go first."""
+"""Maximum number of ids that a worker remembers. The oldest are dropped first."""
 WINDOW: Final = 120.0
-"""Seconds in which a second publication with the same id on the same channel is a repetition."""
+"""Seconds within which the same id on the same channel counts as a repetition."""
 _CHANNELS: Final = 16
-"""Channels remembered for one id."""
+"""Maximum number of channels remembered per id."""
 
 
 class KnownEvent(Struct, frozen=True, gc=False):
-    """An event to which its publisher gave an id."""
+    """An event with a publisher-assigned id."""
 
     channel: str
     offset: int
@@ -21,7 +21,7 @@ class KnownEvent(Struct, frozen=True, gc=False):
 
 
 class EventIds:
-    """The newest events with ids of their publishers, as one worker has read them from the journal."""
+    """The newest events with publisher-assigned ids, as read from the journal by one worker."""
 
     __slots__ = ("_known", "_repeats")
 
@@ -52,7 +52,7 @@ class EventIds:
         return offset in self._repeats
 
     def forget(self) -> None:
-        """Forget all: the offsets mean other events now."""
+        """Forget all ids, because their offsets have become invalid."""
         self._known.clear()
         self._repeats.clear()
 

@@ -1,7 +1,7 @@
-"""The hub of one worker: what is published, who subscribes, who is there.
+"""The hub of one worker: publishing, subscriptions, and presence.
 
-It puts the parts together: the journal keeps events, delivery writes them, replay brings a subscriber up to date,
-mailboxes and presence remember clients. Nothing here touches a socket.
+It combines the parts: the journal stores events, delivery writes them, replay brings a subscriber up to date, and
+mailboxes and presence track clients. Nothing here touches a socket.
 """
 
 import asyncio
@@ -41,11 +41,11 @@ from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _READS: Final = 6
-"""Of so many refreshes one looks for what hints may have missed. A store says where they were interrupted, so that's
-rarely needed, and it costs an idle worker two of its few commands.
+"""One in this many refreshes reads for messages whose hints were lost. The store reports interruptions, so this is
+rarely needed, and it costs an idle worker two commands.
 """
 _TURN = 32
-"""Publications after which the loop gets a turn, so that sockets can take what was written."""
+"""Publications after which the event loop gets a turn, so sockets can send."""
 
 _logger = logging.getLogger("millstream.hub")
 
@@ -55,25 +55,27 @@ Caller = Principal | None
 
 
 class HubStats(Struct, frozen=True):
-    """What an operator looks for. Counters are of this worker, since it opened. ``mcp.hub.stats().subscribers``"""
+    """Statistics for operators. Counters are of this worker, since it opened: ``mcp.hub.stats().subscribers``."""
 
     subscribers: int
     channels: dict[str, int]
-    """Subscribers of each channel and pattern."""
+    """Number of subscribers per channel and pattern."""
     published: int
     delivered: int
     cut: dict[str, int]
-    """Subscribers that the hub ended, by reason."""
+    """Number of subscribers that the hub ended, by reason."""
     gaps: int
-    """How often this worker itself lost the thread of the journal."""
+    """How often this worker lost its position in the journal."""
     transports: dict[str, int]
-    """Subscribers by what carries them."""
+    """Number of subscribers per transport."""
     replays: dict[str, int]
-    """Subscribers that came back, by an event id or to a mailbox: ``full`` for all that they missed, or ``gap``."""
+    """Number of subscribers that came back with an event id or to a mailbox: ``full`` if they got everything, or
+    ``gap``.
+    """
 
 
 class Hub:
-    """Channels on a store.
+    """Publish/subscribe channels on top of a store.
 
     Example:
         >>> hub = Hub(store, HubLimits())
@@ -98,7 +100,7 @@ class Hub:
         self._reader = JournalReader(store, self._journal)
         self._audience = Audience(limits)
         self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
-        """For transports: whether a peer may publish or subscribe, before they answer."""
+        """Access checks that transports run before they respond."""
         self._arrivals = PresenceChanges(store)
         self._mailboxes = Mailboxes(store, self._journal, limits)
         self._delivery = Delivery(
@@ -117,16 +119,16 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
         self._publishing: dict[tuple[str, str], asyncio.Future[None]] = {}
-        """Channels and ids of the events that are just being published."""
+        """Channels and ids of events whose publication is in progress."""
 
     async def open(self) -> None:
-        """Find the end of the journal and listen. The store is open."""
+        """Find the end of the journal and start listening. The store must be open."""
         await self._delivery.open()
         works = (self._attendance.run_departures, self._mailboxes.keep_saved, self._keep_fresh)
         self._tasks = [asyncio.create_task(work()) for work in works]
 
     async def close(self) -> None:
-        """End every subscription, and save what the next connection of a client needs. Idempotent."""
+        """End all subscriptions, and save what clients need for their next connection. Idempotent."""
         if not self._tasks:
             return
         tasks, self._tasks = self._tasks, []
@@ -146,23 +148,24 @@ class Hub:
     async def publish(
         self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
     ) -> PublishResult:
-        """Publish to a channel. Text is sent as it is, anything else as JSON.
+        """Publish an event to a channel. Text is sent unchanged, anything else as JSON.
 
-        It returns when the event is kept and written to the subscribers of this worker. Subscribers hear the events
-        of all channels in one order, the same everywhere.
+        Returns when the event is stored and written to the subscribers of this worker. All subscribers receive the
+        events of all channels in the same order.
 
         Args:
-            channel: where to; no wildcards.
-            data: what.
-            event: the name of the event; without one it is a plain message.
-            id: the publisher's own id of the event, which subscribers see and may resume from. An event with the same
-                id on the same channel within two minutes is a repetition: it is not published again.
+            channel: The channel, without wildcards.
+            data: The data.
+            event: The event name. Without one the event is a plain message.
+            id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
+                the same
+                channel within two minutes is a repetition and isn't published again.
 
         Raises:
-            InvalidName: the channel, event name or id cannot be one.
-            Forbidden: the channel belongs to the hub.
-            TooLarge: the data exceed `HubLimits.max_event`.
-            TypeError: the data have no JSON form.
+            InvalidName: The channel, event name, or id is invalid.
+            Forbidden: The channel is reserved for the hub.
+            EventTooLarge: The data exceeds `HubLimits.max_event`.
+            TypeError: The data isn't JSON-serializable.
         """
         check_target(channel)
         return await self._publish(channel, data, event, id)
@@ -170,10 +173,10 @@ class Hub:
     async def send(
         self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
     ) -> PublishResult:
-        """Publish to one client of a principal. While it is offline its mailbox keeps the message.
+        """Publish to one client of a principal. While the client is offline, its mailbox stores the message.
 
         Raises:
-            InvalidName, TooLarge, TypeError: as `publish`.
+            InvalidName, EventTooLarge, TypeError: As for `publish`.
         """
         check_client_id(client_id)
         return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id)
@@ -194,23 +197,24 @@ class Hub:
         address: str = "",
         transport: str = "",
     ) -> Subscription:
-        """Write to an outlet what is published from now on, until one of the two is closed.
+        """Write future events to an outlet, until the outlet or the subscription is closed.
 
         Args:
-            channels: channels and patterns.
-            outlet: where to write. What another subscription has written there is not written again.
-            encode: how; one function for each kind of outlet.
-            last_event_id: first write what was published after this event. Where that is not known any more, a
-                `gap` event and what is left.
-            history: without a last event id, first write so many of the newest events.
-            client_id: who appears in the presence of the channels (patterns aside) until the outlet closes.
-            name: the client's name there.
-            principal: who is asked about in the authorization hook.
-            address: counted against the cap for each address.
-            transport: what carries it, for `HubStats.transports`.
+            channels: Channels and patterns.
+            outlet: The outlet. An event that another of its subscriptions writes isn't repeated.
+            encode: The encoder, one function per kind of outlet.
+            last_event_id: First write the events after this one. If they are no longer complete, write a `gap` event
+                and the
+                rest.
+            history: Without a last event id, first write this number of recent events.
+            client_id: The id that appears in the presence of the channels (not of patterns) until the outlet closes.
+            name: The client's display name.
+            principal: The caller, for the authorization hook.
+            address: The address, for the cap per address.
+            transport: The transport, for `HubStats.transports`.
 
         Raises:
-            InvalidName, Forbidden, TooMany: nothing was written.
+            InvalidName, Forbidden, TooMany: The subscription isn't allowed. Nothing was written.
         """
         wanted = self.admission.subscribe(
             channels, client_id=client_id, name=name, principal=principal, address=address
@@ -232,12 +236,12 @@ class Hub:
     async def follow(
         self, channel: str, outlet: Outlet, *, encode: Encode, last_event_id: str = "", transport: str = ""
     ) -> Subscription:
-        """Subscribe for the server itself: neither the authorization hook nor a cap is asked.
+        """Subscribe on behalf of the server, without the authorization hook and caps.
 
-        Arguments as `subscribe`.
+        The arguments are those of `subscribe`.
 
         Raises:
-            InvalidName: nothing was written.
+            InvalidName: The channel name is invalid. Nothing was written.
         """
         check_channel(channel)
         subscription = Subscription((channel,), outlet, encode, self._attendance.leave, transport=transport)
@@ -254,10 +258,10 @@ class Hub:
         address: str = "",
         transport: str = "",
     ) -> Subscription:
-        """Write to an outlet what is sent to one client: first what came while it was away, then what comes.
+        """Write a client's messages to an outlet: first those that arrived while it was offline, then new ones.
 
-        Without a last event id these are the messages that no connection of the client was written; with one, those
-        behind it. Arguments and errors as `subscribe`.
+        Without a last event id, the first messages are those that no connection of the client received. With one, they
+        are those after it. Arguments and errors are those of `subscribe`.
         """
         mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
@@ -267,29 +271,29 @@ class Hub:
         return await self._attendance.start(subscription, last_event_id, 0)
 
     async def presence(self, channel: str) -> list[Member]:
-        """The clients on a channel, on all workers, in the order of arrival.
+        """Return the clients on a channel, over all workers, in order of arrival.
 
         Raises:
-            InvalidName: the channel cannot be one.
+            InvalidName: The channel name is invalid.
         """
         check_channel(channel)
         return await self._presence.members(channel)
 
     async def history(self, channel: str, count: int = 50) -> list[Event]:
-        """The newest events of a channel, oldest first.
+        """Return the newest events of a channel, oldest first.
 
         Raises:
-            InvalidName: the channel cannot be one.
+            InvalidName: The channel name is invalid.
         """
         check_channel(channel)
         return await self._journal.history(channel, count) if count > 0 else []
 
     def place(self) -> str:
-        """Return the id of the place where this worker stands. A subscriber resumes behind it."""
+        """Return the id of this worker's position. A subscriber can resume after it."""
         return self._journal.place()
 
     def stats(self) -> HubStats:
-        """The state of this worker's part of the hub."""
+        """Return the statistics of this worker's hub."""
         delivery = self._delivery
         return HubStats(
             len(self._audience), self._audience.counts(), self._published, delivery.delivered, dict(delivery.cut),
@@ -297,15 +301,17 @@ class Hub:
         )  # fmt: skip
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """The subscribers that are furthest behind, each with its subscriptions: a walk over all of them."""
+        """Return the subscribers furthest behind, each with its subscriptions. Walks over all subscribers."""
         return self._audience.slowest(count)
 
     def queued_bytes(self) -> int:
-        """What subscribers have not taken yet: a walk over all of them."""
+        """Return the bytes that subscribers haven't read yet. Walks over all subscribers."""
         return self._audience.queued()
 
     async def refresh(self, *, read: bool = True) -> None:
-        """Tell who left with a dead worker, and everybody the present place; `read` what hints may have missed."""
+        """Report members of dead workers as departed and the current position to all. With `read`, also read missed
+        messages.
+        """
         if read:
             await self._delivery.catch_up()
         await self._presence.refresh()
@@ -314,7 +320,7 @@ class Hub:
     # Inside
 
     async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> PublishResult:
-        """`publish`, to the channels of clients too."""
+        """Publish to any channel, including those of clients."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
@@ -324,7 +330,7 @@ class Hub:
         return await self._append(channel, encoded, event, None)
 
     async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> PublishResult:
-        """Publish an event unless one with its id was published just now."""
+        """Publish an event, unless one with its id was just published."""
         under_way = self._publishing.get((channel, id))
         if under_way is not None:
             await asyncio.wait([under_way])
@@ -341,7 +347,7 @@ class Hub:
     async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> PublishResult:
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         at = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
-        place = position_id(at.epoch, at.offset)  # the journal may know another epoch
+        place = position_id(at.epoch, at.offset)  # the journal can be at another epoch
         if not subscribers and channel.startswith(CLIENT):
             await self._mailboxes.record_debt(channel.removeprefix(CLIENT), place, now)
         await self._delivery.events.reach(at)
@@ -349,14 +355,14 @@ class Hub:
         return PublishResult(id or place, subscribers)
 
     def _tell(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the event that a member came or left."""
+        """Return the presence event of a member."""
         behind = str(self._journal.offset)
         return self._arrivals.entry_for(
             StoredEvent(PRESENCE + channel, encode_data(member), event, behind, self._clock())
         )
 
     async def _tell_here(self, told: Position) -> None:
-        """Return when the subscribers of this worker know it. A hub that closes has none left to wait for."""
+        """Wait until this worker's subscribers have an event. Returns immediately when the hub is closing."""
         if self._tasks:
             await self._delivery.visits.reach(told)
         await self._count()

@@ -1,12 +1,11 @@
-"""What was published: one journal of all channels, and beside it the history of each channel.
+"""The journal of all channels, and the history of each channel.
 
-The journal is one stream of the store, as a JetStream stream holds many subjects. Its order is the order in which
-every worker delivers, so one offset is a place on all channels at once, wildcards included, and an event needs only
-one id for all its readers. The newest events are also held decoded, as far as `Journal.recent` goes back: most of those
-who reconnect missed only these.
+The journal is one stream of the store, like a JetStream stream with many subjects. All workers deliver in its order, so
+one offset is a position on all channels, including wildcards, and one id per event serves all readers. The newest
+events are also cached in decoded form (see `Journal.recent`), because most clients that reconnect missed only these.
 
-The history of a channel outlives the journal's bound, so that a busy channel does not push out a quiet one. The
-history of a client's channel is its mailbox.
+A channel's history outlives the journal, so a busy channel doesn't displace a quiet one. The history of a client's
+channel is its mailbox.
 """
 
 from bisect import bisect_left, bisect_right
@@ -24,7 +23,7 @@ from millstream.hub._limits import HubLimits
 JOURNAL: Final = "hub:journal"
 _CHANNEL: Final = "hub:channel:"
 _MAILBOX: Final = "mailbox:"
-"""Another kind of stream: what is published takes no room from it."""
+"""A separate kind of stream, so publications use none of its space."""
 _OPENING: Final = "$opening"
 _JOURNAL_TTL: Final = 30 * 86400.0
 _RECENT: Final = 2_000
@@ -32,7 +31,7 @@ _RECENT_BYTES: Final = 4 * 1024 * 1024
 
 
 class Journal:
-    """The journal and the histories, as one worker writes and has read them."""
+    """The journal and histories, as written and read by one worker."""
 
     __slots__ = (
         "_clock", "_limits", "_recent", "_recent_bytes", "_store", "began", "epoch", "ids", "offset", "recent_floor",
@@ -46,21 +45,21 @@ class Journal:
         # process
         self.epoch = ""
         self.offset = 0
-        """How far this worker has read."""
+        """The offset up to which this worker has read."""
         self._recent: deque[Event] = deque()
         self._recent_bytes = 0
         self.recent_floor = 0
-        """Every event behind this offset that was read is still in `_recent`."""
+        """All events after this offset that were read are still in `_recent`."""
         self.ids = EventIds()
-        """The newest events with ids of their publishers."""
+        """The newest events with publisher-assigned ids."""
         self.began = 0
-        """Where this worker went on after it last lost events: what is behind this offset, it reads or has read."""
+        """The offset at which this worker continued after it last lost events. Later events are or will be read."""
 
     async def open(self) -> Position:
-        """Go to the end of the journal; gives the place."""
+        """Go to the end of the journal and return the position."""
         log = self._store.log
         while not (entries := await log.newest(JOURNAL, _RECENT, _RECENT_BYTES)):
-            # An empty stream has no position to resume from; the first entry gives one to those who come first.
+            # An empty stream has no position to resume from. This entry provides one.
             await self.append(StoredEvent(_OPENING, b"", None, None, self._clock()))
         self.epoch = entries[0].position.epoch
         self._restart(entries[0].position.offset - 1)
@@ -69,18 +68,18 @@ class Journal:
         return entries[-1].position
 
     def place(self) -> str:
-        """The id of the place where this worker stands."""
+        """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)
 
     async def append(self, record: StoredEvent) -> Entry:
-        """Add an event to the journal and to its channel's history.
+        """Append an event to the journal and to its channel's history.
 
         Raises:
-            StoreFull: the store cannot take an event of this size.
+            StoreFull: The store can't take an event of this size.
         """
         data = pack(record)
         count, age = self.bounds(record.channel)
-        # One more than is given out: where it is there, so many were dropped.
+        # One more than the limit, which shows whether entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
         position = await self._store.log.append(
             JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=self._limits.journal, index=index
@@ -88,7 +87,7 @@ class Journal:
         return Entry(position, data)
 
     def take(self, entry: Entry) -> Event | None:
-        """Stand behind the next entry; return its event, which is remembered, or None if it repeats another one."""
+        """Advance to the next entry. Return its event, which is cached, or None if it repeats another one."""
         event = unpack(entry.data, entry.position.epoch, entry.position.offset)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):
@@ -105,8 +104,8 @@ class Journal:
         return event
 
     def lost(self, gap: Gap) -> None:
-        """This worker missed some events, or the store lost some that it had delivered."""
-        self.ids.forget()  # the places of lost events are given to others
+        """Reset, because this worker missed events or the store lost delivered ones."""
+        self.ids.forget()  # new events reuse the offsets of lost ones
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:
             self.epoch, self.offset = gap.epoch, newest.offset if newest is not None else 0
@@ -115,8 +114,8 @@ class Journal:
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
     def recent(self, after: int, max_bytes: int) -> tuple[list[Event], int] | None:
-        """Return events that this worker has read behind an offset, and the offset they reach; None when that is
-        longer ago than it remembers. They are about `max_bytes` long.
+        """Return cached events after an offset, about `max_bytes` long, and the offset they reach. None if the cache
+        doesn't go back that far.
         """
         if after < self.recent_floor and after != self.offset:
             return None
@@ -129,12 +128,12 @@ class Journal:
         return events, self.offset
 
     def recent_events(self, after: int = 0) -> Iterator[Event]:
-        """Iterate over what it has read behind an offset, as far as it remembers. Read nothing before it ends."""
+        """Iterate over the cached events after an offset. Nothing must be read during the iteration."""
         recent = self._recent
         return islice(recent, bisect_right(recent, after, key=_offset), None)
 
     def recall(self, offset: int) -> Event | None:
-        """Return the event at an offset, if it is still in memory."""
+        """Return the event at an offset, if it's cached."""
         at = bisect_left(self._recent, offset, key=_offset)
         return self._recent[at] if at < len(self._recent) and self._recent[at].offset == offset else None
 
@@ -149,19 +148,19 @@ class Journal:
         return [event for event in events if event.at >= oldest]
 
     def is_current(self, entry: Entry) -> bool:
-        """Return whether an entry is of the present epoch."""
+        """Return whether an entry belongs to the current epoch."""
         return entry.position.epoch == self.epoch
 
     async def has_history(self, channel: str) -> bool:
-        """Whether anything is kept of a channel."""
+        """Return whether any history of a channel exists."""
         return bool(await self._store.log.newest(history_stream(channel), 1))
 
     def too_old(self, event: Event) -> bool:
-        """Whether an event of the journal is past the age of its channel's history."""
+        """Return whether an event of the journal has expired from its channel's history."""
         return self.past(event.channel, event.at)
 
     def past(self, channel: str, at: float) -> bool:
-        """Whether what was published then on a channel is past the age of its history."""
+        """Return whether events published at a time have expired from a channel's history."""
         return at < self._clock() - self.bounds(channel)[1]
 
     def bounds(self, channel: str) -> tuple[int, float]:
@@ -182,5 +181,5 @@ def _offset(event: Event) -> int:
 
 
 def history_stream(channel: str) -> str:
-    """Return the name of the stream that keeps a channel."""
+    """Return the name of a channel's stream."""
     return _MAILBOX + channel.removeprefix(CLIENT) if channel.startswith(CLIENT) else _CHANNEL + channel

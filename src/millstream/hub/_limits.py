@@ -1,7 +1,7 @@
-"""What bounds the hub, and the errors that name the bound.
+"""Limits of the hub, and errors that name the limit.
 
-What is wrong with a publication is a `ToolError` too: a tool that passes on what its caller gave need not catch it, and
-the caller reads what was wrong.
+Errors of a publication are also a `ToolError`. A tool that forwards its caller's input doesn't need to catch them: the
+caller receives the text.
 """
 
 from msgspec import Struct
@@ -13,7 +13,8 @@ _DEFAULTS = Settings()
 
 
 class HubLimits(Struct, frozen=True, kw_only=True):
-    """Counts, sizes in bytes, times in seconds. A cap of 0 means none. What has a setting has its default.
+    """Limits of the hub: counts, sizes in bytes, times in seconds. A cap of 0 means no limit. Defaults come from
+    `Settings`.
 
     Example:
         ``HubLimits(max_event=64 * 1024)``
@@ -24,25 +25,25 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     max_subscribers_per_channel: int = _DEFAULTS.hub_subscribers_per_channel
     max_channels_per_subscriber: int = 16
     max_event: int = 256 * 1024
-    """The largest data of one event."""
+    """Maximum size of an event's data."""
     max_buffered: int = 512 * 1024
-    """A subscriber further behind than this is cut. Keep it below what the outlet itself allows."""
+    """A subscriber with more unread bytes is cut. Must be below the limit of the outlet."""
     max_unread: int = 256 * 1024 * 1024
-    """What all subscribers of a worker may be behind together. Beyond it, those furthest behind are cut."""
+    """Maximum number of unread bytes for all subscribers of a worker. Above it, those furthest behind are cut."""
     journal: int = _DEFAULTS.hub_journal
-    """Events of all channels together that a reconnecting subscriber can be given again."""
+    """Number of events of all channels that a subscriber can resume through."""
     history: int = _DEFAULTS.hub_history
-    """Events kept of each channel."""
+    """Number of events to keep per channel."""
     history_age: float = _DEFAULTS.hub_history_age
     mailbox: int = _DEFAULTS.hub_mailbox
-    """Messages kept for each client."""
+    """Number of messages to keep per client."""
     mailbox_age: float = _DEFAULTS.hub_mailbox_age
     refresh: float = 10.0
-    """Between two rounds of what the hub does periodically."""
+    """Interval of the hub's periodic work."""
 
     @classmethod
     def of(cls, settings: Settings) -> "HubLimits":
-        """The bounds of a server with these settings."""
+        """Return the limits of a server with these settings."""
         return cls(
             max_connections=settings.hub_connections or settings.max_connections,
             max_connections_per_address=settings.max_connections_per_address,
@@ -58,7 +59,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
 
 
 class InvalidName(ToolError, ValueError):
-    """A channel, client id, event name or event id that cannot be one. ``except InvalidName as error: print(error)``"""
+    """An invalid channel, client id, event name, or event id: ``except InvalidName as error: print(error)``."""
 
 
 class EventTooLarge(ToolError, ValueError):
@@ -69,19 +70,19 @@ class EventTooLarge(ToolError, ValueError):
 
 
 def check_unread(size: int, max_event: int) -> None:
-    """Refuse the JSON of an event that is too large to be read at all. What is smaller is measured when it was read.
+    """Refuse the JSON of an event that is too large to decode. Smaller events are measured after decoding.
 
-    Escapes and fractions such as ``1.500000`` are longer than what subscribers are sent, though not by so much.
+    Escapes and fractions such as ``1.500000`` make the JSON longer than the delivered event, but not by that much.
 
     Raises:
-        TooLarge: the `size` in bytes is more than four times that of the largest data.
+        EventTooLarge: The `size` in bytes is more than four times the maximum size of an event.
     """
     if size > 4 * max_event:
         raise EventTooLarge(f"An event takes {max_event} bytes, not {size} bytes of JSON.")
 
 
 class Forbidden(ToolError):
-    """The authorization hook, or the hub itself, refuses a channel. ``except Forbidden: return "You may not."``"""
+    """The authorization hook or the hub refused a channel: ``except Forbidden: return "You may not."``."""
 
     def __init__(self, action: str, channel: str) -> None:
         super().__init__(f"You may not {action} {'to' if action == 'publish' else 'to the'} channel {channel!r}.")
@@ -90,7 +91,7 @@ class Forbidden(ToolError):
 
 
 class TooMany(Exception):
-    """A cap is reached. `scope` names it: connections, address or channel.
+    """A cap is reached. `scope` is its name: connections, address, or channel.
 
     Example:
         ``except TooMany as error: print(error.scope)``

@@ -1,4 +1,4 @@
-"""The subscribers by their patterns, in a tree of segments. A look-up costs a channel's segments, not the patterns."""
+"""An index of subscribers by pattern: a tree of segments. Lookup time depends on the channel, not on the patterns."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from millstream.hub._subscriber import Subscription
 
 
 class _Node:
-    """The patterns that begin with the same segments."""
+    """The patterns that start with the same segments."""
 
     __slots__ = ("children", "ending", "rest")
 
@@ -15,9 +15,9 @@ class _Node:
         self.children: dict[str, _Node] = {}
         """The next segment, or ``*``."""
         self.ending: dict[Subscription, None] = {}
-        """Those whose pattern ends here."""
+        """Subscribers whose pattern ends here."""
         self.rest: dict[Subscription, None] = {}
-        """Those whose pattern goes on with ``>``."""
+        """Subscribers whose pattern continues with ``>``."""
 
     def __bool__(self) -> bool:
         return bool(self.children or self.ending or self.rest)
@@ -55,9 +55,9 @@ class PatternIndex:
             del parent.children[segment]
 
     def matching(self, channel: str) -> Iterator[Subscription]:
-        """Yield the subscribers with a pattern that reaches a channel; one with several of them several times."""
+        """Yield the subscribers with a pattern that matches a channel, once per matching pattern."""
         segments = channel.split(".")
-        # No wildcard in the first place reaches the channels of the hub.
+        # A leading wildcard doesn't match the hub's own channels.
         nodes = [self._root]
         for number, segment in enumerate(segments):
             hidden = not number and segment.startswith("$")

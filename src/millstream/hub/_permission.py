@@ -1,7 +1,7 @@
-"""The authorization hook, as the hub asks it.
+"""The authorization hook, with error handling.
 
-Only those who may hear a channel learn who comes and goes on it, so of ``$presence.X`` the question is about
-``X``. A hook that raises refuses: it must neither let anybody in nor end what others are served.
+Only callers that can subscribe to a channel can see its presence, so a check of ``$presence.X`` becomes one of ``X``. A
+hook that raises refuses: it must not grant access, and must not end other subscriptions.
 """
 
 import logging
@@ -14,14 +14,14 @@ _logger = logging.getLogger("millstream.hub")
 
 
 class SafeAuthorize:
-    """The hook of one hub; itself an `Authorize`."""
+    """The authorization hook of one hub. It's an `Authorize` itself."""
 
     __slots__ = ("_authorize", "_logged")
 
     def __init__(self, authorize: Authorize) -> None:
         self._authorize = authorize
         self._logged: set[type[Exception]] = set()
-        """What was logged already: peers choose how often the hook is asked."""
+        """Errors that were logged. Each kind is logged once, because peers control how often the hook runs."""
 
     def __call__(self, principal: Principal | None, action: str, channel: str) -> bool:
         try:

@@ -1,8 +1,8 @@
-"""Who is on a channel: the clients that gave an id, on all workers.
+"""Presence: the clients with an id on each channel, over all workers.
 
-Each channel is a group of the store's members. This worker vouches there for each client that it has a connection of,
-with its lease: when it dies, the others tell that those left whom nobody else vouches for. The operation
-that changes the group also says who came and who left, so each goes out once.
+Each channel is a group of the store's members. A worker registers each connected client there under its lease. If the
+worker dies, the others report its clients as departed, unless another worker has registered them. The operation that
+changes the group also returns the arrivals and departures, so each is reported once.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ _GROUP: Final = "presence:"
 _LOCKS: Final = 64
 
 Tell = Callable[[str, str, "Member"], CoAppend]
-"""``tell(channel, "join" or "leave", member)`` makes the event that goes out."""
+"""``tell(channel, "join" or "leave", member)`` returns the event to publish."""
 Reach = Callable[[Position], Awaitable[None]]
-"""Waits until an event that went out is delivered here."""
+"""Waits until a published event is delivered on this worker."""
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
-    """A client on a channel. ``[member.name for member in await mcp.hub.presence("den")]``"""
+    """A client on a channel: ``[member.name for member in await mcp.hub.presence("den")]``."""
 
     client_id: str
     name: str = ""
     since: float = 0.0
     owner: str = ""
-    """Stands for the principal whose client it is, so that nobody else can appear as the same; empty without one."""
+    """The principal that owns the client, so other principals can't appear as the same client. Empty without one."""
 
     @property
     def key(self) -> str:
-        """What tells it from every other client."""
+        """The unique key of the client."""
         return owned_id(self.client_id, self.owner)
 
 
@@ -45,7 +45,7 @@ _decode = msgspec.msgpack.Decoder(Member).decode
 
 
 class Presence:
-    """The members of all channels, as one worker keeps them."""
+    """The members of all channels, as registered by one worker."""
 
     __slots__ = (
         "_abandoned", "_here", "_locks", "_log", "_members", "_name", "_reach", "_tell", "_vouched", "_workers",
@@ -60,25 +60,25 @@ class Presence:
         self._reach = reach
         # process
         self._here: dict[tuple[str, str], list[Member]] = {}
-        """The connections of each client on each channel to this worker."""
+        """The connections of each client to this worker, by channel."""
         self._vouched: dict[tuple[str, str], Member] = {}
-        """Those for whom it vouches, as their arrival said."""
+        """Clients that this worker has registered, as announced on arrival."""
         self._name = store.workers.me
-        """The name under which it does."""
+        """The name that this worker registers them under."""
         self._abandoned: deque[tuple[str, str, bytes]] = deque()
-        """Those that this worker has to tell: they left with a worker that died."""
+        """Departed clients of dead workers that this worker must report."""
         self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
-        """What happens to one client happens in order."""
+        """Locks that keep the changes of one client in order."""
 
     async def join(self, channel: str, member: Member) -> None:
-        """A connection of a client joins a channel."""
+        """Add a connection of a client to a channel."""
         here = self._here.setdefault((channel, member.key), [])
         here.append(member)
         if len(here) == 1:
             await self._settle(channel, member.key)
 
     async def leave(self, channel: str, member: Member) -> None:
-        """A connection that joined, or was about to, is gone."""
+        """Remove a connection that joined or was about to join."""
         here = self._here.get((channel, member.key), [])
         if member not in here:
             return
@@ -88,15 +88,15 @@ class Presence:
             await self._settle(channel, member.key)
 
     async def members(self, channel: str) -> list[Member]:
-        """Everyone on a channel, in the order of arrival."""
+        """Return all clients on a channel, in order of arrival."""
         found = [_decode(value) for _, value in await self._members.present(_GROUP + channel)]
         found.sort(key=lambda member: (member.since, member.client_id))
         return found
 
     async def refresh(self) -> None:
-        """Make up for what the store didn't take, and tell that those left whose workers died.
+        """Repeat failed operations, and report the clients of dead workers as departed.
 
-        Where the others gave this worker up meanwhile, it vouches again for everyone here, under its new name.
+        If the other workers considered this one dead, register all of its clients again under its new name.
         """
         if self._name != self._workers.me:
             self._name = self._workers.me
@@ -111,7 +111,7 @@ class Presence:
             await self._reach(place)
 
     async def leave_all(self) -> None:
-        """This worker ends: nobody is here any more."""
+        """Remove all clients of this worker, because it's shutting down."""
         self._here.clear()
         await self._settle_all()
 
@@ -120,7 +120,7 @@ class Presence:
             await self._settle(channel, client_id)
 
     async def _settle(self, channel: str, client_id: str) -> None:
-        """Vouch for a client that is here, and not for one that is not."""
+        """Register a client if it's connected, and unregister it otherwise."""
         key = (channel, client_id)
         async with self._locks[hash(key) % _LOCKS]:
             here, vouched = self._here.get(key), self._vouched.get(key)

@@ -1,7 +1,7 @@
-"""Who came and who left, as events: a stream beside the journal, so that no crowd pushes published events out of it.
+"""Presence changes as events, in a separate stream, so they can't displace published events from the journal.
 
-Each is held with the place in the journal that it was delivered behind. So a subscriber that resumes behind an event
-of the journal gets the arrivals and departures that came after it, though the two streams are numbered apart.
+Each change is stored with the journal position it was delivered after. A subscriber that resumes from a journal event
+gets the changes after it, although the two streams are numbered separately.
 """
 
 from collections import deque
@@ -19,21 +19,21 @@ _KEPT: Final = 1_000
 
 
 class PresenceChange(Struct, frozen=True, gc=False):
-    """An arrival or a departure."""
+    """The arrival or departure of a client."""
 
     behind: int
-    """The offset of the journal when it was delivered."""
+    """The offset of the journal at delivery."""
     number: int
-    """Its own offset."""
+    """The change's own offset."""
     event: Event
 
     def after(self, offset: int, number: int | None) -> bool:
-        """Whether it is behind a place in the journal, or behind the visit with a number."""
+        """Return whether the change comes after a journal position, or after the change with a number."""
         return self.behind >= offset if number is None else self.number > number
 
 
 class PresenceChanges:
-    """The newest arrivals and departures, as one worker has delivered them."""
+    """The newest presence changes, as delivered by one worker."""
 
     __slots__ = ("_dropped", "_held", "_store")
 
@@ -41,29 +41,31 @@ class PresenceChanges:
         self._store = store
         self._held: deque[PresenceChange] = deque()
         self._dropped = PresenceChange(-1, 0, Event("", None))
-        """The newest one that is not held any more."""
+        """The newest change that has been dropped."""
 
     async def open(self, epoch: str) -> Position | None:
-        """Load what is kept; gives the place of the last one."""
+        """Load the stored changes and return the position of the last one."""
         entries = await self._store.log.newest(STREAM, _KEPT)
         for entry in entries:
             self.take(entry, epoch, None)
-        if entries and entries[0].position.offset > 1:  # there were others before
+        if entries and entries[0].position.offset > 1:  # earlier ones are gone
             self._dropped = replace(self._held[0], number=entries[0].position.offset - 1)
         return entries[-1].position if entries else None
 
     @property
     def last(self) -> PresenceChange:
-        """The newest one."""
+        """The newest change."""
         return self._held[-1] if self._held else self._dropped
 
     @staticmethod
     def entry_for(record: StoredEvent) -> CoAppend:
-        """One to be kept. The `id` of its record is the place in the journal that it comes after."""
+        """Return the log entry for a change. The `id` of its record is the journal position it comes after."""
         return CoAppend(STREAM, pack(record), _TTL, _KEPT)
 
     def take(self, entry: Entry, epoch: str, offset: int | None) -> Event:
-        """Hold one that is delivered behind a place in the journal (None: before this worker began); its event."""
+        """Store a change delivered after a journal position (None: before this worker started), and return its
+        event.
+        """
         event, number = unpack(entry.data, "", 0), entry.position.offset
         behind = int(event.id) if offset is None else offset
         event = replace(event, id=f"{position_id(epoch, behind)}-{number}", offset=number)
@@ -73,16 +75,16 @@ class PresenceChanges:
         return event
 
     def forget(self, offset: int) -> None:
-        """Some are lost; the journal stands at `offset`."""
+        """Forget all changes, because some were lost. The journal is at `offset`."""
         self._dropped = replace(self.last, behind=offset)
         self._held.clear()
 
     def mark(self, place: str, offset: int) -> str:
-        """The id of a place in the journal, with the number of the last visit if one followed it."""
+        """Return the id of a journal position, with the number of the last change after it, if any."""
         last = self.last
         return f"{place}-{last.number}" if last.behind == offset else place
 
     def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
-        """Those behind an event id, and whether these are all."""
+        """Return the changes after an event id, and whether they are complete."""
         held = deque(visit for visit in self._held if visit.after(offset, number))
         return held, not self._dropped.after(offset, number)

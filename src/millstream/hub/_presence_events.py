@@ -1,4 +1,4 @@
-"""Who comes and goes: arrivals go out at once, departures in the background, in the order in which they happen."""
+"""Presence events: arrivals are published immediately, departures in the background and in order."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ _logger = logging.getLogger("millstream.hub")
 
 
 class PresenceEvents:
-    """The arrivals and departures of this worker's subscribers."""
+    """The presence events of this worker's subscribers."""
 
     __slots__ = (
         "_arrivals", "_audience", "_delivery", "_departed", "_departures", "_journal", "_mailboxes", "_presence",
@@ -46,7 +46,7 @@ class PresenceEvents:
         self._arrivals = arrivals
         self._delivery = delivery
         self.replays = {"full": 0, "gap": 0}
-        """How many came back and got all that they missed, or got a `gap`."""
+        """Number of returning subscribers that got everything they missed, or a `gap`."""
         self._departed: deque[Subscription] = deque()
         self._trouble = LogOnce(
             _logger,
@@ -56,11 +56,11 @@ class PresenceEvents:
         self._departures = asyncio.Event()
 
     def forget(self) -> None:
-        """The hub closes: arrivals that haven't gone out leave with all others."""
+        """Drop arrivals that haven't been published, because the hub is closing."""
         self._departed.clear()
 
     async def start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
-        """Bring a subscriber up to date; from then on it hears what is published."""
+        """Bring a subscriber up to date and deliver future events to it."""
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
@@ -87,7 +87,7 @@ class PresenceEvents:
         replay.finish()
         if last_event_id or subscription.mailbox:
             self.replays["full" if replay.complete else "gap"] += 1
-        # Nothing may wait between the end of the replay and here: an event would slip through.
+        # No await between the end of the replay and here, or an event would be lost.
         if outlet.closed:
             return subscription
         self._audience.join(subscription)
@@ -99,19 +99,19 @@ class PresenceEvents:
         return subscription
 
     async def _show(self, subscription: Subscription, member: Member) -> None:
-        """Tell that a subscriber has come."""
+        """Publish the arrival of a subscriber."""
         try:
             for channel in _presence_channels(subscription):
                 with self._trouble:
                     await self._presence.join(channel, member)
         finally:
-            # Only now, so that the departure is not told before the arrival.
+            # Set last, so that the departure isn't published before the arrival.
             subscription.present = True
             if subscription.outlet.closed:
                 self._depart(subscription)
 
     def leave(self, subscription: Subscription) -> None:
-        """The outlet of a subscriber is closed: it hears no more, and its departure goes out in the background."""
+        """Remove a subscriber whose outlet is closed. Its departure is published in the background."""
         if not self._audience.leave(subscription):
             return
         if subscription.mailbox and subscription.joined:
@@ -124,7 +124,7 @@ class PresenceEvents:
         self._departures.set()
 
     async def run_departures(self) -> None:
-        """Tell who left, until cancelled. There are never more than there were subscribers."""
+        """Publish departures until cancelled. The queue is bounded by the number of subscribers."""
         while True:
             await self._departures.wait()
             self._departures.clear()

@@ -1,7 +1,7 @@
-"""Reads of the journal and of the histories for subscribers who catch up.
+"""Reads of the journal and histories for subscribers that catch up.
 
-A subscriber that waits for its connection holds offsets, and no events: when there is room again, it reads the page
-again, which other subscribers may have read by then. Only `TURNS` of all subscribers hold pages at the same time.
+A subscriber that waits for its connection holds offsets but no events. When there's room, it reads the page again,
+which is often cached by then. At most `TURNS` subscribers hold pages at the same time.
 """
 
 import asyncio
@@ -21,30 +21,30 @@ from millstream.hub._journal import JOURNAL, Journal, history_stream
 from millstream.hub._shared_reads import SharedReads
 
 PAGE: Final = 500
-"""Entries of a page. Pages of the journal begin at multiples of it, so that subscribers read the same ones."""
+"""Entries per page. Journal pages start at multiples of it, so subscribers read the same pages."""
 PAGE_BYTES: Final = 512 * 1024
-"""Bytes of a page, give or take one entry."""
+"""Approximate maximum bytes of a page."""
 TURNS: Final = 8
 _ALIGNED: Final = 16
-"""Pages of a history begin at multiples of so many entries."""
+"""History pages start at multiples of this number of entries."""
 _INDEX_BYTES: Final = 600
 _INDEXED_BYTES: Final = 40
 
 Wants = Callable[[str], bool]
-"""Whether a channel is wanted."""
+"""Returns whether a channel is wanted."""
 Page = Sequence[Entry]
 
 
 class HistoryIndex(Struct, frozen=True):
-    """What the history of one channel holds, without the events."""
+    """The contents of a channel's history, without the events."""
 
     offsets: "array[int]"
     times: "array[float]"
     ids: dict[str, int]
-    """The offsets of events with ids of their publishers."""
+    """The offsets of events with publisher-assigned ids."""
 
     def start(self, offset: int) -> int:
-        """Return the offset behind which a page begins that many subscribers read, for one that has this offset."""
+        """Return the offset after which the shared page with this offset starts."""
         place = bisect_left(self.offsets, offset)
         place -= place % _ALIGNED
         return self.offsets[place - 1] if place else 0
@@ -61,31 +61,31 @@ class JournalReader:
         self._pages = SharedReads[Page](_page_size)
         self._indexes = SharedReads[HistoryIndex](_index_size)
         self._indexing: tuple[str, asyncio.Task[None]] | None = None
-        """The epoch whose journal was searched for ids of publishers, once, and the search."""
+        """The epoch whose journal was searched for publisher-assigned ids, and the search."""
         self.turns = asyncio.Semaphore(TURNS)
-        """Hold it while you hold pages, and not while you wait for a connection."""
+        """Held while a subscriber holds pages, and released while it waits for its connection."""
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of pages kept for the next subscribers."""
+        """Bytes of cached pages."""
         return self._pages.bytes
 
     def forget(self) -> None:
-        """Drop what was read: the offsets of lost events are given to others."""
+        """Drop cached pages, because new events reuse the offsets of lost ones."""
         self._pages.forget()
         self._indexes.forget()
 
     def close(self) -> None:
-        """Drop what was read, and stop reading."""
+        """Drop cached pages and stop reading."""
         self._pages.close()
         self._indexes.close()
         if self._indexing is not None:
             self._indexing[1].cancel()
 
     async def index(self, channel: str, newest: int = 0) -> HistoryIndex:
-        """Return what the history of a channel holds, of all or of some of the newest events.
+        """Return the contents of a channel's history, or of its newest events.
 
-        What came since the oldest event in the worker's memory may be missing.
+        Events newer than the oldest cached event can be missing.
         """
         if channel.startswith(CLIENT):
             return await self._read_index(channel, newest)
@@ -124,12 +124,12 @@ class JournalReader:
                     index.ids[stamp.id] = offset
 
     async def history_page(self, stream: str, start: int, upto: int) -> Page:
-        """Return the page of a history behind an offset, or the oldest one where that is gone.
+        """Return the page of a history after an offset, or the oldest page if that is gone.
 
         Args:
-            stream: the stream of the history.
-            start: the offset of one of its entries; 0 for the oldest page.
-            upto: entries up to this offset must not be missing because the page was read before they were there.
+            stream: The history's stream.
+            start: The offset of one of its entries, or 0 for the oldest page.
+            upto: The page must be read late enough to contain entries up to this offset.
         """
 
         def usable(since: int, page: Page | None) -> bool:
@@ -138,14 +138,14 @@ class JournalReader:
         return await self._read_page(stream, start, usable, lambda page: True)
 
     async def journal_page(self, start: int | None, after: int) -> tuple[Page, int]:
-        """Return entries of the journal behind the offset `after`, and where their page begins, for the next call.
+        """Return journal entries after the offset `after`, and the start of their page for the next call.
 
         Args:
-            start: where the page of the last call began; None for the first call.
-            after: the offset.
+            start: The start of the last call's page, or None for the first call.
+            after: The offset.
 
         Raises:
-            Gap: some of them are gone.
+            Gap: Some of the entries are gone.
         """
         epoch = self._journal.epoch
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
@@ -173,9 +173,9 @@ class JournalReader:
         return await self._pages.get(key, read, since=journal.offset, usable=usable, final=final)
 
     async def find(self, id: str, wants: Wants) -> int | None:
-        """Return the offset of the newest wanted event to which its publisher gave an id, or None.
+        """Return the offset of the newest wanted event with a publisher-assigned id, or None.
 
-        The journal of a worker is searched once; from then on the worker knows the ids.
+        The worker's journal is searched once. After that, the ids are in memory.
         """
         journal = self._journal
         if not journal.ids.find(id) and journal.recent_floor:
@@ -185,7 +185,7 @@ class JournalReader:
         return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
 
     async def _index_journal(self, epoch: str) -> None:
-        """Remember the ids in the journal that came before this worker."""
+        """Load the ids of journal entries from before this worker started."""
         journal, log = self._journal, self._store.log
         until, last = journal.began, 0
         while last < until and journal.epoch == epoch:
@@ -208,7 +208,7 @@ class JournalReader:
 
 
 class HistoryCursor:
-    """The place of one subscriber in one history."""
+    """The position of one subscriber in one history."""
 
     __slots__ = ("_page", "_reader", "_start", "_stream")
 
@@ -219,7 +219,7 @@ class HistoryCursor:
         self._page: Page = ()
 
     async def entry(self, offset: int) -> Entry | None:
-        """Return the entry at an offset behind the last one; None when it is gone."""
+        """Return the entry at an offset after the last one, or None if it's gone."""
         page = self._page
         while not page or page[-1].position.offset < offset:
             if page and page[-1].position.offset > self._start:
@@ -234,7 +234,7 @@ class HistoryCursor:
         return page[place] if page[place].position.offset == offset else None
 
     def release(self) -> None:
-        """Hold no page."""
+        """Release the page."""
         self._page = ()
 
 
@@ -255,5 +255,5 @@ def _index_size(index: HistoryIndex) -> int:
 
 
 def _is_full(page: Page) -> bool:
-    """Whether no later append can add to it."""
+    """Return whether later appends can't extend the page."""
     return len(page) == PAGE or _page_size(page) >= PAGE_BYTES

@@ -1,10 +1,10 @@
-"""What a subscriber missed, written to it before it gets what is new.
+"""Replay of missed events to a subscriber before new ones.
 
-A subscriber that reconnects names an id. Where everything behind it is still there, that's what it gets, once
-and in order. Where it cannot, the subscriber gets a `gap` event and then whatever is left. A client that returns
-without an id gets what its mailbox took in since it left.
+A subscriber that reconnects names an event id. If all later events are available, it gets them once and in order.
+Otherwise it gets a `gap` event and the remaining events. A client that returns without an id gets the new messages of
+its mailbox.
 
-While a subscriber waits for its connection it holds offsets only, so thousands that read nothing take little memory.
+A subscriber that waits for its connection holds only offsets, so thousands of slow ones take little memory.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
 from millstream.hub._subscriber import Subscription
 
 _CHUNK = 64 * 1024
-"""Bytes written between two looks at whether the outlet has room."""
+"""Bytes to write between checks of the outlet's room."""
 _MEMORY = -1
-"""The source of events in this worker's memory."""
+"""The source of cached events."""
 
 Place = tuple[int, int]
-"""An offset, and the number of the channel in whose history it is, or `_MEMORY`."""
+"""An offset, and the number of the channel whose history has it, or `_MEMORY`."""
 
 
 class CatchUp:
-    """The catching up of one subscriber."""
+    """The replay for one subscriber."""
 
     __slots__ = (
         "_arrivals", "_at", "_backlog", "_beside", "_catch_up", "_cursors", "_dropped", "_epoch", "_heard", "_journal",
@@ -62,40 +62,40 @@ class CatchUp:
         self._catch_up = catch_up
         self._subscription = subscription
         self._beside = beside
-        """The other subscriptions of the same outlet."""
+        """Other subscriptions of the same outlet."""
         self._at = subscription.since = journal.offset
-        """Everything up to here is written, or not wanted."""
+        """All wanted events up to here are written."""
         self._written = 0
-        """The offset of the event that was written last."""
+        """The offset of the last written event."""
         self._visiting = any(channel.startswith(PRESENCE) for channel in subscription.channels)
         subscription.heard = arrivals.last.number
         self._heard: tuple[int, int | None] = 0, subscription.heard
-        """Place and number behind which arrivals and departures are new to the subscriber."""
+        """Offset and number after which presence changes are new to the subscriber."""
         self._epoch = journal.epoch
         self._dropped: dict[str, int] = {}
-        """The newest event of each channel that its history has no room for."""
+        """Channel -> its newest event that the history has dropped."""
         self._told = False
-        """One gap event is enough."""
+        """Whether a gap event was sent. One is enough."""
         self._page: int | None = None
-        """Where the page of the journal begins that was read last."""
+        """The start of the last journal page that was read."""
         self._cursors: list[HistoryCursor] = []
-        """The places in the histories of the channels."""
+        """Positions in the histories of the channels."""
         self._unread = 0
-        """Bytes written since the outlet was asked whether it has room."""
+        """Bytes written since the outlet's room was checked."""
         self._visits: deque[PresenceChange] = deque()
-        """Arrivals and departures to be written before the next event."""
+        """Presence changes to write before the next event."""
         self._wanted: dict[str, bool] = {}
-        """Channels, and whether they are wanted: each pattern is matched once for each channel."""
+        """Channel -> whether it's wanted, so each pattern is matched once per channel."""
         self.wrote = False
-        """Some event was written."""
+        """Whether any event was written."""
 
     @property
     def complete(self) -> bool:
-        """The subscriber was not told of a gap."""
+        """Return whether the subscriber got no gap event."""
         return not self._told
 
     async def resume(self, id: str) -> None:
-        """Go on behind the event with this id."""
+        """Continue after the event with this id."""
         journal = self._journal
         offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
@@ -105,7 +105,7 @@ class CatchUp:
         if offset is not None:
             await self._reach(offset)
         if offset is None or offset > journal.offset:
-            # From before a restart, never published, or out of the journal.
+            # The id is from before a restart, was never published, or has left the journal.
             await self._start_over("unknown", after=0)
         else:
             self._at = self._written = self._subscription.since = offset
@@ -115,7 +115,7 @@ class CatchUp:
         await self._follow()
 
     async def mailbox(self, client_id: str, seen: int, owed: tuple[int, float]) -> None:
-        """Write what came for a client behind `seen`; `debt` are place and time of the oldest message of it."""
+        """Write a client's messages after `seen`. `owed` is the position and time of its oldest undelivered message."""
         oldest, at = owed
         await self._reach(max(seen, oldest))
         end = self._journal.offset
@@ -130,7 +130,7 @@ class CatchUp:
         await self._follow()
 
     async def newest(self, count: int) -> None:
-        """Write the last `count` events of what the subscription wants; arrivals and departures are not counted."""
+        """Write the last `count` events that the subscription wants. Presence changes aren't counted."""
         end = self._journal.offset
         plan = self._merge(await self._indexes(count), 0, end)
         newest = deque(plan, maxlen=count)
@@ -138,7 +138,7 @@ class CatchUp:
         await self._follow()
 
     def finish(self) -> None:
-        """Write who came and left during the replay. The next event goes to the subscriber directly, so don't wait."""
+        """Write presence changes during the replay. Must not await, because the next event is delivered directly."""
         if not self._subscription.outlet.closed:
             self._send_changes(self._missed_changes(), sys.maxsize)
 
@@ -151,7 +151,9 @@ class CatchUp:
         return visits
 
     def _send_changes(self, visits: deque[PresenceChange], before: int) -> None:
-        """Write those that were delivered before an event, in its place: each id stands for all that was written."""
+        """Write the changes delivered before an event, each in order, because an id stands for everything written
+        before it.
+        """
         subscription, journal = self._subscription, self._journal
         while visits and visits[0].behind < before:
             visit = visits.popleft()
@@ -163,12 +165,12 @@ class CatchUp:
                 subscription.write(replace(visit.event, id=f"{place}-{visit.number}"))
 
     async def _reach(self, offset: int) -> None:
-        """Another worker may have been ahead of this one; what it delivered must not come again as news."""
+        """Wait until this worker has read up to an offset. Another worker may have delivered more than this one."""
         if offset > self._journal.offset:
             await self._catch_up()
 
     async def _follow(self) -> None:
-        """Write what comes behind `_at` until there is no more; nothing else runs between that and the return."""
+        """Write events after `_at` until there are none. Nothing else runs between the last check and the return."""
         journal, outlet = self._journal, self._subscription.outlet
         while not outlet.closed:
             if journal.epoch != self._epoch or journal.offset < self._at:
@@ -185,16 +187,16 @@ class CatchUp:
             await self._make_room()
 
     def _skip_lost(self) -> None:
-        """Go on where this worker went on after it lost events, as those do who are connected."""
+        """Continue at the position where this worker continued after losing events, like connected subscribers."""
         journal = self._journal
         self._tell_gap("epoch" if journal.epoch != self._epoch else "lost")
         self._epoch, self._at, self._page = journal.epoch, journal.began, None
         self._subscription.since = journal.began
 
     async def _read_on(self) -> bool:
-        """Write what the store has behind `_at`; False when some of it is gone, or it began a new epoch."""
+        """Write stored events after `_at`. Return False if some are gone or the store began a new epoch."""
         journal, after = self._journal, self._at
-        if not after:  # the store began a new epoch, and had nothing when the place was told
+        if not after:  # a new epoch, whose stream was empty when the position was sent
             return False
         try:
             async with self._reader.turns:
@@ -208,13 +210,13 @@ class CatchUp:
                     self._at = entry.position.offset
                     self._offer_entry(entry)
         except Gap:
-            await self._catch_up()  # the store may have begun a new epoch that this worker doesn't know yet
+            await self._catch_up()  # the store may be at a new epoch
             return False
         await asyncio.sleep(0)
         return self._at > after
 
     async def _bridge(self) -> None:
-        """The journal begins behind `_at`: go by the histories, if they all go back so far."""
+        """Use the channels' histories if the journal begins after `_at` and all histories go back that far."""
         after, end = self._at, self._journal.offset
         indexes = await self._indexes()
         if self._journal.epoch != self._epoch:
@@ -226,7 +228,7 @@ class CatchUp:
             await self._write(self._merge(indexes, after, end))
 
     async def _start_over(self, reason: str, *, after: int) -> None:
-        """Say that events are gone, then write those behind `after` that are not."""
+        """Send a gap event, then write the remaining events after `after`."""
         self._epoch, end = self._journal.epoch, self._journal.offset
         self._tell_gap(reason)
         plan = self._merge(await self._indexes(), after, end)
@@ -240,19 +242,19 @@ class CatchUp:
             self._subscription.write(gap(reason))
 
     async def _indexes(self, newest: int = 0) -> list[HistoryIndex]:
-        """Return what is kept of each channel; nothing for patterns."""
+        """Return the contents of each channel's history; none for patterns."""
         indexes: list[HistoryIndex] = []
         for channel in self._subscription.channels:
             most, _ = self._journal.bounds(channel)
             if is_pattern(channel) or not most:
                 indexes.append(HistoryIndex(array("q"), array("d"), {}))
             else:
-                # One more than is given out: where it is there, so many were dropped.
+                # One more than the limit, which shows whether entries were dropped.
                 indexes.append(await self._reader.index(channel, newest and min(newest, most) + 1))
         return indexes
 
     def _start(self, channel: str, index: HistoryIndex) -> int:
-        """Return the number of the oldest entry that is neither too old nor too many."""
+        """Return the number of the oldest entry within the limits of age and count."""
         most, _ = self._journal.bounds(channel)
         start = max(0, len(index.offsets) - most)
         while start < len(index.offsets) and self._journal.past(channel, index.times[start]):
@@ -260,15 +262,15 @@ class CatchUp:
         return start
 
     def _first(self, number: int, index: HistoryIndex) -> int | None:
-        """Return the oldest offset in the history of a channel."""
+        """Return the oldest offset in a channel's history."""
         start = self._start(self._subscription.channels[number], index)
         return index.offsets[start] if start < len(index.offsets) else None
 
     def _merge(self, indexes: Sequence[HistoryIndex], after: int, end: int) -> Iterator[Place]:
-        """Return the places of the events between two offsets, in order, and stand behind them.
+        """Return the positions of events between two offsets, in order, and advance past them.
 
-        A worker's own memory is asked too: it may have delivered an event that its publisher has not yet put into
-        the history.
+        Cached events are included, because a worker can deliver an event before its publisher has appended it to the
+        history.
         """
         journal, channels = self._journal, self._subscription.channels
         self._at = end
@@ -304,7 +306,7 @@ class CatchUp:
                 yield offset, source
 
     async def _write(self, plan: Iterator[Place]) -> None:
-        """Write the events at these places one by one, as the outlet has room."""
+        """Write the events at these positions, waiting for room in the outlet."""
         outlet, journal, cursors, epoch = self._subscription.outlet, self._journal, self._cursors, self._epoch
         place = next(plan, None)
         while place is not None and not outlet.closed:
@@ -336,13 +338,13 @@ class CatchUp:
                 self._put(event)
 
     def _offer_entry(self, entry: Entry) -> None:
-        """The same for an event of the store; of others only the channel is decoded."""
+        """Write a stored event if the subscriber lacks it. Unwanted ones are decoded only up to the channel."""
         offset = entry.position.offset
         if self._lacks_at(offset, channel_of(entry.data)) and not self._journal.ids.repeats(offset):
             self._offer(unpack(entry.data, self._epoch, offset))
 
     def _put(self, event: Event) -> None:
-        """Write an event, and before it those who came and left."""
+        """Write an event after the presence changes before it."""
         if self._visits:
             self._send_changes(self._visits, event.offset)
         self._written, self.wrote = event.offset, True
@@ -351,7 +353,7 @@ class CatchUp:
         self._unread += len(data)
 
     async def _make_room(self) -> None:
-        """Wait until the outlet has room, after every so many bytes."""
+        """Wait for room in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
             await self._backlog.drain(self._subscription.outlet)
@@ -363,7 +365,7 @@ class CatchUp:
         return wanted
 
     def _lacks(self, event: Event) -> bool:
-        """Whether it wants an event that no other subscription writes to its outlet."""
+        """Return whether the subscriber wants an event that no other subscription writes to its outlet."""
         return self._lacks_at(event.offset, event.channel)
 
     def _lacks_at(self, offset: int, channel: str) -> bool:

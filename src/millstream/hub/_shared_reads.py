@@ -1,7 +1,7 @@
-"""Reads of the store that serve all subscribers who need the same within some seconds.
+"""Reads of the store shared by subscribers that need the same data within seconds.
 
-After a restart thousands of subscribers come back at once, and most of them missed the same events. What is kept is
-bounded in bytes and in time. A subscriber holds none of it while it waits for its connection: it reads the page again.
+After a restart, thousands of subscribers come back at once, and most missed the same events. The cache is bounded in
+bytes and time. A subscriber that waits for its connection holds no cached data and reads the page again.
 """
 
 import asyncio
@@ -18,27 +18,27 @@ T = TypeVar("T")
 
 
 class _CachedRead(Struct, Generic[T]):
-    """The result of one read."""
+    """A cached result."""
 
     value: T
     since: int
-    """The offset of the worker when the read began."""
+    """The worker's offset when the read began."""
     size: int
     end: asyncio.TimerHandle
 
 
 class _PendingRead(Struct, Generic[T], eq=False):
-    """A read under way."""
+    """A read in progress."""
 
     since: int
     future: asyncio.Task[T]
 
 
 class SharedReads(Generic[T]):
-    """Reads of one kind, shared by all subscribers of one worker.
+    """Reads of one kind, shared by all subscribers of a worker.
 
     Args:
-        size: returns the bytes that a result takes.
+        size: Returns the size of a result in bytes.
     """
 
     __slots__ = ("_kept", "_reading", "_size", "_tasks", "bytes")
@@ -47,11 +47,11 @@ class SharedReads(Generic[T]):
         self._size = size
         self._kept: dict[Hashable, _CachedRead[T]] = {}
         self._reading: dict[Hashable, _PendingRead[T]] = {}
-        """Reads under way that may serve further subscribers."""
+        """Reads in progress that can serve further subscribers."""
         self._tasks: set[asyncio.Task[T]] = set()
-        """All reads under way."""
+        """All reads in progress."""
         self.bytes = 0
-        """The size of all results that are kept, at most `KEPT_BYTES`."""
+        """Total size of cached results, at most `KEPT_BYTES`."""
 
     def __len__(self) -> int:
         return len(self._kept)

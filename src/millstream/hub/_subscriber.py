@@ -74,7 +74,7 @@ class Subscription:
         self._leave = leave
 
     def wants(self, channel: str) -> bool:
-        """Whether an event of the channel is for this subscriber."""
+        """Return whether an event of the channel is for this subscriber."""
         if channel in self.channels:
             return True
         if not self.wild or not any(matches(pattern, channel) for pattern in self.channels):

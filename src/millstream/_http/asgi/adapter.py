@@ -42,7 +42,7 @@ _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
 def no_peer(scope: Scope) -> str:
-    """The address of a peer that has none: empty, as on a Unix socket.
+    """Return the address of a peer that has none: empty, as on a Unix socket.
 
     Over TCP, it's a peer that reset its connection at once. They have one name, or limits wouldn't hold for them.
     """
@@ -122,7 +122,7 @@ class AsgiAdapter:
 
 
 def _too_long(length: bytes, limit: int) -> bool:
-    """Whether a body declares more than `limit` bytes; what isn't a number is measured as it comes."""
+    """Return whether a body declares more than `limit` bytes; what isn't a number is measured as it comes."""
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
@@ -278,7 +278,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         task.cancel()
 
     def ends_with(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task was cancelled by others, and not, or not only, by this exchange."""
+        """Return whether the task was cancelled by others, and not, or not only, by this exchange."""
         if self.sink is not None:
             self.sink.cut()
         return not self.stopped or task.cancelling() > 1
@@ -317,7 +317,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         return self.sink
 
     def failed(self, exc: Exception) -> Response:
-        """The reply for a handler that failed; a stream that has begun is cut instead."""
+        """Return the reply for a handler that failed; a stream that has begun is cut instead."""
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)

@@ -43,7 +43,7 @@ class HttpReply:
         """Where it's from, if that isn't where the request went first."""
 
     def header(self, name: bytes) -> str:
-        """A header as text; empty without it."""
+        """Return a header as text; empty without it."""
         return self.headers.get(name, b"").decode("latin-1")
 
     @property
@@ -270,7 +270,7 @@ def lines(headers: Mapping[str, str]) -> str:
 
 
 def too_large(limit: int) -> TooLarge:
-    """The error for a message over the limit."""
+    """Return the error for a message over the limit."""
     return TooLarge(f"The server sent a message of more than {limit:,} bytes (Options.max_bytes).")
 
 

@@ -62,7 +62,7 @@ class ConnectionPool:
         self._closed = False
 
     async def send(self, data: bytes, *, repeatable: bool) -> HttpReply:
-        """The reply to one request. Cancelling the wait closes the connection.
+        """Return the reply to one request. Cancelling the wait closes the connection.
 
         Args:
             data: the whole request.
@@ -171,7 +171,7 @@ class ConnectionPool:
         return HttpConnection(self._loop, self._max_body, self._ended, self._max_head)
 
     async def _through(self, proxy: Proxy) -> HttpConnection:
-        """A connection to a proxy that passes requests on, or through it to the server."""
+        """Return a connection to a proxy that passes requests on, or through it to the server."""
         url = self._url
         if self._tls is None:
             try:
@@ -204,13 +204,13 @@ class ConnectionPool:
 
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
-    """The error where nobody answers."""
+    """Return the error where nobody answers."""
     remedy = "Check host and port, and that the server runs."
     return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
 
 
 def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
-    """The error where the certificate isn't one that the system trusts."""
+    """Return the error where the certificate isn't one that the system trusts."""
     return TlsFailed(
         f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",
         remedy="If it is your own, give the client a context that knows it (Options.tls).",
@@ -218,7 +218,7 @@ def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
 
 
 def plain(exc: OSError) -> str:
-    """The reason of an operating system, without its numbers."""
+    """Return the reason of an operating system, without its numbers."""
     text = exc.strerror or str(exc)
     if "Connect call failed" in text or "Multiple exceptions" in text:
         return "nobody listens at that port"

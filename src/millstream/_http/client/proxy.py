@@ -38,14 +38,14 @@ class Proxy(Struct, frozen=True):
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
 
     def forward(self, url: Url, request: bytes) -> bytes:
-        """A request for a proxy to pass on: with the whole URL, and what the proxy itself wants to know."""
+        """Return a request for a proxy to pass on: with the whole URL, and what the proxy itself wants to know."""
         method, _, rest = request.partition(b" ")
         line, end, fields = rest.partition(b"\r\n")
         return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)
 
 
 def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy | None:
-    """The proxy that a URL takes; None where it's reached directly.
+    """Return the proxy that a URL takes; None where it's reached directly.
 
     Raises:
         TargetError: the variable isn't a URL of a proxy that we can use.
@@ -70,7 +70,9 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
 
 
 def _named(variables: Mapping[str, str], name: str) -> tuple[str, str]:
-    """The variable in small letters wins. HTTP_PROXY in capitals may come from a request, where we run under CGI."""
+    """Return the variable in small letters wins. HTTP_PROXY in capitals may come from a request, where we run under
+    CGI.
+    """
     if variables.get(name):
         return name, variables[name].strip()
     upper = name.upper()
@@ -112,7 +114,7 @@ class _ConnectRequest(asyncio.Protocol):
 
 
 async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
-    """A connection to the server of a URL, through a proxy.
+    """Return a connection to the server of a URL, through a proxy.
 
     Raises:
         ConnectFailed: the proxy isn't there, or doesn't connect us.
@@ -138,7 +140,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
 
 
 def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
-    """The error for a proxy that doesn't connect us."""
+    """Return the error for a proxy that doesn't connect us."""
     if status.startswith("407"):
         return ConnectFailed(
             f"The proxy {proxy} wants credentials (407). Put them into the variable: http://name:password@{proxy.host}:"
@@ -148,5 +150,5 @@ def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
 
 
 def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
-    """The error for a proxy that isn't there."""
+    """Return the error for a proxy that isn't there."""
     return ConnectFailed(f"There is no proxy at {proxy}, which the environment names: {exc.strerror or exc}.")

@@ -38,7 +38,7 @@ class Url(Struct, frozen=True):
         return self.origin + self.target
 
     def join(self, reference: str) -> "Url":
-        """The URL that a relative or absolute reference on this page means."""
+        """Return the URL that a relative or absolute reference on this page means."""
         try:
             return parse(urljoin(str(self), reference))
         except TargetError:

@@ -21,7 +21,7 @@ class CompactEvent:
         self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
-        """Whether nobody has to wait."""
+        """Return whether nobody has to wait."""
         return self._open
 
     def set(self) -> None:
@@ -63,7 +63,7 @@ class CompactQueue(Generic[Item]):
         self._news = CompactEvent()
 
     def empty(self) -> bool:
-        """Whether nothing is there."""
+        """Return whether nothing is there."""
         return self._items is None
 
     def put_nowait(self, item: Item) -> None:

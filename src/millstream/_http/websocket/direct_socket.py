@@ -107,7 +107,7 @@ class DirectSocket(Socket):
 
 
 def text_frame(message: bytes) -> bytes:
-    """A whole text message of a server as one frame (RFC 6455 §5.2); not compressed, whatever was negotiated."""
+    """Return a whole text message of a server as one frame (RFC 6455 §5.2); not compressed, whatever was negotiated."""
     size = len(message)
     if size < 126:
         return b"\x81%c%b" % (size, message)

@@ -22,7 +22,7 @@ _ELSEWHERE: Final = "/tmp"  # noqa: S108  nobody but this user can enter what is
 
 
 def private_socket() -> Path:
-    """A path for a socket, alone in a new folder that nobody else can enter."""
+    """Return a path for a socket, alone in a new folder that nobody else can enter."""
     folder = tempfile.mkdtemp(prefix=_PREFIX)  # mode 0700
     if len(os.fsencode(folder)) > _LONGEST_PATH:
         Path(folder).rmdir()

@@ -33,7 +33,7 @@ class ExpiryHeap(Generic[Name]):
             self._compact()
 
     def has_expired(self, name: Name, now: float) -> bool:
-        """Whether the time of a name is over."""
+        """Return whether the time of a name is over."""
         return self._until[name] <= now
 
     def expires_at(self, name: Name) -> float:
@@ -48,7 +48,7 @@ class ExpiryHeap(Generic[Name]):
         self._compact()
 
     def due(self, now: float, look: int = SWEEP) -> Iterable[Name]:
-        """The names that ended, as far as `look` heap items show them. The caller forgets each of them."""
+        """Return the names that ended, as far as `look` heap items show them. The caller forgets each of them."""
         heap = self._heap
         if not heap or heap[0][0] > now:
             return ()

@@ -329,7 +329,7 @@ class MemoryLog:
         self.listeners.clear()
 
     def kind(self, stream: str) -> StreamKind:
-        """The kind of a stream."""
+        """Return the kind of a stream."""
         name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
@@ -361,7 +361,7 @@ class MemoryLog:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a stream or key: what stands in front of its first colon."""
+    """Return the kind of a stream or key: what stands in front of its first colon."""
     kind, colon, _ = name.partition(":")
     return kind if colon else ""
 
@@ -371,7 +371,7 @@ def _offset(entry: Entry) -> int:
 
 
 def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
-    """The first of them, up to the one with which they reach a size."""
+    """Return the first of them, up to the one with which they reach a size."""
     found: list[Entry] = []
     for entry in entries:
         found.append(entry)

@@ -182,7 +182,7 @@ class NatsLink:
         return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
 
     def time(self) -> float:
-        """The time of the servers."""
+        """Return the time of the servers."""
         return time.time() + self._offset
 
     async def _reconnected(self) -> None:

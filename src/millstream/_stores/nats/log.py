@@ -181,7 +181,7 @@ class NatsLog:
         return known
 
     async def _is_sealed(self, view: View) -> bool:
-        """Whether a stream that lives has its last entry. One that doesn't, loses it."""
+        """Return whether a stream that lives has its last entry. One that doesn't, loses it."""
         end = await self._link.last(view.stream, f"{view.subject.removesuffix('.*')}.end")
         if end is None:
             return False
@@ -389,7 +389,7 @@ class NatsLog:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
     async def _lives(self, view: View, last: StreamMessage) -> bool:
-        """Whether a view hasn't expired."""
+        """Return whether a view hasn't expired."""
         now, until = self._link.time(), last.at + float(last.headers[view.ttl])
         if until > now:
             return True
@@ -466,7 +466,7 @@ class NatsLog:
         return View(name, f"{namespace}-log-{home}", home, subject, _INDEX_TTL)
 
     def _beside(self, what: str, view: View) -> str:
-        """The subject of a record beside the messages of a view."""
+        """Return the subject of a record beside the messages of a view."""
         return f"{self._link.address.namespace}.{what}.{view.kind}.{token(view.name)}"
 
     async def _announce(self, kind: str, home: str) -> None:

@@ -187,11 +187,11 @@ class RedisClient:
         return await self._put(key, command, b"", again=again, confirm=False)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The values of several keys, in one round trip."""
+        """Return the values of several keys, in one round trip."""
         return list(await asyncio.gather(*(self.ask(key, "GET", key) for key in keys)))
 
     async def scan(self, pattern: str, page: int) -> list[str]:
-        """The keys of all servers that match a pattern."""
+        """Return the keys of all servers that match a pattern."""
         if self.closed:
             raise _unavailable("it's closed")
         try:
@@ -286,7 +286,7 @@ class RedisClient:
         self._queue.extendleft(reversed(left))
 
     async def _send(self, batch: Sequence[_Request]) -> list[Any]:
-        """The reply, or what was raised, for each command."""
+        """Return the reply, or what was raised, for each command."""
         pipeline = self._redis.pipeline(transaction=False)
         for request in batch:
             pipeline.execute_command(*request.command)
@@ -377,7 +377,7 @@ class RedisClient:
 
 
 def _clients(address: RedisAddress) -> list[Any]:
-    """The client of redis-py, which connects with the first command, and those that it uses."""
+    """Return the client of redis-py, which connects with the first command, and those that it uses."""
     options: dict[str, Any] = {
         "username": address.user or None,
         "password": address.password or None,
@@ -433,7 +433,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _code(failure: BaseException) -> str:
-    """The code in front of an error reply, such as ``OOM``."""
+    """Return the code in front of an error reply, such as ``OOM``."""
     return getattr(failure, "status_code", None) or str(failure).partition(" ")[0]
 
 
@@ -442,7 +442,7 @@ def _unavailable(why: str) -> StoreUnavailable:
 
 
 def _final(failure: ResponseError) -> LocalError:
-    """The error for a refusal that waiting won't change."""
+    """Return the error for a refusal that waiting won't change."""
     code = _code(failure)
     if code == "SEALED":
         return StreamSealed("The stream has ended.")
@@ -467,7 +467,7 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None:
-    """The error for what doesn't get better by waiting; None for anything else."""
+    """Return the error for what doesn't get better by waiting; None for anything else."""
     where = f"Redis at {address}"
     for cause in _causes(failure):
         if isinstance(cause, ssl.SSLCertVerificationError):

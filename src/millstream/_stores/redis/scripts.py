@@ -17,6 +17,6 @@ class Script(NamedTuple):
 
 @cache
 def script(name: str) -> Script:
-    """The script in the file of this name."""
+    """Return the script in the file of this name."""
     text = (_FOLDER / "shared.lua").read_bytes() + (_FOLDER / f"{name}.lua").read_bytes()
     return Script(text, sha1(text, usedforsecurity=False).hexdigest())

@@ -37,7 +37,7 @@ class FileVanished(StoreUnavailable):
 
 
 def translate_error(path: Path, exc: Exception) -> LocalError:
-    """The error to show for what went wrong with a file."""
+    """Return the error to show for what went wrong with a file."""
     code = getattr(exc, "sqlite_errorname", "") or type(exc).__name__
     for prefix, text in _TEXTS.items():
         if code.startswith(prefix):

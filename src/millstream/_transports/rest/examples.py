@@ -27,7 +27,7 @@ HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minPrope
 
 
 def example_of(schema: Schema, depth: int = 0) -> Any:
-    """A value that fits, or `UNSET`. Objects get what they require and nothing more."""
+    """Return a value that fits, or `UNSET`. Objects get what they require and nothing more."""
     for key in ("examples", "enum"):
         if is_array(schema.get(key)) and schema[key]:
             return schema[key][0]

@@ -57,7 +57,7 @@ def document(
     root_path: str = "",
     mcp: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The whole document as JSON.
+    """Return the whole document as JSON.
 
     Args:
         tools: in the order in which they are shown.

@@ -246,7 +246,7 @@ class RestRoutes:
 
 
 def _media_type(request: HttpRequest) -> bytes:
-    """The declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
+    """Return the declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
     headers = request.headers
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         return b"?"

@@ -61,7 +61,7 @@ class _Batch:
         return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
 
     async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
-        """The id and the answer of a request that is not answered on the stream."""
+        """Return the id and the answer of a request that is not answered on the stream."""
         if isinstance(message, ProtocolError):
             return None, self._refuse(None, "", message)
         dispatcher = self._exchange.endpoint.dispatcher
@@ -103,7 +103,7 @@ class _Batch:
         exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
 
     def _connect(self, call: Call) -> PostReplyChannel:
-        """One line for all, made when the first call needs it."""
+        """Return one line for all, made when the first call needs it."""
         if self._line is None:
             self._line = self._exchange.endpoint.open_line(call)
         return self._line

@@ -147,7 +147,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
 
 
 async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Response:
-    """A client's answer to a question of a call, which may wait on another worker."""
+    """Return a client's answer to a question of a call, which may wait on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)

@@ -38,7 +38,7 @@ class StreamableEndpoint:
         self.streams = streams
 
     def open_line(self, call: Call) -> PostReplyChannel:
-        """The way back of a call that came by POST."""
+        """Return the way back of a call that came by POST."""
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
@@ -61,7 +61,9 @@ async def finish(call: Call, body: bytes) -> Response | None:
 
 
 def _status(call: Call) -> int:
-    """The HTTP status of a call's answer; in the handshake era errors of a method are 200, unless they have a head."""
+    """Return the HTTP status of a call's answer; in the handshake era errors of a method are 200, unless they have a
+    head.
+    """
     error = call.failure.error if call.failure is not None else None
     if error is None or not (call.revision.result_type or error.head):
         return 200
@@ -88,7 +90,7 @@ class StreamableExchange:
             raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
     def reply(self, body: bytes, status: int = 200, head: bytes = b"") -> Response:
-        """A single message, as an event where the client reads nothing else."""
+        """Return a single message, as an event where the client reads nothing else."""
         if status == 200 and not self.accepts.json:
             return Response(sse.encode_message(body), status, STREAM_HEAD + head)
         return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)
@@ -109,14 +111,14 @@ class StreamableExchange:
         return None, revision or ASSUMED
 
     def handshake_call(self, message: Envelope, session: Session | None, revision: Revision) -> Call:
-        """A call of the handshake era. Without a session nobody can come back for its answer: it ends with its
+        """Return a call of the handshake era. Without a session nobody can come back for its answer: it ends with its
         connection.
         """
         self.request.cancel_on_disconnect = session is None
         return calls.handshake_call(message, session, revision, **self._way())
 
     def per_request_call(self, message: Envelope, admitted: Admission) -> Call:
-        """A call of the per-request era; it ends with its connection."""
+        """Return a call of the per-request era; it ends with its connection."""
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
 

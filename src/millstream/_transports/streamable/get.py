@@ -88,7 +88,7 @@ class SessionStreams:
         return Response(b"", 204, b"")
 
     async def _find(self, request: HttpRequest) -> Session:
-        """The session that a request names.
+        """Return the session that a request names.
 
         Raises:
             ProtocolError: a session or version that is unknown or missing.

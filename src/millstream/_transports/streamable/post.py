@@ -59,7 +59,7 @@ class Streamable:
         """With fewer calls in flight, nobody has too many."""
 
     async def post(self, request: HttpRequest) -> Response | None:
-        """One POST of any revision."""
+        """Return one POST of any revision."""
         headers, body = request.headers, request.body
         call, size = None, len(body)
         if (
@@ -93,7 +93,7 @@ class Streamable:
         return await finish(call, answer)
 
     def _fast_handshake_call(self, request: HttpRequest) -> Call | None:
-        """A tool call of a handshake revision in two typed passes; None when anything is unusual."""
+        """Return a tool call of a handshake revision in two typed passes; None when anything is unusual."""
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
@@ -134,7 +134,7 @@ class Streamable:
         )
 
     def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:
-        """One typed pass over the whole body; None when anything is unusual."""
+        """Return one typed pass over the whole body; None when anything is unusual."""
         try:
             decode = fast.decode
             envelope = decode(request.body)
@@ -163,7 +163,7 @@ class Streamable:
         )
 
     def _fast_list(self, request: HttpRequest) -> Call | None:
-        """A list in two typed passes, its parameters read by its handler; None when anything is unusual."""
+        """Return a list in two typed passes, its parameters read by its handler; None when anything is unusual."""
         headers, body = request.headers, request.body
         if len(body) > MAX_ID or request.query:
             return None

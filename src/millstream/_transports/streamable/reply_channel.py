@@ -160,7 +160,9 @@ class PostReplyChannel:
             sink.close()
 
     def _has_room(self) -> bool:
-        """Whether the stream may be opened. Many subscriptions may have been let in and waited for limits or hooks."""
+        """Return whether the stream may be opened. Many subscriptions may have been let in and waited for limits or
+        hooks.
+        """
         return self._caller is None or self._streams is None or not self._streams.full(self._caller)
 
     async def _open(self) -> None:

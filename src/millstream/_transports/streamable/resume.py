@@ -87,7 +87,7 @@ class Resumption:
             await asyncio.gather(following, return_exceptions=True)
 
     async def _ended(self, name: str, position: Position) -> bool:
-        """Whether the entry at a position is the last one of its stream."""
+        """Return whether the entry at a position is the last one of its stream."""
         newest = await self._endpoint.services.store.log.newest(name, 1)
         return bool(newest) and newest[0].position == position and newest[0].data[:1] == END
 

@@ -57,8 +57,8 @@ class HttpSessions:
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
-        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold. What the
-        session accumulates counts to the share of who begins it, wherever the session goes.
+        """Return a new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
+        What the session accumulates counts to the share of who begins it, wherever the session goes.
 
         Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
         those that the id holds, so no flood of handshakes keeps anybody from opening one.
@@ -93,7 +93,7 @@ class HttpSessions:
         return session, encode(token, services.ring, services.nonce())
 
     def _affords(self, owner: str, size: int, now: float) -> bool:
-        """Whether capabilities of this size are kept; they count from then on."""
+        """Return whether capabilities of this size are kept; they count from then on."""
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
             self._kept = (now, kept := ByteBudget(_CAPABILITIES_ROOM))
@@ -103,7 +103,7 @@ class HttpSessions:
         return affords
 
     def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
-        """The session of its caller, when it is known from before and has no record; else ask `find`."""
+        """Return the session of its caller, when it is known from before and has no record; else ask `find`."""
         known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
         if known is None:
             return None
@@ -118,7 +118,7 @@ class HttpSessions:
         return session
 
     async def find(self, request: HttpRequest) -> Session:
-        """The session that a request names.
+        """Return the session that a request names.
 
         Raises:
             ProtocolError: there is none. Every way of not having it (never made, expired, ended, another principal's)

@@ -22,7 +22,7 @@ _MAX_HELD = 1_000
 
 
 def is_standalone(stream: str) -> bool:
-    """Whether the stream part of an event id is that of a stand-alone stream; call streams are hexadecimal."""
+    """Return whether the stream part of an event id is that of a stand-alone stream; call streams are hexadecimal."""
     return stream.startswith(_STAND_ALONE)
 
 
@@ -58,7 +58,7 @@ class _StandaloneStream:
         self.subscribed: frozenset[str] = frozenset()
 
     def mark(self) -> str:
-        """The next event id."""
+        """Return the next event id."""
         self._counter += 1
         return f"{self._stream}.{self._counter}"
 

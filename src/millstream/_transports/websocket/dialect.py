@@ -97,7 +97,7 @@ _decode_data = msgspec.json.Decoder(Any).decode
 
 
 def encode_event(event: Event) -> bytes:
-    """An event of the hub as one message. That a subscriber is cut is said by the close frame."""
+    """Return an event of the hub as one message. That a subscriber is cut is said by the close frame."""
     if event.data is None:
         return b'{"type":"position","id":%b}' % encode(event.id)
     if not event.channel:
@@ -334,7 +334,7 @@ _OBSERVED = {
 
 
 def _echo(id: Raw) -> dict[str, Raw]:
-    """The id of a message for its answer, if it is text or a number."""
+    """Return the id of a message for its answer, if it is text or a number."""
     return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
 
 
