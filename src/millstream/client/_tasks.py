@@ -255,8 +255,8 @@ class ClientTasks:
         if self._meta[0] != link.meta:
             meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % link.meta)
             capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
-            extensions = {**members(capabilities.get("extensions")), TASKS: {}}
-            declared = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
+            extensions: dict[str, Any] = {**members(capabilities.get("extensions")), TASKS: {}}
+            declared: dict[str, Any] = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
             self._meta = link.meta, encode(declared)[1:-1]
         return self._meta[1]
 

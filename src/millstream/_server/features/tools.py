@@ -14,6 +14,7 @@ from msgspec import Struct
 from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError
+from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import CLIENT_CAPABILITIES, TASKS
 from millstream._protocol.param_headers import ParamHeader
@@ -256,7 +257,7 @@ def _title(source: ItemSource, given: str | None, annotations: Any) -> str | Non
     """Return the title of a tool. Some clients hide tools without one, so the default comes from the function's
     name.
     """
-    other = annotations.get("title") if isinstance(annotations, Mapping) else getattr(annotations, "title", None)
+    other = annotations.get("title") if is_object(annotations) else getattr(annotations, "title", None)
     if given is not None or source.code is None or other:
         return given or None
     return title_of(source.name)
