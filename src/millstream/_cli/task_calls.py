@@ -16,7 +16,7 @@ from millstream.client._tasks import Task
 async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:
     """Start a task, keep its id, and print how to come back to it."""
     started = await client.tasks.start(tool, arguments)
-    if started.task_id:
+    if started.task_id and server.startswith(("http://", "https://", "ws://", "wss://")):
         words = shlex.join(["millstream", "tasks", server, started.task_id])
         print_text(
             f"Task {started.task_id}. Ctrl-C leaves it running; this waits for it again: {words} --wait", sys.stderr

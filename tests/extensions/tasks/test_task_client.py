@@ -191,7 +191,7 @@ class _Started:
 
 
 async def test_the_example_runs_as_tasks() -> None:
-    """Both tools of examples/long_work.py, the second after a question."""
-    async with Client("examples/long_work.py", elicit=lambda _: {"approved": True}) as client:
+    """Both tools of examples/reports.py, the second after a question."""
+    async with Client("examples/reports.py", elicit=lambda _: {"approved": True}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
         assert (await client.call("publish", year=2026, task=True)).text == "The report of 2026 is public."
