@@ -1,1 +1,1 @@
-"""MCP over something: Streamable HTTP, HTTP+SSE, WebSocket, REST, stdio, memory."""
+"""MCP transports: Streamable HTTP, HTTP+SSE, WebSocket, REST, stdio, and memory."""

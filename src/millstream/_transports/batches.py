@@ -1,4 +1,4 @@
-"""Batches of 2025-03-26: reading an array of messages. Each transport answers it in its own way."""
+"""Batches of 2025-03-26: decoding an array of messages. Each transport answers in its own way."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from millstream._protocol.jsonrpc import Envelope, read, split_batch
 
 
 async def settle_task() -> None:
-    """Take a cancellation that the function of a call left behind for its task: one that ends with it has no result."""
+    """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         with contextlib.suppress(asyncio.CancelledError):
@@ -22,15 +22,15 @@ def is_batch(body: bytes) -> bool:
 
 
 def refuse_batch(why: str) -> ProtocolError:
-    """Return the refusal for an array that isn't an allowed batch."""
+    """Return the error for an array that isn't an allowed batch."""
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
 def read_batch(body: bytes, max_items: int) -> list[Envelope | ProtocolError]:
-    """Return the messages of a batch, or what is wrong with each.
+    """Return the messages of a batch, or an error for each invalid one.
 
     Raises:
-        ProtocolError: an empty or oversize batch, or one with a message of another era or an `initialize`.
+        ProtocolError: The batch is empty or too large, or it contains `initialize` or a message of another era.
     """
     messages: list[Envelope | ProtocolError] = []
     for item in split_batch(body, max_items):

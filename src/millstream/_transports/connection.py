@@ -1,7 +1,7 @@
-"""One two-way connection that carries whole messages: stdio, HTTP+SSE and in-memory share it.
+"""A two-way connection for complete messages, shared by stdio, HTTP+SSE, and in-memory transports.
 
-The era is chosen for each message: one with the per-request envelope is served by itself, the others belong to the
-connection's handshake session. Nothing here knows how bytes are framed or carried.
+The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
+connection's handshake session. Framing is left to the transport.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from millstream._server.dispatch import Dispatcher
 from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task
 
 Write = Callable[[bytes], bool]
-"""Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
+"""Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
 _LISTEN = "subscriptions/listen"
 
 
 class ClientConnection:
-    """One client on one connection. It is also the `ReplyChannel` of every call on it."""
+    """A client on one connection, and the `ReplyChannel` of all its calls."""
 
     __slots__ = (
         "_dispatcher", "_drain", "_ends", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport",
@@ -57,7 +57,7 @@ class ClientConnection:
         self._principal = principal
         self.peer = peer
         self.cancel: Callable[[], object] | None = None
-        """Nothing: a connection carries many calls, and the task of each is what can be stopped."""
+        """Always None: a connection carries many calls, so only a call's task can be stopped."""
         self._headers = headers
         self._transport = transport
         # Connection
@@ -66,12 +66,12 @@ class ClientConnection:
         self.asks = True
         self._gone = False
         self._tasks: dict[asyncio.Task[None], Call | None] = {}
-        """What runs, and the call that it runs; None for a batch."""
+        """Running tasks -> their call; None for a batch."""
         self._stop_watching: Callable[[], None] | None = None
         self._ends: set[Callable[[], None]] = set()
-        """What ends its subscriptions with their results."""
+        """Functions that end the connection's subscriptions with their results."""
 
-    # The line
+    # Reply channel
 
     async def send(self, message: bytes) -> None:
         """Send one message to the client."""
@@ -83,25 +83,25 @@ class ClientConnection:
         return self._write(message)
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back when `finish` is called. The end of the connection itself stops its calls."""
+        """Call `callback` when `finish` is called. The end of the connection itself stops its calls."""
         self._ends.add(callback)
         return partial(self._ends.discard, callback)
 
     async def interrupt(self, retry_ms: int | None) -> bool:
-        """Return a connection of this kind cannot be left and taken up again."""
+        """Return False, because such a connection can't be closed and resumed."""
         return False
 
     async def keep_alive(self) -> None:
-        """Nothing to do: the connection is open, whether a call says something or not."""
+        """Do nothing, because the connection stays open during silent calls."""
 
     def ends_call(self) -> bool:
-        """Return whether the client has gone, see `Origin`."""
+        """Return whether the client is gone. See `Origin`."""
         return self._gone
 
-    # What arrives
+    # Received messages
 
     def receive(self, data: bytes) -> None:
-        """Take one message as it came. Requests run as tasks of this connection; nothing is raised."""
+        """Process one message. Requests run as tasks of this connection. Never raises."""
         message: Envelope | None = None
         try:
             check_text(data, self._dispatcher.services.settings.max_depth)
@@ -128,7 +128,7 @@ class ClientConnection:
             return
         self._write(answer)
         if call.method == _LISTEN:
-            # The server ended it. Here it says so, too: https://modelcontextprotocol.io/specification/2026-07-28/basic
+            # The server ended the call, and must say so: https://modelcontextprotocol.io/specification/2026-07-28/basic
             self._write(notification_message("notifications/cancelled", {"requestId": call.id}))
         await self._drain()
 
@@ -139,7 +139,7 @@ class ClientConnection:
         return await self._dispatcher.call(call, self.id)
 
     def _open(self, message: Envelope) -> Call | None:
-        """Return the call that a message asks for; None if nobody waits for an answer."""
+        """Return the call for a message, or None if it needs no answer."""
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.control.answer(message, self.id)
@@ -158,7 +158,7 @@ class ClientConnection:
             return None
         per_request = is_per_request(message)
         if message.method == "initialize" and not per_request:
-            # At once, not as a task: what follows in the same read belongs to the session already.
+            # Not in a task, because later messages of the same read already belong to the session.
             self._write(self._initialize(message))
             return None
         call = (
@@ -205,7 +205,7 @@ class ClientConnection:
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _batch(self, data: bytes) -> None:
-        """Answer a batch of 2025-03-26 by an array."""
+        """Answer a batch of 2025-03-26 with an array."""
         try:
             if not self._revision().batches:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
@@ -214,7 +214,7 @@ class ClientConnection:
             self._note("", str(exc.code))
             self._write(error_message(None, exc.code, exc.message, exc.data))
             return
-        del data  # each call has its part, and may run for a day
+        del data  # each call has its part, and can run for a day
         work = [self._one(message) for message in messages]
         messages.clear()
         answers = await asyncio.gather(*work)
@@ -258,7 +258,9 @@ class ClientConnection:
             self._write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
     def finish(self, then: Callable[[], None]) -> None:
-        """End the subscriptions, and call back when their results are written; at once when called again meanwhile."""
+        """End the subscriptions, and call `then` when their results are written; immediately if called again
+        meanwhile.
+        """
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
@@ -268,12 +270,12 @@ class ClientConnection:
         )
 
     async def settle(self) -> None:
-        """Wait until every request taken so far is answered."""
+        """Wait until every request received so far is answered."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """The client is gone: stop what it asked for."""
+        """Stop all work, because the client is gone."""
         self._gone = True
         if self._stop_watching is not None:
             self._stop_watching()
@@ -308,7 +310,7 @@ def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], No
 
 
 async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
-    done, _ = await asyncio.wait(tasks)  # `gather` couldn't be left while one of them goes on
+    done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can be left while one still runs
     for task in done:
         if not task.cancelled():
-            task.exception()  # nobody is left to hear it
+            task.exception()  # no caller is left to receive it

@@ -1,8 +1,8 @@
-"""HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
+"""HTTP+SSE, the transport of 2024-11-05: a stream for messages of the server, and a path for messages of the client.
 
-`GET /sse` opens the stream; its first event names the path for POSTs, with a sealed id: any worker reads from it which
-one has the stream, and whose it is. Closing the stream ends the session. Any handshake revision may be negotiated on
-it; a request that describes itself is served too.
+`GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id from which any worker
+reads which worker has the stream, and its owner. Closing the stream ends the session. Any handshake revision can be
+negotiated, and requests of the per-request era are served, too.
 """
 
 import secrets
@@ -41,7 +41,7 @@ _UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found: open a new stream
 
 
 class _Address(Struct, frozen=True, gc=False, array_like=True):
-    """What a session id says."""
+    """The contents of a session id."""
 
     worker: str
     unique: bytes
@@ -54,7 +54,7 @@ _decode = msgspec.msgpack.Decoder(_Address).decode
 
 
 class HttpSse:
-    """The two handlers of the transport."""
+    """The GET and POST handlers of the transport."""
 
     __slots__ = ("_connections", "_dispatcher", "_name", "_path", "_sinks", "_streams")
 
@@ -63,7 +63,7 @@ class HttpSse:
         self._path = dispatcher.services.settings.messages_path
         self._streams = streams
         self._connections: dict[str, tuple[ClientConnection, bytes]] = {}
-        """Session id -> connection, and what stands for the principal that opened it."""
+        """Session id -> connection, and a hash of the principal that opened it."""
         self._sinks: set[Sink] = set()
         self._name = dispatcher.services.store.workers.me
         dispatcher.services.peers.on_workers(self._look_at_my_name)
@@ -101,7 +101,7 @@ class HttpSse:
         return None
 
     async def post(self, request: HttpRequest) -> Response:
-        """Take one message; the answer goes to the stream."""
+        """Process one message. The answer goes to the stream."""
         reply = await self._take(request)
         if reply is not _ACCEPTED:
             self._dispatcher.services.note("", "sse", status=str(reply.status))
@@ -134,7 +134,7 @@ class HttpSse:
         return _ACCEPTED if there else _UNKNOWN
 
     async def _look_at_my_name(self) -> None:
-        """End every stream whose session id has the name of a worker that is gone, though it was this one."""
+        """End every stream whose session id names a former identity of this worker."""
         if self._dispatcher.services.peers.is_me(self._name):
             return
         self._name = self._dispatcher.services.store.workers.me
@@ -142,7 +142,7 @@ class HttpSse:
             sink.close()
 
     def _on_posted(self, message: PostedMessage, worker: str) -> None:
-        # The other worker knows whose the session is, but not whether its stream is still open.
+        # The sending worker knows the owner of the session, but not whether its stream is still open.
         found = self._connections.get(message.connection)
         if found is not None:
             found[0].receive(message.body)
@@ -153,8 +153,8 @@ class HttpSse:
         return services.ring.seal(_KIND, _encode(address), services.nonce())
 
     def _worker_of(self, session_id: str, principal: Principal | None) -> str:
-        """Return the worker that has the stream of a session of this principal; empty when there's none, or it's
-        ours.
+        """Return the worker with the stream of a principal's session, or an empty string if there is none or it's this
+        one.
         """
         services = self._dispatcher.services
         if not services.peers.shared:

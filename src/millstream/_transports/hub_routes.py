@@ -34,7 +34,9 @@ _RETRY_AFTER = b"retry-after: 5\r\n"
 
 
 class Publication(Struct, forbid_unknown_fields=True):
-    """The body of `POST /publish`. A misspelled ``channel`` would reach everybody: unknown members are refused."""
+    """The body of `POST /publish`. Unknown members are refused, because a misspelled ``channel`` would reach all
+    subscribers.
+    """
 
     data: Any
     channel: str = DEFAULT
@@ -53,16 +55,16 @@ def encode_sse(event: Event) -> bytes:
 
 
 def encode_sse_gzip(event: Event) -> bytes:
-    """`encode_sse` as one gzip member: made once for all who take gzip."""
+    """Return `encode_sse` as a gzip member, encoded once for all clients that accept gzip."""
     return gzip_member(encode_sse(event))
 
 
 _gzip = lru_cache(maxsize=64)(gzip_member)
-"""For what every stream gets: comments, and when to come back."""
+"""Caches what every stream gets: comments and retry times."""
 
 
 class HubRoutes:
-    """The three handlers."""
+    """The HTTP handlers of the hub."""
 
     __slots__ = ("_gzip", "_hub", "_max_depth", "_note", "_streams")
 
@@ -83,7 +85,7 @@ class HubRoutes:
 
     @staticmethod
     def match(path: str) -> str | None:
-        """Return the client id in a path of `client_stream`; None for other paths."""
+        """Return the client id in a path of `client_stream`, or None for other paths."""
         client_id = path.removeprefix(CLIENT_PATH)
         return client_id if client_id and client_id != path and "/" not in client_id else None
 
@@ -116,7 +118,7 @@ class HubRoutes:
         return await self._serve(request, admit, begin)
 
     async def client_stream(self, request: HttpRequest) -> Response | Sink:
-        """Stream what is sent to one client: progress and results of its streamed calls."""
+        """Stream the messages of one client: progress and results of its streamed calls."""
         client_id, principal, address = self.match(request.path), request.principal, request.peer
         if client_id is None:
             return plain_problem(404, "The path is /mcp/sse/ and a client id.")
@@ -140,7 +142,7 @@ class HubRoutes:
     async def _serve(
         self, request: HttpRequest, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
     ) -> Response | Sink:
-        """Open a stream. Whatever can be refused is refused before the hub hears of anybody."""
+        """Open a stream. All checks run before the hub is involved."""
         try:
             admit()
         except (InvalidName, Forbidden, TooMany) as exc:
@@ -181,8 +183,8 @@ class HubRoutes:
         """Read the body of `publish`.
 
         Raises:
-            ProtocolError: the body isn't an event; `status` says why.
-            TooLarge: whatever is in the body, it is larger than an event can be.
+            ProtocolError: The body isn't an event. `status` is the HTTP status.
+            EventTooLarge: The body is larger than any event.
         """
         if not carries_json(request.headers):
             text = "Send the event as content-type application/json, without a content coding."
@@ -196,7 +198,7 @@ class HubRoutes:
         except msgspec.ValidationError as exc:
             raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {shorten(str(exc))}.") from exc
         except msgspec.DecodeError as exc:
-            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
+            # The decoder's message for half a surrogate pair is misleading: it says that the data was truncated.
             text = "The body is not JSON, or a text in it has half of a surrogate pair."
             raise ProtocolError(PARSE_ERROR, text) from exc
 
@@ -215,7 +217,7 @@ _SAID: dict[type[Exception], str] = {
     StoreFull: "The store is full. The event is not published.",
     StoreUnavailable: "The store didn't answer in time. The event may be published or not.",
 }
-"""What is said instead of the error's own text, which is for operators: it may name a server."""
+"""Texts for clients instead of the errors' own, which are for operators and can contain a server name."""
 
 
 def _refusal(exc: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""In-memory: a client and a server in one process and one loop, as whole messages. For tests and embedding."""
+"""The in-memory transport: a client and a server in one process and event loop. For tests and embedding."""
 
 import asyncio
 from collections import deque
@@ -9,11 +9,11 @@ from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
 
 _MAX_WAITING = 10_000
-"""Messages a client may leave unread before it is cut off."""
+"""Maximum number of unread messages before a client is cut."""
 
 
 class MemoryPipe:
-    """One connection: `send` a message to the server, `receive` what it says."""
+    """An in-memory connection: `send` a message to the server, and `receive` its messages."""
 
     __slots__ = ("_connection", "_news", "_waiting", "closed")
 
@@ -29,11 +29,11 @@ class MemoryPipe:
         """Open a connection.
 
         Args:
-            dispatcher: carries out the calls.
-            principal: the caller; None for an anonymous one.
-            peer: the caller's address.
-            headers: of the request that stands for the caller.
-            transport: what calls name as theirs. ``memory`` may do everything; others need the scopes of what they use.
+            dispatcher: Runs the calls.
+            principal: The caller, or None for an anonymous one.
+            peer: The caller's address.
+            headers: Headers of the caller's request.
+            transport: The transport name of calls. ``memory`` has full access; any other name needs scopes.
         """
         self._connection = ClientConnection(
             dispatcher, self._take, self._no_wait, principal=principal, peer=peer, headers=headers, transport=transport
@@ -53,17 +53,17 @@ class MemoryPipe:
         return None
 
     def send(self, message: bytes) -> None:
-        """Give the server one message (or one batch)."""
+        """Pass a message or batch to the server."""
         self._connection.receive(message)
 
     async def receive(self) -> bytes:
-        """Return the next message from the server; waits until there is one."""
+        """Return the next message from the server. Waits until there is one."""
         while not self._waiting:
             self._news.clear()
             await self._news.wait()
         return self._waiting.popleft()
 
     async def close(self) -> None:
-        """The client goes away."""
+        """Disconnect the client."""
         self.closed = True
         await self._connection.close()

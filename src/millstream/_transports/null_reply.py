@@ -1,4 +1,4 @@
-"""Calls of callers that hear nothing but the answer: REST, and the JSON dialect of the WebSocket."""
+"""Calls whose callers receive only the answer: REST, and the JSON dialect of the WebSocket."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,28 +9,28 @@ from millstream._server.calls.call import NOBODY, Call
 
 
 class NullReplyChannel:
-    """A way back on which nothing travels."""
+    """A reply channel that discards everything."""
 
     __slots__ = ()
     asks = False
 
     async def send(self, message: bytes) -> None:
-        """Drop it."""
+        """Discard the message."""
 
     def push(self, message: bytes) -> bool:
-        """Drop it."""
+        """Discard the message."""
         return True
 
     async def interrupt(self, retry_ms: int | None) -> bool:
-        """There is no way to come back for the rest."""
+        """Return False, because the client can't resume."""
         return False
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """It never closes."""
+        """Do nothing, because the channel never closes."""
         return _nothing
 
     async def keep_alive(self) -> None:
-        """There is nothing to show."""
+        """Do nothing, because there is no stream."""
 
 
 def _nothing() -> None:
@@ -41,7 +41,5 @@ NULL_REPLY = NullReplyChannel()
 
 
 def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
-    """Return a call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport
-    adds.
-    """
+    """Return a call without a client, for `Dispatcher.outcome`. `way` has the transport's fields."""
     return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=NULL_REPLY, **way)

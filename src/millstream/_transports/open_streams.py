@@ -1,4 +1,4 @@
-"""The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
+"""The open event streams: counted against their caps, kept alive by comments, and closed at shutdown."""
 
 import asyncio
 import math
@@ -20,39 +20,37 @@ from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 
 _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
-"""How long clients wait before they come back when the server closes their streams: not all at once."""
+"""Range of reconnection times sent when the server closes streams, with jitter."""
 _SAME = 1.0
-"""Seconds by which the ends of what one credential opened may differ."""
+"""Maximum difference in seconds between the expiry times of one credential's streams."""
 
 Code = Callable[[bytes], bytes]
 Finish = Callable[[Callable[[], None]], None]
-"""Gives the subscriptions of a stream their results, and calls back when they have them. Asked again meanwhile, it
-doesn't wait for that.
-"""
+"""Ends a stream's subscriptions with their results, then calls back. A second call doesn't wait."""
 
 
 class TakeoverListener(Protocol):
-    """What can hear that its stream is read elsewhere."""
+    """A stream that can be taken over by another connection."""
 
     def leave(self) -> None:
-        """Write nothing more."""
+        """Stop writing, because another connection reads the stream."""
 
 
 class _OpenStream(NamedTuple):
-    """How a stream is written to and ended."""
+    """How to write to a stream and end it."""
 
     code: Code
     opened: float
     end: Callable[[], None]
     dismiss: Callable[[], None]
-    """Ends it because its owner may not listen any more."""
+    """Ends the stream because its owner lost access."""
     owner: str | None
-    """Its principal, empty for an anonymous one; None for the stream of a call."""
+    """The principal, empty for an anonymous caller, or None for the stream of a call."""
     finish: Finish | None
 
 
 class OpenStreams:
-    """All open streams of one running server."""
+    """All open streams of one server."""
 
     __slots__ = ("_by_owner", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
                  "_owned", "_sinks", "_unended", "by_kind", "lines", "wall")  # fmt: skip
@@ -62,23 +60,23 @@ class OpenStreams:
         self._max = max_streams
         self._max_per_owner = max_per_owner
         self.wall: Callable[[], float] = time
-        """This machine's clock, by which credentials were checked, and not the store's."""
+        """This machine's clock, which credentials are checked against, not the store's."""
         self._sinks: dict[Sink, _OpenStream] = {}
         self._ends = ExpiryHeap[int]()
-        """When the credential of a stream ends, for those whose does."""
+        """Expiry times of the streams' credentials."""
         self._numbered: dict[int, Sink] = {}
         self._number = 0
         self._kinds: dict[Sink, tuple[str, str]] = {}
         self._by_owner: dict[str, int] = {}
-        """Caller, see `Call.owner` -> how many of its streams count."""
+        """`Call.owner` -> number of its counted streams."""
         self._owned = 0
-        """Streams that count: all but those of calls, which have a cap of their own."""
+        """Number of counted streams: all but those of calls, which have their own cap."""
         self.by_kind: Counter[tuple[str, ...]] = Counter()
-        """How many there are of each kind: transport and revision."""
+        """Number of streams per transport and revision."""
         self.lines: dict[str, TakeoverListener] = {}
-        """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
+        """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
         self._unended: dict[str, Callable[[], Awaitable[None]]] = {}
-        """Log name -> what writes its end, which the store has not taken yet."""
+        """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
 
     def __len__(self) -> int:
         return len(self._sinks)
@@ -91,9 +89,9 @@ class OpenStreams:
         return dict(found)
 
     def slowest(self, count: int) -> list[tuple[str, str, float, int]]:
-        """Those with the most bytes that their readers haven't taken yet, then the oldest.
+        """Return the streams with the most unread bytes, then the oldest.
 
-        Of each: transport, owner (empty for nobody), seconds since it was opened, bytes that wait. It walks over all.
+        For each: transport, owner (empty for none), age in seconds, and unread bytes. Walks over all streams.
         """
         now = monotonic()
         found = (
@@ -103,7 +101,7 @@ class OpenStreams:
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
     def full(self, caller: RequestOwner) -> bool:
-        """Return whether a caller may open no further stream."""
+        """Return whether a caller has reached its cap of streams."""
         most = most_streams(caller, self._max, self._max_per_owner)
         return self._owned >= self._max or self._by_owner.get(caller.owner, 0) >= most
 
@@ -119,17 +117,17 @@ class OpenStreams:
         finish: Finish | None = None,
         until: float = math.inf,
     ) -> None:
-        """Watch over a stream until it closes.
+        """Track a stream until it closes.
 
         Args:
-            sink: the stream.
-            caller: whose cap it counts against; none for the stream of a call.
-            kind: transport and revision, for `by_kind`.
-            code: puts bytes into the coding of the stream.
-            end: how it is ended, if not by its `close`.
-            dismiss: how it is ended when its owner may not listen any more, if not by `end`.
-            finish: what comes before `end` when it's too old, for a stream that can carry subscriptions.
-            until: when the credential ends that opened it, in seconds since 1970.
+            sink: The stream.
+            caller: The caller whose cap it counts against, or None for the stream of a call.
+            kind: Transport and revision, for `by_kind`.
+            code: Applies the content coding of the stream.
+            end: Ends the stream, if not by its `close`.
+            dismiss: Ends the stream when its owner loses access, if not by `end`.
+            finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
+            until: Expiry of the credential that opened it, in seconds since 1970.
         """
         self._kinds[sink] = kind
         end = end or sink.close
@@ -164,7 +162,9 @@ class OpenStreams:
                 self._by_owner.pop(share, None)
 
     def beat(self) -> None:
-        """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
+        """Send a comment to every stream, so that proxies and clients see that it's alive. End streams over the maximum
+        age.
+        """
         oldest = monotonic() - self._max_age
         for sink, (code, opened, end, _, _, finish) in list(self._sinks.items()):
             if opened < oldest:
@@ -173,20 +173,20 @@ class OpenStreams:
                 sink.write(code(COMMENT))
 
     def end_of(self, gone: Callable[[str], bool]) -> None:
-        """End the streams of those who may not listen any more."""
+        """End the streams of owners that have lost access."""
         for each in list(self._sinks.values()):
             if each.owner is not None and gone(each.owner):
                 each.dismiss()
 
     def end_revoked(self, owner: str, until: float) -> None:
-        """End the streams that somebody opened by a credential that would have ended then, and has ended now."""
+        """Close streams whose credential was revoked before its expiry."""
         for number, sink in list(self._numbered.items()):
             found = self._sinks[sink]
             if found.owner == owner and abs(self._ends.expires_at(number) - until) < _SAME:
                 self._send_away(sink, found.code, found.dismiss)
 
     def end_expired(self) -> None:
-        """End the streams whose credentials have ended; clients come back soon, with fresh ones."""
+        """End the streams whose credentials have expired. Clients reconnect with new ones."""
         for number in self._ends.due(self.wall(), len(self._numbered) * 2 + SLACK):
             sink = self._numbered.get(number)
             if sink is not None:
@@ -194,14 +194,14 @@ class OpenStreams:
                 self._send_away(sink, found.code, found.dismiss)
 
     def end_later(self, log: str, end: Callable[[], Awaitable[None]]) -> None:
-        """Write the end of a call's log once the store takes it. Of more than it holds, the oldest just expire."""
+        """Write the end of a call's log once the store accepts it. Above the limit, the oldest ends are dropped."""
         if len(self._unended) >= _MAX_UNENDED:
             del self._unended[next(iter(self._unended))]
         self._unended[log] = end
 
     async def touch(self, log: Log, ttl: float) -> None:
-        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed. Logs
-        that lack their end get it.
+        """Extend the logs of running calls, so a call that ends later can still be resumed. Write pending ends of
+        logs.
         """
         for name, end in list(self._unended.items()):
             with suppress(StreamSealed):
@@ -213,7 +213,7 @@ class OpenStreams:
                 raise failure
 
     def close(self) -> None:
-        """End every stream, and say when to come back."""
+        """End all streams, with a reconnection time."""
         for sink, each in list(self._sinks.items()):
             self._send_away(sink, each.code, each.end)
 

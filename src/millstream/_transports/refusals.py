@@ -1,4 +1,4 @@
-"""The refusals that several handlers of the MCP endpoint share, as HTTP replies with a JSON-RPC error."""
+"""HTTP error responses that several handlers of the MCP endpoint share, with JSON-RPC errors."""
 
 from millstream._http.media import parse_accept
 from millstream._http.message import TEXT_HEAD, Response
@@ -6,16 +6,16 @@ from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERRO
 from millstream._protocol.jsonrpc import RequestId, error_message
 
 SESSION_NOT_FOUND = -32001
-"""What clients are used to in the body of the 404; they act on the status."""
+"""The usual code in the body of the 404. Clients act on the status."""
 
 
 def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
-    """Return a JSON-RPC error without an id as an HTTP reply."""
+    """Return an HTTP response with a JSON-RPC error without an id."""
     return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
 
 
 def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
-    """Return an error as an HTTP reply; one that may pass says when to try again."""
+    """Return an error as an HTTP response. A temporary error includes a retry time."""
     head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
     return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
 
@@ -27,14 +27,14 @@ _FOR_CLIENTS = Response(
     406,
     TEXT_HEAD,
 )
-"""For a browser: the stream that it would wait for shows nothing."""
+"""For browsers, in which the stream would show nothing."""
 TOO_MANY_STREAMS = refusal(
     503, SERVER_ERROR, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"
 )
 
 
 def no_stream(accept: bytes | None) -> Response | None:
-    """Return the refusal for a GET by who can't read a stream, or isn't a client at all; None for the others."""
+    """Return the error for a GET by a client that can't read a stream, or by a browser; None for others."""
     known = parse_accept(accept)
     if known.page:
         return _FOR_CLIENTS
@@ -42,17 +42,17 @@ def no_stream(accept: bytes | None) -> Response | None:
 
 
 def too_many_streams() -> ProtocolError:
-    """Return the refusal of a subscription, which is a stream like others, for want of room."""
+    """Return the error for a subscription above the cap of streams."""
     return ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
 
 
 def unknown_session() -> ProtocolError:
-    """Return the refusal for a session that is not there (any more)."""
+    """Return the error for a session that doesn't exist or has ended."""
     text = "Session not found: initialize again, without Mcp-Session-Id"
     return ProtocolError(SESSION_NOT_FOUND, text, status=404)
 
 
 def missing_session() -> ProtocolError:
-    """Return the refusal for a request that needs a session and names none."""
+    """Return the error for a request without the session that it needs."""
     text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
     return ProtocolError(INVALID_REQUEST, text, status=400)

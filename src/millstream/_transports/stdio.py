@@ -1,9 +1,10 @@
-"""stdio: one JSON-RPC message a line on stdin and stdout. Nothing else is ever written to stdout.
+"""stdio: one JSON-RPC message per line on stdin and stdout. Nothing else is written to stdout.
+
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio
 
-While it serves, file descriptor 1 points to stderr, so that a `print` in a tool cannot break the protocol; messages
-go out through a private copy. Reading and writing use the loop's pipe transports where stdin and stdout are pipes,
-terminals or sockets, and threads for files and other devices (and on Windows).
+While the server runs, file descriptor 1 points to stderr, so that a `print` in a tool can't break the protocol.
+Messages use a private copy of stdout. The event loop's pipe transports serve pipes, terminals, and sockets; threads
+serve files and other devices, and Windows.
 """
 
 import asyncio
@@ -25,12 +26,12 @@ from millstream._transports.connection import ClientConnection
 
 _CHUNK = 256 * 1024
 _LAST_SECONDS = 1.0
-"""What cancelled calls have to end."""
+"""Time for cancelled calls to end."""
 _TOO_LONG = "Parse error: a line is longer than {} bytes"
 
 
 class _Output(asyncio.Protocol):
-    """Messages to stdout, gathered and written once a loop tick. Pipes are written under flow control."""
+    """Messages to stdout, batched per turn of the event loop. Pipes are written under flow control."""
 
     def __init__(self, fd: int, *, max_buffered: int) -> None:
         self._fd = fd
@@ -43,7 +44,9 @@ class _Output(asyncio.Protocol):
         self._room.set()
 
     async def open(self) -> None:
-        """Use the loop's pipe transport where stdout is a pipe or socket; files and terminals are written directly."""
+        """Use the event loop's pipe transport if stdout is a pipe or socket. Files and terminals are written
+        directly.
+        """
         if os.isatty(self._fd):
             return
         try:
@@ -54,7 +57,7 @@ class _Output(asyncio.Protocol):
             self._transport = None
 
     def write(self, message: bytes) -> bool:
-        """Queue one message; False when nobody reads any more, or reads too slowly."""
+        """Queue one message. Return False if the reader is gone or too slow."""
         if self._gone:
             return False
         if not self._waiting:
@@ -63,7 +66,7 @@ class _Output(asyncio.Protocol):
         return self._transport is None or self._transport.get_write_buffer_size() < self._max_buffered
 
     def flush(self) -> None:
-        """Write what is queued."""
+        """Write the queued messages."""
         if not self._waiting or self._gone:
             return
         data = b"\n".join(self._waiting) + b"\n"
@@ -78,18 +81,18 @@ class _Output(asyncio.Protocol):
             self._gone = True
 
     async def drain(self) -> None:
-        """Wait until stdout takes more."""
+        """Wait until stdout accepts more."""
         await self._room.wait()
 
     async def make_room(self) -> None:
-        """Wait while more is unread than may be: whoever sends without reading is not read either."""
+        """Wait while too much is unread, so a client that sends without reading isn't read, either."""
         self.flush()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:
             await self._room.wait()
 
     async def finish(self) -> None:
-        """Wait until everything is written, or nobody reads any more."""
+        """Wait until everything is written or the reader is gone."""
         self.flush()
         transport = self._transport
         if transport is not None and not self._gone:
@@ -97,7 +100,7 @@ class _Output(asyncio.Protocol):
             await self._room.wait()
 
     def close(self) -> None:
-        """Stop writing. What nobody has read is dropped: the descriptor is closed next."""
+        """Stop writing. Unread data is dropped, because the descriptor is closed next."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -114,7 +117,7 @@ class _Output(asyncio.Protocol):
 
 @contextlib.contextmanager
 def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
-    """Point a descriptor to stderr for the length of the block; gives a private copy of what it was."""
+    """Point a descriptor to stderr inside the block, and yield a private copy of the original."""
     _fill_standard_descriptors()
     private = os.dup(stdout)
     os.dup2(2, stdout)
@@ -131,14 +134,14 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
 
 
 def _fill_standard_descriptors() -> None:
-    """A program may be started with closed ones. What it opens next would get their numbers, and be taken for them."""
+    """Open missing standard descriptors, or the next opened files would get their numbers."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _set_line_buffering(*, on: bool) -> bool:
-    """Choose whether each line that the program prints is written at once; return whether that changed something."""
+    """Set line buffering of the program's prints. Return whether that changed anything."""
     out = sys.stdout
     if not isinstance(out, io.TextIOWrapper) or out.line_buffering is on:
         return False
@@ -148,7 +151,7 @@ def _set_line_buffering(*, on: bool) -> bool:
 
 
 def _flush() -> None:
-    """What was printed goes where the descriptor points now: it must not follow it back to the protocol."""
+    """Flush prints while the descriptor points to stderr, so they can't reach the protocol later."""
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
             sys.stdout.flush()
@@ -157,8 +160,8 @@ def _flush() -> None:
 async def serve_stdio(
     dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1, stop: asyncio.Event | None = None
 ) -> None:
-    """Serve one client until stdin ends, or `stop` is set. What was asked before is still answered, for as long as the
-    settings allow.
+    """Serve one client until stdin ends or `stop` is set. Earlier requests are still answered, within the shutdown
+    timeout.
     """
     with off_stdout(stdout) as private:
         await _serve(dispatcher, stdin, _Output(private, max_buffered=dispatcher.services.settings.stream_buffer), stop)
@@ -190,7 +193,7 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
 
 
 async def _last_words(connection: ClientConnection, output: _Output, seconds: float) -> bool:
-    """Wait until every call is answered and written, or a time is over; False then."""
+    """Wait until every call is answered and written. Return False after a timeout."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await connection.settle()
@@ -202,7 +205,7 @@ async def _last_words(connection: ClientConnection, output: _Output, seconds: fl
 async def _read_all(
     read: Callable[[int], Awaitable[bytes]], connection: ClientConnection, output: _Output, max_line: int
 ) -> None:
-    """Take every line until the input ends."""
+    """Process every line until the input ends."""
     splitter = LineSplitter(max_line)
     data = b"-"
     while data:
@@ -216,7 +219,7 @@ async def _read_all(
 
 
 async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or part of it: until `stop` is set."""
+    """Run `work` until it's done or `stop` is set."""
     if stop is None:
         await work
         return
@@ -231,10 +234,10 @@ async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -
 
 
 async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
-    """How to read, and how to stop."""
+    """Return how to read a descriptor, and how to stop reading."""
     stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
     mode = os.fstat(fd).st_mode
-    # Not every descriptor that asyncio takes can be waited for: epoll refuses /dev/null.
+    # Not every descriptor that asyncio accepts can be polled: epoll refuses /dev/null.
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         reader = asyncio.StreamReader(limit=_CHUNK)
         with contextlib.suppress(NotImplementedError):  # a loop without pipes (on Windows)
@@ -246,7 +249,7 @@ async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Call
 
 
 async def _in_thread(read: Callable[[int], bytes], size: int) -> bytes:
-    """Read in a thread that the end of the program does not wait for."""
+    """Read in a daemon thread, which doesn't delay the end of the program."""
     loop, future = asyncio.get_running_loop(), concurrent.futures.Future[bytes]()
 
     def work() -> None:

@@ -1,7 +1,7 @@
-"""One value that fits a JSON Schema, for the examples of the OpenAPI document.
+"""Example values for JSON Schemas, for the OpenAPI document.
 
-It knows the schemas that signatures become, and gives `UNSET` rather than a value it cannot vouch for: a pattern, an
-unknown format or keyword, a recursive type.
+Supports the schemas of function signatures. For anything that can't be guaranteed, such as a pattern, an unknown format
+or keyword, or a recursive type, the result is `UNSET`.
 """
 
 import math
@@ -27,7 +27,7 @@ HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minPrope
 
 
 def example_of(schema: Schema, depth: int = 0) -> Any:
-    """Return a value that fits, or `UNSET`. Objects get what they require and nothing more."""
+    """Return a valid value, or `UNSET`. Objects have only their required members."""
     for key in ("examples", "enum"):
         if is_array(schema.get(key)) and schema[key]:
             return schema[key][0]

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document of a server's tools: each is `POST /tools/{name}` with its arguments as the body.
+"""The OpenAPI 3.1 document of a server's tools. Each tool is `POST /tools/{name}` with its arguments as the body.
 
-OpenAPI 3.1 uses JSON Schema 2020-12 unchanged, so the schemas that MCP clients see go in as they are; only references
-inside a schema are moved to where the schema now stands. Pure: tools in, bytes out.
+OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are included unchanged, except that references
+inside them are rebased. A pure function: tools in, bytes out.
 """
 
 import re
@@ -57,14 +57,13 @@ def document(
     root_path: str = "",
     mcp: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return the whole document as JSON.
+    """Return the document as JSON.
 
     Args:
-        tools: in the order in which they are shown.
-        info: name, version and description of the server.
-        instructions: used where `info` has no description.
-        root_path: where the server is mounted.
-        mcp: what the page beside the document says of MCP, as `x-mcp`.
+        tools: The tools, in display order.
+        info: The server's name, version, and description.
+        instructions: The description, if `info` has none.
+        root_path: The path at which the server is mounted.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
     paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
@@ -92,7 +91,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
         content["example"] = example
     body: Json = {"required": bool(arguments.get("required")), "content": {"application/json": content}}
     title: str = described.get("title", "")
-    if title == title_of(name):  # the first line of the docstring says more
+    if title == title_of(name):  # the docstring's first line is more informative
         title = ""
     return {
         **({"tags": sorted(tool.tags)} if tool.tags else {}),
@@ -111,7 +110,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
 
 
 def _add_component(name: str, schema: Json, schemas: Json) -> Json:
-    """Put a schema among the components, and give the reference to it."""
+    """Add a schema to the components and return a reference to it."""
     if not schema:
         return {
             "description": "A structured value if the tool returned one, else its content blocks.",

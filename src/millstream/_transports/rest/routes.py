@@ -1,11 +1,11 @@
-"""Tools for callers that know no MCP: the `/mcp/tools/*` dialect, and every tool as a plain REST operation.
+"""Tools for callers without MCP: the `/mcp/tools/*` dialect, and every tool as a REST operation.
 
-The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) takes JSON-RPC bodies with anything left out that a short
-script leaves out, and answers JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the
-structured result, or with problem details (`problems.py`); `GET /openapi.json` describes these operations.
+The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) accepts abbreviated JSON-RPC bodies and answers with
+JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the structured result or problem details
+(`problems.py`). `GET /openapi.json` describes these operations.
 
-Neither can be asked a question or follow progress: notifications are dropped, and a tool that must ask fails and says
-so. The dialect answers in the shape of the handshake era, the one that such scripts were written against.
+Neither supports questions or progress: notifications are dropped, and a tool that asks fails with an error. The dialect
+answers in the handshake era's shape, for which such scripts were written.
 """
 
 import hashlib
@@ -50,14 +50,14 @@ from millstream._transports.rest import openapi
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
-"""Documents that are kept: of mount points, and of callers who see different tools."""
+"""Maximum number of cached documents, for mount points and for callers that see different tools."""
 
 _FORM = b"application/x-www-form-urlencoded"
 _BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user")
 
 
 class _Envelope(Struct, gc=False):
-    """A body of the dialect. Any member may be absent, but those that are there must be right."""
+    """A request body of the dialect. Every member is optional, but present members must be valid."""
 
     jsonrpc: str = "2.0"
     id: int | Annotated[str, Meta(max_length=MAX_ID)] | None = None
@@ -76,7 +76,7 @@ class _Result(Struct, gc=False):
 
 
 class _OpenApiReply(Struct, frozen=True):
-    """The OpenAPI document, ready to be sent; and what is sent to those who have it (RFC 9110 §13.1.2)."""
+    """The encoded OpenAPI document, and the 304 response for clients that have it (RFC 9110 §13.1.2)."""
 
     tag: bytes
     whole: Response
@@ -95,7 +95,7 @@ _decode_content = msgspec.json.Decoder(list[_Content]).decode
 
 
 class RestRoutes:
-    """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
+    """The HTTP handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
     __slots__ = ("_described", "_dispatcher", "_max_depth", "_mcp", "_note", "_registry")  # fmt: skip
 
@@ -115,8 +115,8 @@ class RestRoutes:
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
         self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
-        """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
-        document. The registry gives the same object for a list until it changes.
+        """(mount point, relevant scopes) -> the encoded list of tools, and the document made from it. The registry
+        returns the same object for a list until it changes.
         """
 
     # The dialect
@@ -149,7 +149,7 @@ class RestRoutes:
             refusal.status = max(refusal.status, 400)
             return refusals.error_response(refusal)
         request.body = b""
-        del body, envelope, params  # the call has what it needs
+        del body, envelope, params  # the call has its own data
         outcome = await self._dispatcher.outcome(call)
         mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
         error = outcome.error
@@ -211,17 +211,17 @@ class RestRoutes:
         except ProtocolError as exc:
             return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
         params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
-        # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
+        # Header parameters repeat arguments for MCP routers. REST callers don't have to send them.
         call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
         call.arguments = arguments
         if not self._dispatcher.load.takes(call, len(params)):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         request.body = b""
-        del params, arguments  # the call has what it needs
+        del params, arguments  # the call has its own data
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: HttpRequest) -> Response:
-        """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
+        """`GET /openapi.json`, encoded on the first request and again after the tools change."""
         root = request.root_path
         scopes = scopes_of(request.principal)
         registry = self._registry
@@ -246,7 +246,9 @@ class RestRoutes:
 
 
 def _media_type(request: HttpRequest) -> bytes:
-    """Return the declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
+    """Return the declared media type without parameters: empty if none is declared, ``?`` for a body with a content
+    coding.
+    """
     headers = request.headers
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         return b"?"
@@ -254,21 +256,23 @@ def _media_type(request: HttpRequest) -> bytes:
 
 
 def _is_json(request: HttpRequest) -> bool:
-    """JSON, or nothing at all."""
+    """Return whether the body is JSON or has no declared type."""
     declared = _media_type(request)
     return declared == b"application/json" or (not declared and not request.body)
 
 
 def _is_call(request: HttpRequest) -> bool:
-    """JSON, or what `curl -d` claims its JSON to be; a form that a page submits cross-site is never a call."""
+    """Return whether the body is JSON or has the default type of `curl -d`. A cross-site form submission is never a
+    call.
+    """
     return _is_json(request) or (_media_type(request) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
 
 
 def _read_envelope(body: bytes, method: str) -> _Envelope:
-    """Open a body of the dialect.
+    """Decode a request body of the dialect.
 
     Raises:
-        ProtocolError: it is not JSON, or says something else than its path.
+        ProtocolError: The body isn't JSON, or contradicts its path.
     """
     require_json(body)
     try:
@@ -285,7 +289,7 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
 
 
 def _read_arguments(tool: Tool, raw: bytes) -> Any:
-    """Tell arguments that do not fit apart from a tool that says no: both are tool errors further on.
+    """Validate arguments early, because a tool's own errors look the same later.
 
     Raises:
         ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
@@ -310,7 +314,7 @@ def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Respons
     listen_at = meta.get("streamUrl")
     if listen_at is None:
         return Response(body)
-    # RFC 8288: the body is the result alone, so a header says where to listen.
+    # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
     return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
 
 

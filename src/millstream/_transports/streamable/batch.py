@@ -1,7 +1,7 @@
-"""A batch over HTTP: its calls run side by side and share one reply.
+"""A batch over HTTP: its calls run concurrently and share one reply.
 
-As that of a single call, the reply becomes a stream when the first of them has something to say, if the client reads
-streams; then every answer is an event of its own.
+As for a single call, the reply becomes a stream when a call sends its first message, if the client reads streams. Every
+answer is then an event of its own.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
     """Answer a batch.
 
     Raises:
-        ProtocolError: the revision has no batches, or the batch as a whole is refused.
+        ProtocolError: The revision has no batches, or the batch is refused as a whole.
     """
     messages = read_batch(exchange.request.body, exchange.endpoint.services.settings.max_batch)
-    exchange.request.body = b""  # each call has its part, and may run for a day
+    exchange.request.body = b""  # each call has its part, and can run for a day
     session, revision = await exchange.session()
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
@@ -35,7 +35,7 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
 
 
 class _Batch:
-    """The calls of one batch, and the line that they share."""
+    """The calls of one batch, and their shared reply channel."""
 
     __slots__ = ("_exchange", "_line", "_revision", "_scope", "_session")
 
@@ -47,7 +47,7 @@ class _Batch:
         self._line: PostReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
-        """Take every message; answer by an array, unless the line became a stream."""
+        """Process every message, and answer with an array unless the reply became a stream."""
         work = [self._take(message) for message in messages]
         messages.clear()
         answers = [each for each in await asyncio.gather(*work) if each[1]]
@@ -61,7 +61,7 @@ class _Batch:
         return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
 
     async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
-        """Return the id and the answer of a request that is not answered on the stream."""
+        """Return the id and answer of a request, unless it was answered on the stream."""
         if isinstance(message, ProtocolError):
             return None, self._refuse(None, "", message)
         dispatcher = self._exchange.endpoint.dispatcher
@@ -83,7 +83,7 @@ class _Batch:
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             return message.id, self._refuse(message.id, message.method, exc)
-        # The request is the batch as a whole; a cancel is for one of its calls.
+        # The request covers the whole batch, but a cancellation is for one call.
         call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
         call.open_reply = self._connect
         body = await dispatcher.call(call, self._scope)
@@ -103,7 +103,7 @@ class _Batch:
         exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
 
     def _connect(self, call: Call) -> PostReplyChannel:
-        """Return one line for all, made when the first call needs it."""
+        """Return the shared reply channel, created when the first call needs it."""
         if self._line is None:
             self._line = self._exchange.endpoint.open_line(call)
         return self._line

@@ -1,4 +1,4 @@
-"""The exact way of a POST: media types, JSON, envelope, era, session; each refusal with its code and status."""
+"""The exact path of a POST: media types, JSON, envelope, era, and session. Each error has its code and status."""
 
 import contextlib
 
@@ -20,7 +20,7 @@ _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
 _UNREADABLE_STREAM = "Not acceptable: a subscription is answered as text/event-stream"
 _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
-"""What an older store epoch has taken with it: the client initializes and subscribes again."""
+"""Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
@@ -52,7 +52,7 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
         return _refuse(exchange, message, exc)
     if isinstance(opened, Response):
         return opened
-    # The call has what it needs, and it may run for a day: nothing else holds what it was asked with.
+    # The call has its own data and can run for a day, so the request's body is released.
     request.body = b""
     del message
     return await exchange.run(opened)
@@ -125,7 +125,7 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
             exchange.hear(message, session, revision)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
-    # Many may have waited for the record of their session.
+    # Many requests may have waited for their session's record.
     endpoint.dispatcher.load.admit(request, message.method)
     return exchange.handshake_call(message, session, revision)
 
@@ -147,7 +147,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
 
 
 async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Response:
-    """Return a client's answer to a question of a call, which may wait on another worker."""
+    """Pass a client's answer to the call that asked, which can be on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)

@@ -25,7 +25,7 @@ _JSON_ONLY = "Not acceptable: this server answers as application/json"
 
 
 class StreamableEndpoint:
-    """What all requests to the MCP endpoint of one running server share."""
+    """The shared state of all requests to the MCP endpoint of one server."""
 
     __slots__ = ("dispatcher", "json_only", "services", "sessions", "streams")
 
@@ -34,11 +34,11 @@ class StreamableEndpoint:
         self.services = dispatcher.services
         self.json_only = dispatcher.services.settings.json_only
         self.sessions = sessions
-        """None: handshake requests are served without sessions."""
+        """None if handshake requests are served without sessions."""
         self.streams = streams
 
     def open_line(self, call: Call) -> PostReplyChannel:
-        """Return the way back of a call that came by POST."""
+        """Return the reply channel of a call that came by POST."""
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
@@ -49,7 +49,7 @@ class StreamableEndpoint:
 
 
 async def finish(call: Call, body: bytes) -> Response | None:
-    """Give the answer of a call on its line, or as a single message when no stream was opened."""
+    """Send the answer of a call on its stream, or return it as a single message if no stream is open."""
     line = call.line
     if isinstance(line, PostReplyChannel) and line.streaming:
         await line.finish(body)
@@ -61,9 +61,7 @@ async def finish(call: Call, body: bytes) -> Response | None:
 
 
 def _status(call: Call) -> int:
-    """Return the HTTP status of a call's answer; in the handshake era errors of a method are 200, unless they have a
-    head.
-    """
+    """Return the HTTP status of a call's answer. Handshake-era errors have status 200, unless they have a head."""
     error = call.failure.error if call.failure is not None else None
     if error is None or not (call.revision.result_type or error.head):
         return 200
@@ -71,7 +69,7 @@ def _status(call: Call) -> int:
 
 
 class StreamableExchange:
-    """One POST that takes the exact way."""
+    """One POST on the exact path."""
 
     __slots__ = ("accepts", "endpoint", "request")
 
@@ -81,7 +79,7 @@ class StreamableExchange:
         self.accepts: AcceptedTypes = parse_accept(request.headers.get(b"accept"))
 
     def check_readable(self) -> None:
-        """Refuse a client that reads streams only, where none are made.
+        """Refuse a client that reads only streams, if the server sends none.
 
         Raises:
             ProtocolError: HTTP 406.
@@ -90,16 +88,16 @@ class StreamableExchange:
             raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
     def reply(self, body: bytes, status: int = 200, head: bytes = b"") -> Response:
-        """Return a single message, as an event where the client reads nothing else."""
+        """Return a single message, as an event if the client reads only streams."""
         if status == 200 and not self.accepts.json:
             return Response(sse.encode_message(body), status, STREAM_HEAD + head)
         return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)
 
     async def session(self) -> tuple[Session | None, Revision]:
-        """Session and revision of a handshake-era request.
+        """Return the session and revision of a handshake-era request.
 
         Raises:
-            ProtocolError: a session or version that is unknown or missing.
+            ProtocolError: The session or version is unknown or missing.
         """
         headers, sessions = self.request.headers, self.endpoint.sessions
         if sessions is not None and b"mcp-session-id" in headers:
@@ -111,19 +109,19 @@ class StreamableExchange:
         return None, revision or ASSUMED
 
     def handshake_call(self, message: Envelope, session: Session | None, revision: Revision) -> Call:
-        """Return a call of the handshake era. Without a session nobody can come back for its answer: it ends with its
-        connection.
+        """Return a call of the handshake era. Without a session, the call ends with its connection, because the answer
+        can't be resumed.
         """
         self.request.cancel_on_disconnect = session is None
         return calls.handshake_call(message, session, revision, **self._way())
 
     def per_request_call(self, message: Envelope, admitted: Admission) -> Call:
-        """Return a call of the per-request era; it ends with its connection."""
+        """Return a call of the per-request era. It ends with its connection."""
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
 
     def hear(self, message: Envelope, session: Session | None, revision: Revision) -> None:
-        """Pass a notification to the extension that has a handler for it."""
+        """Pass a notification to the extension that handles it."""
         way = {**self._way(), "open_reply": None, "line": NULL_REPLY}
         self.endpoint.dispatcher.hear(calls.notification_call(message, session, revision, **way))
 
@@ -139,7 +137,7 @@ class StreamableExchange:
         }
 
     async def run(self, call: Call) -> Response | None:
-        """Run a call to its reply."""
+        """Run a call and return its reply."""
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call) == 200:
             line = call.open_line()

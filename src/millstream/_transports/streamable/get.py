@@ -1,4 +1,4 @@
-"""Streamable HTTP, the GET and DELETE sides: which stream a GET asks for, and the end of a session."""
+"""GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._protocol.admission import check_handshake_header, header_version
@@ -23,7 +23,7 @@ _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_H
 _STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found: its streams are gone, initialize again")
 _TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
-"""A GET with none of these is a client of the first revision."""
+"""A GET without any of these headers is from a client of the first revision."""
 
 
 class SessionStreams:
@@ -34,7 +34,7 @@ class SessionStreams:
     def __init__(self, endpoint: StreamableEndpoint, *, first: Handler | None = None) -> None:
         self._endpoint = endpoint
         self._first = first
-        """Serves a GET that names nothing: the HTTP+SSE transport of the first revision."""
+        """Serves a GET without these headers: the HTTP+SSE transport of the first revision."""
         self._standing = StandaloneStreams(endpoint)
         self._resumption = Resumption(endpoint)
 
@@ -91,7 +91,7 @@ class SessionStreams:
         """Return the session that a request names.
 
         Raises:
-            ProtocolError: a session or version that is unknown or missing.
+            ProtocolError: The session or version is unknown or missing.
         """
         sessions = self._endpoint.sessions
         if sessions is None or b"mcp-session-id" not in request.headers:

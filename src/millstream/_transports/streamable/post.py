@@ -1,7 +1,7 @@
-"""Streamable HTTP, the POST side: the short cuts of usual tool calls and lists. Everything else takes the exact way.
+"""POST of Streamable HTTP: fast paths for usual tool calls and lists. Everything else takes the exact path.
 
-A usual call of either era is decoded in one or two typed passes and handed to the dispatcher, with no object of its
-own besides the `Call`. What is unusual in any respect is left to `exact`, which has the exact answer to it.
+A usual call of either era is decoded in one or two typed passes and passed to the dispatcher, with no object besides
+the `Call`. Anything unusual is left to `exact`.
 """
 
 from collections.abc import Mapping
@@ -32,10 +32,10 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
     None: ASSUMED,
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
-"""`MCP-Protocol-Version` of a handshake-era request -> revision, where no session says more."""
+"""`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
 _LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
 _MAX_USUAL = 64 * 1024
-"""Bytes of a usual body. The exact way reads a large one in pieces, each with a bound of its own."""
+"""Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
 
 
 class Streamable:
@@ -56,14 +56,14 @@ class Streamable:
         self._max_depth = settings.max_depth
         self._calls = dispatcher.calls
         self._most = dispatcher.load.max_each
-        """With fewer calls in flight, nobody has too many."""
+        """With fewer calls in flight, no caller can be over its limit."""
 
     async def post(self, request: HttpRequest) -> Response | None:
-        """Return one POST of any revision."""
+        """Serve one POST of any revision."""
         headers, body = request.headers, request.body
         call, size = None, len(body)
         if (
-            # Something about the request needs a closer look before it is decoded.
+            # The request needs checks before it's decoded.
             headers.get(b"content-type") != b"application/json"
             or size > _MAX_USUAL
             or len(headers) != len(request.raw_headers)
@@ -93,7 +93,7 @@ class Streamable:
         return await finish(call, answer)
 
     def _fast_handshake_call(self, request: HttpRequest) -> Call | None:
-        """Return a tool call of a handshake revision in two typed passes; None when anything is unusual."""
+        """Return a tool call of a handshake revision, decoded in two typed passes, or None if anything is unusual."""
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
@@ -134,17 +134,17 @@ class Streamable:
         )
 
     def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:
-        """Return one typed pass over the whole body; None when anything is unusual."""
+        """Return a call decoded in one typed pass over the body, or None if anything is unusual."""
         try:
             decode = fast.decode
             envelope = decode(request.body)
-        except Exception:  # of a validator, too: the exact path meets it again, and answers with it
+        except Exception:  # also of a validator: the exact path reports it
             return None
         params = envelope.params
         meta = params.meta
         about = meta.client
         request.cancel_on_disconnect = True
-        return Call(  # with a 16th argument, Python would make a dict of them
+        return Call(  # a 16th keyword argument would make Python build a dict
             revision=NEWEST,
             id=envelope.id,
             method="tools/call",
@@ -163,7 +163,9 @@ class Streamable:
         )
 
     def _fast_list(self, request: HttpRequest) -> Call | None:
-        """Return a list in two typed passes, its parameters read by its handler; None when anything is unusual."""
+        """Return a list request decoded in two typed passes, or None if anything is unusual. Its handler reads the
+        parameters.
+        """
         headers, body = request.headers, request.body
         if len(body) > MAX_ID or request.query:
             return None

@@ -1,7 +1,7 @@
-"""The way back of one POST: a single message, or a stream from the first notification on.
+"""The reply to one POST: a single message, or a stream from the first notification on.
 
-A stream of a handshake session is logged as it is sent: its events carry ids, the call outlives the connection, and
-what follows an id can be read on another connection (`resume`). Other streams end with their connection.
+A stream of a handshake session is logged as it's sent: its events have ids, the call outlives the connection, and the
+rest can be read on another connection (`resume`). Other streams end with their connection.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _logger = logging.getLogger("millstream")
 
 
 class PostReplyChannel:
-    """The `ReplyChannel` of one POST: of its call, or of all calls of a batch."""
+    """The `ReplyChannel` of one POST, for its call or for all calls of a batch."""
 
     __slots__ = (
         "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_opened", "_revision", "_services", "_session",
@@ -47,49 +47,51 @@ class PostReplyChannel:
         can_stream: bool,
         cancel: Callable[[str, RequestId], object],
     ) -> None:
-        # Not the call itself, which refers to its line: a cycle would keep the body of the request.
+        # No reference to the call, which refers to its reply channel: a cycle would keep the request's body.
         self.request = request
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
         self._caller = request if call.lasting or call.method == _LISTEN else None
-        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
+        """The caller whose cap the stream counts against. Calls have their own cap, and subscriptions count as
+        streams.
+        """
         self._until = inf if self._caller is None else expiry_of(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
         self._end: Callable[[], None] | None = None
-        """Ends the subscription that the stream is of."""
+        """Ends the stream's subscription."""
         self._opened = False
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
         self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
         self._lock = asyncio.Lock() if logged else None
         self._kept = True
-        """Everything sent so far is in the log."""
+        """Whether everything sent so far is in the log."""
         self._cancel = cancel
         self.asks = can_stream and session is not None
-        """Answers come back as other requests of the session."""
+        """Whether questions can be asked. Answers come in other requests of the session."""
 
     @property
     def streaming(self) -> bool:
-        """The reply has become a stream."""
+        """Whether the reply has become a stream."""
         return self._opened
 
     async def keep_alive(self) -> None:
-        """The call is silent for long: become a stream, where the client can read one."""
+        """Turn the reply of a silent call into a stream, if the client reads streams."""
         if self._streams is not None and not self._opened and self._has_room():
             await self._open()
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
-        """Send one message, as an event; dropped where the client cannot read a stream.
+        """Send a message as an event. It's dropped if the client can't read a stream.
 
         Args:
-            message: the message.
-            answers: the request that it is the response to, where several are answered on one stream.
+            message: The message.
+            answers: The request that the message answers, if the stream carries several answers.
 
         Raises:
-            ProtocolError: it would open a subscription's stream, and there are too many.
+            ProtocolError: A subscription would open a stream above the cap.
         """
         if self._streams is None:
             return
@@ -104,7 +106,7 @@ class PostReplyChannel:
         await self._drain()
 
     def push(self, message: bytes) -> bool:
-        """Send without waiting; for streams that are not logged."""
+        """Send without waiting, on streams that aren't logged."""
         sink = self._sink
         if sink is None or sink.closed:
             return False
@@ -112,7 +114,7 @@ class PostReplyChannel:
         return not sink.closed
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back when the stream ends, whoever ends it."""
+        """Call `callback` when the stream ends for any reason."""
         self._end = callback
         if self._sink is not None:
             self._sink.on_close(callback)
@@ -122,7 +124,7 @@ class PostReplyChannel:
         self._end = None
 
     async def interrupt(self, retry_ms: int | None) -> bool:
-        """Close the connection; the client reads the rest with `Last-Event-ID`."""
+        """Close the connection. The client reads the rest with `Last-Event-ID`."""
         if self._lock is None or not self._revision.priming:
             return False
         if not self._opened:
@@ -137,7 +139,7 @@ class PostReplyChannel:
         return True
 
     async def finish(self, message: bytes) -> None:
-        """Send the response as the last event (nothing when it is empty) and end the stream."""
+        """Send the response as the last event, unless it's empty, and end the stream."""
         if not self._opened:
             await self._open()
         if self._lock is not None:
@@ -149,20 +151,18 @@ class PostReplyChannel:
             self._sink.close()
 
     def _finish(self, then: Callable[[], None]) -> None:
-        """The stream of a subscription is too old: it ends with its result, unless that was asked for before."""
+        """End a subscription's stream that reached its maximum age, with its result."""
         end, self._end = self._end, None
         (then if end is None else end)()
 
     def leave(self) -> None:
-        """Somebody reads the stream on another connection: this one gets nothing more."""
+        """Stop writing, because another connection reads the stream."""
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.close()
 
     def _has_room(self) -> bool:
-        """Return whether the stream may be opened. Many subscriptions may have been let in and waited for limits or
-        hooks.
-        """
+        """Return whether the stream can be opened. Many subscriptions may have passed the first check and waited."""
         return self._caller is None or self._streams is None or not self._streams.full(self._caller)
 
     async def _open(self) -> None:
@@ -192,10 +192,10 @@ class PostReplyChannel:
                 sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
 
     async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
-        """Put a message into the log; None when the store does not answer or is full.
+        """Append a message to the log. Return None if the store is unavailable or full.
 
-        From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it learns that
-        at its end; the client that reads it misses nothing.
+        After that the stream has no ids, because its log has a gap. A client that resumes it gets an error at its end,
+        while the connected client misses nothing.
         """
         services, name = self._services, self._log_name()
         try:
@@ -212,12 +212,12 @@ class PostReplyChannel:
         return None
 
     async def _end_log(self) -> None:
-        """Tell whoever comes back for the stream that a part of it is lost."""
+        """End the log with an error, because a part of the stream is missing."""
         services, lost = self._services, error_message(self._id, INTERNAL_ERROR, _LOST)
         await append(services.store, services.settings, self._log_name(), END, lost, None)
 
     async def _end_here(self) -> None:
-        """This worker was away for so long that another one has told the client that the call is over: it is."""
+        """End the call, because this worker was paused for so long that another one told the client that it's over."""
         assert self._session is not None  # noqa: S101  only streams of a session are logged
         self.leave()
         self._cancel(self._session.id, self._id)

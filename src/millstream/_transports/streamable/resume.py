@@ -1,4 +1,4 @@
-"""A broken stream of a call, read again: what the log has behind an event id, then what comes, up to its end."""
+"""Resuming a call's broken stream: the log after an event id, then new messages, up to the end."""
 
 import asyncio
 import secrets
@@ -20,7 +20,7 @@ UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new
 
 
 class Resumption:
-    """The streams of calls that are read again here."""
+    """The resumed streams of calls on this worker."""
 
     __slots__ = ("_endpoint", "_readers")
 
@@ -33,7 +33,7 @@ class Resumption:
         peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
     async def serve(self, request: HttpRequest, session: Session, stream: str, position: Position) -> Response | None:
-        """Replay what the log has after a position, then what comes, up to the last entry."""
+        """Send the log after a position, then new entries, up to the last one."""
         services, name = self._endpoint.services, log_name(session.id, stream)
         log = services.store.log
         try:
@@ -44,7 +44,7 @@ class Resumption:
         self._take_over(name)
         reader = self._readers[name] = _Reader(writer_of(stream))
         try:
-            # Before the client knows that it is heard here: whatever it asks for next goes to this connection only.
+            # Before the client can send a request, because later readers take over from this one.
             if not await services.peers.tell(ReplyTakeover(name, reader.id)):
                 reader.placed = True
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
@@ -60,7 +60,7 @@ class Resumption:
         return None
 
     async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
-        """Write what the log has, and what comes, until the end or until somebody else has the stream."""
+        """Write log entries and new ones until the stream ends or is taken over."""
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:
@@ -94,7 +94,7 @@ class Resumption:
     # One message, one connection
 
     def _take_over(self, name: str) -> None:
-        """Whoever else carries the stream here stops."""
+        """Stop other connections on this worker that carry the stream."""
         reader = self._readers.pop(name, None)
         if reader is not None and reader.sink is not None:
             reader.sink.close()
@@ -103,7 +103,7 @@ class Resumption:
             line.leave()
 
     def _on_takeover(self, message: ReplyTakeover, _worker: str) -> None:
-        """Somebody reads a stream. All workers hear of its readers in one order, and the last one stays."""
+        """Process a takeover. All workers receive takeovers in the same order, and the last one wins."""
         reader = self._readers.get(message.log)
         if reader is None or (reader.placed and message.id != reader.id):
             self._take_over(message.log)
@@ -111,14 +111,14 @@ class Resumption:
             reader.placed = True
 
     def _place_all(self) -> None:
-        """What was said of a reader may have been lost, so it isn't waited for."""
+        """Stop waiting for takeover messages that may have been lost."""
         for reader in self._readers.values():
             reader.placed = True
 
     # Workers that are gone
 
     async def _close_abandoned(self, readers: Mapping[str, "_Reader"]) -> None:
-        """End the streams whose worker is gone: nobody else will."""
+        """End the streams whose worker is gone."""
         services = self._endpoint.services
         workers, lines = services.store.workers, self._endpoint.streams.lines
         elsewhere = {name: reader.writer for name, reader in readers.items() if name not in lines}
@@ -129,16 +129,16 @@ class Resumption:
 
 
 class _Reader:
-    """Somebody who reads a stream here."""
+    """A connection on this worker that reads a stream."""
 
     __slots__ = ("id", "placed", "sink", "writer")
 
     def __init__(self, writer: str) -> None:
         self.sink: Sink | None = None
-        """None until the other workers know."""
+        """None until the other workers are notified."""
         self.writer = writer
-        """The worker whose call it is."""
+        """The worker that runs the call."""
         self.id: int = secrets.randbits(63)
-        """As other workers know it."""
+        """The id that other workers know."""
         self.placed = False
-        """This worker has heard of it, as all do: whatever is heard of from here on is newer."""
+        """Whether this worker has received its own takeover. Later ones are newer."""

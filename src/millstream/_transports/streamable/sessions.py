@@ -1,7 +1,6 @@
-"""Sessions of Streamable HTTP: minting ids, and finding the session of a request.
+"""Sessions of Streamable HTTP: creating ids, and finding the session of a request.
 
-A session is its sealed id. Verified ids are remembered for a while in a small table; it saves work and holds nothing
-that the id does not say.
+A session is its sealed id. Verified ids are cached in a small table, which only saves work.
 """
 
 import secrets
@@ -31,12 +30,12 @@ from millstream._transports.refusals import unknown_session
 
 _REMEMBERED = 256
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
-"""Bytes that all sessions together may keep of it in the life of a record; half of them for those of one caller."""
+"""Maximum bytes of capabilities to store within the lifetime of a record; half of it per caller."""
 
 
 @lru_cache(maxsize=4096)
 def _share(owner: str) -> str:
-    """What stands for a caller in the ids of its sessions: the store learns no addresses and no principals."""
+    """Hash the owner in a session id, so the store never sees addresses or principals."""
     return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
@@ -51,17 +50,17 @@ class HttpSessions:
         self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
-        """Caller, see `Call.owner` -> when it first ended a session in this period, and how many since."""
+        """`Call.owner` -> start of its current period, and number of sessions ended in it."""
         self._kept: tuple[float, ByteBudget] = (0.0, ByteBudget(_CAPABILITIES_ROOM))
-        """When this period of keeping capabilities began, and the bytes kept since."""
+        """Start of the current period of stored capabilities, and bytes stored in it."""
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
-        """Return a new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
-        What the session accumulates counts to the share of who begins it, wherever the session goes.
+        """Create a session for a handshake, and return it with its sealed id. The store gets only data that the id
+        can't hold. The session's record counts against the share of its creator.
 
-        Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
-        those that the id holds, so no flood of handshakes keeps anybody from opening one.
+        Unknown capabilities above the limits are dropped, and the session begins with those in the id, so a flood of
+        handshakes can't prevent others.
         """
         services = self._services
         now = int(services.clock())
@@ -93,7 +92,7 @@ class HttpSessions:
         return session, encode(token, services.ring, services.nonce())
 
     def _affords(self, owner: str, size: int, now: float) -> bool:
-        """Return whether capabilities of this size are kept; they count from then on."""
+        """Return whether capabilities of this size can be stored, and count them."""
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
             self._kept = (now, kept := ByteBudget(_CAPABILITIES_ROOM))
@@ -103,7 +102,7 @@ class HttpSessions:
         return affords
 
     def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
-        """Return the session of its caller, when it is known from before and has no record; else ask `find`."""
+        """Return a cached session of the caller without a record, or None to use `find`."""
         known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
         if known is None:
             return None
@@ -121,8 +120,7 @@ class HttpSessions:
         """Return the session that a request names.
 
         Raises:
-            ProtocolError: there is none. Every way of not having it (never made, expired, ended, another principal's)
-                looks the same from outside.
+            ProtocolError: There is none. Unknown, expired, ended, and foreign sessions give the same error.
         """
         value = request.headers[b"mcp-session-id"]
         known = self._remembered.get(value)
@@ -158,16 +156,16 @@ class HttpSessions:
         return session, token.principal_hash, token.expires_at + int(services.leeway)
 
     def _remember(self, value: bytes, known: tuple[Session, bytes, int]) -> None:
-        """Note a session that has no record, or one that this worker knows of."""
+        """Cache a session without a record, or one that this worker knows."""
         if len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
         self._remembered[value] = known
 
     async def end(self, session: Session, owner: str) -> bool:
-        """Write the tombstone of a session; False when the caller holds too many.
+        """Write the tombstone of a session. Return False if the caller has too many.
 
         Raises:
-            ProtocolError: the store is full.
+            ProtocolError: The store is full.
         """
         now = self._services.clock()
         since, count = self._ended.get(owner, (now, 0))

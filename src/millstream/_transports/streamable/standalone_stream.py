@@ -1,6 +1,6 @@
-"""The stand-alone stream of a session: hints about changed state, while the client listens. The newest GET wins.
+"""The stand-alone stream of a session, with hints about changed state. The newest GET wins.
 
-Hints are not logged. A client that resumes hears again of everything that may have changed while it was away.
+Hints aren't logged. A client that resumes gets hints about everything that may have changed while it was away.
 """
 
 import secrets
@@ -17,12 +17,12 @@ from millstream._transports.refusals import TOO_MANY_STREAMS
 from millstream._transports.streamable.exchange import EMPTY_STREAM, StreamableEndpoint
 
 _STAND_ALONE = "main"
-"""What the stream part of their event ids begins with; the rest tells the streams of one session apart."""
+"""The prefix of the stream part of event ids. The rest is unique within the session."""
 _MAX_HELD = 1_000
 
 
 def is_standalone(stream: str) -> bool:
-    """Return whether the stream part of an event id is that of a stand-alone stream; call streams are hexadecimal."""
+    """Return whether the stream part of an event id belongs to a stand-alone stream. Call streams are hexadecimal."""
     return stream.startswith(_STAND_ALONE)
 
 
@@ -38,23 +38,23 @@ class _StandaloneStream:
         self._client = client
         self._follow = follow
         self._sink: Sink | None = None
-        """None until the other workers know."""
+        """None until the other workers are notified."""
         self._early: list[bytes] = []
-        """What is to be written then."""
+        """Messages to write then."""
         self._stream = stream
         self._counter = 0
         self._held: list[tuple[ServerChange, bytes]] | None = []
-        """Updates that came while the subscriptions were being read."""
+        """Updates that arrived while the subscriptions were being read."""
         self._newer = False
-        """Another record is on its way."""
+        """Whether a newer record is being read."""
         self.id: int = secrets.randbits(63)
-        """As other workers know it."""
+        """The id that other workers know."""
         self.placed = False
-        """This worker has heard of it, as all do: whatever is heard of from here on is newer."""
+        """Whether this worker has received its own takeover. Later ones are newer."""
         self.over = False
-        """Its session has ended, or has another stream."""
+        """Whether the session has ended or has another stream."""
         self.loaded = False
-        """The subscriptions have been told once."""
+        """Whether the subscriptions have been loaded once."""
         self.subscribed: frozenset[str] = frozenset()
 
     def mark(self) -> str:
@@ -63,14 +63,14 @@ class _StandaloneStream:
         return f"{self._stream}.{self._counter}"
 
     def open(self, sink: Sink) -> None:
-        """The client hears this stream now."""
+        """Start writing to the client's connection."""
         self._sink = sink
         for message in self._early:
             self.write(message)
         self._early.clear()
 
     def close(self) -> None:
-        """The client hears no more of it."""
+        """Stop writing to the client's connection."""
         if not self.over:
             self._follow(self.id, ())
         self.over = True
@@ -85,9 +85,9 @@ class _StandaloneStream:
             self._early.append(message)
 
     def watcher(self, change: ServerChange, message: bytes) -> None:
-        """Tell a change, where the session wants to know of it."""
+        """Write a change that the session has subscribed to."""
         if change.kind == "updated" and self._held is not None:
-            # Also what was subscribed to: the change that is being read may be the end of that.
+            # Include current subscriptions, because the record being read may end them.
             if len(self._held) >= _MAX_HELD:
                 self._held[:] = [(ANY_UPDATE, b"")]
             self._held.append((change, message))
@@ -102,14 +102,12 @@ class _StandaloneStream:
             self.write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
     def begin(self, record: SessionRecord) -> None:
-        """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
-        wait for that one.
-        """
+        """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
         if not self.loaded and not self._newer:
             self.update_record(record)
 
     def update_record(self, record: SessionRecord | None) -> None:
-        """Take the subscriptions of a session; another worker may have changed them, or ended it."""
+        """Update the subscriptions, which another worker may have changed, or end the stream with its session."""
         self._newer = record is None
         if record is None:
             self._held = [] if self._held is None else self._held
@@ -126,7 +124,7 @@ class _StandaloneStream:
 
 
 class StandaloneStreams:
-    """The stand-alone streams that are open here, one a session."""
+    """The stand-alone streams on this worker, one per session."""
 
     __slots__ = ("_by_session", "_endpoint")
 
@@ -146,12 +144,12 @@ class StandaloneStreams:
             found.close()
 
     def close_all(self) -> None:
-        """End every stream: the store lost what their sessions had. The clients come back and learn that."""
+        """End all streams, because the store lost the sessions' state. Clients reconnect."""
         for session_id in list(self._by_session):
             self.close(session_id)
 
     def _on_takeover(self, message: StandaloneTakeover, _worker: str) -> None:
-        """A session has a stream. All workers hear of its streams in one order, and the last one stays."""
+        """Process a takeover. All workers receive takeovers in the same order, and the last one wins."""
         found = self._by_session.get(message.session)
         if found is None:
             return
@@ -161,12 +159,12 @@ class StandaloneStreams:
             self.close(message.session)
 
     def _place_all(self) -> None:
-        """What was said of a stream may have been lost, so it isn't waited for."""
+        """Stop waiting for takeover messages that may have been lost."""
         for standing in self._by_session.values():
             standing.placed = True
 
     async def serve(self, request: HttpRequest, session: Session, *, resumed: bool) -> Response | None:
-        """Open the stream and say what changes until it closes."""
+        """Open the stream and send changes until it closes."""
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
@@ -175,7 +173,7 @@ class StandaloneStreams:
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)
         try:
-            # Before the client knows that it's heard here: all hear later of another stream that it opens then.
+            # Before the client can send a request, because other workers learn of later streams afterward.
             if not await peers.tell(StandaloneTakeover(session.id, standing.id)):
                 standing.placed = True
             if standing.over:
@@ -201,7 +199,7 @@ class StandaloneStreams:
         return None
 
     def _hints(self, subscribed: Iterable[str]) -> list[ServerChange]:
-        """Everything that may have changed while the client was away."""
+        """Return everything that may have changed while the client was away."""
         offers = self._endpoint.dispatcher.registry.offers
         kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
         return [ServerChange(kind) for kind in kinds] + [ServerChange("updated", uri) for uri in sorted(subscribed)]

@@ -42,7 +42,7 @@ from millstream.hub._limits import check_unread
 FORBIDDEN = -32003
 TOO_MANY = -32000
 MAX_HISTORY = 1_000
-"""Events of a channel that a subscription may begin with."""
+"""Maximum number of past events that a subscription can request."""
 
 
 class _Head(Struct, gc=False):
@@ -70,7 +70,7 @@ class _Unsubscribe(Struct, gc=False):
 
 
 class _Publish(Struct, forbid_unknown_fields=True):
-    """A misspelled ``channel`` would publish to everybody: members that nobody knows are refused."""
+    """A publication. Unknown members are refused, because a misspelled ``channel`` would reach all subscribers."""
 
     type: str
     data: Raw
@@ -97,7 +97,7 @@ _decode_data = msgspec.json.Decoder(Any).decode
 
 
 def encode_event(event: Event) -> bytes:
-    """Return an event of the hub as one message. That a subscriber is cut is said by the close frame."""
+    """Return an event of the hub as one message. The close frame reports that a subscriber is cut."""
     if event.data is None:
         return b'{"type":"position","id":%b}' % encode(event.id)
     if not event.channel:
@@ -106,27 +106,27 @@ def encode_event(event: Event) -> bytes:
 
 
 class SocketPeer(Struct, frozen=True):
-    """The other end of a socket."""
+    """The peer of a socket."""
 
     address: str
     headers: Mapping[bytes, bytes]
-    """Of the opening handshake."""
+    """Headers of the opening handshake."""
     principal: Principal | None = None
     may_publish: bool = True
 
     @property
     def peer(self) -> str:
-        """The address, as of a request."""
+        """The address, as for a request."""
         return self.address
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity its calls take, see `Call.owner`."""
+        """The owner whose share of the server's capacity its calls use. See `Call.owner`."""
         return peer_network(self.address) if self.principal is None else self.principal.id
 
 
 class Dialect:
-    """One socket that speaks it."""
+    """One socket that uses the dialect."""
 
     __slots__ = ("_connection", "_dispatcher", "_gates", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
 
@@ -143,7 +143,7 @@ class Dialect:
         self._dispatcher = dispatcher
         self._hub = hub
         self._gates = gates
-        """Asked before each subscription and publication."""
+        """Called before each subscription and publication."""
         # Connection
         self._connection = connection
         self._outbox = outbox
@@ -153,7 +153,7 @@ class Dialect:
         outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
 
     async def take(self, data: bytes) -> None:
-        """Take one message. Calls run beside each other, all else in the order of arrival."""
+        """Process one message. Calls run concurrently, everything else in order of arrival."""
         head, code = _Head(), 0
         try:
             check_text(data, self._dispatcher.services.settings.max_depth)
@@ -181,7 +181,7 @@ class Dialect:
             self._note(head, code)
 
     async def close(self) -> None:
-        """The socket is closed: stop what runs for it."""
+        """Stop all work of a closed socket."""
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
@@ -203,7 +203,7 @@ class Dialect:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
     def _refuse(self, id: Raw, exc: ProtocolError) -> int:
-        # Not in the frame of `take`: an error held there holds that frame by its traceback, and with it the message.
+        # Not in `take`: an error kept there would keep its frame, and with it the message.
         error = projection.error(exc, NEWEST_HANDSHAKE)
         return self._fail(id, error.code, error.message)
 
@@ -229,13 +229,13 @@ class Dialect:
     # Tools
 
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
-        """Call a tool; the answer comes when it is done."""
+        """Call a tool. The answer is sent when it's done."""
         load = self._dispatcher.load
         load.admit(self._peer)
         call = silent_call(
             NEWEST_HANDSHAKE,
             "tools/call",
-            # A copy, as that of the id: while the call runs it must not hold the whole message.
+            # Copied, so that a running call doesn't keep the whole message.
             encode({"name": message.tool, "arguments": message.arguments}),
             origin=self._connection,
             transport="websocket",
@@ -268,7 +268,7 @@ class Dialect:
             await gate(self._peer)
 
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:
-        """Listen to a channel, from now on or from an id on."""
+        """Subscribe to a channel, from now on or after an event id."""
         hub, channel = self._need_hub(), message.channel
         await self._pass_gates()
         if channel in self._subscriptions:
@@ -291,7 +291,7 @@ class Dialect:
         self._reply(id, "subscribed", channel=channel)
 
     async def unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
-        """Listen no more."""
+        """Unsubscribe from a channel."""
         subscription = self._subscriptions.pop(message.channel, None)
         if subscription is None:
             raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
@@ -311,7 +311,7 @@ class Dialect:
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 
     async def ping(self, message: _Ping, id: Raw) -> None:
-        """Answer."""
+        """Answer a ping."""
         self._reply(id, "pong")
 
 
@@ -330,11 +330,11 @@ _OBSERVED = {
     "publish": ("hub/publish", "channel"),
     "ping": ("ping", ""),
 }
-"""What observers call them, and which member says what they are about."""
+"""(method name for observers, member with its target)."""
 
 
 def _echo(id: Raw) -> dict[str, Raw]:
-    """Return the id of a message for its answer, if it is text or a number."""
+    """Return the id of a message for its answer, if it's a string or number."""
     return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
 
 

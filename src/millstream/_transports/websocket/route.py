@@ -29,7 +29,7 @@ from millstream._transports.websocket.dialect import Dialect, SocketPeer
 from millstream.hub import Hub
 
 Authenticate = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
-"""Who asks: the caller, None for an anonymous one, or the reply that refuses the handshake."""
+"""Returns the caller, None for an anonymous one, or a response that refuses the handshake."""
 MakeDialect = Callable[[ClientConnection, Socket, SocketPeer], "SocketDialect"]
 MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
@@ -44,17 +44,17 @@ _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426,
 
 
 class SocketDialect(Protocol):
-    """What a socket's messages mean."""
+    """The handler of a socket's messages."""
 
     async def take(self, data: bytes) -> None:
-        """Take one message."""
+        """Process one message."""
 
     async def close(self) -> None:
-        """The socket is closed: stop what runs for it."""
+        """Stop all work of a closed socket."""
 
 
 class WebSocketRoute:
-    """The handler. One for each running server."""
+    """The WebSocket handler of one server."""
 
     __slots__ = (
         "_dialect", "_dispatcher", "_gates", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping",
@@ -81,16 +81,16 @@ class WebSocketRoute:
         self._streams = streams
         self._guard = guard
         self.may_publish: MayPublish = may_publish
-        """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
+        """Returns whether the dialect accepts ``publish`` from a caller, by address and handshake headers."""
         self._gates = gates
         self._dialect = dialect
-        """Makes what reads the messages instead of MCP and the hub's dialect."""
+        """Creates the message handler that replaces MCP and the hub's dialect."""
         # Process
         self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one socket to its end."""
+        """Serve one socket until it closes."""
         await receive()
         peer = await self._admit(scope)
         if isinstance(peer, Response):
@@ -99,7 +99,7 @@ class WebSocketRoute:
         outbox = self._outbox(scope, send)
         connection = self._connection(peer, outbox)
         self._sockets[outbox] = asyncio.current_task()
-        # Its signs of life are pings of the protocol: what event streams are written has no form here.
+        # Pings of the protocol keep the socket alive. SSE comments don't apply.
         end = partial(self._end, outbox)
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
         self._streams.add(
@@ -123,11 +123,11 @@ class WebSocketRoute:
 
     @staticmethod
     async def plain(request: HttpRequest) -> Response:
-        """`GET` of the path without the handshake: say what it is (RFC 9110 §15.5.22)."""
+        """Answer `GET` without a handshake (RFC 9110 §15.5.22)."""
         return _NOT_A_PAGE
 
     async def close(self, seconds: float) -> None:
-        """Take no more, and close every socket after what waits for it was sent; wait for that up to a time."""
+        """Stop accepting sockets, and close all of them after their queued messages are sent, within a time limit."""
         self._stopping = True
         tasks = [task for task in self._sockets.values() if task is not None]
         for outbox in list(self._sockets):
