@@ -1,4 +1,4 @@
-"""How much runs, and who may start more: so many calls and so many bytes in all, and half of them for one caller."""
+"""Admission limits on the number and size of running calls. One caller can use half of each."""
 
 import asyncio
 from collections import Counter
@@ -13,21 +13,23 @@ if TYPE_CHECKING:
     from millstream._http.budget import ByteBudget
 
 LIGHT = 16 * 1024
-"""A call that was asked with fewer bytes counts as one call, but its bytes don't count."""
+"""A smaller request counts as one call, but its bytes don't count."""
 
 SPARE = 1_000
-"""Pings that may run beside as many calls as may: whatever hooks do for them, they have an end, too."""
+"""Number of pings that can run in addition to the maximum of calls. Hooks can make a ping slow, so they're bounded,
+too.
+"""
 
 _RECOUNT = 0.25
-"""Seconds for which a count of the calls of each caller is good enough to refuse by."""
+"""Seconds for which a count of calls per caller stays valid for refusals."""
 
 
 class RequestOwner(Protocol):
-    """A call, or whatever else knows who asks."""
+    """A call, or another object with a caller."""
 
     @property
     def owner(self) -> str:
-        """See `Call.owner`; empty for a caller that has the server to itself."""
+        """The owner, see `Call.owner`. Empty for a caller that has the server to itself."""
         ...
 
     @property
@@ -37,7 +39,7 @@ class RequestOwner(Protocol):
 
 
 class Requester(Protocol):
-    """A request that makes no call: an HTTP request, or a message on a WebSocket."""
+    """A request that isn't a call: an HTTP request, or a message on a WebSocket."""
 
     @property
     def owner(self) -> str:
@@ -51,11 +53,11 @@ class Requester(Protocol):
 
 
 RequestGate = Callable[[Requester], Awaitable[None]]
-"""Lets a request pass, or raises `ProtocolError`."""
+"""Returns to admit a request, or raises `ProtocolError`."""
 
 
 class Load:
-    """The calls in flight of one running server, as numbers."""
+    """The calls in flight of one server, as counts."""
 
     __slots__ = ("_bodies", "_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
 
@@ -71,31 +73,31 @@ class Load:
         # Configuration
         self.max_calls: int = max_calls
         self.max_each: int = max_each or max(1, max_calls // 2)
-        """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
+        """Maximum calls in flight per caller. With fewer in total, no count per caller is needed."""
         # Process
         self._calls = calls
         self._endings = endings
         self._bodies = bodies
         self._shares: Counter[str] = Counter()
-        """Caller -> its calls, counted when it matters."""
+        """Caller -> number of its calls, counted on demand."""
         self._full: set[str] = set()
-        """Callers that had as many as they may have, when somebody looked since then."""
+        """Callers that were at their limit at the last count."""
         self._counted_at = -_RECOUNT
 
     @property
     def running(self) -> int:
-        """Calls that work; open subscriptions count as streams."""
+        """Return the number of running calls. Open subscriptions count as streams instead."""
         return len(self._calls) - len(self._endings)
 
     def admit(self, caller: RequestOwner, method: str = "") -> None:
-        """Refuse one more call when as many run as may, in all or of one caller.
+        """Refuse a call if the limit is reached, in total or for its caller.
 
-        Answers, cancellations and notifications are never refused for load: they are what frees it. A ping isn't
-        refused either: it asks whether the server is alive, and a full one is.
+        Answers, cancellations, and notifications are never refused for load, because they reduce it. A ping isn't
+        refused either, because an overloaded server is still alive.
 
         Args:
-            caller: whose call it is.
-            method: what it asks for.
+            caller: The caller.
+            method: The method.
 
         Raises:
             ProtocolError: OVERLOADED, HTTP 503.
@@ -108,10 +110,10 @@ class Load:
             raise busy_error()
 
     def take(self, call: Call, size: int) -> None:
-        """Count the bytes that a call was asked with until it's over. This is the last step before it runs.
+        """Count the bytes of a request until its call is over. This is the last step before the call runs.
 
         Raises:
-            ProtocolError: there is no room for it, see `admit`.
+            ProtocolError: The limit is reached, see `admit`.
         """
         if size > LIGHT:
             call.weight = size
@@ -120,7 +122,7 @@ class Load:
                 raise busy_error()
 
     def full(self, owner: str) -> bool:
-        """Return whether a caller may start no further call."""
+        """Return whether a caller is at its limit."""
         running = self.running
         if running >= self.max_calls:
             return True
@@ -141,7 +143,7 @@ class Load:
         return False
 
     def takes(self, call: Call, size: int) -> bool:
-        """As `take`, but gives False instead of raising."""
+        """Count the bytes like `take`, but return False instead of raising."""
         try:
             self.take(call, size)
         except ProtocolError:
@@ -153,28 +155,28 @@ class Load:
 
 
 def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int) -> int:
-    """How many streams a caller may have open. Of an address where nobody signs in, it's half of all at most."""
+    """Return the maximum number of streams for a caller. For an anonymous address it's at most half of the total."""
     if caller.principal is not None or not caller.owner:
         return max_per_principal
     return min(max_per_principal, max(1, max_streams // 2))
 
 
 def busy_error() -> ProtocolError:
-    """Return the refusal of a call for which there is no room now."""
+    """Return the error for a call above the limit."""
     return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
 
 def release_arguments(call: Call, bodies: "ByteBudget") -> None:
-    """A large call lets go of what it was asked with, and stops counting."""
+    """Release the arguments of a large call, which then no longer count."""
     if call.weight:
         bodies.give(call.owner, call.weight)
         call.weight = 0
 
 
 async def stop_calls(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
-    """Stop all calls that run, because the server stops and waits no longer: they're answered with an error.
+    """Stop all running calls at shutdown. They're answered with an error.
 
-    A call that doesn't end within some seconds, or whose answer can't be written, isn't waited for.
+    A call that doesn't end within some seconds, or whose answer can't be written, is abandoned.
     """
     until = clock() + seconds
     while calls and clock() < until:
@@ -184,7 +186,7 @@ async def stop_calls(calls: Collection[Call], clock: Callable[[], float], second
 
 
 async def wait_for(owed: Collection[Call], calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
-    """Wait until some of the calls that run have ended, for so long at most."""
+    """Wait until the given calls have ended, with a time limit."""
     until = clock() + seconds
     while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  nobody tells
         await asyncio.sleep(0.01)

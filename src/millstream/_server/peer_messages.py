@@ -1,16 +1,16 @@
-"""What the workers that share a store say to each other; `peers` carries it."""
+"""Messages between workers that share a store, sent by `peers`."""
 
 from msgspec import Struct
 
 
 class RecordUpdate(Struct, frozen=True, array_like=True, tag="record"):
-    """A session has a record now, or another one."""
+    """A session has a new or changed record."""
 
     session: str
 
 
 class AnswerMessage(Struct, frozen=True, array_like=True, tag="answer"):
-    """A client answered a question that is open at the receiver."""
+    """A client answered a question of a call on the receiver."""
 
     session: str
     id: str
@@ -19,11 +19,11 @@ class AnswerMessage(Struct, frozen=True, array_like=True, tag="answer"):
 
 
 class CancelCall(Struct, frozen=True, array_like=True, tag="cancel"):
-    """A client does not want the answer of a call any more."""
+    """A client cancelled a call."""
 
     session: str
     id: bytes
-    """JSON: an integer may have more than 64 bits."""
+    """JSON, because an integer can have more than 64 bits."""
 
 
 class SessionEnd(Struct, frozen=True, array_like=True, tag="end"):
@@ -33,21 +33,21 @@ class SessionEnd(Struct, frozen=True, array_like=True, tag="end"):
 
 
 class StandaloneTakeover(Struct, frozen=True, array_like=True, tag="stream"):
-    """A session has a new stand-alone stream at the sender. Of several, the one that's heard of last stays."""
+    """A session has a new stand-alone stream at the sender. The last announced one wins."""
 
     session: str
     id: int
 
 
 class ReplyTakeover(Struct, frozen=True, array_like=True, tag="follow"):
-    """The stream of a call is read at the sender from now on. Of several, the reader that's heard of last stays."""
+    """The sender reads the stream of a call from now on. The last announced reader wins."""
 
     log: str
     id: int
 
 
 class PostedMessage(Struct, frozen=True, array_like=True, tag="post"):
-    """A client sent a message for a connection of the receiver."""
+    """A client sent a message for a connection on the receiver."""
 
     connection: str
     body: bytes
@@ -60,34 +60,34 @@ class ResourceUpdate(Struct, frozen=True, array_like=True, tag="update"):
 
 
 class ExtensionBroadcast(Struct, frozen=True, array_like=True, tag="broadcast"):
-    """An extension notifies the sessions of every worker."""
+    """A notification of an extension for the sessions of every worker."""
 
     source: str
     """The identifier of the extension."""
     to: str
-    """The extension that a client has to have declared; empty for every session."""
+    """The extension that a client must have declared. Empty for every session."""
     message: bytes
 
 
 class ItemRemoval(Struct, frozen=True, array_like=True, tag="remove"):
-    """Something that was registered is no longer offered."""
+    """A registered item was removed."""
 
     kind: str
     key: str
 
 
 class ItemSwitch(Struct, frozen=True, array_like=True, tag="switch"):
-    """Something that is registered is offered again, or not for now."""
+    """A registered item was enabled or disabled."""
 
     kind: str
     key: str
     on: bool
     at: int = 0
-    """A stamp (see `Peers.stamp`): what was switched last stays."""
+    """A stamp (see `Peers.stamp`). The last change wins."""
 
 
 class WorkerStart(Struct, frozen=True, array_like=True, tag="join"):
-    """The sender has just begun: it knows only what its program registers."""
+    """The sender has just started. It has only the items that its program registers."""
 
 
 class LossNotice(Struct, frozen=True, array_like=True, tag="miss"):
@@ -95,11 +95,11 @@ class LossNotice(Struct, frozen=True, array_like=True, tag="miss"):
 
 
 class WorkerGreeting(Struct, frozen=True, array_like=True, tag="present"):
-    """The sender has heard of one that has just begun, and was there before."""
+    """The sender was running before a worker that has just started."""
 
 
 class StatsRequest(Struct, frozen=True, array_like=True, tag="ask"):
-    """A question of the sender's dashboard."""
+    """A request for the sender's dashboard."""
 
     number: int
     about: bytes
@@ -113,10 +113,10 @@ class StatsReply(Struct, frozen=True, array_like=True, tag="tell"):
 
 
 class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
-    """A client answers the questions of a forwarded call that waits at the receiver."""
+    """A client's answers to the questions of a forwarded call, which waits on the receiver."""
 
     number: int
-    """By which the sender knows the news of the call."""
+    """The sender's number for the call, used by `CallNews`."""
     id: str
     round: int
     bound: bytes
@@ -125,19 +125,19 @@ class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
 
 
 class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
-    """The client that woke a call doesn't want its result any more."""
+    """The client that resumed a call cancelled it."""
 
     number: int
 
 
 class CallNews(Struct, frozen=True, array_like=True, tag="news"):
-    """What a call that was woken says: a notification, questions, or its end."""
+    """A notification, questions, or the end of a resumed call."""
 
     number: int
     kind: str
     body: bytes
     more: bool = False
-    """The next message has the rest of the body."""
+    """Whether the next message has the rest of the body."""
 
 
 Message = (

@@ -1,8 +1,8 @@
-"""Messages between the workers that share a store: to all of them, or to one.
+"""Messages between the workers that share a store, to all of them or to one.
 
-What must not be lost is in the store; a message says that it is there, or asks whoever runs a call to do something.
-Each carries a MAC of the server's secret, so nobody who merely writes to the store speaks as a worker. A store that is
-not shared has no other workers, and then nothing here costs anything.
+Data that must not be lost is in the store. A message announces it, or asks for work on a running call. Each message has
+a MAC with the server's secret, so access to the store isn't enough to forge one. A store that isn't shared has no other
+workers, and costs nothing here.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from millstream._server.peer_messages import Message
 from millstream._stores.base import Store
 
 LEEWAY: Final = 60.0
-"""Seconds for which what one worker has sealed still opens at another after its time."""
+"""Seconds for which data sealed by one worker still opens on another after its expiry."""
 WINDOW: Final = 300.0
-"""Seconds by which a message may seem too old or too new. Somebody may have set the store's clock: until each worker
-has seen that, what they stamp differs by as much.
+"""Maximum difference in seconds between a message's time and ours. After a change of the store's clock, the stamps of
+workers differ by that much until each has noticed.
 """
 PAUSE: Final = 1.0
-"""Seconds until a store that failed is asked again."""
+"""Delay in seconds before a failed store is used again."""
 _TOPIC: Final = "workers"
 _LABEL: Final = b"millstream worker messages v1"
 _MAC_BYTES: Final = 16
@@ -36,11 +36,11 @@ _logger = logging.getLogger("millstream")
 
 
 class _Letter(Struct, frozen=True, array_like=True):
-    """A message as it travels, behind its MAC."""
+    """A message in transit, after its MAC."""
 
     sender: str
     to: str
-    """One worker; empty for all."""
+    """The receiving worker, or empty for all."""
     stamp: int
     message: Message
 
@@ -51,7 +51,7 @@ M = TypeVar("M")
 
 
 class Peers:
-    """The other workers, as one running server speaks with them."""
+    """The other workers, from the view of one server."""
 
     __slots__ = (
         "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_own", "_receivers", "_seen",
@@ -59,79 +59,79 @@ class Peers:
     )  # fmt: skip
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
-        """Nothing is heard before `open`.
+        """Create the object. No messages arrive before `open`.
 
         Args:
-            store: what the workers share.
-            values: the secrets of the server, see `use`.
+            store: The shared store.
+            values: The server's secrets, see `use`.
         """
         # Configuration
         self._store = store
         self.shared: bool = store.shared
-        """False: there are no others, and nothing is sent."""
+        """Whether there are other workers. If not, nothing is sent."""
         self._keys: list[bytes] = []
         self._receivers: dict[type, list[Callable[[Any, str], None]]] = {}
         self._own: set[type] = set()
-        """Kinds of which this worker's own messages are received, too."""
+        """Message types for which this worker's own messages are received, too."""
         self._interrupted: list[Callable[[], None]] = []
         self._lost: list[Callable[[], None]] = []
         self._looks: list[Callable[[], Awaitable[None]]] = []
         # Process
         self._stamp = 0
         self._mute = False
-        """The store didn't take the last hint for all workers, and the log says so."""
+        """Whether the last message to all workers failed and was logged."""
         self._seen: dict[tuple[str, int], None] = {}
-        """Messages to this worker alone, and those of which the order counts: each is taken once, though a store that
-        was repaired may give it again.
+        """Direct messages, and messages whose order matters. Each is processed once, although a repaired store can
+        repeat it.
         """
         self._waiting: dict[Message, None] = {}
         self._sending: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._changed = False
-        """Workers came or went since the last look."""
+        """Whether workers came or left since the last check."""
         self._stops: list[Callable[[], None]] = []
         self._warned = False
         self.use(values)
 
     def use(self, values: Sequence[bytes]) -> None:
-        """Sign with the first of these secrets from now on, and accept what any of them signed."""
+        """Sign with the first of these secrets from now on, and accept signatures of all of them."""
         self._keys = [hmac.digest(value, _LABEL, "sha256") for value in values] if self.shared else []
 
-    # What arrives
+    # Received messages
 
     def on(self, kind: type[M], receive: Callable[[M, str], None], *, own: bool = False) -> None:
-        """Call `receive(message, worker)` in the loop for every message of a kind from another worker.
+        """Call `receive(message, worker)` in the event loop for every message of a type from another worker.
 
         Args:
-            kind: what to hear.
-            receive: what hears it.
-            own: also for what this worker tells all. All workers hear that in one order.
+            kind: The message type.
+            receive: The function to call.
+            own: Also receive this worker's own messages to all. All workers receive these in the same order.
         """
         self._receivers.setdefault(kind, []).append(receive)
         if own:
             self._own.add(kind)
 
     def on_interruption(self, forget: Callable[[], None]) -> None:
-        """Call `forget` after messages may have been lost: whatever they would have said has to be looked up."""
+        """Call `forget` after messages may have been lost. State that depends on them must be read again."""
         self._interrupted.append(forget)
 
     def on_loss(self, lost: Callable[[], None]) -> None:
-        """Call `lost` when the store has lost data: its epoch is another one."""
+        """Call `lost` when the store has lost data and has a new epoch."""
         self._lost.append(lost)
 
     def on_workers(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Await `look` after workers came or went; again, should the store not answer it."""
+        """Await `look` after workers came or left. It's repeated if the store doesn't answer."""
         self._looks.append(look)
 
     def open(self) -> None:
-        """Begin to listen. The store is open."""
+        """Start receiving. The store must be open."""
         self._stops = [self._store.watch(self._lose)]
         if self.shared:
             self._stops.append(self._store.bus.subscribe(_TOPIC, self._receive, interrupted=self._miss))
             self._stops.append(self._store.workers.watch(self._look_soon))
 
     async def close(self) -> None:
-        """Stop listening, and drop what nobody waited for."""
+        """Stop receiving, and drop messages that wait to be sent."""
         for stop in self._stops:
             stop()
         tasks = [task for task in (self._sending, self._looking) if task is not None]
@@ -183,9 +183,7 @@ class Peers:
                 _logger.exception("A message of another worker could not be carried out")
 
     def _open_letter(self, data: bytes) -> _Letter | None:
-        """Return a message of another worker, or one of our own that somebody wants to hear; None for what isn't one or
-        comes at a wrong time.
-        """
+        """Return a valid message of another worker, or of this one if it's wanted; None for anything else."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:
@@ -214,14 +212,14 @@ class Peers:
         self._seen[mark] = None
         return True
 
-    # What is sent
+    # Sent messages
 
     def is_me(self, worker: str) -> bool:
-        """Return whether a name is that of this worker."""
+        """Return whether a name is this worker's."""
         return worker == self._store.workers.me
 
     def stamp(self) -> int:
-        """Return a number greater than that of every message sent or received so far; in microseconds."""
+        """Return a number, in microseconds, greater than that of every message sent or received so far."""
         now = int(self._store.time() * 1e6)
         if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that nobody would take it
             self._stamp = now
@@ -229,7 +227,7 @@ class Peers:
         return self._stamp
 
     async def tell(self, message: Message) -> bool:
-        """Tell all other workers; it is a hint, and a store that does not answer isn't an error: then it's False."""
+        """Send a message to all other workers. Return False if the store doesn't answer; messages are only hints."""
         if not self.shared:
             return False
         try:
@@ -247,10 +245,10 @@ class Peers:
         return True
 
     def tell_soon(self, message: Message) -> None:
-        """Tell all other workers without waiting, and as often as it takes. What waits already goes out once.
+        """Send a message to all other workers without waiting, with retries. Equal messages that wait are sent once.
 
-        Of the kinds that this worker hears from itself, what can't be sent now is heard here at once, and perhaps again
-        when it can. If too much waits, the oldest of these is dropped.
+        For types that this worker also receives, a message that can't be sent is received here immediately, and
+        possibly again later. If too many wait, the oldest is dropped.
         """
         if not self.shared:
             return
@@ -286,10 +284,10 @@ class Peers:
             self._hand_out(message, self._store.workers.me)
 
     async def send(self, worker: str, message: Message) -> bool:
-        """Send to one worker; False when its lease is over, or there never was such a worker.
+        """Send to one worker. Return False if its lease is over or it's unknown.
 
         Raises:
-            LocalError: the store does not answer.
+            LocalError: The store doesn't answer.
         """
         if not self.shared or worker == self._store.workers.me:
             return False

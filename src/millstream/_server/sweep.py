@@ -1,5 +1,5 @@
-"""The one periodic task of a running server: streams are kept alive, silent calls become streams, calls that take too
-long end, and silent calls report progress.
+"""The periodic task of a server: it keeps streams alive, turns silent calls into streams, ends calls over the time
+limit, and reports progress of silent calls.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ logger = logging.getLogger("millstream")
 
 TICK = 1.0
 STALL = 1.0
-"""Seconds by which a tick may be late before that is a warning, which comes once in `QUIET` seconds."""
+"""Minimum delay of a tick, in seconds, for a warning. The warning appears at most once in `QUIET` seconds."""
 QUIET = 60.0
 
 
 class Sweep:
-    """Looks at every call once a tick, from `open` to `close`."""
+    """A task that checks every call once per tick, from `open` to `close`."""
 
     __slots__ = (
         "_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_told", "_touch", "_trouble", "clock", "lag",
@@ -38,13 +38,13 @@ class Sweep:
         touch: Callable[[], Coroutine[Any, Any, None]],
         each_tick: Callable[[float], None],
     ) -> None:
-        """Nothing happens before `open`.
+        """Create the task. It runs from `open` on.
 
         Args:
-            dispatcher: whose calls are looked at.
-            beat: called at every heartbeat, to keep streams alive.
-            touch: called then, too: keeps what they left in the store.
-            each_tick: called with the time at the end of each tick.
+            dispatcher: The dispatcher of the calls.
+            beat: Called at every heartbeat, to keep streams alive.
+            touch: Called at every heartbeat, to extend stored logs.
+            each_tick: Called with the time at the end of each tick.
         """
         # Configuration
         self._dispatcher = dispatcher
@@ -55,7 +55,7 @@ class Sweep:
         # Process
         self.started: float = self.clock()
         self.lag: float = 0.0
-        """Seconds by which the last tick came too late: what every call waits for besides its own work."""
+        """Seconds by which the last tick was late. Every call waits this much."""
         self._told: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
@@ -66,11 +66,11 @@ class Sweep:
         )
 
     def open(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End the task and all that it began."""
+        """End the task and all background work."""
         if self._task is None:
             return
         tasks = [self._task, *self._pending.values()]
@@ -97,7 +97,7 @@ class Sweep:
             _attempt(self._each_tick, now)
 
     def report_stall(self, now: float) -> None:
-        """Warn whoever wrote a function that keeps everybody waiting."""
+        """Warn that a function blocked the event loop."""
         if self.lag < STALL or (self._told is not None and now - self._told < QUIET):
             return
         self._told = now
@@ -110,7 +110,7 @@ class Sweep:
         )
 
     def run_in_background(self, key: object, work: Coroutine[Any, Any, None]) -> None:
-        """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
+        """Run work that can wait for a peer or the store in the background. Only one at a time per key."""
         if key in self._pending:
             work.close()
             return
@@ -128,7 +128,7 @@ class Sweep:
             logger.exception("A periodic task failed; it is tried again")
 
     def look_at_calls(self, now: float) -> None:
-        """End the calls that took too long, and make streams of those that are silent."""
+        """End calls over the time limit, and turn silent ones into streams."""
         for call in list(self._dispatcher.calls):
             _attempt(self._look_at, call, now)
 
@@ -142,7 +142,7 @@ class Sweep:
             self.run_in_background(call, call.open_line().keep_alive())
 
     def report_progress(self) -> None:
-        """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
+        """Report progress for calls that were silent since the last beat, if their callers want progress."""
         for call in list(self._dispatcher.calls):
             if call.token is None:
                 continue
@@ -153,7 +153,7 @@ class Sweep:
 
 
 def _attempt(work: Callable[..., object], *args: object) -> None:
-    """Do a piece of the work: one that fails keeps neither the other pieces nor the next tick from theirs."""
+    """Run a part of the work. A failure affects neither the other parts nor the next tick."""
     try:
         work(*args)
     except Exception:

@@ -1,4 +1,4 @@
-"""One handler for each method. It takes a `Call` and returns the members of the result in the call's revision."""
+"""One handler per method. It takes a `Call` and returns the members of the result for the call's revision."""
 
 from millstream._server.dispatch import Dispatcher
 from millstream._server.handlers.completion import CompletionHandlers
@@ -11,7 +11,7 @@ from millstream._server.handlers.tools import ToolHandlers
 
 
 def install(dispatcher: Dispatcher) -> None:
-    """Give a dispatcher the handlers of every method."""
+    """Register the handlers of every method."""
     registry, services = dispatcher.registry, dispatcher.services
     for handlers in (
         ToolHandlers(registry, services),

@@ -39,7 +39,7 @@ class CompletionHandlers:
         return {"completion/complete": self.complete}
 
     async def complete(self, call: Call) -> bytes:
-        """Return values that begin as the person typed, from the registered function or else the parameter's type."""
+        """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
         params = read_texts(_decoder, call)
         if self._registry.completes is not None:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))

@@ -1,4 +1,4 @@
-"""`server/discover`: a client of the per-request era asks this first. The answer can be cached and isn't an error."""
+"""`server/discover`: the first request of a per-request-era client. The result can be cached."""
 
 from collections.abc import Mapping
 
@@ -19,6 +19,6 @@ class DiscoveryHandlers:
         return {"server/discover": self.discover}
 
     async def discover(self, call: Call) -> bytes:
-        """Versions, capabilities, instructions."""
+        """Return versions, capabilities, and instructions."""
         call.meta = self._announcement.discover_meta(call.revision)
         return self._announcement.discover(call.revision)

@@ -1,4 +1,4 @@
-"""What one caller sees of what is registered: shared by the handlers."""
+"""The caller's view of registered items, shared by the handlers."""
 
 from typing import Any
 
@@ -27,5 +27,5 @@ def list_page(registry: Registry, kind: str, call: Call) -> bytes:
 
 
 def sees(call: Call, item: Any) -> bool:
-    """Return whether the caller sees an item that is registered; one that is hidden is as one that isn't there."""
+    """Return whether the caller sees a registered item. A hidden item looks like a missing one."""
     return item.visible is None or bool(item.visible(call.principal))

@@ -1,4 +1,4 @@
-"""`subscriptions/listen`: the per-request era's stream of changes, open until the client goes."""
+"""`subscriptions/listen`: the change stream of the per-request era, open until the client leaves."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from millstream._server.handlers.params import read
 from millstream._server.load import most_streams, release_arguments
 
 MAX_URI_BYTES = 128 * 1024
-"""The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
+"""Maximum total length of a subscription's URIs, the same as in a session's record."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
@@ -45,13 +45,13 @@ class ListenHandlers:
         self._registry = registry
         self._services = services
         self._open: dict[str, int] = {}
-        """Caller, see `Call.owner` -> number of its open subscriptions."""
+        """`Call.owner` -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
         return {"subscriptions/listen": self.listen}
 
     async def listen(self, call: Call) -> bytes:
-        """Acknowledge, then push changes until the call is cancelled or the server closes the line."""
+        """Acknowledge, then push changes until the call is cancelled or the server closes the reply channel."""
         wanted = read(_decoder, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
@@ -70,7 +70,7 @@ class ListenHandlers:
                 end()
 
     async def _open_filters(self, call: Call, pushes: "_Pushes") -> dict[str, Any]:
-        """Ask the extensions for what they have filters of. Returns what they agree to."""
+        """Pass the filters of extensions to them, and return what they accept."""
         agreed: dict[str, Any] = {}
         asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
         for member, serve in self._registry.filters.items():
@@ -85,7 +85,7 @@ class ListenHandlers:
         self, call: Call, wanted: SubscriptionFilter, size: int, pushes: "_Pushes", agreed: dict[str, Any]
     ) -> bytes:
         settings = self._services.settings
-        # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
+        # The request isn't read again, and the stream can be open for a day.
         client = call.client
         call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
@@ -161,7 +161,7 @@ class ListenHandlers:
         )
 
     def _is_seen(self, uri: str, call: Call) -> bool:
-        """Return whether the caller may hear of a resource: of one that is hidden, nothing is heard."""
+        """Return whether the caller can receive updates of a resource, which must be visible."""
         readable, _ = find_readable(self._registry, uri)
         return readable is None or sees(call, readable)
 
@@ -171,7 +171,7 @@ class ListenHandlers:
 
 
 class _Pushes:
-    """What is pushed to one subscription. Nothing overtakes the acknowledgement."""
+    """Messages pushed to one subscription, starting after the acknowledgment."""
 
     __slots__ = ("_early", "_line", "ends", "over")
 
@@ -179,12 +179,12 @@ class _Pushes:
         self._early: list[bytes] = []
         self._line: ReplyChannel | None = None
         self.over = asyncio.Event()
-        """The subscription ends."""
+        """Set when the subscription ends."""
         self.ends: list[Callable[[], None]] = []
-        """What ends the filters of extensions."""
+        """Functions that end the extensions' filters."""
 
     def push(self, message: bytes) -> bool:
-        """Push one message, or keep it until the acknowledgement is sent; False when the subscription is over."""
+        """Push a message, or queue it until the acknowledgment is sent. Return False if the subscription is over."""
         if self._line is None:
             self._early.append(message)
         elif not self._line.push(message):
@@ -192,7 +192,7 @@ class _Pushes:
         return not self.over.is_set()
 
     def begin(self, line: ReplyChannel) -> None:
-        """Push what was kept, and everything from now on."""
+        """Push the queued messages, and later ones directly."""
         self._line = line
         for message in self._early:
             line.push(message)

@@ -1,4 +1,4 @@
-"""Reading `params`: shared by the handlers."""
+"""Decoding of `params`, shared by the handlers."""
 
 from typing import TypeVar
 
@@ -28,10 +28,10 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
-    """As `read`, where the parameters hold an object of texts, each of which becomes an object of its own.
+    """Decode parameters with an object of texts, each of which becomes an object.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for more members than any prompt or template has arguments.
+        ProtocolError: INVALID_PARAMS, also for too many members.
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
@@ -39,10 +39,10 @@ def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
-    """Note the answers and state of earlier rounds, in the era that has them; the call has its name already.
+    """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for a state that isn't ours or isn't this call's.
+        ProtocolError: INVALID_PARAMS, also for a state that is invalid or belongs to another call.
     """
     if call.revision.handshake:
         return

@@ -60,7 +60,7 @@ class ResourceHandlers:
         return source.encode(value, params.uri, call)
 
     async def read_inside(self, uri: str, call: Call) -> Any:
-        """Return the value of one resource, for a function that serves a call."""
+        """Return the value of a resource, for a function that serves a call."""
         source, arguments = self._find(uri, call)
         value = await source.run(arguments, call)
         if value is None:
@@ -108,7 +108,7 @@ class ResourceHandlers:
         return b""
 
     def _follow(self, session: Session) -> None:
-        """Follow what a session of a connection has subscribed to; those of Streamable HTTP have a stream for it."""
+        """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
         if session.record is not None:
             self._services.changes.follow(session.id, session.record.subscriptions)
 

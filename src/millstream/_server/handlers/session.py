@@ -1,4 +1,4 @@
-"""Methods that are about the session itself: `ping`, `logging/setLevel`."""
+"""The session methods `ping` and `logging/setLevel`."""
 
 from collections.abc import Mapping
 
@@ -28,11 +28,11 @@ class SessionHandlers:
         return {"ping": self.ping, "logging/setLevel": self.set_level}
 
     async def ping(self, call: Call) -> bytes:
-        """Answer at once."""
+        """Return an empty result."""
         return b""
 
     async def set_level(self, call: Call) -> bytes:
-        """Set the least severity of log messages for this session. Without a session, nothing is kept."""
+        """Set the minimum severity of log messages for this session. Without a session, do nothing."""
         level = read(_level_decoder, call).level
         if level not in LOG_LEVELS:
             raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")

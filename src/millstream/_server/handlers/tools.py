@@ -24,7 +24,7 @@ from millstream._server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _KEPT = 16 * 1024
-"""Bytes of parameters that a call may keep while its tool runs."""
+"""Maximum bytes of parameters that a call keeps while its tool runs."""
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -45,7 +45,7 @@ class ToolHandlers:
         return list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:
-        """Run a tool. Calls that a transport has prepared skip this handler."""
+        """Run a tool. Prepared calls skip this handler."""
         tool = self._open(call)
         tasks = self._services.tasks
         if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run)) is not None:
@@ -59,7 +59,7 @@ class ToolHandlers:
         if len(call.params) > _KEPT:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are there
-            # They have been read, and the tool may take long.
+            # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
@@ -72,8 +72,9 @@ class ToolHandlers:
         """Find the tool and decode its arguments.
 
         Raises:
-            ProtocolError: an unknown tool, headers that differ from the arguments, or (older revisions) bad arguments.
-            ToolError: bad arguments, with a text that tells a model what to fix.
+            ProtocolError: The tool is unknown, headers differ from the arguments, or (older revisions) the arguments
+                are invalid.
+            ToolError: The arguments are invalid. The text tells the model what to fix.
         """
         params = read(_call_decoder, call)
         tool = self._registry.tools.get(params.name)
@@ -110,7 +111,7 @@ class ToolHandlers:
 
 
 def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
-    """Arguments without the client id that a streamed call may carry, where the tool has no such parameter."""
+    """Return the arguments without the client id of a streamed call, if the tool has no such parameter."""
     if "stream" not in tool.parameters or "client_id" in tool.parameters:
         return raw
     arguments = _object(raw)

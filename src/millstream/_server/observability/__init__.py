@@ -1,1 +1,1 @@
-"""Watching calls: metrics, the message log, traces."""
+"""Observation of calls: metrics, the message log, and traces."""

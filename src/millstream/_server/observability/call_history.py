@@ -1,4 +1,4 @@
-"""The history of all workers as one, as a page draws it. Everything here is a value."""
+"""The merged history of all workers, for charts. All functions are pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -7,18 +7,18 @@ from millstream._telemetry.history import REST, Gauges, HistoryWindow, Operation
 from millstream._telemetry.metrics import SHARES, percentiles
 
 _LATE: Final = 5
-"""Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
+"""Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
 
 
 def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
-    """Columns of points, and a row for each operation.
+    """Return columns of points, and a row per operation.
 
-    Each column has a value for each of ``at`` (seconds since 1970), null where nothing is known. Percentiles are of all
-    calls of a point; of lags the worst one counts; everything else is a sum over the workers.
+    Each column has a value for each time in ``at`` (seconds since 1970), or null without data. Percentiles cover all
+    calls of a point. The worst lag is used. Everything else is a sum over the workers.
 
     Args:
-        pasts: what each worker knows, that of the one who answers first.
-        seconds: how much was asked for.
+        pasts: The history of each worker, starting with the one that answers.
+        seconds: The requested period.
     """
     first = pasts[0]
     same = [each for each in pasts if (each.bounds, each.step) == (first.bounds, first.step)]
@@ -59,7 +59,7 @@ def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally
 
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
-    """Of two workers at the same time."""
+    """Return the sum of the gauges of two workers at the same time."""
     return Gauges(
         max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams
     )  # fmt: skip

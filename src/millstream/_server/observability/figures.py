@@ -21,15 +21,15 @@ class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
     calls: int
     errors: int
     grown: list[int]
-    """Calls of the last moments, by bucket; empty when there were none."""
+    """Recent calls by bucket, or empty without any."""
     per_second: float
-    """Over the last moments."""
+    """Recent calls per second."""
     rate: float | None
-    """Calls per second since the look before; None if that was long ago."""
+    """Calls per second since the previous read, or None if that was long ago."""
 
 
 class Figures(Struct, frozen=True, array_like=True):
-    """What one worker measured."""
+    """The measurements of one worker."""
 
     pid: int
     host: str
@@ -37,34 +37,35 @@ class Figures(Struct, frozen=True, array_like=True):
     """Seconds since 1970."""
     uptime: float
     window: float
-    """How long the last moments are, in seconds."""
+    """Length of the recent period in seconds."""
     bounds: tuple[float, ...]
-    """Those of the buckets."""
+    """The bounds of the buckets."""
     operations: dict[tuple[str, str], OperationFigures]
-    """By method and name of the tool."""
+    """Operations by method and tool name."""
     per_second: list[int]
     """Calls in each of the last whole seconds, oldest first."""
     sessions: dict[Labels, int]
     connections: dict[Labels, int]
     lag: tuple[float, float]
-    """Of the event loop, in milliseconds: the last one, and the worst of the last minute."""
+    """Lag of the event loop in milliseconds: the newest, and the worst of the last minute."""
     process: dict[str, float | None]
     hub: dict[str, Any] | None = None
     stood: float = 0.0
-    """Milliseconds of the last minute in which the event loop could run nothing. The last field: another version may
-    not have it."""
+    """Milliseconds of the last minute in which the event loop was blocked. The last field, because older versions don't
+    have it.
+    """
 
 
 def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
-    """Everything a dashboard shows, as JSON values: sums over the workers, and a row for each.
+    """Return all values of the dashboard as JSON values: sums over the workers, and a row for each.
 
-    Rates and percentiles are of the last 10 to 15 seconds where somebody asked in time for the state before them,
-    else of a longer time: ``window_seconds`` says which. ``at_seconds`` only grows while the same worker answers.
+    Rates and percentiles cover the last 10 to 15 seconds if an earlier read allows it, otherwise a longer period:
+    ``window_seconds`` is its length. ``at_seconds`` only grows while the same worker answers.
 
     Args:
-        workers: their figures, by name.
-        here: the name of the one that answers.
-        store: health of the store, passed through.
+        workers: The figures of the workers, by name.
+        here: The name of the worker that answers.
+        store: The health of the store, passed through.
     """
     own, every = workers[here], list(workers.values())
     rows = _operations(every, own.bounds)
@@ -117,7 +118,9 @@ def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[d
 
 
 def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
-    """Return the calls of a worker; of one with other buckets, as another version may have them, just their number."""
+    """Return the operations of a worker. One with other buckets, such as another version, contributes only call
+    counts.
+    """
     if figures.bounds == bounds:
         return figures.operations
     return {
@@ -137,7 +140,7 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
 
 
 def _longer(one: list[int], other: list[int]) -> list[int]:
-    """Sums by bucket, where an empty list is one of zeros."""
+    """Return sums by bucket. An empty list counts as zeros."""
     return [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
 
 
@@ -154,12 +157,14 @@ def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[flo
 
 
 def _history(several: Sequence[Sequence[int]]) -> list[int]:
-    """Calls of each second by all. They end with the same second, and the longest one counts."""
+    """Return the calls of all workers per second. All lists end with the same second, and the longest determines the
+    length.
+    """
     length = max(map(len, several))
     return [sum(each[place - length] for each in several if len(each) >= length - place) for place in range(length)]
 
 
-# Whatever else can be added up
+# Other sums
 
 
 def _merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
@@ -171,7 +176,7 @@ def _merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Va
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Of numbers, of what has numbers under names, and of nothing, which adds nothing."""
+    """Return the sum of numbers or of dicts of numbers. None adds nothing."""
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, dict):

@@ -1,9 +1,8 @@
-"""What is measured of calls: metrics by the OpenTelemetry conventions for MCP, a line in the access log, a span.
+"""Observation of calls: metrics by the OpenTelemetry conventions for MCP, a line in the access log, and a span.
 
-An `Observer` is made only where something of it is on; the dispatcher calls it after each call (`observe`), and before
-it (`begin`) where spans are on. Labels are bounded: methods are those of the specification, tools the registered ones,
-everything else is ``_other``. What never becomes a call (`initialize`, notifications, refused messages) comes from
-`message`.
+An `Observer` exists only if one of these is enabled. The dispatcher calls it after each call (`observe`), and before it
+(`begin`) if spans are enabled. Labels are bounded: methods of the specification, registered tools, and ``_other``.
+Messages that aren't calls (`initialize`, notifications, refused messages) arrive through `message`.
 """
 
 import math
@@ -27,7 +26,7 @@ from millstream._telemetry.recent_counts import Growth, PerSecond
 
 HISTORY_SECONDS = 60
 LATELY = 5.0
-"""Seconds after which a look is too long ago for telling how many calls there are now."""
+"""Seconds after which an earlier read is too old to compute a rate."""
 
 _METHODS = frozenset(
     (
@@ -35,13 +34,13 @@ _METHODS = frozenset(
         *(method for revision in ALL for method in (*revision.requests, *revision.notifications)),
     )
 )  # fmt: skip
-"""What has a label of its own; ``response`` is the answer of a client to what it was asked."""
+"""Methods with their own label. ``response`` is a client's answer to a question."""
 LISTEN = "subscriptions/listen"
-"""It counts as no call, because it takes as long as its client wants."""
+"""The method isn't counted as a call, because its duration depends on the client."""
 
 
 class Observer:
-    """Metrics, access log and spans of one running server."""
+    """The metrics, access log, and spans of one server."""
 
     __slots__ = (
         "_ahead", "_clock", "_connections", "_durations", "_growth", "_kinds", "_lag", "_log", "_looked", "_messages",
@@ -60,16 +59,16 @@ class Observer:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Observe calls.
+        """Create the observer.
 
         Args:
-            tools: names of the registered tools, as they are at each moment.
-            connections: how many connections and streams are open at each moment, by transport and revision.
-            log: the access log, or None.
-            tracing: spans, or None.
-            metrics: where to register; None for metrics that aren't served.
-            clock: seconds that only grow.
-            wall: seconds since 1970.
+            tools: A live view of the names of registered tools.
+            connections: A live view of open connections and streams, by transport and revision.
+            log: The access log, or None.
+            tracing: The spans, or None.
+            metrics: The registry, or None for metrics that aren't exported.
+            clock: Monotonic seconds.
+            wall: Seconds since 1970.
         """
         # Configuration
         registry = Metrics() if metrics is None else metrics
@@ -82,17 +81,18 @@ class Observer:
         self._clock = clock
         self._wall = wall
         self.begin: Callable[[Call], None] | None = None if tracing is None else tracing.begin
-        """To be called before each call, in its task; None where nothing begins."""
+        """Called before each call, in its task. None without spans."""
         # Process
         self._started = clock()
         self._since = wall()
         self._looked: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
-        """When figures were taken last, and how many calls there were."""
+        """Time and call counts of the last read."""
         self._kinds: dict[Labels, tuple[Series, Frame | None]] = {}
-        """(method, name, outcome, revision) as calls have them, and what else a line of the log says -> their series,
-        for those with clean labels, and what their lines have in common."""
+        """(method, name, outcome, revision) and other log fields -> their series, and the constant part of their log
+        lines.
+        """
         self._ahead = 0.0
-        """Of the clock that only grows, the wall's; looked at once a second."""
+        """Difference between wall time and the monotonic clock, updated once per second."""
         self._per_second = PerSecond(HISTORY_SECONDS + 4)
         self._growth: Growth[tuple[str, str]] = Growth(self._started)
         self._durations: Histogram = registry.histogram(
@@ -137,13 +137,13 @@ class Observer:
         await self._lag.run()
 
     def close(self) -> None:
-        """Write what the access log still holds."""
+        """Flush the access log."""
         if self._log is not None:
             self._log.flush(last=True)
 
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
-        """Take note of a call that is over (`Dispatcher.observe`)."""
-        # Every call of a server that is watched comes this way, so what is asked of others is spelled out.
+        """Record a finished call (`Dispatcher.observe`)."""
+        # Runs for every observed call, so nested functions are inlined.
         method, log, session, failure = call.method, self._log, call.session, call.failure
         outcome = "" if failure is None else failure.outcome
         listened = method == LISTEN
@@ -177,7 +177,7 @@ class Observer:
             log.write(frame, now + self._ahead, seconds, len(answer))
 
     def message(self, message: AccessRecord) -> None:
-        """Take note of a message that was no call of the dispatcher: counted, for nobody took its time."""
+        """Record a message that isn't a call. It's counted without a duration."""
         method, _, status, revision = self._clean((message.method, "", message.status, message.revision))
         self._messages.add((method, status, revision))
         now = self._clock()
@@ -187,15 +187,15 @@ class Observer:
             self._log.add(message)
 
     def sessions(self) -> int:
-        """How many were heard of in the last five minutes."""
+        """Return the number of sessions active in the last five minutes."""
         return sum(self._sessions.count(self._clock()).values())
 
     def session_ended(self, session_id: str) -> None:
-        """Take note that a session was ended by its client or with its connection."""
+        """Record the end of a session by its client or with its connection."""
         self._sessions.over(session_id)
 
     def _clean(self, labels: Labels) -> Labels:
-        """Labels to which a peer can't add a new one."""
+        """Return labels whose number of values is bounded."""
         method, tool, outcome, revision = labels
         return (
             method if method in _METHODS else OTHER,
@@ -205,7 +205,7 @@ class Observer:
         )
 
     def _kind(self, key: Labels) -> tuple[Series, Frame | None]:
-        """What calls of one kind have in common, kept if no peer can make up more and more of them."""
+        """Return the shared data of calls of one kind, cached if the number of kinds is bounded."""
         method, name, outcome, revision = key[:4]
         labels = method, name if method == "tools/call" else "", outcome, revision
         clean, log = self._clean(labels), self._log
@@ -220,26 +220,27 @@ class Observer:
     def _session_over(self, labels: Labels, seconds: float) -> None:
         self._session_durations.observe(seconds, labels)
 
-    # For a live page
+    # For the dashboard
 
     @property
     def durations(self) -> Histogram:
-        """How long calls and subscriptions took, by method, tool, outcome and revision."""
+        """Return the durations of calls and subscriptions, by method, tool, outcome, and revision."""
         return self._durations
 
     def calls(self) -> dict[Labels, Series]:
-        """How long calls took, without subscriptions: these last as long as their clients want."""
+        """Return the durations of calls without subscriptions, whose duration depends on the client."""
         return {labels: series for labels, series in self._durations.series.items() if labels[0] != LISTEN}
 
     def lag(self) -> float:
-        """Seconds by which the event loop was late, at worst, since a second ago."""
+        """Return the worst lag of the event loop in the last second, in seconds."""
         return self._lag.worst_of(1.0)
 
     def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
-        """What was measured so far. Take it about once a second for all viewers: rates are those since the last look.
+        """Return the measurements so far. Call it about once per second for all viewers, because rates are since the
+        last call.
 
         Args:
-            hub: figures of the hub, passed through.
+            hub: Figures of the hub, passed through.
         """
         now = self._clock()
         counts, errors = self._sums()
@@ -276,7 +277,7 @@ class Observer:
         )
 
     def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:
-        """Counts by bucket and number of errors, for each method and tool."""
+        """Return counts by bucket and error counts, per method and tool."""
         counts: dict[tuple[str, str], list[int]] = {}
         errors: dict[tuple[str, str], int] = {}
         for (method, tool, outcome, _), series in self.calls().items():
@@ -292,7 +293,7 @@ class Observer:
 def _record(
     key: Labels, at: float = 0.0, seconds: float = 0.0, size: int = 0, trace: tuple[str, str] = ("", "")
 ) -> AccessRecord:
-    """Return a line of the log about a call of this kind."""
+    """Return the access log line for a call of this kind."""
     method, name, outcome, revision, client, version, session, principal, transport = key
     return AccessRecord(
         at, method, name, outcome, seconds, revision, client, version, session, principal, size, transport, *trace

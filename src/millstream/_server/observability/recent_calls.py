@@ -1,11 +1,11 @@
-"""The newest calls and who made them, for a person who looks for what went wrong.
+"""The newest calls and their callers, for debugging.
 
-What is kept is bounded in number and length. A secret never gets in: a value is hidden by the name of its field, and a
-credential in a text by its shape. Arguments are read only from calls that failed or were slow, or while somebody looks;
-and of those only so many a second, so that a busy server pays next to nothing.
+The number and length of entries are bounded. Secrets are never stored: a value is hidden by the name of its field, and
+a credential in text by its form. Arguments are read only for failed or slow calls, or while the page is open, and only
+a bounded number per second, so the cost on a busy server is small.
 
-Of each half minute a few calls are kept for longer, so that a spike in the charts can still be looked into hours later.
-Errors are counted by message, with numbers and ids left out.
+A few calls of each half minute are kept longer, so a spike in the charts can be examined hours later. Errors are
+counted by message, without numbers and ids.
 """
 
 import re
@@ -26,53 +26,53 @@ KEPT: Final = 300
 KEPT_FAILURES: Final = 150
 MAX_CLIENTS: Final = 200
 SPAN: Final = 30
-"""Seconds of each of which the first call, `SPAN_FAILURES` and `SPAN_SLOW` are kept for longer."""
+"""Length in seconds of the spans of which the first call, `SPAN_FAILURES`, and `SPAN_SLOW` are kept longer."""
 SPAN_FAILURES: Final = 3
 SPAN_SLOW: Final = 2
 KEPT_LONGER: Final = 4_000
-"""WorkerCalls of all those spans: a day of a quiet server, hours of one where much fails."""
+"""Maximum number of calls kept for all spans: a day of a quiet server, or hours with many failures."""
 MAX_ERRORS: Final = 100
-"""Messages that are counted; of more, the one that was quiet for longest is forgotten."""
+"""Maximum number of distinct error messages. Above it, the least recent one is dropped."""
 MAX_ERROR_TOOLS: Final = 8
 MAX_ARGUMENTS: Final = 600
-"""Characters of the arguments of a call; longer ones are cut."""
+"""Maximum characters of a call's arguments. Longer ones are cut."""
 MAX_ERROR: Final = 300
 MAX_NAME: Final = 120
 MAX_READ: Final = 64 * 1024
-"""Bytes of arguments or of an answer; more is not looked into."""
+"""Maximum bytes of arguments or of an answer to examine."""
 READ_EACH_SECOND: Final = 40
 SLOW: Final = 0.5
-"""Seconds from which on a call is slow."""
+"""Minimum seconds of a slow call."""
 WATCHED: Final = 10.0
-"""Seconds for which one look counts."""
+"""Seconds for which one read counts as an open page."""
 
 
 class RecentCall(Struct, array_like=True, frozen=True, gc=False):
     """One call."""
 
     at: float
-    """When it ended, in seconds since 1970."""
+    """End of the call, in seconds since 1970."""
     method: str
     name: str
     outcome: str
-    """Empty if it went well."""
+    """The error, or an empty string on success."""
     ms: float
     client: str
     caller: str
-    """The principal, else the address."""
+    """The principal, or the address."""
     transport: str
     revision: str
     bytes: int
-    """Of the answer."""
+    """Size of the answer."""
     arguments: str | None = None
-    """As JSON; None where they weren't read."""
+    """The arguments as JSON, or None if they weren't read."""
     error: str = ""
     incident: str = ""
-    """Under which the log has the details."""
+    """The incident number in the log."""
 
 
 class ClientCalls(Struct, array_like=True):
-    """What one client did."""
+    """The calls of one client."""
 
     calls: int
     errors: int
@@ -83,34 +83,34 @@ class ClientCalls(Struct, array_like=True):
 
 
 class ErrorCount(Struct, array_like=True):
-    """How often one message came."""
+    """The number of times an error message occurred."""
 
     message: str
-    """With `…` in place of numbers and ids."""
+    """The message with `…` in place of numbers and ids."""
     outcome: str
     count: int
     first: float
     """Seconds since 1970."""
     last: float
     example: str
-    """The newest message as it was."""
+    """The newest message, unchanged."""
     tools: list[str]
-    """Of the first few that gave it."""
+    """The first few tools with this error."""
     incident: str = ""
-    """The newest."""
+    """The newest incident."""
 
 
 class WorkerCalls(Struct, array_like=True):
-    """What one worker knows."""
+    """The recent calls of one worker."""
 
     calls: list[RecentCall]
     clients: dict[tuple[str, str], ClientCalls]
-    """By name and version."""
+    """Clients by name and version."""
     errors: list[ErrorCount] = []
 
 
 class RecentCalls:
-    """Remembers calls."""
+    """A bounded record of recent calls."""
 
     __slots__ = ("_clients", "_clock", "_errors", "_failures", "_kept", "_longer", "_looked", "_read", "_second",
                  "_span", "_span_failures", "_span_slow")  # fmt: skip
@@ -122,21 +122,21 @@ class RecentCalls:
         # Process
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
-        """Apart from the others, which would push them out."""
+        """Separate from other calls, which would displace them."""
         self._longer: deque[tuple[Any, ...]] = deque(maxlen=KEPT_LONGER)
         self._span: float = 0
         self._span_failures = self._span_slow = 0
-        """The half minute of now, and how many more of its calls are kept for longer."""
+        """The current half minute, and how many more of its calls are kept."""
         self._errors: dict[tuple[str, str], ErrorCount] = {}
-        """By message and outcome, the one that came last at the end."""
+        """(message, outcome) -> count, most recent last."""
         self._clients: dict[tuple[str, str], ClientCalls] = {}
         self._looked = -WATCHED
         self._second = 0
         self._read = 0
-        """How many arguments were read in this second."""
+        """Number of arguments read in this second."""
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
-        """A call is over."""
+        """Record a finished call."""
         method = call.method
         if method == LISTEN:
             return  # It lasts as long as its client wants, and the counts and percentiles leave it out, too.
@@ -160,7 +160,7 @@ class RecentCalls:
             self._count_error(error or outcome.replace("_", " "), outcome, call.name or method, now, incident)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
-        # A tuple: making it is cheaper than a Struct, and hardly any is ever looked at.
+        # A tuple is cheaper than a Struct, and few entries are ever read.
         kept = (
             now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
             len(answer), arguments, error, incident,
@@ -201,11 +201,11 @@ class RecentCalls:
         return self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
 
     def look(self, since: float = 0, until: float = 0) -> WorkerCalls:
-        """What is known now. For the next seconds, arguments of all calls are read.
+        """Return the recorded calls. For the next seconds, the arguments of all calls are read.
 
         Args:
-            since: with `until`, the times between which the calls ended; also those that are kept for longer.
-            until: seconds since 1970; 0 for the newest calls.
+            since: With `until`, the period in which the calls ended. Includes calls that are kept longer.
+            until: Seconds since 1970, or 0 for the newest calls.
         """
         self._looked = self._clock()
         every: Iterable[tuple[Any, ...]] = (*self._failures, *self._kept)
@@ -217,8 +217,8 @@ class RecentCalls:
 
 
 def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
-    """Return the newest calls of all workers, the newest first; their clients, the busiest first; and their errors, the
-    most frequent first. As JSON values.
+    """Return JSON values of the newest calls of all workers, newest first; their clients, busiest first; and their
+    errors, most frequent first.
     """
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
@@ -275,12 +275,12 @@ def _short(text: str) -> str:
 
 
 _VARYING: Final = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
-"""What differs between two errors of one kind: numbers, ids, incidents."""
+"""The variable parts of error messages: numbers, ids, and incidents."""
 _LINE_OF_CODE: Final = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", line (\d+)', re.MULTILINE)
 
 
 def _headline(text: str) -> str:
-    """Return a traceback, as development shows it, as its last line and where that was."""
+    """Return the last line of a traceback and its location, for tracebacks in development mode."""
     if not text.startswith("Traceback ("):
         return text
     places = _LINE_OF_CODE.findall(text)
@@ -305,9 +305,7 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def redact_arguments(call: Call) -> str | None:
-    """Return the arguments of a call as JSON, without secrets; None where they have no names, or are too long to
-    look into.
-    """
+    """Return a call's arguments as JSON without secrets, or None if they have no names or are too long."""
     try:
         raw = call.raw_params()
         if len(raw) > MAX_READ:
@@ -321,7 +319,7 @@ def redact_arguments(call: Call) -> str | None:
 
 
 def redact_error(call: Call, answer: bytes) -> str:
-    """Return the error as the caller received it, without secrets."""
+    """Return the error that the caller received, without secrets."""
     failure = call.failure
     text = ""
     if failure is not None and failure.error is not None:

@@ -1,8 +1,8 @@
-"""Spans of calls: their names and attributes by the OpenTelemetry conventions for MCP.
+"""Spans of calls, with names and attributes by the OpenTelemetry conventions for MCP.
 
-A span lasts as long as the dispatcher works on its call and is current meanwhile, so that what a tool does becomes a
-child. Arguments and results are never recorded. Nothing here imports OpenTelemetry: `telemetry.spans` is loaded only
-where the program has done so already, or names a provider in the environment.
+A span lasts as long as the dispatcher works on its call and is the current span, so spans created by a tool become
+children. Arguments and results aren't recorded. `telemetry.spans` is loaded only if the program has imported
+OpenTelemetry or names a provider in the environment.
 """
 
 import importlib
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 _PROVIDER_VARIABLE = "OTEL_PYTHON_TRACER_PROVIDER"
 _MAX_TEXT = 1024
 _TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
-"""Method -> the attribute for what it names; a name of these also stands in the name of the span."""
+"""Method -> the attribute for its target, which is also part of the span's name."""
 _HEADERS = (b"traceparent", b"tracestate")
 
 
 def load_spans(version: str) -> "Spans | None":
-    """Return the spans of this program, or None where it does not trace. Ask when the user's set-up has run."""
+    """Return the spans of this program, or None without tracing. Call it after the user's setup has run."""
     if "opentelemetry.trace" not in sys.modules and _PROVIDER_VARIABLE not in os.environ:
         return None
     try:
@@ -79,7 +79,7 @@ class Tracer:
         )
 
     def end(self, call: Call, outcome: str) -> tuple[str, str]:
-        """End the span of a call, in the same task; gives trace and span id, empty without a span."""
+        """End the span of a call, in the same task. Return trace and span id, empty without a span."""
         opened = self._open.pop(call, None)
         if opened is None:
             return "", ""

@@ -1,1 +1,1 @@
-"""Questions of a server to a client: forms, conversations for its model, and the wait for answers."""
+"""Questions of a server to a client: forms, sampling conversations, and pending answers."""

@@ -1,8 +1,8 @@
-"""Forms: what a person is asked (``requestedSchema``), and the value that comes back.
+"""Forms (``requestedSchema``), and conversion of the answers.
 
-A form is one flat object of strings, numbers, booleans and choices (MCP 2025-11-25, client/elicitation). A type
-outside that is refused before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds)
-are still checked on the answer.
+A form is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25, client/elicitation). Other types
+are refused before the client is asked. Constraints that a form can't express (``pattern``, exclusive bounds) are
+checked on the answer.
 """
 
 import re
@@ -25,26 +25,26 @@ KEYWORDS = {
     "boolean": TEXTS,
     "array": (*TEXTS, "minItems", "maxItems", "items"),
 }
-"""The keywords of each kind of field, as PrimitiveSchemaDefinition of the specification lists them."""
+"""The keywords of each kind of field, from PrimitiveSchemaDefinition of the specification."""
 FORMATS = frozenset(("email", "uri", "date", "date-time"))
 FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
 
 
 class Form(Struct, frozen=True, eq=False):
-    """What is asked for one type, and what reads the answer."""
+    """The form for a type, and the decoder of its answers."""
 
     schema: Schema
     engine: Engine
     plain: bool
-    """It asks for one value, such as a `str` or an enum: the form has one field, `VALUE`."""
+    """Whether the form asks for a single value, such as a `str` or enum, in the field `VALUE`."""
 
 
 @lru_cache(256)
 def form_of(answer: Any) -> Form:
-    """Return the form for a type: a dataclass, Struct, TypedDict or pydantic model, or one value.
+    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, or a single value.
 
     Raises:
-        TypeError: for a type that is not flat, naming the field.
+        TypeError: The type isn't flat. The text names the field.
     """
     engine = engine_of_type(answer)
     schema: Schema = engine.input_schema["properties"][VALUE]
@@ -55,7 +55,7 @@ def form_of(answer: Any) -> Form:
 
 
 def requested_schema(answer: Any) -> Schema:
-    """Return the form for a type, or a schema as it is; raises as `form_of`."""
+    """Return the form for a type, or a schema unchanged. Raises the errors of `form_of`."""
     return answer if is_object(answer) else form_of(answer).schema
 
 
@@ -83,7 +83,7 @@ def _form_field(name: str, node: Schema) -> Schema:
 
 
 def _choices_of(items: Any) -> Schema | None:
-    """Items of a multi-selection: titled constants or an enum of strings; `None` for anything else."""
+    """Return the items of a multi-selection: titled constants or an enum of strings. None for anything else."""
     if not is_object(items) or items.get("type") != "string" or "enum" not in items:
         return None
     titled = items.get("oneOf") or items.get("anyOf")
@@ -91,7 +91,7 @@ def _choices_of(items: Any) -> Schema | None:
 
 
 def _inclusive(node: Schema) -> Schema:
-    """Integers have inclusive bounds for exclusive ones."""
+    """Replace exclusive bounds of integers with inclusive ones."""
     if node["type"] != "integer":
         return node
     bounds: Schema = {}
@@ -103,13 +103,13 @@ def _inclusive(node: Schema) -> Schema:
 
 
 def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
-    """Return the form as an older revision can show it.
+    """Return a form for an older revision.
 
     Args:
-        schema: of `requested_schema`.
-        rich_enums: whether titled choices and multi-selection exist; otherwise ``enum`` with ``enumNames``, and one
-            choice of many (`parse_answer` reads it as a list of one).
-        defaults_all: whether every field may have a default; otherwise only booleans.
+        schema: A schema of `requested_schema`.
+        rich_enums: Whether the revision has titled choices and multi-selection. Otherwise these become ``enum`` with
+            ``enumNames``, and a single choice (which `parse_answer` reads as a list of one).
+        defaults_all: Whether every field can have a default. Otherwise only booleans can.
     """
     if rich_enums and defaults_all:
         return schema
@@ -138,10 +138,10 @@ def _project_node(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Sche
 
 
 def parse_answer(content: dict[str, Any], answer: Any) -> Any:
-    """Return the value that a person's answer is: of the type that was asked for, or the content itself for a schema.
+    """Return the answer as the type that was asked for, or unchanged for a schema.
 
     Raises:
-        ProtocolError: for an answer that is not what was asked.
+        ProtocolError: The answer doesn't fit the form.
     """
     schema = requested_schema(answer)
     properties: dict[str, Schema] = schema.get("properties", {})
@@ -172,7 +172,7 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check(content: dict[str, Any], schema: Schema) -> None:
-    """Compare an answer with a form written by hand."""
+    """Validate an answer against a handwritten form."""
     properties: dict[str, Schema] = schema.get("properties", {})
     problems = [f"{name!r} is missing" for name in schema.get("required", []) if name not in content]
     problems += [
@@ -212,6 +212,6 @@ def _allowed_values(node: Schema) -> list[Any]:
 
 
 def _titled_choices(node: Schema) -> list[Schema]:
-    """Choices with titles. In a form written by hand, alternatives can be something else, and stay as they are."""
+    """Return choices with titles. Other alternatives of a handwritten form stay unchanged."""
     choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
     return choices if all("const" in choice for choice in choices) else []

@@ -1,4 +1,4 @@
-"""Questions to handshake clients that wait for their answers, which arrive as other messages of the same session."""
+"""Pending questions to handshake clients. Answers arrive as other messages of the session."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ Send = Callable[[bytes], Awaitable[None]]
 
 
 OVER = "The call that asks is over, so nobody can answer. Await each question before the function returns."
-"""For a task that a function left behind."""
+"""The error for a task that outlives its function."""
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _REASON = 1_000
-"""Characters of a client's own error that the model reads."""
+"""Maximum characters of a client's error that the model sees."""
 _decode_error = msgspec.json.Decoder(PeerError).decode
 
 
@@ -32,22 +32,22 @@ class ClientRefusal(ToolError):
     def __init__(self, text: str, code: int, reason: str) -> None:
         super().__init__(text)
         self.code = code
-        """Of the client's error."""
+        """The code of the client's error."""
         self.reason = reason
-        """Its message."""
+        """The message of the client's error."""
 
 
 class _PendingQuestion(NamedTuple):
     """A question without an answer."""
 
     scope: str
-    """The session or connection whose messages can answer it."""
+    """The session or connection that can answer it."""
     future: asyncio.Future[bytes]
     send: Send
 
 
 class PendingQuestions:
-    """Requests to clients that have no answer yet. Bounded; each ends with its call at the latest."""
+    """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
 
     __slots__ = ("_by_owner", "_open", "_said", "_timeout", "_workers", "max_open", "max_per_owner")
 
@@ -55,7 +55,7 @@ class PendingQuestions:
         self._by_owner: Counter[str] = Counter()
         self._open: dict[str, _PendingQuestion] = {}
         self._said: set[asyncio.Future[None]] = set()
-        """Cancellations on their way to clients."""
+        """Cancellations being sent to clients."""
         self._timeout = timeout
         self.max_open: int = max_open
         self.max_per_owner: int = max_per_owner
@@ -67,27 +67,27 @@ class PendingQuestions:
     async def ask(
         self, send: Send, method: str, params: Any, *, owner: str, scope: str, asked: set[str] | None = None
     ) -> bytes:
-        """Send a request and wait for its result. A question that is given up is cancelled at the client.
+        """Send a request and wait for its result. An abandoned question is cancelled at the client.
 
         Args:
-            send: takes messages to the client.
-            method: of the question.
-            params: of the question.
-            owner: whose share of the open questions it takes.
-            scope: the session whose messages can answer.
-            asked: for `take_back`; holds the question's id until an answer is there, or the client is about to hear
-                that none is wanted.
+            send: Sends messages to the client.
+            method: The method.
+            params: The parameters.
+            owner: The owner whose share of open questions it uses.
+            scope: The session that can answer.
+            asked: The set for `take_back`. It contains the question's id until an answer or cancellation.
 
         Returns:
             The raw JSON of the result.
 
         Raises:
-            ToolError: the client answered with an error, took too long, or too many questions are open; or the
-                question was taken back.
+            ToolError: The client answered with an error or took too long, too many questions are open, or the question
+                was
+                taken back.
         """
         if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
             raise ToolError("Too many questions are open. Try again later.")
-        # The worker on which the call waits is a part of the id, so the answer finds its way whoever gets it.
+        # The id contains the worker that asked, so that any worker can route the answer.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._open[question_id] = _PendingQuestion(scope, future, send)
@@ -124,7 +124,7 @@ class PendingQuestions:
                 del self._by_owner[owner]
 
     def answer(self, message: Envelope, scope: str) -> bool:
-        """Give an answer to the call that waits for it; False when no call of this session does (any more)."""
+        """Pass an answer to the waiting call. Return False if no call of this session waits for it."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
         if entry is None or entry.scope != scope or entry.future.done():
             return False
@@ -136,7 +136,7 @@ class PendingQuestions:
         return True
 
     def end_misnamed(self) -> None:
-        """Fail every question whose answer cannot arrive, because this worker got another name."""
+        """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
         for question_id, (_, future, _) in list(self._open.items()):
             if asker(question_id) != self._workers.me and not future.done():
                 future.set_exception(
@@ -144,26 +144,26 @@ class PendingQuestions:
                 )
 
     def end(self, scope: str) -> None:
-        """Fail every question to a session or connection whose client has gone for good."""
+        """Fail all questions to a session or connection whose client is gone."""
         for _, question in self._in(scope):
             question.future.set_exception(ToolError("The client has gone away and cannot answer."))
 
     def withdraw(self, scope: str) -> None:
-        """Take back every question to a session or connection: the server stops, and no answer can come any more."""
+        """Take back all questions to a session or connection at shutdown."""
         for question_id, question in self._in(scope):
-            # The message is on its way before anything is that the call does about it.
+            # Send the cancellation before the call reacts to it.
             self._tell(question.send, question_id, "The server is stopping")
             question.future.set_exception(ToolError("The server is stopping, so it can't wait for the answer."))
 
     async def take_back(self, asked: set[str], send: Send) -> None:
-        """Take back the questions of a call that is over: nobody there may wait for an answer any more."""
+        """Take back the questions of a finished call."""
         without = self.fail(asked)
         asked.difference_update(without)
         for question_id in without:
             await _give_up(send, question_id, "The call that asked is over")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
-        """Fail the questions of a call that is over; gives the ids of those that had no answer yet."""
+        """Fail the questions of a finished call. Return the ids of those without an answer."""
         without: list[str] = []
         for question_id in asked:
             question = self._open.get(question_id)
@@ -174,7 +174,7 @@ class PendingQuestions:
         return without
 
     def _in(self, scope: str) -> list[tuple[str, _PendingQuestion]]:
-        """Return the questions to a session or connection that have no answer yet."""
+        """Return the open questions to a session or connection."""
         return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
 
     def _tell(self, send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> asyncio.Future[None]:
@@ -185,24 +185,24 @@ class PendingQuestions:
 
 
 def asker(question_id: object) -> str:
-    """Return the worker that asked a question; empty for what isn't an id of ours."""
+    """Return the worker that asked a question, or an empty string for a foreign id."""
     match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
     return "" if match is None else match[1]
 
 
 def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
-    """Return whether no answer came, also where whoever waited for it was cancelled."""
+    """Return whether no answer came, including when the waiting task was cancelled."""
     return future.cancelled() or not future.done()
 
 
 async def _give_up(send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> None:
-    """Tell the client that nobody waits for its answer any more, if it can still be reached.
+    """Cancel a question at the client, if it's reachable.
 
     Args:
-        send: takes messages to the client.
-        question_id: of the question.
-        reason: for people.
-        asked: the questions of which the client isn't told yet; nothing is said of one that isn't there.
+        send: Sends messages to the client.
+        question_id: The question's id.
+        reason: A reason for display.
+        asked: Questions that haven't been cancelled at the client. Others are skipped.
     """
     if asked is not None:
         if question_id not in asked:

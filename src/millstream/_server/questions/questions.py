@@ -1,7 +1,7 @@
-"""The questions of a server to a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
+"""The questions of a server to a client, for every revision: `Elicit`, `ElicitUrl`, `Sample`, and `Roots`.
 
-Each question knows the capability it needs, its parameters on the wire of a revision, and how to read the answer.
-How it travels (a request on the line, or an `input_required` result) is the business of `asking`.
+Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
+`client_questions` sends them, as a request or in an `input_required` result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ from millstream._server.questions.sampling import check_conversation, conversati
 
 
 class Elicit(Struct, frozen=True):
-    """Ask the person to fill in a form: ``Elicit("Where to?", Address)``.
+    """A form for the user: ``Elicit("Where to?", Address)``.
 
-    `answer` is a dataclass, Struct, TypedDict or pydantic model with flat primitive fields, or a JSON Schema object.
+    `answer` is a dataclass, Struct, TypedDict, or pydantic model with flat primitive fields, or a JSON Schema object.
     The result is a value of that type, or a dict for a schema.
     """
 
@@ -38,7 +38,7 @@ class Elicit(Struct, frozen=True):
 
 
 class ElicitUrl(Struct, frozen=True):
-    """Ask the person to open a URL, for secrets and payments: ``ElicitUrl("Please pay", url)``.
+    """A URL for the user to open, for secrets and payments: ``ElicitUrl("Please pay", url)``.
 
     Accepting means consent to open it, not completion.
     """
@@ -46,11 +46,11 @@ class ElicitUrl(Struct, frozen=True):
     message: str
     url: str
     id: str = ""
-    """What the revisions that name such questions call it; a random one by default."""
+    """The id of the question, for revisions that have one. The default is random."""
 
 
 class Sample(Struct, frozen=True):
-    """Ask the client's model to continue a conversation: ``Sample("Say hello", max_tokens=50)``."""
+    """A conversation for the client's model to continue: ``Sample("Say hello", max_tokens=50)``."""
 
     messages: str | Message | Sequence[Message | str]
     max_tokens: int = 1024
@@ -64,7 +64,7 @@ class Sample(Struct, frozen=True):
 
 
 class Roots(Struct, frozen=True):
-    """Ask which folders the person opened: ``await ctx.ask(folders=Roots())``."""
+    """A request for the folders that the user opened: ``await ctx.ask(folders=Roots())``."""
 
 
 Question = Elicit | ElicitUrl | Sample | Roots
@@ -79,7 +79,7 @@ _METHODS: Mapping[type, str] = {
 
 
 def method_of(question: Question) -> str:
-    """Return the method that carries a question."""
+    """Return the method of a question."""
     return _METHODS[type(question)]
 
 
@@ -99,15 +99,17 @@ def _with_tools(question: Sample) -> bool:
 
 
 def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
-    """Parameters on the wire of a revision.
+    """Return the parameters of a question for a revision.
 
     Args:
-        elicitation_id: for URL questions of revisions that have such ids.
+        question: The question.
+        revision: The client's revision.
+        elicitation_id: The id for URL questions, in revisions that have one.
 
     Raises:
-        TypeError: the form cannot be shown.
-        ValueError: the conversation breaks the rules of sampling.
-        ToolError: the revision cannot say it.
+        TypeError: The form isn't flat.
+        ValueError: The conversation breaks the rules of sampling.
+        ToolError: The revision doesn't support the question.
     """
     if isinstance(question, Elicit):
         schema = project(
@@ -147,12 +149,12 @@ _decode_roots = msgspec.json.Decoder(ListRootsResult).decode
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
-    """Return the value a question asked for.
+    """Return the answer of a question.
 
     Raises:
-        Declined: the person said no.
-        Cancelled: the person dismissed the question.
-        ProtocolError: INVALID_PARAMS for an answer of the wrong shape.
+        Declined: The user declined.
+        Cancelled: The user dismissed the question.
+        ProtocolError: INVALID_PARAMS, for an answer of the wrong shape.
     """
     try:
         if isinstance(question, Sample):

@@ -1,8 +1,8 @@
-"""The conversation of a sampling request: the rules of every revision, and the words that one revision has.
+"""Conversations of sampling requests: validation, and conversion for a revision.
 
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints: tool uses and
-tool results balance, and results share a message with nothing else. A conversation that breaks this is a mistake of
-the function that asks: it gets the error, and the client gets nothing.
+results must balance, and a message with results has no other content. The function that asks gets the error for a
+conversation that breaks these rules, and nothing is sent.
 """
 
 from collections import Counter
@@ -21,21 +21,21 @@ from millstream._protocol.revisions import Revision
 
 
 def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:
-    """Messages in order; strings are said by the user."""
+    """Return the messages in order. Strings become user messages."""
     several = [given] if isinstance(given, str | Message) else given
     return [Message("user", each) if isinstance(each, str) else each for each in several]
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
-    """Return whether a conversation holds tool uses or their results."""
+    """Return whether a conversation has tool uses or results."""
     return any(isinstance(block, ToolUse | ToolResultBlock) for message in messages for block in message.blocks)
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
-    """Refuse what no revision allows.
+    """Check the rules that hold in every revision.
 
     Raises:
-        ValueError: naming the message, and what to do.
+        ValueError: A message breaks a rule. The text names it and says what to do.
     """
     asked: Counter[str] = Counter()
     for number, message in enumerate(messages, 1):
@@ -72,10 +72,10 @@ def _ids(counted: Counter[str]) -> str:
 
 
 def project_conversation(messages: Sequence[Message], revision: Revision) -> list[Message]:
-    """Messages as a revision has them: one with several blocks becomes several of the same role where it must.
+    """Return messages for a revision. A message with several blocks can become several messages of the same role.
 
     Raises:
-        ToolError: the revision has no word for a block.
+        ToolError: The revision doesn't support a block.
     """
     if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
         raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} does not have.")
