@@ -59,7 +59,7 @@ Server("shop", lifespan=lambda: None)  # wrong
 Settings(portt=8000)  # wrong
 Settings(log_level="loud")  # wrong
 Info(name="The shop")  # wrong
-mcp.run("sse")  # wrong
+mcp.run("grpc")  # wrong
 mcp.run(port="8000")  # wrong
 mcp.mount("books")  # wrong
 mcp.tols()  # wrong

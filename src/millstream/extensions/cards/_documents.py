@@ -27,7 +27,7 @@ class CardError(ValueError):
     """A document that can't be made. The message says what to set."""
 
 
-class Identity(Struct, frozen=True):
+class CardIdentity(Struct, frozen=True):
     """Under which name and at which address a server is known."""
 
     name: str
@@ -42,7 +42,7 @@ class Identity(Struct, frozen=True):
         return f"urn:air:{'.'.join(reversed(publisher.split('.')))}:mcp:{name}"
 
 
-def identify(server: str, url: str, name: str = "") -> Identity:
+def identify(server: str, url: str, name: str = "") -> CardIdentity:
     """Return the identity of a server.
 
     Args:
@@ -62,7 +62,7 @@ def identify(server: str, url: str, name: str = "") -> Identity:
         name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
         raise CardError(f"The name is {name!r}: write one like com.example/{server or 'shop'}, the domain backwards")
-    return Identity(name, url.rstrip("/"))
+    return CardIdentity(name, url.rstrip("/"))
 
 
 def _publisher(host: str) -> str:
@@ -73,7 +73,7 @@ def _publisher(host: str) -> str:
     raise CardError(f"card_url has the address {host}, of which no name can be made: set card_name as well")
 
 
-def server_card(identity: Identity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
+def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
     """Return the card of a server.
 
     Args:
@@ -99,7 +99,7 @@ _KEY: Final = {
 }
 
 
-def _described(identity: Identity, about: Mapping[str, Any]) -> dict[str, Any]:
+def _described(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
     text = str(about.get("description") or about.get("title") or about["name"])
     found = {name: about[name] for name in _ABOUT if about.get(name)}
     if "title" in found:
@@ -112,12 +112,12 @@ def _described(identity: Identity, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def catalog(identity: Identity, card_url: str) -> dict[str, Any]:
+def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
     """Return a catalog with one server."""
     return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
 
 
-def registry_entry(identity: Identity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
+def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
     """Return the `server.json` of a server for the MCP registry."""
     entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_described(identity, about)}
     if repository:
