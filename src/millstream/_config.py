@@ -1,7 +1,4 @@
-"""Everything operational, in one frozen value; each field is also an environment variable.
-
-``Settings.load()`` reads ``MILLSTREAM_<FIELD>`` (upper case). Values given in code win over the environment.
-"""
+"""Operational settings in one frozen value. Each field is also an environment variable."""
 
 import os
 import re
@@ -17,19 +14,19 @@ from millstream._protocol.suggestions import SuggestionMeta, closest_name, unkno
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
-"""Variables without the prefix that are understood, too; one with it wins."""
+"""Accepted variables without the prefix. The prefixed variable takes precedence."""
 _NEVER_EMPTY = {"auth_key", "auth_keys"}
-"""Whoever sets these wants protection, and an empty value is a variable that somebody forgot to fill in."""
+"""Protective settings. An empty variable for one of these is treated as a mistake."""
 _ADDRESS = (PREFIX + "HOST", PREFIX + "PORT")
-"""Where to listen: of the one who starts a server, and no setting of the server. See `address`."""
+"""The listen address, which belongs to the start command and isn't a server setting. See `address`."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
-"""Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
+"""Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name starts with our prefix."""
 
-# The descriptions are what a message about a wrong value says that it must be.
+# The descriptions complete the sentence "must be …" in error messages.
 Switch = Annotated[bool, Meta(description="true or false")]
 Size = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
-"""A size whose 0 means that there is no bound, or nothing to keep."""
+"""A size, where 0 means no limit or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
 UrlPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without blanks, ? and #")]
 RootPath = Annotated[
@@ -58,7 +55,7 @@ LogLevel = Annotated[
 
 
 class VariableError(ValueError):
-    """An environment variable that can't be used: the person who set it has to correct it, not the program's author."""
+    """An unusable environment variable. It must be fixed by the operator, not in the program."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -72,48 +69,50 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
         for name in ("host", "port")
     } | {"workers": "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."}
     store: str = ""
-    """Where streams and records live, unless the program says so; empty means memory://."""
+    """The store for streams and records, unless the program sets one. Empty means memory://."""
     sessions: Switch = True
-    """Handshake clients get a session id; False serves every request by itself."""
+    """Whether handshake clients get a session id. If False, every request is served on its own."""
     json_only: Switch = False
-    """Never answer a call with an event stream (subscriptions/listen excepted)."""
+    """Never answer a call with an event stream, except subscriptions/listen."""
     path: UrlPath = "/mcp"
     sse_path: UrlPath = "/sse"
-    """Where clients of HTTP+SSE open their stream."""
+    """The path at which HTTP+SSE clients open their stream."""
     messages_path: UrlPath = "/messages/"
-    """Where clients of HTTP+SSE send to."""
+    """The path that HTTP+SSE clients post messages to."""
     root_path: RootPath = ""
-    """The path prefix under which a reverse proxy publishes the server, and which it removes: ``/ai``."""
+    """The path prefix that a reverse proxy adds and removes: ``/ai``."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names besides loopback names and IP literals; ``*`` allows any."""
+    """Allowed host names, in addition to loopback names and IP literals. ``*`` allows any."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins besides loopback ones on a loopback bind; ``*`` allows any."""
+    """Allowed origins, in addition to loopback origins on a loopback bind. ``*`` allows any."""
     cors: Switch = True
-    """Let pages of allowed origins read replies; turn it off if other middleware adds the CORS headers."""
+    """Add CORS headers, so that pages of allowed origins can read replies. Turn it off if other middleware adds
+    them.
+    """
     key: str = ""
-    """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
+    """Secrets for session ids and sealed state, separated by commas. The first seals, and all open."""
     auth_key: str = ""
-    """A key that callers have to send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` sets it, too."""
+    """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` sets it, too."""
     auth_keys: str = ""
-    """A file of keys that ``millstream keys`` looks after."""
+    """The key file managed by ``millstream keys``."""
     limit_requests: RateText = ""
-    """How often one caller may ask for anything: ``600/minute``. A principal, or an address where there is none."""
+    """Rate limit of all requests per caller: ``600/minute``. A caller is a principal, or an address without one."""
     limit_calls: RateText = ""
-    """How often one caller may call tools."""
+    """Rate limit of tool calls per caller."""
     limit_address: RateText = ""
-    """How often one address may ask for anything, whoever asks there."""
+    """Rate limit of all requests per address, for any principal."""
     limit_quota: QuotaText = ""
-    """How many tool calls one caller has for a calendar day or month (UTC): ``10000/day``."""
+    """Quota of tool calls per caller and calendar day or month (UTC): ``10000/day``."""
     limit_concurrency: Cap = 0
-    """How many tool calls of one caller may run at a time; 0 for any number."""
+    """Maximum concurrent tool calls per caller. 0 means no limit."""
     tls_cert: str = ""
-    """A certificate chain in PEM form: serve https with it. A renewed file is used without a restart."""
+    """A certificate chain in PEM format, which enables https. A renewed file is used without a restart."""
     tls_key: str = ""
-    """Its key, if that is not in the same file."""
+    """The certificate's key, if it isn't in the same file."""
     inspect: tuple[str, ...] = ()
-    """URLs of other MCP servers that `/inspect` may reach, for programs of this machine."""
+    """URLs of MCP servers that `/inspect` can reach, for programs on this machine."""
     audit_log: str = ""
-    """A file that says who called what, and with what result."""
+    """The file of the audit log."""
     consul: str = ""
     """The URL of a Consul agent that lists the server while it accepts new work: ``http://127.0.0.1:8500``."""
     card_url: str = ""
@@ -121,15 +120,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     card_name: str = ""
     """The server's name there; by default the host of `card_url` backwards and the server's own name."""
     public_without_auth: Switch = False
-    """Serve on an address that others reach although nobody has to sign in."""
+    """Listen on an address that other machines can reach, even if no sign-in is required."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
-    """Bytes of all request bodies that are still arriving, half of them for one address; a request beyond gets 503."""
+    """Maximum bytes of all request bodies being received, half of it per address. Requests above it get 503."""
     max_unsent: Size = 256 * 1024 * 1024
-    """Bytes of all replies that clients have not read yet; above that, the slowest connection is cut."""
+    """Maximum bytes of unread replies for all clients. Above it, the slowest connection is cut."""
     max_message: Size = 1024 * 1024
-    """The largest WebSocket message."""
+    """Maximum size of a WebSocket message."""
     max_depth: Size = 64
     max_batch: Size = 50
     header_timeout: Seconds = 10.0
@@ -141,36 +140,36 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_url: Size = 8 * 1024
     max_connections: Size = 20_000
     max_connections_per_address: Cap = 0
-    """0 means no cap besides `max_connections`: behind a proxy all clients share one address."""
+    """0 means no cap besides `max_connections`. Behind a proxy, all clients share one address."""
     tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
     call_cap: Seconds = 3600.0
-    """A call that heartbeats keep alive still ends here."""
+    """The time limit of a call, even if heartbeats keep it alive."""
     silence: Seconds = 5.0
-    """A call that is silent for so long is answered as an event stream, if the caller accepts one."""
+    """A call that is silent for this long is answered as an event stream, if the caller accepts one."""
     heartbeat: Seconds = 15.0
     ask_timeout: Seconds = 600.0
-    """How long a question waits for the person's answer."""
+    """The time limit for the user's answer to a question."""
     max_calls: Size = 10_000
     max_calls_per_caller: Cap = 0
-    """Calls of one principal, or of one address where there is none; 0 means half of `max_calls`."""
+    """Maximum calls per principal, or per address without one. 0 means half of `max_calls`."""
     max_call_bytes: Size = 128 * 1024 * 1024
-    """Bytes that all running calls were asked with; half of them for one caller. Small calls aren't counted."""
+    """Maximum bytes of the requests of all running calls, half of it per caller. Small requests aren't counted."""
     max_threads: Size = 40
     max_streams: Size = 20_000
     max_streams_per_principal: Size = 20_000
     max_subscriptions: Size = 1_000
-    """Resource URIs one session or one listen stream may watch."""
+    """Maximum resource URIs that a session or listen stream can watch."""
     max_questions: Size = 1_000
-    """Questions to clients that may wait for an answer at a time."""
+    """Maximum number of open questions to clients."""
     max_questions_per_principal: Size = 500
-    """Open questions of one principal, or of one address where there is none."""
+    """Maximum open questions per principal, or per address without one."""
     max_processes: Size = 128
-    """Processes that a worker may run for upstreams at a time."""
+    """Maximum upstream processes per worker."""
     max_tasks: Size = 5_000
-    """Tasks that may run at a time, of all callers and workers together."""
+    """Maximum number of running tasks, over all callers and workers."""
     max_tasks_per_caller: Size = 1_000
-    """Tasks of one principal, or of one address where there is none, that may run at a time."""
+    """Maximum running tasks per principal, or per address without one."""
     task_ttl: Annotated[float, Meta(ge=1, le=365 * 86400, description="a number of seconds from 1 to 31,536,000")] = (
         3600.0
     )
@@ -178,56 +177,60 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     task_poll: Annotated[float, Meta(ge=0.001, le=3600, description="a number of seconds from 0.001 to 3600")] = 1.0
     """How long clients should wait before they ask for a task again."""
     max_rounds: Size = 64
-    """How often a call of 2026-07-28 may stop for questions."""
+    """Maximum question rounds of a 2026-07-28 call."""
     max_deletes: Size = 10_000
-    """Session tombstones that one principal may hold at a time, or one address where there is none."""
+    """Maximum session tombstones per principal, or per address without one."""
     stream_age: Seconds = 24 * 3600.0
-    """An open stream ends after so long, however lively; the client opens another."""
+    """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024
-    """Bytes a slow reader may fall behind before its stream is cut."""
+    """Maximum unread bytes of a stream before it's cut."""
     session_ttl: Seconds = 24 * 3600.0
     record_ttl: Seconds = 24 * 3600.0
     log_ttl: Seconds = 300.0
     """How long messages of a broken call stream can be resumed."""
     log_messages: Size = 1_000
     state_ttl: Seconds = 600.0
-    """How long a multi-round request may be continued."""
+    """How long a multi-round request can be continued."""
     list_ttl_ms: Cap = 60_000
     discover_ttl_ms: Cap = 3_600_000
     gzip_streams: Switch = False
-    """Event streams of the hub as gzip, one member an event, where the client takes it; proxies may hold them back."""
+    """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
+    them.
+    """
     hub_journal: Size = 10_000
-    """Events of all channels together that a returning subscriber can be given again."""
+    """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
     """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` sets it, too."""
     hub_subscribers_per_channel: Cap = 0
     """0 means no cap besides `max_connections`."""
     hub_history: Size = 1_000
-    """Events of each channel that a new or returning subscriber can be given."""
+    """Number of events per channel that a new or returning subscriber can get."""
     hub_history_age: Seconds = 3600.0
     hub_mailbox: Size = 1_000
-    """Messages kept for a client that is away."""
+    """Maximum number of stored messages for an offline client."""
     hub_mailbox_age: Seconds = 24 * 3600.0
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
-    """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
+    """How long a stopping server reports not ready but still serves, so load balancers can react."""
     lenient_arguments: Switch = False
-    """Every tool takes arguments as ``@mcp.tool(lenient=True)`` does: ``"3"`` for 3, JSON text for a list."""
+    """Read the arguments of all tools as with ``@mcp.tool(lenient=True)``: ``"3"`` for 3, JSON text for a list."""
     tool_search: Switch = False
-    """The list of tools has search_tools and call_tool, by which models find and call the others."""
+    """List only search_tools and call_tool, with which models find and call the other tools."""
     watchdog: Seconds = 0.0
-    """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
+    """Kill and replace a worker whose event loop is blocked for this long. 0 means never."""
     log_level: LogLevel = "info"
     client_log_level: LogLevel = "info"
-    """What clients of the handshake era get of a tool's log messages until they say otherwise."""
+    """The initial minimum level of a tool's log messages for handshake-era clients."""
     log_file: str = ""
-    """Logs go to this file, too, as JSON lines. Several workers share it, and logrotate may move it."""
+    """A file for logs as JSON lines, in addition to standard error. Workers can share it, and logrotate can move it."""
     log_format: LogFormat = "auto"
-    """How standard error shows logs: ``text``, ``json``, or ``auto``, text at a terminal and JSON elsewhere."""
+    """The log format on standard error: ``text``, ``json``, or ``auto``, which is text on a terminal and JSON
+    elsewhere.
+    """
     access_log: Switch = False
-    """One line on standard error for each message."""
+    """Log one line per message on standard error."""
     show_errors: Switch = False
-    """Callers see what went wrong in your code, with the lines. For development only: it says how your code is."""
+    """Show callers your code's errors, with tracebacks. For development only, because it reveals code."""
 
     def __post_init__(self) -> None:
         """Hold what the types say, however the value came: a list for a tuple and 1 for 1.0 are what they stand for.
@@ -243,7 +246,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
 
     @property
     def mcp_paths(self) -> tuple[str, ...]:
-        """Where MCP is served over HTTP."""
+        """Paths at which MCP is served over HTTP."""
         return self.path, self.sse_path, self.messages_path
 
     @classmethod
@@ -297,7 +300,7 @@ def address(host: str | None, port: int | None, environ: Mapping[str, str] | Non
 
 
 DEVELOPING: Mapping[str, object] = MappingProxyType({"show_errors": True, "access_log": True})
-"""What ``--dev`` sets: for the program of somebody who is writing it."""
+"""Settings of ``--dev``, for development."""
 
 
 @cache

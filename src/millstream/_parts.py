@@ -40,9 +40,9 @@ Socket = Callable[[Any, Any, Any], Awaitable[None]]
 Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
 """Answers a JSON-RPC method: returns the members of the result. ``call.params`` has the params as JSON."""
 WATCH = "millstream:watch"
-"""The scope for the figures of the server: the dashboard, what it reads, and metrics."""
+"""The scope for the server's statistics: the dashboard, its data, and metrics."""
 PUBLISH = "millstream:publish"
-"""The scope for publishing from outside, where no hook decides who may publish."""
+"""The scope for publishing from outside, without an authorization hook."""
 _EVERY_REVISION = frozenset(revision.date for revision in ALL)
 
 
@@ -54,7 +54,7 @@ class Part(Protocol):
 
     @property
     def name(self) -> str:
-        """The name by which other parts need this one."""
+        """The name for `needs` of other parts."""
         ...
 
     @property
@@ -63,48 +63,44 @@ class Part(Protocol):
         ...
 
     async def open(self, host: "Host") -> None:
-        """Register what the part does.
-
-        Raises:
-            Exception: the server doesn't start.
-        """
+        """Register the part's features."""
 
     async def close(self) -> None:
         """Release what `open` took. Runs only after `open` succeeded."""
 
 
 class Route(Struct, frozen=True):
-    """The handlers of one path, and what a request needs to reach them."""
+    """The handlers of one path, and its access rules."""
 
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """A GET opens a stream: HEAD isn't answered, and neither pages of other sites nor WebSockets reach it."""
+    """Whether a GET opens a stream. HEAD isn't answered, and pages of other sites and WebSockets can't reach it."""
     public: bool = False
-    """Callers needn't sign in."""
+    """Whether callers need no sign-in."""
     scope: str = ""
-    """The scope that callers who sign in need."""
+    """The scope that signed-in callers need."""
     private: bool = False
-    """Where no caller signs in, only programs on this machine reach it."""
+    """Whether only programs on this machine can reach it if there is no sign-in."""
     local: bool = False
-    """Only programs on this machine reach it, even where callers sign in."""
+    """Whether only programs on this machine can reach it, even with sign-in."""
     gated: bool = False
-    """Request gates decide before the handler runs. Gates of calls cover MCP and REST."""
+    """Whether request gates run before the handler. Gates of calls cover MCP and REST."""
     message: str = ""
-    """What the message log calls a request that was refused for coming from another machine."""
+    """The message log's name for a request refused because it came from another machine."""
     reserved: bool = False
-    """A page of the program can't replace it."""
+    """Whether the program's own pages can't replace it."""
 
 
 class UpstreamReports(Protocol):
-    """What operators see of the upstreams of this worker."""
+    """The upstreams of this worker, for operators."""
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and figures of each."""
+        """Return the state and statistics of each upstream."""
         ...
 
     def items(self, name: str) -> dict[str, Any] | None:
-        """Return what one offers, and what is quarantined; None if there's no such upstream."""
+        """Return the offers and quarantined definitions of an upstream, or None if it doesn't exist."""
         ...
 
 
@@ -117,9 +113,9 @@ class RouteRegistry:
         self.exact: dict[str, Route] = {}
         """Path -> route."""
         self.prefixes: dict[str, Route] = {}
-        """Prefix -> route of every path that begins with it; of several, the first one counts."""
+        """Prefix -> route for all paths that start with it. The first match is used."""
         self.patterns: list[tuple[re.Pattern[str], Route]] = []
-        """Patterns of paths with parameters. They come after exact paths, and before prefixes."""
+        """Patterns of paths with parameters, matched after exact paths and before prefixes."""
         self.home: tuple[str, Handler] | None = None
         """A page, and the handler that shows it or redirects there from ``/`` where nothing else has that path."""
 
@@ -147,7 +143,7 @@ class RouteRegistry:
 
 
 class Host:
-    """The running server, as far as its parts can change it."""
+    """The running server, as parts can extend it."""
 
     def __init__(
         self,
@@ -174,16 +170,16 @@ class Host:
         self.own_server: bool
         """Millstream's own HTTP server serves it, and not another one through ASGI; set at the same time."""
         self.draining: Callable[[], bool] = draining
-        """Whether the server has stopped taking new work."""
+        """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
         """Closes the parts and what they opened."""
         self._pool: StoreLimiter | None = None
         # What parts offer to other parts
         self.metrics: Metrics | None = None
-        """Where to register metrics; None where none are served."""
+        """The registry of metrics, or None if none are served."""
         self.hub: Hub | None = None
         self.guard: AuthGuard | None = None
-        """In front of every path, where callers sign in."""
+        """The guard of every path, if callers sign in."""
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
         """Describes the upstreams; None where there are none."""

@@ -1,4 +1,4 @@
-"""How often something may happen, and how many things at a time: in one worker, or in all that share a store."""
+"""Rate limits and concurrency limits, per worker or for all workers that share a store."""
 
 from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate, report_headers

@@ -15,11 +15,11 @@ from msgspec import Struct
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
 _SLACK = 1e-6
-"""Seconds that sums of fractions may be off."""
+"""Tolerance for rounding errors of sums, in seconds."""
 
 
 class Rate(Struct, frozen=True):
-    """So many in so many seconds, all of them at once if need be."""
+    """A number of actions per number of seconds, with a burst of the same size."""
 
     count: int
     seconds: int
@@ -38,7 +38,7 @@ class Rate(Struct, frozen=True):
 
 
 class Limiter:
-    """One rate, for every key by itself. For one event loop."""
+    """One rate, applied to each key. For one event loop."""
 
     __slots__ = ("_max_keys", "clock", "each", "name", "rate", "whole_at")
 
@@ -49,25 +49,25 @@ class Limiter:
         self.name = name
         self.rate = rate
         self.each: float = rate.seconds / rate.count
-        """Seconds in which one comes back."""
+        """Seconds until one token is refilled."""
         self.clock: Callable[[], float] = clock
         self._max_keys = max_keys
         # Process
         self.whole_at: dict[str, float] = {}
-        """Key -> when its allowance is whole again; in the order of first use. It's always the same dictionary."""
+        """Key -> time when its allowance is full again, in order of first use. The dictionary object never changes."""
 
     def __len__(self) -> int:
         return len(self.whole_at)
 
     def wait(self, key: str, cost: float = 1.0) -> float:
-        """Seconds until a key may have this much; 0 when it may now. Takes nothing."""
+        """Return the seconds until a key can take this much, or 0. Takes nothing."""
         now = self.clock()
         whole_at = self.whole_at.get(key, now)
         missing = whole_at - now - self.rate.seconds + self.each * min(cost, self.rate.count)
         return missing if missing > _SLACK else 0.0
 
     def take(self, key: str, cost: float = 1.0) -> float:
-        """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
+        """Take from a key's allowance. If it isn't enough, take nothing and return the seconds to wait."""
         wait = self.wait(key, cost)
         if wait <= 0:
             now, whole_at = self.clock(), self.whole_at
@@ -77,22 +77,22 @@ class Limiter:
         return wait
 
     def put_back(self, key: str, cost: float) -> None:
-        """What was taken wasn't needed."""
+        """Return tokens that weren't needed."""
         if key in self.whole_at:
             self.whole_at[key] -= self.each * cost
 
     def block(self, key: str, wait: float) -> None:
-        """Allow a key nothing for so many seconds, because another worker knows that it had enough."""
+        """Block a key for a number of seconds, because another worker has reported its limit as reached."""
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
     def left(self, key: str) -> int:
-        """How many a key may still have now."""
+        """Return the remaining allowance of a key."""
         now = self.clock()
         return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
 
     def _forget(self, now: float) -> None:
-        """Make room: those whose allowance is whole need no entry; of the rest, the older half goes."""
+        """Remove keys with a full allowance, and the older half of the rest."""
         kept = {key: at for key, at in self.whole_at.items() if at > now}
         if len(kept) >= self._max_keys:
             kept = dict(list(kept.items())[len(kept) // 2 :])
@@ -101,15 +101,12 @@ class Limiter:
 
 
 def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
-    """Header lines that tell a caller what its limit is and when to come back."""
+    """Return header lines with a caller's limit and the time to wait."""
     return rate_lines(limiter.name, limiter.rate, limiter.left(key), wait)
 
 
 def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
-    """Return the same of any limit that has a time.
-
-    https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ and RFC 9110 §10.2.3.
-    """
+    """Return header lines for any limit that is based on time."""
     policy, seconds = name.encode(), max(1, ceil(wait))
     return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
         seconds,

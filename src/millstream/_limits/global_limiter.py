@@ -1,7 +1,4 @@
-"""One rate for all workers, of what happens seldom: the store is asked each time, where workers share one.
-
-While the store doesn't answer, each worker counts alone, with the whole rate.
-"""
+"""A rate for rare actions, shared by all workers. The store is asked each time, if workers share one."""
 
 from collections.abc import Callable
 
@@ -12,21 +9,21 @@ from millstream._stores.rates import Pace
 
 
 class GlobalLimiter:
-    """The rate, for every key by itself."""
+    """A rate, applied to each key."""
 
     __slots__ = ("_limiter", "_pool")
 
     def __init__(self, name: str, rate: Rate, pool: Callable[[], StoreLimiter | None]) -> None:
-        """`pool` gives the way to the store, once there is one."""
+        """Create the limiter. `pool` provides access to the store once it's open."""
         self._limiter = Limiter(name, rate)
         self._pool = pool
 
     def wait(self, key: str) -> float:
-        """Seconds until a key may have one, as far as this worker knows. Takes nothing."""
+        """Return the seconds until a key can take one, as far as this worker knows. Takes nothing."""
         return self._limiter.wait(key)
 
     async def take(self, key: str) -> float:
-        """Take one, if no worker has given too many; else take nothing, and give the seconds until it may be had."""
+        """Take one token. If none is left on any worker, take nothing and return the seconds to wait."""
         limiter, pool = self._limiter, self._pool()
         wait = limiter.take(key)
         if wait > 0 or pool is None:
@@ -38,7 +35,7 @@ class GlobalLimiter:
         return wait
 
     def report(self, key: str) -> float:
-        """Take one here, and let the others know soon: for what has happened, or for who can't wait for the store."""
+        """Take one token here and report it to other workers later, for actions that have happened or can't wait."""
         limiter, pool = self._limiter, self._pool()
         wait = limiter.take(key)
         if wait <= 0 and pool is not None:
@@ -46,7 +43,7 @@ class GlobalLimiter:
         return wait
 
     def report_headers(self, key: str, wait: float) -> bytes:
-        """Header lines that say when to come back."""
+        """Return header lines with the time to wait."""
         return report_headers(self._limiter, key, wait)
 
     def _pace(self, key: str) -> Pace:

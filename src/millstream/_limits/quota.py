@@ -1,4 +1,4 @@
-"""Quotas: so many until the end of a calendar day or month, by the store's clock, in UTC."""
+"""Quotas per calendar day or month, by the store's clock, in UTC."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,18 +11,18 @@ from millstream._stores.rates import Quota
 
 _QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
 _MONTH = 32
-"""Days: so many after the first of a month are in the next one."""
+"""Days after the first of a month that always fall in the next month."""
 
 
 class Period(Struct, frozen=True):
-    """A day or a month, as seconds since 1970."""
+    """A day or month, in seconds since 1970."""
 
     start: float
     end: float
 
 
 class CalendarQuota:
-    """So many for each day or month."""
+    """A number of actions per day or month."""
 
     __slots__ = ("_monthly", "_now", "count")
     name = "quota"
@@ -42,11 +42,11 @@ class CalendarQuota:
 
     @property
     def rate(self) -> Rate:
-        """The quota as clients see it."""
+        """The quota in its text form."""
         return Rate(self.count, round(self._now.end - self._now.start))
 
     def at(self, key: str, cost: float, now: float) -> Quota:
-        """What a key is charged now."""
+        """Return the charge for a key at the present time."""
         if not self._now.start <= now < self._now.end:
             self._now = period(now, monthly=self._monthly)
         start, end = self._now.start, self._now.end
@@ -54,7 +54,7 @@ class CalendarQuota:
 
 
 def period(now: float, *, monthly: bool) -> Period:
-    """Return the day or month of a time."""
+    """Return the day or month that contains a time."""
     start = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if not monthly:
         return Period(start.timestamp(), (start + timedelta(days=1)).timestamp())

@@ -1,8 +1,4 @@
-"""The trips to the store that limits make, and what happens while it doesn't answer.
-
-A call waits for the store for a moment only. After that, each worker counts alone for a second before one call tries
-again, so an outage costs one call a second a little time and refuses no caller.
-"""
+"""Requests of limits to the store, and the behavior while it doesn't answer."""
 
 import asyncio
 import logging
@@ -16,16 +12,16 @@ from millstream._stores.rates import Charge, Decision, Rates, Seat
 PATIENCE: Final = 2.0
 """Seconds that a call waits for the store."""
 PAUSE: Final = 1.0
-"""Seconds without asking a store that didn't answer."""
+"""Seconds during which a store that didn't answer isn't asked again."""
 _AT_ONCE: Final = 100
-"""Seats that are given back in one trip."""
+"""Maximum number of seats to return in one request."""
 _REPORTS: Final = 64
 
 logger = logging.getLogger("millstream")
 
 
 class StoreLimiter:
-    """The limits of one store, as one worker asks for them."""
+    """The limits in one store, from the view of one worker."""
 
     __slots__ = (
         "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "lasting",
@@ -38,12 +34,12 @@ class StoreLimiter:
         self._patience = patience
         self._clock = clock
         self.lasting: bool = rates.lasting
-        """What is taken there stays taken when every worker has ended, and starts again."""
+        """Seats in the store remain taken when all workers end and start again."""
         # Process
         self.away: bool = False
-        """The store didn't answer when it was last asked."""
+        """Whether the store failed to answer the last request."""
         self.workers: int = 1
-        """How many share the store, as it said last."""
+        """Number of workers that share the store, as last reported."""
         self._until = 0.0
         self._trying = False
         self._leaving: dict[tuple[str, str], Seat] = {}
@@ -51,7 +47,7 @@ class StoreLimiter:
         self._reporting: set[asyncio.Task[None]] = set()
 
     async def take(self, charges: Sequence[Charge]) -> Decision | None:
-        """What the store says; None while it doesn't answer."""
+        """Return the store's answer, or None if it doesn't answer."""
         if self.away and (self._trying or self._clock() < self._until):
             return None
         self._trying = self.away
@@ -74,14 +70,14 @@ class StoreLimiter:
         return decision
 
     def leave(self, seats: Sequence[Seat]) -> None:
-        """Give seats back soon, without waiting."""
+        """Return seats soon, without waiting."""
         for seat in seats:
             self._leaving[seat.key, seat.holder] = seat
         if self._leaving and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._leave())
 
     async def give_back(self, seats: Sequence[Seat]) -> None:
-        """Give seats back now, for those who soon ask again; if the store doesn't answer, soon."""
+        """Return seats now, so they can be taken again. If the store doesn't answer, return them later."""
         try:
             async with asyncio.timeout(self._patience):
                 await self._rates.leave(seats)
@@ -92,14 +88,14 @@ class StoreLimiter:
             raise
 
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
-        """Tell the store of something that has happened; `refused` gets the seconds to wait, if that was too much."""
+        """Report a completed action to the store. `refused` receives the seconds to wait if it exceeded the limit."""
         if len(self._reporting) < _REPORTS:
             task = asyncio.get_running_loop().create_task(self._report(charge, refused))
             self._reporting.add(task)
             task.add_done_callback(self._reporting.discard)
 
     async def close(self) -> None:
-        """Give back what is still to be given back, if the store answers."""
+        """Return all pending seats, if the store answers."""
         for task in list(self._reporting):
             task.cancel()
         if self._task is not None and not self._task.done():

@@ -1,1 +1,1 @@
-"""Counters, histograms, logs and health. Knows no MCP method."""
+"""Counters, histograms, logs, and health. Independent of MCP."""

@@ -19,7 +19,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 
 START = "0" * 64
-"""What the first line names as the hash before it."""
+"""The previous hash in the first line."""
 _MAX_FILES = 256
 _MAX_TEXT = 512
 _MARK = b',"hash":"'
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AuditEntry(Struct, omit_defaults=True):
-    """What one line says, before it is written."""
+    """The contents of a line, before it's written."""
 
     at: str
     method: str
@@ -44,7 +44,7 @@ class AuditEntry(Struct, omit_defaults=True):
 
 
 class AuditLog:
-    """The file of one process."""
+    """The audit log of one process."""
 
     __slots__ = ("_fd", "hash", "path", "seq")
 
@@ -62,11 +62,7 @@ class AuditLog:
             raise
 
     def write(self, entry: AuditEntry) -> None:
-        """Append a line. It is with the system when this returns.
-
-        Raises:
-            OSError: it was not written.
-        """
+        """Append a line. It has been passed to the operating system on return."""
         for name in ("method", "target", "subject", "issuer", "client", "address"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_TEXT].encode("utf-8", "replace").decode())
@@ -75,17 +71,17 @@ class AuditLog:
         line = b'%b%b%b"}\n' % (body[:-1], _MARK, digest.encode())
         written = os.write(self._fd, line)
         if written != len(line):
-            # Half a line would join the next one, and look as if somebody had changed it.
+            # A partial line would merge with the next one and look like tampering.
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError("the disk is full")
         self.seq, self.hash = self.seq + 1, digest
 
     def sync(self) -> None:
-        """Let what was written reach the disk."""
+        """Flush written lines to disk."""
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         os.close(self._fd)
 
 
@@ -115,7 +111,7 @@ def _is_free(handle: int) -> bool:
 
 
 def _last(path: Path) -> tuple[int, str]:
-    """Number and hash of the last line of a file."""
+    """Return the number and hash of a file's last line."""
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
         tail = file.read()
@@ -129,7 +125,7 @@ def _last(path: Path) -> tuple[int, str]:
 
 
 def _check(line: bytes) -> dict[str, Any] | None:
-    """Return a line, if its own hash is right."""
+    """Return a line if its own hash is correct."""
     body, mark, rest = line.rpartition(_MARK)
     if not mark or not rest.endswith(b'"}') or sha256(body + b"}").hexdigest().encode() != rest[:-2]:
         return None
@@ -141,7 +137,7 @@ def _check(line: bytes) -> dict[str, Any] | None:
 
 
 class BrokenAuditLog(Exception):
-    """A line is not what it was; the text says which."""
+    """A line was changed. The text names it."""
 
 
 def verify(path: Path) -> tuple[int, str]:

@@ -13,11 +13,11 @@ import msgspec
 from millstream._protocol.json_schema import is_object
 
 TAIL_BYTES: Final = 512 * 1024
-"""So much of the end of each file is looked at."""
+"""Maximum bytes to read from the end of each file."""
 MAX_FILES: Final = 64
 MAX_LINES: Final = 500
 _FIELDS: Final = ("method", "target", "subject", "issuer", "client", "address", "transport", "outcome")
-"""What the words of a filter are looked for in."""
+"""Fields that a filter searches."""
 
 
 def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 10
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the file, and those beside it that other processes write: those with a number behind the name."""
+    """Return the file and the numbered files beside it that other processes write."""
     name = re.compile(re.escape(path.name) + r"(\.\d{1,3})?")
     try:
         found = [each for each in path.parent.iterdir() if name.fullmatch(each.name) and each.is_file()]
@@ -54,7 +54,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tail(path: Path) -> Iterator[dict[str, Any]]:
-    """The last lines of a file. The first one of what is read is left out, where it may be cut."""
+    """Return the last lines of a file. A first line that can be incomplete is left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -18,11 +18,11 @@ from millstream._telemetry.metrics import Labels, Series
 SLOT: Final = 10
 """Seconds of a slot."""
 KEPT: Final = 8_640
-"""Slots of a day."""
+"""Number of slots in a day."""
 STEPS: Final = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
-"""Seconds that can be asked for, and the seconds of each point then."""
+"""Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS: Final = 64
-"""Operations of one slot: those with the most errors and calls. The others are counted together."""
+"""Maximum operations per slot: those with the most errors and calls. The others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""
@@ -33,7 +33,7 @@ class OperationTally(Struct, array_like=True, gc=False):
 
     errors: int = 0
     buckets: dict[int, int] = {}
-    """Number of the bucket -> calls."""
+    """Bucket number -> calls."""
 
     def add(self, other: "OperationTally") -> None:
         """Add another tally."""
@@ -50,9 +50,9 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     cpu: float = 0.0
     """Seconds of CPU time."""
     memory: int = 0
-    """Most resident bytes."""
+    """The maximum resident memory in bytes."""
     streams: int = 0
-    """Most open streams and connections."""
+    """The maximum number of open streams and connections."""
 
     def with_(self, other: "Gauges") -> "Gauges":
         """Return the gauges of two consecutive slots together."""
@@ -63,12 +63,12 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
 
 
 class HistorySlot(Struct, array_like=True):
-    """What happened in one slot."""
+    """The events of one slot."""
 
     at: int
     """Its beginning, in seconds since 1970."""
     tallies: dict[int, OperationTally]
-    """By number of the operation, as the history counts them."""
+    """Number of the operation -> its calls."""
     gauges: Gauges
 
 
@@ -81,11 +81,11 @@ class HistoryWindow(Struct, array_like=True):
     """The end of the last whole second, in seconds since 1970."""
     bounds: tuple[float, ...]
     points: dict[int, tuple[OperationTally, Gauges]]
-    """Beginning -> all operations together."""
+    """Start -> all operations together."""
     chosen: dict[int, OperationTally]
-    """The same for one operation, if one was chosen."""
+    """The same for one operation, if one was selected."""
     operations: dict[Key, OperationTally]
-    """Each operation over the whole time."""
+    """Each operation over the whole period."""
 
 
 _pack = msgspec.msgpack.Encoder().encode

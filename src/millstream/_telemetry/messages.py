@@ -23,34 +23,34 @@ LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
 MAX_PENDING = 512
 MAX_TEXT = 256
-"""Characters of one text of a peer; longer ones are cut."""
+"""Maximum characters of a peer's text. Longer ones are cut."""
 MAX_KIND = 2 * MAX_TEXT
-"""Characters of all texts of a kind of line that is kept."""
+"""Maximum total characters of texts in a cached kind of line."""
 REMEMBERED = 4096
 
 
 Frame = tuple[str, str, str]
-"""What lines of one kind have in common: between time and duration, between duration and size, and behind the size."""
+"""The constant parts of a kind of line: between time and duration, between duration and size, and after the size."""
 
 
 class AccessRecord(Struct, gc=False):
-    """What is known of one message. `status` is empty for success, else what went wrong in one word or number."""
+    """The facts about one message. `status` is empty for success, otherwise an error as one word or number."""
 
     at: float
     """Seconds since 1970."""
     method: str
     target: str = ""
-    """The tool, prompt or resource it is about."""
+    """The tool, prompt, or resource."""
     status: str = ""
     seconds: float = 0.0
     revision: str = ""
     client: str = ""
     client_version: str = ""
     session: str = ""
-    """The session's id; written as a hash."""
+    """The session's id, which is written as a hash."""
     principal: str = ""
     size: int = 0
-    """Bytes of the answer."""
+    """The size of the answer in bytes."""
     transport: str = ""
     trace_id: str = ""
     span_id: str = ""
@@ -77,24 +77,24 @@ class _Line(Struct, gc=False):
 
 
 _TRACED = ("trace_id", "span_id")
-"""What a line ends with, if there's a trace."""
+"""The end of a line with a trace."""
 _SLACK = 1e-6
 """Seconds that sums of times may be off."""
 _LEVELS = {"ok": "info", "-32603": "error"}
-"""Status -> level; every other failure is the caller's, and a warning."""
+"""Status -> level. All other failures are the caller's, and warnings."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def session_hash(session_id: str) -> str:
-    """What stands for a session in logs and traces: it tells sessions apart and opens none. Empty for none."""
+    """Return an identifier for a session in logs and traces that can't be used to access it."""
     if not session_id:
         return ""
     return hashlib.sha256(session_id.encode(errors="replace")).hexdigest()[:16]
 
 
 class MessageLog:
-    """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
+    """Writes messages to a stream. For one event loop. Call `flush` at the end."""
 
     __slots__ = (
         "_color", "_frames", "_from", "_hashes", "_json", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_until",
@@ -116,19 +116,19 @@ class MessageLog:
         self._color = stream.isatty() and "NO_COLOR" not in os.environ
         # Process
         self.lost: int = 0
-        """Lines that the stream did not take."""
+        """Number of lines that the stream didn't accept."""
         self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
         self._frames: dict[tuple[str, ...], Frame] = {}
         self._from = self._until = 0.0
-        """The present millisecond."""
+        """The current millisecond."""
         self._stamp = ""
-        """What a line of this millisecond begins with."""
+        """The start of lines in this millisecond."""
 
     def add(self, message: AccessRecord) -> None:
-        """Log one message soon."""
+        """Queue one message."""
         key = (
             message.method, message.target, message.status, message.revision, message.client, message.client_version,
             message.session, message.principal, message.transport,
@@ -143,7 +143,7 @@ class MessageLog:
         self.write(frame, message.at, message.seconds, message.size)
 
     def write(self, frame: Frame, at: float, seconds: float, size: int) -> None:
-        """The same of a message whose kind was written before. Every call of a server with a log comes this way."""
+        """Queue a message of a cached kind. Runs for every call on a server with an access log."""
         if not self._from <= at < self._until:
             self._begin(at)
         first, second, third = frame
@@ -158,7 +158,7 @@ class MessageLog:
             self.flush()
 
     def flush(self, *, last: bool = False) -> None:
-        """Write what waits; the `last` time, give a slow reader a moment."""
+        """Write queued lines. With `last`, wait briefly for a slow reader."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -175,7 +175,7 @@ class MessageLog:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def frame(self, message: AccessRecord) -> Frame:
-        """What all lines of this kind have in common."""
+        """Return the constant parts of this kind's lines."""
         line = self._line(message)
         if not self._json:
             return _human_frame(line, color=self._color)
@@ -239,7 +239,7 @@ class MessageLog:
 
 
 def _human_frame(line: _Line, *, color: bool) -> Frame:
-    """Short lines: when, how it ended, what it was, how long it took, and who asked."""
+    """Short lines with time, outcome, target, duration, and caller."""
     dim, plain = _dim(color=color)
     who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
     about = f"{line.method} {line.target}" if line.target else line.method
@@ -252,4 +252,4 @@ def _dim(*, color: bool) -> tuple[str, str]:
 
 
 _COLORS = {"info": "32", "warning": "33", "error": "31"}
-"""Of the outcome, on a terminal."""
+"""Colors of outcomes, for terminals."""

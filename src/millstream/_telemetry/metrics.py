@@ -14,9 +14,9 @@ from msgspec import Struct
 Labels = tuple[str, ...]
 Kind = Literal["counter", "gauge"]
 Merge = Literal["sum", "max", "min"]
-"""How the figures of several processes are merged."""
+"""How values of several processes are merged."""
 Read = Callable[[], Mapping[Labels, float]]
-"""Returns the values of a metric for an exposition."""
+"""Returns the values of a metric for export."""
 
 OTHER = "_other"
 MAX_SERIES = 1000
@@ -34,7 +34,7 @@ _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 class Family(Struct, frozen=True):
-    """What all series of a metric share."""
+    """The common part of all series of a metric."""
 
     name: str
     help: str
@@ -53,18 +53,18 @@ class Family(Struct, frozen=True):
 
 
 class Reading(Struct, array_like=True):
-    """A metric at one moment, as one process sends it to another."""
+    """A metric at one moment, in the form that processes exchange."""
 
     name: str
     help: str
     kind: str
     merge: Merge
     samples: dict[tuple[str, ...], float]
-    """Name of the sample, and its labels and values in turn -> value."""
+    """Sample name, labels, and label values -> value."""
 
 
 class Metric(Protocol):
-    """What a registry reads."""
+    """The interface of a metric for the registry."""
 
     family: Family
 
@@ -77,7 +77,7 @@ AnyMetric = TypeVar("AnyMetric", bound=Metric)
 
 
 class Counter:
-    """Counts up."""
+    """A counter."""
 
     __slots__ = ("family", "values")
     kind = "counter"
@@ -100,7 +100,7 @@ class Counter:
 
 
 class ReadMetric:
-    """A counter or gauge whose values are kept elsewhere, and read for each exposition."""
+    """A counter or gauge whose values are stored elsewhere and read for each export."""
 
     __slots__ = ("_values", "family", "kind", "merge")
 
@@ -116,7 +116,7 @@ class ReadMetric:
 
 
 class Series:
-    """One series of a histogram. Keep it for labels that come again, so a value costs one `observe`."""
+    """One series of a histogram. Cache it for recurring labels, so a value costs one `observe`."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -137,7 +137,7 @@ class Series:
 
 
 class Histogram:
-    """Counts values by size."""
+    """A histogram."""
 
     __slots__ = ("_shown", "bounds", "family", "series")
     kind = "histogram"
@@ -145,7 +145,7 @@ class Histogram:
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family
         self.bounds: tuple[float, ...] = tuple(sorted({*bounds, *finer}))
-        """All bounds. The exposition has only those that aren't finer."""
+        """All bounds. The export leaves out the finer ones."""
         self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
         self._shown = tuple((self.bounds.index(bound) + 1, repr(bound)) for bound in sorted(bounds))
 

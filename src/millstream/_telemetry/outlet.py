@@ -1,7 +1,4 @@
-"""Text to a stream whose reader may be slow or stand still: nobody waits for it.
-
-Standard error is often a pipe, and the loop of a server must not stand still because the reader of the pipe does.
-"""
+"""Non-blocking text output to a stream with a slow or stalled reader."""
 
 import contextlib
 import os
@@ -10,14 +7,14 @@ import stat
 from typing import Final, TextIO
 
 MAX_KEPT: Final = 256 * 1024
-"""Bytes that wait for a slow reader; what comes on top is not taken."""
+"""Maximum bytes that wait for a slow reader. More are dropped."""
 _PIECE: Final = 4096
-"""Where a pipe is said to take anything, it takes as much (`PIPE_BUF` of POSIX), and the write does not wait."""
+"""A writable pipe accepts this many bytes without blocking (`PIPE_BUF` of POSIX)."""
 LAST_MS: Final = 1000
 
 
 class TextOutlet:
-    """Writes to a stream; what its reader does not take at once waits here."""
+    """Writes to a stream and buffers what the reader doesn't take."""
 
     __slots__ = ("_descriptor", "_poll", "_stream", "kept")
 
@@ -25,7 +22,9 @@ class TextOutlet:
         self._stream = stream
         self._descriptor = -1
         self._poll: select.poll | None = None
-        """None where writing does not wait: for files and streams in memory (and on Windows, where nobody can ask)."""
+        """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
+        checked.
+        """
         self.kept = b""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             descriptor = stream.fileno()

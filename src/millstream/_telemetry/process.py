@@ -17,13 +17,13 @@ LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 WINDOW = 60.0
 """Seconds that `worst` and `stood` cover."""
 LATE = 0.2
-"""Seconds of a delay that users notice."""
+"""A delay in seconds that users notice."""
 _KEPT = round(WINDOW / INTERVAL)
-"""Most samples of a window: a late one takes longer."""
+"""Maximum samples in a window. A late sample covers more time."""
 
 
 class LoopLag:
-    """The delay of the event loop's timers: every call waits for it besides its own work."""
+    """The delay of the event loop's timers, which every call waits for."""
 
     __slots__ = ("_clock", "_histogram", "_samples", "_sleep")
 
@@ -40,7 +40,7 @@ class LoopLag:
             "hub_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
         ).of()
         self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)
-        """When the loop woke up, and its delay."""
+        """Wake-up times of the event loop, and their delays."""
 
     @property
     def last(self) -> float:
@@ -54,10 +54,7 @@ class LoopLag:
 
     @property
     def stood(self) -> float:
-        """Seconds of the last minute in which nothing could run. The health of a server depends on it.
-
-        One late sample means little: a server that just started has some, and so has a busy machine.
-        """
+        """Return the seconds of the last minute in which the event loop was blocked."""
         return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
 
     def worst_of(self, seconds: float) -> float:
@@ -80,7 +77,7 @@ class LoopLag:
 
 
 class ProcessFigures:
-    """The process now, and its share of CPU time since the last look."""
+    """Measurements of the process, and its CPU use since the last read."""
 
     __slots__ = ("_clock", "_cpu", "_looked")
 
