@@ -72,12 +72,22 @@ def key_of(name: str) -> str:
     return f"{name}-" + "k" * 40
 
 
-def make_shop(store: str = "memory://", *, customers: Sequence[str] = (), **options: Any) -> Server:
+def make_shop(
+    store: str = "memory://", *, customers: Sequence[str] = (), authorize_channel: Any = None, **options: Any
+) -> Server:
     """A shop where two customers sign in, and further ones."""
     keys = auth.keys(named={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
     settings = Settings(key="0123456789abcdef" * 4)
     events = Events(draft="SEP-3415", **options)
-    shop = Server("shop", serve="hub", store=store, auth=keys, extensions=[events], settings=settings)
+    shop = Server(
+        "shop",
+        serve="hub",
+        store=store,
+        auth=keys,
+        extensions=[events],
+        settings=settings,
+        authorize_channel=authorize_channel,
+    )
     shop.event("order.paid")(OrderPaid)
     shop.event("order.refunded", arguments=AtLeast, match=is_own)(Refunded)
     shop.event("order.noted", arguments=Above)(Noted)

@@ -1,6 +1,7 @@
 """`client.events`: streams and polls, in both eras."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from millstream import Client, Server
 from millstream.client import Failure, Unsupported
 from millstream.extensions.events import Events
 from patience import WAIT
+from processes import ROOT
 
 
 def _shop() -> Server:
@@ -66,3 +68,14 @@ async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
             await shop.events.publish(OrderPaid("3"))
             assert [(await anext(events)).data["order"] for _ in range(2)] == ["2", "3"]
         await shop.stop()
+
+
+async def test_a_client_receives_events_over_stdio() -> None:
+    """The stream shares standard output with everything else."""
+    async with asyncio.timeout(WAIT), Client([sys.executable, str(ROOT / "examples/events.py")]) as client:
+        assert client.revision == "2026-07-28"
+        async with client.events.subscribe("order.paid", {"customer": "ada"}) as events:
+            for customer in ("bob", "ada"):
+                await client.call("pay", order=customer, customer=customer, total=1)
+            assert (await anext(events)).data == {"order": "ada", "customer": "ada", "total": 1}
+        await client.call("pay", order="late", customer="ada", total=1)

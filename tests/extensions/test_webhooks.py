@@ -6,16 +6,32 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec import Struct
 
 from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, key_of, make_shop, running
 from extensions.receiver import Message, Receiver, new_secret, receiving
+from millstream import Client, Server
+from millstream.client import Failure
+from millstream.extensions.events import Events
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
+
+
+def in_an_hour(attempts: int) -> float:
+    """Not during this test."""
+    return 3600.0
+
+
+class Note(Struct):
+    """A note."""
+
+    text: str
 
 
 def at_once(attempts: int) -> float:
@@ -271,6 +287,100 @@ async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
             orders = [each.data["data"]["order"] for each in await receiver.take(4)]
     assert orders[:2] == ["taken", "owed"]
     assert sorted(orders[2:]) == ["new", "owed"]
+
+
+async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that stops refreshing ends it."""
+    monkeypatch.setattr("millstream.extensions.events._subscribing.MIN_TTL", 0.05)
+    async with delivering(tmp_path) as (world, receiver):
+        client = world.client()
+        short = await client.subscribe(receiver.url("/short"), receiver.secret(), ttlMs=50)
+        lasting = await client.subscribe(receiver.url("/lasting"), receiver.secret())
+
+        def received(id: str) -> list[str]:
+            return [each.data["eventId"] for each in receiver.messages if each.headers["x-mcp-subscription-id"] == id]
+
+        async def publish() -> str:
+            published = await world.shop.events.publish(OrderPaid("1"))
+            await receiver.until(lambda: published.id in received(lasting["id"]))
+            return published.id
+
+        until = datetime.fromisoformat(short["refreshBefore"]) + timedelta(milliseconds=1)  # it's rounded down
+        while datetime.now(UTC) < until:
+            await publish()
+        late = {await publish(), await publish()}
+        assert not late & set(received(short["id"]))
+
+
+async def test_too_many_waiting_events_become_a_gap(tmp_path: Path) -> None:
+    """The oldest are given up, and the endpoint receives a control message instead."""
+    async with delivering(tmp_path, retry_delay=in_an_hour) as (world, receiver):
+        receiver.answer = lambda message: 200 if "type" in message.data else 503
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        for number in range(105):
+            await world.shop.events.publish(OrderPaid(str(number)))
+        await receiver.until(lambda: any("type" in each.data for each in receiver.messages))
+        (gap,) = [each for each in receiver.messages if "type" in each.data]
+        assert gap.data["type"] == "gap"
+        assert gap.id.startswith("msg_gap_")
+        page = await world.client().ask("events/poll", name="order.paid", cursor=gap.data["cursor"])
+        assert [each["data"]["order"] for each in page["events"]][:1] == ["1"]
+
+
+async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> None:
+    """The event type got a scope that its principal doesn't have: the endpoint is informed, and nothing is left."""
+    async with receiving(tmp_path) as receiver:
+        options: dict[str, Any] = {
+            "private_callbacks": True,
+            "tls": receiver.tls,
+            "store": f"sqlite:///{tmp_path}/s.db",
+        }
+        shop = make_shop(**options)
+        shop.event("note")(Note)
+        async with running(shop) as world:
+            await world.client(BOB).subscribe(receiver.url(), receiver.secret(), name="note")
+        shop = make_shop(**options)
+        shop.event("note", scopes=["audit"])(Note)
+        async with running(shop) as world:
+            (message,) = await receiver.take(1)
+            assert message.data["type"] == "terminated"
+            assert message.data["error"]["code"] == -32024
+            delivery = {"url": receiver.url()}
+            await _refused(world.client(BOB).ask("events/unsubscribe", name="note", delivery=delivery), -32023)
+
+
+async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
+    """Without a principal, any caller could end the subscription of another one."""
+    async with receiving(tmp_path) as receiver:
+        open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
+        open_shop.event("order.paid")(OrderPaid)
+        async with Client(open_shop) as client:
+            with pytest.raises(Failure) as refused:
+                await client.events.webhook("order.paid", receiver.url(), receiver.secret())
+            assert refused.value.code == -32024
+        hidden = make_shop(authorize_channel=lambda principal, action, channel: False)
+        async with running(hidden) as world:
+            await _refused(world.client().subscribe(receiver.url(), receiver.secret()), -32024)
+            await _refused(world.client().ask("events/poll", name="order.paid"), -32024)
+        assert receiver.challenges == []
+
+
+async def test_a_client_manages_webhooks(tmp_path: Path) -> None:
+    """Subscribe, refresh, and unsubscribe by `client.events`."""
+    async with delivering(tmp_path) as (world, receiver):
+        headers = {"Authorization": f"Bearer {ADA}"}
+        async with Client(f"http://127.0.0.1:{world.port}/mcp", headers=headers) as client:
+            events, url, chosen = client.events, receiver.url(), {"customer": "ada"}
+            granted = await events.webhook("order.paid", url, receiver.secret(), chosen, ttl=300)
+            assert granted.delivery_status is None
+            again = await events.webhook("order.paid", url, receiver.secrets[0], chosen)
+            assert (again.id, (again.delivery_status or {})["active"]) == (granted.id, True)
+            await world.shop.events.publish(OrderPaid("1"))
+            (message,) = await receiver.take(1)
+            assert message.headers["x-mcp-subscription-id"] == granted.id
+            await events.remove_webhook("order.paid", url, chosen)
+            with pytest.raises(Failure, match="no such subscription"):
+                await events.remove_webhook("order.paid", url, chosen)
 
 
 def _program(folder: Path, receiver: Receiver) -> Path:

@@ -195,7 +195,8 @@ class ClientEvents:
         Raises:
             Failure: there is none with this name, URL, and arguments.
         """
-        params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"url": url}}
+        # The mode isn't needed by the draft, but servers that were built on its sketch want it.
+        params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
         await self.ask("events/unsubscribe", params, msgspec.json.decode)
 
     async def ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:

@@ -191,8 +191,9 @@ class Outbox:
             if self._size < MAX_QUEUED:
                 self._room.set()
             wait = max(0.0, self._later[0][0] - self.clock()) if self._later else None
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
+            with suppress(TimeoutError):  # `wait_for` of Python 3.11 can lose a cancellation
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
 
     def _start_due(self) -> None:
         """Start what the limits allow, one delivery of each host in turn."""
