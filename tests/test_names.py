@@ -34,29 +34,18 @@ NOUNS = {
 }
 """Names that look like participles, and why they stay."""
 OPEN_NAMES = {
-    "Answered", "Asked", "Asking", "Called", "Calling", "Connected", "Declared", "Described", "Embedded", "Failed",
-    "Fetching", "Finished", "Found", "Granted", "Happened", "Held", "Incoming", "Inspecting", "Kept", "Known",
-    "Landing", "Left", "Listing", "Marked", "Negotiated", "Offered", "Owed", "Progressed", "Quarantined", "Refused",
-    "Renewing", "Returned", "Reused", "Running", "Said", "Sampled", "Shown", "Signing", "Stopped", "Subscribing",
-    "Terminated", "Unsupported", "Waiting", "Wanted", "_Asked", "_Described", "_Exchanged", "_Following", "_Given",
-    "_Kept", "_Known", "_Landing", "_Listed", "_Missing", "_Reopened", "_Required", "_Running", "_Signing",
-    "_Structured", "_Supported", "_Unmounted", "_Waiting", "_Wrapped", "_app/serving", "_app/serving/listening.py",
-    "_app/serving/panel_drawing.py", "_app/serving/workers/launching.py", "_app/serving/workers/watching.py",
-    "_cli/chatting", "_cli/chatting/debugging.py", "_cli/commands/probing.py", "_cli/commands/watching.py",
-    "_cli/installing", "_cli/loading.py", "_cli/recording", "_web/inspecting.py", "agent/_calling.py",
-    "client/_blocking.py", "client/_extending.py", "client/_incoming.py", "client/_listing.py",
-    "client/_negotiated.py", "client/_oauth/keeping.py", "client/_transports/embedded.py", "client/_watching.py",
-    "extensions/events/_reading.py", "extensions/events/_subscribing.py", "gateway/extension_forwarding.py",
-    "gateway/parked.py",
+    "Answered", "Asking", "Calling", "Connected", "Declared", "Finished", "Happened", "Kept", "Listing", "Marked",
+    "Negotiated", "Owed", "Progressed", "Refused", "Renewing", "Returned", "Said", "Sampled", "Subscribing",
+    "Unsupported", "Waiting", "_Asked", "_Described", "_Known", "_Listed", "_Signing", "_Unmounted", "_app/serving",
+    "_cli/chatting", "_cli/commands/probing.py", "_cli/commands/watching.py", "_cli/installing", "_cli/recording",
+    "client/_extending.py", "client/_listing.py", "client/_negotiated.py", "extensions/events/_reading.py",
+    "extensions/events/_subscribing.py", "gateway/extension_forwarding.py",
 }  # fmt: skip
 """Participles that still need a noun. `_app/serving` is the package of the HTTP server process."""
 OPEN_DUPLICATES = {
-    "Answer", "Application", "AuthorizationRequest", "Caller", "Catalog", "Challenges", "Change", "Client",
-    "Conversation", "DashboardQueries", "Definition", "Delivery", "Entry", "Event", "FamiliarNames", "File",
-    "Grant", "Grants", "IdentityProvider", "Index", "Issuer", "Line", "Listener", "LogLevel", "MemoryStore",
-    "Message", "Options", "Orders", "Outbox", "Person", "Question", "Reader", "Registration", "Relay", "Request",
-    "Resource", "Result", "Roster", "Rules", "Said", "Seat", "Server", "Shown", "Step", "Store", "Subscription",
-    "Tally", "Tool", "Transport", "Upstream",
+    "Answer", "AuthorizationRequest", "Client", "Definition", "Delivery", "Event", "File",
+    "IdentityProvider", "MemoryStore", "Message", "Outbox", "Request",
+    "Result", "Store", "Subscription", "Tool", "Upstream",
 }  # fmt: skip
 """Names of several public classes that still need one each."""
 

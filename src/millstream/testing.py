@@ -17,10 +17,10 @@ from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import Failure, ToolFailed
-from millstream.client._incoming import Notification
 from millstream.client._options import Options
-from millstream.client._questions import Asked, Question, Questions
+from millstream.client._questions import ObservedQuestion, Question, Questions
 from millstream.client._results import Result
+from millstream.client._server_messages import Notification
 
 __all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "ToolFailed", "connect"]
 
@@ -54,7 +54,7 @@ class TestClient(Client):
         params = msgspec.json.decode(notification.params)
         self.notifications.append({"jsonrpc": "2.0", "method": notification.method, "params": params})
 
-    def _note_question(self, asked: Asked) -> None:
+    def _note_question(self, asked: ObservedQuestion) -> None:
         self.questions.append({"method": asked.method, "params": msgspec.json.decode(asked.params)})
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.serving.http_server import HttpServer
-from millstream._app.serving.workers.messages import Seat
+from millstream._app.serving.workers.messages import WorkerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
 from patience import WAIT
@@ -147,6 +147,6 @@ async def test_every_fact_of_the_server_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     server = Server("shop", serve="all")
-    server.runtimes.bind = Bind(connections=set(), seats=[Seat(1, 10, "ready", 0)])
+    server.runtimes.bind = Bind(connections=set(), seats=[WorkerState(1, 10, "ready", 0)])
     async with server.running():
         assert set(await facts(server)) == listed

@@ -9,7 +9,7 @@ import pytest
 from cases import for_each
 from cli.test_faults import run
 from client.rude import Asked, discovering, rude
-from millstream._cli.commands.bench import Tally, shown
+from millstream._cli.commands.bench import LatencyTally, shown
 from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 def test_percentiles_are_within_one_percent() -> None:
     """Compared with all values, sorted."""
-    tally, source = Tally(), random.Random(7)
+    tally, source = LatencyTally(), random.Random(7)
     values = sorted(source.lognormvariate(-6, 1) for _ in range(20_000))
     for value in values:
         tally.add(value)
@@ -39,7 +39,7 @@ def test_percentiles_are_within_one_percent() -> None:
 
 def test_percentiles_accept_one_value_and_none() -> None:
     """A server that never answered has no percentiles."""
-    tally = Tally()
+    tally = LatencyTally()
     assert (tally.spread(10), tally.percentile(99)) == ([], 0.0)
     tally.add(0.0)
     assert tally.percentile(99) == 0.0

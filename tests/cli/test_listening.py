@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from millstream._app.serving import listening
+from millstream._app.serving import listen_sockets as listening
 from millstream._app.serving.errors import CommandError
 
 

@@ -23,7 +23,7 @@ import pytest
 from cases import for_each
 from millstream import Server, Settings
 from millstream._app.serving.errors import CommandError
-from millstream._app.serving.listening import listen
+from millstream._app.serving.listen_sockets import listen
 from millstream._app.serving.over_http import run_program
 from millstream._cli import main
 from millstream._cli.stdio import plain_stdio

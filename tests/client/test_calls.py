@@ -12,11 +12,11 @@ from cases import for_each
 from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._blocking import BlockingClient
+from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import BadAnswer, ClientError, Failure, TargetError, ToolFailed, Unsupported
-from millstream.client._incoming import Change, LogMessage, Notification
 from millstream.client._options import Options
 from millstream.client._questions import Question
+from millstream.client._server_messages import Change, LogMessage, Notification
 from patience import WAIT
 
 HANDSHAKE = "2025-11-25"

@@ -21,9 +21,9 @@ from cases import for_each
 from client.rude import GREETING, Asked, discovering, rude
 from client.watched import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
 from millstream import Client
-from millstream.client import _watching as watching
+from millstream.client import _watches as watching
 from millstream.client._errors import AccessDenied, ClientError, Failure, NotMcp
-from millstream.client._incoming import Change
+from millstream.client._server_messages import Change
 from patience import WAIT
 
 NEVER = 100_000.0

@@ -14,7 +14,7 @@ from keyring.backend import KeyringBackend
 from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringLocked
 
-from millstream.client._oauth.keeping import default_store
+from millstream.client._oauth.default_store import default_store
 from millstream.client._oauth.keyring_store import KeyringStore
 from millstream.client._oauth.store import FileStore, Kept, Registration, Tokens
 

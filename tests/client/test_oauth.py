@@ -24,7 +24,7 @@ from millstream.client._oauth import challenges
 from millstream.client._oauth.authorization_request import code_of
 from millstream.client._oauth.browser_login import Loopback, answer_of
 from millstream.client._oauth.challenges import MAX_LENGTH, read_challenges
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import fetch, parse_secure, refuse_local
@@ -32,7 +32,7 @@ from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Registr
 from millstream.client._options import Options
 from patience import WAIT
 
-ISSUER = Issuer(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
+ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
 
 
 def test_quoted_challenges_are_parsed() -> None:
@@ -92,11 +92,11 @@ def test_credentials_require_tls_except_on_loopback(url: str) -> None:
 
 def test_client_authentication_method_follows_the_issuer() -> None:
     """RFC 8414 §2, and what a registration says wins."""
-    offered = Issuer(token_endpoint_auth_methods_supported=["client_secret_post"])
+    offered = IssuerMetadata(token_endpoint_auth_methods_supported=["client_secret_post"])
     assert method_of(offered, Registration("a", "b")) == "client_secret_post"
     assert method_of(offered, Registration("a", "b", "client_secret_basic")) == "client_secret_basic"
-    assert method_of(Issuer(), Registration("a", "b")) == "client_secret_basic"
-    assert method_of(Issuer(), Registration("a")) == "none"
+    assert method_of(IssuerMetadata(), Registration("a", "b")) == "client_secret_basic"
+    assert method_of(IssuerMetadata(), Registration("a")) == "none"
 
 
 def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:

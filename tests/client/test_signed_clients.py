@@ -18,7 +18,7 @@ from millstream import Client, auth
 from millstream._http.client.url import parse
 from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.client import AccessDenied, MemoryStore, OAuth, Options
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.signing import assertion
 from millstream.client._oauth.store import Registration
 
@@ -43,7 +43,7 @@ def public(key: Any, **more: str) -> dict[str, Any]:
 def signed(key: Any, *taken: str, key_id: str = "") -> dict[str, str]:
     """The part of a form by which `nightly` shows who it is."""
     who = Registration("nightly", "", "private_key_jwt", pem(key), key_id)
-    return assertion(Issuer(issuer=URL, token_endpoint_auth_signing_alg_values_supported=list(taken)), who)
+    return assertion(IssuerMetadata(issuer=URL, token_endpoint_auth_signing_alg_values_supported=list(taken)), who)
 
 
 def head_of(form: dict[str, str]) -> dict[str, Any]:

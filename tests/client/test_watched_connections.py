@@ -20,12 +20,12 @@ from client.rude import OFFER, Asked, rude
 from client.walk import FILE, SUBSCRIBED
 from client.watched import AGAIN, NOTE, for_ever, gets, greetings, session, true, until_other_than_again
 from millstream import Client
-from millstream.client import _watching as watching
+from millstream.client import _watches as watching
 from millstream.client._errors import ClientError, ConnectionLost
-from millstream.client._incoming import Change
+from millstream.client._server_messages import Change
 from millstream.client._transports import streamable
 from millstream.client._transports.events import EventReader
-from millstream.client._watching import Changes
+from millstream.client._watches import Changes
 from patience import WAIT
 from processes import free_port, millstream, serving
 

@@ -13,7 +13,7 @@ from cases import for_each
 from client.rude import DONE, Asked, discovering, greeting, rude
 from millstream import Client
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure
-from millstream.client._incoming import Change
+from millstream.client._server_messages import Change
 from patience import WAIT
 
 KEY = "io.modelcontextprotocol/subscriptionId"

@@ -12,8 +12,8 @@ from millstream import Client
 from millstream._protocol.questions import CreateMessageRequestParams
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._errors import Failure
-from millstream.client._incoming import Change
 from millstream.client._questions import Question
+from millstream.client._server_messages import Change
 from millstream.client._targets import Target
 from patience import WAIT
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from client.rude import DONE, Asked, Rude, greeting
-from millstream.client import _watching as watching
-from millstream.client._incoming import Change
+from millstream.client import _watches as watching
+from millstream.client._server_messages import Change
 from millstream.client._transports import streamable
-from millstream.client._watching import Changes
+from millstream.client._watches import Changes
 
 AGAIN = Change("again")
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'

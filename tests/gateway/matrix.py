@@ -14,8 +14,8 @@ import pytest
 
 from gateway import matrix_world as world
 from millstream.client import Client, Failure, Options
-from millstream.client._incoming import LogMessage
 from millstream.client._questions import Question
+from millstream.client._server_messages import LogMessage
 from millstream.gateway.names import Names
 from patience import WAIT
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.library import library
 from millstream import Server
 from millstream.client import Client
-from millstream.client._incoming import Change
+from millstream.client._server_messages import Change
 from patience import WAIT
 from processes import free_port, millstream, serving
 

@@ -16,7 +16,7 @@ from identity_world import Identity, Visitor, browser, identity, led_to, sign_in
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
 from millstream.auth._authorization_server.upstreams import KNOWN
-from millstream.auth._claims import Rules
+from millstream.auth._claims import TokenRules
 from millstream.auth._discovery import Discovery
 from millstream.auth._issuer_client import ask_issuer
 from millstream.auth._jose import ASYMMETRIC
@@ -78,7 +78,7 @@ async def test_issuer_key_rotation_is_followed(provider: Identity) -> None:
     """The pause between two fetches is the test's own."""
     client, clock = provider.register(), Clock()
     keys = FetchedKeys(Discovery(provider.url, ask_issuer).keys_url, ask_issuer, clock=clock)
-    method = TokenMethod(Rules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
+    method = TokenMethod(TokenRules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
     old = provider.token(client, AUDIENCE)
     assert await method.identify(old) is not None
     provider.rotate()

@@ -12,7 +12,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._server.calls.changes import ServerChange
 from millstream._stores.base import StoreUnavailable

@@ -12,7 +12,7 @@ import pytest
 from four_workers import FOUR, ON_FOUR, four
 from http_peer import Running, serve
 from millstream import Server
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),

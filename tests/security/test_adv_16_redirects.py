@@ -8,7 +8,7 @@ from cases import for_each
 from client.rude import DONE, Asked, discovering, rude
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
-from millstream.client._oauth.discovery import Resource
+from millstream.client._oauth.discovery import ProtectedResource
 from millstream.client._oauth.issuer_http import fetch, get_json, post_form
 
 TOKEN = "Bearer of-the-first-server-only"
@@ -44,7 +44,7 @@ async def test_token_requests_follow_no_redirect(status: int) -> None:
             await asked.reply(b"{}", status=f"{status} Elsewhere", more=f"Location: {second.url}\r\n")
 
         async with rude(behave) as first:
-            assert await get_json(first.url, Resource) is None
+            assert await get_json(first.url, ProtectedResource) is None
             reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"})
             assert reply.status == status
             assert (await fetch("POST", first.url, body=b"{}")).status == status

@@ -20,7 +20,7 @@ from starlette.routing import Mount
 from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, Settings, auth
-from millstream._app.here_only import Bind, HereOnly
+from millstream._app.local_only import Bind, LocalOnly
 from millstream._app.routes import Routes
 from millstream._app.serving.entry import prepare
 from millstream._app.user_routes import UserRoutes, route_of
@@ -315,7 +315,7 @@ def routes_of(user: UserRoutes) -> Routes:
     table = RouteRegistry()
     table.add("/token", Route({"GET": ours}, public=True, reserved=True))
     table.add("/health", Route({"GET": ours}, public=True))
-    here_only = HereOnly(Bind(), ignore_message)
+    here_only = LocalOnly(Bind(), ignore_message)
     user.join(table)
     return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp")
 

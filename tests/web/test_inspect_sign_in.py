@@ -14,7 +14,7 @@ import httpx2
 from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, auth
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._config import Settings
 from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.services import Services

@@ -17,7 +17,7 @@ from client.rude import Asked, rude
 from fleet import until
 from http_peer import NOBODY, serve
 from millstream import Client, Server
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._app.serving.errors import CommandError
 from millstream._cli.commands.run import check_inspected, configure
 from millstream._config import Settings

@@ -15,9 +15,18 @@ from cases import for_each
 from millstream import Server
 from millstream._app.serving import over_http
 from millstream._app.serving.errors import CommandError
-from millstream._app.serving.workers import slot, watching
+from millstream._app.serving.workers import file_changes as watching
+from millstream._app.serving.workers import slot
 from millstream._app.serving.workers.back_off import LONGEST, WELL, BackOff
-from millstream._app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
+from millstream._app.serving.workers.messages import (
+    FOR_WORKER,
+    Drain,
+    Force,
+    Hello,
+    MessageChannel,
+    WorkerState,
+    WorkerStates,
+)
 from millstream._app.serving.workers.restart import own_command
 from millstream._app.serving.workers.sockets import open_sockets
 from millstream._app.serving.workers.supervisor import Supervisor, slots_of
@@ -60,11 +69,11 @@ def test_killed_workers_are_replaced_at_once() -> None:
 def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.socket]) -> None:
     """A stream of bytes has no borders."""
     ours, theirs = ends
-    sent = [HELLO, Drain(replaced=True), Force(), Roster([Seat(1, 10, "ready", 0)])]
+    sent = [HELLO, Drain(replaced=True), Force(), WorkerStates([WorkerState(1, 10, "ready", 0)])]
     for message in sent:
-        Line(ours, FOR_WORKER).tell(message)
+        MessageChannel(ours, FOR_WORKER).tell(message)
     data = theirs.recv(65_536)
-    line, heard = Line(theirs, FOR_WORKER), []
+    line, heard = MessageChannel(theirs, FOR_WORKER), []
     for byte in data:
         ours.send(bytes([byte]))
         heard += line.read() or []
@@ -74,7 +83,7 @@ def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.s
 def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, socket.socket]) -> None:
     """What nobody could have said comes from a parent that is broken."""
     ours, theirs = ends
-    line = Line(theirs, FOR_WORKER)
+    line = MessageChannel(theirs, FOR_WORKER)
     theirs.setblocking(False)
     assert line.read() == []
     ours.send(b"what?\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._app.serving.workers.messages import Seat
+from millstream._app.serving.workers.messages import WorkerState
 from millstream._app.serving.workers.socket_takeover import SocketTakeover, stands_in
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, workers
@@ -23,8 +23,8 @@ if (HERE / "held").exists():
 """
 
 
-def seats(*states: str) -> list[Seat]:
-    return [Seat(number, 100 + number, state, 0) for number, state in enumerate(states, 1)]
+def seats(*states: str) -> list[WorkerState]:
+    return [WorkerState(number, 100 + number, state, 0) for number, state in enumerate(states, 1)]
 
 
 @for_each(

@@ -52,7 +52,7 @@ class _Question(Struct, array_like=True, frozen=True):
     until: float = 0
 
 
-class Reader(Struct, array_like=True, frozen=True):
+class ReaderRow(Struct, array_like=True, frozen=True):
     """An open stream, and how far its reader is behind."""
 
     transport: str
@@ -74,10 +74,10 @@ _decode_figures = msgspec.msgpack.Decoder(Figures).decode
 _decode_past = msgspec.msgpack.Decoder(HistoryWindow).decode
 _decode_calls = msgspec.msgpack.Decoder(WorkerCalls).decode
 _decode_any = msgspec.msgpack.Decoder().decode
-_decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
+_decode_readers = msgspec.msgpack.Decoder(list[ReaderRow]).decode
 
 
-class _Waiting(NamedTuple):
+class _PendingReplies(NamedTuple):
     answers: dict[str, bytes]
     """Replies by worker."""
     expected: set[str]
@@ -132,7 +132,7 @@ class DashboardQueries:
         self._history = History(observer.durations.bounds)
         self._cpu = time.process_time()
         self._numbers = count(1)
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _PendingReplies] = {}
         """Pending requests by number."""
         self._known: set[str] = set()
         """Workers that replied to the last request."""
@@ -213,10 +213,10 @@ class DashboardQueries:
             return _encode(self._calls.look(question.since, question.until))
         return _encode(self._slowest())
 
-    def _slowest(self) -> list[Reader]:
+    def _slowest(self) -> list[ReaderRow]:
         subscribers = [_reader(each) for each in self._hub.slowest(READERS)]
         streams = [
-            Reader(transport, owner, [], round(seconds, 1), waiting)
+            ReaderRow(transport, owner, [], round(seconds, 1), waiting)
             for transport, owner, seconds, waiting in self._streams.slowest(READERS)
             if transport not in _OF_HUB
         ]
@@ -232,7 +232,7 @@ class DashboardQueries:
         if not self._peers.shared:
             return {self._me: await self._answer(question)}
         number = next(self._numbers)
-        waiting = self._waiting[number] = _Waiting({}, set(self._known), asyncio.Event())
+        waiting = self._waiting[number] = _PendingReplies({}, set(self._known), asyncio.Event())
         try:
             await self._peers.tell(StatsRequest(number, _encode(question)))
             async with asyncio.timeout(PATIENCE):
@@ -280,9 +280,9 @@ def _with_few_channels(figures: Figures) -> Figures:
     return structs.replace(figures, hub={**hub, "channels": dict(largest)})
 
 
-def _reader(subscriptions: tuple["Subscription", ...]) -> Reader:
+def _reader(subscriptions: tuple["Subscription", ...]) -> ReaderRow:
     """Return the reader of the stream that these subscriptions share."""
     first = subscriptions[0]
     named = (each.member.name or each.member.client_id for each in subscriptions if each.member is not None)
     channels = [channel for each in subscriptions for channel in each.channels]
-    return Reader(first.transport, next(named, first.address), channels[:8], None, first.outlet.buffered)
+    return ReaderRow(first.transport, next(named, first.address), channels[:8], None, first.outlet.buffered)

@@ -63,7 +63,7 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
     icons: list[Icon] | None = None
 
 
-class Listener(Protocol):
+class DefinitionListener(Protocol):
     """A running instance of a server."""
 
     @property
@@ -143,7 +143,7 @@ class Definition:
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         """Dependency -> its replacement in tests."""
-        self.listeners: set[Listener] = set()
+        self.listeners: set[DefinitionListener] = set()
         """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}

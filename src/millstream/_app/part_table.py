@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from millstream.hub._bus import Bridge
 
 
-class Described(Protocol):
+class PartCriteria(Protocol):
     """The part of a server's `Definition` that selects parts."""
 
     store: str
@@ -30,75 +30,75 @@ class Described(Protocol):
     def mounts(self) -> bool: ...
 
 
-def _always(definition: Described) -> bool:
+def _always(definition: PartCriteria) -> bool:
     return True
 
 
-def _signs_in(definition: Described) -> bool:
+def _signs_in(definition: PartCriteria) -> bool:
     return definition.protected or definition.mounts()
 
 
-def _audits(definition: Described) -> bool:
+def _audits(definition: PartCriteria) -> bool:
     return bool(definition.settings.audit_log)
 
 
-def _searches(definition: Described) -> bool:
+def _searches(definition: PartCriteria) -> bool:
     return definition.settings.tool_search
 
 
-def _stores_alone(definition: Described) -> bool:
+def _stores_alone(definition: PartCriteria) -> bool:
     return definition.store.startswith(("memory:", "sqlite:"))
 
 
-def _has_upstreams(definition: Described) -> bool:
+def _has_upstreams(definition: PartCriteria) -> bool:
     return bool(definition.upstreams)
 
 
-def _has_tasks(definition: Described) -> bool:
+def _has_tasks(definition: PartCriteria) -> bool:
     return bool(definition.upstreams) or any(tool.task is not None for tool in definition.registry.tools.values())
 
 
-def _has_card(definition: Described) -> bool:
+def _has_card(definition: PartCriteria) -> bool:
     return bool(definition.settings.card_url)
 
 
-def _has_bridges(definition: Described) -> bool:
+def _has_bridges(definition: PartCriteria) -> bool:
     return bool(definition.bridges)
 
 
-class Entry(NamedTuple):
+class PartEntry(NamedTuple):
     """A built-in part."""
 
     place: str
     """Module and class; the class is called with the definition of the server."""
-    when: Callable[[Described], bool] | None = _always
+    when: Callable[[PartCriteria], bool] | None = _always
     """Whether a server with this definition has it; None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
     """Further parts that ``serve=`` adds with it."""
 
 
 _PARTS = "millstream._app.parts"
-TABLE: dict[str, Entry] = {
-    "metrics": Entry(f"{_PARTS}.metrics:MetricsPart", None),
-    "auth": Entry(f"{_PARTS}.auth:AuthPart", _signs_in),
-    "search": Entry("millstream.gateway.search:SearchPart", _searches),  # its gate must precede that of the limits
-    "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
-    "hub": Entry(f"{_PARTS}.hub:HubPart", None),
-    "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
-    "bus": Entry(f"{_PARTS}.bus:BusPart", _has_bridges),
-    "tasks": Entry(
+TABLE: dict[str, PartEntry] = {
+    "metrics": PartEntry(f"{_PARTS}.metrics:MetricsPart", None),
+    "auth": PartEntry(f"{_PARTS}.auth:AuthPart", _signs_in),
+    "search": PartEntry("millstream.gateway.search:SearchPart", _searches),  # its gate must precede that of the limits
+    "limits": PartEntry(f"{_PARTS}.limits:LimitsPart"),
+    "hub": PartEntry(f"{_PARTS}.hub:HubPart", None),
+    "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
+    "bus": PartEntry(f"{_PARTS}.bus:BusPart", _has_bridges),
+    "tasks": PartEntry(
         "millstream.extensions.tasks._part:TasksPart", _has_tasks
     ),  # before the tools of upstreams are there
-    "gateway": Entry("millstream.gateway.part:GatewayPart", _has_upstreams),
-    "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
-    "mcp": Entry(f"{_PARTS}.mcp:McpPart"),
-    "probes": Entry(f"{_PARTS}.probes:ProbesPart"),
-    "rest": Entry(f"{_PARTS}.rest:RestPart", None),
-    "web": Entry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
-    "cards": Entry("millstream.extensions.cards._part:CardsPart", _has_card),
-    "paths": Entry(f"{_PARTS}.paths:PathsPart"),
-    "siblings": Entry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
-    "audit": Entry(f"{_PARTS}.audit:AuditPart", _audits),
+    "gateway": PartEntry("millstream.gateway.part:GatewayPart", _has_upstreams),
+    "observation": PartEntry(f"{_PARTS}.observation:ObservationPart"),
+    "mcp": PartEntry(f"{_PARTS}.mcp:McpPart"),
+    "probes": PartEntry(f"{_PARTS}.probes:ProbesPart"),
+    "rest": PartEntry(f"{_PARTS}.rest:RestPart", None),
+    "web": PartEntry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
+    "cards": PartEntry("millstream.extensions.cards._part:CardsPart", _has_card),
+    "paths": PartEntry(f"{_PARTS}.paths:PathsPart"),
+    "siblings": PartEntry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
+    "audit": PartEntry(f"{_PARTS}.audit:AuditPart", _audits),
 }
 """Name -> part. Parts open in this order, after those they need."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
@@ -120,7 +120,7 @@ def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
     return frozenset(names).union(*(TABLE[name].brings for name in names))
 
 
-def make_parts(definition: Described) -> "list[Part]":
+def make_parts(definition: PartCriteria) -> "list[Part]":
     """Return the parts of a server by its `Definition`, with the program's own last."""
     made: list[Part] = []
     for name, entry in TABLE.items():

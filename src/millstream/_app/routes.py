@@ -1,7 +1,7 @@
 """The paths of a running server: those of its parts and its program, behind the required checks.
 
 If callers have to sign in, every path requires a credential unless its route is public. Otherwise, private paths accept
-only programs on the server's own machine (`here_only`).
+only programs on the server's own machine (`local_only`).
 """
 
 from collections.abc import Awaitable, Collection, Mapping
@@ -17,7 +17,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._server.load import RequestGate
 
 if TYPE_CHECKING:
-    from millstream._app.here_only import HereOnly
+    from millstream._app.local_only import LocalOnly
     from millstream.auth._guard import AuthGuard
 
 
@@ -31,7 +31,7 @@ class Routes:
         table: RouteRegistry,
         *,
         guard: "AuthGuard | None",
-        here_only: "HereOnly",
+        here_only: "LocalOnly",
         gates: Collection[RequestGate],
         sockets: bool,
         mcp_path: str,
@@ -109,7 +109,7 @@ def _streaming(route: Route, sockets: bool) -> Route:
 
 
 def _protected(
-    route: Route, guard: "AuthGuard | None", here_only: "HereOnly", gates: Collection[RequestGate]
+    route: Route, guard: "AuthGuard | None", here_only: "LocalOnly", gates: Collection[RequestGate]
 ) -> dict[str, Handler]:
     """Return the handlers of a route, wrapped in the checks of its requests."""
     handlers = dict(route.handlers)

@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import Definition
-from millstream._app.here_only import Bind, HereOnly
+from millstream._app.local_only import Bind, LocalOnly
 from millstream._app.part_table import SERVABLE, make_parts
 from millstream._app.replicas import Replicas
 from millstream._http.hosts import HostPolicy
@@ -144,7 +144,7 @@ class Runtime:
             from millstream._app.routes import Routes  # noqa: PLC0415
 
             host, settings, bind = self.host, self.definition.settings, self.bind
-            here_only = HereOnly(bind, self.services.note)
+            here_only = LocalOnly(bind, self.services.note)
             host.is_local, host.own_server = here_only.allows, bind.loopback is not None
             self.policy = host.policy = HostPolicy(
                 settings.allowed_hosts,

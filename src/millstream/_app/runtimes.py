@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._app.definition import Definition
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._stores.base import Store
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Runtimes:
         return None if runtime is None else runtime.hub
 
 
-class Application(Protocol):
+class ServerApplication(Protocol):
     """An ASGI application with runtimes: `Server`, from the perspective of the modules that serve it."""
 
     runtimes: Runtimes

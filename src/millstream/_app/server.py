@@ -16,8 +16,8 @@ from millstream._app.argument_checks import (
     check_server,
 )
 from millstream._app.definition import Definition, Info
-from millstream._app.familiar import FamiliarNames
 from millstream._app.hub_access import HubAccess, no_hub
+from millstream._app.method_aliases import ServerAliases
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
@@ -60,7 +60,7 @@ Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggesting
-class Server(FamiliarNames):
+class Server(ServerAliases):
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:

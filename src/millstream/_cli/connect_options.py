@@ -291,14 +291,14 @@ def text_of(error: ClientError) -> str:
     return str(error)
 
 
-class _Missing(Struct):
+class _MissingCapabilities(Struct):
     needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
 
 
 def _cannot(error: Failure) -> str:
     """Return what the server requires of a client that this command doesn't support."""
     try:
-        names = list(msgspec.convert(error.data, _Missing).needed)
+        names = list(msgspec.convert(error.data, _MissingCapabilities).needed)
     except msgspec.ValidationError:
         names = []
     if names == ["elicitation"]:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class Terminated(KeyboardInterrupt):
+class TerminationSignal(KeyboardInterrupt):
     """SIGTERM or SIGHUP: like Ctrl-C, but it always ends the command, not only an answer."""
 
 
@@ -65,7 +65,7 @@ class _Signals:
 
     def as_error(self) -> KeyboardInterrupt:
         """Return the exception for the last signal."""
-        return KeyboardInterrupt() if self.number == signal.SIGINT else Terminated()
+        return KeyboardInterrupt() if self.number == signal.SIGINT else TerminationSignal()
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Let signals cancel this task. Threads that it leaves behind aren't awaited."""

@@ -7,7 +7,7 @@ A desktop client starts this command and waits for the first response, so the si
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from millstream._cli.loading import gc_paused
+from millstream._cli.gc_pause import gc_paused
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")

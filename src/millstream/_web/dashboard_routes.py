@@ -11,7 +11,7 @@ _DAY = 86_400
 _MISSING = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
 
 
-class DashboardQueries(Protocol):
+class QuerySource(Protocol):
     """The source of the answers."""
 
     def history(self, seconds: int, method: str = "", name: str = "") -> Awaitable[dict[str, Any]]:
@@ -27,7 +27,7 @@ class DashboardQueries(Protocol):
         ...
 
 
-def query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
+def query_handlers(queries: QuerySource) -> Mapping[str, Handler]:
     """Return the GET handlers by path."""
 
     async def history(request: HttpRequest) -> Response:

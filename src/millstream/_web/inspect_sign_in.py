@@ -51,7 +51,7 @@ _TOO_OLD = (
 )
 
 
-class Held(Struct):
+class SignInState(Struct):
     """The state for one server."""
 
     kept: Kept
@@ -71,7 +71,7 @@ class PendingSignIn(Struct, frozen=True):
     client: Registration
 
 
-class Wanted(Struct):
+class SignInRequest(Struct):
     """Request of the page."""
 
     status: int = 401
@@ -97,14 +97,14 @@ class SignIns:
         if not is_own(request):
             return _FOREIGN
         try:
-            wanted = msgspec.json.decode(request.body[:_MAX_FORM], type=Wanted)
+            wanted = msgspec.json.decode(request.body[:_MAX_FORM], type=SignInRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return _UNREADABLE
         browser, cookie = _browser(request)
         key = _key(request, browser, url)
-        held = await self._held(key) or Held(Kept({}, {}))
+        held = await self._held(key) or SignInState(Kept({}, {}))
         if wanted.client_id:
-            held = Held(held.kept, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
+            held = SignInState(held.kept, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
         try:
             async with asyncio.timeout(_PATIENCE):
                 asked = await _client(request, held, wanted.scope.strip()).ask(url, wanted.status, wanted.challenge)
@@ -127,7 +127,7 @@ class SignIns:
         pending = await self._take(request, answer.get("state", "")) if request.method == "GET" else None
         if pending is None:
             return _turned_back(request, _TOO_OLD, 403)
-        held = await self._held(pending.key) or Held(Kept({}, {}))
+        held = await self._held(pending.key) or SignInState(Kept({}, {}))
         issuer = pending.asked.issuer.issuer
         held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
@@ -212,21 +212,21 @@ class SignIns:
 
     # Stored state
 
-    async def _mine(self, request: HttpRequest, url: Url) -> Held | None:
+    async def _mine(self, request: HttpRequest, url: Url) -> SignInState | None:
         """Return the state for a request from our own page; browsers send cookies with requests of other pages, too."""
         browser = cookie_of(request, _COOKIE)
         return await self._held(_key(request, browser, url)) if browser and is_own(request) else None
 
-    async def _held(self, key: str) -> Held | None:
+    async def _held(self, key: str) -> SignInState | None:
         return self._open(key, await self._vault.raw(_place(key)))
 
-    def _open(self, key: str, sealed: bytes | None) -> Held | None:
-        return None if sealed is None else self._vault.open(_HELD, sealed.decode("latin-1"), Held, key.encode())
+    def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
+        return None if sealed is None else self._vault.open(_HELD, sealed.decode("latin-1"), SignInState, key.encode())
 
-    def _sealed(self, key: str, held: Held) -> bytes:
+    def _sealed(self, key: str, held: SignInState) -> bytes:
         return self._vault.seal(_HELD, held, key.encode()).encode()
 
-    async def _keep(self, key: str, held: Held) -> None:
+    async def _keep(self, key: str, held: SignInState) -> None:
         await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
 
     async def _take(self, request: HttpRequest, state: str) -> PendingSignIn | None:
@@ -241,7 +241,7 @@ class SignIns:
         return pending if hmac.compare_digest(key, pending.key) else None
 
 
-async def _revoke(request: HttpRequest, held: Held, url: Url) -> bool:
+async def _revoke(request: HttpRequest, held: SignInState, url: Url) -> bool:
     """Revoke the tokens for a server, and return whether they were. They are deleted here in any case."""
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -250,7 +250,7 @@ async def _revoke(request: HttpRequest, held: Held, url: Url) -> bool:
         return False
 
 
-def _client(request: HttpRequest, held: Held, scope: str = "") -> OAuth:
+def _client(request: HttpRequest, held: SignInState, scope: str = "") -> OAuth:
     store = MemoryStore()
     store.save(held.kept)
     who = held.client

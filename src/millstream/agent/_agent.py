@@ -8,8 +8,7 @@ from typing import Any, Self
 
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
 from millstream._protocol.suggestions import suggesting
-from millstream.agent._answer import Answer, Line
-from millstream.agent._calling import Caller
+from millstream.agent._answer import Answer, AnswerQueue
 from millstream.agent._content import Part, message_content, text_part
 from millstream.agent._context import find_prompt, mentions, prompt_messages, read
 from millstream.agent._errors import ContextError, ModelError
@@ -19,6 +18,7 @@ from millstream.agent._model import Message, Model
 from millstream.agent._person import Approve, Elicit, Person
 from millstream.agent._sampling import sample
 from millstream.agent._servers import Connected, Given, ServerAt, connect, listed
+from millstream.agent._tool_caller import ToolCaller
 from millstream.agent._tools import Toolbox
 from millstream.agent._transcript import Transcript
 from millstream.agent._turn import Turn
@@ -75,7 +75,7 @@ class Agent:
         self._beside: list[Part] = []
         """Resources to attach to the next message."""
         self._closing = AsyncExitStack()
-        self._line = Line()
+        self._line = AnswerQueue()
 
     async def __aenter__(self) -> Self:
         """Connect to all servers.
@@ -191,7 +191,7 @@ class Agent:
         try:
             await self._happened(await begin())
             toolbox = await self.tools()
-            caller = Caller(toolbox, self._person, self.limits, self._happened)
+            caller = ToolCaller(toolbox, self._person, self.limits, self._happened)
             turn = Turn(
                 self.model, toolbox, caller, self.limits, self._happened, system=self._opening(), messages=self.messages
             )

@@ -16,7 +16,7 @@ _ROOM = 256
 """Maximum unread events."""
 
 
-class Line:
+class AnswerQueue:
     """The answers of one conversation, one after the other."""
 
     __slots__ = ("emit", "stopping", "task")
@@ -56,7 +56,7 @@ class Answer:
 
     __slots__ = ("_line", "_loop", "_over", "_task", "_waiting", "_work")
 
-    def __init__(self, line: Line, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._line = line
         self._work = work
         self._waiting: asyncio.Queue[Event | None] = asyncio.Queue(_ROOM)

@@ -28,7 +28,7 @@ _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
-class Shown(Struct):
+class ShownContent(Struct):
     """Blocks, separated into text and parts."""
 
     text: str
@@ -36,7 +36,7 @@ class Shown(Struct):
     """Images and audio."""
 
 
-def show_result(result: Result, limit: int) -> Shown:
+def show_result(result: Result, limit: int) -> ShownContent:
     """Convert the result of a tool, using structured content if the text doesn't contain it."""
     shown = show_blocks(result.content, limit)
     if not shown.text and not shown.parts and result.structured_content is not UNSET:
@@ -46,7 +46,7 @@ def show_result(result: Result, limit: int) -> Shown:
     return shown
 
 
-def show_blocks(blocks: Iterable[Any], limit: int) -> Shown:
+def show_blocks(blocks: Iterable[Any], limit: int) -> ShownContent:
     """Convert the blocks of a tool result or prompt."""
     texts: list[str] = []
     parts: list[Part] = []
@@ -56,7 +56,7 @@ def show_blocks(blocks: Iterable[Any], limit: int) -> Shown:
             texts.append(text)
         if part is not None:
             parts.append(part)
-    return Shown(cut("\n".join(texts), limit), parts)
+    return ShownContent(cut("\n".join(texts), limit), parts)
 
 
 def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:

@@ -12,17 +12,17 @@ from itertools import count
 from typing import Literal
 
 from millstream.agent._answer import Emit
-from millstream.agent._calling import Called, Caller
 from millstream.agent._content import Part, text_part
 from millstream.agent._errors import ModelError
 from millstream.agent._events import Answered, Asking, Delta, Finished, Waiting
 from millstream.agent._limits import Limits
 from millstream.agent._model import Message, Model, Reply, Request
+from millstream.agent._tool_caller import CallOutcome, ToolCaller
 from millstream.agent._tools import Toolbox, fit
 
 _FIRST_WAIT = 1.0
 """Seconds before the second attempt, unless the API specifies them; each further pause is twice as long."""
-_STOPPED = Called("The user stopped this call. It may have taken effect, fully or partly.")
+_STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 
 
@@ -35,7 +35,7 @@ class Turn:
         self,
         model: Model,
         toolbox: Toolbox,
-        caller: Caller,
+        caller: ToolCaller,
         limits: Limits,
         emit: Emit,
         *,
@@ -110,7 +110,7 @@ class Turn:
 
     async def _call_all(self, reply: Reply) -> None:
         """Execute all calls of a round concurrently, then add their results to the conversation."""
-        tasks: list[asyncio.Task[Called]] = []
+        tasks: list[asyncio.Task[CallOutcome]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._caller.call(call)) for call in reply.tool_calls]
@@ -123,7 +123,7 @@ class Turn:
             ]
             self._keep(reply, called)
 
-    def _keep(self, reply: Reply, called: Sequence[Called]) -> None:
+    def _keep(self, reply: Reply, called: Sequence[CallOutcome]) -> None:
         calls = [
             {
                 "id": call.id,

@@ -14,7 +14,7 @@ METADATA_PATH = "/.well-known/oauth-protected-resource"
 _NO_STORE = b"cache-control: no-store\r\n"
 
 
-class Challenges:
+class ChallengeResponses:
     """The refusals of one server."""
 
     __slots__ = ("_metadata", "_oauth", "_resource", "form", "scopes")

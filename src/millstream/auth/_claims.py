@@ -14,7 +14,7 @@ LEEWAY = 60.0
 _MAX_TEXT = 512
 
 
-class Rules(Struct, frozen=True):
+class TokenRules(Struct, frozen=True):
     """Required claims of a token."""
 
     issuer: str
@@ -25,7 +25,7 @@ class Rules(Struct, frozen=True):
     """Seconds for which a verdict is valid."""
 
 
-def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | None:
+def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
     """Return the identity in a token's claims; None if they break a rule. Doesn't check the signature."""
     subject, expires = claims.get("sub"), claims.get("exp")
     if (

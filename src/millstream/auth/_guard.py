@@ -17,7 +17,7 @@ from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
 from millstream._stores.rates import Pace
-from millstream.auth._challenge import Challenges
+from millstream.auth._challenge import ChallengeResponses
 from millstream.auth._keyed_semaphore import KeyedSemaphore
 from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
 from millstream.auth._verdicts import Verdict, Verdicts
@@ -58,7 +58,7 @@ class AuthGuard:
     def __init__(
         self,
         methods: Sequence[AuthMethod],
-        challenges: Challenges,
+        challenges: ChallengeResponses,
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -74,7 +74,7 @@ class AuthGuard:
         self.signed_out: SignedOut | None = None
         """Sign-outs from the pages, if there are any."""
         self.clock: Callable[[], float] = clock
-        self.challenges: Challenges = challenges
+        self.challenges: ChallengeResponses = challenges
         # State
         self.verdicts: Verdicts = Verdicts()
         self._epochs = [method.epoch() for method in methods]

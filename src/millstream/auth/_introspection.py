@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError
-from millstream.auth._claims import Rules, judge
+from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
 
@@ -29,7 +29,7 @@ class IntrospectedMethod(AuthMethod):
 
     def __init__(
         self,
-        rules: Rules,
+        rules: TokenRules,
         post: Post,
         *,
         client: str,

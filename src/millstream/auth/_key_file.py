@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream.auth._kept_file import Stamp, locked, read_file, replace_file, stamp_of
+from millstream.auth._locked_file import Stamp, locked, read_file, replace_file, stamp_of
 
 PREFIX = "ms_"
 """Prefix by which scanners for leaked secrets recognize keys."""

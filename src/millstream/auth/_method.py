@@ -55,14 +55,14 @@ class NotAdmitted(Exception):
 
 
 @runtime_checkable
-class Fetching(Protocol):
+class Prefetchable(Protocol):
     """An object that depends on an issuer's metadata or keys."""
 
     async def prefetch(self) -> None:
         """Fetch them before they're needed. Failures are logged, and retried later."""
 
 
-async def prefetch_all(those: Iterable[Fetching]) -> None:
+async def prefetch_all(those: Iterable[Prefetchable]) -> None:
     """Prefetch all at once. A failure doesn't stop the others.
 
     Raises:
@@ -125,7 +125,7 @@ class AuthMethod:
         """Release resources when the server stops."""
 
 
-class Landing(Protocol):
+class PageLanding(Protocol):
     """The server's own pages, for users who return from a login elsewhere."""
 
     def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
@@ -153,7 +153,7 @@ class PageMethod(AuthMethod):
     """Whether people have a name and password here."""
     recalls: bool = False
     """Whether this method's cookie identifies a user (`recall`) instead of holding a credential (`identify`)."""
-    landing: Landing | None = None
+    landing: PageLanding | None = None
     """Where users return to; None without pages."""
 
     async def lead(self, request: HttpRequest, login: str, page: str) -> Response:

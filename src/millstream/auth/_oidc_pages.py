@@ -17,7 +17,7 @@ from millstream.auth._authorization_server.page_login import check_here
 from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import Rules
+from millstream.auth._claims import TokenRules
 from millstream.auth._method import NotAdmitted, PageMethod, Unavailable
 from millstream.auth._tokens import Keys, TokenMethod
 
@@ -29,7 +29,13 @@ class OidcAtPages:
     """The method before a server runs. Created by ``auth.oidc(…, client_id=…)``."""
 
     def __init__(
-        self, rules: Rules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str], client: tuple[str, str]
+        self,
+        rules: TokenRules,
+        keys: Keys,
+        *,
+        algorithms: Collection[str],
+        scopes: Collection[str],
+        client: tuple[str, str],
     ) -> None:
         """Create it. `client` is this server's client id and secret at the issuer; a public client has no secret."""
         self._rules = rules
@@ -50,7 +56,7 @@ class RunningOidc(TokenMethod, PageMethod):
     """The method of a running server: tokens like `TokenMethod`, and logins to the pages."""
 
     def __init__(
-        self, rules: Rules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
+        self, rules: TokenRules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
         client: tuple[str, str], services: Services, known: Callable[[], Collection[str]],
     ) -> None:  # fmt: skip
         super().__init__(rules, keys, algorithms=algorithms, scopes=scopes)

@@ -33,7 +33,7 @@ _PAGES = {
 }  # fmt: skip
 
 
-class Shown(Struct, frozen=True):
+class ConsentPage(Struct, frozen=True):
     """Content of the consent page."""
 
     server: str
@@ -55,7 +55,7 @@ class Shown(Struct, frozen=True):
     """Servers that the token is for, unless it's just this one."""
 
 
-class Offered(Struct, frozen=True):
+class LoginOptions(Struct, frozen=True):
     """The login methods of a server's own pages."""
 
     server: str
@@ -73,7 +73,7 @@ class Offered(Struct, frozen=True):
 # The authorization server
 
 
-def consent(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
+def consent(shown: ConsentPage, status: int = 200, head: bytes = b"") -> Response:
     """Return the page that asks a user to sign in, and to approve a client."""
     client, uri = shown.client, shown.authorization.redirect_uri
     facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
@@ -81,7 +81,7 @@ def consent(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
         facts = {"Would use": ", ".join(each.partition("://")[2] for each in shown.elsewhere), **facts}
     if client.source == "document":
         facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
-    values = {name: getattr(shown, name) for name in Shown.__struct_fields__}
+    values = {name: getattr(shown, name) for name in ConsentPage.__struct_fields__}
     values |= {"facts": facts, "warning": _warning(client, uri)}
     return render("consent.html", status, head, target=form_target(uri), **values)
 
@@ -128,7 +128,7 @@ def words_of(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, s
 
 
 def sign_in(
-    request: HttpRequest, offered: Offered, page: str, notice: str, status: int, *, typed: str = ""
+    request: HttpRequest, offered: LoginOptions, page: str, notice: str, status: int, *, typed: str = ""
 ) -> Response:
     """Return the sign-in form.
 

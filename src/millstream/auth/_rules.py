@@ -5,7 +5,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from millstream._http.client.fetch import OutboundError, check_url
-from millstream.auth._claims import Rules
+from millstream.auth._claims import TokenRules
 from millstream.auth._key_file import check_scopes
 
 
@@ -48,7 +48,7 @@ def rules_of(
     implied: Mapping[str, Collection[str]] | None,
     *,
     believed: float = 60.0,
-) -> Rules:
+) -> TokenRules:
     """Return the rules for tokens of an issuer; the arguments are those of ``auth.jwt``.
 
     Raises:
@@ -68,4 +68,4 @@ def rules_of(
             "audience must be this server's own URL, such as https://mcp.example.com/mcp, without a fragment"
         )
     check_scopes(several("scopes", scopes))
-    return Rules(issuer, audience, inclusions(implied), believed)
+    return TokenRules(issuer, audience, inclusions(implied), believed)

@@ -23,7 +23,7 @@ from millstream.auth._authorization_server.answers import MAX_FORM
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
-from millstream.auth._pages import Offered, arrived, sign_in
+from millstream.auth._pages import LoginOptions, arrived, sign_in
 from millstream.auth._signed_out import SignedOut, kept_as
 from millstream.auth._verdicts import Verdict
 
@@ -83,7 +83,7 @@ class SignIn:
         self._leading: dict[str, PageMethod] = {}
         for each in people:
             kind, bound = (_PERSON, _bound(each)) if each.recalls else (_KIND, b"")
-            each.landing = _Landing(self, kind, bound)
+            each.landing = _SignInLanding(self, kind, bound)
             self._leading |= dict.fromkeys(each.logins, each)
         self._outs = Limiter("sign-out", _OUTS)
         self._offered = _offered(server, guard.methods)
@@ -238,7 +238,7 @@ class SignIn:
         return self._form(request, page, text, 403)
 
 
-class _Landing:
+class _SignInLanding:
     """The pages as the landing of one method: see `Landing`."""
 
     __slots__ = ("_bound", "_kind", "_sign_in")
@@ -263,11 +263,11 @@ class _Landing:
         return self._sign_in.refuse(request, page, text)
 
 
-def _offered(server: str, methods: Collection[AuthMethod]) -> Offered:
+def _offered(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
     """Return the login methods to offer."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
-    return Offered(
+    return LoginOptions(
         server,
         passwords=any(each.by_password for each in at_home),
         logins={name: label for each in at_home for name, label in each.logins.items()},

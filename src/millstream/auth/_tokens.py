@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from millstream.auth._claims import Rules, judge
+from millstream.auth._claims import TokenRules, judge
 from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
 from millstream.auth._method import AuthMethod, Identity
 
@@ -30,7 +30,7 @@ class TokenMethod(AuthMethod):
 
     def __init__(
         self,
-        rules: Rules,
+        rules: TokenRules,
         keys: Keys,
         *,
         algorithms: Collection[str],

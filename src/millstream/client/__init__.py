@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.client._blocking import BlockingClient
+    from millstream.client._blocking_client import BlockingClient
     from millstream.client._client import Client
     from millstream.client._errors import (
         AccessDenied,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AccessDenied": "_errors",
     "BadAnswer": "_errors",
-    "BlockingClient": "_blocking",
+    "BlockingClient": "_blocking_client",
     "Client": "_client",
     "ClientError": "_errors",
     "ConnectFailed": "_errors",

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from millstream.client._incoming import Change
+from millstream.client._server_messages import Change
 
 _ROOM = 512
 """Maximum number of cached results."""

@@ -31,15 +31,15 @@ from millstream._protocol.metadata import Implementation
 from millstream._protocol.suggestions import suggest, suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._errors import ClientError, Failure
-from millstream.client._familiar import FamiliarNames
-from millstream.client._incoming import OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
+from millstream.client._method_aliases import ClientAliases
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
+from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
-from millstream.client._watching import Changes, wanted
+from millstream.client._watches import Changes, wanted
 
 if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
@@ -59,7 +59,7 @@ _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 
 
 @suggesting
-class Client(FamiliarNames):
+class Client(ClientAliases):
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
     Calls can run concurrently. Entering the block connects; a lost connection is made again by the next request.

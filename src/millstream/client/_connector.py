@@ -31,14 +31,14 @@ from millstream.client._errors import (
     NotMcp,
     UnknownVersion,
 )
-from millstream.client._incoming import Incoming
 from millstream.client._negotiated import Connection, LocalPeer, Negotiated, request_body, with_meta
 from millstream.client._options import Options
+from millstream.client._server_messages import ServerMessages
 from millstream.client._targets import Place, Remote
-from millstream.client._transports.embedded import TransportFactory
+from millstream.client._transports.in_process import TransportFactory
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.streamable import StreamableTransport
-from millstream.client._transports.transport import Request, Transport
+from millstream.client._transports.transport import Transport, TransportRequest
 
 _KEPT = 256
 """Maximum number of targets with a cached era."""
@@ -68,14 +68,14 @@ _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
 def _handler_for(data: Any) -> str:
     """Return which options of `Client` declare the capabilities that a server requires."""
     try:
-        needed = msgspec.convert(data, _Required).required_capabilities
+        needed = msgspec.convert(data, _RequiredCapabilities).required_capabilities
     except msgspec.ValidationError:
         return ""
     options = [f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(declare=…)" for each in needed]
     return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
 
 
-class _Required(Struct, rename="camel"):
+class _RequiredCapabilities(Struct, rename="camel"):
     """Data of an error that lists required capabilities."""
 
     required_capabilities: dict[str, Any]
@@ -97,7 +97,7 @@ class Connector:
         place: Place,
         me: LocalPeer,
         options: Options,
-        listener: Incoming,
+        listener: ServerMessages,
         background: Background,
         *,
         ids: Iterator[int],
@@ -333,7 +333,7 @@ class Connector:
     async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
         request_id = next(self._ids)
         body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
-        request = Request(request_id, method, body, revision=revision, repeatable=True)
+        request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
         listener = self._listener
         pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.longest, None)
         try:
@@ -358,7 +358,7 @@ def _about(offer: DiscoverResult) -> Implementation:
         return Implementation("", "")
 
 
-class _Supported(Struct):
+class _SupportedVersions(Struct):
     """Data of an error that rejects a version."""
 
     supported: list[str]
@@ -367,7 +367,7 @@ class _Supported(Struct):
 def versions(refusal: Failure) -> list[str]:
     """Return the revisions that an error lists."""
     try:
-        return msgspec.convert(refusal.data, _Supported).supported
+        return msgspec.convert(refusal.data, _SupportedVersions).supported
     except msgspec.ValidationError:
         return []
 

@@ -21,17 +21,17 @@ from millstream.client._background import Background
 from millstream.client._cache import Cache
 from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
-from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing, Page
 from millstream.client._negotiated import Connection, Declared, LocalPeer, Negotiated, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
+from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
 from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.transport import Transport
-from millstream.client._watching import Changes, Watches
+from millstream.client._watches import Changes, Watches
 
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
@@ -68,7 +68,7 @@ class Conversation:
         self.log_level: str = options.log_level
         # State
         self._background = Background()
-        self.incoming: Incoming = Incoming(
+        self.incoming: ServerMessages = ServerMessages(
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )
         ids = itertools.count(1)

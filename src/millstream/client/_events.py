@@ -21,7 +21,7 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, Unsupported
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
-from millstream.client._watching import passes, retry_pause
+from millstream.client._watches import passes, retry_pause
 
 PREFIX = "notifications/events/"
 _ROOM = 1_000

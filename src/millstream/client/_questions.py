@@ -45,7 +45,7 @@ _decode_form = msgspec.json.Decoder(Question).decode
 _decode_sample = msgspec.json.Decoder(CreateMessageRequestParams).decode
 
 
-class Asked(Struct, frozen=True):
+class ObservedQuestion(Struct, frozen=True):
     """One question as received, for observers."""
 
     method: str
@@ -84,7 +84,7 @@ class Questions:
         self._roots = roots
         self.custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
         """Request of an extension -> its handler."""
-        self.noted: Callable[[Asked], object] | None = None
+        self.noted: Callable[[ObservedQuestion], object] | None = None
         """Observer that receives each question before it's answered."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Questions:
             ProtocolError: there's no handler, the question is malformed, or the handler failed.
         """
         if self.noted is not None:
-            self.noted(Asked(method, Raw(params or b"{}")))
+            self.noted(ObservedQuestion(method, Raw(params or b"{}")))
         custom = self.custom.get(method)
         if custom is not None:
             return await custom(params)

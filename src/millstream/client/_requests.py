@@ -16,11 +16,11 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
-from millstream.client._incoming import Incoming, OnProgress
 from millstream.client._negotiated import Connection, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
-from millstream.client._transports.transport import Request, Transport
+from millstream.client._server_messages import OnProgress, ServerMessages
+from millstream.client._transports.transport import Transport, TransportRequest
 
 _ASKS_BACK = b'"input_required"'
 _FIRST_WAIT = 0.05
@@ -68,7 +68,7 @@ class Requests:
     def __init__(
         self,
         opening: Connector,
-        incoming: Incoming,
+        incoming: ServerMessages,
         questions: QuestionHandler,
         options: Options,
         *,
@@ -218,7 +218,7 @@ class Requests:
         if ask.progress is not None:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
-        request = Request(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable)
+        request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable)
         seconds = ask.timeout or self._timeout
         incoming = self._incoming
         pending = incoming.running[request_id] = incoming.deadlines.begin(seconds, self._options.longest, ask.progress)

@@ -15,13 +15,13 @@ from millstream.client._errors import BadAnswer, ToolFailed
 T = TypeVar("T")
 
 
-class _Wrapped(Struct):
+class _WrappedValue(Struct):
     """A value in an object, for revisions whose structured content is always an object."""
 
     result: Raw
 
 
-_decode_wrapped = msgspec.json.Decoder(_Wrapped, strict=True).decode
+_decode_wrapped = msgspec.json.Decoder(_WrappedValue, strict=True).decode
 
 
 class Result(CallToolResult, frozen=True, kw_only=True):

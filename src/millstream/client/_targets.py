@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._http.client.url import Url, parse
 from millstream._protocol.suggestions import closest_name
 from millstream.client._errors import TargetError
-from millstream.client._transports.embedded import Embedded, TransportFactory
+from millstream.client._transports.in_process import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
 
 _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
@@ -34,9 +34,9 @@ class Remote(Struct, frozen=True):
     """``sse`` or ``http`` if a configuration specifies it."""
 
 
-Place = Remote | Command | Embedded | TransportFactory
+Place = Remote | Command | ServerObject | TransportFactory
 """Where a server is, and how to reach it."""
-Target = str | Path | Sequence[str] | Mapping[str, Any] | Embedded | TransportFactory
+Target = str | Path | Sequence[str] | Mapping[str, Any] | ServerObject | TransportFactory
 """Everything that `find` accepts."""
 
 

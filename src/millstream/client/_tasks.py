@@ -27,9 +27,9 @@ from millstream.client._errors import (
     NoAnswer,
     Unsupported,
 )
-from millstream.client._incoming import OnProgress
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
+from millstream.client._server_messages import OnProgress
 
 _PATIENCE = 120.0
 """Seconds without an answer after which waiting for a task ends."""

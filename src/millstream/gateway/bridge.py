@@ -65,7 +65,7 @@ from millstream.client._errors import (
 from millstream.client._requests import Ask
 from millstream.gateway.cycles import PATH, Cycle, extend_path
 from millstream.gateway.links import Link, NoCredentials, TooManyLinks
-from millstream.gateway.parked import OVER
+from millstream.gateway.parked_calls import OVER
 from millstream.gateway.questions import (
     MAX_ASKED,
     ForwardedQuestion,
@@ -110,7 +110,7 @@ _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
 
-class _Kept(Struct, frozen=True, array_like=True):
+class _ForwardState(Struct, frozen=True, array_like=True):
     """Sealed state of a forwarded call between the requests of its client."""
 
     kind: str
@@ -132,7 +132,7 @@ class _Elicitations(Struct):
     elicitations: list[dict[str, Any]]
 
 
-_decode_kept = msgspec.json.Decoder(_Kept).decode
+_decode_kept = msgspec.json.Decoder(_ForwardState).decode
 _decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
@@ -456,7 +456,7 @@ class _Exchange:
         size, ask_client = len(self._ask.params), partial(self._state.ask, "parked")
         return await calls.run(call, self._relay, self._source, size, self._send, ask_client)
 
-    def _check_urls(self, kept: _Kept) -> None:
+    def _check_urls(self, kept: _ForwardState) -> None:
         """Check that the user agreed to open every URL that the upstream asks for."""
         answers = self._call.responses or {}
         for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
@@ -653,7 +653,7 @@ class _State:
         self.call: Call = call
         self.upstream: Upstream = upstream
         self._slot = f"gateway {method} {name}"
-        self.kept: _Kept | None = None
+        self.kept: _ForwardState | None = None
         raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
         if raw is not None:
             self.kept = _decode_kept(raw)
@@ -679,7 +679,7 @@ class _State:
         rounds = call.rounds
         if rounds is None:
             rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(_Kept(kind, self.upstream.config.name, Raw(value))))
+        rounds.settle(self._slot, self._slot, encode(_ForwardState(kind, self.upstream.config.name, Raw(value))))
 
 
 def _required(result: bytes) -> InputRequiredResult | None:

@@ -159,17 +159,17 @@ class UpstreamTool(Tool):
         return members
 
 
-class _Wrapped(Struct, forbid_unknown_fields=True):
+class _WrappedValue(Struct, forbid_unknown_fields=True):
     """A structured value, wrapped for revisions that allow only objects."""
 
     result: Raw
 
 
-class _Structured(Struct, rename="camel"):
-    structured_content: _Wrapped
+class _StructuredResult(Struct, rename="camel"):
+    structured_content: _WrappedValue
 
 
-_decode_wrapped = msgspec.json.Decoder(_Structured).decode
+_decode_wrapped = msgspec.json.Decoder(_StructuredResult).decode
 
 
 def _is_wrapped(members: bytes) -> bool:

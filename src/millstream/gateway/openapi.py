@@ -555,7 +555,7 @@ def _contents(uri: str, response: Any) -> ResourceContents:
     return ResourceContents(uri, kind, blob=response.content)
 
 
-class Catalog(Protocol):
+class ItemRegistry(Protocol):
     """The definition of a server, where items are registered."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
@@ -563,7 +563,7 @@ class Catalog(Protocol):
 
 
 def register(
-    catalog: Catalog,
+    catalog: ItemRegistry,
     spec: Any,
     client: Any = None,
     *,

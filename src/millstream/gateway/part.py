@@ -17,7 +17,7 @@ from millstream.gateway.extension_forwarding import ExtensionForwarding
 from millstream.gateway.items import make_item
 from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.page import GatewayReports
-from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.parked_calls import ParkedCalls
 from millstream.gateway.pins import AcceptedFile, Pins
 from millstream.gateway.policy import ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool
@@ -35,7 +35,7 @@ NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource templa
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
 
-class Definition(Protocol):
+class GatewayDefinition(Protocol):
     """The part of the server's definition that the gateway uses."""
 
     name: str
@@ -53,8 +53,8 @@ class GatewayPart:
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
 
-    def __init__(self, definition: Definition) -> None:
-        self.definition: Definition = definition
+    def __init__(self, definition: GatewayDefinition) -> None:
+        self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
         self._registered: dict[tuple[str, str], tuple[Upstream, Any]] = {}
         """(kind, name here) -> upstream, and the description that the item was created from."""
@@ -166,7 +166,7 @@ class GatewayPart:
         if config.trust == "pin":
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
             if pins.file is not None:
-                host.every_second(_Following(upstream, pins.file))
+                host.every_second(_PinFileRefresh(upstream, pins.file))
             if pins.forgets:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
@@ -460,7 +460,7 @@ class GatewayPart:
         self._host.registry.hints = {}
 
 
-class _Following:
+class _PinFileRefresh:
     """Refreshes an upstream when the file of accepted definitions has changed."""
 
     def __init__(self, upstream: Upstream, file: AcceptedFile) -> None:

@@ -40,7 +40,7 @@ class PinsUnavailable(ClientError):
     """The accepted definitions can't be read at the moment."""
 
 
-class Quarantined(Struct, frozen=True):
+class QuarantinedItem(Struct, frozen=True):
     """An item that isn't offered, because its definition isn't the accepted one."""
 
     kind: str
@@ -133,7 +133,7 @@ class Pins:
         lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and self.file.stamp is not None)
         return self._accepts and not lasts
 
-    async def sort(self, catalog: Catalog) -> tuple[Catalog, list[Quarantined]]:
+    async def sort(self, catalog: Catalog) -> tuple[Catalog, list[QuarantinedItem]]:
         """Split a catalog into accepted items and quarantined ones.
 
         Raises:
@@ -142,7 +142,7 @@ class Pins:
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
             seen = await self._seen([(kind, name) for kind, name, _ in pinned_items(catalog)])
-            found: list[Quarantined] = []
+            found: list[QuarantinedItem] = []
             for kind, name, definition in pinned_items(catalog):
                 mine, digest = accepted.get(kind, {}).get(name), digest_of(definition)
                 if mine is not None:
@@ -152,7 +152,7 @@ class Pins:
                 else:
                     fits = self._accepts and await self._see(kind, name, definition)
                 if not fits:
-                    found.append(Quarantined(kind, name, definition, mine))
+                    found.append(QuarantinedItem(kind, name, definition, mine))
         except LocalError as exc:
             raise PinsUnavailable(str(exc)) from exc
         if not found:

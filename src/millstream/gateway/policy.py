@@ -39,7 +39,7 @@ Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0
 Texts = tuple[str, ...]
 
 
-class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Rules for all kinds of items."""
 
     scopes: Texts = ()
@@ -72,7 +72,7 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metac
                 force_setattr(self, each.name, held)
 
 
-class ToolRules(Rules, frozen=True, kw_only=True):
+class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Rules for one tool or all tools of an upstream."""
 
     limit: RateText = ""
@@ -109,7 +109,7 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     """Hints for clients, such as ``readOnlyHint``, overriding those of the upstream."""
 
 
-class PromptPolicy(Rules, frozen=True, kw_only=True):
+class PromptPolicy(CommonRules, frozen=True, kw_only=True):
     """Rules for one prompt, or all prompts whose names match a pattern."""
 
     name: str = ""
@@ -122,7 +122,7 @@ class PromptPolicy(Rules, frozen=True, kw_only=True):
     """Fixed values of arguments. Callers can't see or change them."""
 
 
-class ResourcePolicy(Rules, frozen=True, kw_only=True):
+class ResourcePolicy(CommonRules, frozen=True, kw_only=True):
     """Rules for one resource or template, or all whose URIs match a pattern."""
 
     title: str = ""
@@ -537,7 +537,7 @@ class _Layer:
         self._policy = policy
         self._allow = _matcher(policy.allow) if policy.allow else None
         self._deny = _matcher(policy.deny) if policy.deny else None
-        self._some: dict[str, list[tuple[Callable[[str], Any], Rules]]] = {
+        self._some: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
             kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
         }
 
@@ -557,7 +557,7 @@ class _Layer:
     def denies(self, name: str) -> bool:
         return self._deny is not None and self._deny(name) is not None
 
-    def rules(self, kind: str, name: str) -> list[Rules]:
+    def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
         some = self._some["resources" if kind == "templates" else kind]
         return [self._policy, *(rules for matches, rules in some if matches(name))]
@@ -610,25 +610,25 @@ def _without_dots(uri: str) -> str:
     return f"{scheme}{separator}{'/'.join(kept)}" if separator else "/".join(kept)
 
 
-def _last(found: Sequence[Rules], name: str, default: Any) -> Any:
+def _last(found: Sequence[CommonRules], name: str, default: Any) -> Any:
     return next((value for rules in reversed(found) if (value := getattr(rules, name, None))), default)
 
 
-def _merged(found: Sequence[Rules], name: str) -> dict[str, Any]:
+def _merged(found: Sequence[CommonRules], name: str) -> dict[str, Any]:
     return {key: value for rules in found for key, value in getattr(rules, name, {}).items()}
 
 
-def _joined(found: Sequence[Rules], name: str) -> tuple[str | Redaction, ...]:
+def _joined(found: Sequence[CommonRules], name: str) -> tuple[str | Redaction, ...]:
     return tuple(dict.fromkeys(each for rules in found for each in getattr(rules, name, ())))
 
 
-def _budget(found: Sequence[Rules]) -> int:
+def _budget(found: Sequence[CommonRules]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
     sizes = _last(found, "result_bytes", 0), _last(found, "result_tokens", 0) * CHARACTERS
     return min((size for size in sizes if size), default=0)
 
 
-def _visibility(found: Sequence[Rules]) -> Visibility | None:
+def _visibility(found: Sequence[CommonRules]) -> Visibility | None:
     groups = tuple(frozenset(rules.groups) for rules in found if rules.groups)
     claims = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
     return Visibility(groups, claims) if groups or claims else None

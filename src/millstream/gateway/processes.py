@@ -25,7 +25,7 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
-from millstream.client._transports.transport import Listener, Request, Transport
+from millstream.client._transports.transport import Listener, Transport, TransportRequest
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
@@ -426,7 +426,7 @@ class ProcessTransport(StdioTransport):
     """One process of a pool."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
-        self.relay: Relay = Relay()
+        self.relay: ListenerRelay = ListenerRelay()
         super().__init__(processes.command, self.relay, processes.pool.background, processes.max_bytes)
         self._processes = processes
         self.key: str = ""
@@ -500,7 +500,7 @@ class ProcessTransport(StdioTransport):
         super().process_started(process)
         self._processes.started(self)
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         self.last_used = now = monotonic()
         self._asked_at = self._asked_at or now
@@ -596,7 +596,7 @@ class ProcessTransport(StdioTransport):
         await super().close()
 
 
-class Relay:
+class ListenerRelay:
     """Passes messages of a process on to its current client."""
 
     __slots__ = ("_listener", "count", "wanted")

@@ -31,7 +31,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
-from millstream.client._incoming import Notification
+from millstream.client._server_messages import Notification
 from millstream.gateway.questions import ForwardedQuestion, declare, project_answer, project_question
 
 logger = logging.getLogger("millstream.gateway")
@@ -47,7 +47,7 @@ REJECTED = -1
 """Error code of a sampling request that the user or client refused."""
 
 
-class Step(Struct, omit_defaults=True):
+class ProgressStep(Struct, omit_defaults=True):
     """Progress of a call."""
 
     progress: float
@@ -63,7 +63,7 @@ class _Complete(Struct):
     elicitation_id: str = field(name="elicitationId")
 
 
-_decode_step = msgspec.json.Decoder(Step).decode
+_decode_step = msgspec.json.Decoder(ProgressStep).decode
 _decode_level = msgspec.json.Decoder(_Level).decode
 _decode_complete = msgspec.json.Decoder(_Complete).decode
 
@@ -199,7 +199,7 @@ class Relay:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress in the client's form."""
-        self.notify(PROGRESS, encode(Step(progress, total, message)))
+        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress, a log message, or the completion of a URL elicitation."""

@@ -91,7 +91,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-class Index:
+class ToolIndex:
     """A BM25 index of tool descriptions.
 
     Args:
@@ -145,7 +145,7 @@ class SearchPart:
     needs: Collection[str] = ()
 
     def __init__(self, definition: object) -> None:
-        self._index: Index | None = None
+        self._index: ToolIndex | None = None
 
     async def open(self, host: Host) -> None:
         """Register both tools, and hide the others from the list.
@@ -190,7 +190,7 @@ class SearchPart:
         registry = self._registry
         if self._index is None:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
-            self._index = Index(tools)
+            self._index = ToolIndex(tools)
         scopes = granted_scopes(call)
         found: list[dict[str, Any]] = []
         matches = 0

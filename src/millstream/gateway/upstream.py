@@ -31,8 +31,8 @@ from millstream.gateway.credentials.options import Credentials, PerUserOAuth
 from millstream.gateway.cycles import announced_ids
 from millstream.gateway.links import SHARED, Link, LinkKey, Links, NoCredentials
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
-from millstream.gateway.parked import ParkedCalls
-from millstream.gateway.pins import Pins, Quarantined
+from millstream.gateway.parked_calls import ParkedCalls
+from millstream.gateway.pins import Pins, QuarantinedItem
 from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
 from millstream.gateway.programs.classes import library_of
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from millstream._server.calls.call import Call
-    from millstream.client._transports.embedded import Embedded, Running
+    from millstream.client._transports.in_process import RunningServer, ServerObject
     from millstream.gateway.credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
@@ -202,11 +202,11 @@ class _SharedProgram:
 
     __slots__ = ("_running",)
 
-    def __init__(self, running: "Running") -> None:
+    def __init__(self, running: "RunningServer") -> None:
         self._running = running
 
     @asynccontextmanager
-    async def running(self) -> "AsyncGenerator[Running]":
+    async def running(self) -> "AsyncGenerator[RunningServer]":
         """Yield the running server; leaving the block doesn't stop it."""
         yield self._running
 
@@ -264,7 +264,7 @@ class Upstream:
         self._revision_known: Catalog | None = None
         self._is_plain = False
         """Whether one connection serves all calls, according to the lists in `_revision_known`."""
-        self.quarantined: list[Quarantined] = []
+        self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self.links: Links = Links(self._connect, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
@@ -295,8 +295,8 @@ class Upstream:
         """
         self.processes = self._add_processes(pool)
         if hasattr(self._target, "running"):
-            program = cast("Embedded", self._target)
-            running: AbstractAsyncContextManager[Running] = program.running()
+            program = cast("ServerObject", self._target)
+            running: AbstractAsyncContextManager[RunningServer] = program.running()
             self._target = _SharedProgram(await self._stack.enter_async_context(running))
         elif isinstance(self._target, Program):
             self._stack.push_async_callback(self._target.settle)

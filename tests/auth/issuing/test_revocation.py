@@ -12,7 +12,7 @@ from millstream import auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from millstream._stores.base import Store
-from millstream.auth._challenge import Challenges
+from millstream.auth._challenge import ChallengeResponses
 from millstream.auth._guard import AuthGuard
 from patience import WAIT
 from store_parts import Backing
@@ -119,7 +119,7 @@ async def test_introspection_requires_authentication_and_ownership(
 
 def guard_of(desk: Desk) -> AuthGuard:
     """The guard of one worker."""
-    challenges = Challenges(resource=RESOURCE, oauth=True)
+    challenges = ChallengeResponses(resource=RESOURCE, oauth=True)
     return AuthGuard([desk.running], challenges)
 
 

@@ -32,12 +32,12 @@ class AuthPart(OwnPart):
         if not definition.protected:
             host.on_http(lambda: _check_mounted(definition))
             return
-        from millstream.auth._challenge import Challenges  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._challenge import ChallengeResponses  # noqa: PLC0415  only where callers sign in
         from millstream.auth._guard import AuthGuard  # noqa: PLC0415
 
         methods = _methods(definition, host)
         resources = [each.resource for each in methods if each.resource]
-        challenges = Challenges(
+        challenges = ChallengeResponses(
             resource=resources[0] if resources else "",
             oauth=any(each.issuers for each in methods),
             scopes=[scope for each in methods for scope in each.scopes],

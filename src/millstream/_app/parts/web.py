@@ -82,7 +82,7 @@ def _serve(host: Host, definition: Definition) -> None:
     from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
     from millstream._web import app_frame  # noqa: PLC0415
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
-    from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
+    from millstream._web.inspector import PREFIX, SIGN_IN, Inspector  # noqa: PLC0415
     from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
     from millstream._web.playground import PATH, SOCKET_PATH, Playground  # noqa: PLC0415
 
@@ -103,7 +103,7 @@ def _serve(host: Host, definition: Definition) -> None:
     host.on_drain(socket.close)
     routes.add(PATH, Route({"GET": playground.status}, private=True))
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
-    inspecting = Inspecting(
+    inspecting = Inspector(
         host.settings.inspect,
         host.services,
         host.streams,

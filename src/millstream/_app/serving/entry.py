@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from millstream._app.runtime import Runtime
-from millstream._app.runtimes import Application
+from millstream._app.runtimes import ServerApplication
 from millstream._http.asgi.adapter import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.limits import HttpLimits
@@ -25,7 +25,7 @@ _OWN_SERVER = (
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
-async def serve(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+async def serve(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     """Handle what the application's fast path doesn't."""
     if scope["type"] == "lifespan":
         await _lifespan(application, receive, send)
@@ -37,7 +37,7 @@ async def serve(application: Application, scope: MutableMapping[str, Any], recei
         raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
 
 
-async def _first(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+async def _first(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     """Handle the first request of a loop: open the runtime, then serve. A failure is a 503, and is retried."""
     try:
         runtime = await application.runtimes.start()
@@ -53,7 +53,7 @@ async def _first(application: Application, scope: MutableMapping[str, Any], rece
     await send({"type": "http.response.body", "body": body})
 
 
-async def _lifespan(application: Application, receive: Any, send: Any) -> None:
+async def _lifespan(application: ServerApplication, receive: Any, send: Any) -> None:
     await receive()
     failure = None
     try:
@@ -72,7 +72,7 @@ async def _lifespan(application: Application, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def prepare(application: Application, runtime: Runtime) -> Endpoints:
+def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
     """Build the HTTP side of a runtime, register it for the requests of its loop, and return its endpoints."""
     runtimes, definition = application.runtimes, runtime.definition
     if runtime.routes is None:
@@ -133,7 +133,7 @@ async def _probe(handler: Handler, policy: HostPolicy, request: HttpRequest) -> 
     return reply
 
 
-async def _websocket(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+async def _websocket(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     runtime = await application.runtimes.start()
     prepare(application, runtime)
     root = scope.get("root_path") or runtime.definition.settings.root_path

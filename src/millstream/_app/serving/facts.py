@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
 NO_AUTH = (
-    "Anyone who reaches this address can call every tool, because there is no authentication. Bind to 127.0.0.1, "
-    "or let only an authenticating proxy reach it."
+    "There is no authentication: anyone who reaches this address can call every tool. Bind to 127.0.0.1, or let only "
+    "an authenticating proxy reach it."
 )
 NO_TLS = (
     "Keys and tokens are sent unencrypted. Let only a proxy that terminates TLS reach this address, or use "

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from millstream._app.here_only import Bind
+from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.runtimes import Application, Runtimes
+from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.serving.entry import look_ahead, prepare
 from millstream._app.serving.errors import CommandError, starting
 from millstream._app.serving.runner import run
@@ -65,7 +65,7 @@ class HttpServer:
 
     def __init__(
         self,
-        application: Application,
+        application: ServerApplication,
         *,
         loopback: bool,
         callbacks: ServeCallbacks | None = None,
@@ -187,7 +187,7 @@ class HttpServer:
 
 
 def serve(
-    application: Application,
+    application: ServerApplication,
     host: str,
     *,
     listeners: list[socket.socket],
@@ -223,7 +223,7 @@ def serve(
 
 
 async def serve_here(
-    application: Application,
+    application: ServerApplication,
     host: str,
     *,
     listeners: list[socket.socket],
@@ -247,7 +247,7 @@ async def serve_here(
             await serving
 
 
-def _certificate(application: Application) -> Certificate | None:
+def _certificate(application: ServerApplication) -> Certificate | None:
     settings = application.runtimes.definition.settings
     if settings.tls_key and not settings.tls_cert:
         raise CommandError(

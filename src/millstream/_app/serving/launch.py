@@ -6,7 +6,7 @@ import stat
 import sys
 
 from millstream._app.argument_checks import check_address
-from millstream._app.runtimes import Application, Runtimes
+from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.serving.errors import CommandError, check_key, check_not_importing, report, starting
 from millstream._app.serving.runner import run
 from millstream._app.serving.signals import StopSignals
@@ -16,7 +16,9 @@ _HTTP = ("http", "sse", "streamable-http")
 """Names for HTTP, which always serves Streamable HTTP and HTTP+SSE."""
 
 
-def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
+def launch(
+    application: ServerApplication, transport: str | None, host: str | None, port: int | None, workers: int
+) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
@@ -47,7 +49,7 @@ def launch(application: Application, transport: str | None, host: str | None, po
         raise _unknown(transport)
 
 
-async def launch_here(application: Application, transport: str, host: str | None, port: int | None) -> None:
+async def launch_here(application: ServerApplication, transport: str, host: str | None, port: int | None) -> None:
     """Serve in the running loop, until stopped or until the task is canceled.
 
     Raises:
@@ -61,7 +63,7 @@ async def launch_here(application: Application, transport: str, host: str | None
             check_key(application.runtimes.definition.settings)
             await stdio(application.runtimes, private)
     elif transport in _HTTP:
-        from millstream._app.serving.listening import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
+        from millstream._app.serving.listen_sockets import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
         from millstream._app.serving.over_http import serve_here_with_panel  # noqa: PLC0415  the same
 
         await serve_here_with_panel(application, *chosen_address(host, port))

@@ -5,21 +5,21 @@ import socket
 import sys
 from collections.abc import Callable
 
-from millstream._app.runtimes import Application
+from millstream._app.runtimes import ServerApplication
 from millstream._app.serving.errors import CommandError, check_key, report, set_up_logs
 from millstream._app.serving.facts import Facts, facts, registration
 from millstream._app.serving.http_server import Accept, serve, serve_here
-from millstream._app.serving.listening import chosen_address, listen, passed_sockets
+from millstream._app.serving.listen_sockets import chosen_address, listen, passed_sockets
 from millstream._app.serving.panel import show
 from millstream._app.serving.public import check_public
-from millstream._app.serving.workers.launching import can_supervise, supervise
 from millstream._app.serving.workers.slot import begin_run, claim
+from millstream._app.serving.workers.supervised_run import can_supervise, supervise
 from millstream._app.serving.workers.worker import serve_worker
 
 logger = logging.getLogger("millstream")
 
 
-def run_program(application: Application, host: str | None, port: int | None, *, workers: int = 1) -> None:
+def run_program(application: ServerApplication, host: str | None, port: int | None, *, workers: int = 1) -> None:
     """Serve `Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
@@ -53,7 +53,7 @@ def supervised(workers: int, *, reload: bool = False) -> bool:
 
 
 def serve_with_panel(
-    application: Application,
+    application: ServerApplication,
     host: str,
     port: int,
     *,
@@ -78,7 +78,7 @@ def serve_with_panel(
     serve(application, host, listeners=listeners, callbacks=_Panel(known, told), registration=listed)
 
 
-async def serve_here_with_panel(application: Application, host: str, port: int) -> None:
+async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
     """Listen, show the panel, and serve in the running loop, until the task is canceled.
 
     Raises:
@@ -93,7 +93,7 @@ async def serve_here_with_panel(application: Application, host: str, port: int) 
 
 
 def _listening(
-    application: Application, host: str, port: int, descriptor: int | None
+    application: ServerApplication, host: str, port: int, descriptor: int | None
 ) -> tuple[str, int, list[socket.socket]]:
     """Return the actual address, and its sockets, which are bound but don't listen yet."""
     definition = application.runtimes.definition

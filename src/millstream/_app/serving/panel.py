@@ -18,7 +18,7 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
     """Write the facts to standard error: a panel on a terminal, or else one log record (and one for the warning)."""
     target = stream or sys.stderr
     if target.isatty():
-        from millstream._app.serving.panel_drawing import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
+        from millstream._app.serving.panel_layout import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
 
         draw(told, Console(file=target, highlight=False))
         return

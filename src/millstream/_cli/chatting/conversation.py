@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from millstream._cli.chatting.screen import Screen
 from millstream._cli.chatting.slash import Rows, Slash
-from millstream._cli.signals import Terminated
+from millstream._cli.signals import TerminationSignal
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError
@@ -30,11 +30,11 @@ _END = 10.0
 """Seconds for connections to close."""
 
 
-class Stopped(Exception):
+class AnswerStopped(Exception):
     """The user stopped an answer."""
 
 
-class Conversation:
+class ChatSession:
     """A conversation: ``with Conversation(screen) as conversation: conversation.open(make_agent)``, and then `answer`
     or `converse`.
     """
@@ -120,7 +120,7 @@ class Conversation:
                 line = read("> ").strip()
             except EOFError:
                 return
-            except Terminated:
+            except TerminationSignal:
                 raise
             except KeyboardInterrupt:
                 if interrupted:
@@ -142,7 +142,7 @@ class Conversation:
                 self.answer(line)
         except (ClientError, AgentError) as exc:
             self._screen.fail(str(exc))
-        except Stopped:
+        except AnswerStopped:
             self._screen.note("Stopped.")
 
     def _command(self, line: str, show_rows: Callable[[Rows], None]) -> None:
@@ -165,10 +165,10 @@ class Conversation:
             try:
                 job = self._jobs.get(timeout=_TICK)
                 if job is None:
-                    if isinstance(stopping, Terminated):
+                    if isinstance(stopping, TerminationSignal):
                         raise stopping
                     if stopping is not None:  # even if the answer is complete, and only not shown yet
-                        raise Stopped
+                        raise AnswerStopped
                     return future.result()
                 if stopping is None:  # otherwise a blocked pipe would block again
                     job()
@@ -187,7 +187,7 @@ class Conversation:
         try:
             return await work
         except asyncio.CancelledError:
-            raise Stopped from None
+            raise AnswerStopped from None
         finally:
             self._task = None
 

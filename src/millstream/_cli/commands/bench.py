@@ -41,7 +41,7 @@ _SHOWN = (50, 90, 95, 99, 99.9)
 _ROWS = 10
 
 
-class Tally:
+class LatencyTally:
     """The measurements."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ def bench(
 
     async def work(client: Client) -> int:
         values = await _typed(client, tool, given)
-        tally = Tally()
+        tally = LatencyTally()
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_show_time(seconds, json=json))
@@ -195,7 +195,7 @@ async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, 
     return {name: value_of(text, schemas.get(name)) for name, text in given.items()}
 
 
-async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally, until: float) -> None:
+async def _load(client: Client, tool: str, values: dict[str, Any], tally: LatencyTally, until: float) -> None:
     """Run one connection, with at least one call."""
     begun = 0.0
     while begun < until:
@@ -228,7 +228,7 @@ async def _show_time(seconds: float, *, json: bool) -> None:
         progress.close()
 
 
-def report(tally: Tally, took: float, client: Client, connections: int, *, json: bool) -> None:
+def report(tally: LatencyTally, took: float, client: Client, connections: int, *, json: bool) -> None:
     """Print the results."""
     rate = tally.calls / took if took else 0.0
     mean = tally.total / tally.calls if tally.calls else 0.0
@@ -253,7 +253,7 @@ def report(tally: Tally, took: float, client: Client, connections: int, *, json:
         print_text(f"{count:,} × {text}", sys.stderr)
 
 
-def draw(tally: Tally) -> None:
+def draw(tally: LatencyTally) -> None:
     """Draw a histogram of the response times that fits the terminal."""
     spread = tally.spread(_ROWS)
     if not spread:

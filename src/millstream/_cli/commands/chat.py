@@ -16,8 +16,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from millstream._cli.chatting.console_prompts import ConsolePrompts
-from millstream._cli.chatting.conversation import Conversation, Stopped
-from millstream._cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
+from millstream._cli.chatting.conversation import AnswerStopped, ChatSession
+from millstream._cli.chatting.debug_steps import Steps, steps_of_configuration, steps_of_connection
 from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chatting.slash import Rows
 from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
@@ -135,7 +135,7 @@ def chat(  # noqa: PLR0913  the options of the command
         raise SystemExit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
         nobody_reads()
-    except Stopped as exc:
+    except AnswerStopped as exc:
         raise SystemExit(INTERRUPTED) from exc
 
 
@@ -162,7 +162,7 @@ def _talk(
 
     if steps is not None:
         steps.tell_all(steps_of_configuration(model, places))
-    with Conversation(screen) as conversation:
+    with ChatSession(screen) as conversation:
         agent, tools = conversation.open(make)
         if steps is not None:
             steps.tell_all(steps_of_connection(agent, places, tools))

@@ -21,7 +21,7 @@ from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, 
 from millstream.client._targets import Remote, find
 
 
-class Step(Struct, frozen=True):
+class DiagnosticStep(Struct, frozen=True):
     """One step, and its result."""
 
     name: str
@@ -48,7 +48,7 @@ def doctor(
     """
 
     async def work() -> int:
-        steps: list[Step] = []
+        steps: list[DiagnosticStep] = []
         failed: ClientError | None = None
         try:
             async for step in examine(options):
@@ -58,7 +58,7 @@ def doctor(
         except ClientError as exc:
             failed = exc
             steps.append(
-                Step(
+                DiagnosticStep(
                     "connection",
                     ok=False,
                     found=exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
@@ -75,14 +75,14 @@ def doctor(
     ended(work)
 
 
-def show(step: Step) -> None:
+def show(step: DiagnosticStep) -> None:
     """Print one line, and another one with what to do."""
     print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
     if step.remedy:
         print_text(f"      Do: {step.remedy}")
 
 
-async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
+async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
     """Yield the steps of a connection.
 
     Raises:
@@ -93,7 +93,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
         url = place.url
         proxy = proxy_for(url)
         if proxy is not None:
-            yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, from the environment")
+            yield DiagnosticStep("proxy", ok=True, found=f"{url.host} is reached through {proxy}, from the environment")
         else:
             yield await looked_up(url, options.timeout)
         if url.secure and proxy is None:
@@ -101,7 +101,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
     begun = time.perf_counter()
     async with options.client() as client:
         took = (time.perf_counter() - begun) * 1000
-        yield Step(
+        yield DiagnosticStep(
             "protocol",
             ok=True,
             found=f"{client.server.name or 'it'} speaks {client.revision} over {client.transport} ({took:.0f} ms)",
@@ -112,7 +112,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
             yield step
 
 
-async def looked_up(url: Url, seconds: float) -> Step:
+async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
     """Resolve a host.
 
     Raises:
@@ -128,10 +128,10 @@ async def looked_up(url: Url, seconds: float) -> Step:
         raise ConnectFailed(f"The name {url.host} cannot be resolved: {plain(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
     found = f"{url.host} is an address" if addresses == [url.host] else f"{url.host} is {', '.join(addresses)}"
-    return Step("name", ok=True, found=found)
+    return DiagnosticStep("name", ok=True, found=found)
 
 
-async def trusted(url: Url, seconds: float) -> Step:
+async def trusted(url: Url, seconds: float) -> DiagnosticStep:
     """Check the certificate of a server.
 
     Raises:
@@ -153,10 +153,10 @@ async def trusted(url: Url, seconds: float) -> Step:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
-    return Step("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")
+    return DiagnosticStep("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")
 
 
-async def offered(client: Client) -> Step:
+async def offered(client: Client) -> DiagnosticStep:
     """Count the items of the lists."""
     counts = {
         "tool": len(await client.tools()),
@@ -166,10 +166,12 @@ async def offered(client: Client) -> Step:
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     nothing = not any(counts.values())
-    return Step("offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else "")
+    return DiagnosticStep(
+        "offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else ""
+    )
 
 
-async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[Step]:
+async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
     """Check what's between the server and its clients: CORS for browsers, and proxies that compress or buffer."""
     headers = {**place.headers, **options.headers}
     pool = ConnectionPool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
@@ -183,19 +185,21 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
         if proxies:
             shown = ", ".join(name.decode() for name in proxies)
             remedy = "Turn off buffering and compression for event streams: in nginx, proxy_buffering off."
-            yield Step("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
+            yield DiagnosticStep("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
     except (ClientError, TimeoutError) as exc:
         how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
-        yield Step("browsers", ok=True, found=f"preflight requests {how}: pages of other origins cannot use it")
+        yield DiagnosticStep(
+            "browsers", ok=True, found=f"preflight requests {how}: pages of other origins cannot use it"
+        )
     finally:
         await pool.close()
 
 
-def cors(reply: HttpReply) -> Step:
+def cors(reply: HttpReply) -> DiagnosticStep:
     """Check whether pages of other origins may use the server."""
     allowed = reply.header(b"access-control-allow-origin")
     text = f"pages of {allowed} may use it" if allowed else "pages of other origins cannot use it, which is safe"
-    return Step("browsers", ok=True, found=text)
+    return DiagnosticStep("browsers", ok=True, found=text)
 
 
 def remedy_of(error: ClientError) -> str:

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.commands.run import EnvFile, LogLevel, Transport, serve_http
+from millstream._cli.commands.run import EnvFile, LogLevel, TransportChoice, serve_http
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json
 from millstream._cli.variables import use_file
@@ -37,7 +37,9 @@ def serve(  # noqa: PLR0913  the options of the command
     *,
     host: Annotated[str | None, Parameter(help="Address to listen on.", show_default=lambda _: "127.0.0.1")] = None,
     port: Annotated[int | None, Parameter(name=("--port", "-p"), help="Port to listen on.")] = None,
-    transport: Annotated[Transport, Parameter(help="http, or stdio for the parent program.")] = Transport.http,
+    transport: Annotated[
+        TransportChoice, Parameter(help="http, or stdio for the parent program.")
+    ] = TransportChoice.http,
     store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
     serve: Annotated[
         str,
@@ -66,7 +68,7 @@ def serve(  # noqa: PLR0913  the options of the command
     if file.suffix not in (".toml", ".json"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"To serve a program: millstream run {file}")
     use_file(env_file)
-    if transport is Transport.stdio:
+    if transport is TransportChoice.stdio:
         serve_stdio(str(file), log_level or "", settings={})
         return
     serve_http(

@@ -12,8 +12,8 @@ from millstream._app.serving.errors import CommandError
 from millstream._cli.connect_options import pairs
 from millstream._cli.console import confirm
 from millstream._cli.errors import tell
-from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
-from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
+from millstream._cli.installing.applications import APPLICATIONS, ConfigurableApp, System, merged
+from millstream._cli.installing.change import FileChange, prepare, prepare_undo, undo, write
 from millstream._cli.installing.launch import Launch, fitting, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
@@ -144,12 +144,12 @@ def only_one_here(system: System) -> str:
     )
 
 
-def _is_there(application: Application, system: System) -> bool:
+def _is_there(application: ConfigurableApp, system: System) -> bool:
     place = application.place(system)
     return place.is_file() or (place.parent != system.home and place.parent.is_dir())
 
 
-def place_of(key: str, *, project: bool) -> tuple[Path, Application]:
+def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """Return the configuration file of an application.
 
     Raises:
@@ -180,7 +180,7 @@ def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: li
         raise CommandError("A server in a file takes no headers.", fix="Set variables: --var NAME=VALUE")
 
 
-def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
+def agreed(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
     """Show the change, and ask whether to make it.
 
     Raises:
@@ -210,7 +210,7 @@ def somebody_looks() -> bool:
     return sys.stdin.isatty()
 
 
-def _tell(change: Change, application: Application, name: str, done: str, *, dry_run: bool, json: bool) -> None:
+def _tell(change: FileChange, application: ConfigurableApp, name: str, done: str, *, dry_run: bool, json: bool) -> None:
     result = "unchanged" if change.nothing else "shown" if dry_run else done
     if json:
         found: dict[str, Any] = {"result": result, "application": application.title, "name": name}

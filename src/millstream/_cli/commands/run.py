@@ -16,11 +16,11 @@ from cyclopts.validators import Number
 from millstream._app import Server
 from millstream._app.serving.errors import CommandError, set_up_logs
 from millstream._app.serving.facts import Facts
-from millstream._app.serving.listening import chosen_address
+from millstream._app.serving.listen_sockets import chosen_address
 from millstream._app.serving.over_http import serve_with_panel, supervised
 from millstream._app.serving.panel import show
-from millstream._app.serving.workers.launching import supervise
 from millstream._app.serving.workers.slot import claim
+from millstream._app.serving.workers.supervised_run import supervise
 from millstream._app.serving.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
@@ -35,7 +35,7 @@ LISTEN, MCP, SECURITY = (
 )
 
 
-class Transport(StrEnum):
+class TransportChoice(StrEnum):
     http = "http"
     stdio = "stdio"
     sse = "sse"
@@ -66,7 +66,7 @@ Inspect = Annotated[
 ]
 
 
-class Options(TypedDict):
+class RunOptions(TypedDict):
     """Options that override a server's settings."""
 
     serve: str
@@ -109,13 +109,13 @@ def run(  # noqa: PLR0913  the options of the command
         ),
     ] = None,
     transport: Annotated[
-        Transport,
+        TransportChoice,
         Parameter(
             metavar="NAME",
             group=LISTEN,
             help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
         ),
-    ] = (Transport.http),
+    ] = (TransportChoice.http),
     no_sessions: Annotated[
         bool, Parameter(name="--no-sessions", group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
@@ -221,7 +221,7 @@ def run(  # noqa: PLR0913  the options of the command
     _check_not_empty(secured)
     run_with(packages or (), editable or ())
     use_file(env_file)
-    if transport is Transport.stdio:
+    if transport is TransportChoice.stdio:
         _check_alone(workers=workers > 1, reload=reload)
         serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
     else:
@@ -280,7 +280,7 @@ def serve_http(
     workers: int,
     reload: bool,
     told: Callable[[Facts], None] = show,
-    **options: Unpack[Options],
+    **options: Unpack[RunOptions],
 ) -> None:
     """Serve until stopped: alone, as the parent of workers, or as one of them.
 

@@ -15,12 +15,12 @@ from millstream._cli.connect_options import ConnectOptions, Json, connects, with
 from millstream._cli.signals import unread
 from millstream._cli.tables import one_line, print_json, print_text
 from millstream.client._client import Client
-from millstream.client._incoming import Change, Notification
+from millstream.client._server_messages import Change, Notification
 
 _SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
 
 
-class LogLevel(StrEnum):
+class WatchLevel(StrEnum):
     debug = "debug"
     info = "info"
     notice = "notice"
@@ -45,7 +45,7 @@ def watch(
             validator=Number(gte=0),
         ),
     ] = 0,
-    level: Annotated[LogLevel, Parameter(name="--level", help="Minimum severity of log messages.")] = LogLevel.info,
+    level: Annotated[WatchLevel, Parameter(name="--level", help="Minimum severity of log messages.")] = WatchLevel.info,
     json: Json = False,
 ) -> None:
     """Print changes and log messages of a server, until Ctrl-C.

@@ -31,7 +31,7 @@ class System(Struct, frozen=True, kw_only=True):
         return Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config") / linux
 
 
-class Application(Struct, frozen=True, kw_only=True):
+class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """One application."""
 
     title: str
@@ -105,7 +105,7 @@ def _in_settings(linux: str, macos: str, windows: str) -> Callable[[System], Pat
 
 APPLICATIONS = {
     # https://modelcontextprotocol.io/docs/develop/connect-local-servers; URLs go through its Connectors, not this file
-    "claude": Application(
+    "claude": ConfigurableApp(
         title="Claude Desktop",
         place=_in_settings(
             "Claude/claude_desktop_config.json",
@@ -117,7 +117,7 @@ APPLICATIONS = {
         afterwards="Quit Claude Desktop and start it again.",
     ),
     # https://code.claude.com/docs/en/mcp
-    "claude-code": Application(
+    "claude-code": ConfigurableApp(
         title="Claude Code",
         place=_in_home(".claude.json"),
         project=".mcp.json",
@@ -127,7 +127,7 @@ APPLICATIONS = {
         afterwards="Start Claude Code again, and type /mcp to see the server.",
     ),
     # https://cursor.com/docs/mcp
-    "cursor": Application(
+    "cursor": ConfigurableApp(
         title="Cursor",
         place=_in_home(".cursor", "mcp.json"),
         project=".cursor/mcp.json",
@@ -137,7 +137,7 @@ APPLICATIONS = {
         afterwards="Switch the server on in Cursor's settings, under MCP.",
     ),
     # https://code.visualstudio.com/docs/agents/reference/mcp-configuration
-    "vscode": Application(
+    "vscode": ConfigurableApp(
         title="Visual Studio Code",
         place=_in_settings(
             "Code/User/mcp.json", "Library/Application Support/Code/User/mcp.json", "Code/User/mcp.json"
@@ -149,7 +149,7 @@ APPLICATIONS = {
         afterwards="Start the server with the command MCP: List Servers.",
     ),
     # https://docs.devin.ai/desktop/cascade/mcp; its successor has a file of its own, below
-    "windsurf": Application(
+    "windsurf": ConfigurableApp(
         title="Windsurf",
         place=_in_home(".codeium", "windsurf", "mcp_config.json"),
         under="mcpServers",
@@ -158,7 +158,7 @@ APPLICATIONS = {
         afterwards="Press Refresh in Cascade's list of MCP servers.",
     ),
     # https://docs.devin.ai/cli/extensibility/mcp/configuration; the file has its name since version 3000.3
-    "devin": Application(
+    "devin": ConfigurableApp(
         title="Devin",
         place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
         project=".devin/mcp_config.json",
@@ -168,7 +168,7 @@ APPLICATIONS = {
         afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
     ),
     # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
-    "zed": Application(
+    "zed": ConfigurableApp(
         title="Zed",
         place=lambda system: system.folder(linux="zed", macos=".config/zed", windows="Zed") / "settings.json",
         project=".zed/settings.json",
@@ -178,7 +178,7 @@ APPLICATIONS = {
         afterwards="Zed reads its settings by itself; look at the dot beside the server in Settings, AI, MCP Servers.",
     ),
     # https://goose-docs.ai/docs/guides/config-files
-    "goose": Application(
+    "goose": ConfigurableApp(
         title="Goose",
         place=lambda system: (
             system.folder(linux="goose", macos=".config/goose", windows="Block/goose/config") / "config.yaml"
@@ -191,7 +191,7 @@ APPLICATIONS = {
         afterwards="Start a new Goose session.",
     ),
     # https://github.com/google-gemini/gemini-cli/blob/main/docs/tools/mcp-server.md
-    "gemini": Application(
+    "gemini": ConfigurableApp(
         title="Gemini CLI",
         place=_in_home(".gemini", "settings.json"),
         project=".gemini/settings.json",
@@ -201,7 +201,7 @@ APPLICATIONS = {
         afterwards="Start Gemini CLI again, and type /mcp to see the server.",
     ),
     # https://developers.openai.com/codex/mcp
-    "codex": Application(
+    "codex": ConfigurableApp(
         title="Codex",
         place=lambda system: Path(system.variables.get("CODEX_HOME") or system.home / ".codex") / "config.toml",
         project=".codex/config.toml",

@@ -27,7 +27,7 @@ _ABSENT = "-absent"
 """Suffix of a backup if the file didn't exist."""
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class FileChange(Struct, frozen=True, kw_only=True):
     """The old and new content of a file."""
 
     path: Path
@@ -46,7 +46,7 @@ class Change(Struct, frozen=True, kw_only=True):
         return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
 
 
-def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> Change:
+def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
     """Return the change that sets one entry.
 
     Args:
@@ -66,10 +66,10 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
         after = text if new == old else _PUT[kind](text, under, new)  # in whatever style the user wrote it
     except JsonSyntaxError as exc:
         raise _refused(path, exc) from exc
-    return Change(path=path, before=before, after=after)
+    return FileChange(path=path, before=before, after=after)
 
 
-def write(change: Change, name: str) -> Path | None:
+def write(change: FileChange, name: str) -> Path | None:
     """Write a change, and keep a backup of the file. Return its path, or None if the file didn't exist.
 
     Raises:
@@ -92,7 +92,7 @@ def write(change: Change, name: str) -> Path | None:
     return copy if change.before is not None else None
 
 
-def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, Path]:
+def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChange, Path]:
     """Return the change that reverts the last one, and the backup that it uses.
 
     Raises:
@@ -112,16 +112,16 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, P
         raise CommandError(f"The file {path} no longer exists, so there's nothing to undo.")
     absent = copy.name.endswith(_ABSENT)
     if copy == _copy_path(path, name, now, absent=absent):
-        return Change(path=path, before=now, after=None if absent else old), copy
+        return FileChange(path=path, before=now, after=None if absent else old), copy
     try:
         entry = _READ[kind](old, under)
         after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
     except JsonSyntaxError as exc:
         raise _refused(path, exc) from exc
-    return Change(path=path, before=now, after=after), copy
+    return FileChange(path=path, before=now, after=after), copy
 
 
-def undo(change: Change, copy: Path) -> None:
+def undo(change: FileChange, copy: Path) -> None:
     """Write the change of `prepare_undo`.
 
     Raises:

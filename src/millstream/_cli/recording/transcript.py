@@ -22,7 +22,7 @@ MAX_BYTES = 256 * 1024 * 1024
 """Maximum bytes of a recording; beyond that, only the recording stops."""
 
 
-class Said(Struct, frozen=True):
+class RecordedMessage(Struct, frozen=True):
     """One message of a recording."""
 
     who: str
@@ -90,7 +90,7 @@ class Writer:
         self._file.close()
 
 
-def load(path: Path) -> list[Said]:
+def load(path: Path) -> list[RecordedMessage]:
     """Return the messages of a recording, with batches split up.
 
     Raises:
@@ -102,7 +102,7 @@ def load(path: Path) -> list[Said]:
         raise CommandError(f"{path} isn't a recording: it isn't text in UTF-8.") from exc
     except OSError as exc:
         raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Create one with millstream record.") from exc
-    said: list[Said] = []
+    said: list[RecordedMessage] = []
     for number, line in enumerate(text.split("\n"), 1):  # messages may contain other line separators
         if line.strip():
             said += _read(line, number, path)
@@ -111,7 +111,7 @@ def load(path: Path) -> list[Said]:
     return said
 
 
-def _read(line: str, number: int, path: Path) -> list[Said]:
+def _read(line: str, number: int, path: Path) -> list[RecordedMessage]:
     try:
         entry: Any = json.loads(line)
     except ValueError:
@@ -125,7 +125,7 @@ def _read(line: str, number: int, path: Path) -> list[Said]:
         )
     found: Any = fields.get("message")
     who = str(fields.get("from"))
-    return [Said(who, each, number) for each in (found if is_array(found) else [found]) if is_object(each)]
+    return [RecordedMessage(who, each, number) for each in (found if is_array(found) else [found]) if is_object(each)]
 
 
 class Exchange(Struct):
@@ -143,7 +143,7 @@ class Exchange(Struct):
         return next((each for each in self.replies if is_answer(each) and each.get("id") == wanted), None)
 
 
-def exchanges(said: list[Said]) -> list[Exchange]:
+def exchanges(said: list[RecordedMessage]) -> list[Exchange]:
     """Return the requests of a recording, with the messages that followed each."""
     found: list[Exchange] = []
     open_: list[Exchange] = []

@@ -24,7 +24,7 @@ Allow = Names | Mapping[str, Names]
 """Entries of the list, with or without the scopes that these users may grant to a client."""
 
 
-class Entry(Struct, frozen=True):
+class AllowlistEntry(Struct, frozen=True):
     """An entry of the list."""
 
     scopes: tuple[str, ...]
@@ -47,7 +47,7 @@ class Allowlist:
         if not given:
             raise ValueError(f"List who may sign in: {examples}.")
         pairs = cast("Mapping[str, Names]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, AllowlistEntry] = {}
         for name, scopes in pairs.items():
             if name != EVERYBODY and not re.fullmatch(form, name):
                 raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
@@ -56,7 +56,7 @@ class Allowlist:
             self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
         self._numbers = {each.number for each in self._entries.values()}
 
-    def find(self, names: Collection[str], shown: str) -> Entry:
+    def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
         """Return the first entry that equals one of the names; `shown` is the user's name for error messages.
 
         Raises:
@@ -77,9 +77,9 @@ class Allowlist:
         return any(each.startswith(beginning) and containing in each for each in self._entries)
 
 
-def _entry(at: str, name: str, scopes: tuple[str, ...]) -> Entry:
+def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
     said = " ".join((at, name, *sorted(scopes))).encode()
-    return Entry(scopes, float(int.from_bytes(sha256(said).digest()[:6])))  # 48 bits: exact in a float
+    return AllowlistEntry(scopes, float(int.from_bytes(sha256(said).digest()[:6])))  # 48 bits: exact in a float
 
 
 def lower(name: str) -> str:

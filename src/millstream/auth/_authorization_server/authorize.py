@@ -287,7 +287,7 @@ class AuthorizationEndpoint:
         scopes = (
             authorization.scopes if user is None else await self._accounts.grantable(user, client, authorization.scopes)
         )
-        shown = pages.Shown(
+        shown = pages.ConsentPage(
             self._server, client, authorization, self._tickets.seal_request(browser, authorization),
             pages.words_of(scopes, self._config.described), user, self._accounts.passwords is not None,
             tuple(self._accounts.upstreams.values()), said, name, self._requests.elsewhere(authorization),

@@ -19,7 +19,7 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.upstream_http import ask, challenge_of, code_of, get, link, text
-from millstream.auth._claims import Rules
+from millstream.auth._claims import TokenRules
 from millstream.auth._discovery import Discovery
 from millstream.auth._jose import ASYMMETRIC
 from millstream.auth._key_sets import FetchedKeys
@@ -31,14 +31,14 @@ logger = logging.getLogger("millstream")
 _TYPES = frozenset(("jwt", ""))
 
 
-class _Kept(Struct, frozen=True):
+class _FlowState(Struct, frozen=True):
     """State kept until the browser returns."""
 
     nonce: str
     verifier: str
 
 
-class Found(Struct, frozen=True):
+class CodeResult(Struct, frozen=True):
     """The issuer's response to a code."""
 
     claims: Mapping[str, Any]
@@ -72,7 +72,7 @@ class CodeFlow:
         # State
         self._discovery = Discovery(issuer, get)
         keys = FetchedKeys(self._discovery.keys_url, get)
-        self._tokens = TokenMethod(Rules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
+        self._tokens = TokenMethod(TokenRules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
     async def prefetch(self) -> None:
         """Fetch the issuer's metadata before anyone signs in."""
@@ -93,7 +93,7 @@ class CodeFlow:
             SignInFailed: the issuer isn't available.
         """
         endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
-        kept = _Kept(new_secret(), new_secret())
+        kept = _FlowState(new_secret(), new_secret())
         asked = {
             "response_type": "code", "client_id": self._client_id, "redirect_uri": callback, "scope": scope,
             "state": state, "nonce": kept.nonce, "code_challenge": challenge_of(kept.verifier),
@@ -127,7 +127,7 @@ class CodeFlow:
 
     # Callback
 
-    async def finish(self, callback: Callback) -> Found:
+    async def finish(self, callback: Callback) -> CodeResult:
         """Exchange the code that the browser returned with.
 
         Raises:
@@ -136,9 +136,9 @@ class CodeFlow:
         metadata = await self.metadata()
         self._check_issuer(metadata, callback.query)
         code = code_of(callback.query, self._title)
-        kept = msgspec.json.decode(callback.kept, type=_Kept)
+        kept = msgspec.json.decode(callback.kept, type=_FlowState)
         given = await self._exchange(metadata, code, callback.url, kept.verifier)
-        return Found(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
+        return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
 
     def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
         """Check `iss` (RFC 9207 §2.4): a response of another server must not be used for this request."""

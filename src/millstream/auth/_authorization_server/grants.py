@@ -25,7 +25,7 @@ from millstream.auth._authorization_server.records import (
     fits,
     new_secret,
 )
-from millstream.auth._authorization_server.signing import Signing
+from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.vault import TOMBSTONE, Vault, read
 
 CODE_SECONDS = 60.0
@@ -41,7 +41,7 @@ _REFRESH_KIND = b"oauth refresh token"
 _RESERVED = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "grant_id", "cnf"))
 
 
-class Reused(OAuthError):
+class TokenReuse(OAuthError):
     """A code or refresh token was reused, possibly by a thief."""
 
     def __init__(self, text: str, *, ended: bool) -> None:
@@ -61,7 +61,7 @@ class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
 class Grants:
     """All grants."""
 
-    def __init__(self, config: IssuerConfig, vault: Vault, signing: Signing, clients: Clients) -> None:
+    def __init__(self, config: IssuerConfig, vault: Vault, signing: TokenSigner, clients: Clients) -> None:
         self._config = config
         self._vault = vault
         self._signing = signing
@@ -111,7 +111,7 @@ class Grants:
         )  # fmt: skip
         ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
         if not await self._vault.exchange(_grant_key(kept.grant), None, grant, ttl):
-            raise Reused("The code has already been used.", ended=True)
+            raise TokenReuse("The code has already been used.", ended=True)
         return kept.grant, grant, self._refresh_token(kept.grant, 0, secret) if secret else ""
 
     async def add(self, grant: Grant) -> str:
@@ -161,12 +161,12 @@ class Grants:
 
     # Revocation
 
-    async def _reused(self, id: str, subject: str, text: str) -> Reused:
+    async def _reused(self, id: str, subject: str, text: str) -> TokenReuse:
         raw = await self._vault.raw(_grant_key(id))
         there = raw is not None and read(raw, Grant) is not None
         ended = there and await self._vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
         await self.end(id, subject)
-        return Reused(text, ended=ended)
+        return TokenReuse(text, ended=ended)
 
     def tell(self, address: str) -> None:
         """Report the address that reused a code or token."""

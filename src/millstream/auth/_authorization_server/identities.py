@@ -28,7 +28,7 @@ _LONGEST = 600.0
 _MAX_TEXT = 255
 
 
-class Granted(Struct, frozen=True):
+class IdentityGrant(Struct, frozen=True):
     """The content of a verified grant."""
 
     provider: str
@@ -60,7 +60,7 @@ class Identities:
         """See `Fetching.prefetch`."""
         await prefetch_all(self._keys.values())
 
-    async def read(self, assertion: str, client: Client) -> Granted:
+    async def read(self, assertion: str, client: Client) -> IdentityGrant:
         """Return the content of a grant for a client.
 
         Args:
@@ -81,7 +81,7 @@ class Identities:
             raise _refused("The grant is bound to a key, and proof of possession isn't supported.")
         return _granted(issuer, claims)
 
-    async def count(self, granted: Granted) -> None:
+    async def count(self, granted: IdentityGrant) -> None:
         """Use up a grant, which is valid once.
 
         Raises:
@@ -138,12 +138,12 @@ def _check_time(claims: Mapping[str, Any], now: float) -> None:
         raise _refused("The grant is valid for longer than ten minutes.")
 
 
-def _granted(issuer: str, claims: Mapping[str, Any]) -> Granted:
+def _granted(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:
     scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
     resources = [resource] if isinstance(resource, str) else resource
     if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
         raise _refused("The grant's scope must be a string, and its resource one or more URLs.")
-    return Granted(
+    return IdentityGrant(
         issuer,
         f"{issuer}#{claims['sub']}",
         name if _is_text(name) else "",

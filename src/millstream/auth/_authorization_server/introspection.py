@@ -10,7 +10,7 @@ from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.grants import Grants
 from millstream.auth._authorization_server.records import Grant
-from millstream.auth._authorization_server.signing import Signing
+from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._jose import InvalidToken, read_header, verify
 
 
@@ -18,7 +18,7 @@ class Introspection:
     """The introspection endpoint, and the guard's check of this server's tokens."""
 
     def __init__(
-        self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: Signing, accounts: Accounts,
+        self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: TokenSigner, accounts: Accounts,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._config = config

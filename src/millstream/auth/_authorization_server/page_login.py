@@ -19,15 +19,15 @@ from millstream.auth._authorization_server.pending_logins import PendingLogin, P
 from millstream.auth._authorization_server.records import Client, Grant
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.vault import pack, read
-from millstream.auth._claims import Rules, scopes_of
-from millstream.auth._method import Identity, Landing, NotAdmitted
+from millstream.auth._claims import TokenRules, scopes_of
+from millstream.auth._method import Identity, NotAdmitted, PageLanding
 
 
 class PageLogin:
     """The logins to the pages."""
 
     def __init__(
-        self, config: IssuerConfig, accounts: Accounts, rules: Rules, there: Callable[[], frozenset[str]], *,
+        self, config: IssuerConfig, accounts: Accounts, rules: TokenRules, there: Callable[[], frozenset[str]], *,
         throttle: LoginThrottle, tickets: Tickets, pending_logins: PendingLogins,
     ) -> None:  # fmt: skip
         self._config = config
@@ -62,7 +62,7 @@ class PageLogin:
             raise NotAdmitted(str(exc), 503, wrong=False) from None
 
     async def handle_callback(
-        self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: Landing
+        self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: PageLanding
     ) -> Response:
         """Sign in a user who returns from an upstream to open a page. Without a client, no consent is needed."""
         try:

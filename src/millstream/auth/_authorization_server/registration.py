@@ -25,7 +25,7 @@ METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Registration:
+class RegistrationEndpoint:
     """The registration endpoint."""
 
     def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:

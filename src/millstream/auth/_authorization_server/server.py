@@ -42,14 +42,14 @@ from millstream.auth._authorization_server.metadata import (
 from millstream.auth._authorization_server.page_login import PageLogin
 from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
 from millstream.auth._authorization_server.records import Grant
-from millstream.auth._authorization_server.registration import Registration
+from millstream.auth._authorization_server.registration import RegistrationEndpoint
 from millstream.auth._authorization_server.revocation import Revocation
-from millstream.auth._authorization_server.signing import Signing
+from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.token import TokenEndpoint
 from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import Rules, judge
-from millstream.auth._method import Fetching, Identity, PageMethod, Unavailable, prefetch_all
+from millstream.auth._claims import TokenRules, judge
+from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavailable, prefetch_all
 
 logger = logging.getLogger("millstream")
 
@@ -96,9 +96,9 @@ class RunningIssuer(PageMethod):
         self._clock = vault.clock
         self._vault = vault
         self._known = known
-        self._rules = Rules(config.url, self.resource, config.implied)
+        self._rules = TokenRules(config.url, self.resource, config.implied)
         # Parts
-        self.signing: Signing = Signing(vault)
+        self.signing: TokenSigner = TokenSigner(vault)
         self.clients: Clients = Clients(config, vault, Documents(vault.clock, here=not config.secure))
         self.grants: Grants = Grants(config, vault, self.signing, self.clients)
         self._accounts = Accounts(config)
@@ -111,7 +111,7 @@ class RunningIssuer(PageMethod):
         )  # fmt: skip
         self._introspection = Introspection(config, proof, self.grants, self.signing, self._accounts, self._clock)
         self._revocation = Revocation(proof, self.grants, self._introspection)
-        self._registration = Registration(config, self.clients, vault)
+        self._registration = RegistrationEndpoint(config, self.clients, vault)
         requests = AuthorizationRequests(config, self.clients, targets)
         throttle, tickets = LoginThrottle(self._accounts, vault), Tickets(vault, secure=config.secure)
         self._pending_logins = PendingLogins(vault, tickets, config.base)
@@ -141,7 +141,7 @@ class RunningIssuer(PageMethod):
 
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
-        upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Fetching))
+        upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Prefetchable))
         await prefetch_all([self._identities, *upstreams])
 
     def share(self, pool: StoreLimiter) -> None:

@@ -43,7 +43,7 @@ class SigningKey(Struct, frozen=True):
     """When it begins to sign, until the next one does."""
 
 
-class Signing:
+class TokenSigner:
     """The keys known to one worker."""
 
     def __init__(self, vault: Vault) -> None:

@@ -22,14 +22,14 @@ _QUESTION, _PERSON, _DEVICE = b"oauth question", b"oauth person", b"oauth device
 _MAX = 16 * 1024
 
 
-class Question(Struct, frozen=True):
+class ConsentQuestion(Struct, frozen=True):
     """An authorization request shown to a user."""
 
     authorization: AuthorizationRequest
     until: float
 
 
-class Person(Struct, frozen=True):
+class BrowserLogin(Struct, frozen=True):
     """A user who has signed in in this browser."""
 
     user: User
@@ -71,25 +71,25 @@ class Tickets:
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
         """Seal a request for this browser."""
-        question = Question(authorization, self._vault.clock() + QUESTION_SECONDS)
+        question = ConsentQuestion(authorization, self._vault.clock() + QUESTION_SECONDS)
         return self._vault.seal(_QUESTION, question, browser.encode())
 
     def open_request(self, browser: str, sealed: str) -> AuthorizationRequest | None:
         """Return the sealed request; None if it's for another browser or has expired."""
         if not browser or len(sealed) > _MAX:
             return None
-        question = self._vault.open(_QUESTION, sealed, Question, browser.encode())
+        question = self._vault.open(_QUESTION, sealed, ConsentQuestion, browser.encode())
         return question.authorization if question is not None and question.until > self._vault.clock() else None
 
-    def person(self, request: HttpRequest) -> Person | None:
+    def person(self, request: HttpRequest) -> BrowserLogin | None:
         """Return who has signed in in this browser."""
         sealed = cookie_of(request, self._person_name)
-        found = self._vault.open(_PERSON, sealed, Person) if 0 < len(sealed) <= _MAX else None
+        found = self._vault.open(_PERSON, sealed, BrowserLogin) if 0 < len(sealed) <= _MAX else None
         return found if found is not None and found.until > self._vault.clock() else None
 
     def keep(self, user: User, login: str) -> bytes:
         """Return the header line that stores who has signed in."""
-        person = Person(user, login, self._vault.clock() + PERSON_SECONDS)
+        person = BrowserLogin(user, login, self._vault.clock() + PERSON_SECONDS)
         return self._cookie(self._person_name, self._vault.seal(_PERSON, person), PERSON_SECONDS)
 
     def forget(self) -> bytes:

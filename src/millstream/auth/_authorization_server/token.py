@@ -13,7 +13,7 @@ from millstream.auth._authorization_server.authorize import Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.grants import Grants, Reused
+from millstream.auth._authorization_server.grants import Grants, TokenReuse
 from millstream.auth._authorization_server.identities import Identities
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, Grant
@@ -60,7 +60,7 @@ class TokenEndpoint:
             return reply(await give(client, form))
         except OAuthError as exc:
             # Once per grant, so that repeated attempts don't fill the log.
-            if isinstance(exc, Reused) and exc.ended:
+            if isinstance(exc, TokenReuse) and exc.ended:
                 self._grants.tell(request.peer)
             return exc.response()
 

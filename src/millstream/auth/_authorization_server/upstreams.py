@@ -15,7 +15,7 @@ from millstream.auth._authorization_server.upstream_oidc import NamesOf, OpenIdU
 _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
 
 
-class Known(Struct, frozen=True):
+class KnownService(Struct, frozen=True):
     """A service that is configured by its name alone."""
 
     title: str
@@ -28,14 +28,14 @@ class Known(Struct, frozen=True):
 
 KNOWN = {
     # Users with several accounts would otherwise return with the same disallowed one each time.
-    "google": Known(
+    "google": KnownService(
         "Google",
         "https://accounts.google.com",
         google_names,
         {"prompt": "select_account"},
         examples=f"{_EMAILS}, ['*'] for everyone with a Google account",
     ),
-    "github": Known(
+    "github": KnownService(
         "GitHub",
         HERE,
         form=rf"{ORGANIZATION}[A-Za-z0-9_-]{{1,39}}|[A-Za-z0-9_-]{{1,39}}|{EMAIL}",
@@ -56,7 +56,7 @@ def upstream_of(
             raise ValueError(
                 f"{who!r} isn't an upstream. Use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
             ) from None
-        known, name = Known(title or host, who), name or "openid"
+        known, name = KnownService(title or host, who), name or "openid"
     name, title, at = name or who, title or known.title, at or known.at
     client_id, client_secret = _credentials(who, name, client_id, client_secret)
     allowlist = Allowlist(allow, at, form=known.form, examples=known.examples)

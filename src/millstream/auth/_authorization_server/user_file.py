@@ -14,8 +14,8 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.passwords import Checks, hash_password
-from millstream.auth._kept_file import Stamp, locked, read_file, replace_file, stamp_of
 from millstream.auth._key_file import check_scopes
+from millstream.auth._locked_file import Stamp, locked, read_file, replace_file, stamp_of
 
 logger = logging.getLogger("millstream")
 

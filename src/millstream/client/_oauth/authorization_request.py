@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import brief
 from millstream.client._oauth.store import Registration
 
@@ -17,7 +17,7 @@ from millstream.client._oauth.store import Registration
 class AuthorizationRequest(Struct, frozen=True):
     """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns."""
 
-    issuer: Issuer
+    issuer: IssuerMetadata
     who: Registration
     target: str
     """The resource that the token is for (RFC 8707)."""
@@ -59,7 +59,7 @@ class AuthorizationRequest(Struct, frozen=True):
         }
 
 
-def code_of(answer: Mapping[str, str], state: str, issuer: Issuer) -> str:
+def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> str:
     """Return the authorization code after checking `state` and `iss` (RFC 9207).
 
     Raises:

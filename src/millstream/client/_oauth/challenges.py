@@ -19,7 +19,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"?+')
 _PLAIN = re.compile(r"[^\s,]*+")
 
 
-class Challenges(Struct, frozen=True):
+class ParsedChallenges(Struct, frozen=True):
     """The challenges of one header."""
 
     schemes: frozenset[str]
@@ -28,7 +28,7 @@ class Challenges(Struct, frozen=True):
     """Parameters of all schemes, with names in lower case; the last of a name wins."""
 
 
-def read_challenges(header: str) -> Challenges:
+def read_challenges(header: str) -> ParsedChallenges:
     """Parse a `WWW-Authenticate` header, skipping malformed parts."""
     schemes, parameters = set[str](), dict[str, str]()
     position, end = 0, len(header)
@@ -51,4 +51,4 @@ def read_challenges(header: str) -> Challenges:
         assert value is not None  # noqa: S101  the plain pattern matches anything
         parameters[name[0].lower()] = value[1] if value.re is _QUOTED else value[0]
         position = value.end()
-    return Challenges(frozenset(schemes), parameters)
+    return ParsedChallenges(frozenset(schemes), parameters)

@@ -4,7 +4,7 @@ import msgspec
 
 from millstream._http.client.url import Url
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import register
 from millstream.client._oauth.issuer_http import Outbound
 from millstream.client._oauth.store import SIGNED, Registration, Store
@@ -48,11 +48,13 @@ class ClientRegistrations:
         if self.given.client_id:
             self.only = issuer
 
-    def known_at(self, issuer: Issuer) -> Registration:
+    def known_at(self, issuer: IssuerMetadata) -> Registration:
         """Return our identity at an issuer that has issued tokens to us."""
         return self._unregistered(issuer) or self._store.load().registrations.get(issuer.issuer, self.given)
 
-    async def register_at(self, issuer: Issuer, redirect: str, outbound: Outbound, *, lasting: bool) -> Registration:
+    async def register_at(
+        self, issuer: IssuerMetadata, redirect: str, outbound: Outbound, *, lasting: bool
+    ) -> Registration:
         """Return our identity at an issuer, registering if necessary. An earlier registration is reused if `lasting`.
 
         Raises:
@@ -70,7 +72,7 @@ class ClientRegistrations:
         self._store.save(kept)
         return found
 
-    def _unregistered(self, issuer: Issuer) -> Registration | None:
+    def _unregistered(self, issuer: IssuerMetadata) -> Registration | None:
         """Return the identity that needs no dynamic registration, or None."""
         if self.given.client_id:
             return self.given

@@ -13,7 +13,7 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.issuer_http import Outbound, get_json, parse_secure, refuse_local
 
 
-class Resource(Struct):
+class ProtectedResource(Struct):
     """Protected resource metadata of a server."""
 
     resource: str = ""
@@ -23,7 +23,7 @@ class Resource(Struct):
     dpop_bound_access_tokens_required: bool = False
 
 
-class Issuer(Struct):
+class IssuerMetadata(Struct):
     """Metadata of an authorization server."""
 
     issuer: str = ""
@@ -40,7 +40,7 @@ class Issuer(Struct):
     dpop_signing_alg_values_supported: list[str] = []
 
 
-async def find_resource(url: Url, named: str, outbound: Outbound) -> Resource | None:
+async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedResource | None:
     """Return the metadata of a server, from the URL in its challenge or from the well-known URLs.
 
     Raises:
@@ -50,7 +50,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> Resource | 
     known = "/.well-known/oauth-protected-resource"
     places = [refuse_local(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
     for place in dict.fromkeys(places):
-        found = await get_json(place, Resource, outbound)
+        found = await get_json(place, ProtectedResource, outbound)
         if found is not None and found.authorization_servers:
             if not _covers(found.resource, url):
                 raise AccessDenied(
@@ -72,7 +72,7 @@ def _covers(resource: str, url: Url) -> bool:
     return not resource or (same and (ours.path.rstrip("/") + "/").startswith(above))
 
 
-async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
+async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
     """Return the metadata of an authorization server.
 
     Raises:
@@ -85,7 +85,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
     if path:
         places.append(f"{origin}{path}/.well-known/openid-configuration")
     for place in places:
-        found = await get_json(place, Issuer, outbound)
+        found = await get_json(place, IssuerMetadata, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.", 401)
@@ -93,17 +93,17 @@ async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
     return None
 
 
-async def find_at_origin(url: Url, outbound: Outbound) -> Issuer:
+async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
     """Return the authorization server of a 2025-03-26 server, from its origin or from that revision's default
     endpoints.
     """
     origin = url.origin
-    found = await get_json(f"{origin}/.well-known/oauth-authorization-server", Issuer, outbound)
+    found = await get_json(f"{origin}/.well-known/oauth-authorization-server", IssuerMetadata, outbound)
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
             raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.", 401)
         return _asked_only_where_it_may(found, url)
-    return Issuer(
+    return IssuerMetadata(
         issuer=origin,
         authorization_endpoint=f"{origin}/authorize",
         token_endpoint=f"{origin}/token",
@@ -112,7 +112,7 @@ async def find_at_origin(url: Url, outbound: Outbound) -> Issuer:
     )
 
 
-def _asked_only_where_it_may(issuer: Issuer, named_by: Url) -> Issuer:
+def _asked_only_where_it_may(issuer: IssuerMetadata, named_by: Url) -> IssuerMetadata:
     places = (
         issuer.authorization_endpoint,
         issuer.token_endpoint,

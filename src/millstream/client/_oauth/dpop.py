@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from millstream._http.client.url import Url
 from millstream.client._oauth.challenges import read_challenges
-from millstream.client._oauth.discovery import Issuer, Resource
+from millstream.client._oauth.discovery import IssuerMetadata, ProtectedResource
 from millstream.client._oauth.store import ES256, Tokens
 
 if TYPE_CHECKING:
@@ -77,7 +77,13 @@ class BoundKey(NamedTuple):
 
 
 def key_for(
-    issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs, *, wanted: bool
+    issuer: IssuerMetadata,
+    resource: ProtectedResource | None,
+    challenge: str,
+    before: Tokens | None,
+    proofs: Proofs,
+    *,
+    wanted: bool,
 ) -> BoundKey:
     """Return the key to bind a token to, if the issuer supports it and either the server accepts bound tokens or we
     require them. Reuses the previous key if there is one.

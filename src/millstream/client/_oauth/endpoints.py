@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.dpop import BoundKey
 from millstream.client._oauth.issuer_http import Outbound, fetch, post_form, read_object
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
@@ -40,7 +40,7 @@ def brief(text: str) -> str:
     return " ".join(text.split())[:_MAX_SAID].rstrip(".")
 
 
-def method_of(issuer: Issuer, who: Registration) -> str:
+def method_of(issuer: IssuerMetadata, who: Registration) -> str:
     """Return the client authentication method for the token endpoint."""
     if who.token_endpoint_auth_method:
         return who.token_endpoint_auth_method
@@ -51,7 +51,7 @@ def method_of(issuer: Issuer, who: Registration) -> str:
     return next((method for method in usable if method in offered), usable[0])
 
 
-async def register(issuer: Issuer, name: str, redirect: str, outbound: Outbound) -> Registration:
+async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: Outbound) -> Registration:
     """Register as a client of an issuer.
 
     Raises:
@@ -90,7 +90,7 @@ def _unregistered(issuer: str, status: int) -> AccessDenied:
 
 
 async def ask_token(
-    issuer: Issuer, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
+    issuer: IssuerMetadata, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
 ) -> TokenResponse:
     """Send a request to the token endpoint, with a proof of `bound_key` if there is one."""
     where, given = issuer.token_endpoint, TokenResponse()
@@ -107,7 +107,7 @@ async def ask_token(
     return given
 
 
-async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
+async def revoke(issuer: IssuerMetadata, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
     """Revoke tokens, and return whether all of them are revoked."""
     if not issuer.revocation_endpoint:
         return False
@@ -120,7 +120,9 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, outbound: Ou
     return done
 
 
-def authenticate(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def authenticate(
+    issuer: IssuerMetadata, who: Registration, form: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the form fields and headers that authenticate the client for one request.
 
     Raises:

@@ -18,18 +18,18 @@ from millstream.client._oauth.authorization_request import AuthorizationRequest
 from millstream.client._oauth.browser_login import Loopback, Visit, answer_of
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.client_registrations import ClientRegistrations
+from millstream.client._oauth.default_store import default_store
 from millstream.client._oauth.discovery import (
-    Issuer,
-    Resource,
+    IssuerMetadata,
+    ProtectedResource,
     find_at_origin,
     find_issuer,
     find_resource,
 )
 from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
-from millstream.client._oauth.identity import Grants
+from millstream.client._oauth.identity import GrantSource
 from millstream.client._oauth.issuer_http import Outbound, parse_secure, refuse_local
-from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.store import Registration, Store, Tokens
 
 _ENDED = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
@@ -79,7 +79,7 @@ class OAuth:
         self._redirect_uri = redirect_uri
         self._outbound = Outbound(tls)
         self._lock = asyncio.Lock()
-        self._identity: Grants | None = None
+        self._identity: GrantSource | None = None
         self._proofs = Proofs()
         self._proving = False
 
@@ -112,7 +112,7 @@ class OAuth:
         self._who.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
         return self
 
-    def managed_by(self, identity: Grants) -> "OAuth":
+    def managed_by(self, identity: GrantSource) -> "OAuth":
         """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
         self._identity = identity
         return self
@@ -259,7 +259,13 @@ class OAuth:
             await self._authorize(url, issuer, target, wanted, bound_key)
 
     async def _buy(
-        self, url: Url, issuer: Issuer, who: Registration, form: Mapping[str, str], wanted: str, bound_key: BoundKey
+        self,
+        url: Url,
+        issuer: IssuerMetadata,
+        who: Registration,
+        form: Mapping[str, str],
+        wanted: str,
+        bound_key: BoundKey,
     ) -> None:
         given = await ask_token(issuer, who, form, self._outbound, bound_key)
         if given.error or not given.access_token:
@@ -276,7 +282,7 @@ class OAuth:
             Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key, resource=form.get("resource", "")),
         )
 
-    async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[Resource | None, Issuer]:
+    async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[ProtectedResource | None, IssuerMetadata]:
         """Return the server's metadata, and the issuer that may receive our credentials."""
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
@@ -284,7 +290,7 @@ class OAuth:
         self._who.bind(url, issuer.issuer)
         return resource, issuer
 
-    async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
+    async def _renew(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
         try:
             given = await self._ask_for_fresh(issuer, tokens, target)
         except ClientError:
@@ -294,12 +300,12 @@ class OAuth:
         _keep(self._store, url, given, tokens)
         return True
 
-    async def _ask_for_fresh(self, issuer: Issuer, tokens: Tokens, target: str) -> TokenResponse:
+    async def _ask_for_fresh(self, issuer: IssuerMetadata, tokens: Tokens, target: str) -> TokenResponse:
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
         bound_key = BoundKey(self._proofs, tokens.proof_key)
         return await ask_token(issuer, self._who.known_at(issuer), form, self._outbound, bound_key)
 
-    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, bound_key: BoundKey) -> None:
+    async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, bound_key: BoundKey) -> None:
         """Send the user to the authorization server, and exchange the redirect for tokens."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
@@ -314,7 +320,7 @@ class OAuth:
         await self._buy(url, issuer, request.who, request.form(answer), scope, bound_key)
 
     async def _authorization_request(
-        self, issuer: Issuer, target: str, scope: str, redirect: str
+        self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
     ) -> AuthorizationRequest:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(
@@ -334,12 +340,12 @@ class OAuth:
         return self._store.load().tokens.get(str(url))
 
 
-def _target(url: Url, resource: Resource | None) -> str:
+def _target(url: Url, resource: ProtectedResource | None) -> str:
     """Return the resource that a token is for: the name that the server uses for itself, or its URL."""
     return resource.resource if resource is not None and resource.resource else str(url)
 
 
-async def _issuer_of(url: Url, resource: Resource | None, only: str, outbound: Outbound) -> Issuer:
+async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, outbound: Outbound) -> IssuerMetadata:
     if resource is None and not only:
         return await find_at_origin(url, outbound)
     named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
@@ -352,8 +358,8 @@ async def _issuer_of(url: Url, resource: Resource | None, only: str, outbound: O
 def _wanted(
     scope: str,
     asked: Mapping[str, str],
-    resource: Resource | None,
-    issuer: Issuer,
+    resource: ProtectedResource | None,
+    issuer: IssuerMetadata,
     before: Tokens | None,
     *,
     alone: bool,

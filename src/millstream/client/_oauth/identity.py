@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from millstream._protocol.suggestions import suggesting
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import Issuer, find_issuer
+from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.endpoints import authenticate
 from millstream.client._oauth.issuer_http import Outbound, post_form
 from millstream.client._oauth.store import Registration
@@ -33,10 +33,10 @@ Said = str | Callable[[], str | Awaitable[str]]
 """A token that identifies its subject, or a function that returns one that's still valid."""
 
 
-class Grants(Protocol):
+class GrantSource(Protocol):
     """A source of grants."""
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
+    async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
         """Return the token request for an authorization server and a resource.
 
         Raises:
@@ -45,7 +45,7 @@ class Grants(Protocol):
         ...
 
 
-class _Exchanged(Struct):
+class _ExchangeResponse(Struct):
     """The response of the identity provider."""
 
     access_token: str = ""
@@ -71,8 +71,8 @@ class IdentityProvider:
         self._id_token = id_token
         self._who = Registration(client_id, client_secret)
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """Exchange the ID token for a grant (`Grants`)."""
+    async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
+        """Exchange the ID token for a grant (`GrantSource`)."""
         home = await find_issuer(self._issuer, outbound)
         if home is None:
             raise AccessDenied(f"{self._issuer} has no metadata. Check the issuer of the identity provider.", 401)
@@ -88,9 +88,9 @@ class IdentityProvider:
         shown, headers = authenticate(home, self._who, form)
         reply = await post_form(home.token_endpoint, shown, headers, outbound)
         try:
-            given = msgspec.json.decode(reply.body, type=_Exchanged)
+            given = msgspec.json.decode(reply.body, type=_ExchangeResponse)
         except (msgspec.MsgspecError, RecursionError):
-            given = _Exchanged(error=f"status {reply.status}")
+            given = _ExchangeResponse(error=f"status {reply.status}")
         if given.error or not given.access_token or given.issued_token_type != _GRANT:
             reason = given.error_description or given.error or "the token has an unexpected type"
             raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {reason}.", 401)
@@ -115,8 +115,8 @@ class WorkloadIdentity:
         self._issuer = issuer
         self._token = token
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """Return the platform's token as a grant (`Grants`)."""
+    async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
+        """Return the platform's token as a grant (`GrantSource`)."""
         if issuer.issuer != self._issuer:
             why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why, 401)

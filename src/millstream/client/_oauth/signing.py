@@ -18,7 +18,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.store import ES256, Registration
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -36,7 +36,7 @@ _ALGORITHMS = {
 _Key = ECKey | RSAKey | OKPKey
 
 
-def assertion(issuer: Issuer, who: Registration) -> dict[str, str]:
+def assertion(issuer: IssuerMetadata, who: Registration) -> dict[str, str]:
     """Return the form fields that authenticate the client. An assertion is valid once, so each request needs its own.
 
     Raises:

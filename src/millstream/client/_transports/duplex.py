@@ -12,7 +12,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, notification_message, read, split_batch
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
-from millstream.client._transports.transport import Listener, Request, Transport
+from millstream.client._transports.transport import Listener, Transport, TransportRequest
 
 _MAX_BATCH = 1000
 
@@ -35,7 +35,7 @@ class Duplex:
         self.fault: ClientError | None = None
         """Why the connection has ended."""
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response. Notify the server if the caller is canceled."""
         if self.fault is not None:
             raise self.fault

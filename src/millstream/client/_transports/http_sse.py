@@ -13,7 +13,7 @@ from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.events import EventReader
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.transport import Listener, TransportRequest
 
 
 class HttpSseTransport:
@@ -113,7 +113,7 @@ class HttpSseTransport:
         """Send the version header from now on, if the revision has one."""
         self._revision = revision
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 

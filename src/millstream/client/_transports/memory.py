@@ -10,8 +10,8 @@ from millstream._protocol.revisions import Revision
 from millstream._transports.memory import MemoryPipe
 from millstream.client._background import Background
 from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.embedded import Embedded, Running
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.in_process import RunningServer, ServerObject
+from millstream.client._transports.transport import Listener, TransportRequest
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
@@ -26,7 +26,7 @@ class MemoryTransport:
 
     def __init__(
         self,
-        server: Embedded,
+        server: ServerObject,
         listener: Listener,
         background: Background,
         *,
@@ -36,7 +36,7 @@ class MemoryTransport:
         self._new_pipe = pipe
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
-        self._running: AbstractAsyncContextManager[Running] | None = None
+        self._running: AbstractAsyncContextManager[RunningServer] | None = None
         self._pipe: MemoryPipe | None = None
 
     @property
@@ -59,7 +59,7 @@ class MemoryTransport:
     def agreed(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 

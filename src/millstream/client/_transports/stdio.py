@@ -22,7 +22,7 @@ from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.transport import Listener, TransportRequest
 
 _GRACE = 2.0
 """Seconds for the server to exit after its input closes, and again after SIGTERM."""
@@ -166,7 +166,7 @@ class StdioTransport:
     def agreed(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if not self.writable.is_set():
             await self._take_turn()

@@ -26,7 +26,7 @@ from millstream.client._errors import (
     SessionLost,
 )
 from millstream.client._transports.events import EventReader
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.transport import Listener, TransportRequest
 
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _TAKES_EVENTS = "Accept: text/event-stream\r\n"
@@ -75,7 +75,7 @@ class StreamableTransport:
         """Send the version header from now on."""
         self._revision = revision
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """POST a request and wait for the response."""
         try:
             reply = await self._endpoint.send(
@@ -111,7 +111,7 @@ class StreamableTransport:
                 async with asyncio.timeout(_STANDS):
                     await stands.wait()
 
-    def _headers(self, request: Request) -> str:
+    def _headers(self, request: TransportRequest) -> str:
         revision = request.revision or self._revision
         key = (request.method, revision, self._session)
         head = self._heads.get(key)
@@ -129,7 +129,7 @@ class StreamableTransport:
         version = f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
         return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
 
-    def _answer(self, request: Request, reply: HttpReply) -> Envelope:
+    def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
@@ -168,7 +168,7 @@ class StreamableTransport:
 
     # Streams
 
-    async def _follow(self, request: Request, stream: Body) -> Envelope:
+    async def _follow(self, request: TransportRequest, stream: Body) -> Envelope:
         """Read a stream until the response arrives, resuming the stream if it breaks."""
         reader = self._following[request.id] = EventReader(self._max)
         try:
@@ -185,7 +185,7 @@ class StreamableTransport:
             del self._following[request.id]
             reader.close()
 
-    async def _answer_on(self, reader: EventReader, request: Request) -> Envelope:
+    async def _answer_on(self, reader: EventReader, request: TransportRequest) -> Envelope:
         """Return the response on this connection, passing earlier messages to the listener."""
         while (message := await reader.message()) is not None:
             if _is_answer(request, message):
@@ -279,7 +279,7 @@ class StreamableTransport:
 
     # Shutdown
 
-    def _give_up(self, request: Request) -> None:
+    def _give_up(self, request: TransportRequest) -> None:
         """Cancel the request of a canceled caller. In the per-request era, closing the connection already has."""
         revision = self._revision
         if request.method != "initialize" and revision is not None and revision.handshake:
@@ -304,7 +304,7 @@ class StreamableTransport:
             await self._endpoint.close()
 
 
-def _is_answer(request: Request, message: Envelope) -> bool:
+def _is_answer(request: TransportRequest, message: Envelope) -> bool:
     """Return whether a message is the response to this request.
 
     Raises:
@@ -317,7 +317,7 @@ def _is_answer(request: Request, message: Envelope) -> bool:
     return True
 
 
-def wrong_id(request: Request, message: Envelope) -> BadAnswer:
+def wrong_id(request: TransportRequest, message: Envelope) -> BadAnswer:
     """Return the error for a response to another request."""
     return BadAnswer(
         f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."

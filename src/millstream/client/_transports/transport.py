@@ -11,7 +11,7 @@ from millstream._protocol.revisions import Revision
 from millstream.client._errors import ClientError
 
 
-class Request(Struct, gc=False):
+class TransportRequest(Struct, gc=False):
     """One request to send."""
 
     id: int
@@ -64,7 +64,7 @@ class Transport(Protocol):
     def agreed(self, revision: Revision) -> None:
         """Use the negotiated revision from now on."""
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response. Canceling the caller cancels the request.
 
         Raises:

@@ -27,7 +27,7 @@ from millstream.client._errors import (
     TlsFailed,
 )
 from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.transport import Listener, TransportRequest
 
 _MESSAGE_TOO_BIG = 1009
 _GOODBYE = 2.0
@@ -152,7 +152,7 @@ class WebSocketTransport:
     def agreed(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 

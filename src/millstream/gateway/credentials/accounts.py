@@ -27,8 +27,15 @@ from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import Outbound, fetch
 from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
 from millstream.gateway.credentials.options import PerUserOAuth
-from millstream.gateway.credentials.source import Caller, LinkAuth, UpstreamCredentials, logger, outbound_for, refusal
-from millstream.gateway.credentials.tokens import PATIENCE, Grant, SharedTokens, make_grant
+from millstream.gateway.credentials.source import (
+    LinkAuth,
+    LinkCaller,
+    UpstreamCredentials,
+    logger,
+    outbound_for,
+    refusal,
+)
+from millstream.gateway.credentials.tokens import PATIENCE, SharedTokens, StoredGrant, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -145,7 +152,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
-        return LinkAuth(self, self.caller(link_key) or Caller({}, link_key.partition("\n")[0]))
+        return LinkAuth(self, self.caller(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
 
     async def _listers(self) -> list[str]:
         raw = await self._services.store.kv.get(f"connection-lister:{self._id}")
@@ -163,7 +170,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Calls
 
-    def _identify(self, call: "Call") -> tuple[str, Caller]:
+    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal = call.principal
         if principal is None:
             raise refusal(
@@ -172,7 +179,7 @@ class PersonalCredentials(UpstreamCredentials):
                 "anonymous. Sign in to this server first.",
             )
         owner = owner_of(principal.id)
-        return owner, Caller({}, owner)
+        return owner, LinkCaller({}, owner)
 
     async def prepare(self, call: "Call") -> None:
         """See `UpstreamCredentials.prepare`."""
@@ -196,7 +203,7 @@ class PersonalCredentials(UpstreamCredentials):
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
 
-    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token of the user's connection, renewed if it's about to expire."""
         owner = caller.owner
         grant = await self._tokens.get(owner, self._renew) if owner else None
@@ -209,7 +216,7 @@ class PersonalCredentials(UpstreamCredentials):
         proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
-    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Renew the token that was refused."""
         return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
 
@@ -219,7 +226,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Questions
 
-    async def _ask(self, call: "Call", owner: str, before: Grant | None, why: str) -> None:
+    async def _ask(self, call: "Call", owner: str, before: StoredGrant | None, why: str) -> None:
         """Ask the user to connect, and wait until they have.
 
         Raises:
@@ -253,7 +260,7 @@ class PersonalCredentials(UpstreamCredentials):
             if not waiting and self._waiting.get(owner) is waiting:
                 del self._waiting[owner]
 
-    async def _has_changed(self, owner: str, before: Grant | None, event: asyncio.Event, seconds: float) -> bool:
+    async def _has_changed(self, owner: str, before: StoredGrant | None, event: asyncio.Event, seconds: float) -> bool:
         old = "" if before is None else before.token
         try:
             async with asyncio.timeout(seconds):
@@ -278,7 +285,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # The page
 
-    async def connection(self, owner: str) -> Grant | None:
+    async def connection(self, owner: str) -> StoredGrant | None:
         """Return the connection of a user."""
         return await self._tokens.load(owner)
 
@@ -329,7 +336,7 @@ class PersonalCredentials(UpstreamCredentials):
         grant = await self._tokens.remove(owner)
         return grant is not None and await self._discard(owner, grant)
 
-    async def _discard(self, owner: str, grant: Grant) -> bool:
+    async def _discard(self, owner: str, grant: StoredGrant) -> bool:
         """Revoke tokens that are no longer used."""
         oauth, _ = self._client("", grant, {})
         try:
@@ -361,7 +368,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Tokens
 
-    async def _renew(self, old: Grant | None) -> Grant | None:
+    async def _renew(self, old: StoredGrant | None) -> StoredGrant | None:
         """Return the connection with fresh tokens, or None if it has ended."""
         if old is None or not old.tokens.refresh_token:
             # Keep it: the refusal may be the upstream's mistake, and the user would have to connect again.
@@ -373,7 +380,7 @@ class PersonalCredentials(UpstreamCredentials):
         return _make_grant(store.load().tokens[str(self.url)], old.registration, now=now)
 
     def _client(
-        self, base: str, grant: Grant | None, registrations: Mapping[str, Registration]
+        self, base: str, grant: StoredGrant | None, registrations: Mapping[str, Registration]
     ) -> tuple[OAuth, MemoryStore]:
         options, store = self.options, MemoryStore()
         tokens: dict[str, Tokens] = {}
@@ -409,7 +416,7 @@ class PersonalCredentials(UpstreamCredentials):
         await self._services.store.kv.put(place, sealed.encode(), _CLIENT_KEPT)
 
 
-def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> Grant:
+def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> StoredGrant:
     grant = make_grant(tokens, registration, now=now)
     # Without a refresh token, the access token is used until it expires.
     return grant if tokens.refresh_token else structs.replace(grant, renew_at=tokens.expires_at)

@@ -11,14 +11,14 @@ from millstream._http.client.url import Url
 from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
 from millstream.client._errors import AccessDenied, ConnectFailed
-from millstream.client._oauth.discovery import Issuer, find_issuer
+from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.dpop import BoundKey, Proofs
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
 from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 from millstream.gateway.credentials.options import ClientCredentials, TokenExchange
-from millstream.gateway.credentials.source import Caller, UpstreamCredentials, outbound_for, refusal
-from millstream.gateway.credentials.tokens import Grant, SharedTokens, make_grant
+from millstream.gateway.credentials.source import LinkCaller, UpstreamCredentials, outbound_for, refusal
+from millstream.gateway.credentials.tokens import SharedTokens, StoredGrant, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -84,11 +84,11 @@ class _TokenCredentials(UpstreamCredentials):
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
         self._who = Registration(options.client_id, secret, method or "none", key, options.key_id)
 
-    async def _issuer(self) -> Issuer:
+    async def _issuer(self) -> IssuerMetadata:
         options = self._options
         if options.token_url:
             parse_secure(options.token_url)
-            return Issuer(issuer=options.token_url, token_endpoint=options.token_url)
+            return IssuerMetadata(issuer=options.token_url, token_endpoint=options.token_url)
         found = await find_issuer(options.issuer, self._outbound)
         if found is None:
             raise ConnectFailed(
@@ -112,16 +112,16 @@ class _TokenCredentials(UpstreamCredentials):
 class OwnCredentials(_TokenCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
-    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that all workers share."""
         grant = await self._tokens.get("own", self._renew)
         return {} if grant is None else _header(grant)
 
-    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Request another token."""
         return await self._tokens.replace("own", _sent_token(sent), self._renew)
 
-    async def _renew(self, old: Grant | None) -> Grant:
+    async def _renew(self, old: StoredGrant | None) -> StoredGrant:
         try:
             self._read()  # a file may have been rotated
         except LocalError as exc:
@@ -148,7 +148,7 @@ class ExchangedCredentials(_TokenCredentials):
         """Link key that failed to read the lists."""
         self._arrival = asyncio.Event()
 
-    def _identify(self, call: "Call") -> tuple[str, Caller]:
+    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
             raise refusal(
@@ -170,7 +170,7 @@ class ExchangedCredentials(_TokenCredentials):
         key = f"{principal.bound.hex()}:{rights}"
         exp = principal.claims.get("exp")
         until = min(principal.until, float(exp)) if isinstance(exp, int | float) else principal.until
-        return key, Caller({}, principal.id, token.strip().decode("ascii"), until)
+        return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)
 
     def link_key(self, call: "Call") -> str:
         """See `UpstreamCredentials.link_key`."""
@@ -205,28 +205,28 @@ class ExchangedCredentials(_TokenCredentials):
         """See `UpstreamCredentials.pass_over`."""
         self._passed_over = link_key
 
-    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was exchanged for the caller's current one."""
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
         token = caller.token
 
-        async def renew(old: Grant | None) -> Grant:
+        async def renew(old: StoredGrant | None) -> StoredGrant:
             return await self._exchange(token, caller.until)
 
         grant = await self._tokens.get(_name(caller), renew)
         return {} if grant is None else _header(grant)
 
-    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Exchange the caller's token again."""
         token = caller.token
 
-        async def renew(old: Grant | None) -> Grant:
+        async def renew(old: StoredGrant | None) -> StoredGrant:
             return await self._exchange(token, caller.until)
 
         return await self._tokens.replace(_name(caller), _sent_token(sent), renew)
 
-    async def _exchange(self, token: str, until: float) -> Grant:
+    async def _exchange(self, token: str, until: float) -> StoredGrant:
         options = self._options
         assert isinstance(options, TokenExchange)  # noqa: S101  `open_credentials` looked
         form = self._form(
@@ -240,12 +240,12 @@ class ExchangedCredentials(_TokenCredentials):
         return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
 
 
-def _name(caller: Caller) -> str:
+def _name(caller: LinkCaller) -> str:
     """Return the store key of the token exchanged for one token of one user. It doesn't contain the token."""
     return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
 
 
-def _header(grant: Grant) -> dict[str, str]:
+def _header(grant: StoredGrant) -> dict[str, str]:
     return {"Authorization": f"Bearer {grant.token}"}
 
 

@@ -39,7 +39,7 @@ _NEVER: Final = frozenset(
 _PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
 
 
-class Caller(Struct):
+class LinkCaller(Struct):
     """What is known about the callers with one link key."""
 
     headers: Mapping[str, str]
@@ -71,7 +71,7 @@ class UpstreamCredentials:
         self.changed: Callable[[str], None] = _ignore
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
-        self._callers: OrderedDict[str, Caller] = OrderedDict()
+        self._callers: OrderedDict[str, LinkCaller] = OrderedDict()
 
     # Used by calls
 
@@ -94,13 +94,13 @@ class UpstreamCredentials:
             known.token, known.until = told.token, told.until
         return key
 
-    def caller(self, link_key: str) -> Caller | None:
+    def caller(self, link_key: str) -> LinkCaller | None:
         """Return what is known about the callers with a link key."""
         return self._callers.get(link_key)
 
     def auth(self, link_key: str) -> Auth:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
-        return LinkAuth(self, self.caller(link_key) or Caller({}))
+        return LinkAuth(self, self.caller(link_key) or LinkCaller({}))
 
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
@@ -135,11 +135,11 @@ class UpstreamCredentials:
 
     # For subclasses
 
-    def _identify(self, call: "Call") -> tuple[str, Caller]:
+    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         """Return the link key of a call, and what is known about the caller."""
-        return "", Caller({})
+        return "", LinkCaller({})
 
-    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the credentials for one request, without forwarded headers.
 
         Raises:
@@ -147,7 +147,7 @@ class UpstreamCredentials:
         """
         return {}
 
-    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Replace credentials that the upstream has refused, and return whether there are new ones."""
         return False
 
@@ -167,7 +167,7 @@ class LinkAuth:
 
     __slots__ = ("_caller", "_credentials", "_sent")
 
-    def __init__(self, credentials: UpstreamCredentials, caller: Caller) -> None:
+    def __init__(self, credentials: UpstreamCredentials, caller: LinkCaller) -> None:
         self._credentials = credentials
         self._caller = caller
         self._sent: Mapping[str, str] = {}
@@ -233,11 +233,11 @@ class FixedCredentials(UpstreamCredentials):
             raise LocalError(f"The credentials of {whose} can't be sent: {exc}") from None
         return found
 
-    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the headers."""
         return self._headers
 
-    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Read the files again, because a secret may have been rotated."""
         try:
             found = self._read()

@@ -36,7 +36,7 @@ _KIND: Final = b"gateway token"
 _TOPIC: Final = "gateway-token"
 
 
-class Grant(Struct, frozen=True):
+class StoredGrant(Struct, frozen=True):
     """Tokens of an authorization server for one upstream and one owner."""
 
     tokens: Tokens
@@ -51,14 +51,14 @@ class Grant(Struct, frozen=True):
         return self.tokens.access_token
 
 
-def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> Grant:
+def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> StoredGrant:
     """Return a grant for tokens that were just issued."""
     life = max(tokens.expires_at - now, 0.0)
     renew_at = tokens.expires_at - min(_EARLY, life / 5) if tokens.expires_at else 0.0
-    return Grant(tokens, renew_at, registration or Registration())
+    return StoredGrant(tokens, renew_at, registration or Registration())
 
 
-Renew = Callable[[Grant | None], Awaitable[Grant | None]]
+Renew = Callable[[StoredGrant | None], Awaitable[StoredGrant | None]]
 """Returns the successor of a grant, or None if it has ended."""
 
 
@@ -77,7 +77,7 @@ class SharedTokens:
         lossy: bool,
         changed: Callable[[str], None] = lambda name: None,
         missed: Callable[[], None] = lambda: None,
-        discard: Callable[[str, Grant], Awaitable[object]] | None = None,
+        discard: Callable[[str, StoredGrant], Awaitable[object]] | None = None,
     ) -> None:
         """Share grants through the store of a server.
 
@@ -99,10 +99,10 @@ class SharedTokens:
         self._missed = missed
         self._discard = discard
         # State
-        self._cached: OrderedDict[str, Grant] = OrderedDict()
+        self._cached: OrderedDict[str, StoredGrant] = OrderedDict()
         self._news = 0
         """Counter of possible changes in the store."""
-        self._renewals: dict[str, asyncio.Task[Grant | None]] = {}
+        self._renewals: dict[str, asyncio.Task[StoredGrant | None]] = {}
         self._renewed: OrderedDict[str, float] = OrderedDict()
         """Name -> when this worker last renewed it because it was refused."""
         self._stop = services.store.bus.subscribe(self._topic, self._hear, interrupted=self._forget_all)
@@ -129,50 +129,50 @@ class SharedTokens:
     def _place(self, name: str) -> str:
         return self._prefix + name
 
-    async def load(self, name: str) -> Grant | None:
+    async def load(self, name: str) -> StoredGrant | None:
         """Return the stored grant of a name, even if it has expired."""
         found = self._cached.get(name)
         if found is None:
             _, found = await self._read(name)
         return found
 
-    async def _read(self, name: str) -> tuple[bytes | None, Grant | None]:
+    async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
         place, news = self._place(name), self._news
         raw = await self._services.store.kv.get(place)
         plain = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), place.encode())
         try:
-            found = None if plain is None else msgspec.msgpack.decode(plain, type=Grant)
+            found = None if plain is None else msgspec.msgpack.decode(plain, type=StoredGrant)
         except msgspec.MsgspecError:
             found = None
         if news == self._news:  # else it may have been removed since
             self._remember(name, found)
         return raw, found
 
-    def _remember(self, name: str, grant: Grant | None) -> None:
+    def _remember(self, name: str, grant: StoredGrant | None) -> None:
         self._cached.pop(name, None)
         if grant is not None:
             self._cached[name] = grant
             if len(self._cached) > _MAX_CACHED:
                 self._cached.popitem(last=False)
 
-    def _sealed(self, name: str, grant: Grant) -> bytes:
+    def _sealed(self, name: str, grant: StoredGrant) -> bytes:
         services = self._services
         plain = msgspec.msgpack.encode(grant)
         return services.ring.seal(_KIND, plain, services.nonce(), self._place(name).encode()).encode()
 
-    def _life(self, grant: Grant) -> float:
+    def _life(self, grant: StoredGrant) -> float:
         until = grant.tokens.expires_at
         lasts = grant.tokens.refresh_token or not until
         return self._ttl if lasts else max(until - time.time(), 1.0)
 
-    async def put(self, name: str, grant: Grant) -> None:
+    async def put(self, name: str, grant: StoredGrant) -> None:
         """Store a grant, replacing any other, and notify all workers."""
         await self._services.store.kv.put(
             self._place(name), self._sealed(name, grant), self._life(grant), lossy=self._lossy
         )
         await self._tell(name)
 
-    async def remove(self, name: str) -> Grant | None:
+    async def remove(self, name: str) -> StoredGrant | None:
         """Remove a grant on all workers, and return it."""
         _, grant = await self._read(name)
         await self._services.store.kv.delete(self._place(name))
@@ -186,7 +186,7 @@ class SharedTokens:
 
     # Fresh grants
 
-    async def get(self, name: str, renew: Renew) -> Grant | None:
+    async def get(self, name: str, renew: Renew) -> StoredGrant | None:
         """Return the grant of a name, renewed if its token is about to expire.
 
         Raises:
@@ -219,7 +219,7 @@ class SharedTokens:
         fresh = await self._renewal(name, found, renew)
         return fresh is not None and fresh.token != refused
 
-    async def _renewal(self, name: str, old: Grant | None, renew: Renew) -> Grant | None:
+    async def _renewal(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
         task = self._renewals.get(name)
         if task is None:
             if len(self._renewals) >= _MAX_RENEWALS:
@@ -235,7 +235,7 @@ class SharedTokens:
         if not done.cancelled():
             done.exception()  # its callers may have been canceled
 
-    async def _renew(self, name: str, old: Grant | None, renew: Renew) -> Grant | None:
+    async def _renew(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
         try:
             async with (
                 asyncio.timeout(2 * _LEASE),
@@ -254,7 +254,7 @@ class SharedTokens:
             raise
         return await self._write(name, raw, fresh)
 
-    async def _write(self, name: str, raw: bytes | None, fresh: Grant | None) -> Grant | None:
+    async def _write(self, name: str, raw: bytes | None, fresh: StoredGrant | None) -> StoredGrant | None:
         kv, place = self._services.store.kv, self._place(name)
         sealed = None if fresh is None else self._sealed(name, fresh)
         ttl = 1.0 if fresh is None else self._life(fresh)
@@ -274,11 +274,11 @@ class SharedTokens:
         return found
 
 
-def _is_old(grant: Grant) -> bool:
+def _is_old(grant: StoredGrant) -> bool:
     return 0 < grant.renew_at <= time.time()
 
 
-def _has_ended(grant: Grant) -> bool:
+def _has_ended(grant: StoredGrant) -> bool:
     return 0 < grant.tokens.expires_at <= time.time()
 
 

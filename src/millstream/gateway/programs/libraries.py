@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from millstream.gateway.programs.classes import ProgramError, library_of
 from millstream.gateway.programs.http import HttpSide
-from millstream.gateway.programs.program import Program, Server
+from millstream.gateway.programs.program import Program, ProgramServer
 from millstream.gateway.programs.single_exchange import SingleExchange
 
 
@@ -89,11 +89,11 @@ def _shown(server: Any, known: str) -> Any:
 
 
 @asynccontextmanager
-async def _low_level(server: Any) -> AsyncGenerator[Server]:
+async def _low_level(server: Any) -> AsyncGenerator[ProgramServer]:
     """Run a low-level server as its own HTTP transport would: 1.x runs the lifespan per session, 2.x once."""
     options = server.create_initialization_options()
     if not _has_per_request_era():
-        yield Server(lambda given, taken: server.run(given, taken, options))
+        yield ProgramServer(lambda given, taken: server.run(given, taken, options))
         return
     serve = import_module("mcp.server.runner").serve_dual_era_loop
     async with server.lifespan(server) as state:
@@ -101,13 +101,13 @@ async def _low_level(server: Any) -> AsyncGenerator[Server]:
             single = SingleExchange(server, state)
         except (ImportError, AttributeError):  # sessions speak this era, too
             single = None
-        yield Server(
+        yield ProgramServer(
             lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options), single
         )
 
 
 @asynccontextmanager
-async def _fastmcp(server: Any, known: str) -> AsyncGenerator[Server]:
+async def _fastmcp(server: Any, known: str) -> AsyncGenerator[ProgramServer]:
     """Run a fastmcp server: its application's lifespan once, and its low-level server for each session."""
     application = server.http_app()  # its session manager runs only once
     async with AsyncExitStack() as stack:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.gateway.programs.http import HttpSide
 
 
-class Server(Struct, frozen=True):
+class ProgramServer(Struct, frozen=True):
     """A server running in one event loop."""
 
     serve: Callable[[Any, Any], Awaitable[None]]
@@ -31,13 +31,13 @@ class Server(Struct, frozen=True):
     """Answers requests of the per-request era; None if sessions do."""
 
 
-Open = Callable[[], AbstractAsyncContextManager[Server]]
+Open = Callable[[], AbstractAsyncContextManager[ProgramServer]]
 """Runs what a program runs once for all sessions, such as its lifespan."""
 MAX_USERS = 10_000
 """Maximum callers that a program remembers."""
 
 
-class _Running:
+class _ProgramRun:
     """A program running in one event loop."""
 
     __slots__ = ("context", "ready", "server", "stop", "task", "users")
@@ -50,7 +50,7 @@ class _Running:
         self.stop = asyncio.Event()
         self.context = Context()
         """Context variables set by the program's lifespan."""
-        self.server: Server
+        self.server: ProgramServer
         self.task: asyncio.Task[None]
 
 
@@ -80,7 +80,7 @@ class Program:
         self.messages: Messages = Messages()
         self._open = open
         self._users: OrderedDict[str, Any] = OrderedDict()
-        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, _Running] = WeakKeyDictionary()
+        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, _ProgramRun] = WeakKeyDictionary()
 
     @property
     def protected(self) -> bool:
@@ -143,7 +143,7 @@ class Program:
         loop = asyncio.get_running_loop()
         running = self._running.get(loop)
         if running is None:
-            running = self._running[loop] = _Running()
+            running = self._running[loop] = _ProgramRun()
             running.task = loop.create_task(self._run(running, loop), context=Context())
         running.users += 1
         try:
@@ -160,7 +160,7 @@ class Program:
             self._leave(running)
 
     @staticmethod
-    def _leave(running: _Running) -> None:
+    def _leave(running: _ProgramRun) -> None:
         running.users -= 1
         if not running.users:
             running.stop.set()
@@ -180,7 +180,7 @@ class Program:
         """Return the handler for requests of the per-request era; None if sessions do. Call `enter` first."""
         return self._running[asyncio.get_running_loop()].server.single
 
-    async def _run(self, running: _Running, loop: asyncio.AbstractEventLoop) -> None:
+    async def _run(self, running: _ProgramRun, loop: asyncio.AbstractEventLoop) -> None:
         try:
             async with self._open() as server:
                 running.server = server

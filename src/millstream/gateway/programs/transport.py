@@ -12,7 +12,7 @@ from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._errors import ConnectFailed, ConnectionLost
 from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.transport import Listener, Request
+from millstream.client._transports.transport import Listener, TransportRequest
 from millstream.gateway.programs.messages import Messages
 from millstream.gateway.programs.single_exchange import SingleExchange
 from millstream.gateway.programs.streams import ServerInput, ServerOutput
@@ -133,7 +133,7 @@ class ProgramTransport:
         """Store the revision."""
         self._revision = revision
 
-    async def exchange(self, request: Request) -> Envelope:
+    async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if request.method == "server/discover" and self._program.handshake_only:
             return Envelope(request.id, "", b"", error=_NO_DISCOVERY)  # its session would log a warning

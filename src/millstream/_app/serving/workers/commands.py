@@ -18,7 +18,7 @@ logger = logging.getLogger("millstream")
 _STOP = [signal.SIGINT, signal.SIGTERM]
 
 
-class Orders:
+class ParentSignals:
     """Events that signals set."""
 
     __slots__ = ("_had_terminal", "_loop", "force", "restart", "stop")
@@ -31,7 +31,7 @@ class Orders:
         self._had_terminal = _has_terminal()
 
     @contextlib.contextmanager
-    def heard(self) -> "Generator[Orders, None, None]":
+    def heard(self) -> "Generator[ParentSignals, None, None]":
         """Handle signals inside the block; only possible in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self

@@ -52,7 +52,7 @@ class Force(Message, frozen=True):
     """Parent to worker: exit now."""
 
 
-class Seat(Struct, frozen=True):
+class WorkerState(Struct, frozen=True):
     """One worker, as shown by `/health`."""
 
     worker: int
@@ -62,10 +62,10 @@ class Seat(Struct, frozen=True):
     """Number of times that it died and was replaced."""
 
 
-class Roster(Message, frozen=True):
+class WorkerStates(Message, frozen=True):
     """Parent to worker: the state of all workers, whenever it changes."""
 
-    seats: list[Seat]
+    seats: list[WorkerState]
 
 
 class Ready(Message, frozen=True):
@@ -84,11 +84,11 @@ class Alive(Message, frozen=True):
     """Worker to parent, periodically with a watchdog: its event loop is running."""
 
 
-class Left(Message, frozen=True):
+class Departure(Message, frozen=True):
     """Worker to parent: it's exiting, and accepts no more connections."""
 
 
-class Failed(Message, frozen=True):
+class StartFailure(Message, frozen=True):
     """Worker to parent: it can't start. Contains the parts of a `CommandError`."""
 
     what: str
@@ -97,14 +97,14 @@ class Failed(Message, frozen=True):
     detail: str = ""
 
 
-ToWorker = Hello | Drain | Force | Roster
-ToParent = Ready | Alive | Left | Failed
+ToWorker = Hello | Drain | Force | WorkerStates
+ToParent = Ready | Alive | Departure | StartFailure
 FOR_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FOR_PARENT: msgspec.json.Decoder[ToParent] = msgspec.json.Decoder(ToParent)
 Heard = TypeVar("Heard")
 
 
-class Line(Generic[Heard]):
+class MessageChannel(Generic[Heard]):
     """One end of the pair of sockets."""
 
     __slots__ = ("_buffer", "_decoder", "end")

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from millstream._app.serving.errors import CommandError
-from millstream._app.serving.workers.messages import FOR_WORKER, Failed, Hello, Line, Seat
+from millstream._app.serving.workers.messages import FOR_WORKER, Hello, MessageChannel, StartFailure, WorkerState
 from millstream._stores.parent import use_parent
 
 VARIABLE = "_MILLSTREAM_WORKER"
@@ -29,7 +29,7 @@ class WorkerSlot:
     __slots__ = ("early", "hello", "line", "seats")
 
     def __init__(self, end: socket.socket) -> None:
-        self.line = Line(end, FOR_WORKER)
+        self.line = MessageChannel(end, FOR_WORKER)
         first = self.line.read()
         while first == []:
             first = self.line.read()
@@ -39,7 +39,7 @@ class WorkerSlot:
         self.early = first[1:]
         """Descriptors that were passed along."""
         self.die_with_parent(True)
-        self.seats: list[Seat] = []
+        self.seats: list[WorkerState] = []
         """State of all workers."""
 
     def die_with_parent(self, on: bool) -> None:
@@ -63,7 +63,7 @@ class WorkerSlot:
         try:
             yield
         except CommandError as exc:
-            self.line.tell(Failed(exc.what, exc.why, exc.fix, exc.detail))
+            self.line.tell(StartFailure(exc.what, exc.why, exc.fix, exc.detail))
             sys.exit(1)
 
     def mark_logs(self) -> None:

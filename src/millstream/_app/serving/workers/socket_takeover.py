@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from millstream._app.serving.http_server import Accept
-from millstream._app.serving.workers.messages import Seat
+from millstream._app.serving.workers.messages import WorkerState
 
 READY = "ready"
 
@@ -55,7 +55,7 @@ class SocketTakeover:
         for listener in (each for listeners in self._others.values() for each in listeners):
             listener.close()
 
-    def look(self, seats: Collection[Seat]) -> None:
+    def look(self, seats: Collection[WorkerState]) -> None:
         """Update the state of all workers."""
         self._wanted = frozenset(place for place in self._others if stands_in(place, seats) == self._me)
         self._go()
@@ -78,7 +78,7 @@ class SocketTakeover:
                 logger.info("Accepting for worker %d, too, until it serves", place)
 
 
-def stands_in(place: int, seats: Collection[Seat]) -> int | None:
+def stands_in(place: int, seats: Collection[WorkerState]) -> int | None:
     """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
     itself.
     """

@@ -21,7 +21,7 @@ from millstream._app.serving.errors import CommandError
 from millstream._app.serving.facts import Facts, registration
 from millstream._app.serving.panel import show
 from millstream._app.serving.signals import INTERRUPTED
-from millstream._app.serving.workers.commands import Orders
+from millstream._app.serving.workers.commands import ParentSignals
 from millstream._app.serving.workers.messages import Hello, Ready
 from millstream._app.serving.workers.worker_pool import Slot, WorkerPool, tell_failure
 from millstream._app.serving.workers.worker_process import NotStarted, WorkerProcess
@@ -85,7 +85,7 @@ class Supervisor:
             SystemExit: a second signal stopped it without draining.
         """
         async with AsyncExitStack() as stack:
-            orders = stack.enter_context(Orders().heard())
+            orders = stack.enter_context(ParentSignals().heard())
             try:
                 store = await stack.enter_async_context(self._store())
             except OSError as exc:
@@ -122,7 +122,7 @@ class Supervisor:
         environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changes is not None else {}
         return WorkerPool(self._command, self._slots, hello, environment=environment)
 
-    async def _start(self, orders: Orders) -> None:
+    async def _start(self, orders: ParentSignals) -> None:
         first, *others = self._slots
         # Watch from before the first worker imports the program.
         changes = None if self._changes is None else self._changes()
@@ -159,7 +159,7 @@ class Supervisor:
             await asyncio.sleep(slot.back_off.died())
         raise AssertionError
 
-    async def _end(self, orders: Orders) -> None:
+    async def _end(self, orders: ParentSignals) -> None:
         for chore in self._chores:
             chore.cancel()
         if self._registration is not None:
@@ -167,18 +167,18 @@ class Supervisor:
         await self._crew.end(orders.force, [each for slot in self._slots for each in slot.listeners])
         await asyncio.gather(*self._chores, return_exceptions=True)
 
-    async def _watch(self, changes: AsyncIterator[None], orders: Orders) -> None:
+    async def _watch(self, changes: AsyncIterator[None], orders: ParentSignals) -> None:
         async for _ in changes:
             logger.info("The program has changed")
             orders.restart.set()
 
-    async def _keep_restarting(self, orders: Orders) -> None:
+    async def _keep_restarting(self, orders: ParentSignals) -> None:
         while True:
             await orders.restart.wait()
             orders.restart.clear()
             await self._restart(orders)
 
-    async def _restart(self, orders: Orders) -> None:
+    async def _restart(self, orders: ParentSignals) -> None:
         """Start a new process beside each worker, one after the other; when all are ready, stop the old ones.
 
         They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
@@ -214,7 +214,7 @@ class Supervisor:
         there = {crew.children[child].number for child in crew.serving() if child in new}
         return next((slot for slot in self._slots if slot.number not in there), None)
 
-    async def _succeed(self, slot: Slot, new: list[WorkerProcess], orders: Orders) -> None:
+    async def _succeed(self, slot: Slot, new: list[WorkerProcess], orders: ParentSignals) -> None:
         """Start a replacement, one of the `new`, unless a newer request arrives before it's ready.
 
         Raises:

@@ -11,13 +11,22 @@ from collections.abc import Callable, Generator
 from functools import partial
 from types import FrameType
 
-from millstream._app.runtimes import Application, Runtimes
+from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.serving.errors import CommandError, check_key
 from millstream._app.serving.facts import facts
 from millstream._app.serving.http_server import AFTER_DRAIN, Accept, serve
 from millstream._app.serving.public import check_public
 from millstream._app.serving.signals import INTERRUPTED, waits_for
-from millstream._app.serving.workers.messages import BEATS, Alive, Drain, Force, Left, Ready, Roster, ToWorker
+from millstream._app.serving.workers.messages import (
+    BEATS,
+    Alive,
+    Departure,
+    Drain,
+    Force,
+    Ready,
+    ToWorker,
+    WorkerStates,
+)
 from millstream._app.serving.workers.slot import WorkerSlot
 from millstream._app.serving.workers.socket_takeover import SocketTakeover
 from millstream._http.server.drain import LINGER, DrainTimes
@@ -26,7 +35,7 @@ from millstream._server.calls.keys import load_secrets
 logger = logging.getLogger("millstream")
 
 
-def serve_worker(place: WorkerSlot, application: Application) -> None:
+def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     """Serve until stopped.
 
     Raises:
@@ -49,14 +58,14 @@ def serve_worker(place: WorkerSlot, application: Application) -> None:
         for listener in (each for sockets in others.values() for each in sockets):
             listener.set_inheritable(False)
         stand_in = SocketTakeover(hello.worker, others)
-        line = _Line(place, application.runtimes, stand_in)
+        line = _ParentReports(place, application.runtimes, stand_in)
         try:
             serve(
                 application,
                 hello.host,
                 listeners=listeners,
                 callbacks=line,
-                stops=partial(Orders, place, stand_in),
+                stops=partial(WorkerStops, place, stand_in),
                 seats=place.seats,
             )
         except SystemExit as exc:
@@ -65,7 +74,7 @@ def serve_worker(place: WorkerSlot, application: Application) -> None:
             raise CommandError(f"{definition.name} cannot start.", why="The log above says what happened.") from exc
 
 
-class _Line:
+class _ParentReports:
     """Reports this worker's progress to the parent."""
 
     def __init__(self, place: WorkerSlot, runtimes: Runtimes, stand_in: SocketTakeover) -> None:
@@ -92,10 +101,10 @@ class _Line:
     def left(self) -> None:
         """Report that it accepts no more connections."""
         self._stand_in.close()
-        self._place.line.tell(Left())
+        self._place.line.tell(Departure())
 
 
-class Orders:
+class WorkerStops:
     """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
 
     __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
@@ -159,7 +168,7 @@ class Orders:
             self.forced = True
             if self._task is not None:
                 self._task.cancel()
-        elif isinstance(message, Roster):
+        elif isinstance(message, WorkerStates):
             self._place.seats[:] = message.seats
             self._stand_in.look(message.seats)
 

@@ -14,7 +14,7 @@ import msgspec
 from millstream._app.serving.errors import CommandError, report
 from millstream._app.serving.runner import LAST_SECONDS
 from millstream._app.serving.workers.back_off import BackOff
-from millstream._app.serving.workers.messages import Hello, Roster, Seat
+from millstream._app.serving.workers.messages import Hello, WorkerState, WorkerStates
 from millstream._app.serving.workers.worker_process import READY, NotStarted, WorkerProcess, how
 
 logger = logging.getLogger("millstream")
@@ -221,9 +221,9 @@ class WorkerPool:
     def _tell(self) -> None:
         """Send all workers the state of all."""
         order = sorted(self.children.items(), key=lambda each: (each[1].number, each[0].pid))
-        seats = [Seat(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
+        seats = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
         for child in self.children:
-            child.tell(Roster(seats))
+            child.tell(WorkerStates(seats))
 
 
 async def _close(children: Sequence[WorkerProcess], sockets: Sequence[socket.socket]) -> None:

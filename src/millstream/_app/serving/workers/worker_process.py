@@ -16,12 +16,12 @@ from millstream._app.serving.workers.messages import (
     FOR_PARENT,
     Alive,
     Drain,
-    Failed,
     Force,
     Hello,
-    Line,
+    MessageChannel,
     Ready,
-    Roster,
+    StartFailure,
+    WorkerStates,
 )
 from millstream._app.serving.workers.slot import VARIABLE
 
@@ -78,7 +78,7 @@ class WorkerProcess:
         self.heard = 0.0
         """Time of the last heartbeat of its event loop."""
         self._on_left = on_left
-        self._failed: Failed | None = None
+        self._failed: StartFailure | None = None
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -91,7 +91,7 @@ class WorkerProcess:
                 process_group=0,
             )
         self.pid = self._process.pid
-        self._line = Line(ours, FOR_PARENT)
+        self._line = MessageChannel(ours, FOR_PARENT)
         self._line.tell(hello)
         ours.setblocking(False)
         self._loop.add_reader(ours.fileno(), self._hear)
@@ -115,7 +115,7 @@ class WorkerProcess:
                 self._ready.set_result(message)
             elif isinstance(message, Alive):
                 self.heard = self._loop.time()
-            elif isinstance(message, Failed):
+            elif isinstance(message, StartFailure):
                 self._failed = message
             else:
                 self.state = LEAVING
@@ -179,7 +179,7 @@ class WorkerProcess:
             self.leaves = True
             self._line.tell(Force())
 
-    def tell(self, roster: Roster) -> None:
+    def tell(self, roster: WorkerStates) -> None:
         """Send it the state of all workers."""
         if self.state in (READY, LEAVING):
             self._line.tell(roster)

@@ -27,7 +27,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway.questions import MAX_ASKED, ForwardedQuestion, project_answer
-from millstream.gateway.relay import COMPLETE, PROGRESS, Backlog, Outbox, Relay, Step
+from millstream.gateway.relay import COMPLETE, PROGRESS, Backlog, Outbox, ProgressStep, Relay
 
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
@@ -122,7 +122,7 @@ class ParkedCall:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress in the client's form."""
-        self.notify(PROGRESS, encode(Step(progress, total, message)))
+        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress or a log message, or keep it while no request of the client is waiting."""

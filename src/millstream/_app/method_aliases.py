@@ -38,7 +38,7 @@ _ELSEWHERE = {
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class FamiliarNames:
+class ServerAliases:
     """Base class of `Server`. New programs should use `tool`, `route`, and the server itself as the ASGI
     application.
     """

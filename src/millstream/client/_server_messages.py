@@ -76,7 +76,7 @@ _decode_updated = msgspec.json.Decoder(ResourceUpdatedNotificationParams).decode
 _decode_plain = msgspec.json.Decoder(NotificationParams).decode
 
 
-class Incoming:
+class ServerMessages:
     """Receives the server's requests and notifications, from all connections of a client."""
 
     __slots__ = (

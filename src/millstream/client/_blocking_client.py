@@ -8,16 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from millstream.client._client import Client
-from millstream.client._incoming import OnChange, OnLog
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Roots, Sample
+from millstream.client._server_messages import OnChange, OnLog
 from millstream.client._targets import Target
 
 if TYPE_CHECKING:
     from millstream.client._extending import ClientExtension
 
 
-class _Given(TypedDict, total=False):
+class _ClientArguments(TypedDict, total=False):
     """Keyword arguments that `Client` takes besides its target."""
 
     revision: str | None
@@ -39,7 +39,7 @@ class BlockingClient:
     run in another thread. Use `Client` for `watch` and anything else that stays open.
     """
 
-    def __init__(self, target: Target, **more: Unpack[_Given]) -> None:
+    def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:
         self._client = Client(target, **more)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-client", daemon=True)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
 
 
-class Running(Protocol):
+class RunningServer(Protocol):
     """A running server."""
 
     @property
@@ -19,10 +19,10 @@ class Running(Protocol):
         ...
 
 
-class Embedded(Protocol):
+class ServerObject(Protocol):
     """A server object, such as `millstream.Server`."""
 
-    def running(self) -> AbstractAsyncContextManager[Running]:
+    def running(self) -> AbstractAsyncContextManager[RunningServer]:
         """Run the server for the duration of the block."""
         ...
 

@@ -20,9 +20,9 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
-from millstream.client._incoming import Change, Incoming
 from millstream.client._negotiated import Connection
 from millstream.client._requests import Ask, Requests
+from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ class Changes:
         "_fault", "_filter", "_incoming", "_news", "_requests", "_subscription", "_task", "_waiting", "_watches",
     )  # fmt: skip
 
-    def __init__(self, requests: Requests, incoming: Incoming, wanted: SubscriptionFilter, watches: "Watches") -> None:
+    def __init__(
+        self, requests: Requests, incoming: ServerMessages, wanted: SubscriptionFilter, watches: "Watches"
+    ) -> None:
         self._requests = requests
         self._incoming = incoming
         self._filter = wanted
@@ -180,7 +182,7 @@ class Changes:
                     raise why  # it was never open
                 await asyncio.sleep(retry_pause(failures))
                 failures += 1
-                agreed = _Reopened(lambda: self._take(Change("again")))
+                agreed = _ReopenedEvent(lambda: self._take(Change("again")))
         except ClientError as exc:
             self.fail(exc)
 
@@ -198,7 +200,7 @@ class Changes:
             del self._incoming.acknowledged[subscription]
 
 
-class _Reopened(asyncio.Event):
+class _ReopenedEvent(asyncio.Event):
     """An event that is set when a lost subscription is confirmed again, so a reader can fetch what it missed."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -218,7 +220,7 @@ class Watches:
     __slots__ = ("_always", "_background", "_failures", "_incoming", "_lock", "_made", "_open", "_requests",
                  "_restored", "_task")  # fmt: skip
 
-    def __init__(self, requests: Requests, incoming: Incoming, background: Background, *, always: bool) -> None:
+    def __init__(self, requests: Requests, incoming: ServerMessages, background: Background, *, always: bool) -> None:
         self._requests = requests
         self._incoming = incoming
         self._background = background

@@ -24,7 +24,7 @@ _SHOWN = 200
 """Maximum characters of malformed arguments shown to the model."""
 
 
-class Called(Struct):
+class CallOutcome(Struct):
     """The outcome of a call."""
 
     text: str
@@ -37,7 +37,7 @@ class Unreadable(Exception):
     """The model's arguments aren't a JSON object."""
 
 
-class Caller:
+class ToolCaller:
     """Executes the tool calls of one answer."""
 
     __slots__ = ("_emit", "_limits", "_person", "_room", "_toolbox")
@@ -49,7 +49,7 @@ class Caller:
         self._emit = emit
         self._room = asyncio.Semaphore(limits.max_parallel)
 
-    async def call(self, call: ToolCall) -> Called:
+    async def call(self, call: ToolCall) -> CallOutcome:
         """Execute a call, or return the reason why not."""
         tool = self._toolbox.get(call.name)
         if tool is None:
@@ -62,12 +62,12 @@ class Caller:
         kept = json.dumps(arguments, ensure_ascii=False)
         if needs_approval(tool.described.annotations) and not await self._person.allows(_approval(tool, arguments)):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
-            return await self._returned(call, tool, Called(text, arguments=kept), "refused")
+            return await self._returned(call, tool, CallOutcome(text, arguments=kept), "refused")
         async with self._room:
             await self._emit(Calling(call.id, tool.server.name, tool.described.name, arguments))
             return await self._carry_out(call, tool, arguments, kept)
 
-    async def _carry_out(self, call: ToolCall, tool: Tool, arguments: dict[str, Any], kept: str) -> Called:
+    async def _carry_out(self, call: ToolCall, tool: Tool, arguments: dict[str, Any], kept: str) -> CallOutcome:
         async def progress(value: float, total: float | None, message: str | None) -> None:
             await self._emit(Progressed(call.id, value, total, message))
 
@@ -77,19 +77,19 @@ class Caller:
             )
         except ClientError as exc:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
-            return await self._returned(call, tool, Called(text, arguments=kept), "error")
+            return await self._returned(call, tool, CallOutcome(text, arguments=kept), "error")
         shown = show_result(result, self._limits.max_result)
         text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
-        return await self._returned(call, tool, Called(text, shown.parts, kept), outcome)
+        return await self._returned(call, tool, CallOutcome(text, shown.parts, kept), outcome)
 
-    async def _returned(self, call: ToolCall, tool: Tool, called: Called, outcome: Outcome) -> Called:
+    async def _returned(self, call: ToolCall, tool: Tool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
         await self._emit(Returned(call.id, tool.server.name, tool.described.name, called.text, outcome))
         return called
 
-    async def _invalid(self, call: ToolCall, server: str, text: str) -> Called:
+    async def _invalid(self, call: ToolCall, server: str, text: str) -> CallOutcome:
         await self._emit(Returned(call.id, server, call.name, text, "invalid"))
-        return Called(text)
+        return CallOutcome(text)
 
 
 def read_arguments(text: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _ELSEWHERE = {
 """Name of another package -> what to write here."""
 
 
-class FamiliarNames:
+class ClientAliases:
     """Base class of `Client`. New programs should use the short names: `call`, `tools`, `read`, `prompt`."""
 
     async def call_tool(

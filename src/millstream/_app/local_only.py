@@ -34,7 +34,7 @@ class Bind(Struct, frozen=True):
     """State of each worker for `/health`, with several workers."""
 
 
-class HereOnly:
+class LocalOnly:
     """Distinguishes programs on this machine from others."""
 
     __slots__ = ("_bind", "_note")

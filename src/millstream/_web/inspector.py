@@ -31,7 +31,7 @@ _BUSY = refusal(503, "Too many open streams. Close another page or try again lat
 _UNKNOWN = refusal(404, "This server can't be inspected. Add it when you start this program: --inspect URL")
 
 
-class Inspecting:
+class Inspector:
     """The servers that the inspector may reach, by number."""
 
     __slots__ = ("_shows_log", "_streams", "_tags", "_urls", "sign_ins")

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from millstream._app.serving.facts import Facts
-from millstream._app.serving.listening import passed_sockets
+from millstream._app.serving.listen_sockets import passed_sockets
 from millstream._app.serving.panel import show
+from millstream._app.serving.workers.file_changes import changes
 from millstream._app.serving.workers.restart import own_command
 from millstream._app.serving.workers.sockets import open_sockets
 from millstream._app.serving.workers.supervisor import Supervisor, slots_of
-from millstream._app.serving.workers.watching import changes
 from millstream._stores import open_store
 from millstream._stores.local.server import holding
 
