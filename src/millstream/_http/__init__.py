@@ -1,1 +1,1 @@
-"""HTTP that knows no MCP: messages, hosts, media types, the ASGI adapter, the server, WebSocket frames."""
+"""HTTP independent of MCP: messages, hosts, media types, the ASGI adapter, the server, and WebSocket frames."""

@@ -1,4 +1,4 @@
-"""What all reply channels share: the signal of their end, the frame written last, and the reply of a failed handler."""
+"""Common parts of reply channels: the close signal, the last frame, and the reply for a failed handler."""
 
 import asyncio
 import logging

@@ -18,7 +18,7 @@ EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths that probes call by whatever name they have; callers skip the check for them."""
 
 METADATA = "/.well-known/oauth-"
-"""What paths begin with that say where to get a token: browser clients of any origin read them."""
+"""Prefixes of paths with authorization metadata, which browser clients of any origin can read."""
 
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
@@ -210,7 +210,7 @@ class HostPolicy:
         return self.preflight(request), self.cors_head(origin)
 
     def _screen_shared(self, request: HttpRequest) -> tuple[Response | None, bytes]:
-        """Any page may read what everybody may know, and ask for a token, under a Host that is served."""
+        """Screen a public path: any origin can read it or request a token, under an allowed Host."""
         origin = {name: value for name, value in request.headers.items() if name != b"origin"}
         wrong = self.check("GET", origin, origin.items(), request.peer)
         cors = b"access-control-allow-origin: *\r\n"
@@ -293,7 +293,7 @@ def _with_port(scheme: bytes, rest: str) -> str:
 
 
 def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
+    """Return whether a browser reports a cross-site request without naming its origin (Fetch Metadata, §2.4)."""
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 

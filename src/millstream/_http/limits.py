@@ -1,4 +1,4 @@
-"""What bounds a connection and a request, whatever they are about."""
+"""Limits of connections and requests."""
 
 from msgspec import Struct, convert
 

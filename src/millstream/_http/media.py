@@ -11,18 +11,20 @@ class AcceptedTypes(Struct, frozen=True, gc=False):
     json: bool
     stream: bool
     page: bool = False
-    """It is a browser that somebody has sent here: it names HTML, and would take a stream like anything else."""
+    """Whether the client is a browser that navigates here: it names HTML and would accept a stream."""
 
 
 _ANY = AcceptedTypes(True, True)
 _MEMO_SIZE = 256
 _known: dict[bytes | None, AcceptedTypes] = {None: _ANY}
 known_accept = _known.get
-"""Of an `Accept` value that was seen before; hot paths ask this before they call `parse_accept`."""
+"""Returns the cached result for an `Accept` value. Hot paths check it before `parse_accept`."""
 
 
 def parse_accept(value: bytes | None) -> AcceptedTypes:
-    """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
+    """Return the reply types that an `Accept` header allows. Without the header, all are allowed; quality 0 excludes a
+    type.
+    """
     known = _known.get(value)
     if known is None:
         if len(_known) >= _MEMO_SIZE:

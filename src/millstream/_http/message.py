@@ -72,7 +72,7 @@ class Outlet(Protocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes written but not yet taken by the peer's connection; 0 when nobody will take them."""
+        """Bytes written but not yet accepted by the peer's connection, or 0 if the peer is gone."""
         ...
 
     def write(self, data: bytes, /) -> object:
@@ -94,7 +94,7 @@ class Outlet(Protocol):
 
 
 class Sink(Outlet, Protocol):
-    """One that can be waited for. Our server and the ASGI adapter have one each, and so has each WebSocket."""
+    """An outlet with asynchronous close. The HTTP server, the ASGI adapter, and each WebSocket have one."""
 
     async def wait_closed(self) -> None:
         """Wait until it is closed. The bytes may still be on their way."""
@@ -102,7 +102,7 @@ class Sink(Outlet, Protocol):
 
 @lru_cache(maxsize=4096)
 def peer_network(address: str) -> str:
-    """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
+    """Return the network that counts as one address. For IPv6 it's a customer's network, which has many addresses."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -143,7 +143,9 @@ class HttpRequest(Struct, eq=False):
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `peer_network`."""
+        """The owner whose share of the server's capacity the request uses: the principal, otherwise the peer's
+        `peer_network`.
+        """
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:

@@ -15,13 +15,13 @@ _HEAD = b"content-type: application/problem+json\r\n"
 
 
 class ProblemKind(Struct, frozen=True):
-    """One kind of problem."""
+    """A kind of problem."""
 
     slug: str
     status: int
     title: str
     meaning: str
-    """For the OpenAPI document: when it happens and what to do."""
+    """Cause and advice, for the OpenAPI document."""
     head: bytes = _HEAD
 
 
@@ -54,7 +54,7 @@ KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE
 
 
 def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
-    """Return an error that is of no kind: its status says enough."""
+    """Return an error without a kind, whose status is sufficient."""
     return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
 
 

@@ -76,7 +76,7 @@ def _nats(url: str, rest: str) -> Store:
 
 
 def _at_parent(url: str) -> Store | None:
-    """Return the store of this URL in the parent of this worker; None where it's nobody's worker."""
+    """Return the store of this URL in the worker's parent process, or None without a parent."""
     address = parent_address()
     if address is None:
         return None

@@ -18,7 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, ChargeResults, Rates, Seat
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
-"""Bytes that one read of a log returns at most, give or take one entry."""
+"""Approximate maximum bytes returned by one read of a log."""
 EPHEMERAL: Final = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe living workers. A store that outlives its workers may keep these in memory."""
 

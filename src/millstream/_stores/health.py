@@ -17,7 +17,7 @@ FRESH_SECONDS = 1.0
 BOUND_SECONDS = 0.5
 """A store that takes longer is as good as none; probes themselves often wait for one second only."""
 _KEY = "health"
-"""Nobody writes it: what counts is that the store says so."""
+"""A key that is never written. Only an answer of the store matters."""
 
 logger = logging.getLogger("millstream")
 
@@ -38,11 +38,11 @@ class StoreHealth:
         self._clock = clock
         # Process
         self.up: bool = True
-        """What was measured last. It could be opened, at least."""
+        """The last measurement. The store could at least be opened."""
         self._looked = -FRESH_SECONDS
 
     async def look(self) -> bool:
-        """Measure, unless that was done within the last second; whoever asks meanwhile gets what was measured last."""
+        """Measure, unless there is a measurement from the last second. Concurrent callers get the previous one."""
         now = self._clock()
         if now - self._looked < FRESH_SECONDS:
             return self.up

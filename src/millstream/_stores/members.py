@@ -57,7 +57,7 @@ class MapMembers:
         self._keys: dict[str, int] = {}
         """Key of a record -> how many of its members this worker holds."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """One change of a record at a time, so that this worker doesn't compete with itself."""
+        """A lock per record, so this worker doesn't conflict with itself."""
 
     async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
         self._held[group, member] = value, told

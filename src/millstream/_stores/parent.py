@@ -1,4 +1,4 @@
-"""Where the parent listens, as a text that the supervisor gives to its workers, and which of these this process is."""
+"""The parent's address, passed as text to workers, and the role of this process."""
 
 from msgspec import Struct
 
@@ -15,7 +15,7 @@ class ParentAddress(Struct, frozen=True):
 
 
 def parse(text: str) -> ParentAddress:
-    """What `str` made of an address."""
+    """The text form of an address."""
     kind, _, rest = text.partition(":")
     if kind == "unix":
         return ParentAddress(path=rest)
@@ -24,7 +24,7 @@ def parse(text: str) -> ParentAddress:
 
 
 class _ParentConfig:
-    """What this process knows from its parent."""
+    """The configuration that this process got from its parent."""
 
     address: ParentAddress | None = None
 
@@ -35,5 +35,5 @@ def use_parent(text: str) -> None:
 
 
 def parent_address() -> ParentAddress | None:
-    """Where the parent of this worker holds the stores; None in a process that is nobody's worker."""
+    """Return the address of the parent that has the stores, or None if this process isn't a worker."""
     return _ParentConfig.address

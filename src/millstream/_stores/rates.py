@@ -11,9 +11,9 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 SHARED: Final = frozenset({"session", "task", "taskcall"})
-"""The kinds of values that have shares: a key says its share between the colon and the first dot."""
+"""Kinds of values with shares. A key has its share between the colon and the first dot."""
 PART: Final = 2
-"""One share may take one part in so many."""
+"""The maximum fraction of space for one share."""
 MARK_BYTES: Final = 16
 """A value up to this size, such as a tombstone, is a mark."""
 
@@ -28,7 +28,7 @@ def share_of(key: str) -> str:
 
 
 class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """So much in so much time."""
+    """An amount per period."""
 
     key: str
     count: int
@@ -39,7 +39,7 @@ class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """So much until a time, by the store's clock."""
+    """An amount until a time, by the store's clock."""
 
     key: str
     count: int
@@ -48,7 +48,7 @@ class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """One of so many that may be held at a time."""
+    """One of a limited number of concurrent holders."""
 
     key: str
     count: int
@@ -60,18 +60,18 @@ Charge = Pace | Quota | Seat
 
 
 class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
-    """What a store says to one charge."""
+    """The result of one charge."""
 
     wait: float
-    """Seconds until there may be enough; 0 when there is. Nobody knows when a seat gets free: `SEAT_WAIT` then."""
+    """Seconds until there is enough, or 0. For seats, which are freed at unknown times, it's `SEAT_WAIT`."""
     left: float
-    """What the key may still have; never less than 0."""
+    """The remaining amount of the key, never below 0."""
     amount: float = 0.0
-    """What was taken. Nothing, if any charge of the same call had to wait."""
+    """The amount taken. Nothing is taken if any charge of the call must wait."""
 
 
 class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
-    """What a backend says to the charges of one call, in their order."""
+    """A backend's results for the charges of one call, in order."""
 
     taken: list[ChargeResult]
     forgot: float | None = None
@@ -79,13 +79,13 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Decision(Struct, frozen=True, gc=False, array_like=True):
-    """What a store says to the charges of one call, in their order."""
+    """A store's results for the charges of one call, in order."""
 
     taken: list[ChargeResult]
     workers: int
-    """How many share the store now, this one included."""
+    """The number of workers that share the store, including this one."""
     forgot: float | None = None
-    """As `ChargeResults.forgot`."""
+    """See `ChargeResults.forgot`."""
 
 
 SEAT_WAIT = 1.0

@@ -95,7 +95,7 @@ class Tail:
         self._listens = False
         """The store pushes every append."""
         self._in_step = False
-        """Nothing was appended after `position` that wasn't pushed."""
+        """Whether every entry after `position` has been pushed."""
         self._pushed = sys.maxsize
         """The lowest offset of another epoch that was pushed since the last read."""
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []

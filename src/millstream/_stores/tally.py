@@ -17,7 +17,7 @@ _SLACK: Final = 1e-6
 
 
 class Tally:
-    """What was taken, by which worker."""
+    """The amounts taken, per worker."""
 
     __slots__ = ("_clock", "_forgot", "_lock", "_paces", "_seats", "_values")
 
@@ -33,10 +33,10 @@ class Tally:
         self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         """Key -> (worker, holder)."""
         self._lock = asyncio.Lock()
-        """One at a time reads quotas and writes them: a store in a file takes time for that."""
+        """A lock for reading and writing quotas, which takes time with a store in a file."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
-        """As `Backend.charge`."""
+        """See `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
             used = await self._used(quotas)
@@ -55,7 +55,7 @@ class Tally:
         return ChargeResults(found, self._clock() - max(forgot) if forgot else None)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
-        """As `Backend.release`."""
+        """See `Backend.release`."""
         for seat in seats:
             if seat.key in self._seats:
                 self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})

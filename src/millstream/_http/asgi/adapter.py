@@ -23,7 +23,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Route = Callable[[str, str], Handler | None]
-"""``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
+"""``route(method, path)`` returns the handler for a path below the mount point, or `None` for 404."""
 
 MAX_PIECES = 1024
 """Messages that a body may come in, besides one for each 64 bytes of it."""
@@ -69,16 +69,16 @@ class AsgiAdapter:
         """(method, path) -> handler: found without a Python call."""
         self.policy = policy
         self.root_path = root_path
-        """The prefix that a proxy removed, where the ASGI server doesn't know it."""
+        """The prefix that a proxy removed, if the ASGI server doesn't know it."""
         self.limits = limits
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
-        """For all bodies that come in more than one message and have not ended."""
+        """The budget for bodies that come in more than one message and haven't ended."""
         self.requests = 0
-        """How many there were: a server that nobody shuts down closes when there are no more."""
+        """Number of requests in progress. A server without a shutdown hook closes when it reaches 0."""
         self.digits = len(str(limits.max_body))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Serve one request. No coroutine of its own: it gives the one that does the work."""
+        """Serve one request. Returns the coroutine that does the work instead of adding one."""
         self.requests += 1
         path: str = scope["path"]
         root: str = scope.get("root_path") or self.root_path
@@ -136,7 +136,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     cors: bytes = b""
     # reply
     answer: Response | Sink | None = None
-    """What the handler gave, or the refusal of the body."""
+    """The handler's result, or the refusal of the body."""
     sink: AsgiSink | None = None
     # waiting
     arrived: bool = False
@@ -151,7 +151,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     """The handler itself or the server cancelled the task."""
 
     async def serve(self, handler: Handler) -> None:
-        """Read the body, run the handler, send what it gives."""
+        """Read the body, run the handler, and send its result."""
         step = self.work(handler).__await__()
         try:
             pending = next(step, _OVER)
@@ -190,7 +190,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             raise asyncio.CancelledError
 
     async def work(self, handler: Handler) -> None:
-        """Read the body, run the handler, and stay with a stream that it gives back open."""
+        """Read the body, run the handler, and serve a stream that it returns open."""
         message = await self.receive()
         self.body = message.get("body", b"")
         if (
@@ -259,7 +259,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         return _TOO_SLOW
 
     def wait(self, task: asyncio.Task[Any]) -> None:
-        """Something waits: the body, which has its time, or the handler, whose peer may go away meanwhile."""
+        """Wait for the body, which has a time limit, or for the handler while watching for a disconnect."""
         loop = task.get_loop()
         if not self.arrived:
             self.waiting = loop.call_later(self.adapter.limits.body_timeout, self.stop, task)
@@ -284,7 +284,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         return not self.stopped or task.cancelling() > 1
 
     async def settle(self, task: asyncio.Task[Any]) -> None:
-        """Nothing waits any more: end what stood beside it, and leave the server's task as it was."""
+        """End the watchers, and leave the server's task unchanged."""
         self.over = True
         # A cancelled task keeps its traceback, which refers to this exchange: without a way back there is no cycle.
         waiting, self.waiting, self.cancel = self.waiting, None, None

@@ -13,9 +13,9 @@ from millstream._http.message import HttpRequest, Response, Sink
 Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 COLLECTED: Final = 256 * 1024
-"""Bytes up to which a reply of a known length is collected."""
+"""Maximum bytes of a reply with a known length to collect."""
 _OURS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
-"""Headers that whoever sends the reply writes."""
+"""Headers that the sender of the reply sets."""
 _BREAKS = (b"\r", b"\n", b"\0")
 
 

@@ -85,7 +85,7 @@ class AsgiSink(CloseSignal):
             self._pump.cancel()
 
     def lost(self) -> None:
-        """Nothing more is written."""
+        """Stop writing."""
         super().lost()
         self._wake.set()
         self._room.set()

@@ -4,7 +4,7 @@ import asyncio
 from typing import Protocol
 
 _HIGH = 1024 * 1024
-"""Bytes that may wait for the reader before the connection stops reading."""
+"""Maximum bytes that wait for the reader before the connection stops reading."""
 
 
 class BodySource(Protocol):
@@ -17,11 +17,11 @@ class BodySource(Protocol):
         """Read on."""
 
     def release(self) -> None:
-        """Nobody reads the rest of this body."""
+        """Discard the rest of the body, because it has no reader."""
 
 
 class Body:
-    """Bytes as they come. One task reads."""
+    """The body of a reply, as a stream of bytes for one task."""
 
     __slots__ = ("_chunks", "_ended", "_error", "_size", "_source", "_waiter")
 
@@ -66,7 +66,7 @@ class Body:
     # What the connection says
 
     def feed(self, data: bytes) -> None:
-        """Some bytes have come."""
+        """Add received bytes."""
         self._chunks.append(data)
         self._size += len(data)
         if self._size > _HIGH:

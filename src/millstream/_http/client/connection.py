@@ -18,29 +18,29 @@ from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLos
 from millstream._http.client.url import Url
 
 MAX_HEAD = 512 * 1024
-"""Bytes that may come without one of the body among them, as a head or trailers: the parser keeps them all."""
+"""Maximum bytes without body bytes, as head or trailers, because the parser buffers them."""
 _MAX_LEFT = 256 * 1024
-"""Bytes of a body nobody reads that are worth the connection."""
+"""Maximum bytes of an unread body to discard so that the connection can be reused."""
 _LEFT_SECONDS = 1.0
-"""How long such a body may take to end."""
+"""Maximum time for such a body to end."""
 _SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """After so many seconds without a byte the other machine is asked, at these intervals, and so often. The second name is
 that of the first on macOS."""
 
 
 class HttpReply:
-    """What the server said. `stream` is for event streams; all else is in `body`."""
+    """The server's response. `stream` is for event streams, and `body` for everything else."""
 
     __slots__ = ("body", "headers", "moved", "status", "stream")
 
     def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
         self.headers = headers
-        """By lower-case name; the last one counts."""
+        """Headers by lower-case name. The last value counts."""
         self.body = b""
         self.stream: Body | None = None
         self.moved: Url | None = None
-        """Where it's from, if that isn't where the request went first."""
+        """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
         """Return a header as text; empty without it."""
@@ -58,7 +58,7 @@ class HttpReply:
 
 
 class HttpConnection(asyncio.Protocol):
-    """Made by the pool, which gives it one request at a time."""
+    """A connection for one request at a time, created by the pool."""
 
     __slots__ = (
         "_began", "_fault", "_fed", "_headers", "_left", "_loop", "_max_body", "_max_head", "_on_end", "_parser",
@@ -94,9 +94,9 @@ class HttpConnection(asyncio.Protocol):
         self._fed = 0
         self._began = False
         self._to_end = False
-        """Its body has no length: it ends with the connection."""
+        """Whether the body has no length and ends with the connection."""
         self._left = False
-        """Nobody reads the rest of the body."""
+        """Whether the rest of the body has no reader."""
         self._timer: asyncio.TimerHandle | None = None
         self._fault: ClientError | None = None
 
@@ -249,7 +249,7 @@ class HttpConnection(asyncio.Protocol):
         self._on_end(self)
 
     def _end(self, error: ClientError | None) -> None:
-        """Tell whoever waits that there will be nothing more."""
+        """Wake all waiters, because nothing more will arrive."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 def lines(headers: Mapping[str, str]) -> str:
-    """Return headers as they stand in a request."""
+    """Return encoded header lines for a request."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 

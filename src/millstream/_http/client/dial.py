@@ -33,7 +33,7 @@ _ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network
 
 
 class AddressRefused(Exception):
-    """The guard accepts none of the addresses, or no more lookups now; the text says which host."""
+    """The guard accepts no address of the host, or too many lookups are running. The text names the host."""
 
 
 def is_public(address: str) -> bool:

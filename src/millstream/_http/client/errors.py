@@ -7,13 +7,13 @@ class ClientError(Exception):
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} {remedy}" if remedy else message)
         self.message = message
-        """What happened, without what to do about it."""
+        """The error, without advice."""
         self.remedy = remedy
-        """What to do about it; empty if the message says it, or if it isn't known."""
+        """The advice, or an empty string."""
 
 
 class TargetError(ClientError):
-    """It isn't clear which server you mean, or it can't be started. ``except TargetError as error: print(error)``"""
+    """The target is ambiguous or can't be started: ``except TargetError as error: print(error)``."""
 
 
 class ConnectFailed(ClientError):

@@ -26,7 +26,7 @@ _MAX_URL = 2048
 
 
 class OutboundError(ValueError):
-    """Nothing was fetched; the text says why, and never what an inner address answered."""
+    """A fetch failed. The text says why, without content from internal addresses."""
 
 
 class FetchedDocument(Struct, frozen=True):

@@ -204,7 +204,7 @@ class ConnectionPool:
 
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
-    """Return the error where nobody answers."""
+    """Return the error for a server that doesn't respond."""
     remedy = "Check host and port, and that the server runs."
     return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
 

@@ -25,9 +25,9 @@ class Proxy(Struct, frozen=True):
     host: str
     port: int
     credentials: str = ""
-    """What `Proxy-Authorization` says."""
+    """The value of `Proxy-Authorization`."""
     address: str = ""
-    """Its URL as it was given."""
+    """The URL as configured."""
 
     def __str__(self) -> str:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
@@ -38,7 +38,7 @@ class Proxy(Struct, frozen=True):
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
 
     def forward(self, url: Url, request: bytes) -> bytes:
-        """Return a request for a proxy to pass on: with the whole URL, and what the proxy itself wants to know."""
+        """Return a request in the form for a proxy: with the absolute URL and the proxy's own headers."""
         method, _, rest = request.partition(b" ")
         line, end, fields = rest.partition(b"\r\n")
         return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)
@@ -84,7 +84,9 @@ def _is_here(host: str) -> bool:
 
 
 def _is_excepted(url: Url, exceptions: str) -> bool:
-    """Names hold for what is below them, too; a port may stand behind one; ``*`` is everything."""
+    """Return whether an exception list matches. Names include subdomains, a port can follow, and ``*`` matches
+    everything.
+    """
     for each in exceptions.replace(" ", ",").split(","):
         name, colon, port = each.strip().rpartition(":") if each.count(":") == 1 else (each.strip(), "", "")
         if colon and port != str(url.port):
@@ -103,7 +105,7 @@ class _ConnectRequest(asyncio.Protocol):
         self._data = b""
 
     def data_received(self, data: bytes) -> None:
-        """Some of the answer. The server says nothing before we do, so there's nothing behind it."""
+        """Add received bytes. Nothing follows the proxy's reply, because the server doesn't send first."""
         self._data += data
         if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
             self.head.set_result(self._data)

@@ -1,4 +1,4 @@
-"""URLs as a client needs them: where to connect, and what to ask for there."""
+"""URLs for a client: the address to connect to, and the request target."""
 
 from urllib.parse import urljoin, urlsplit
 
@@ -10,7 +10,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 class Url(Struct, frozen=True):
-    """One absolute URL without a fragment."""
+    """An absolute URL without a fragment."""
 
     scheme: str
     host: str
@@ -25,7 +25,7 @@ class Url(Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        """What stands in the `Host` header."""
+        """The value of the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 

@@ -51,7 +51,7 @@ class Endpoints:
         self.policy: HostPolicy = policy
         self.hot: Mapping[tuple[bytes, bytes], Target] = hot or {}
         self.by_line: dict[bytes, Target] = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
-        """The same by the whole request line."""
+        """The endpoint by the complete request line."""
         self.websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = websocket
         self.max_message: int = max_message
         self.heartbeat: float = heartbeat

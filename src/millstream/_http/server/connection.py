@@ -103,13 +103,13 @@ Event = ServerExchange | Refusal | Upgrade | Continue
 
 
 class ServerContext(Protocol):
-    """What the connections of one server share."""
+    """The shared state of one server's connections."""
 
     limits: HttpLimits
     clock: float
     """The time of the last sweep."""
     leaving: bool
-    """The server stops: each connection gets one more reply at most, and that reply says so."""
+    """Whether the server is stopping. Each connection gets at most one more reply, which says so."""
     unfinished: ByteBudget
 
 
@@ -151,11 +151,11 @@ class ServerConnection:
         self.reading = NEW
         self.replying = SILENT
         self.since = shared.clock
-        """When the current wait began, by the clock of the last sweep."""
+        """Start of the current wait, by the clock of the last sweep."""
         self.held = False
         """No event is given out: the client does not read its replies."""
         self.queue: deque[ServerExchange | Refusal | Upgrade] = deque()
-        """What waits for its turn."""
+        """Events that wait for their turn."""
         self.newest: ServerExchange | None = None
         """The request that arrived last, until its reply is written."""
         # Request
@@ -174,15 +174,15 @@ class ServerConnection:
         self._size = 0
         """Bytes of the chunk being parsed."""
         self._seen = 0
-        """Bytes since this request began, or in its body since the last piece of it."""
+        """Bytes since this request began, or since the last piece of its body."""
         self._received = 0
-        """Bytes of its body."""
+        """Bytes of the body."""
         self._counted = 0
-        """Bytes of its unfinished body in the budget of the server."""
+        """Bytes of the unfinished body in the server's budget."""
         self._framing = 0
-        """Bytes that came with the body and are not part of it, since the second chunk."""
+        """Bytes of framing received with the body, since the second chunk."""
         self._missing = 0
-        """Bytes still to come of a body whose head was read without the parser."""
+        """Remaining bytes of a body whose head was read without the parser."""
 
     @property
     def busy(self) -> bool:
@@ -279,7 +279,7 @@ class ServerConnection:
             self.queue.append(Refusal(response))
 
     def announce_close(self) -> None:
-        """Make the reply that is owed last say that the connection closes, or the next one if that has its head."""
+        """Make the last pending reply announce the close, or the next reply if that one's head is already written."""
         self.fast = None  # the fast head reader gives every reply a connection that stays open
         if self.newest is not None and not self.newest.response_started:
             self.newest.keep_alive = False

@@ -19,7 +19,7 @@ TICK: Final = 0.02
 
 
 class DrainTimes(Struct, frozen=True):
-    """How long a stopping server waits for its clients and load balancers; calls have a time of their own."""
+    """Time limits for clients and load balancers at shutdown. Calls have their own."""
 
     delay: float = 0.0
     """Seconds in which it is not ready and still serves, so that load balancers notice."""
@@ -43,10 +43,10 @@ class ConnectionDrainer:
         self._clock = clock
         self._announced: set[Any] = set()
         self._since: dict[Any, float] = {}
-        """When a connection was first seen waiting for its client."""
+        """Time at which a connection was first seen waiting for its client."""
 
     def announce(self) -> None:
-        """Make each reply from now on say that its connection closes."""
+        """Make every reply from now on announce that its connection closes."""
         self._guard.leaving = True
         for connection in self._state.connections - self._announced:
             self._announced.add(connection)

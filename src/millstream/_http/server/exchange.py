@@ -14,7 +14,7 @@ from millstream._http.server.stream import Channel, HttpReplyStream
 
 
 class ReplyContext(Protocol):
-    """What a reply needs of all connections."""
+    """The limits and headers of the server, for a reply."""
 
     heads: ReplyHeads
     limits: HttpLimits
@@ -22,7 +22,7 @@ class ReplyContext(Protocol):
 
 
 class ReplyQueue(Protocol):
-    """What a reply needs of the state of its connection (`Connection`)."""
+    """The connection state that a reply needs (`ServerConnection`)."""
 
     reading: int
     replying: int
@@ -31,7 +31,7 @@ class ReplyQueue(Protocol):
 
     @property
     def queue(self) -> Collection[object]:
-        """What waits for its turn."""
+        """The requests that wait for their turn."""
         ...
 
     def complete(self, exchange: "ServerExchange") -> None:
@@ -39,13 +39,13 @@ class ReplyQueue(Protocol):
 
 
 class Tasks(Protocol):
-    """What a reply needs of the server."""
+    """The background tasks of the server."""
 
     tasks: set[asyncio.Task[None]]
 
 
 class Carrier(Channel, Protocol):
-    """What a reply needs of the connection that carries it (`HttpProtocol`)."""
+    """The connection that carries a reply (`HttpProtocol`)."""
 
     current: "ServerExchange | None"
     read_paused: bool

@@ -33,7 +33,7 @@ _KEPT = frozenset(name.encode() for name in _REPEATED)
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _MAX_LINES = 1024
 _MAX_LINE = 512
-"""Bytes of the longest line that is kept. Session ids have up to 400."""
+"""Maximum bytes of a cached line. Session ids have up to 400."""
 _MAX_DIGITS = 15
 _AUTHORIZATION = (b"authorization", b"Authorization")
 _MAX_CREDENTIAL = 2048

@@ -28,7 +28,7 @@ _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
 _LINGER = 2.0
 """Seconds that a refused client has to read its refusal."""
 _SPARES = 16
-"""Connections above the cap that may ask for the server's health, so that a full server does not look dead."""
+"""Connections above the cap that can check the server's health, so a full server doesn't look dead."""
 _AT_ONCE = 256
 """Connections that a sweep looks at before it yields to the event loop."""
 _ENDS_AT_ONCE = 4
@@ -40,7 +40,7 @@ _LINGERING = 256
 
 
 class ServerState:
-    """What the connections of one server have in common besides the guard."""
+    """The shared state of a server's connections besides the guard."""
 
     __slots__ = ("connections", "tasks")
 
@@ -62,15 +62,15 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
 
 
 class GuardedConnection(Protocol):
-    """What the guard sees of an HTTP connection."""
+    """An HTTP connection, as the guard needs it."""
 
     transport: asyncio.Transport
     connection: ServerConnection
     peer: str
     unsent: int
-    """Bytes in the write buffer at the last look."""
+    """Bytes in the write buffer at the last check."""
     unsent_since: float
-    """When the write buffer last became smaller."""
+    """Time at which the write buffer last shrank."""
     read_paused: bool
     """The server has stopped reading, so the client cannot go on."""
 
@@ -79,7 +79,7 @@ class GuardedConnection(Protocol):
 
 
 class ConnectionWriter(Protocol):
-    """What the guard sees of a connection, HTTP or WebSocket, whose client does not read."""
+    """An HTTP or WebSocket connection whose client may not read, as the guard needs it."""
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -140,11 +140,11 @@ class ConnectionGuard:
         self.clock = loop.time()
         self.heads = ReplyHeads()
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
-        """For all bodies and WebSocket messages that have begun and not ended, if they came in more than one piece."""
+        """The budget for unfinished bodies and WebSocket messages that come in several pieces."""
         self.unsent = 0
         """The sum of `_stalled`."""
         self.leaving = False
-        """The server stops: each connection gets one more reply at most, and that reply says so."""
+        """Whether the server is stopping. Each connection gets at most one more reply, which says so."""
         self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = (
             partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
             if sys.version_info >= (3, 12)
@@ -180,7 +180,7 @@ class ConnectionGuard:
 
     @property
     def overrun(self) -> bool:
-        """There are too many connections even to refuse them."""
+        """Close a connection without a reply, because there are too many even to refuse them."""
         return len(self._state.connections) > self.limits.max_connections + _LINGERING
 
     def release(self, connection: GuardedConnection) -> None:

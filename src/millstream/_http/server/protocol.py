@@ -14,7 +14,7 @@ from millstream._http.server.states import DONE, EXPECTED
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection of a `Listener`."""
+    """One connection of a `SocketListener`."""
 
     __slots__ = (
         "__weakref__", "_proxies", "_table", "_writable", "connection", "current", "guard", "peer", "read_paused",
@@ -79,7 +79,7 @@ class HttpProtocol(asyncio.Protocol):
         self.current = None
 
     def data_received(self, data: bytes) -> None:
-        """Read bytes, and begin what they ask for if nothing is in front of it."""
+        """Read bytes, and start the request if no other is pending."""
         connection = self.connection
         event = connection.receive(data)
         if event is not None:
@@ -213,7 +213,7 @@ class HttpProtocol(asyncio.Protocol):
         return self.connection.busy
 
     def announce_close(self) -> None:
-        """Make the next reply say that the connection closes, unless a reply that is owed can say it."""
+        """Make the next reply announce the close, unless a pending reply can."""
         self.connection.announce_close()
 
     def shutdown(self) -> None:

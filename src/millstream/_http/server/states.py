@@ -32,7 +32,7 @@ BEGINS = {NEW: HEAD, IDLE: HEAD, DONE: DONE}
 TAKEN = {HEAD: BODY}
 """A head is whole and within the limits."""
 ASKS = {BODY: EXPECTED}
-"""That head said ``Expect: 100-continue``."""
+"""The head contained ``Expect: 100-continue``."""
 PERMITTED = {EXPECTED: BODY}
 """The connection gave the event that permits the body."""
 READ_WHOLE = {NEW: IDLE, IDLE: IDLE}
@@ -40,7 +40,7 @@ READ_WHOLE = {NEW: IDLE, IDLE: IDLE}
 READ_IN_PART = {NEW: FAST_BODY, IDLE: FAST_BODY}
 """The fast head reader got a head, and the body ends later."""
 IGNORES_UPGRADE = {HEAD: IDLE}
-"""A head asks for an upgrade that the server ignores, and is read again without it."""
+"""The head asks for an upgrade that the server ignores. It's parsed again without it."""
 ENDS = {BODY: IDLE, EXPECTED: IDLE, FAST_BODY: IDLE}
 """A request is whole."""
 STOPS = dict.fromkeys(range(DONE + 1), DONE)
@@ -50,7 +50,7 @@ STOPS = dict.fromkeys(range(DONE + 1), DONE)
 BEGINS_REPLY = {SILENT: ANSWERING}
 """A request is given to its handler."""
 COMPLETES = {ANSWERING: SILENT, CLOSED: CLOSED}
-"""Its reply is written, or the connection was lost before."""
+"""The reply is written, or the connection was lost."""
 CLOSES = dict.fromkeys(range(CLOSED + 1), CLOSED)
 """The refusal or the upgrade is given to the protocol, or the connection is lost."""
 

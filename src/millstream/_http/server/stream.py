@@ -9,7 +9,7 @@ _last = LastFrame()
 
 
 class Channel(Protocol):
-    """What a stream needs of the connection that carries it."""
+    """The connection that a stream writes to."""
 
     write_paused: bool
     """The client does not keep up."""

@@ -37,15 +37,15 @@ from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
 from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
 
 PIECE = 8192
-"""Bytes that the parser gets at a time."""
+"""Maximum bytes passed to the parser at a time."""
 MAX_FRAMES = 512
 """Frames after which the event loop has its turn; the piece that brings more is handled to its end."""
 MAX_FRAME_HEAD = 14
 MAX_FRAGMENTS = 256
 USUAL_FRAGMENT = 4096
-"""Bytes of a fragment as common clients make them. The largest message may come in fragments of this size."""
+"""Typical size of fragments. The largest message can come in fragments of this size."""
 MAX_UNREAD = 1024 * 1024
-"""Bytes of pongs for a client that does not read."""
+"""Maximum bytes of unsent pongs."""
 PING_TIMEOUT = 20.0
 """Seconds that a pong may take."""
 CLOSE_TIMEOUT = 10.0
@@ -64,7 +64,7 @@ class ClientDisconnected(OSError):
 
 
 class WebSocketProtocol(asyncio.Protocol):
-    """One WebSocket of a `Listener`, from its handshake on."""
+    """A WebSocket of a `SocketListener`, from its handshake on."""
 
     __slots__ = (
         "__weakref__", "_ahead", "_answer", "_client", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
@@ -111,36 +111,36 @@ class WebSocketProtocol(asyncio.Protocol):
         self._disconnected = False
         self._close_timer: asyncio.TimerHandle | None = None
         self._parting: asyncio.TimerHandle | None = None
-        """When to look whether the client still reads, after the connection ends."""
+        """Time of the next check whether the client still reads, after the connection ends."""
         # Reading
         self._read_paused = False
         self._ahead = b""
-        """What has arrived and is not parsed: it waits for the handshake, the application, or its turn."""
+        """Received bytes that wait for the handshake, the application, or their turn."""
         self._turn: asyncio.Handle | None = None
-        """When the rest of it is parsed, if that only waits for its turn."""
+        """Time at which the rest is parsed, if it only waits for its turn."""
         self._unparsed = 0
-        """Bytes of a frame that has not arrived whole."""
+        """Bytes of an incomplete frame."""
         self._fragments: list[bytes] = []
         self._partial: int | None = None
-        """Bytes of the fragments of an unfinished message, if there is one."""
+        """Bytes of the fragments of an unfinished message."""
         self._is_text = False
         self._counted = 0
-        """Bytes of the unfinished message in the budget of the server."""
+        """Bytes of the unfinished message in the server's budget."""
         self._deadline: asyncio.TimerHandle | None = None
-        """When the unfinished message has taken too long."""
+        """Deadline of the unfinished message."""
         # Writing
         self.outbox: DirectSocket | None = None
         self.room = CompactEvent()
         self.room.set()
         self._pongs = 0
-        """Bytes of pongs since the transport had no more room."""
+        """Bytes of pongs since the transport's buffer filled up."""
         # Pings
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pong_timer: asyncio.TimerHandle | None = None
         self._ping_sent = (b"", 0.0)
         self._rtt = 0.0
         self._unread = 0
-        """Bytes in front of the ping, when the client was last seen to read."""
+        """Bytes before the ping when the client last read."""
 
     # The connection
 

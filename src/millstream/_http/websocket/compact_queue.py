@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class CompactEvent:
-    """What `asyncio.Event` does, and `notify` for those who wait for something else as well."""
+    """An `asyncio.Event` with `notify`, for waiters with other conditions."""
 
     __slots__ = ("_open", "_waiters")
 
@@ -21,11 +21,11 @@ class CompactEvent:
         self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
-        """Return whether nobody has to wait."""
+        """Return whether the event is set."""
         return self._open
 
     def set(self) -> None:
-        """Let everybody through."""
+        """Set the event and wake all waiters."""
         self._open = True
         self.notify()
 
@@ -54,7 +54,7 @@ class CompactEvent:
 
 
 class CompactQueue(Generic[Item]):
-    """What `asyncio.Queue` does for one reader."""
+    """An `asyncio.Queue` for a single reader."""
 
     __slots__ = ("_items", "_news")
 

@@ -18,11 +18,11 @@ from millstream._http.websocket.compact_queue import CompactEvent
 from millstream._http.websocket.socket import Socket
 
 EXTENSION = "millstream.websocket"
-"""Where the protocol class stands among the extensions of the scope."""
+"""The key of the protocol object in the scope's extensions."""
 
 
 class DirectWire(Protocol):
-    """What the protocol class of one connection gives beyond ASGI."""
+    """The interface of a connection's protocol class beyond ASGI."""
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
@@ -41,7 +41,7 @@ _last = LastFrame()
 
 
 class DirectSocket(Socket):
-    """One whose transport we have."""
+    """A socket with access to its transport."""
 
     __slots__ = ("_asked", "_transport", "_wire")
 
@@ -50,7 +50,7 @@ class DirectSocket(Socket):
         self._wire = wire
         self._transport = wire.transport
         self._asked = 0
-        """Bytes of answers that the transport may still hold."""
+        """Maximum bytes of answers in the transport's buffer."""
         wire.outbox = self
 
     @property
@@ -94,7 +94,7 @@ class DirectSocket(Socket):
         self._wire.room.notify()
 
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read until the socket is closed, and say goodbye."""
+        """Read until the socket is closed, then send the close frame."""
         try:
             await reading
         finally:

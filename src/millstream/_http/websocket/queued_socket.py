@@ -34,7 +34,7 @@ class QueuedSocket(Socket):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unasked messages that wait behind one which the peer does not take."""
+        """Bytes of unsolicited messages that wait behind one which the peer hasn't accepted."""
         return self._unasked if self._held else 0
 
     def write(self, message: bytes, /) -> bool:

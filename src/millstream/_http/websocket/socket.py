@@ -38,7 +38,7 @@ class Socket(CloseSignal, ABC):
     @property
     @abstractmethod
     def buffered(self) -> int:
-        """Bytes of unasked messages that the peer has not taken."""
+        """Bytes of unsolicited messages that the peer hasn't accepted."""
 
     @abstractmethod
     def write(self, message: bytes, /) -> bool:
@@ -54,21 +54,21 @@ class Socket(CloseSignal, ABC):
 
     @abstractmethod
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read until the socket is closed, and say goodbye within the grace time."""
+        """Read until the socket is closed, then send the close frame within the grace time."""
 
     def end(self, code: int, reason: str = "") -> None:
         """End it: what is written still goes out, then the close frame, within the grace time. Idempotent."""
         self._end((code, reason))
 
     def close(self) -> None:
-        """End it for whoever writes here: because the peer is slow, or because there is nothing more to write."""
+        """End all writing, because the peer is slow or there is nothing more to write."""
         if self.buffered:
             self.cut()
         else:
             self.end(GOING_AWAY)
 
     def cut(self) -> None:
-        """The peer reads too slowly: what can be dropped is, and the close frame says why."""
+        """Drop queued messages of a slow peer. The close frame gives the reason."""
         self._drop()
         self.end(TRY_AGAIN_LATER, SLOW)
 
@@ -88,7 +88,7 @@ class Socket(CloseSignal, ABC):
 
     @abstractmethod
     def _stop(self) -> None:
-        """Wake whoever reads or waits: the socket is closed."""
+        """Wake all readers and waiters, because the socket is closed."""
 
     async def _say_goodbye(self) -> None:
         if self._farewell is not None:

@@ -20,11 +20,11 @@ from millstream._stores.rates import Charge, ChargeResults, Seat
 VERSION: Final = 4
 """The workers of a newer release may find the parent of an older one, which was started before an update."""
 MAX_MESSAGE: Final = 65 * 1024 * 1024
-"""Bytes of the largest request, above what any store takes."""
+"""Maximum bytes of a request, above the limit of any store."""
 FLUSH: Final = 1024 * 1024
-"""Bytes that are sent at once, even if the turn of the loop isn't over."""
+"""Bytes that are sent immediately, before the end of the event loop's turn."""
 MAX_FRAME: Final = MAX_MESSAGE + FLUSH + 1024
-"""Bytes of the largest frame that a worker may send."""
+"""Maximum bytes of a frame from a worker."""
 
 _HEAD: Final = Format(">IBI")
 """Length of the rest, the mark of an array with 32 bits of length, and the number of messages."""
@@ -33,14 +33,14 @@ _ARRAY: Final = 0xDD
 
 
 class Greeting(Struct, frozen=True, array_like=True):
-    """What a worker learns when it connects."""
+    """The parent's first message to a worker."""
 
     epoch: str
     time: float
 
 
 class StoreSession(Protocol):
-    """What a worker asks besides values and entries."""
+    """Requests of a worker besides values and log entries."""
 
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
         """Open a store. Nothing else may come before."""
@@ -51,21 +51,21 @@ class StoreSession(Protocol):
         ...
 
     async def degraded_reason(self) -> str:
-        """As `Backend.degraded_reason`."""
+        """See `Backend.degraded_reason`."""
         ...
 
     async def bind(self, worker: str) -> None:
-        """As `Backend.bind`."""
+        """See `Backend.bind`."""
 
     async def listen(self, stream: str, on: bool) -> None:
         """Push the entries of a stream from now on, or stop that."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
-        """As `Backend.charge`."""
+        """See `Backend.charge`."""
         ...
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
-        """As `Backend.release`."""
+        """See `Backend.release`."""
 
 
 class StoreReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
@@ -121,7 +121,7 @@ _ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, StreamS
 
 
 class StoreCall:
-    """One method that a worker can call."""
+    """A method that a worker can call."""
 
     __slots__ = ("name", "part", "read_reply", "request", "run")
 

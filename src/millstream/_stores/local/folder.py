@@ -12,17 +12,17 @@ from typing import Final
 from zlib import crc32
 
 _PREFIX: Final = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
-"""Where machines share a folder, each only knows who listens on itself."""
+"""On a shared folder, a machine only knows its own listeners."""
 _NAME: Final = "store"
 _LONGEST_PATH: Final = 100
 """A little less than what systems take for the path of a socket."""
 _OLD: Final = 60.0
-"""Seconds after which a socket at which nobody listens isn't one at which somebody is about to."""
+"""Seconds after which an unused socket is no longer one that is about to be used."""
 _ELSEWHERE: Final = "/tmp"  # noqa: S108  nobody but this user can enter what is made there
 
 
 def private_socket() -> Path:
-    """Return a path for a socket, alone in a new folder that nobody else can enter."""
+    """Return a path for a socket in a new folder that only this user can access."""
     folder = tempfile.mkdtemp(prefix=_PREFIX)  # mode 0700
     if len(os.fsencode(folder)) > _LONGEST_PATH:
         Path(folder).rmdir()
@@ -31,7 +31,7 @@ def private_socket() -> Path:
 
 
 def sweep() -> None:
-    """Remove what killed parents left: folders of this user with nothing but a socket at which nobody listens."""
+    """Remove the remains of killed parents: folders of this user that contain only an unused socket."""
     for place in {tempfile.gettempdir(), _ELSEWHERE}:
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:

@@ -118,7 +118,7 @@ class WorkerConnection(asyncio.Protocol):
     # Calls
 
     def _work(self) -> None:
-        """Answer what can be answered now. The rest waits, and with it what the worker asks next."""
+        """Answer pending requests. Later requests of the worker wait for slow ones."""
         waiting, run, left = self._waiting, self._run, AT_ONCE
         while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
             left -= 1
@@ -258,10 +258,10 @@ class LocalServer:
         self._open = open_store
         # Process
         self.address = ParentAddress()
-        """Where it listens, once it does."""
+        """The listen address, once it listens."""
         self.peers: set[WorkerConnection] = set()
         self._opening: dict[str, asyncio.Task[Backend]] = {}
-        """By URL."""
+        """Backends by URL."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None

@@ -33,7 +33,7 @@ from millstream._stores.store import BackendStore
 PATIENCE: Final = 10.0
 """Seconds in which the parent must answer anything while calls wait; seconds, too, to connect again."""
 LEASE: Final = 60.0
-"""Seconds. The parent ends a lease when the connection ends, so this is only for workers that stand still."""
+"""Lease time in seconds. The parent ends a lease with the connection, so this only matters for stalled workers."""
 CLOCK: Final = 10.0
 """Seconds until the clock of the store is read again."""
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -71,7 +71,7 @@ class ParentConnection(asyncio.Protocol):
         self._flushes = False
         self._waiting: dict[int, tuple[StoreCall, asyncio.Future[Any]]] = {}
         self._heard = False
-        """Something came since the last look."""
+        """Whether anything was received since the last check."""
         self._watch: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -218,7 +218,7 @@ class ParentConnection(asyncio.Protocol):
             self._transport.write(self._out.take())
 
     def _look(self) -> None:
-        """Fail the calls that wait for a parent that stands still."""
+        """Fail the calls that wait for a stalled parent."""
         self._watch = None
         if not self._waiting:
             return

@@ -1,4 +1,4 @@
-"""When the values and streams in memory end: a heap, so that what is due is found without a walk over the living."""
+"""Expiry of values and streams in memory: a heap, so expired names are found without a scan."""
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
@@ -37,7 +37,7 @@ class ExpiryHeap(Generic[Name]):
         return self._until[name] <= now
 
     def expires_at(self, name: Name) -> float:
-        """When the time of a name is over."""
+        """Return the expiry time of a name."""
         return self._until[name]
 
     def forget(self, name: Name) -> None:

@@ -15,7 +15,7 @@ from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 from millstream._stores.memory.topics import Topics
 
 ITEM_BYTES: Final = 200
-"""What a log entry, or a key with its value and deadline, takes besides its bytes; rounded up."""
+"""Overhead of a log entry, or of a key with its value and deadline; rounded up."""
 STREAM_BYTES: Final = 600
 
 _DROPPED: Final = Entry(Position("", 0), b"")
@@ -95,12 +95,12 @@ class StreamKind:
         one stream and a copy to another must still find the first when it reads."""
         self._deadlines = ExpiryHeap[str]()
         self.size = 0
-        """Bytes held, as they are counted against the bound."""
+        """Stored bytes, as counted against the bound."""
 
     def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
     ) -> Position:
-        """As `Log.append`; `at` is the offset of an entry that another stream gave it."""
+        """See `Log.append`. `at` is the offset of an entry in the stream that it came from."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
@@ -179,7 +179,7 @@ class StreamKind:
         return held
 
     def expires_at(self, stream: str) -> float:
-        """When a stream that is held ends."""
+        """Return the expiry time of a stored stream."""
         return self._deadlines.expires_at(stream)
 
     def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
@@ -267,12 +267,12 @@ class MemoryLog:
         """The room of one kind."""
         # process
         self.kinds: dict[str, StreamKind] = {}
-        """Those that have been appended to. Few: this program names its streams, not its peers."""
+        """Kind -> its streams. There are few, because the program names its streams, not its peers."""
         self.listeners = listeners or Topics[Entry]()
 
     @property
     def size(self) -> int:
-        """Bytes held, of all kinds together."""
+        """Stored bytes of all kinds."""
         return sum(kind.size for kind in self.kinds.values())
 
     async def append(
@@ -285,7 +285,7 @@ class MemoryLog:
     def stage(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        """`append`, of which nobody hears before `tell`."""
+        """Append an entry without notifying listeners until `tell`."""
         now = self._clock()
         for each in self.kinds.values():  # one that is not used any more gives its room back too
             each.sweep(now)
@@ -298,13 +298,13 @@ class MemoryLog:
         return position
 
     def tell(self, stream: str, entry: Entry) -> None:
-        """Whoever listens hears of an entry."""
+        """Notify the listeners of an entry."""
         self.listeners.tell(stream, entry)
 
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """As `Log.listen`. A stream that is dropped interrupts its listeners, and nothing else does."""
+        """See `Log.listen`. Only a dropped stream interrupts its listeners."""
         stop_hearing = self.listeners.add(stream, hear)
         if interrupted is None:
             return stop_hearing
@@ -325,7 +325,7 @@ class MemoryLog:
             self.listeners.tell(_INTERRUPTED + stream, _DROPPED)
 
     def end_all(self) -> None:
-        """Nobody listens any more."""
+        """Remove all listeners."""
         self.listeners.clear()
 
     def kind(self, stream: str) -> StreamKind:
@@ -361,7 +361,7 @@ class MemoryLog:
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of a stream or key: what stands in front of its first colon."""
+    """Return the kind of a stream or key: the text before its first colon."""
     kind, colon, _ = name.partition(":")
     return kind if colon else ""
 

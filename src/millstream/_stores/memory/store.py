@@ -22,7 +22,7 @@ from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 
 KEPT_BACK: Final = 16
-"""One part in so many is kept back from values that are larger than `MARK_BYTES`."""
+"""The fraction of space reserved for values of at most `MARK_BYTES`."""
 
 
 class ValueKind:
@@ -35,12 +35,12 @@ class ValueKind:
         self.lossy: OrderedDict[str, None] = OrderedDict()
         """Keys of those that may go, the one written the longest ago first."""
         self.size = 0
-        """Bytes held, as they are counted against the bound."""
+        """Stored bytes, as counted against the bound."""
         self.shares: Counter[str] = Counter()
         """Share -> its bytes of these."""
 
     def count(self, key: str, growth: int) -> None:
-        """So many bytes more or fewer are held for a key."""
+        """Change the number of stored bytes for a key."""
         self.size += growth
         share = share_of(key)
         if share:
@@ -49,7 +49,7 @@ class ValueKind:
                 del self.shares[share]
 
     def growth(self, key: str, value: bytes) -> int:
-        """How many more bytes are held with a new value."""
+        """Return the additional bytes of a new value."""
         old = self.values.get(key)
         return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
 
@@ -75,7 +75,7 @@ class MemoryMap:
 
     @property
     def size(self) -> int:
-        """Bytes held, of all kinds together."""
+        """Stored bytes of all kinds."""
         return sum(kind.size for kind in self.kinds.values())
 
     async def get(self, key: str) -> bytes | None:
@@ -209,7 +209,7 @@ class MemoryBackend:
         self.release = tally.release
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """As `Backend.watch`. The epoch never changes."""
+        """See `Backend.watch`. The epoch never changes."""
         return never
 
     def time(self) -> float:
@@ -219,10 +219,10 @@ class MemoryBackend:
         return ""
 
     async def bind(self, worker: str) -> None:
-        """Nothing to tie."""
+        """Do nothing, because there is no connection."""
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing, because there is no connection."""
 
     async def close(self) -> None:
         self.log.end_all()

@@ -1,4 +1,4 @@
-"""Who listens to what, in this process: to a topic, or to one thing that changes."""
+"""Listeners in this process: of a topic, or of one value that changes."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ class _Listener(Generic[T]):
 
 
 class Topics(Generic[T]):
-    """Listeners by topic. Plain calls: everybody has heard when `tell` returns, so there is no queue to bound."""
+    """Listeners by topic. They're called directly, so there is no queue to bound."""
 
     __slots__ = ("_by_topic",)
 
@@ -30,7 +30,7 @@ class Topics(Generic[T]):
         return iter(self._by_topic)
 
     def tell(self, topic: str, item: T) -> None:
-        """Call everybody who listens, in the order in which they came."""
+        """Call all listeners in the order they were added."""
         for listener in self._by_topic.get(topic, ()):
             if listener.active:
                 listener.heard(item)
@@ -53,7 +53,7 @@ class Topics(Generic[T]):
         return stop
 
     def clear(self) -> None:
-        """Nobody listens any more."""
+        """Remove all listeners."""
         for listeners in self._by_topic.values():
             for listener in listeners:
                 listener.active = False
@@ -61,7 +61,7 @@ class Topics(Generic[T]):
 
 
 class Watchers:
-    """Plain calls: everybody has heard when `tell` returns."""
+    """Watchers of one value. They're called directly, so there is no queue to bound."""
 
     __slots__ = ("_callbacks",)
 
@@ -79,16 +79,16 @@ class Watchers:
         return stop
 
     def tell(self) -> None:
-        """Call them all, but those that are stopped meanwhile."""
+        """Call all watchers, except those removed during the calls."""
         for mark in tuple(self._callbacks):
             call = self._callbacks.get(mark)
             if call is not None:
                 call()
 
     def clear(self) -> None:
-        """Nobody is called any more."""
+        """Remove all watchers."""
         self._callbacks.clear()
 
 
 def never() -> None:
-    """What stops watching for what never happens."""
+    """Do nothing. The unsubscribe function for an event that never happens."""

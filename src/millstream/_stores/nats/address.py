@@ -20,7 +20,7 @@ _SYNTAX: Final = (
 
 
 class NatsAddress(Struct, frozen=True):
-    """Where the servers are, and how data are kept there."""
+    """The servers' addresses, and how data is stored there."""
 
     servers: tuple[str, ...]
     user: str | None = None
@@ -30,7 +30,7 @@ class NatsAddress(Struct, frozen=True):
     """The path of a credentials file."""
     replicas: int = 1
     namespace: str = "millstream"
-    """What the names of all JetStream streams begin with."""
+    """The prefix of all JetStream stream names."""
     tls: ssl.SSLContext | None = None
 
     def __repr__(self) -> str:

@@ -36,14 +36,14 @@ class NatsLimits:
         self._values = values
         self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
         self._forgot: float | None = None
-        """When paces were last forgotten because there was no room."""
+        """Time at which paces were last dropped for lack of space."""
 
     @property
     def _stream(self) -> str:
         return f"{self._link.address.namespace}-rates"
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
-        """As `Backend.charge`."""
+        """See `Backend.charge`."""
         if not charges:
             return ChargeResults([])
         async with self._locks[hash(charges[0].key) % _LOCKS]:
@@ -142,7 +142,7 @@ class NatsLimits:
         return True
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
-        """As `Backend.release`."""
+        """See `Backend.release`."""
         for seat in seats:
             while True:
                 seq, data = await self._read(seat)
@@ -178,7 +178,7 @@ class NatsLimits:
         await self._link.ensure(self._stream, config)
 
     async def sweep(self) -> None:
-        """Notice when paces are forgotten because there is no room."""
+        """Record that paces are dropped for lack of space."""
         try:
             state = (await self._link.info(self._stream))["state"]
         except JetStreamError:
@@ -188,7 +188,7 @@ class NatsLimits:
 
 
 def _taken(wait: float, room: float, amount: float) -> ChargeResult:
-    """Where it's allowed, `left` is what is left behind it."""
+    """Return the result of a charge. If it's allowed, `left` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 

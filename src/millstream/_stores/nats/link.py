@@ -60,11 +60,11 @@ class StreamMessage(Struct, frozen=True):
     data: bytes
     headers: dict[str, str]
     at: float
-    """When it was stored, by the clock of the server."""
+    """Time of storage, by the server's clock."""
 
 
 class JetStreamError(Exception):
-    """JetStream refused a request; `code` says why."""
+    """JetStream refused a request. `code` is the reason."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -83,7 +83,7 @@ class _Batch:
 
 
 class NatsLink:
-    """One connection, and what is known of the JetStream streams behind it."""
+    """A connection, and the known state of its JetStream streams."""
 
     def __init__(self, address: NatsAddress) -> None:
         # Configuration

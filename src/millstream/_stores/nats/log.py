@@ -34,7 +34,7 @@ from millstream._stores.nats.link import (
 from millstream._stores.nats.log_listeners import LogListeners
 
 ROOM: Final = 512 * 1024 * 1024
-"""Bytes of one kind on each node."""
+"""Maximum bytes of one kind on each node."""
 MAX_AGE: Final = 31 * 86400.0
 UNSEALED: Final = frozenset({"bus:all", "hub:journal", "presence:events"})
 """Streams that all workers append to at once, and that never end: JetStream needn't look for their end."""
@@ -58,7 +58,7 @@ _SEEN: Final = 10_000
 
 
 class Floor(Struct, frozen=True, array_like=True):
-    """What a view has dropped."""
+    """The dropped part of a view."""
 
     seq: int = 0
     """Everything up to this sequence."""
@@ -75,7 +75,7 @@ class View(Struct, frozen=True):
     kind: str
     subject: str
     ttl: str
-    """The header that says how long the view lives after a message."""
+    """The header with the lifetime of the view after a message."""
 
     @property
     def index(self) -> bool:
@@ -83,7 +83,7 @@ class View(Struct, frozen=True):
 
 
 class _ViewCache(Struct):
-    """What a worker remembers of a stream that it appends to."""
+    """The cached state of a stream that a worker appends to."""
 
     until: float
     appended: int = 0
@@ -101,7 +101,7 @@ class NatsLog:
         self._link = link
         self._listening = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
-        """Subject of a view -> the newest sequence in it that this worker knows of."""
+        """Subject of a view -> the newest sequence known to this worker."""
         self._known: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
         self._homes: dict[str, set[str]] = {}
         """Kind of an index -> kinds of the streams whose entries it shows."""
@@ -166,7 +166,7 @@ class NatsLog:
                 self._seen.popitem(last=False)
 
     async def _begin(self, view: View) -> _ViewCache:
-        """Forget what a stream that has expired has left, and return what this worker knows of it."""
+        """Delete the remains of an expired stream, and return this worker's state of it."""
         key = (view.name, view.kind)
         known = self._known.get(key)
         if known is None or known.until <= self._link.time():

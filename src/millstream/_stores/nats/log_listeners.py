@@ -158,7 +158,7 @@ class LogListeners:
         interrupted: Callable[[], None] | None,
         ensure: Callable[[], Awaitable[None]],
     ) -> Callable[[], None]:
-        """Call `hear` with each entry of a subject, and return the function that stops it."""
+        """Call `hear` with each entry of a subject. Return a function that stops it."""
         consumer = self._consumers.get(subject)
         if consumer is None:
             consumer = self._consumers[subject] = _Consumer(self._link, stream, subject, ensure, self._note)

@@ -47,7 +47,7 @@ class NatsBackend:
         return self._link.time()
 
     async def degraded_reason(self) -> str:
-        """Say how many replicas are missing."""
+        """Return how many replicas are missing, as text."""
         if self._link.address.replicas == 1:
             return ""
         try:

@@ -25,7 +25,7 @@ from millstream._stores.nats.link import (
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 
 ROOM: Final = 64 * 1024 * 1024
-"""Bytes of one kind."""
+"""Maximum bytes of one kind."""
 _TTL: Final = "Millstream-TTL"
 _GONE: Final = "Millstream-Gone"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -37,7 +37,7 @@ _PAUSE: Final = 0.002
 
 
 class _Size:
-    """How full a kind, or a share, was when it was looked at, and what this worker has added since."""
+    """The size of a kind or share when it was read, and the bytes this worker has added since."""
 
     __slots__ = ("at", "bytes")
 
@@ -52,7 +52,7 @@ class NatsMap:
     def __init__(self, link: NatsLink) -> None:
         self._link = link
         self._sizes: dict[str, _Size] = {}
-        """By the name of a kind's JetStream stream, or the subject of a share."""
+        """Sizes by the kind's JetStream stream, or by the share's subject."""
 
     def close(self) -> None:
         """Remember nothing."""

@@ -1,4 +1,4 @@
-"""Where Redis is: the URL of the store, read once. Nothing that is said about it shows a password."""
+"""Redis addresses, parsed from the store's URL. Passwords never appear in errors or logs."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _PREFIX: Final = "millstream:"
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """One server, or several that belong together."""
+    """The address of one server, or of several that belong together."""
 
     kind: str
     """Empty for a single server, else ``+sentinel`` or ``+cluster``."""
@@ -29,13 +29,13 @@ class RedisAddress:
     password: str = field(default="", repr=False)
     database: int = 0
     service: str = ""
-    """The name under which Sentinel knows the primary."""
+    """The primary's name in Sentinel."""
     sentinel_user: str = field(default="", repr=False)
     sentinel_password: str = field(default="", repr=False)
     prefix: str = _PREFIX
     """In front of every key, so that several servers can share one Redis."""
     wait: int = 0
-    """How many replicas confirm an append before it counts as stored."""
+    """Number of replicas that must confirm an append."""
     tls: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     """Options of redis-py; empty without TLS."""
 

@@ -44,7 +44,7 @@ START_SECONDS: Final = 10.0
 LOOK: Final = 60.0
 """Seconds between two checks of the server's settings, which may change while it runs."""
 ALLOW: Final = "Allow them with ACL SETUSER, or take out their rename-command."
-"""What to do about commands that a server refuses."""
+"""Advice for commands that a server refuses."""
 _OLDEST: Final = (7, 0)
 _MOST: Final = 512
 """Commands of one pipeline."""
@@ -56,7 +56,7 @@ _AGAIN: Final = frozenset(
 )
 """The server didn't run the command, and may soon."""
 _BROKEN: Final = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
-"""What redis-py raises when a server isn't there. A `TimeoutError` is an `OSError`."""
+"""Errors of redis-py for an unreachable server. `TimeoutError` is an `OSError`."""
 
 Argument = str | bytes | int
 
@@ -72,10 +72,10 @@ class _Request:
         self.key = key
         self.command = command
         self.text = text
-        """Of the script."""
+        """The source text of a script."""
         self.again = again
         self.confirm = confirm
-        """Replicas have to confirm it, if the URL asks for that."""
+        """Whether replicas must confirm the command, if the URL asks for it."""
         self.deadline = deadline
         self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -97,7 +97,7 @@ class RedisClient:
         # process
         self._redis: Any = None  # redis-py's types differ between its three kinds of clients
         self._opened: list[Any] = []
-        """What is to be closed: the client, and those of Sentinels."""
+        """Clients to close: the main one and those of Sentinels."""
         self._queue: deque[_Request] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._broken = False
@@ -347,7 +347,7 @@ class RedisClient:
                 await client.aclose()
 
     async def _infos(self) -> list[dict[str, Any]]:
-        """What each primary says of itself."""
+        """Return the INFO of each primary."""
         if isinstance(self._redis, RedisCluster):
             await self._redis.initialize()
             nodes = self._redis.get_primaries()
@@ -364,7 +364,7 @@ class RedisClient:
             await self.look()
 
     async def look(self) -> None:
-        """Ask each server whether it has begun to drop what it's given."""
+        """Check whether any server has begun to evict data."""
         try:
             infos = await self._infos()
         except (*_BROKEN, RedisError):
@@ -487,7 +487,7 @@ def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None
 
 
 def _reason(failure: BaseException, address: RedisAddress) -> str:
-    """What the failure says; empty where it says nothing."""
+    """Return the failure's text, or an empty string."""
     if isinstance(failure, MasterNotFoundError):
         return f"no Sentinel that answers knows a primary of the service {address.service[:64]!r}"
     return str(failure).rstrip(".")

@@ -12,7 +12,7 @@ from millstream._stores.rates import share_of
 
 HUB: Final = "{j0}"
 SPREAD: Final = frozenset({"session", "once"})
-"""Kinds of values whose second part says in which slot they are."""
+"""Kinds of values whose second part determines the slot."""
 _VALUE: Final = re.compile(r"\{[^{}]+\}:k:(.*)\Z", re.DOTALL)
 _SPECIAL: Final = re.compile(r"([*?\[\]\\])")
 
@@ -76,7 +76,7 @@ class RedisKeys:
 
 
 def tag_of(name: str) -> str:
-    """Return the part of a value's key that says which slot it's in."""
+    """Return the part of a value's key that determines its slot."""
     kind, _, rest = name.partition(":")
     if kind not in SPREAD:
         return HUB

@@ -42,7 +42,7 @@ class RedisLog:
         self._listeners = Topics[Entry]()
         self._interrupted: dict[str, Watchers] = {}
         self._arranged: dict[str, asyncio.Task[None]] = {}
-        """What makes that streams with listeners are read."""
+        """Stream -> the task that starts reading it for its listeners."""
         self._append = script("append")
         self._reading = script("read")
 
@@ -180,6 +180,6 @@ class RedisLog:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """A failure is of interest only to whoever waits."""
+    """Consume the error, which only waiters need."""
     if not task.cancelled():
         task.exception()

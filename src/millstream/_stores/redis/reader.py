@@ -39,16 +39,16 @@ class StreamReader:
         self._key = key
         """Any key of the hub's slot."""
         self.poke: Callable[[], Any] | None = None
-        """Gives what adds an entry to a stream that is read, so that the read under way ends."""
+        """Returns a command that adds an entry to a stream, to end the pending read."""
         # process
         self._wanted: dict[str, Take] = {}
         self._places: dict[str, str] = {}
         """The last id of each stream."""
         self._covered: frozenset[str] = frozenset()
-        """What the read that is under way covers."""
+        """The streams of the pending read."""
         self._turned = asyncio.Event()
         self._moves = 0
-        """How often places were moved: a read that began before is void."""
+        """Number of position changes. A read that began earlier is void."""
         self._reading: asyncio.Task[Any] | None = None
 
     def follow(self, stream: str, last: str, take: Take) -> None:

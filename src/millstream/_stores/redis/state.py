@@ -1,4 +1,4 @@
-"""What one connection to Redis knows: the epoch, the store's time, and which attempts are under way. No I/O."""
+"""The state of one Redis connection: epoch, store time, and pending attempts. No I/O."""
 
 import asyncio
 import secrets
@@ -8,7 +8,7 @@ from itertools import count
 from typing import Final
 
 PLACES: Final = 1024
-"""How many attempts may be under way at once; more of them wait for their turn."""
+"""Maximum number of concurrent attempts. More of them wait."""
 
 
 class RedisState:

@@ -75,7 +75,7 @@ class RedisBackend:
         return self._client.degraded_reason
 
     async def bind(self, worker: str) -> None:
-        """Nothing to tie: Redis doesn't say that a connection ended."""
+        """Do nothing, because Redis doesn't report ended connections."""
 
     async def open(self) -> None:
         await self._client.open()
@@ -137,7 +137,7 @@ class RedisBackend:
             )
 
     async def _run(self) -> None:
-        """Look at epoch and time now and then, and after each failure. Leases say if the store doesn't answer."""
+        """Check epoch and time periodically and after failures. Leases report if the store doesn't answer."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW):

@@ -1,4 +1,4 @@
-"""What SQLite and the system say, as errors that say what happened, why, and what to do."""
+"""Translation of SQLite and system errors to errors with cause and advice."""
 
 from pathlib import Path
 from typing import Final
@@ -29,11 +29,11 @@ _TEXTS: Final[dict[str, str]] = {
     "NotADirectoryError": "can't be made: a part of the path is a file.",
     "IsADirectoryError": "is a folder. Name a file.",
 }
-"""What follows the path, by how the name of the error begins."""
+"""Text after the path, by prefix of the error name."""
 
 
 class FileVanished(StoreUnavailable):
-    """The file isn't where it was: what would be written now, nobody would find again. Nothing was changed."""
+    """The file isn't at its path. New data would be lost, so nothing was changed."""
 
 
 def translate_error(path: Path, exc: Exception) -> LocalError:

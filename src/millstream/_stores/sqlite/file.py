@@ -20,7 +20,7 @@ from millstream._stores.sqlite.location import Location
 APPLICATION: Final = 0x4D53_5452
 """Marks the file as ours."""
 VERSION: Final = 3
-"""Of the tables below; the file has it as its `user_version`."""
+"""The schema version, stored in the file as `user_version`."""
 _TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE kinds (name TEXT PRIMARY KEY, highest INTEGER NOT NULL) WITHOUT ROWID;
@@ -56,7 +56,7 @@ class File:
         self._owned: tuple[int, int] | None = None
         """Which file it is, whatever lies at its path by now."""
         self._log: tuple[int, int] | None = None
-        """The same of the write-ahead log, once it's there."""
+        """The identity of the write-ahead log, once it exists."""
 
     @property
     def is_open(self) -> bool:
@@ -132,7 +132,7 @@ class File:
         self._log = self._log or _identity(_log_of(self.location.path))
 
     def explain(self, exc: Exception) -> Exception:
-        """Return what happened as an error that says why, and what to do."""
+        """Return the error with its cause and advice."""
         return translate_error(self.location.path, exc) if isinstance(exc, sqlite3.Error | OSError) else exc
 
     def make_room(self) -> None:

@@ -32,7 +32,7 @@ class Items:
         self._shares: Counter[tuple[str, str]] = Counter()
         """Kind and share -> bytes."""
         self._place = 0
-        """Of the lossy value that was written last."""
+        """Sequence number of the last lossy value that was written."""
         self._swept = 0.0
 
     def load(self) -> None:
@@ -45,16 +45,16 @@ class Items:
         self._place = self._file.one("SELECT coalesce(max(place), 0) FROM items")[0]
 
     def get(self, key: str) -> bytes | None:
-        """As `get` of the contract."""
+        """See `Map.get`."""
         row = self._file.one("SELECT value FROM items WHERE key=? AND until>?", (key, self._clock()))
         return None if row is None else row[0]
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As `get_many` of the contract."""
+        """See `Map.get_many`."""
         return [self.get(key) for key in keys]
 
     def put(self, key: str, value: bytes, ttl: float, lossy: bool) -> None:
-        """As `put` of the contract."""
+        """See `Map.put`."""
         now = self._clock()
         if now - self._swept > _SWEEP:
             self._sweep(now)
@@ -74,7 +74,7 @@ class Items:
         self._count(kind, share, growth)
 
     def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float, lossy: bool) -> bool:
-        """As `compare_and_set` of the contract."""
+        """See `Map.compare_and_set`."""
         if self.get(key) != expected:
             return False
         if value is not None:
@@ -84,13 +84,13 @@ class Items:
         return True
 
     def delete(self, key: str) -> bool:
-        """As `delete` of the contract."""
+        """See `Map.delete`."""
         present = self.get(key) is not None
         self._forget(key)
         return present
 
     def keys(self, prefix: str) -> list[str]:
-        """As `keys` of the contract."""
+        """See `Map.keys`."""
         rows = self._file.run(
             "SELECT key FROM items WHERE key>=? AND substr(key, 1, ?)=? AND kind=coalesce(?, kind) AND until>?",
             (prefix, len(prefix), prefix, kind_of(prefix) if ":" in prefix else None, self._clock()),

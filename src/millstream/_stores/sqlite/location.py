@@ -11,7 +11,7 @@ _SHAPE = "Write sqlite:///file.db for a file in the working directory, or sqlite
 
 
 class Location(Struct, frozen=True):
-    """What a URL says."""
+    """The parts of a URL."""
 
     path: Path
     """Absolute."""
@@ -20,7 +20,7 @@ class Location(Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """The same for everybody, whatever the working directory."""
+        """The normalized URL, independent of the working directory."""
         return f"sqlite:///{self.path.as_posix().replace('%', '%25').replace('?', '%3F').replace('#', '%23')}" + (
             "?durability=full" if self.full else ""
         )

@@ -85,7 +85,7 @@ class SqliteLog:
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """As `Log.listen`; `interrupted` is never called, for nothing can come between."""
+        """See `Log.listen`. `interrupted` is never called, because no entries can be missed."""
         return self.listeners.add(stream, hear)
 
     async def listening(self, stream: str) -> None:
@@ -133,7 +133,7 @@ class SqliteBackend:
         return self._file.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """As `Backend.watch`; the epoch never changes while the store is open."""
+        """See `Backend.watch`. The epoch doesn't change while the store is open."""
         return never
 
     def time(self) -> float:
@@ -143,7 +143,7 @@ class SqliteBackend:
         return self._writer.degraded_reason
 
     async def bind(self, worker: str) -> None:
-        """Nothing to tie."""
+        """Do nothing, because there is no connection."""
 
     async def open(self) -> None:
         """Open the file, or make it.

@@ -43,7 +43,7 @@ class Streams:
     def append(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None, seal: bool
     ) -> Position:
-        """As `append` of the contract."""
+        """See `Log.append`."""
         now = self._clock()
         if now - self._swept > _SWEEP:
             self._swept = now
@@ -55,7 +55,7 @@ class Streams:
         return Position(self._file.epoch, offset)
 
     def read(self, stream: str, after: Position | None, limit: int, max_bytes: int) -> Sequence[Entry]:
-        """As `read` of the contract."""
+        """See `Log.read`."""
         epoch, run = self._file.epoch, self._file.run
         row = self._file.one("SELECT id, floor, last FROM streams WHERE name=? AND until>?", (stream, self._clock()))
         if row is None:
@@ -73,7 +73,7 @@ class Streams:
         return _page(epoch, rows, max_bytes)
 
     def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
-        """As `newest` of the contract."""
+        """See `Log.newest`."""
         rows = self._file.run(
             "SELECT offset, data FROM entries WHERE stream=(SELECT id FROM streams WHERE name=? AND until>?)"
             " ORDER BY offset DESC LIMIT ?",
@@ -82,13 +82,13 @@ class Streams:
         return _page(self._file.epoch, rows, max_bytes)[::-1]
 
     def touch(self, stream: str, ttl: float) -> bool:
-        """As `touch` of the contract."""
+        """See `Log.touch`."""
         now = self._clock()
         changed = self._file.run("UPDATE streams SET until=? WHERE name=? AND until>?", (now + ttl, stream, now))
         return changed.rowcount > 0
 
     def trim(self, stream: str) -> None:
-        """As `trim` of the contract."""
+        """See `Log.trim`."""
         row = self._file.one("SELECT id, kind, size FROM streams WHERE name=?", (stream,))
         if row is not None:
             self._forget(*row)

@@ -52,7 +52,7 @@ class SqliteWriter:
         self._waiting: list[_Job] = []
         self._task: asyncio.Task[None] | None = None
         self._failed: tuple[float, LocalError] | None = None
-        """When a transaction failed, and why."""
+        """Time and error of a failed transaction."""
 
     async def start(self) -> None:
         """Open the file.
