@@ -212,7 +212,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             await self.sink.wait_closed()
 
     async def end(self, response: Response | Sink | None) -> None:
-        """Send what the handler gave: a reply, or the rest of a stream."""
+        """Send the handler's result: a reply, or the rest of a stream."""
         if self.sink is not None:
             await self.sink.finish()
         elif not self.gone:

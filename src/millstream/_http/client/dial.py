@@ -37,7 +37,7 @@ class AddressRefused(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is of the public Internet, however it is written."""
+    """Return whether an address belongs to the public Internet, in any notation."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -51,7 +51,7 @@ def is_public(address: str) -> bool:
 
 
 def allow_any(address: str) -> bool:
-    """Accept any address: the operator has written the URL."""
+    """Accept any address, because the operator configured the URL."""
     return True
 
 

@@ -16,7 +16,7 @@ from millstream._http.client.proxy import Proxy, no_proxy, proxy_error, proxy_fo
 from millstream._http.client.url import Url
 
 _FRESH = 3.0
-"""Seconds for which a free connection is trusted: servers close those of five seconds and more."""
+"""Maximum idle seconds before a free connection is dropped. Servers usually close theirs after five seconds or more."""
 
 
 class ConnectionPool:

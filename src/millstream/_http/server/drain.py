@@ -33,7 +33,7 @@ class DrainTimes(Struct, frozen=True):
 
 
 class ConnectionDrainer:
-    """Lets go of the connections of a server that accepts no new ones."""
+    """Closes the connections of a server that accepts no new ones."""
 
     __slots__ = ("_announced", "_clock", "_guard", "_since", "_state")
 

@@ -72,7 +72,7 @@ class GuardedConnection(Protocol):
     unsent_since: float
     """Time at which the write buffer last shrank."""
     read_paused: bool
-    """The server has stopped reading, so the client cannot go on."""
+    """Whether the server has stopped reading, so that the client can't continue."""
 
     def refuse(self, response: Response) -> None:
         """Answer and close."""

@@ -50,7 +50,7 @@ class Socket(CloseSignal, ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """Wait until the peer takes bytes again, or the socket is closed."""
+        """Wait until the peer accepts bytes again, or the socket is closed."""
 
     @abstractmethod
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:

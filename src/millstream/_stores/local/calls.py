@@ -58,7 +58,7 @@ class StoreSession(Protocol):
         """See `Backend.bind`."""
 
     async def listen(self, stream: str, on: bool) -> None:
-        """Push the entries of a stream from now on, or stop that."""
+        """Start or stop pushing the entries of a stream."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""

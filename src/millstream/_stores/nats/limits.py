@@ -60,7 +60,7 @@ class NatsLimits:
         read = await asyncio.gather(*map(self._read, charges))
         found: list[ChargeResult] = []
         written: list[tuple[str, bytes, int, float]] = []
-        """Subjects, what to write there, the sequences to be there, and for how many seconds."""
+        """Subjects, values to write, expected sequences, and lifetimes in seconds."""
         quotas: list[tuple[Quota, bytes | None]] = []
         for charge, (seq, data) in zip(charges, read, strict=True):
             if isinstance(charge, Pace):

@@ -63,7 +63,7 @@ class Floor(Struct, frozen=True, array_like=True):
     seq: int = 0
     """Everything up to this sequence."""
     following: int = 0
-    """The first sequence left at that time; 0 for none, and then no old position is valid."""
+    """The first remaining sequence at that time, or 0 if none remained. No older position is valid then."""
 
 
 class View(Struct, frozen=True):

@@ -107,7 +107,7 @@ class _Consumer:
         return str(made["name"])
 
     async def _watch(self) -> None:
-        """Return when the consumer is broken, or its heartbeat stays away."""
+        """Wait until the consumer fails or its heartbeat is missing."""
         while not self._broken.is_set():
             self._alive = False
             with suppress(TimeoutError):

@@ -97,7 +97,7 @@ class StreamReader:
             self._reading.cancel()
 
     async def run(self) -> None:
-        """Read, until canceled."""
+        """Read until cancelled."""
         failures = 0
         try:
             while True:
