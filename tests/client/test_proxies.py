@@ -197,6 +197,6 @@ async def test_proxy_authentication_is_explained(monkeypatch: pytest.MonkeyPatch
 async def test_unreachable_proxies_are_explained(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says where its name comes from."""
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ConnectFailed, match=r"There is no proxy at .*, from the environment"):
+    with pytest.raises(ConnectFailed, match=r"There is no proxy at .*, which the environment names"):
         async with Client(f"{scheme}://mcp.test/mcp"):
             pass

@@ -42,7 +42,7 @@ class Declared(Struct, frozen=True):
     name: str
     value: Mapping[str, Any]
     revisions: frozenset[str]
-    """Dates of the revisions that have it; all without any."""
+    """Dates of the revisions that have it; empty for all."""
 
 
 class LocalPeer:

@@ -32,7 +32,7 @@ from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
 
 _PATIENCE = 120.0
-"""Seconds without an answer after which waiting for a task ends."""
+"""Maximum seconds to wait for a task without a response."""
 _LEAST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0
 _USUAL_PAUSE = 1.0

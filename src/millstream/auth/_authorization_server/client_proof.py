@@ -162,7 +162,7 @@ class ClientProof:
             raise _refused("The assertion has no jti, so it could be replayed.")
         # RFC 7523 §3, 7: each assertion is valid once.
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
-            raise _refused("The assertion was used before.")
+            raise _refused("The assertion has already been used.")
 
     async def _keys_of(self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch) -> list[PublicKey]:
         if client.keys is not None:
