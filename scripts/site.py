@@ -22,7 +22,7 @@ MODULES = (
     "millstream.auth",
     "millstream.hub",
     "millstream.testing",
-    "millstream.gateway.openapi",
+    "millstream.gateway._openapi",
     "millstream.compat.fastmcp",
     "millstream.compat.types",
 )

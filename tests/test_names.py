@@ -39,7 +39,7 @@ OPEN_NAMES = {
     "Unsupported", "Waiting", "_Asked", "_Described", "_Known", "_Listed", "_Signing", "_Unmounted", "_app/serving",
     "_cli/chatting", "_cli/commands/probing.py", "_cli/commands/watching.py", "_cli/installing", "_cli/recording",
     "client/_extending.py", "client/_listing.py", "client/_negotiated.py", "extensions/events/_reading.py",
-    "extensions/events/_subscribing.py", "gateway/extension_forwarding.py",
+    "extensions/events/_subscribing.py", "gateway/_extension_forwarding.py",
 }  # fmt: skip
 """Participles that still need a noun. `_app/serving` is the package of the HTTP server process."""
 OPEN_DUPLICATES = {

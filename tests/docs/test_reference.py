@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from millstream.gateway._credentials.options import Credentials
 from msgspec import Struct
 from msgspec.structs import FieldInfo, fields
 
@@ -39,8 +40,7 @@ from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._options import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway.config import gateway_options, upstream_options
-from millstream.gateway.credentials.options import Credentials
+from millstream.gateway._config import gateway_options, upstream_options
 from millstream.hub import Hub
 from scripts.docs import ROOT
 

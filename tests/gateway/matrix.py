@@ -16,7 +16,7 @@ from gateway import matrix_world as world
 from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import LogMessage
-from millstream.gateway.names import Names
+from millstream.gateway._names import Names
 from patience import WAIT
 
 Json = dict[str, Any]

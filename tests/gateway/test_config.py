@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from millstream.gateway.config import ConfigError, load_file
-from millstream.gateway.policy import ToolPolicy, UpstreamPolicy
+from millstream.gateway._config import ConfigError, load_file
+from millstream.gateway._policy import ToolPolicy, UpstreamPolicy
 
 FILE = """
 name = "tools"

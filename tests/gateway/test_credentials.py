@@ -9,6 +9,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
+from millstream.gateway._credentials.options import Credentials
 from msgspec import ValidationError, convert
 
 from client.rude import OFFER, Asked, rude
@@ -19,8 +20,7 @@ from issuer_world import issuing, token
 from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
-from millstream.gateway.config import load_file
-from millstream.gateway.credentials.options import Credentials
+from millstream.gateway._config import load_file
 from redis_parts import RedisServer, shared_servers
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"

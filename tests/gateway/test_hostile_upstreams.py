@@ -5,7 +5,7 @@ import sys
 from millstream import Server
 from millstream.client import Client
 from millstream.gateway import OpenApi, UpstreamPolicy
-from millstream.gateway.breaker import FAILURES
+from millstream.gateway._breaker import FAILURES
 from patience import WAIT
 
 ESCAPES = r"""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from millstream import Client, Server
-from millstream.gateway.openapi import Kind, RouteMap
+from millstream.gateway._openapi import Kind, RouteMap
 from patience import WAIT
 
 NOTHING = {"200": {"description": "ok"}}

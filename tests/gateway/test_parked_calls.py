@@ -269,7 +269,7 @@ async def test_missing_answers_are_requested_again(world: World) -> None:
 async def test_calls_of_dead_workers_are_lost_with_an_error(
     world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.gateway.parked_calls._WAKES", 0.05)
+    monkeypatch.setattr("millstream.gateway._parked_calls._WAKES", 0.05)
     async with world.workers(2) as (first, second):
         asked = await send(first)
         await first.die(noticed=noticed)
@@ -340,7 +340,7 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
 
 
 async def test_parked_bytes_are_bounded_per_caller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway.parked_calls.MAX_BYTES", 4_000)
+    monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 4_000)
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
     large = {"times": 1, "note": "x" * 1_500}
     async with world.workers(1, auth=guard) as (worker,):

@@ -13,8 +13,8 @@ from millstream import Client, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Failure
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway.catalog import fetch
-from millstream.gateway.pins import AcceptedFile
+from millstream.gateway._catalog import fetch
+from millstream.gateway._pins import AcceptedFile
 from patience import WAIT
 
 

@@ -20,7 +20,7 @@ import pytest
 from millstream import Client
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
-from millstream.gateway.processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._processes import ProcessPool, UpstreamProcesses
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -135,7 +135,7 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
 
 async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection that finds no room says which option helps."""
-    monkeypatch.setattr("millstream.gateway.processes._WAIT", 0.3)
+    monkeypatch.setattr("millstream.gateway._processes._WAIT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
         upstream = pool.add("files", shell, limit=1)
         async with Client(upstream.target("a")) as client:
@@ -242,7 +242,7 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
     path = tmp_path / "loud.sh"
     loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
     path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))
-    caplog.set_level(logging.INFO, "millstream.gateway.processes")
+    caplog.set_level(logging.INFO, "millstream.gateway._processes")
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("printer", Command(("sh", str(path))))
         assert await call(upstream)
@@ -315,7 +315,7 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
         import asyncio, sys
         from millstream import Client
         from millstream.client._transports.stdio import Command
-        from millstream.gateway.processes import ProcessPool
+        from millstream.gateway._processes import ProcessPool
 
         async def main():
             pool = ProcessPool()

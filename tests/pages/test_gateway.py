@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from millstream import Server
-from millstream.gateway.policy import UpstreamPolicy
+from millstream.gateway._policy import UpstreamPolicy
 
 folder = Path(__file__).parent
 mcp = Server("office")

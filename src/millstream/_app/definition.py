@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from millstream._app.user_routes import UserRoute
     from millstream._parts import Part
     from millstream.auth._method import Given
-    from millstream.gateway.upstream import UpstreamConfig
+    from millstream.gateway._upstream import UpstreamConfig
     from millstream.hub._bus import Bridge
     from millstream.hub._subscriber import Authorize
 

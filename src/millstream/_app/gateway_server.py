@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from millstream._app.server import Server
 from millstream._config import Settings, VariableError
-from millstream.gateway.config import ConfigError, load_file
-from millstream.gateway.part import check
+from millstream.gateway._config import ConfigError, load_file
+from millstream.gateway._part import check
 
 START_TIMEOUT = 30.0
 """Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""

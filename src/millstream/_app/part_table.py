@@ -9,7 +9,7 @@ from millstream._config import Settings
 if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream._server.features.registry import Registry
-    from millstream.gateway.upstream import UpstreamConfig
+    from millstream.gateway._upstream import UpstreamConfig
     from millstream.hub._bus import Bridge
 
 
@@ -81,7 +81,7 @@ _PARTS = "millstream._app.parts"
 TABLE: dict[str, PartEntry] = {
     "metrics": PartEntry(f"{_PARTS}.metrics:MetricsPart", None),
     "auth": PartEntry(f"{_PARTS}.auth:AuthPart", _signs_in),
-    "search": PartEntry("millstream.gateway.search:SearchPart", _searches),  # its gate must precede that of the limits
+    "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
     "limits": PartEntry(f"{_PARTS}.limits:LimitsPart"),
     "hub": PartEntry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
@@ -89,7 +89,7 @@ TABLE: dict[str, PartEntry] = {
     "tasks": PartEntry(
         "millstream.extensions.tasks._part:TasksPart", _has_tasks
     ),  # before the tools of upstreams are there
-    "gateway": PartEntry("millstream.gateway.part:GatewayPart", _has_upstreams),
+    "gateway": PartEntry("millstream.gateway._part:GatewayPart", _has_upstreams),
     "observation": PartEntry(f"{_PARTS}.observation:ObservationPart"),
     "mcp": PartEntry(f"{_PARTS}.mcp:McpPart"),
     "probes": PartEntry(f"{_PARTS}.probes:ProbesPart"),

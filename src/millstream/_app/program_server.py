@@ -7,9 +7,9 @@ from typing import Any
 from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
 from millstream._config import Settings
-from millstream.gateway.programs.classes import library_of
-from millstream.gateway.programs.http import SIGN_IN
-from millstream.gateway.programs.libraries import program_of
+from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs.http import SIGN_IN
+from millstream.gateway._programs.libraries import program_of
 
 
 def server_of(value: Any) -> Server:
@@ -19,7 +19,7 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: server object; see `millstream.gateway.programs.classes.library_of`.
+        value: server object; see `millstream.gateway._programs.classes.library_of`.
 
     Raises:
         ProgramError: it can't run this way; the message says why and what to do.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from millstream.extensions.apps import AppOptions, Apps
     from millstream.extensions.events import EventOptions, Events
     from millstream.extensions.skills import SkillOptions, Skills
-    from millstream.gateway.upstream import UpstreamOptions
+    from millstream.gateway._upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
     Page = Callable[[Request], Response | Awaitable[Response]]
@@ -482,12 +482,12 @@ class Server(ServerAliases):
             spec: the OpenAPI document, version 3.0 or 3.1, as a dict.
             client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
             name: name that clients show.
-            options: `routes`, `names`, and `choose`; see `millstream.gateway.openapi.register`.
+            options: `routes`, `names`, and `choose`; see `millstream.gateway._openapi.register`.
 
         Raises:
             ValueError: the document is invalid, or has no server and `client` isn't given.
         """
-        from millstream.gateway.openapi import register  # noqa: PLC0415  few servers use it
+        from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
         register(made.definition, spec, client, **options)
@@ -502,7 +502,7 @@ class Server(ServerAliases):
             name: name that clients show; by default the application's title.
             options: options of `from_openapi`.
         """
-        from millstream.gateway.openapi import client_of_app  # noqa: PLC0415  few servers use it
+        from millstream.gateway._openapi import client_of_app  # noqa: PLC0415  few servers use it
 
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
 
@@ -524,7 +524,7 @@ class Server(ServerAliases):
         Example:
             ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
         """
-        from millstream.gateway.upstream import UpstreamConfig  # noqa: PLC0415  few servers are gateways
+        from millstream.gateway._upstream import UpstreamConfig  # noqa: PLC0415  few servers are gateways
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 

@@ -21,7 +21,7 @@ from millstream._cli.from_source import from_source
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.user_frames import user_frames
-from millstream.gateway.programs.classes import ProgramError, library_of
+from millstream.gateway._programs.classes import ProgramError, library_of
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def _load_upstream(target: str) -> Server:
 
 def _load_gateway(path: Path) -> Server:
     from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only gateways need it
-    from millstream.gateway.config import ConfigError  # noqa: PLC0415  as above
+    from millstream.gateway._config import ConfigError  # noqa: PLC0415  as above
 
     _check_file(path)
     try:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.gateway.credentials.options import (
+    from millstream.gateway._credentials.options import (
         Secret,
         bearer,
         client_credentials,
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
         static_headers,
         token_exchange,
     )
-    from millstream.gateway.openapi import OpenApi
-    from millstream.gateway.policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
-    from millstream.gateway.redaction import Redaction
-    from millstream.gateway.upstream import UpstreamConfig
+    from millstream.gateway._openapi import OpenApi
+    from millstream.gateway._policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+    from millstream.gateway._redaction import Redaction
+    from millstream.gateway._upstream import UpstreamConfig
 
 _HOMES = {
-    "OpenApi": "openapi",
-    "PromptPolicy": "policy",
-    "Redaction": "redaction",
-    "ResourcePolicy": "policy",
-    "Secret": "credentials.options",
-    "ToolPolicy": "policy",
-    "UpstreamConfig": "upstream",
-    "UpstreamPolicy": "policy",
-    "bearer": "credentials.options",
-    "client_credentials": "credentials.options",
-    "per_user_oauth": "credentials.options",
-    "static_headers": "credentials.options",
-    "token_exchange": "credentials.options",
+    "OpenApi": "_openapi",
+    "PromptPolicy": "_policy",
+    "Redaction": "_redaction",
+    "ResourcePolicy": "_policy",
+    "Secret": "_credentials.options",
+    "ToolPolicy": "_policy",
+    "UpstreamConfig": "_upstream",
+    "UpstreamPolicy": "_policy",
+    "bearer": "_credentials.options",
+    "client_credentials": "_credentials.options",
+    "per_user_oauth": "_credentials.options",
+    "static_headers": "_credentials.options",
+    "token_exchange": "_credentials.options",
 }
 """Public name -> module, imported on first use."""
 

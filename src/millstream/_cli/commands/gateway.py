@@ -20,10 +20,10 @@ from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.client._options import Options
-from millstream.gateway import catalog
-from millstream.gateway.config import ConfigError, GatewayConfig, load_file
-from millstream.gateway.pins import AcceptedFile, digest_of, pinned_items
-from millstream.gateway.upstream import UpstreamConfig
+from millstream.gateway import _catalog as catalog
+from millstream.gateway._config import ConfigError, GatewayConfig, load_file
+from millstream.gateway._pins import AcceptedFile, digest_of, pinned_items
+from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(name="gateway", help="Serve other MCP servers and APIs at one address.")
 

@@ -12,7 +12,7 @@ from millstream._cli.connect_options import ConnectOptions, Json, connects, with
 from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.messages import ToolDescription
 from millstream.client._client import Client
-from millstream.gateway.search import CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION
+from millstream.gateway._search import CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION
 
 _CHARACTERS = 4
 

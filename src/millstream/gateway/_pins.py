@@ -18,8 +18,8 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Map, StoreFull
 from millstream._stores.memory.store import MemoryMap
 from millstream.client._errors import ClientError
-from millstream.gateway.catalog import METHODS, Catalog, Description
-from millstream.gateway.policy import UpstreamPolicy
+from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.gateway._policy import UpstreamPolicy
 
 _YEARS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""

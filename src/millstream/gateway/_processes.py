@@ -27,7 +27,7 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
 
-_logger = logging.getLogger("millstream.gateway.processes")
+_logger = logging.getLogger("millstream.gateway._processes")
 
 _STARTS = 4
 """Maximum processes that boot at once; more would only slow each other down."""
@@ -689,7 +689,7 @@ class ErrorLog:
 
 
 class Watchdog(asyncio.SubprocessProtocol):
-    """A small process that ends our process groups when this process is gone; its program is `watchdog.py`.
+    """A small process that ends our process groups when this process is gone; its program is `_watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
     reach
@@ -717,7 +717,7 @@ class Watchdog(asyncio.SubprocessProtocol):
     async def _start(self) -> None:
         if self._process is not None or self._closing:
             return
-        program = Path(__file__).with_name("watchdog.py")
+        program = Path(__file__).with_name("_watchdog.py")
         try:
             self._process, _ = await asyncio.get_running_loop().subprocess_exec(
                 lambda: self,

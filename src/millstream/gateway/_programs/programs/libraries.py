@@ -6,10 +6,10 @@ from functools import partial
 from importlib import import_module, metadata
 from typing import Any, cast
 
-from millstream.gateway.programs.classes import ProgramError, library_of
-from millstream.gateway.programs.http import HttpSide
-from millstream.gateway.programs.program import Program, ProgramServer
-from millstream.gateway.programs.single_exchange import SingleExchange
+from millstream.gateway._programs.classes import ProgramError, library_of
+from millstream.gateway._programs.http import HttpSide
+from millstream.gateway._programs.program import Program, ProgramServer
+from millstream.gateway._programs.single_exchange import SingleExchange
 
 
 def program_of(value: Any) -> Program:

@@ -22,9 +22,9 @@ from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.handlers.params import take_rounds
-from millstream.gateway.bridge import forward
-from millstream.gateway.results import WrongShape, split_result
-from millstream.gateway.upstream import Upstream
+from millstream.gateway._bridge import forward
+from millstream.gateway._results import WrongShape, split_result
+from millstream.gateway._upstream import Upstream
 
 NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""

@@ -26,8 +26,8 @@ from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
-from millstream.gateway.names import Names
-from millstream.gateway.redaction import Redaction, Redactor
+from millstream.gateway._names import Names
+from millstream.gateway._redaction import Redaction, Redactor
 
 CHARACTERS = 4
 """Characters of JSON per token, as in ``millstream tokens``."""

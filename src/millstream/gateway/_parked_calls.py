@@ -26,8 +26,8 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
-from millstream.gateway.questions import MAX_ASKED, ForwardedQuestion, project_answer
-from millstream.gateway.relay import COMPLETE, PROGRESS, Backlog, Outbox, ProgressStep, Relay
+from millstream.gateway._questions import MAX_ASKED, ForwardedQuestion, project_answer
+from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, Outbox, ProgressStep, Relay
 
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."

@@ -11,17 +11,17 @@ from millstream._parts import Host
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream.gateway.catalog import METHODS, Description
-from millstream.gateway.cycles import CAPABILITY, announced_ids, identity
-from millstream.gateway.extension_forwarding import ExtensionForwarding
-from millstream.gateway.items import make_item
-from millstream.gateway.kept_results import KeptResults
-from millstream.gateway.page import GatewayReports
-from millstream.gateway.parked_calls import ParkedCalls
-from millstream.gateway.pins import AcceptedFile, Pins
-from millstream.gateway.policy import ItemRules, RestrictedPattern, UpstreamPolicy
-from millstream.gateway.processes import ProcessPool
-from millstream.gateway.upstream import Upstream, UpstreamConfig
+from millstream.gateway._catalog import METHODS, Description
+from millstream.gateway._cycles import CAPABILITY, announced_ids, identity
+from millstream.gateway._extension_forwarding import ExtensionForwarding
+from millstream.gateway._items import make_item
+from millstream.gateway._kept_results import KeptResults
+from millstream.gateway._page import GatewayReports
+from millstream.gateway._parked_calls import ParkedCalls
+from millstream.gateway._pins import AcceptedFile, Pins
+from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPolicy
+from millstream.gateway._processes import ProcessPool
+from millstream.gateway._upstream import Upstream, UpstreamConfig
 
 if TYPE_CHECKING:
     from millstream._server.features.hooks import Hooks
@@ -144,7 +144,7 @@ class GatewayPart:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
-        from millstream.gateway.credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
+        from millstream.gateway._credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
 
         credentials = open_credentials(
             config.name, upstream.address, config.auth, config.forward_headers, config.headers, host
@@ -179,8 +179,8 @@ class GatewayPart:
         connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
         if not connecting:
             return
-        from millstream.gateway.credentials.accounts import PersonalCredentials  # noqa: PLC0415  few need it
-        from millstream.gateway.credentials.connections_page import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
+        from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  few need it
+        from millstream.gateway._credentials.connections_page import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
 
         connections = {
             name: each.credentials
@@ -475,7 +475,7 @@ class _PinFileRefresh:
 
 
 def _api_upstream() -> type[Upstream]:
-    from millstream.gateway.openapi_upstream import ApiUpstream  # noqa: PLC0415  few upstreams are APIs
+    from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few upstreams are APIs
 
     return ApiUpstream
 

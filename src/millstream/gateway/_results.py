@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
-from millstream.gateway.names import Names
+from millstream.gateway._names import Names
 
 Members = dict[str, Raw]
 WrongShape = (ValueError, RecursionError)

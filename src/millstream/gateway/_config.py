@@ -23,9 +23,9 @@ from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.suggestions import closest_name, suggest
-from millstream.gateway.credentials.options import Credentials
-from millstream.gateway.policy import UpstreamPolicy
-from millstream.gateway.upstream import UpstreamConfig
+from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._policy import UpstreamPolicy
+from millstream.gateway._upstream import UpstreamConfig
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -337,7 +337,7 @@ def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any
 
 
 def _openapi(source: Source, given: Any, where: KeyPath) -> Any:
-    from millstream.gateway.openapi import OpenApi  # noqa: PLC0415  few gateways have an API
+    from millstream.gateway._openapi import OpenApi  # noqa: PLC0415  few gateways have an API
 
     table = given if is_object(given) else {"document": given}
     api = _struct(source, OpenApi, table, where)

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, ConnectionLost
-from millstream.gateway.relay import Relays
+from millstream.gateway._relay import Relays
 
 
 class LinkKey(Struct, frozen=True, gc=False):

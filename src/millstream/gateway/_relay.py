@@ -32,7 +32,7 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
-from millstream.gateway.questions import ForwardedQuestion, declare, project_answer, project_question
+from millstream.gateway._questions import ForwardedQuestion, declare, project_answer, project_question
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from millstream.gateway.catalog import METHODS, Catalog, Description
-from millstream.gateway.upstream import Upstream
+from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.gateway._upstream import Upstream
 
 MAX_ITEMS = 500
 """Maximum tools and quarantined items to show."""

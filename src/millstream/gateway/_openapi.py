@@ -27,7 +27,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import ToolResult
-from millstream.gateway.credentials.source import check_forwarded
+from millstream.gateway._credentials.source import check_forwarded
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"

@@ -16,7 +16,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
 from millstream._stores.base import Map, StoreFull, StoreUnavailable
-from millstream.gateway.names import Names
+from millstream.gateway._names import Names
 
 URI = "result://{id}"
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode

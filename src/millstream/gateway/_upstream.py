@@ -24,30 +24,30 @@ from millstream.client._errors import AccessDenied, ClientError, Failure, Target
 from millstream.client._options import Options
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
-from millstream.gateway import catalog
-from millstream.gateway.breaker import Breaker
-from millstream.gateway.catalog import Catalog, StoredCatalog
-from millstream.gateway.credentials.options import Credentials, PerUserOAuth
-from millstream.gateway.cycles import announced_ids
-from millstream.gateway.links import SHARED, Link, LinkKey, Links, NoCredentials
-from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
-from millstream.gateway.parked_calls import ParkedCalls
-from millstream.gateway.pins import Pins, QuarantinedItem
-from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
-from millstream.gateway.processes import ProcessPool, UpstreamProcesses
-from millstream.gateway.programs.classes import library_of
-from millstream.gateway.programs.libraries import upstream_of
-from millstream.gateway.programs.program import Program
-from millstream.gateway.questions import ANYTHING, can_ask
-from millstream.gateway.relay import Relays
-from millstream.gateway.watches import ResourceWatches
+from millstream.gateway import _catalog as catalog
+from millstream.gateway._breaker import Breaker
+from millstream.gateway._catalog import Catalog, StoredCatalog
+from millstream.gateway._credentials.options import Credentials, PerUserOAuth
+from millstream.gateway._cycles import announced_ids
+from millstream.gateway._links import SHARED, Link, LinkKey, Links, NoCredentials
+from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
+from millstream.gateway._parked_calls import ParkedCalls
+from millstream.gateway._pins import Pins, QuarantinedItem
+from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy
+from millstream.gateway._processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs.libraries import upstream_of
+from millstream.gateway._programs.program import Program
+from millstream.gateway._questions import ANYTHING, can_ask
+from millstream.gateway._relay import Relays
+from millstream.gateway._watches import ResourceWatches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from millstream._server.calls.call import Call
     from millstream.client._transports.in_process import RunningServer, ServerObject
-    from millstream.gateway.credentials.source import UpstreamCredentials
+    from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -155,7 +155,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
         if self.openapi is not None:
-            from millstream.gateway.openapi import check_api  # noqa: PLC0415  few upstreams are APIs
+            from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
             check_api(self)
         elif library_of(self.target):

@@ -8,18 +8,18 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from millstream.gateway._programs.messages import Messages
+from millstream.gateway._programs.single_exchange import SingleExchange
+from millstream.gateway._programs.transport import ProgramTransport
 from msgspec import Struct
 
-from millstream.gateway.programs.messages import Messages
-from millstream.gateway.programs.single_exchange import SingleExchange
-from millstream.gateway.programs.transport import ProgramTransport
-
 if TYPE_CHECKING:
+    from millstream.gateway._programs.auth import ProgramAuth
+    from millstream.gateway._programs.http import HttpSide
+
     from millstream._protocol.principal import Principal
     from millstream.client._background import Background
     from millstream.client._transports.transport import Listener, Transport
-    from millstream.gateway.programs.auth import ProgramAuth
-    from millstream.gateway.programs.http import HttpSide
 
 
 class ProgramServer(Struct, frozen=True):
@@ -89,14 +89,14 @@ class Program:
 
     def authenticator(self) -> "ProgramAuth":
         """Return the program's token check, for a server in front of it."""
-        from millstream.gateway.programs.auth import ProgramAuth  # noqa: PLC0415  few programs check tokens
+        from millstream.gateway._programs.auth import ProgramAuth  # noqa: PLC0415  few programs check tokens
 
         assert self.side is not None  # noqa: S101  otherwise it isn't protected
         return ProgramAuth(self.side, self.remember)
 
     def caller_of(self, principal: "Principal") -> str:
         """Return the caller key of a protected program."""
-        from millstream.gateway.programs.auth import caller_of  # noqa: PLC0415  few programs check tokens
+        from millstream.gateway._programs.auth import caller_of  # noqa: PLC0415  few programs check tokens
 
         return caller_of(principal)
 

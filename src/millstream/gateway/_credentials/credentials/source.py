@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from millstream.gateway._credentials.options import Secret, is_scope
 from msgspec import Struct
 
 from millstream._http.client.dial import guard_dial, is_public, is_this_machine
@@ -19,8 +20,7 @@ from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.issuer_http import Outbound
-from millstream.gateway.credentials.options import Secret, is_scope
-from millstream.gateway.links import NoCredentials
+from millstream.gateway._links import NoCredentials
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

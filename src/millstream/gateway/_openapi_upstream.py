@@ -37,9 +37,9 @@ from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.gateway.catalog import MAX_ITEM_BYTES, Catalog, Description
-from millstream.gateway.credentials.options import StaticHeaders
-from millstream.gateway.openapi import (
+from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
+from millstream.gateway._credentials.options import StaticHeaders
+from millstream.gateway._openapi import (
     Api,
     Document,
     OpenApi,
@@ -50,8 +50,8 @@ from millstream.gateway.openapi import (
     result_of,
     without,
 )
-from millstream.gateway.processes import ProcessPool
-from millstream.gateway.upstream import Upstream, UpstreamConfig
+from millstream.gateway._processes import ProcessPool
+from millstream.gateway._upstream import Upstream, UpstreamConfig
 
 logger = logging.getLogger("millstream.gateway")
 

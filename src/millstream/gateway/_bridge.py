@@ -63,10 +63,10 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._requests import Ask
-from millstream.gateway.cycles import PATH, Cycle, extend_path
-from millstream.gateway.links import Link, NoCredentials, TooManyLinks
-from millstream.gateway.parked_calls import OVER
-from millstream.gateway.questions import (
+from millstream.gateway._cycles import PATH, Cycle, extend_path
+from millstream.gateway._links import Link, NoCredentials, TooManyLinks
+from millstream.gateway._parked_calls import OVER
+from millstream.gateway._questions import (
     MAX_ASKED,
     ForwardedQuestion,
     abilities_of,
@@ -75,9 +75,9 @@ from millstream.gateway.questions import (
     project_answer,
     project_question,
 )
-from millstream.gateway.relay import Recipient, Relay
-from millstream.gateway.upstream import Upstream
-from millstream.gateway.upstream_tasks import KeptTask, read_created, read_task
+from millstream.gateway._relay import Recipient, Relay
+from millstream.gateway._upstream import Upstream
+from millstream.gateway._upstream_tasks import KeptTask, read_created, read_task
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

@@ -25,10 +25,10 @@ from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
-from millstream.gateway.bridge import forward, unanswered
-from millstream.gateway.catalog import Description
-from millstream.gateway.results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
-from millstream.gateway.upstream import Upstream
+from millstream.gateway._bridge import forward, unanswered
+from millstream.gateway._catalog import Description
+from millstream.gateway._results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
+from millstream.gateway._upstream import Upstream
 
 _BRACE = ord("{")
 _TASK_RULES = TaskRules(retry=True, deferred=True)

@@ -3,11 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from millstream._http.client.errors import TargetError
-from millstream._http.client.url import Url, parse
-from millstream._parts import Host
-from millstream._protocol.errors import LocalError
-from millstream.gateway.credentials.options import (
+from millstream.gateway._credentials.options import (
     BearerToken,
     ClientCredentials,
     Credentials,
@@ -15,7 +11,12 @@ from millstream.gateway.credentials.options import (
     StaticHeaders,
     TokenExchange,
 )
-from millstream.gateway.credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
+from millstream.gateway._credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
+
+from millstream._http.client.errors import TargetError
+from millstream._http.client.url import Url, parse
+from millstream._parts import Host
+from millstream._protocol.errors import LocalError
 
 
 def open_credentials(
@@ -68,18 +69,18 @@ def _make(name: str, forward: Sequence[str], url: Url, auth: Credentials | None,
         case StaticHeaders():
             return FixedCredentials(name, forward, auth.headers)
         case ClientCredentials():
-            from millstream.gateway.credentials.grants import OwnCredentials  # noqa: PLC0415  only where it's used
+            from millstream.gateway._credentials.grants import OwnCredentials  # noqa: PLC0415  only where it's used
 
             return OwnCredentials(name, forward, url, auth, host.services)
         case TokenExchange():
-            from millstream.gateway.credentials.grants import ExchangedCredentials  # noqa: PLC0415  as above
+            from millstream.gateway._credentials.grants import ExchangedCredentials  # noqa: PLC0415  as above
 
             _check_guarded(name, "token_exchange", host)
             exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
             host.observe(exchanged.observe)
             return exchanged
         case PerUserOAuth():
-            from millstream.gateway.credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
+            from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
 
             _check_guarded(name, "per_user_oauth", host)
             return PersonalCredentials(name, forward, url, auth, host)
