@@ -7,10 +7,6 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
-from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for, refusal
-from millstream.gateway._credentials.tokens import SharedTokens, StoredGrant, make_grant
-
 from millstream._http.client.url import Url
 from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
@@ -20,6 +16,9 @@ from millstream.client._oauth.dpop import BoundKey, Proofs
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
 from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
+from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
+from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for, refusal
+from millstream.gateway._credentials.tokens import SharedTokens, StoredGrant, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

@@ -11,13 +11,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import parse_qs
 
-from millstream.gateway._credentials.accounts import (
-    CALLBACK,
-    METADATA,
-    PAGE,
-    PersonalCredentials,
-    owner_of,
-)
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
@@ -32,6 +25,13 @@ from millstream.auth._browser import is_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.authorization_request import AuthorizationRequest
 from millstream.client._oauth.browser_login import answer_of
+from millstream.gateway._credentials.accounts import (
+    CALLBACK,
+    METADATA,
+    PAGE,
+    PersonalCredentials,
+    owner_of,
+)
 
 _TEMPLATE: Final = Path(__file__).parent / "templates" / "connections.html"
 _AWAY_SECONDS: Final = 600.0

@@ -10,13 +10,13 @@ from math import inf
 from threading import Thread
 from typing import Any, cast
 
-from millstream.gateway._programs.http import SIGN_IN, HttpSide
 from starlette.requests import HTTPConnection
 
 from millstream._http.asgi.hosted_application import HostedApplication
 from millstream._http.message import Handler
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
+from millstream.gateway._programs.http import SIGN_IN, HttpSide
 
 logger = logging.getLogger("millstream.gateway")
 

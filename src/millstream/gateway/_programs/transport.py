@@ -6,10 +6,6 @@ from contextvars import Context
 from importlib import import_module
 from typing import Any, Protocol
 
-from millstream.gateway._programs.messages import Messages
-from millstream.gateway._programs.single_exchange import SingleExchange
-from millstream.gateway._programs.streams import ServerInput, ServerOutput
-
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.jsonrpc import Envelope, encode
 from millstream._protocol.revisions import Revision
@@ -17,6 +13,9 @@ from millstream.client._background import Background
 from millstream.client._errors import ConnectFailed, ConnectionLost
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.gateway._programs.messages import Messages
+from millstream.gateway._programs.single_exchange import SingleExchange
+from millstream.gateway._programs.streams import ServerInput, ServerOutput
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -8,18 +8,18 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from msgspec import Struct
+
 from millstream.gateway._programs.messages import Messages
 from millstream.gateway._programs.single_exchange import SingleExchange
 from millstream.gateway._programs.transport import ProgramTransport
-from msgspec import Struct
 
 if TYPE_CHECKING:
-    from millstream.gateway._programs.auth import ProgramAuth
-    from millstream.gateway._programs.http import HttpSide
-
     from millstream._protocol.principal import Principal
     from millstream.client._background import Background
     from millstream.client._transports.transport import Listener, Transport
+    from millstream.gateway._programs.auth import ProgramAuth
+    from millstream.gateway._programs.http import HttpSide
 
 
 class ProgramServer(Struct, frozen=True):

@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from millstream._http.client.errors import TargetError
+from millstream._http.client.url import Url, parse
+from millstream._parts import Host
+from millstream._protocol.errors import LocalError
 from millstream.gateway._credentials.options import (
     BearerToken,
     ClientCredentials,
@@ -12,11 +16,6 @@ from millstream.gateway._credentials.options import (
     TokenExchange,
 )
 from millstream.gateway._credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
-
-from millstream._http.client.errors import TargetError
-from millstream._http.client.url import Url, parse
-from millstream._parts import Host
-from millstream._protocol.errors import LocalError
 
 
 def open_credentials(

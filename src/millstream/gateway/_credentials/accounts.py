@@ -12,16 +12,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from millstream.gateway._credentials.options import PerUserOAuth
-from millstream.gateway._credentials.source import (
-    LinkAuth,
-    LinkCaller,
-    UpstreamCredentials,
-    logger,
-    outbound_for,
-    refusal,
-)
-from millstream.gateway._credentials.tokens import PATIENCE, SharedTokens, StoredGrant, make_grant
 from msgspec import Struct, structs
 
 from millstream._http.client.url import Url, parse
@@ -36,6 +26,16 @@ from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import Outbound, fetch
 from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
+from millstream.gateway._credentials.options import PerUserOAuth
+from millstream.gateway._credentials.source import (
+    LinkAuth,
+    LinkCaller,
+    UpstreamCredentials,
+    logger,
+    outbound_for,
+    refusal,
+)
+from millstream.gateway._credentials.tokens import PATIENCE, SharedTokens, StoredGrant, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from millstream.gateway._credentials.options import Secret, is_scope
 from msgspec import Struct
 
 from millstream._http.client.dial import guard_dial, is_public, is_this_machine
@@ -20,6 +19,7 @@ from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.issuer_http import Outbound
+from millstream.gateway._credentials.options import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 
 if TYPE_CHECKING:

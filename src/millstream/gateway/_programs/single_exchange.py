@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import msgspec
-from millstream.gateway._programs.messages import encode_error, encode_members
 
 from millstream._protocol.jsonrpc import Envelope
+from millstream.gateway._programs.messages import encode_error, encode_members
 
 Deliver = Callable[[Envelope, int], None]
 """Delivers a notification: ``deliver(notification, request id)``."""
