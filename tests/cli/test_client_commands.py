@@ -307,7 +307,7 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
         "ZeroDivisionError",
         "incident",
         'failing.py", line 5, in boom',
-        "only the text of a ToolError",
+        "Raise ToolError",
     )
     done = subprocess.run(
         [*COMMAND, "call", str(path), "boom"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
