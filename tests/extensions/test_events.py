@@ -1,11 +1,13 @@
 """Events by poll and stream, as a client sees them that was written from SEP-3415 alone."""
 
 import asyncio
+import json
 from typing import Any
 
+import httpx2
 import pytest
 
-from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, make_shop, running
+from extensions.event_shop import ADA, BOB, Audited, Failed, OrderPaid, Refunded, make_shop, running
 from millstream import Client, Server
 from millstream.extensions.events import Events
 from patience import WAIT
@@ -180,6 +182,35 @@ async def test_recent_events_are_those_that_the_caller_may_see() -> None:
         for key, names in ((ADA, ["audit.noted", "order.refunded"]), (BOB, [])):
             result = await world.client(key).ask("tools/call", name="get_recent_events", arguments={})
             assert sorted(each["name"] for each in result["structuredContent"]["events"]) == names
+
+
+async def test_the_hub_gives_no_events_that_the_extension_hides() -> None:
+    """Neither by the channel nor by a pattern that reaches it, nor its presence; others pass."""
+    async with running(make_shop()) as world:
+        url, bob = f"http://127.0.0.1:{world.port}/events", {"authorization": f"Bearer {BOB}"}
+        async with httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
+            for channel in ("audit.noted", "order.refunded", "$presence.audit.noted"):
+                refused = await http.get(url, params={"channel": channel}, headers=bob)
+                assert refused.status_code == 403, channel
+            ada = {"authorization": f"Bearer {ADA}"}
+            async with http.stream("GET", url, params={"channel": "audit.noted"}, headers=ada) as allowed:
+                assert allowed.status_code == 200
+            await world.shop.events.publish(Audited("old"))
+            async with http.stream("GET", url, params={"channel": ">", "history": "5"}, headers=bob) as everything:
+                await world.shop.events.publish(Audited("new"))
+                await world.shop.events.publish(Refunded("1", "ada", 1.0))
+                await world.shop.events.publish(OrderPaid("7"))
+                async with asyncio.timeout(WAIT):
+                    first = await anext(line async for line in everything.aiter_lines() if line.startswith("data: {"))
+    assert json.loads(first.removeprefix("data: "))["order"] == "7"
+
+
+async def test_any_integer_is_an_age() -> None:
+    """One that no float holds, too."""
+    async with running(make_shop()) as world:
+        assert (await world.client().ask("events/poll", name="order.paid", cursor="1.1", maxAgeMs=10**400))[
+            "events"
+        ] == []
 
 
 async def test_events_are_off_unless_a_program_names_the_draft() -> None:

@@ -3,12 +3,13 @@
 The hub checks every subscription. Transports check before they respond, while they can still refuse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from millstream._protocol.principal import Principal
 from millstream.hub._audience import Audience
 from millstream.hub._channels import (
     CLIENT,
+    PRESENCE,
     check_channel,
     check_client_id,
     check_name,
@@ -18,6 +19,9 @@ from millstream.hub._channels import (
 )
 from millstream.hub._limits import Forbidden, HubLimits, InvalidName
 from millstream.hub._subscriber import Authorize
+
+SubscribeRule = Callable[[Principal | None, str], bool]
+"""``rule(principal, channel)`` says whether a peer may receive a channel as it is; must not block or raise."""
 
 
 def check_target(channel: str) -> None:
@@ -35,12 +39,31 @@ def check_target(channel: str) -> None:
 class AccessRules:
     """The access checks of one hub. They change nothing."""
 
-    __slots__ = ("_audience", "_authorize", "_limits")
+    __slots__ = ("_audience", "_authorize", "_limits", "_rules")
 
     def __init__(self, audience: Audience, limits: HubLimits, authorize: Authorize | None) -> None:
         self._audience = audience
         self._limits = limits
         self._authorize = authorize
+        self._rules: list[SubscribeRule] = []
+
+    def restrict(self, rule: SubscribeRule) -> None:
+        """Ask a further rule about each channel that a peer subscribes to, and that a pattern reaches."""
+        self._rules.append(rule)
+
+    @property
+    def reach(self) -> Authorize | None:
+        """Decides which channels of a pattern a subscription receives; None where it receives all of them."""
+        return self._reaches if self._rules else self._authorize
+
+    def _reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
+        """Return whether the hook and the rules allow a channel."""
+        hook = self._authorize
+        return (hook is None or hook(principal, action, channel)) and self._obeys_rules(principal, channel)
+
+    def _obeys_rules(self, principal: Principal | None, channel: str) -> bool:
+        channel = channel.removeprefix(PRESENCE)
+        return all(rule(principal, channel) for rule in self._rules)
 
     def publish(self, channel: str, principal: Principal | None = None) -> None:
         """Check that a peer can publish. The program itself needs no check.
@@ -60,8 +83,18 @@ class AccessRules:
         name: str = "",
         principal: Principal | None = None,
         address: str = "",
+        direct: bool = True,
     ) -> tuple[str, ...]:
         """Return the channels of a subscription without duplicates.
+
+        Args:
+            channels: channels and patterns.
+            client_id: who appears in the presence.
+            name: the client's name there.
+            principal: who subscribes.
+            address: counted against the cap for each address.
+            direct: the peer receives the channels as they are, so the rules of `restrict` hold. An extension that
+                filters what it reads leaves them out.
 
         Raises:
             InvalidName, Forbidden, TooMany: The subscription isn't allowed.
@@ -75,6 +108,8 @@ class AccessRules:
             if f"{channel}.".startswith(CLIENT):
                 raise Forbidden("subscribe", channel)
             self._allow(principal, "subscribe", channel)
+            if direct and not self._obeys_rules(principal, channel):
+                raise Forbidden("subscribe", channel)
         if client_id:
             check_client_id(client_id)
         check_name(name)

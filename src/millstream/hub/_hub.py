@@ -228,7 +228,7 @@ class Hub:
             member=member,
             principal=principal,
             address=address,
-            authorize=self._authorize,
+            authorize=self.admission.reach,
             transport=transport,
         )
         return await self._attendance.start(subscription, last_event_id, history)

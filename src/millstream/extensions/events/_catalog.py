@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Principal
+from millstream._server.calls.access import scopes_of
 from millstream.extensions.events._errors import unknown_event
 from millstream.extensions.events._event_type import EventType
 
@@ -67,6 +69,11 @@ class EventCatalog:
         if kind is None or not sees(kind, scopes):
             raise unknown_event(name)
         return kind
+
+    def allows_channel(self, principal: Principal | None, channel: str) -> bool:
+        """Return whether a peer may subscribe to a hub channel itself, where nothing is filtered."""
+        kind = self._by_name.get(channel)
+        return kind is None or (not kind.has_match and sees(kind, scopes_of(principal)))
 
 
 def sees(kind: EventType, scopes: frozenset[str] | None) -> bool:

@@ -100,6 +100,11 @@ class EventType:
         )
         self._match = match
 
+    @property
+    def has_match(self) -> bool:
+        """Whether a function of the program decides who receives an event."""
+        return self._match is not None
+
     def describe(self, delivery: list[str]) -> dict[str, Any]:
         """Return the entry of `events/list`."""
         described: dict[str, Any] = {"name": self.name}

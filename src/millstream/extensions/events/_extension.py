@@ -174,6 +174,7 @@ class Events(Extension):
         """Register the methods, and begin to deliver."""
         hub, clock = host.hub, host.now
         self._host = host
+        hub.admission.restrict(self.catalog.allows_channel)
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")

@@ -21,6 +21,8 @@ MAX_EVENTS = 100
 PAGE_SIZE = 100
 """Event types of one page of `events/list`."""
 PREFIX = "notifications/events/"
+_MAX_AGE_MS = 10**15
+"""Beyond all history. JSON has integers that no float holds."""
 
 _decode_data = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -235,7 +237,7 @@ def oldest(max_age_ms: int | None, cursor: str | None, now: float) -> float:
         return 0.0
     if max_age_ms < 0:
         raise invalid("maxAgeMs must be 0 or more")
-    return now - max_age_ms / 1000
+    return max(0.0, now - min(max_age_ms, _MAX_AGE_MS) / 1000)
 
 
 def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None:
@@ -245,7 +247,7 @@ def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None
         ProtocolError: FORBIDDEN or OVERLOADED.
     """
     try:
-        hub.admission.subscribe([channel], principal=principal)
+        hub.admission.subscribe([channel], principal=principal, direct=False)
     except Forbidden as error:
         raise forbidden(str(error)) from error
     except TooMany as error:
