@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from millstream.gateway._credentials.options import Credentials
 from msgspec import Struct
 from msgspec.structs import FieldInfo, fields
 
@@ -41,6 +40,7 @@ from millstream.client import _errors as errors
 from millstream.client._options import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import gateway_options, upstream_options
+from millstream.gateway._credentials.options import Credentials
 from millstream.hub import Hub
 from scripts.docs import ROOT
 

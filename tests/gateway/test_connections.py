@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
-from millstream.gateway._credentials.source import outbound_for
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.rude import Asked, rude
@@ -22,6 +21,7 @@ from millstream._protocol.errors import LocalError
 from millstream.client._oauth.issuer_http import fetch
 from millstream.client._questions import Question
 from millstream.gateway import per_user_oauth
+from millstream.gateway._credentials.source import outbound_for
 from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
