@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import signal
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ from msgspec import Struct
 
 from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, key_of, make_shop, running
 from extensions.receiver import Message, Receiver, new_secret, receiving
-from millstream import Client, Server
+from millstream import Client, Server, Settings, auth
+from millstream.auth._key_file import KeyFile
 from millstream.client import Failure
 from millstream.extensions.events import Events
 from patience import WAIT
@@ -347,6 +349,28 @@ async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> No
             assert message.data["error"]["code"] == -32024
             delivery = {"url": receiver.url()}
             await _refused(world.client(BOB).ask("events/unsubscribe", name="note", delivery=delivery), -32023)
+
+
+async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
+    """The endpoint is informed, and receives no further event. No subscription outlives its key."""
+    file = KeyFile(tmp_path / "keys.json")
+    end = time.time() + 600
+    stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
+    async with receiving(tmp_path) as receiver:
+        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
+        settings = Settings(key="0123456789abcdef" * 4)
+        shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
+        shop.event("order.paid")(OrderPaid)
+        async with running(shop) as world:
+            ended = await world.client(stolen).subscribe(receiver.url("/stolen"), receiver.secret(), ttlMs=None)
+            assert datetime.fromisoformat(ended["refreshBefore"]).timestamp() <= end
+            await world.client(kept).subscribe(receiver.url("/kept"), receiver.secret())
+            file.revoke("stolen")
+            (message,) = await receiver.take(1)
+            assert (message.data["type"], message.headers["x-mcp-subscription-id"]) == ("terminated", ended["id"])
+            await shop.events.publish(OrderPaid("1"))
+            _, delivered = await receiver.take(2)
+            assert delivered.headers["x-mcp-subscription-id"] != ended["id"]
 
 
 async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from millstream._protocol.handlers import Handler, result_object, typed
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Broadcast
@@ -121,6 +122,15 @@ class ServerHost:
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
         """Return the value that `seal` encrypted; None if the server has other keys now, or it was changed."""
         return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
+
+    def has_credential(self, principal: Principal) -> bool:
+        """Return whether a principal may still have a valid credential.
+
+        False once its key was revoked or has expired. Tokens of an issuer only end at `Principal.until`: not every
+        worker knows of their revocation.
+        """
+        guard = self._host.guard
+        return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     async def alive(self, worker: str) -> bool:
         """Return whether a worker of that name runs."""

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from millstream._http.client.url import Url
 from millstream._protocol.errors import LocalError, ProtocolError
+from millstream._protocol.principal import Principal
 from millstream._stores.base import Entry
 from millstream._stores.health import LogOnce
 from millstream.extensions.events._catalog import sees
@@ -61,8 +62,8 @@ class Target:
     """A subscription, as the worker that delivers to it has it."""
 
     __slots__ = (
-        "after", "arguments", "caught_up", "dirty", "gap", "host", "keys", "lock", "owed", "pending", "record",
-        "removed", "status", "status_at", "url",
+        "after", "arguments", "caught_up", "dirty", "gap", "host", "keys", "lock", "owed", "pending", "principal",
+        "record", "removed", "status", "status_at", "url",
     )  # fmt: skip
 
     def __init__(self, record: Subscription, arguments: Arguments, after: int) -> None:
@@ -89,6 +90,7 @@ class Target:
     def use(self, record: Subscription) -> None:
         """Take a new record of the same subscription."""
         self.record: Subscription = record
+        self.principal: Principal = record.principal
         self.keys: tuple[bytes, ...] = tuple(read_secret(each) for each in (record.secret, record.old_secret) if each)
 
     def signing_keys(self, now: float) -> Sequence[bytes]:
@@ -267,13 +269,22 @@ class EventDelivery:
         subscriptions: in the store.
         outbox: sends.
         shared: other workers may have the lease.
+        has_credential: whether a principal may still have a valid credential.
     """
 
     def __init__(
-        self, kind: EventType, hub: Hub, subscriptions: SubscriptionStore, outbox: Outbox, *, shared: bool
+        self,
+        kind: EventType,
+        hub: Hub,
+        subscriptions: SubscriptionStore,
+        outbox: Outbox,
+        *,
+        shared: bool,
+        has_credential: Callable[[Principal], bool],
     ) -> None:
         self.kind = kind
         self.hub = hub
+        self._has_credential = has_credential
         self._shared = shared
         self._subscriptions = subscriptions
         self._outbox = outbox
@@ -454,7 +465,8 @@ class EventDelivery:
             await self._subscriptions.delete(record.name, record.id)
             return None
         self._targets[record.id] = target
-        if not sees(self.kind, record.scopes) and "*" not in record.scopes:
+        visible = sees(self.kind, record.scopes) or "*" in record.scopes
+        if not visible or not self._has_credential(target.principal):
             await self._terminate(target)
             return None
         target.status = await self._subscriptions.status(record.id)
@@ -550,7 +562,7 @@ class EventDelivery:
                 and notice.offset not in target.owed
                 and not target.removed
                 and record.expires > now
-                and self.kind.matches(payload, data, target.arguments, record.principal)
+                and self.kind.matches(payload, data, target.arguments, target.principal)
             ):
                 self._count_fresh(notice.offset, 1)
                 self._queue(target, Delivery(self, target, notice))
@@ -562,7 +574,7 @@ class EventDelivery:
             payload, data = self.kind.read(notice.data), _decode_object(notice.data)
         except (ValueError, RecursionError):
             return False
-        return self.kind.matches(payload, data, target.arguments, target.record.principal)
+        return self.kind.matches(payload, data, target.arguments, target.principal)
 
     def _queue(self, target: Target, delivery: Delivery) -> None:
         assert delivery.notice is not None  # noqa: S101  control messages aren't counted
@@ -680,6 +692,8 @@ class EventDelivery:
             if record.expires <= now:
                 self._changed.add(record.id)
                 self._news.set()
+            elif not self._has_credential(target.principal):
+                await self._terminate(target)
             elif record.since and not target.caught_up and offset >= split_cursor(record.since)[1]:
                 await self._begun(target)
             if target.dirty:

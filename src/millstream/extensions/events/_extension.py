@@ -192,7 +192,10 @@ class Events(Extension):
         host.method("events/subscribe", self.subscribe)
         host.method("events/unsubscribe", self.unsubscribe)
         outbox = Outbox(sender, clock, self._retry_delay)
-        jobs = [EventDelivery(kind, hub, subscriptions, outbox, shared=host.shared) for kind in self.catalog]
+        jobs = [
+            EventDelivery(kind, hub, subscriptions, outbox, shared=host.shared, has_credential=host.has_credential)
+            for kind in self.catalog
+        ]
         self._delivery = WebhookDelivery(jobs, outbox)
         self._delivery.open()
         host.on_drain(self._delivery.close)

@@ -115,7 +115,7 @@ class Subscribing:
         url, secret = params.delivery.url, params.delivery.secret
         read_secret(secret)
         now = self._clock()
-        expires = now + self._grant(params.ttl_ms)
+        expires = min(now + self._grant(params.ttl_ms), principal.until)
         too_old = oldest(params.max_age_ms, params.cursor, now)
         check_admission(self._hub, kind.name, principal)
         known, _ = await self._subscriptions.get(kind.name, id)
