@@ -49,8 +49,8 @@ export class Card {
     this.node = element("details", { className: "call" }, this.#summary, this.#body);
   }
 
-  /** Ask whether it may run. */
-  ask(description, decide) {
+  /** Ask whether the call may run. */
+  requestApproval(description, decide) {
     this.node.open = true;
     this.node.classList.add("asks");
     swap(this.#shown, "help");

@@ -88,7 +88,7 @@ const HEARD = {
   approval: ({ id, kind, tool, description, arguments: given, text }) => {
     write($("activity"), "The model waits for you.");
     const card = new Card({ tool: kind === "sampling" ? "The server wants to ask the model" : tool, given: kind === "sampling" ? { text } : given });
-    card.ask(description, (decision) => {
+    card.requestApproval(description, (decision) => {
       send({ type: "decide", id, decision });
       write($("activity"), "The model is working…");
       if (kind === "sampling") card.settle({ outcome: decision === "decline" ? "refused" : "done", text: "" });
@@ -168,7 +168,7 @@ function connect() {
   return new Promise((resolve) => mine.addEventListener("open", resolve, { once: true }));
 }
 
-async function ask(text) {
+async function sendQuestion(text) {
   if (busy || !text.trim()) return;
   $("question").value = "";
   begin(text);
@@ -227,7 +227,7 @@ async function showTools() {
   const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];
   $("suggestions").replaceChildren(...ideas.map((idea) => {
     const button = element("button", { type: "button" }, idea);
-    button.addEventListener("click", () => ask(idea));
+    button.addEventListener("click", () => sendQuestion(idea));
     return button;
   }));
 }
@@ -250,13 +250,13 @@ export async function openPlayground() {
 
 $("asking").addEventListener("submit", (event) => {
   event.preventDefault();
-  ask($("question").value);
+  sendQuestion($("question").value);
 });
 $("question").addEventListener("keydown", (event) => {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
-    ask($("question").value);
+    sendQuestion($("question").value);
   } else if (event.key === "Escape" && busy) send({ type: "stop" });
 });
 $("stop").addEventListener("click", () => (send({ type: "stop" }), $("question").focus()));
