@@ -17,6 +17,7 @@ SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
 OPEN = {"/livez"}
 """What anybody may ask."""
 NAMED = {
+    ("chat/playground.js", "address"): ["/chat/playground/talk"],
     ("chat/socket.js", "address"): ["/ws"],
     ("chat/socket.js", "this.#probe"): ["/chat/members"],
     ("docs/operation.js", "path"): ["/tools/x"],
