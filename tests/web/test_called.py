@@ -33,8 +33,8 @@ ELSEWHERE = {"docs/code.js", "inspect/exports.js"}
 """What these write is run by others."""
 DEVELOPING = {"/inspect/log"}
 """`millstream dev` serves these to this machine, without a cookie."""
-BY_HAND = {"/connections", "/events", "/publish", "/mcp/sse/"}
-"""A form or pages of the operator's own call these, by the same cookie."""
+BY_HAND = {"/connections", "/events", "/inspect/app", "/publish", "/mcp/sse/"}
+"""Paths that a form, a frame, or an operator's own page requests with the same cookie."""
 
 
 def called(script: str) -> list[str]:

@@ -35,8 +35,8 @@ _OUTS = Rate(60, 60)
 aren't affected.
 """
 _CALLED = (
-    "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/connect/server", "/chat/members",
-    "/chat/playground", "/chat/playground/talk",
+    "/events", "/ws", "/mcp", "/mcp/tools/call", "/mcp/tools/list", "/openapi.json", "/publish", "/connect/server",
+    "/chat/members", "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",

@@ -80,7 +80,7 @@ export function appCard(tool, given, result, { request, tools }) {
   };
 
   /** Ask the person; rejects if they don't want it. */
-  const ask = (says, value, key = "") => {
+  const requestConsent = (says, value, key = "") => {
     if (key && always.has(key)) return Promise.resolve();
     return new Promise((resolve, reject) => {
       const choice = (text, look, act) => {
@@ -106,7 +106,7 @@ export function appCard(tool, given, result, { request, tools }) {
     }),
     tool: (name) => tools().find((each) => each.name === name),
     call: async (wanted, values) => {
-      if (!wanted.annotations?.readOnlyHint) await ask(`May it call ${wanted.name}?`, values, wanted.name);
+      if (!wanted.annotations?.readOnlyHint) await requestConsent(`May it call ${wanted.name}?`, values, wanted.name);
       note(`Called ${wanted.name}`, values);
       return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
     },
@@ -116,7 +116,7 @@ export function appCard(tool, given, result, { request, tools }) {
     },
     open: async (url) => {
       if (!/^https?:\/\//i.test(url)) throw new Error("This page only opens web addresses.");
-      await ask(`May it open ${url}?`);
+      await requestConsent(`May it open ${url}?`);
       window.open(url, "_blank", "noopener,noreferrer");
       note(`Opened ${url}`);
     },
