@@ -127,7 +127,7 @@ def test_invalid_answers_are_explained_and_asked_again() -> None:
 
 
 def test_names_with_spaces_can_be_installed(tmp_path: Path) -> None:
-    """Applications that take no blanks exist, so every one of them gets the same name."""
+    """An entry for any application has a name that all of them take."""
     path = tmp_path / "shop.py"
     path.write_text(SHOP.format(auth=None))
     words = ["install", str(path), "--client", "json", "--name", "My Analytics Server"]

@@ -317,6 +317,28 @@ def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> N
     assert "Line 2" in done.exception.what
 
 
+def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
+    words = [str(SHOP), "--client", "claude", "--yes", "--name", "My Analytics Server"]
+    done = install(*words)
+    assert "Claude Desktop has My Analytics Server now." in done.stdout
+    path = home / PLACES["claude"][0]
+    assert list(command_value(path.read_text("utf-8"))["mcpServers"]) == ["My Analytics Server"]
+    assert install(*words, "--undo").exit_code == 0
+    assert not path.exists()
+
+
+@for_each("client", ["cursor", "goose"])
+def test_installing_again_merges_variables(client: str, home: Path, tmp_path: Path) -> None:
+    """A new value wins, and variables that aren't in the file stay."""
+    file = tmp_path / "my.env"
+    file.write_text("B=3\nC=4\n", "utf-8")
+    for options in (["-v", "A=1", "-v", "B=2"], ["-f", str(file)], []):
+        assert install(str(SHOP), "--client", client, "--yes", *options).exit_code == 0
+    text = (home / PLACES[client][0]).read_text("utf-8")
+    entry = written(client, text)
+    assert entry.get("env", entry.get("envs")) == {"A": "1", "B": "3", "C": "4"}
+
+
 def test_project_files_are_supported(home: Path, folder: Path) -> None:
     """Where the application knows any."""
     assert install(str(SHOP), "--client", "vscode", "--project", "--yes").exit_code == 0

@@ -279,11 +279,9 @@ def _fail(text: str, status: int) -> None:
 def text_of(error: ClientError) -> str:
     """Return the message of an error, with what to do on the command line."""
     if isinstance(error, AccessDenied) and error.remedy:
-        return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+        return f"{error.message} Log in with --login, or send a key: --auth KEY."
     if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
-        return (
-            f'{error.message} Send other credentials with --header "Authorization: Bearer …", or try millstream doctor.'
-        )
+        return f"{error.message} Send other credentials with --auth KEY, or try millstream doctor."
     if isinstance(error, TlsFailed) and error.remedy:
         return f"{error.message} If it is your own, set the file that contains it: SSL_CERT_FILE=FILE millstream …"
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:

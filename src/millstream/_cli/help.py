@@ -48,7 +48,7 @@ Examples
   millstream list http://127.0.0.1:8000/mcp
   millstream call shop.py order isbn=978-0 copies=2
   millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
-  millstream info https://example.com/mcp --header "Authorization: Bearer …"
+  millstream info https://example.com/mcp --auth KEY
 """
 
 

@@ -212,7 +212,7 @@ def remedy_of(error: ClientError) -> str:
             ConnectFailed,
             "Check host and port, and that the server is running. A server on 127.0.0.1 is local only.",
         ),
-        (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
+        (AccessDenied, "Log in with --login, or send a valid key: --auth KEY."),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
     ]
     return next((text for kind, text in remedies if isinstance(error, kind)), "")

@@ -14,7 +14,7 @@ from millstream._cli.console import confirm
 from millstream._cli.errors import tell
 from millstream._cli.installing.applications import APPLICATIONS, ConfigurableApp, System, merged
 from millstream._cli.installing.change import FileChange, prepare, prepare_undo, undo, write
-from millstream._cli.installing.launch import Launch, fitting, launch_of, name_of
+from millstream._cli.installing.launch import Launch, hyphenated, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
@@ -84,13 +84,11 @@ def install(  # noqa: PLR0913  the options of the command
 
     - `millstream install shop.py --client claude --undo`
     """
-    called = fitting(name) if name else name_of(target)
-    if name and called != name and not json:
-        print(f"Applications call it {called}: names have letters, digits, - and _.", file=sys.stderr)
+    name = " ".join(name.split())
     key = client or only_one_here(system_here())
     if undo_last:
         path, application = place_of(key, project=project)
-        called = application.named(called)
+        called = application.named(name or name_of(target))
         change, copy = prepare_undo(path, application.kind, (application.under, called))
         if agreed(change, dry_run=dry_run, yes=yes, json=json):
             undo(change, copy)
@@ -106,11 +104,14 @@ def install(  # noqa: PLR0913  the options of the command
     )
     _check(launch, env, header or [], [*(packages or ()), *(editable or ())])
     if key == PRINTED:
+        called = hyphenated(name) if name else name_of(target)
+        _tell_name("Some applications", called, name, json=json)
         entry = APPLICATIONS["claude-code"].entry(called, launch)
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
         return
     path, application = place_of(key, project=project)
-    called = application.named(called)
+    called = application.named(name or name_of(target))
+    _tell_name(application.title, called, name, json=json)
     entry = application.entry(called, launch)
     change = prepare(path, application.kind, (application.under, called), lambda old: merged(old, entry))
     if agreed(change, dry_run=dry_run, yes=yes, json=json):
@@ -178,6 +179,12 @@ def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: li
         raise CommandError("A server at a URL takes no variables.", fix="Send headers: --header NAME:VALUE")
     if headers and not launch.url:
         raise CommandError("A server in a file takes no headers.", fix="Set variables: --var NAME=VALUE")
+
+
+def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
+    if name and called != name and not json:
+        text = f"The name is {called}, because {application} can't use {name}."
+        print_text(safe(text), sys.stderr)
 
 
 def agreed(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._cli.installing.launch import Launch
+from millstream._cli.installing.launch import Launch, hyphenated
 
 
 class System(Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
     """Creates the entry for a URL. None: the application can only start programs."""
-    named: Callable[[str], str] = str
+    named: Callable[[str], str] = hyphenated
     """Converts the name of a server to the application's form."""
     afterwards: str
     """What the user has to do afterwards."""
@@ -114,6 +114,7 @@ APPLICATIONS = {
         ),
         under="mcpServers",
         local=_command,
+        named=str,
         afterwards="Quit Claude Desktop and start it again.",
     ),
     # https://code.claude.com/docs/en/mcp
@@ -146,6 +147,7 @@ APPLICATIONS = {
         under="servers",
         local=_typed_command,
         remote=_url_as("url", kind={"type": "http"}),
+        named=str,
         afterwards="Start the server with the command MCP: List Servers.",
     ),
     # https://docs.devin.ai/desktop/cascade/mcp; its successor has a file of its own, below
@@ -185,7 +187,7 @@ APPLICATIONS = {
         ),
         under="extensions",
         kind="yaml",
-        named=str.lower,
+        named=lambda name: hyphenated(name).lower(),
         local=_goose_command,
         remote=_goose_url,
         afterwards="Start a new Goose session.",
@@ -226,8 +228,8 @@ _URLS = ("url", "httpUrl", "serverUrl", "uri")
 def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     """Return the new entry, with the user's additions to the old one if both reach the same server.
 
-    An entry for another server starts empty, because `trust`, headers, tokens, and variables were meant for the old
-    server.
+    Variables of the old entry stay, unless the new one sets them. An entry for another server starts empty, because
+    `trust`, headers, tokens, and variables were meant for the old server.
     """
     if not isinstance(old, Mapping):
         return new
@@ -235,8 +237,10 @@ def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     if _server(fields) != _server(new):
         return new
     kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
-    if "command" in new and "env" in fields and "env" not in new:
-        kept["env"] = fields["env"]
+    for member in ("env", "envs"):
+        variables = fields.get(member)
+        if ("command" in new or "cmd" in new) and isinstance(variables, Mapping):
+            kept[member] = {**cast("Mapping[str, Any]", variables), **new.get(member, {})}
     return {**new, **kept}
 
 
