@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from millstream._config import Settings
 from millstream._http.message import peer_network
+from millstream._limits.concurrency import concurrency_limits
 from millstream._limits.gcra import Limiter, Rate, rate_lines
 from millstream._limits.hashed_keys import hash_key
 from millstream._limits.quota import CalendarQuota
@@ -171,10 +172,8 @@ class Throttle:
         if self._quota is not None and owner:
             policies.append(self._quota.name)
             charges.append(self._quota.at(owner, 1.0 if tool is None else tool.cost, self._time()))
-        seats = [("concurrency", owner, self._concurrency)] if self._concurrency and owner else []
-        if tool is not None and tool.concurrency:
-            seats.append((f"concurrency:{_ODD.sub('_', tool.name)}", "", tool.concurrency))
-        for name, key, most in seats:
+        named, of_tool = ("", 0) if tool is None else (tool.name, tool.concurrency)
+        for name, key, most in concurrency_limits(owner, self._concurrency, named, of_tool):
             policies.append(name)
             charges.append(Seat(hash_key(name, key), most, f"{next(self._holders):x}"))
         return policies, charges

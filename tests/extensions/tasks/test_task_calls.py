@@ -280,6 +280,36 @@ async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
             assert response["result"]["resultType"] == "task"
 
 
+async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
+    """From the call to the end of the task, and again once its questions are answered."""
+    mcp, release = Server("shop"), asyncio.Event()
+
+    @mcp.tool(task="allowed", concurrency=1)
+    async def waits(asking: bool, ctx: Context) -> str:
+        if asking:
+            await ctx.elicit("Who?", Name, key="who")
+        await release.wait()
+        return "done"
+
+    async with wired(mcp, "asgi") as wire:
+        client = client_of(wire)
+        asking = (await client.call("waits", asking=True))["taskId"]
+        await client.asked(asking)
+        another: Json = {"name": "waits", "arguments": {"asking": False}}
+        waiting = (await client.accepted("tools/call", another))["result"]["taskId"]
+        for _ in range(3):
+            await asyncio.sleep(0)
+            refused = await client.response("tools/call", another)
+            assert refused["error"]["data"]["code"] == "rate_limited"
+        answer: Json = {"taskId": asking, "inputResponses": {"who": accept(name="Ada")}}
+        refused = await client.response("tasks/update", answer)
+        assert "Too many concurrent calls" in refused["error"]["message"]
+        release.set()
+        await client.end(waiting)
+        await client.accepted("tasks/update", answer)
+        assert text(await client.end(asking)) == "done"
+
+
 async def test_a_task_ends_with_its_time_to_live() -> None:
     """Tasks, Task Polling: what is expired is unknown, and its function is stopped."""
     mcp = Server("shop")

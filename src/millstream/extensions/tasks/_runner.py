@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream._limits.concurrency import concurrency_limits
 from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, LocalError, ProtocolError
@@ -83,6 +84,8 @@ class _Run:
         """Another worker may have settled it: the lease of this one was over."""
         self.note = ""
         self.noting: asyncio.Task[None] | None = None
+        self.release: Callable[[], object] | None = None
+        """Gives back the seats of the call that became this task."""
 
     def owns(self, record: TaskRecord) -> bool:
         """Whether the record still says that this is the run of the task."""
@@ -194,7 +197,9 @@ class TaskRunner:
                 text = "The store has no room for another task. Try again later."
                 raise ProtocolError(OVERLOADED, text, status=503) from exc
             raise
-        self._run(name, record, stored, seats)
+        # The task goes on with the seats of its call.
+        release, call.release = call.release, None
+        self._run(name, record, stored, seats, release)
         return record
 
     async def answer(self, name: str, responses: Mapping[str, bytes]) -> bool:
@@ -214,7 +219,7 @@ class TaskRunner:
         call = await self._records.call_of(name)
         if call is None:
             return False
-        seats = await self._take(call.owner, record.id)
+        seats = await self._take(call.owner, record.id, call.tool)
         me = self._me
         await self._records.mark(name, msgspec.structs.replace(record, worker=me))
 
@@ -281,8 +286,13 @@ class TaskRunner:
         if self._closing or self._dispatcher.stopping:
             raise ProtocolError(OVERLOADED, "The server is stopping. Try again in a moment.", status=503)
 
-    async def _take(self, owner: str, holder: str) -> list[Seat]:
+    async def _take(self, owner: str, holder: str, again: str = "") -> list[Seat]:
         """Return the seats of one more task.
+
+        Args:
+            owner: of the call.
+            holder: the task.
+            again: the tool of a task that goes on, which has no seats of a call.
 
         Raises:
             ProtocolError: RATE_LIMITED, if there are too many.
@@ -291,8 +301,17 @@ class TaskRunner:
         seats = [Seat(hash_key("tasks", ""), settings.max_tasks, holder)]
         if owner:
             seats.append(Seat(hash_key("tasks", owner), settings.max_tasks_per_caller, holder))
+        tool = self._dispatcher.registry.tools.get(again) if again else None
+        own = len(seats)
+        if tool is not None:
+            limits = concurrency_limits(owner, settings.limit_concurrency, tool.name, tool.concurrency)
+            seats.extend(Seat(hash_key(limit, key), most, holder) for limit, key, most in limits)
         decision = await self._pool().take(seats)
         if decision is not None and any(taken.wait > 0 for taken in decision.taken):
+            if all(taken.wait <= 0 for taken in decision.taken[:own]):
+                raise ProtocolError(
+                    RATE_LIMITED, "Too many concurrent calls. Try again when one has ended.", status=429
+                )
             mine = decision.taken[0].wait <= 0
             whose = f"{settings.max_tasks_per_caller:,} of your tasks" if mine else f"{settings.max_tasks:,} tasks"
             raise ProtocolError(RATE_LIMITED, f"{whose} run already, which is the limit. Try again later.", status=429)
@@ -300,7 +319,14 @@ class TaskRunner:
 
     # Running
 
-    def _run(self, name: str, record: TaskRecord, stored: TaskCall, seats: list[Seat]) -> None:
+    def _run(
+        self,
+        name: str,
+        record: TaskRecord,
+        stored: TaskCall,
+        seats: list[Seat],
+        release: Callable[[], object] | None = None,
+    ) -> None:
         """Run a task that this worker has claimed."""
         responses = {key: Raw(answer) for key, answer in record.responses.items()}
         call = Call(
@@ -319,6 +345,7 @@ class TaskRunner:
             lasting=True,
         )
         run = self._running[name] = _Run(name, record, call, seats)
+        run.release = release
         call.line = StatusLine(lambda text: self._note(run, text))
         run.task = asyncio.get_running_loop().create_task(self._work(run))
 
@@ -341,6 +368,8 @@ class TaskRunner:
             if self._running.get(name) is run:
                 del self._running[name]
             self._pool().leave(run.seats)
+            if run.release is not None:
+                run.release()
 
     async def _settle(self, run: _Run, outcome: Outcome) -> None:
         """Write how a run ended, and try again while the store doesn't answer."""
