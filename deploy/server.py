@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from millstream import Context, Server
 
-mcp = Server("millstream", instructions="Tell the time and pass messages on.", serve=["hub", "metrics"])
+mcp = Server("millstream", instructions="Tell the time and pass messages on.", serve=["hub", "metrics", "rest"])
 
 
 @mcp.tool

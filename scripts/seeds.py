@@ -64,8 +64,8 @@ def folder_of(server: Mapping[str, str]) -> Iterator[tuple[Path, int, dict[str, 
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "MILLSTREAM_PORT": str(port)}
         more = "" if "main.py" in server["start"] else f" --port {port}"
-        allowed = "MILLSTREAM_ALLOWED_HOSTS=sse-mcp-server"
-        start = ["env", "-C", str(folder), *(f"{name}={value}" for name, value in environment.items()), allowed]
+        allowed = ["MILLSTREAM_ALLOWED_HOSTS=sse-mcp-server", "MILLSTREAM_ALLOWED_ORIGINS=null"]
+        start = ["env", "-C", str(folder), *(f"{name}={value}" for name, value in environment.items()), *allowed]
         with serving([*start, "sh", "-c", f"exec {server['start']}{more}"], port, Path(home) / "log"):
             yield folder, port, environment
 

@@ -266,6 +266,9 @@ def _clean_schema(schema: Schema, name: str = "") -> Schema:
     return inline_references(schema, definitions)
 
 
+_PLAIN_DEFAULTS = frozenset({type(None), bool, int, str})
+
+
 class SchemaGenerator(GenerateJsonSchema):
     """pydantic's generator without titles derived from names."""
 
@@ -273,6 +276,10 @@ class SchemaGenerator(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def encode_default(self, dft: Any) -> Any:
+        """Return a default as JSON. pydantic builds a serializer for each, which plain values don't need."""
+        return dft if type(dft) in _PLAIN_DEFAULTS else super().encode_default(dft)
 
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
         return {"type": "string", "contentEncoding": "base64"}
