@@ -83,3 +83,8 @@ export const clock = (date) => times.format(date);
 
 /** JSON as a person reads it. */
 export const pretty = (value) => JSON.stringify(value, null, 2);
+
+const wordsOf = (name) => name.replace(/[_\W]+|(?<=[a-z0-9])(?=[A-Z])/g, " ").trim().replace(/^./, (first) => first.toUpperCase());
+
+/** What a tool is called in lists: its title, or its name if the title only repeats the name in words. */
+export const labelOf = ({ name, title }) => (title && title !== wordsOf(name) ? title : name);

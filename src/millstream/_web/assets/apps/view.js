@@ -1,7 +1,7 @@
 // An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin, under the policy
 // that the resource declares. What the app wants to do is asked here, and shown.
 
-import { element } from "../dom.js";
+import { element, labelOf } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
 import { icon } from "../shell/icons.js";
 import { Bridge, MIME } from "./bridge.js";
@@ -155,7 +155,7 @@ export function appCard(tool, given, result, { request, tools }) {
     const said = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
     allows.textContent = said.length ? `In a sandbox. It ${said.join("; ")}.` : "In a sandbox, without network.";
     const query = new URLSearchParams(Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each])));
-    const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${tool.title ?? tool.name}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
+    const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${labelOf(tool)}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
     bridge = new Bridge(frame, host(domains));
     addEventListener("message", function begin({ source, data }) {
       if (source !== frame.contentWindow || data?.ready !== true) return;

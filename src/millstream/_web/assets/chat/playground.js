@@ -1,7 +1,7 @@
 // The playground: a conversation with a model that uses the server's tools. It lives as long as its WebSocket. The
 // server runs the model and the calls; this page shows what happens, and says what the person allows.
 
-import { $, element, write } from "../dom.js";
+import { $, element, labelOf, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -221,7 +221,7 @@ async function showTools() {
   if (!response.ok) return;
   const tools = (await response.json()).result?.tools ?? [];
   write($("tool-count"), tools.length || "");
-  const row = ({ name, title, description, annotations }) => element("li", { title: description ?? name }, element("span", { className: "one-line tool-name", dir: "auto" }, title ?? name), annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null);
+  const row = ({ name, title, description, annotations }) => element("li", { title: description ?? name }, element("span", { className: "one-line tool-name", dir: "auto" }, labelOf({ name, title })), annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null);
   $("tools").replaceChildren(...tools.slice(0, SHOWN_TOOLS).map(row));
   const easy = tools.filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length).slice(0, 2);
   const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];

@@ -1,7 +1,7 @@
 // The connect page: what this server is, and how each client is given its address. The address is the one of this page,
 // so it's right behind a proxy and below any path. Names and descriptions come by MCP, as the caller may see them.
 
-import { $, count, element, write } from "../dom.js";
+import { $, count, element, labelOf, write } from "../dom.js";
 import { Client, REVISIONS } from "../mcp/client.js";
 import { Http } from "../mcp/http.js";
 import { back, lost, watch } from "../shell/connection.js";
@@ -71,7 +71,7 @@ function drawOffers(tools, resources, prompts) {
   write($("count-prompts"), count(prompts));
   const page = ["inspect", "docs"].find((each) => facts.pages.includes(each));
   const name = (tool) => {
-    const words = [element("strong", { dir: "auto" }, tool.title ?? tool.annotations?.title ?? tool.name), element("span", { className: "soft small one-line", dir: "auto" }, summary(tool.description))];
+    const words = [element("strong", { dir: "auto" }, tool.title ? labelOf(tool) : tool.annotations?.title ?? tool.name), element("span", { className: "soft small one-line", dir: "auto" }, summary(tool.description))];
     return element("li", {}, page ? element("a", { href: `${page}#tool=${encodeURIComponent(tool.name)}` }, ...words) : element("div", {}, ...words));
   };
   const rest = tools.length - SHOWN;

@@ -2,7 +2,7 @@
 // from, and puts one of its items on the bench.
 
 import { appCard, appOf } from "../apps/view.js";
-import { element, pretty } from "../dom.js";
+import { element, labelOf, pretty } from "../dom.js";
 import { contents, nodes } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
@@ -97,7 +97,7 @@ function tool(item, values) {
   const tokens = element("span", { className: "soft small", title: costSays }, cost);
   const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
   return show("tools", item, values, {
-    heading: item.title ?? item.annotations?.title ?? item.name, sub: item.title && item.title !== item.name ? item.name : "", about: item.description, badges: [...badges, tokens],
+    heading: item.title ? labelOf(item) : item.annotations?.title ?? item.name, sub: item.title && labelOf(item) !== item.name ? item.name : "", about: item.description, badges: [...badges, tokens],
     form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),

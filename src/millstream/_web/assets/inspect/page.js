@@ -1,7 +1,7 @@
 // The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
 // shows every message.
 
-import { $, count, element, write } from "../dom.js";
+import { $, count, element, labelOf, write } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
@@ -67,7 +67,7 @@ function ordered(found) {
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
-  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, item.title ?? item.name), costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
+  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, labelOf(item)), costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
   head: (item) => "group" in item,
   choose: (item) => {
     if ("group" in item) return fold(item);
@@ -366,7 +366,7 @@ commands(() => [
   { title: "Reconnect", group: "This page", icon: "reload", run: again },
   { title: "Connection settings: headers, key, capabilities", group: "This page", icon: "settings", run: () => openSettings() },
   { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
-  ...Object.entries(offered).flatMap(([name, list]) => list.map((item) => ({ title: item.title ?? item.name, hint: item.description ?? "", group: KINDS[name].title, icon: "next", run: () => jump({ kind: name, name: item.name, values: null }) }))),
+  ...Object.entries(offered).flatMap(([name, list]) => list.map((item) => ({ title: labelOf(item), hint: item.description ?? "", group: KINDS[name].title, icon: "next", run: () => jump({ kind: name, name: item.name, values: null }) }))),
 ]);
 
 traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "") });
