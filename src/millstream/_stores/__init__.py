@@ -1,4 +1,4 @@
-"""Stores: logs, maps, and what is built on them, chosen by a URL. `base` has the contract."""
+"""Stores of logs and maps, selected by URL. `base` defines the contract."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,15 +10,15 @@ from millstream._stores.parent import parent_address
 
 
 def open_store(url: str) -> Store:
-    """Return the store that a URL names. It is not connected yet: await its `open`.
+    """Return the store for a URL. It isn't connected yet: await its `open`.
 
-    In a worker of a supervisor, the parent holds it, so that all workers share it.
+    Under a supervisor, the parent process runs the store, so all workers share it.
 
     Raises:
-        LocalError: no store of this kind exists.
+        LocalError: no store supports the URL's scheme.
     """
     scheme, separator, rest = url.partition("://")
-    # Only the scheme is repeated: the rest of a URL may hold a password.
+    # Errors repeat the scheme only: the rest of the URL may contain a password.
     kind = (_KINDS.get(scheme) or _installed(scheme)) if separator else None
     if kind is None:
         raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
@@ -26,7 +26,7 @@ def open_store(url: str) -> Store:
 
 
 def _installed(scheme: str) -> Callable[[str, str], Store] | None:
-    """Return what opens a store that another package offers (`millstream.stores`)."""
+    """Return the factory that another package registers as a `millstream.stores` entry point."""
     from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
 
     from millstream._stores.store import BackendStore  # noqa: PLC0415  as above
@@ -76,7 +76,7 @@ def _nats(url: str, rest: str) -> Store:
 
 
 def _at_parent(url: str) -> Store | None:
-    """Return the store of this URL in the worker's parent process, or None without a parent."""
+    """Return the store for this URL in the parent process, or None if there is no parent."""
     address = parent_address()
     if address is None:
         return None

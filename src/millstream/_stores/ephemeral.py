@@ -1,4 +1,4 @@
-"""Keep the kinds of living workers in memory, for a store whose data outlive them (`base.EPHEMERAL`)."""
+"""In-memory storage of ephemeral kinds (`base.EPHEMERAL`), for a store whose data outlive its workers."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Index, Log, Ma
 
 
 class SplitMap:
-    """`Map` of two: `memory` for the ephemeral kinds, `durable` for the others."""
+    """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
     __slots__ = ("_durable", "_memory")
 
@@ -43,7 +43,7 @@ class SplitMap:
 
 
 class SplitLog:
-    """`Log` of two: `memory` for the ephemeral kinds, `durable` for the others."""
+    """A `Log` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
     __slots__ = ("_durable", "_memory")
 

@@ -1,6 +1,7 @@
-"""Whether a store answers and keeps what it's given. A bounded `get` measures that, at most once a second however many
-ask; a store that has reason to doubt itself says so. And what the log has about work on a store that fails: a line when
-it begins, and one when it's over. A store may be away for hours, and says the same each time.
+"""Health checks and failure logging for stores.
+
+A health check is a `get` with a timeout, at most once a second, and asks the store whether it may lose data. Failures
+are logged once when they begin and once when they end, because an outage may last for hours.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from millstream._stores.base import Store
 
 FRESH_SECONDS = 1.0
 BOUND_SECONDS = 0.5
-"""A store that takes longer is as good as none; probes themselves often wait for one second only."""
+"""Timeout of a health check. Many probes give up after one second."""
 _KEY = "health"
-"""A key that is never written. Only an answer of the store matters."""
+"""A key that is never written. Any answer means that the store is up."""
 
 logger = logging.getLogger("millstream")
 
@@ -38,11 +39,11 @@ class StoreHealth:
         self._clock = clock
         # Process
         self.up: bool = True
-        """The last measurement. The store could at least be opened."""
+        """The result of the last check. It starts as True, because the store was opened."""
         self._looked = -FRESH_SECONDS
 
     async def look(self) -> bool:
-        """Measure, unless there is a measurement from the last second. Concurrent callers get the previous one."""
+        """Check the store, at most once a second. Concurrent callers get the previous result."""
         now = self._clock()
         if now - self._looked < FRESH_SECONDS:
             return self.up
@@ -50,7 +51,7 @@ class StoreHealth:
         try:
             async with asyncio.timeout(self.bound):
                 await self._store.kv.get(_KEY)
-            self.up = not await self._store.degraded_reason()  # it has said why
+            self.up = not await self._store.degraded_reason()  # the store logs the reason
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:
@@ -60,7 +61,7 @@ class StoreHealth:
 
 
 class LogOnce:
-    """Takes what a store raises inside a ``with`` block, and says so once.
+    """A context manager that suppresses store errors and logs the first of a series.
 
     Example:
         >>> trouble = LogOnce(logger, "The list can't be read, which is tried again", "The list is read again.")
@@ -77,7 +78,7 @@ class LogOnce:
         self._what = what
         self._over = over
         self.lasts = False
-        """The last try has failed."""
+        """Whether the last attempt failed."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
-"""`Members` in the map: groups of members, each held by the workers that it's connected to.
+"""`Members` on top of a `Map`: groups of members, each held by the workers that it's connected to.
 
-The members of a group are spread over a few records, so that a large group doesn't make every change large. An arrival
-or departure is one compare-and-set that names the worker which announces it, the announcement, and a second one that
-says that it's done. Until then, no other worker announces anything of that member, so announcements keep their order.
+The members of a group are spread over several records, so a change in a large group stays small. An arrival or
+departure takes three steps: a compare-and-set that names the announcing worker, the announcement, and a compare-and-set
+that marks it as done. Until then, no other worker announces a change of that member, which keeps announcements ordered.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from millstream._stores.base import Backend, CoAppend, Position
 from millstream._stores.workers import Leases, Roster, SoleWorker, back_off, update_roster
 
 RECORDS: Final = 128
-"""Records of a group."""
+"""Maximum number of records per group."""
 TTL: Final = 86400.0
-"""Seconds that a record outlives its last change. `MapMembers.keep` renews it."""
+"""Time to live of a record in seconds. `MapMembers.keep` renews it."""
 _PREFIX: Final = "member:"
 _SWEEP: Final = "roster:sweep"
 _SWEEP_SECONDS: Final = 10.0
@@ -32,9 +32,9 @@ class MemberRecord(Struct, array_like=True):
 
     value: bytes
     workers: list[str]
-    """The workers that hold it. None while its departure is being announced."""
+    """The workers that hold the member. Empty while its departure is being announced."""
     announcing: str = ""
-    """The worker that announces its arrival or departure."""
+    """The worker that is announcing its arrival or departure, or an empty string."""
 
 
 Record = dict[str, MemberRecord]
@@ -43,7 +43,7 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 
 class MapMembers:
-    """The members of all groups, as one worker holds them."""
+    """The `Members` implementation for one worker."""
 
     __slots__ = ("_backend", "_held", "_keys", "_locks", "_workers")
 
@@ -53,9 +53,9 @@ class MapMembers:
         self._workers = workers
         # Process
         self._held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
-        """Group and member -> value and announcement, of the members that this worker holds."""
+        """Members that this worker holds: (group, member) -> (value, announcement)."""
         self._keys: dict[str, int] = {}
-        """Key of a record -> how many of its members this worker holds."""
+        """Number of members that this worker holds, by record key."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """A lock per record, so this worker doesn't conflict with itself."""
 
@@ -156,24 +156,24 @@ class MapMembers:
         return found
 
     async def rejoin(self) -> None:
-        """Hold all members again: under a new name, or in a store that may have lost data.
+        """Join all members again, after this worker was renamed or the store may have lost data.
 
         Raises:
             LocalError: the store doesn't answer. Call it again.
         """
         self._keys.clear()
         for (group, member), (value, told) in list(self._held.items()):
-            if (group, member) in self._held:  # it hasn't left since
+            if (group, member) in self._held:  # it may have left in the meantime
                 await self.join(group, member, value, told)
 
     async def keep(self) -> None:
-        """Renew the time to live of the records that have members of this worker."""
+        """Renew the time to live of records with members of this worker."""
         for key in list(self._keys):
             async with self._lock(key):
                 await self._change(key, lambda record: "renew")
 
     async def _sweep(self, key: str) -> list[tuple[str, str, bytes]]:
-        """Remove the dead workers of a record, and return the members without a holder."""
+        """Remove dead workers from a record. Return the members that have no holder left."""
         group, found = key.removeprefix(_PREFIX).rpartition(":")[0], list[tuple[str, str, bytes]]()
 
         def remove(record: Record) -> str:
@@ -192,7 +192,7 @@ class MapMembers:
         return found
 
     async def _change(self, key: str, edit: Callable[[Record], str]) -> str:
-        """Change a record, unless `edit` returns an empty text, and return what it returns. "wait" tries again."""
+        """Save a record unless `edit` returns an empty string. Return its result; retry if that is "wait"."""
         kv, attempt = self._backend.kv, 0
         while True:
             raw = await kv.get(key)

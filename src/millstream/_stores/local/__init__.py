@@ -1,1 +1,1 @@
-"""A store in the parent process, for the workers on one machine. No server is needed, and no worker owns the data."""
+"""A store in the parent process, shared by the workers on one machine without a separate server."""

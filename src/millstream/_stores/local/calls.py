@@ -2,7 +2,7 @@
 
 Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct with the method's parameters. A reply
 repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
-a MessagePack array of messages: everything one side sends in one turn of its event loop. This module does no I/O.
+a MessagePack array of all messages that one side sends in one iteration of its event loop. This module does no I/O.
 """
 
 import inspect
@@ -18,16 +18,16 @@ from millstream._stores.base import Entry, Gap, Log, Map, Position, ShareFull, S
 from millstream._stores.rates import Charge, ChargeResults, Seat
 
 VERSION: Final = 4
-"""The workers of a newer release may find the parent of an older one, which was started before an update."""
+"""The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE: Final = 65 * 1024 * 1024
-"""Maximum bytes of a request, above the limit of any store."""
+"""Maximum bytes of a request. Every store's own limit is lower."""
 FLUSH: Final = 1024 * 1024
-"""Bytes that are sent immediately, before the end of the event loop's turn."""
+"""Buffered bytes that are sent before the end of the event loop's iteration."""
 MAX_FRAME: Final = MAX_MESSAGE + FLUSH + 1024
 """Maximum bytes of a frame from a worker."""
 
 _HEAD: Final = Format(">IBI")
-"""Length of the rest, the mark of an array with 32 bits of length, and the number of messages."""
+"""The frame header: length of the rest, the MessagePack array 32 marker, and the number of messages."""
 _LENGTH: Final = Format(">I")
 _ARRAY: Final = 0xDD
 
@@ -40,10 +40,10 @@ class Greeting(Struct, frozen=True, array_like=True):
 
 
 class StoreSession(Protocol):
-    """Requests of a worker besides values and log entries."""
+    """Requests other than those of `Map` and `Log`."""
 
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
-        """Open a store. Nothing else may come before."""
+        """Open a store. This must be the first request."""
         ...
 
     async def clock(self) -> float:
@@ -94,13 +94,13 @@ class StoreFailure(Struct, frozen=True, gc=False, array_like=True, tag=1):
 
     @classmethod
     def of(cls, id: int, exc: Exception) -> "StoreFailure":
-        """Describe an error."""
+        """Convert an exception to a message."""
         if isinstance(exc, Gap):
             return cls(id, "Gap", "", exc.epoch, exc.oldest, exc.newest)
         return cls(id, type(exc).__name__, str(exc))
 
     def error(self) -> Exception:
-        """Return the same error for the worker."""
+        """Return the exception to raise in the worker."""
         if self.kind == "Gap":
             return Gap(self.epoch, self.oldest, self.newest)
         return _ERRORS.get(self.kind, LocalError)(self.text)
@@ -114,7 +114,7 @@ class EntryPush(Struct, frozen=True, gc=False, array_like=True, tag=2):
 
 
 class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """Entries were dropped, because the worker didn't read."""
+    """A notice that entries were dropped because the worker didn't read."""
 
 
 _ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, StreamSealed, StoreUnavailable)}
@@ -137,21 +137,21 @@ class StoreCall:
         self.request = defstruct(
             f"{part}_{name}", [("id", int), *fields], frozen=True, gc=False, array_like=True, tag=tag
         )
-        """Takes the id, and then what the method takes."""
+        """The request type: an id, followed by the method's parameters."""
         self.read_reply = msgspec.msgpack.Decoder(hints["return"]).decode
-        """Decodes the value of the reply."""
+        """Decoder for the value of the reply."""
         self.run: Callable[[Any, Any], Coroutine[Any, Any, Any]] = _runner(
             name,
             [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY],
             [each.name for each in parameters if each.kind is each.KEYWORD_ONLY],
         )
-        """Calls the method of an object that has it."""
+        """Function that calls the method on a given object."""
 
 
 def _runner(
     name: str, positional: Sequence[str], keywords: Sequence[str]
 ) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
-    """Return what calls a method with the fields of a request."""
+    """Return a function that calls a method with the fields of a request."""
 
     def run(part: Any, request: Any) -> Coroutine[Any, Any, Any]:
         arguments = [getattr(request, each) for each in positional]
@@ -189,7 +189,7 @@ class WireError(Exception):
 
 
 class Frame:
-    """The frame that is being written."""
+    """A frame under construction."""
 
     __slots__ = ("_bytes", "_count")
 
@@ -198,7 +198,7 @@ class Frame:
         self._count = 0
 
     def __len__(self) -> int:
-        """Return the bytes so far."""
+        """Return the number of bytes so far."""
         return len(self._bytes) - _HEAD.size
 
     def add(self, message: Struct) -> None:
@@ -206,7 +206,7 @@ class Frame:
 
         Raises:
             UnicodeEncodeError: a name can't be encoded.
-            StoreFull: the message is too large. In both cases the frame is as before.
+            StoreFull: the message is too large. In both cases the frame is unchanged.
         """
         before = len(self._bytes)
         try:
@@ -219,7 +219,7 @@ class Frame:
         self._count += 1
 
     def take(self) -> bytearray:
-        """Return the frame as bytes, and begin another."""
+        """Return the frame as bytes and start a new one."""
         done = self._bytes
         _HEAD.pack_into(done, 0, len(done) - _LENGTH.size, _ARRAY, self._count)
         self._bytes = bytearray(_HEAD.size)
@@ -228,7 +228,7 @@ class Frame:
 
 
 class Frames:
-    """Cuts what arrives into frames."""
+    """An incremental parser of frames."""
 
     __slots__ = ("_max", "_rest")
 
@@ -237,7 +237,7 @@ class Frames:
         self._max = max_frame
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the content of each frame that is complete now.
+        """Return the content of each frame that `data` completes.
 
         Raises:
             WireError: a frame is too large.
@@ -258,10 +258,10 @@ class Frames:
 
 
 def read_requests(content: bytes) -> list[Any]:
-    """Decode what a worker asked in one frame.
+    """Decode a frame of requests from a worker.
 
     Raises:
-        WireError: it's something else.
+        WireError: the content is invalid.
     """
     try:
         requests: list[Any] = _requests.decode(content)
@@ -271,10 +271,10 @@ def read_requests(content: bytes) -> list[Any]:
 
 
 def read_answers(content: bytes) -> list[RawStoreReply | StoreFailure | EntryPush | DropNotice]:
-    """Decode what the parent said in one frame.
+    """Decode a frame of replies and pushes from the parent.
 
     Raises:
-        WireError: it's something else.
+        WireError: the content is invalid.
     """
     try:
         return _answers.decode(content)

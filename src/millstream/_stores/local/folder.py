@@ -1,4 +1,4 @@
-"""The private folder in which a parent's socket lies, and the removal of those whose parents were killed."""
+"""Private folders for parents' sockets, and the cleanup of folders left by killed parents."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ from typing import Final
 from zlib import crc32
 
 _PREFIX: Final = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
-"""On a shared folder, a machine only knows its own listeners."""
+"""A prefix with a hash of the host name. On a shared file system, a machine can probe only its own sockets."""
 _NAME: Final = "store"
 _LONGEST_PATH: Final = 100
-"""A little less than what systems take for the path of a socket."""
+"""Maximum bytes of a socket path, slightly below the limit of common systems."""
 _OLD: Final = 60.0
-"""Seconds after which an unused socket is no longer one that is about to be used."""
+"""Seconds after which an unused socket is treated as abandoned."""
 _ELSEWHERE: Final = "/tmp"  # noqa: S108  nobody but this user can enter what is made there
 
 
@@ -31,7 +31,7 @@ def private_socket() -> Path:
 
 
 def sweep() -> None:
-    """Remove the remains of killed parents: folders of this user that contain only an unused socket."""
+    """Remove folders of killed parents: those of this user that contain only an unused socket."""
     for place in {tempfile.gettempdir(), _ELSEWHERE}:
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
@@ -53,5 +53,5 @@ def _remove_dead(folder: Path) -> None:
 
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as peer:
-        peer.setblocking(False)  # one that stands still may have no room for another connection
+        peer.setblocking(False)  # the backlog of a stalled parent may be full
         return peer.connect_ex(str(path)) != errno.ECONNREFUSED

@@ -1,8 +1,8 @@
-"""The parent's side: the stores that its workers ask for, each opened once, and a connection for each worker.
+"""The parent's side: one instance of each store that its workers request, and one connection per worker.
 
-The parent runs none of the program, so it doesn't know which stores that wants. Each worker says so. The connection of
-a worker is its lease: when it ends, the lease is over. Entries for a worker that doesn't read are dropped beyond a
-bound, and it learns that when it reads again. Its calls wait while it doesn't take the replies.
+The parent doesn't run the application, so each worker requests its store by URL. A worker's lease ends with its
+connection. If a worker doesn't read, entries beyond a bound are dropped, and it gets a notice when it reads again. Its
+calls wait until it has read their replies.
 """
 
 import asyncio
@@ -45,17 +45,17 @@ from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
 
 PAUSE_BYTES: Final = 1024 * 1024
-"""Unread bytes of a worker above which its calls wait."""
+"""Unread bytes above which a worker's calls wait."""
 PUSH_BYTES: Final = 8 * 1024 * 1024
-"""Unread bytes of a worker above which entries are dropped."""
+"""Unread bytes above which entries for a worker are dropped."""
 MAX_TASKS: Final = 1_000
-"""Calls of one worker that wait for the store."""
+"""Maximum concurrent calls of one worker that wait for the store."""
 AT_ONCE: Final = 500
-"""Calls of one worker that are answered before it's another one's turn."""
+"""Maximum calls of one worker that run before other workers get a turn."""
 
 
 class WorkerConnection(asyncio.Protocol):
-    """The connection of one worker. It has the methods of `Session`."""
+    """The connection of one worker. It implements `StoreSession`."""
 
     def __init__(self, server: "LocalServer") -> None:
         # Configuration
@@ -63,9 +63,9 @@ class WorkerConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         # Process
         self.backend: Backend | None = None
-        """The store that it opened."""
+        """The store that the worker opened."""
         self.worker = ""
-        """The name under which the worker has its lease."""
+        """The worker's name, under which it has its lease."""
         # Connection
         self._transport: asyncio.Transport | None = None
         self._frames = Frames(MAX_FRAME)
@@ -80,7 +80,7 @@ class WorkerConnection(asyncio.Protocol):
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none, but does what one does
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
         self._transport.set_write_buffer_limits(PAUSE_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -92,7 +92,7 @@ class WorkerConnection(asyncio.Protocol):
         self._server.forget(self, self.backend)
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Abort the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -118,7 +118,7 @@ class WorkerConnection(asyncio.Protocol):
     # Calls
 
     def _work(self) -> None:
-        """Answer pending requests. Later requests of the worker wait for slow ones."""
+        """Answer pending requests in order. Later requests of the worker wait for slow ones."""
         waiting, run, left = self._waiting, self._run, AT_ONCE
         while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
             left -= 1
@@ -132,7 +132,7 @@ class WorkerConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _run(self, request: Any) -> None:
-        """Answer a call at once if its first step does; a store that takes time gets a task."""
+        """Run a call. Reply immediately if it doesn't suspend, else finish it in a task."""
         call = BY_REQUEST[type(request)]
         if (self.backend is None) != (call is HELLO):
             self.abort()
@@ -161,7 +161,7 @@ class WorkerConnection(asyncio.Protocol):
             self._work()
 
     def _write(self, message: Struct) -> None:
-        """Send a message when this turn of the loop is over."""
+        """Send a message at the end of this event loop iteration."""
         if self._transport is None:
             return
         self._out.add(message)
@@ -176,7 +176,7 @@ class WorkerConnection(asyncio.Protocol):
         if self._transport is not None and len(self._out):
             self._transport.write(self._out.take())
 
-    # As `Session`
+    # `StoreSession`
 
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
         backend = await self._server.admit(self, version, secret, url)
@@ -224,18 +224,18 @@ class WorkerConnection(asyncio.Protocol):
 
     @property
     def unread(self) -> int:
-        """The bytes that the worker hasn't read yet."""
+        """Return the number of bytes that the worker hasn't read yet."""
         return len(self._out) + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
 
 @coroutine
 def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine whose first step gave `step`."""
+    """Continue a coroutine whose first step yielded `step`."""
     try:
         while True:
             try:
                 value = yield step
-            except BaseException as exc:  # a cancellation, too, is for the coroutine
+            except BaseException as exc:  # the coroutine must get cancellations, too
                 step = begun.throw(exc)
             else:
                 step = begun.send(value)
@@ -244,21 +244,21 @@ def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, A
 
 
 class LocalServer:
-    """Holds stores for workers.
+    """A server that shares stores with worker processes.
 
     Example:
         >>> server = LocalServer(open_store)
-        >>> address = str(await server.start())  # each worker gives it to `use_parent`
+        >>> address = str(await server.start())  # each worker passes it to `use_parent`
         >>> await server.close()
     """
 
     def __init__(self, open_store: Callable[[str], Store]) -> None:
-        """`open_store` makes the store that a URL names."""
+        """Create a server that opens stores with `open_store`."""
         # Configuration
         self._open = open_store
         # Process
         self.address = ParentAddress()
-        """The listen address, once it listens."""
+        """The listen address, set by `start`."""
         self.peers: set[WorkerConnection] = set()
         self._opening: dict[str, asyncio.Task[Backend]] = {}
         """Backends by URL."""
@@ -268,10 +268,10 @@ class LocalServer:
         self._secret = ""
 
     async def start(self) -> ParentAddress:
-        """Listen.
+        """Listen, and return the address.
 
         Raises:
-            OSError: there is nowhere to listen.
+            OSError: the server can't listen.
         """
         loop = asyncio.get_running_loop()
         if hasattr(socket, "AF_UNIX") and hasattr(loop, "create_unix_server"):
@@ -286,7 +286,7 @@ class LocalServer:
         return self.address
 
     async def close(self) -> None:
-        """Cut the connections, and close the stores. Idempotent."""
+        """Abort the connections and close the stores. Idempotent."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -303,10 +303,10 @@ class LocalServer:
             self._path = None
 
     async def admit(self, peer: WorkerConnection, version: int, secret: str, url: str) -> Backend:
-        """Return the store that a worker asks for.
+        """Return the store that a worker requests.
 
         Raises:
-            LocalError: it can't be opened, or the worker is of another version.
+            LocalError: the store can't be opened, or the worker speaks another protocol version.
         """
         if not hmac.compare_digest(secret.encode(), self._secret.encode()):
             peer.abort()
@@ -349,10 +349,10 @@ class LocalServer:
 
 @asynccontextmanager
 async def holding(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
-    """Hold stores inside the ``async with`` block; gives the address as text.
+    """Run a `LocalServer` inside an ``async with`` block. Yields its address as text.
 
     Raises:
-        OSError: there is nowhere to listen.
+        OSError: the server can't listen.
     """
     server = LocalServer(open_store)
     try:

@@ -1,7 +1,7 @@
-"""A worker's side of the store that its parent holds.
+"""The worker's side of a store in the parent process.
 
-A worker that lost its connection connects again; the parent has ended its lease by then. If nothing listens at the
-address any more, the parent is gone, and every call fails at once.
+A worker that loses its connection reconnects. Its lease ended with the connection. If nothing listens at the address
+anymore, the parent is gone, and every call fails immediately.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
 
 PATIENCE: Final = 10.0
-"""Seconds in which the parent must answer anything while calls wait; seconds, too, to connect again."""
+"""Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
 LEASE: Final = 60.0
 """Lease time in seconds. The parent ends a lease with the connection, so this only matters for stalled workers."""
 CLOCK: Final = 10.0
-"""Seconds until the clock of the store is read again."""
+"""Seconds between two reads of the store's clock."""
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _GONE: Final = (
     "The parent process, which holds the store of all workers, is gone or doesn't answer. Workers can't go on without "
@@ -79,7 +79,7 @@ class ParentConnection(asyncio.Protocol):
         """Connect.
 
         Raises:
-            LocalError: the parent is gone, or can't open the store.
+            LocalError: the parent is gone or can't open the store.
         """
         self._open = True
         try:
@@ -92,7 +92,7 @@ class ParentConnection(asyncio.Protocol):
             raise
 
     async def close(self) -> None:
-        """Send what is left, and disconnect. Idempotent."""
+        """Send buffered calls and disconnect. Idempotent."""
         self._open = False
         if self._reconnecting is not None:
             self._reconnecting.cancel()
@@ -103,7 +103,7 @@ class ParentConnection(asyncio.Protocol):
             await self._ended
 
     def abort(self) -> None:
-        """Drop the connection, as a killed process does, and don't connect again."""
+        """Drop the connection, as if the process were killed, and don't reconnect."""
         self._open = False
         if self._transport is not None:
             self._transport.abort()
@@ -113,7 +113,7 @@ class ParentConnection(asyncio.Protocol):
 
         Raises:
             StoreUnavailable: the parent is gone or doesn't answer.
-            LocalError, Gap: what the method raised.
+            LocalError, Gap: the method raised it.
         """
         if self._transport is None:
             if not self._open:
@@ -123,7 +123,7 @@ class ParentConnection(asyncio.Protocol):
         return await self.send(call, *args, **kwargs)
 
     def send(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Send a call without waiting, and return its result to be.
+        """Send a call without waiting. Return a future for its result.
 
         Raises:
             StoreUnavailable: there is no connection.
@@ -165,7 +165,7 @@ class ParentConnection(asyncio.Protocol):
         self._connected(greeting)
 
     async def _reconnect(self) -> None:
-        """Try until it works, or nothing listens at the address any more."""
+        """Retry until a connection succeeds or nothing listens at the address anymore."""
         for pause in (*_PAUSES, *[_PAUSES[-1]] * 60):
             await asyncio.sleep(pause)
             try:
@@ -179,7 +179,7 @@ class ParentConnection(asyncio.Protocol):
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none, but does what one does
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
         self._frames = Frames(2**32)
         self._out = Frame()
         self._ended = asyncio.get_running_loop().create_future()
@@ -218,7 +218,7 @@ class ParentConnection(asyncio.Protocol):
             self._transport.write(self._out.take())
 
     def _look(self) -> None:
-        """Fail the calls that wait for a stalled parent."""
+        """Fail pending calls if the parent has stalled."""
         self._watch = None
         if not self._waiting:
             return
@@ -236,18 +236,18 @@ class ParentConnection(asyncio.Protocol):
         for _, future in waiting.values():
             if not future.done():
                 future.set_exception(StoreUnavailable(_GONE))
-                future.exception()  # the caller may have gone
+                future.exception()  # the caller may have been cancelled
 
 
 class LocalBackend:
-    """`Backend` in the parent. For one event loop."""
+    """A `Backend` that runs in the parent process, for one event loop."""
 
     def __init__(self, address: ParentAddress, url: str) -> None:
         """Make a backend that isn't connected.
 
         Args:
-            address: where the parent listens.
-            url: what the parent opens; a path in it is absolute.
+            address: the parent's listen address.
+            url: URL of the store that the parent opens. A path in it is absolute.
         """
         self.link = link = ParentConnection(address, url, self._connected, self._pushed, self._interrupt)
         self.shared = True
@@ -267,10 +267,10 @@ class LocalBackend:
         self._listeners = Topics[Entry]()
         self._interrupted = Watchers()
         self._acknowledged: dict[str, asyncio.Future[Any] | None] = {}
-        """Stream with listeners -> done when the parent pushes it."""
+        """Streams with listeners, each with a future that is done once the parent pushes the stream."""
         self._changed = Watchers()
         self._ahead = time.time() - time.monotonic()
-        """Seconds by which the store's clock is ahead of this process's monotonic one."""
+        """Offset of the store's clock from this process's monotonic clock, in seconds."""
         self._looked = 0.0
         self._reading_clock = False
 
@@ -332,7 +332,7 @@ class LocalBackend:
         while True:
             acknowledged = self._acknowledged.get(stream)
             if acknowledged is None:
-                await self.link.call(_CLOCK)  # connects again, which tells the parent all streams
+                await self.link.call(_CLOCK)  # reconnecting subscribes to all streams
                 acknowledged = self._acknowledged.get(stream)
                 if acknowledged is None:
                     return
@@ -359,7 +359,7 @@ class LocalBackend:
 
 
 class LocalStore(BackendStore):
-    """The store in the parent."""
+    """A store in the parent process."""
 
     backend: LocalBackend
 

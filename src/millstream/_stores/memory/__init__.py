@@ -1,1 +1,1 @@
-"""The store in memory: values, logs and their deadlines."""
+"""The in-memory store."""

@@ -1,21 +1,21 @@
-"""Expiry of values and streams in memory: a heap, so expired names are found without a scan."""
+"""Expiry of values and streams in memory."""
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final, Generic, TypeVar
 
 SWEEP: Final = 16
-"""Deadlines looked at in one call: enough to outrun what one call adds, too few to be felt."""
+"""Heap items examined per call: more than one call adds, few enough to be cheap."""
 SLACK: Final = 64
 
 Name = TypeVar("Name", str, int)
 
 
 class ExpiryHeap(Generic[Name]):
-    """Which names end when. A heap finds what is due without a walk over the living.
+    """Deadlines by name, in a heap that finds expired names without a scan.
 
-    A moved deadline leaves its heap item where it is: when that comes up, it is put back at the true time. Items of
-    names that are gone are thrown out together once they outnumber the living, so the heap stays in proportion.
+    Moving a deadline leaves its heap item in place; the item is reinserted with the new deadline when it comes up.
+    Stale items are removed together once they outnumber the live ones, which bounds the size of the heap.
     """
 
     __slots__ = ("_heap", "_until")
@@ -25,7 +25,7 @@ class ExpiryHeap(Generic[Name]):
         self._heap: list[tuple[float, Name]] = []
 
     def set(self, name: Name, deadline: float) -> None:
-        """Give a name its deadline, or another one."""
+        """Set or change the deadline of a name."""
         known = self._until.get(name)
         self._until[name] = deadline
         if known is None or deadline < known:
@@ -33,7 +33,7 @@ class ExpiryHeap(Generic[Name]):
             self._compact()
 
     def has_expired(self, name: Name, now: float) -> bool:
-        """Return whether the time of a name is over."""
+        """Return whether the deadline of a name has passed."""
         return self._until[name] <= now
 
     def expires_at(self, name: Name) -> float:
@@ -41,14 +41,14 @@ class ExpiryHeap(Generic[Name]):
         return self._until[name]
 
     def forget(self, name: Name) -> None:
-        """The name is gone."""
+        """Remove a name."""
         del self._until[name]
         if not self._until:
-            self._until.clear()  # an emptied dict keeps its table, a cleared one does not
+            self._until.clear()  # frees the table, which an emptied dict keeps
         self._compact()
 
     def due(self, now: float, look: int = SWEEP) -> Iterable[Name]:
-        """Return the names that ended, as far as `look` heap items show them. The caller forgets each of them."""
+        """Return expired names among the first `look` heap items. The caller must `forget` each of them."""
         heap = self._heap
         if not heap or heap[0][0] > now:
             return ()

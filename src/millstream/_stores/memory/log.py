@@ -1,7 +1,7 @@
-"""The event log of the store in this process. Its streams are in lists, bounded in bytes, overheads included.
+"""The event log of the in-memory store. Streams are lists, bounded in bytes including overhead.
 
-Each kind of stream has room of its own. A kind that is full drops the oldest entries of its largest streams, whose
-readers get `Gap`.
+Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams, whose readers get
+`Gap`.
 """
 
 from bisect import bisect_right
@@ -15,19 +15,19 @@ from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 from millstream._stores.memory.topics import Topics
 
 ITEM_BYTES: Final = 200
-"""Overhead of a log entry, or of a key with its value and deadline; rounded up."""
+"""Overhead of a log entry, or of a key with its value and deadline, rounded up."""
 STREAM_BYTES: Final = 600
 
 _DROPPED: Final = Entry(Position("", 0), b"")
 _INTERRUPTED: Final = "\0"
-"""In front of the name of a stream: the topic of those who are interrupted when it's dropped."""
+"""Prefix that turns a stream's name into the topic for its `interrupted` callbacks."""
 
 Lost = Callable[[str, bool], None]
-"""Called with the name of a stream that lost its oldest entries to make room or, with True, was forgotten."""
+"""Called with the name of a stream that lost its oldest entries to make room or, with True, was dropped."""
 
 
 class Stream:
-    """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
+    """The entries of one stream. Dropped entries leave placeholders, which are removed in batches."""
 
     __slots__ = ("entries", "floor", "head", "last", "name", "rank", "sealed", "size")
 
@@ -37,19 +37,19 @@ class Stream:
         self.head = 0
         """Index of the oldest entry held."""
         self.floor = floor
-        """A reader at this offset has missed nothing; one below it may have."""
+        """The lowest offset from which a reader can continue without a gap."""
         self.last = floor
         """The offset of the newest entry."""
         self.size = size
         self.rank = 0
-        """The length of `size` in bits, when last looked at."""
+        """The bit length of `size` when it was last ranked."""
         self.sealed = False
 
     def __len__(self) -> int:
         return len(self.entries) - self.head
 
     def drop_oldest(self) -> int:
-        """Drop one entry; returns the bytes that it took."""
+        """Drop one entry. Return its size in bytes."""
         entries, head = self.entries, self.head
         oldest = entries[head]
         entries[head] = _DROPPED
@@ -64,14 +64,14 @@ class Stream:
 
 
 class StreamKind:
-    """The streams of one kind, in lists.
+    """The streams of one kind.
 
-    A stream begins above every position that any stream of the kind has handed out, with a hole. So one that was
-    forgotten and begins again uses none twice, and its old readers are found out without a trace of it being kept.
+    A stream begins above every offset that any stream of the kind has used, with a hole in between. A dropped stream
+    that begins again therefore reuses no offset, and its old readers get `Gap`, although nothing is stored about it.
 
-    A full log takes room from a stream that is the largest to within a factor of two, the one appended to longest ago
-    where several are: small streams do not feel large ones. They are kept by the length of their size in bits, so the
-    choice costs the same however many there are.
+    A full kind drops entries of a stream that is the largest to within a factor of two, so large streams don't crowd
+    out small ones. Among several, it takes the least recently appended one. Streams are grouped by the bit length of
+    their size, so the choice takes constant time.
     """
 
     __slots__ = (
@@ -88,11 +88,11 @@ class StreamKind:
         self.highest = -1
         """The highest offset of any stream."""
         self.streams: dict[str, Stream] = {}
-        # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
+        # By rank, least recently appended first. A stream may reach twice the bound until room is made.
         self._ranks = [OrderedDict[str, Stream]() for _ in range(max_bytes.bit_length() + 2)]
         self._latest = ("", "")
-        """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
-        one stream and a copy to another must still find the first when it reads."""
+        """The last two streams appended to, newest last. Their newest entries stay, so an event and its copy in a
+        second stream can both be read."""
         self._deadlines = ExpiryHeap[str]()
         self.size = 0
         """Stored bytes, as counted against the bound."""
@@ -100,7 +100,7 @@ class StreamKind:
     def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
     ) -> Position:
-        """See `Log.append`. `at` is the offset of an entry in the stream that it came from."""
+        """Append an entry, like `Log.append`. In an index, `at` is the entry's offset in the first stream."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
@@ -159,7 +159,7 @@ class StreamKind:
             self._forget(stream)
 
     def sweep(self, now: float) -> None:
-        """Forget some of what has expired."""
+        """Drop some of the expired streams."""
         for name in self._deadlines.due(now):
             self._forget(name)
 
@@ -183,7 +183,7 @@ class StreamKind:
         return self._deadlines.expires_at(stream)
 
     def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
-        """Hold a stream as it was once, whatever is held of it."""
+        """Replace a stream with an earlier state of it."""
         if stream in self.streams:
             self._forget(stream, noted=False)
         held = self._begin(stream, floor + 1)
@@ -200,7 +200,7 @@ class StreamKind:
             self._make_room()
 
     def forget(self, stream: str) -> None:
-        """Hold a stream no more, as if it had never been."""
+        """Remove a stream, as if it had never existed."""
         if stream in self.streams:
             self._forget(stream, noted=False)
 
@@ -215,7 +215,7 @@ class StreamKind:
             self.streams.clear()
 
     def _rank(self, held: Stream) -> None:
-        """Put a stream behind the others of its size."""
+        """Move a stream to the end of its size group."""
         held.rank = held.size.bit_length()
         self._ranks[held.rank][held.name] = held
 
@@ -226,7 +226,7 @@ class StreamKind:
             rank.clear()
 
     def _make_room(self) -> None:
-        """Drop the oldest entry of a largest stream; the stream is forgotten with its only one."""
+        """Drop the oldest entry of one of the largest streams. Drop the stream with its only entry."""
         held = self._largest()
         if len(held) == 1:
             self._forget(held.name)
@@ -239,15 +239,15 @@ class StreamKind:
 
     def _largest(self) -> Stream:
         for rank in reversed(self._ranks):
-            for held in rank.values():  # at most two are passed over
+            for held in rank.values():  # skips at most two
                 if len(held) > 1 or held.name not in self._latest:
                     return held
-        # Two entries are all that is left, and together too large: the newer one stays.
+        # Only two entries are left and together too large: keep the newer one.
         return self.streams[self._latest[0]]
 
 
 class MemoryLog:
-    """`Log` in lists, in so much room for each kind of stream."""
+    """A `Log` in lists, with a byte limit for each kind of stream."""
 
     __slots__ = ("_clock", "_epoch", "_lost", "kinds", "listeners", "max_bytes")
 
@@ -264,15 +264,15 @@ class MemoryLog:
         self._epoch = epoch
         self._lost = lost
         self.max_bytes = max_bytes
-        """The room of one kind."""
+        """Maximum bytes of one kind."""
         # process
         self.kinds: dict[str, StreamKind] = {}
-        """Kind -> its streams. There are few, because the program names its streams, not its peers."""
+        """Streams by kind. There are few kinds, because the program chooses them, not its clients."""
         self.listeners = listeners or Topics[Entry]()
 
     @property
     def size(self) -> int:
-        """Stored bytes of all kinds."""
+        """Total stored bytes of all kinds."""
         return sum(kind.size for kind in self.kinds.values())
 
     async def append(
@@ -285,9 +285,9 @@ class MemoryLog:
     def stage(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        """Append an entry without notifying listeners until `tell`."""
+        """Append an entry without notifying listeners. Call `tell` to notify them."""
         now = self._clock()
-        for each in self.kinds.values():  # one that is not used any more gives its room back too
+        for each in self.kinds.values():  # unused kinds must free their space, too
             each.sweep(now)
         position = self.kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
         if index is not None:
@@ -304,7 +304,7 @@ class MemoryLog:
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """See `Log.listen`. Only a dropped stream interrupts its listeners."""
+        """Call `hear` with each entry, like `Log.listen`. Only dropping a stream interrupts its listeners."""
         stop_hearing = self.listeners.add(stream, hear)
         if interrupted is None:
             return stop_hearing
@@ -317,7 +317,7 @@ class MemoryLog:
         return stop
 
     async def listening(self, stream: str) -> None:
-        """At once."""
+        """Return immediately."""
 
     def _drop(self, stream: str, forgotten: bool) -> None:
         self._lost(stream, forgotten)
@@ -371,7 +371,7 @@ def _offset(entry: Entry) -> int:
 
 
 def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
-    """Return the first of them, up to the one with which they reach a size."""
+    """Return the first entries, up to the one that reaches `max_bytes`."""
     found: list[Entry] = []
     for entry in entries:
         found.append(entry)

@@ -1,9 +1,9 @@
-"""The store in this process: nothing is shared, nothing survives, nothing waits.
+"""The in-memory store of one process and one thread. Its data aren't shared and don't survive the process.
 
-No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
-at a time by later calls. Each kind of values and of streams is bounded in bytes, keys and overheads included. A full
-kind of values refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; part of its room
-is kept back for what is as small as a tombstone, so what sessions accumulate cannot keep one out. For one thread.
+No method suspends, and there is no timer: expired data are absent immediately, and later calls free their memory a few
+items at a time. Each kind of values and of streams is bounded in bytes, including keys and overhead. A full kind of
+values rejects writes with `StoreFull` rather than evicting, because evicting a tombstone would revive its session. Part
+of the space is reserved for values as small as tombstones, so session data can't keep one out.
 """
 
 import secrets
@@ -22,7 +22,7 @@ from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 
 KEPT_BACK: Final = 16
-"""The fraction of space reserved for values of at most `MARK_BYTES`."""
+"""The divisor of the space reserved for values of at most `MARK_BYTES`."""
 
 
 class ValueKind:
@@ -33,14 +33,14 @@ class ValueKind:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.lossy: OrderedDict[str, None] = OrderedDict()
-        """Keys of those that may go, the one written the longest ago first."""
+        """Keys of lossy values, oldest write first."""
         self.size = 0
         """Stored bytes, as counted against the bound."""
         self.shares: Counter[str] = Counter()
-        """Share -> its bytes of these."""
+        """Stored bytes by share."""
 
     def count(self, key: str, growth: int) -> None:
-        """Change the number of stored bytes for a key."""
+        """Add to the stored bytes of a key's kind and share."""
         self.size += growth
         share = share_of(key)
         if share:
@@ -49,33 +49,33 @@ class ValueKind:
                 del self.shares[share]
 
     def growth(self, key: str, value: bytes) -> int:
-        """Return the additional bytes of a new value."""
+        """Return the additional bytes that a new value needs."""
         old = self.values.get(key)
         return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
 
 
 class MemoryMap:
-    """`Map` in a dict for each kind."""
+    """A `Map` with a dict for each kind."""
 
     __slots__ = ("_clock", "_deadlines", "_lost", "kinds", "max_bytes")
 
     def __init__(
         self, clock: Callable[[], float], max_bytes: int, lost: Callable[[str], None] = lambda key: None
     ) -> None:
-        """`lost` is called with each key that ends, whatever the reason."""
+        """Create a map that calls `lost` with each key that is removed, for any reason."""
         # configuration
         self._clock = clock
         self._lost = lost
         self.max_bytes = max_bytes
-        """The room of one kind."""
+        """Maximum bytes of one kind."""
         # process
         self._deadlines = ExpiryHeap[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
-        """Few: this program names its keys, not its peers."""
+        """Values by kind. There are few kinds, because the program chooses them, not its clients."""
 
     @property
     def size(self) -> int:
-        """Stored bytes of all kinds."""
+        """Total stored bytes of all kinds."""
         return sum(kind.size for kind in self.kinds.values())
 
     async def get(self, key: str) -> bytes | None:
@@ -159,18 +159,18 @@ class MemoryMap:
             self._forget(key)
 
     def held(self, key: str) -> tuple[bytes, float, bool] | None:
-        """Value, end and whether it's lossy, as they are held; None where nothing is."""
+        """Return the stored value, its deadline, and whether it's lossy, or None if the key is absent."""
         kind = self.kinds[kind_of(key)]
         value = kind.values.get(key)
         return None if value is None else (value, self._deadlines.expires_at(key), key in kind.lossy)
 
     def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
-        """Hold a value as it was once, whatever is held."""
+        """Replace a value with an earlier state of it."""
         self.forget(key)
         self._hold(self.kinds[kind_of(key)], key, value, until, lossy)
 
     def forget(self, key: str) -> None:
-        """Hold a value no more, as if it had never been."""
+        """Remove a value, as if it had never existed."""
         if key in self.kinds[kind_of(key)].values:
             self._forget(key, noted=False)
 
@@ -182,11 +182,11 @@ class MemoryMap:
         kind.count(key, -(len(kind.values.pop(key)) + len(key) + ITEM_BYTES))
         kind.lossy.pop(key, None)
         if not kind.values:
-            kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
+            kind.values.clear()  # frees the table, which an emptied dict keeps
 
 
 class MemoryBackend:
-    """`Backend` of one process. Its data live as long as the object, also when it's closed and opened again."""
+    """A `Backend` for one process. Data live as long as the object, even if it's closed and reopened."""
 
     __slots__ = ("charge", "epoch", "kv", "lasting", "lease", "log", "release", "shared")
 
@@ -209,7 +209,7 @@ class MemoryBackend:
         self.release = tally.release
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """See `Backend.watch`. The epoch never changes."""
+        """Do nothing, because the epoch never changes."""
         return never
 
     def time(self) -> float:
@@ -246,10 +246,10 @@ class MemoryStore(BackendStore):
         """Make an empty store.
 
         Args:
-            clock: seconds that only grow, for the times to live.
-            epoch: of its positions; random by default.
-            max_value_bytes: room of each kind of values.
-            max_log_bytes: room of each kind of streams.
+            clock: monotonic clock for times to live, in seconds.
+            epoch: epoch of its positions. Random by default.
+            max_value_bytes: maximum bytes of each kind of values.
+            max_log_bytes: maximum bytes of each kind of streams.
         """
         super().__init__(
             MemoryBackend(clock=clock, epoch=epoch, max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)

@@ -1,4 +1,4 @@
-"""Listeners in this process: of a topic, or of one value that changes."""
+"""Listeners in this process, for a topic or for changes of one value."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -20,7 +20,7 @@ class Topics(Generic[T]):
     __slots__ = ("_by_topic",)
 
     def __init__(self) -> None:
-        # Replaced, never changed: a delivery under way keeps walking the tuple it began with.
+        # Tuples are replaced, never changed, so adding a listener doesn't affect a delivery in progress.
         self._by_topic: dict[str, tuple[_Listener[T], ...]] = {}
 
     def __contains__(self, topic: str) -> bool:
@@ -36,7 +36,7 @@ class Topics(Generic[T]):
                 listener.heard(item)
 
     def add(self, topic: str, heard: Callable[[T], None]) -> Callable[[], None]:
-        """Listen; the returned function stops it, also in the middle of a delivery, and may be called again."""
+        """Add a listener. Return an idempotent function that removes it, even during a delivery."""
         listener = _Listener(heard)
         self._by_topic[topic] = (*self._by_topic.get(topic, ()), listener)
 
@@ -69,7 +69,7 @@ class Watchers:
         self._callbacks: dict[object, Callable[[], None]] = {}
 
     def add(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call it from now on; returns the way to stop, which may be called again."""
+        """Add a watcher. Return an idempotent function that removes it."""
         mark = object()
         self._callbacks[mark] = changed
 
