@@ -69,6 +69,9 @@ NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
 SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
+    "docs/how-to/send-events-to-agents.md": Page(
+        untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
+    ),
     "docs/how-to/resources.md": Page(files=NOTEBOOK),
     "docs/how-to/prompts.md": Page(files=NOTEBOOK),
     "docs/how-to/errors.md": Page(

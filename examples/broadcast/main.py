@@ -11,6 +11,7 @@ mcp = app = Server("broadcast", version="1.0.0", serve="all")
 
 
 @mcp.tool(
+    title="",
     description="Get information about the SSE MCP server",
     input_schema={"type": "object", "properties": {}, "required": []},
 )
@@ -20,6 +21,7 @@ async def get_server_info(ctx: Context) -> str:
 
 
 @mcp.tool(
+    title="",
     description="Send a message via Server-Sent Events",
     input_schema={
         "type": "object",

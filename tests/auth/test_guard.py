@@ -21,8 +21,10 @@ from millstream.auth._method import AuthMethod, Identity
 from wire import encode_request, pairs, request
 
 PING = request("ping", id=5)
-OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/inspect/callback")
-"""The last one knows who left for another site by a cookie of its own (tests/web/test_inspect_sign_in.py)."""
+OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/inspect/callback", "/inspect/app")
+"""The callback knows its browser by a cookie of its own (tests/web/test_inspect_sign_in.py); the frame of apps is an
+empty document.
+"""
 
 
 def paths(world: Guarded) -> list[tuple[str, str]]:

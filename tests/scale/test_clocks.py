@@ -229,7 +229,7 @@ async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat],
     four[0].kill()
     (error,) = await followed.end()
     assert error["id"] == 5
-    assert "try again" in error["error"]["message"]
+    assert "Try again" in error["error"]["message"]
     await until_status(four[3], {"jsonrpc": "2.0", "id": id, "result": PERSON}, headers, 400)
 
     async def is_gone() -> bool:

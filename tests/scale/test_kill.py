@@ -83,6 +83,6 @@ async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -
             assert followed.status == 200
             (error,) = await followed.end()
             assert error["id"] == number
-            assert "try again" in error["error"]["message"]
+            assert "Try again" in error["error"]["message"]
         assert not any(calls[number].over for pid in others for number in by_pid[pid])
         clients.close()

@@ -126,7 +126,7 @@ async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
         first.store.end_lease()
         (message,) = await followed.end()
         assert message["id"] == "the call"
-        assert "try again" in message["error"]["message"]
+        assert "Try again" in message["error"]["message"]
         again = await third.get(headers, broken.last_id)
         assert await again.end() == [message]
 
@@ -138,7 +138,7 @@ async def test_streams_of_long_dead_workers_close_at_once() -> None:
         broken = await talk(first, headers)
         await first.die()
         followed = await second.get(headers, broken.last_id)
-        assert "try again" in (await followed.end())[0]["error"]["message"]
+        assert "Try again" in (await followed.end())[0]["error"]["message"]
 
 
 async def test_worker_with_an_expired_lease_is_fenced() -> None:
