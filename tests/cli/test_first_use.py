@@ -67,8 +67,8 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),
     (["list", "http://127.0.0.1:x/mcp"], 3, "its port is not a number from 0 to 65535."),
     (["list", "http://127.0.0.1:99999/mcp"], 3, "its port is not a number from 0 to 65535."),
-    (["list", "http://127.0.0.1:{port}/mcp"], 3, "nobody listens at that port. Check host and port, and that the"),
-    (["list", "wss://127.0.0.1:{port}/ws"], 3, "nobody listens at that port. Check host and port, and that the"),
+    (["list", "http://127.0.0.1:{port}/mcp"], 3, "nothing listens on that port. Check host and port, and that the"),
+    (["list", "wss://127.0.0.1:{port}/ws"], 3, "nothing listens on that port. Check host and port, and that the"),
     (["ping", SHOP, "--timeout", "0"], 2, "0 is not more than 0"),
     (["ping", SHOP, "--timeout", "nan"], 2, "nan is not a finite number"),
     (["chat", SHOP, "-m", "x", "--timeout", "-1"], 2, "-1 is not more than 0"),
@@ -252,7 +252,7 @@ def test_piped_lists_are_tab_separated(command: str, here: Path) -> None:
 
 async def test_library_errors_say_what_to_do() -> None:
     """Programs show it to people."""
-    with pytest.raises(ConnectFailed, match=r"nobody listens at that port\. Check host and port") as raised:
+    with pytest.raises(ConnectFailed, match=r"nothing listens on that port\. Check host and port") as raised:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass
     assert raised.value.remedy == "Check host and port, and that the server runs."

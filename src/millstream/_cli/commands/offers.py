@@ -139,7 +139,11 @@ async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any
     if task and client.tasks.supported:
         return await follow(client, await start(client, server, tool, arguments))
     if task:
-        print_text("The server has no tasks, so this is a plain call: Ctrl-C ends it.", sys.stderr)
+        print_text(
+            "The server has no tasks, so this is a plain call: Ctrl-C ends it. "
+            'A tool allows them by @mcp.tool(task="allowed").',
+            sys.stderr,
+        )
     progress = Progress()
     try:
         with unread() as told:

@@ -75,6 +75,10 @@ async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
         rows.append([each.id, each.tool, now.status, started, now.status_message])
     if as_json:
         print_json([_plain(each) for each in found])
+    elif not rows:
+        print_text(
+            "No task of this server was started here. `millstream call SERVER TOOL --task` starts one.", sys.stderr
+        )
     else:
         print_rows(rows, ["TASK", "TOOL", "STATUS", "STARTED", "MESSAGE"])
 

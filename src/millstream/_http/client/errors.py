@@ -17,7 +17,7 @@ class TargetError(ClientError):
 
 
 class ConnectFailed(ClientError):
-    """There's no connection: no such host, nobody listens, or the server didn't start.
+    """There's no connection: no such host, a closed port, or the server didn't start.
 
     Example:
         ``except ConnectFailed: start_the_server()``

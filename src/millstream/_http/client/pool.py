@@ -221,5 +221,5 @@ def plain(exc: OSError) -> str:
     """Return the reason of an operating system, without its numbers."""
     text = exc.strerror or str(exc)
     if "Connect call failed" in text or "Multiple exceptions" in text:
-        return "nobody listens at that port"
+        return "nothing listens on that port"
     return text[:1].lower() + text[1:] if text else type(exc).__name__
