@@ -1,14 +1,14 @@
-"""Bytes that everybody shares and nobody may take all of: how many there are, and who has them."""
+"""A shared byte budget with a limit per owner."""
 
 from collections import Counter
 
 
 class ByteBudget:
-    """So many bytes in all, and half of them for one owner: a principal or an address. One without a name is alone.
+    """A number of bytes, of which one owner (a principal or an address) can take half.
 
     Args:
-        most: bytes in all.
-        largest: what anyone may bring at once, so there is always room for two of it.
+        most: total bytes.
+        largest: the largest single amount. The budget always fits two of it.
     """
 
     __slots__ = ("_by_owner", "held", "most")
@@ -19,17 +19,17 @@ class ByteBudget:
         self._by_owner: Counter[str] = Counter()
 
     def fit(self, largest: int) -> None:
-        """Have room for two of this size, too."""
+        """Grow the budget, if needed, to fit two of this size."""
         self.most = max(self.most, 2 * largest)
 
     def take(self, owner: str, size: int) -> bool:
-        """Count bytes of an owner. False when there is no room for them: they are counted all the same."""
+        """Count bytes of an owner. Return False if they exceed the budget. They are counted in either case."""
         self.held += size
         self._by_owner[owner] += size
         return self.held <= self.most and not (owner and self._by_owner[owner] > self.most // 2)
 
     def give(self, owner: str, size: int) -> None:
-        """The bytes are gone."""
+        """Return bytes to the budget."""
         self.held -= size
         self._by_owner[owner] -= size
         if self._by_owner[owner] <= 0:

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 
 class ParentAddress(Struct, frozen=True):
-    """A UNIX socket in a private folder or, where there are none, a port of the loopback address with a secret."""
+    """A UNIX socket in a private folder or, on systems without UNIX sockets, a loopback port with a secret."""
 
     path: str = ""
     port: int = 0
@@ -15,7 +15,7 @@ class ParentAddress(Struct, frozen=True):
 
 
 def parse(text: str) -> ParentAddress:
-    """The text form of an address."""
+    """Parse the text form of an address."""
     kind, _, rest = text.partition(":")
     if kind == "unix":
         return ParentAddress(path=rest)
@@ -30,10 +30,10 @@ class _ParentConfig:
 
 
 def use_parent(text: str) -> None:
-    """This process is a worker: its parent holds the stores that every process of a machine has for itself."""
+    """Use the parent process for stores that would otherwise be private to this process."""
     _ParentConfig.address = parse(text)
 
 
 def parent_address() -> ParentAddress | None:
-    """Return the address of the parent that has the stores, or None if this process isn't a worker."""
+    """Return the address of the parent's store server, or None if this process isn't a worker."""
     return _ParentConfig.address

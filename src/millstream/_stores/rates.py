@@ -1,8 +1,8 @@
-"""What limits ask of a store: paces, quotas and seats, decided for all workers in one step.
+"""The store interface for limits: paces, quotas, and seats, decided atomically across all workers.
 
-A pace is GCRA: so much in so many seconds, all of it at once if need be. A quota counts until a given time. A seat is
-held until it's given back or its worker is gone. And a share is a part of the room that a kind of values has, for kinds
-of which peers can make any number. No store knows who is limited, or why.
+A pace is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
+seat is held until it's released or its worker is gone. A share is a portion of the space of a kind of values, for kinds
+in which clients can create any number. Stores see opaque keys, not clients.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,13 @@ from msgspec import Struct
 SHARED: Final = frozenset({"session", "task", "taskcall"})
 """Kinds of values with shares. A key has its share between the colon and the first dot."""
 PART: Final = 2
-"""The maximum fraction of space for one share."""
+"""The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES: Final = 16
 """A value up to this size, such as a tombstone, is a mark."""
 
 
 def share_of(key: str) -> str:
-    """Return the share that a value belongs to: ``ada`` for ``session:ada.81b5``. Empty for one that belongs to
-    none.
-    """
+    """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none."""
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
     return share if dot and kind in SHARED else ""
@@ -35,7 +33,7 @@ class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):
     seconds: int
     cost: float = 1.0
     most: float = 1.0
-    """Take up to this much, if there is so much: for callers who soon need more."""
+    """The maximum amount to take if available, for callers that will soon need more."""
 
 
 class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
@@ -53,7 +51,7 @@ class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
     key: str
     count: int
     holder: str
-    """Which one it is; no two of a worker that are held at a time have the same."""
+    """An identifier that is unique among the seats that the worker holds."""
 
 
 Charge = Pace | Quota | Seat
@@ -75,7 +73,7 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
 
     taken: list[ChargeResult]
     forgot: float | None = None
-    """Seconds since the store forgot a pace of one of these kinds before its time, if it ever did."""
+    """Seconds since the store last dropped an unexpired pace of one of these kinds, or None."""
 
 
 class Decision(Struct, frozen=True, gc=False, array_like=True):
@@ -92,7 +90,7 @@ SEAT_WAIT = 1.0
 
 
 class Rates(Protocol):
-    """Limits that hold for all workers together."""
+    """Limits shared by all workers."""
 
     lasting: bool
     """Whether paces survive the end of all workers."""
@@ -106,7 +104,7 @@ class Rates(Protocol):
         ...
 
     async def leave(self, seats: Sequence[Seat]) -> None:
-        """Give seats back. A seat that isn't taken isn't an error, and those of a dead worker are free anyway.
+        """Release seats. A seat that isn't taken isn't an error. Seats of dead workers are released automatically.
 
         Raises:
             StoreUnavailable: the store didn't answer in time. Call it again.

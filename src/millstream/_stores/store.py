@@ -1,4 +1,4 @@
-"""A store: a backend, and what is built on its log and map for all backends alike."""
+"""The implementation of `Store`, built on the log and map of any backend."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ class BackendRates:
 
 
 class BackendStore:
-    """`Store` on a backend. For one event loop.
+    """A `Store` on a backend, for one event loop.
 
     Example:
         >>> store = BackendStore(MemoryBackend())
@@ -48,7 +48,7 @@ class BackendStore:
     """
 
     def __init__(self, backend: Backend) -> None:
-        """Build a store. Nothing is opened yet."""
+        """Create a store without opening the backend."""
         # Configuration
         self.backend = backend
         self.shared: bool = backend.shared
@@ -106,7 +106,7 @@ class BackendStore:
         self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._keep())]
 
     def abandon(self) -> None:
-        """Stop renewing the lease and reading messages, as a killed process does."""
+        """Stop renewing the lease and reading messages, as if the process were killed."""
         for task in self._tasks:
             task.cancel()
         self._tasks = []
@@ -135,7 +135,7 @@ class BackendStore:
             self._renewed()
 
     def _renewed(self) -> None:
-        """The store has a new epoch, or this worker a new name."""
+        """Handle a new epoch of the store or a new name of this worker."""
         if self._messages is not None:
             self._messages.interrupt()
         self._rejoins = True

@@ -1,8 +1,8 @@
-"""Read a stream and follow it: each entry once, in order, and every loss reported.
+"""A reader that follows a stream: it delivers each entry once, in order, and reports every loss.
 
-A store pushes entries in order, or says that it was interrupted (`Log.listen`). So an entry that comes while the reader
-is up to date is taken at once, without a read. After an interruption, the stream is read from the reader's position,
-and `Gap` says whether something is missing.
+A store pushes entries in order or calls `interrupted` (`Log.listen`). While the reader is up to date, a pushed entry is
+delivered immediately, without a read. After an interruption, the stream is read from the reader's position, and `Gap`
+shows whether entries are missing.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce
 
 PAUSE: Final = 1.0
-"""Seconds before a store that failed is asked again."""
+"""Seconds before a retry after a store failure."""
 PATIENCE: Final = 1.0
-"""Seconds before an entry that wasn't pushed is read."""
+"""Seconds to wait for an entry to be pushed before reading it."""
 _PAGE: Final = 500
 
 _logger = logging.getLogger("millstream.stores")
 
 
 def consecutive(hear: Callable[[Entry], None], interrupted: Callable[[], None] | None) -> Callable[[Entry], None]:
-    """Wrap a listener for a store whose offsets are consecutive, and interrupt it where one is missing."""
+    """Wrap a listener for consecutive offsets. Call `interrupted` if an offset is missing."""
     if interrupted is None:
         return hear
     last: Position | None = None
@@ -36,14 +36,14 @@ def consecutive(hear: Callable[[Entry], None], interrupted: Callable[[], None] |
             hear(entry)
             return
         if before is not None and before.epoch != last.epoch:
-            hear(entry)  # so that the listener knows from where the new epoch is new to it
+            hear(entry)  # shows the listener where the new epoch starts
         interrupted()
 
     return check
 
 
 class Tail:
-    """A reader of one stream. It listens from the moment it's made.
+    """A reader of one stream. It starts listening when it's created.
 
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
@@ -66,15 +66,15 @@ class Tail:
         *,
         drain: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Create a reader and start listening. Nothing is read yet.
 
         Args:
-            log: of an open store.
-            stream: its name.
-            after: the position to read after; None for everything that is there.
-            take: takes the next entries, in order.
+            log: the log of an open store.
+            stream: the name of the stream.
+            after: the position to read after, or None to read from the oldest entry.
+            take: called with the next entries, in order.
             lost: called before the entries that follow a loss.
-            drain: awaited after each page, so that a reader that can't keep up isn't flooded.
+            drain: awaited after each page, to apply backpressure.
         """
         # Configuration
         self._log = log
@@ -84,16 +84,16 @@ class Tail:
         self._drain = drain
         # Process
         self.position = after
-        """Everything up to here was taken, or reported as lost."""
+        """The position up to which entries were delivered or reported as lost."""
         self._lock = asyncio.Lock()
-        """One read at a time keeps the order."""
+        """Serializes reads, to keep entries in order."""
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
         self._log_once = LogOnce(
             _logger, f"The stream {name} can't be read, which is tried again", f"The stream {name} is read again."
         )
         self._listens = False
-        """The store pushes every append."""
+        """Whether the store pushes every append."""
         self._in_step = False
         """Whether every entry after `position` has been pushed."""
         self._pushed = sys.maxsize
@@ -101,13 +101,13 @@ class Tail:
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
         """Callers of `reach`."""
         self.stop = log.listen(stream, self._hear, interrupted=self._interrupt)
-        """Stop listening. Idempotent."""
+        """Function that stops listening. Idempotent."""
 
     async def catch_up(self) -> None:
-        """Take everything that was appended before this call.
+        """Deliver every entry that was appended before this call.
 
         Raises:
-            LocalError, OSError: the store cannot be read.
+            LocalError, OSError: the store can't be read.
         """
         async with self._lock:
             if not self._listens:
@@ -123,7 +123,7 @@ class Tail:
                 raise
 
     async def run(self) -> None:
-        """Take what comes, until cancelled. A store that fails is asked again."""
+        """Deliver entries until cancelled. Retry after store failures."""
         if not self._listens:
             self._news.set()
         while True:
@@ -136,8 +136,9 @@ class Tail:
                 self._news.set()
 
     async def reach(self, at: Position) -> None:
-        """Return when everything up to a position, where this program appended, was taken. Usually it's pushed soon;
-        otherwise the stream is read.
+        """Wait until entries up to a position, which this process appended, were delivered.
+
+        Read the stream if the entry isn't pushed within `PATIENCE`.
         """
         here = self.position
         if here is not None and here.epoch == at.epoch and here.offset >= at.offset:
@@ -171,14 +172,14 @@ class Tail:
         self._news.set()
 
     async def _read(self) -> bool:
-        """Take one page; False when there was nothing more."""
+        """Read and deliver one page. Return False if there was nothing left to read."""
         here = self.position
         try:
             entries = await self._log.read(self._stream, here, _PAGE)
         except Gap as gap:
             after = gap.resume_from(here)
             if here is not None and here.epoch != gap.epoch:
-                # The entries of another epoch may have been taken before: go on with those that are surely new.
+                # Entries of another epoch may have been delivered already. Continue with those that are surely new.
                 after = gap.newest
                 if after is not None and self._pushed <= after.offset:
                     after = Position(after.epoch, self._pushed - 1) if self._pushed > 1 else None

@@ -1,6 +1,4 @@
-"""Paces, quotas, and seats in the memory of the process that holds a store. Quotas are values of its map, so they last
-as long as values do.
-"""
+"""Paces and seats in memory, and quotas in the map, for stores that one process owns."""
 
 import asyncio
 import time
@@ -27,13 +25,13 @@ class Tally:
         self._clock = clock
         # Process
         self._paces: dict[str, float] = {}
-        """Key -> when its allowance is whole again; in the order of first use."""
+        """Time at which each pace has fully recovered, by key, in order of first use."""
         self._forgot: dict[str, float] = {}
-        """Kind of pace -> when some of them were last forgotten before their time."""
+        """Time at which unexpired paces were last dropped, by kind."""
         self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
-        """Key -> (worker, holder)."""
+        """Taken seats by key, as (worker, holder)."""
         self._lock = asyncio.Lock()
-        """A lock for reading and writing quotas, which takes time with a store in a file."""
+        """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
@@ -69,7 +67,7 @@ class Tally:
     def _look(
         self, worker: str, charge: Charge, gone: Collection[str], used: dict[str, float], now: float, wall: float
     ) -> ChargeResult:
-        """What there is for a charge, and what will be left."""
+        """Return the result of a charge without applying it."""
         if isinstance(charge, Pace):
             each = charge.seconds / charge.count
             room = charge.seconds - max(0.0, self._paces.get(charge.key, now) - now)
@@ -105,8 +103,9 @@ class Tally:
             del self._seats[key]
 
     def _forget(self, now: float) -> None:
-        """Make room: those whose allowance is whole need no entry. Of the rest, the older half of the most frequent
-        kind goes, so that many of one kind, such as proofs, don't end what others count.
+        """Drop fully recovered paces, then the older half of the most frequent kind.
+
+        Many paces of one kind, such as proofs, thus don't displace those of other kinds.
         """
         kept = {key: at for key, at in self._paces.items() if at > now}
         if len(kept) >= MAX_PACES:
@@ -119,7 +118,7 @@ class Tally:
 
 
 def _taken(wait: float, room: float, amount: float) -> ChargeResult:
-    """Where it's allowed, `left` is what is left behind it."""
+    """Return the result of a charge. If it's allowed, `left` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 

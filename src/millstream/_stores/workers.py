@@ -1,8 +1,7 @@
 """The workers that share a backend, and the messages between them: leases in the map, messages in short-lived logs.
 
-One record, the roster, has the leases of all workers. Each worker renews its own by compare-and-set and reads the
-others with it, so it sees which workers came and whose lease ended. Messages to all workers are one log, and each
-worker has an inbox log.
+One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
+also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log.
 """
 
 import asyncio
@@ -27,16 +26,16 @@ ROSTER: Final = "roster:workers"
 MESSAGES: Final = "bus:all"
 INBOX: Final = "inbox:"
 TTL: Final = 86400.0
-"""Seconds for which the roster and messages outlive the last write."""
+"""Time to live of the roster and of messages in seconds."""
 MAX_MESSAGES: Final = 4_000
-"""Messages that a log keeps. A worker that falls further behind is interrupted."""
+"""Maximum messages in a log. `interrupted` is called in a worker that falls further behind."""
 _MAX_GONE: Final = 1_000
 _SKEW: Final = 1.0
-"""Seconds by which the store's time may differ between workers."""
+"""Maximum difference between workers' views of the store's time, in seconds."""
 _NOTE: Final = ""
-"""The topic that tells the other workers to read the roster now."""
+"""The topic of messages that make the other workers read the roster."""
 _GOODBYE: Final = 1.0
-"""Seconds that closing waits for a store that doesn't answer."""
+"""Seconds that closing waits for an unresponsive store."""
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -45,16 +44,16 @@ class Roster(Struct, array_like=True):
     """The record of all workers."""
 
     living: dict[str, float] = {}
-    """Worker -> when its lease ends, by the store's clock."""
+    """End of each worker's lease, by the store's clock."""
     gone: dict[str, float] = {}
-    """Worker -> when its lease was over. Kept for a day, so that all others learn of it."""
+    """Time at which each worker's lease ended. Kept for a day, so every other worker can see it."""
     unswept: list[str] = []
-    """Workers that are gone and may still hold members."""
+    """Gone workers that may still hold members."""
     renewed: float = 0.0
-    """When a worker last renewed its lease."""
+    """Time at which any worker last renewed its lease."""
 
     def end(self, worker: str, now: float) -> bool:
-        """Move a worker to those that are gone. Return False if it has no lease."""
+        """Move a worker to `gone`. Return False if it has no lease."""
         if self.living.pop(worker, None) is None:
             return False
         self.gone[worker] = now
@@ -62,12 +61,12 @@ class Roster(Struct, array_like=True):
         return True
 
     def expire(self, now: float, lease: float) -> None:
-        """Move all workers whose leases are over, and drop what is too old.
+        """Move workers with expired leases to `gone`, and drop old entries of `gone`.
 
-        Time in which no worker renewed its lease doesn't count: the store stood still, or its clock was set.
+        Time in which no worker renewed its lease doesn't count: the store was down, or its clock was set.
         """
         idle = now - self.renewed if self.renewed else 0.0
-        # A worker that lives renews every third of its lease, so none of them has expired by then.
+        # Live workers renew after a third of the lease, so a longer pause affects all of them.
         extra = idle if idle > lease * 2 / 3 or idle < -_SKEW else 0.0
         for worker, end in list(self.living.items()):
             self.living[worker] = until = end + extra
@@ -86,7 +85,7 @@ _decode_message = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
 async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
-    """Change the roster unless `change` returns False, and return it. `change` runs again if another was faster."""
+    """Save the roster unless `change` returns False. Return it. `change` runs again after a conflict."""
     for attempt in range(1_000_000):
         raw = await kv.get(ROSTER)
         roster = Roster() if raw is None else _decode_roster(raw)
@@ -97,12 +96,12 @@ async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
 
 
 async def back_off(attempt: int) -> None:
-    """Wait before the next attempt at a record that others change, with jitter."""
+    """Wait before the next attempt to change a contended record, with jitter."""
     await asyncio.sleep(random.random() * min(0.001 * 2**attempt, 0.1) if attempt else 0.0)  # noqa: S311  no secret
 
 
 async def expire(backend: Backend, worker: str) -> None:
-    """End the lease of a worker now, for a backend that notices the end of its connection (`Backend.bind`)."""
+    """End the lease of a worker now. For backends that detect when a connection ends (`Backend.bind`)."""
     await update_roster(backend.kv, lambda roster: roster.end(worker, backend.time()))
     await post(backend, MESSAGES, _NOTE, b"")
 
@@ -127,7 +126,7 @@ class SoleWorker:
         return worker == self.me
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """As `Workers.watch`. It never happens."""
+        """Do nothing, because there are no other workers."""
         return lambda: None
 
     async def read(self) -> Roster:
@@ -136,7 +135,7 @@ class SoleWorker:
 
 
 class Leases:
-    """`Workers` by their leases in the roster."""
+    """`Workers` based on leases in the roster."""
 
     __slots__ = ("_backend", "_changed", "_hurry", "_log_once", "gone", "lease", "living", "me", "on_rename")
 
@@ -147,11 +146,11 @@ class Leases:
         self.me: str = secrets.token_hex(6)
         self.lease: float = backend.lease
         self.living: frozenset[str] = frozenset()
-        """Workers with a lease, as this one knows."""
+        """Workers with a lease, as last read."""
         self.gone: frozenset[str] = frozenset()
-        """Workers that have none any more, for a day."""
+        """Workers whose lease ended within the last day."""
         self.on_rename: Callable[[], None] = lambda: None
-        """Called when this worker has lost its lease and got another name."""
+        """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
@@ -176,7 +175,7 @@ class Leases:
         await post(self._backend, MESSAGES, _NOTE, b"")
 
     async def exit(self) -> None:
-        """End the lease, if the store answers."""
+        """End the lease. Do nothing if the store doesn't answer."""
         self._changed.clear()
         with suppress(LocalError, OSError):
             async with asyncio.timeout(_GOODBYE):
@@ -228,7 +227,7 @@ class Leases:
             self._learn(roster)
 
     async def read(self) -> Roster:
-        """Return the roster, and learn from it.
+        """Return the roster and update the known workers from it.
 
         Raises:
             LocalError: the store doesn't answer.
@@ -249,7 +248,7 @@ class Leases:
 
 
 class DirectBus:
-    """`Bus` of a store that isn't shared: every subscriber has the message when `publish` returns."""
+    """`Bus` of a store that isn't shared. `publish` calls every subscriber before it returns."""
 
     __slots__ = ("_topics", "_workers")
 
@@ -269,7 +268,7 @@ class DirectBus:
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """As `Bus.subscribe`. No message is ever lost."""
+        """Call `receive` for every message, like `Bus.subscribe`. No message is ever lost."""
         return self._topics.add(topic, receive)
 
     def clear(self) -> None:
@@ -278,7 +277,7 @@ class DirectBus:
 
 
 class LogBus:
-    """`Bus` on two logs: one of all workers, and the inbox of this one."""
+    """`Bus` on two logs: one for all workers, and the inbox of this one."""
 
     __slots__ = ("_backend", "_inbox", "_interrupted", "_messages", "_topics", "_workers")
 
@@ -326,13 +325,13 @@ class LogBus:
         await self._messages.tail.catch_up()
 
     def open_inbox(self) -> None:
-        """Read the inbox of this worker's present name."""
+        """Read the inbox of this worker's current name."""
         if self._inbox is not None:
             self._inbox.close()
         self._inbox = self._reader(INBOX + self._workers.me, None)
 
     def interrupt(self) -> None:
-        """Say that messages may have been lost."""
+        """Notify subscribers that messages may have been lost."""
         self._workers.hurry()
         self._interrupted.tell()
 
@@ -359,7 +358,7 @@ class LogBus:
         for entry in entries:
             try:
                 topic, data = _decode_message(entry.data)
-            except msgspec.DecodeError:  # of another version, during a deploy
+            except msgspec.DecodeError:  # from another version, during a deployment
                 continue
             if topic == _NOTE:
                 self._workers.hurry()

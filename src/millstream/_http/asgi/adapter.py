@@ -1,9 +1,9 @@
 """The ASGI adapter: one HTTP scope in, one `HttpRequest` to the transport handler, its reply out as ASGI messages.
 
-It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only our
-own server can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
-that really waits, so that the loop takes a turn, gets a watcher for the peer's disconnect. Routing, WebSocket and
-lifespan belong to the application.
+It works under any ASGI server, alone or below a ``Mount``. It limits the size and time of bodies. Limits that need
+access to the socket (slow headers, connection caps, stalled writes) are left to the server. A call that doesn't suspend
+starts no task; one that does gets a watcher for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
+application.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ Route = Callable[[str, str], Handler | None]
 """``route(method, path)`` returns the handler for a path below the mount point, or `None` for 404."""
 
 MAX_PIECES = 1024
-"""Messages that a body may come in, besides one for each 64 bytes of it."""
+"""Maximum messages per body, plus one for each 64 bytes of it."""
 
 _NOT_FOUND = refusal(404, "Not found.")
 _TOO_LARGE = refusal(413, "The body is too large.", connection="close")
@@ -42,9 +42,9 @@ _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
 def no_peer(scope: Scope) -> str:
-    """Return the address of a peer that has none: empty, as on a Unix socket.
+    """Return the address to use for a peer without one: empty on a Unix socket.
 
-    Over TCP, it's a peer that reset its connection at once. They have one name, or limits wouldn't hold for them.
+    Over TCP, such a peer has reset its connection. All of these share one name, so limits apply to them.
     """
     server = scope.get("server")
     return "" if server is None or server[1] is None else "reset"
@@ -66,13 +66,13 @@ class AsgiAdapter:
     ) -> None:
         self.route = route
         self.hot = hot or {}
-        """(method, path) -> handler: found without a Python call."""
+        """Handlers by (method, path), found without a Python call."""
         self.policy = policy
         self.root_path = root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
         self.limits = limits
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
-        """The budget for bodies that come in more than one message and haven't ended."""
+        """The budget for incomplete bodies that arrive in several messages."""
         self.requests = 0
         """Number of requests in progress. A server without a shutdown hook closes when it reaches 0."""
         self.digits = len(str(limits.max_body))
@@ -122,7 +122,7 @@ class AsgiAdapter:
 
 
 def _too_long(length: bytes, limit: int) -> bool:
-    """Return whether a body declares more than `limit` bytes; what isn't a number is measured as it comes."""
+    """Return whether a body declares more than `limit` bytes. Bodies without a number are measured on arrival."""
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
@@ -140,15 +140,15 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     sink: AsgiSink | None = None
     # waiting
     arrived: bool = False
-    """The body is whole."""
+    """Whether the body is complete."""
     waiting: asyncio.Handle | asyncio.Task[None] | None = None
-    """Ends the time of the body once that has to be waited for, and then waits for the peer's disconnect."""
+    """The body's timeout while the body is awaited, then the watcher for the peer's disconnect."""
     stopped: bool = False
-    """The exchange has cancelled its own task."""
+    """Whether the exchange has cancelled its own task."""
     gone: bool = False
     over: bool = False
     interrupted: bool = False
-    """The handler itself or the server cancelled the task."""
+    """Whether the handler itself or the server cancelled the task."""
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, and send its result."""
@@ -186,11 +186,11 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         else:
             await self.end(response)
         if self.interrupted:
-            # It has been answered. But the task is the server's, and whoever cancelled it waits for its end.
+            # The reply is sent, but the server that cancelled its task expects the cancellation.
             raise asyncio.CancelledError
 
     async def work(self, handler: Handler) -> None:
-        """Read the body, run the handler, and serve a stream that it returns open."""
+        """Read the body, run the handler, and serve the stream if it returns an open one."""
         message = await self.receive()
         self.body = message.get("body", b"")
         if (
@@ -201,7 +201,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.answer = await self.read(message)
             if self.answer is not None:
                 return
-        del message  # the body belongs to the handler, which may let go of it
+        del message  # lets the handler release the body
         self.arrived = True
         if self.waiting is not None:
             self.waiting.cancel()
@@ -235,7 +235,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def read(self, message: Message) -> Response | None:
-        """Read a body that did not come in one message, within its size; the refusal, if it does not become whole."""
+        """Read a body that arrives in several messages. Return the refusal if it's too large or incomplete."""
         adapter, parts, pieces = self.adapter, bytearray(), 0
         try:
             while message["type"] == "http.request":
@@ -268,7 +268,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.waiting = loop.create_task(self.watch(task))
 
     def ends_call(self) -> bool:
-        """See `HttpRequest`. The task is the server's: it's answered, and then the cancellation goes on."""
+        """Return whether a cancellation ends the call, like `HttpRequest.ends_call`."""
         self.interrupted = not self.gone
         return self.gone
 
@@ -278,15 +278,15 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         task.cancel()
 
     def ends_with(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether the task was cancelled by others, and not, or not only, by this exchange."""
+        """Return whether anything besides this exchange cancelled the task."""
         if self.sink is not None:
             self.sink.cut()
         return not self.stopped or task.cancelling() > 1
 
     async def settle(self, task: asyncio.Task[Any]) -> None:
-        """End the watchers, and leave the server's task unchanged."""
+        """End the watchers and restore the cancellation state of the server's task."""
         self.over = True
-        # A cancelled task keeps its traceback, which refers to this exchange: without a way back there is no cycle.
+        # A cancelled task's traceback refers to this exchange. Dropping the reference to the task avoids a cycle.
         waiting, self.waiting, self.cancel = self.waiting, None, None
         if self.stopped:
             task.uncancel()
@@ -296,7 +296,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             await asyncio.gather(waiting, return_exceptions=True)
 
     async def watch(self, task: asyncio.Task[Any]) -> None:
-        """Wait for the disconnect; then the stream is over, and the handler too if it asked for that."""
+        """Wait for the disconnect, then end the stream. Cancel the handler if it asked for that."""
         while (await self.receive())["type"] == "http.request":
             pass
         if self.over:
@@ -317,7 +317,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         return self.sink
 
     def failed(self, exc: Exception) -> Response:
-        """Return the reply for a handler that failed; a stream that has begun is cut instead."""
+        """Return the reply for a failed handler. Cut the stream instead if it has begun."""
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)
@@ -325,7 +325,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
 
 @coroutine
 def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any, None]:
-    """Let a coroutine go on that was driven by hand up to where it first waits."""
+    """Continue a coroutine that was driven manually up to its first suspension."""
     while True:
         thrown: BaseException | None = None
         try:
@@ -335,7 +335,7 @@ def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any
         if thrown is None:
             yield from step
             return
-        # Out here: in a handler, no error of another is being handled.
+        # Outside of `except`, so the coroutine's errors don't get this one as their context.
         try:
             pending = step.throw(thrown)
         except StopIteration:

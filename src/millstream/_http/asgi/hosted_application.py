@@ -1,6 +1,6 @@
-"""An ASGI application as one of our handlers: what serves a page or a webhook of the program's own.
+"""An adapter that runs an ASGI application as a handler, for the program's own pages and webhooks.
 
-A small reply is collected and sent as ours are, once the application is through; anything else is a stream.
+A small reply is collected and sent when the application finishes. Any other reply is streamed.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _BREAKS = (b"\r", b"\n", b"\0")
 
 
 class HostedApplication:
-    """Runs the application for one request after the other."""
+    """A handler that runs an ASGI application."""
 
     __slots__ = ("_application", "_below", "_parameters")
 
@@ -31,12 +31,12 @@ class HostedApplication:
         below: str = "",
         parameters: Callable[[HttpRequest], dict[str, Any]] | None = None,
     ) -> None:
-        """Nothing runs yet.
+        """Create a handler for an application.
 
         Args:
-            application: ASGI 3, for scopes of type ``http``.
-            below: the path at which it is mounted.
-            parameters: what the path says, as the application finds it in ``path_params``.
+            application: an ASGI 3 application, for scopes of type ``http``.
+            below: the path at which it's mounted.
+            parameters: path parameters, passed to the application as ``path_params``.
         """
         self._application = application
         self._below = below
@@ -46,8 +46,8 @@ class HostedApplication:
         """Answer one request.
 
         Raises:
-            BrokenReply: the application failed while its reply was on its way.
-            Exception: it failed before.
+            BrokenReply: the application failed while it was sending its reply.
+            Exception: the application failed before that.
         """
         reply = _Reply(request)
         scope = _scope(request, self._below)
@@ -76,7 +76,7 @@ class _Enough(Exception):
 
 
 class _Reply:
-    """The reply to one request on its way: ASGI messages become a `Response`, or chunks of a stream."""
+    """A reply in progress, which converts ASGI messages to a `Response` or to chunks of a stream."""
 
     __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete",
                  "response")  # fmt: skip
@@ -92,16 +92,16 @@ class _Reply:
         self._streams = asyncio.Event()
         self.complete = False
         self.response: Response | None = None
-        """The whole reply, where it was no stream."""
+        """The complete reply, unless it was streamed."""
 
     @property
     def begun(self) -> bool:
-        """A part of it is on its way."""
+        """Whether part of the reply has been sent."""
         return self._sink is not None
 
     @property
     def left(self) -> bool:
-        """The client has gone in the middle of it."""
+        """Whether the client disconnected during the reply."""
         return self._sink is not None and self._sink.closed
 
     async def receive(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class _Reply:
             raise ValueError("A header of the reply would end its line.")
         length = next((value for name, value in pairs if name == b"content-length"), b"")
         names = {name for name, _ in pairs}
-        # A reply whose head begins with a type of text may be compressed on its way out; a part of a file may not.
+        # Replies whose head begins with a text type may be compressed later, but parts of a file must not be.
         if status == 200 and b"content-encoding" not in names:
             pairs.sort(key=lambda pair: pair[0] != b"content-type")
         else:

@@ -1,7 +1,7 @@
-"""A streamed reply over ASGI: synchronous writes into a bounded buffer, one pump task that sends them in order.
+"""A streamed reply over ASGI: synchronous writes to a bounded buffer, which one task sends in order.
 
-ASGI has no synchronous write and no way to see the socket's buffer, so the bytes wait here. A reader that falls more
-than `limit` bytes behind is cut: the reply ends without its final message, so that the peer sees a broken stream.
+ASGI has no synchronous write and doesn't expose the socket's buffer, so bytes are buffered here. A reader that falls
+more than `limit` bytes behind is cut: the reply ends without its final message, so the peer sees a broken stream.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ _HIGH_WATER = 64 * 1024
 _REMEMBERED = 256
 
 header_lists: dict[bytes, list[tuple[bytes, bytes]]] = {}
-"""Header lines already split; nearly all replies use one of a few heads."""
+"""Cache of split header lines. Nearly all replies use one of a few heads."""
 
 
 def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
-    """Finished header lines as ASGI wants them. Callers do not change the list."""
+    """Convert header lines to an ASGI header list. Callers must not change the list."""
     found = header_lists.get(head)
     if found is None:
         found = list[tuple[bytes, bytes]]()
@@ -50,7 +50,7 @@ class AsgiSink(CloseSignal):
         self._pump = asyncio.create_task(self._run(status, head))
 
     def write(self, data: bytes) -> None:
-        """Queue a chunk; cut the peer when it is already too far behind."""
+        """Queue a chunk. Cut the peer if it's too far behind."""
         if self.closed or not data:
             return
         if self.buffered > self._limit:
@@ -66,18 +66,18 @@ class AsgiSink(CloseSignal):
         await self._room.wait()
 
     def close(self) -> None:
-        """End the reply properly: what is buffered still goes out."""
+        """End the reply after the buffered bytes are sent."""
         self.lost()
 
     def cut(self) -> None:
-        """End it without the final message and drop what is buffered: the peer is gone, too slow, or was lied to."""
+        """End the reply without the final message, and drop buffered bytes."""
         self._buffer.clear()
         self.buffered = 0
         self._pump.cancel()
         self.lost()
 
     async def finish(self) -> None:
-        """Close, and wait until the last byte is handed to the server (or never will be)."""
+        """Close, and wait until the last byte is passed to the server or the peer is gone."""
         self.close()
         try:
             await asyncio.wait((self._pump,))

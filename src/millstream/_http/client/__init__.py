@@ -1,1 +1,1 @@
-"""The one outbound HTTP engine: of the client, of sign-ins, and of key sets."""
+"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets."""

@@ -1,20 +1,20 @@
-"""The body of a reply that is read while it comes, with the brake that a slow reader needs."""
+"""Streamed reply bodies with backpressure."""
 
 import asyncio
 from typing import Protocol
 
 _HIGH = 1024 * 1024
-"""Maximum bytes that wait for the reader before the connection stops reading."""
+"""Buffered bytes above which the connection stops reading."""
 
 
 class BodySource(Protocol):
-    """The connection that a body comes from."""
+    """The connection that receives a body."""
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Pause reading."""
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
 
     def release(self) -> None:
         """Discard the rest of the body, because it has no reader."""
@@ -34,7 +34,7 @@ class Body:
         self._error: Exception | None = None
 
     async def read(self) -> bytes:
-        """What has come since the last time; waits for some. Empty at the end.
+        """Wait for data, and return all bytes received since the last call. Empty at the end.
 
         Raises:
             ClientError: the connection broke.
@@ -57,13 +57,13 @@ class Body:
         return data
 
     def close(self) -> None:
-        """Read no more of it."""
+        """Stop reading and discard the rest."""
         if not self._ended:
             self._ended = True
             self._source.release()
             self._wake()
 
-    # What the connection says
+    # Called by the connection
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
@@ -74,7 +74,7 @@ class Body:
         self._wake()
 
     def end(self, error: Exception | None = None) -> None:
-        """No more will come."""
+        """Mark the end of the body, or its failure with `error`."""
         self._ended = True
         self._error = error
         self._wake()

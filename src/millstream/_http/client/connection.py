@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: a request goes out as bytes, its reply comes back, and then the next may go.
+"""An HTTP/1.1 connection that sends one request at a time as bytes.
 
-llhttp reads the replies. A reply whose media type is an event stream is given to the reader at its head, every other
-one when it is whole. RFC 9112 says where a message ends.
+llhttp parses the replies. An event stream is returned as soon as its head has arrived, any other reply when it's
+complete (RFC 9112 §6).
 """
 
 import asyncio
@@ -18,14 +18,13 @@ from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLos
 from millstream._http.client.url import Url
 
 MAX_HEAD = 512 * 1024
-"""Maximum bytes without body bytes, as head or trailers, because the parser buffers them."""
+"""Maximum bytes of a head or of trailers, because the parser buffers them."""
 _MAX_LEFT = 256 * 1024
 """Maximum bytes of an unread body to discard so that the connection can be reused."""
 _LEFT_SECONDS = 1.0
-"""Maximum time for such a body to end."""
+"""Maximum seconds to wait for the end of such a body."""
 _SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-"""After so many seconds without a byte the other machine is asked, at these intervals, and so often. The second name is
-that of the first on macOS."""
+"""TCP keep-alive: idle seconds, interval, and number of probes. `TCP_KEEPALIVE` is `TCP_KEEPIDLE` on macOS."""
 
 
 class HttpReply:
@@ -36,24 +35,24 @@ class HttpReply:
     def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
         self.headers = headers
-        """Headers by lower-case name. The last value counts."""
+        """Last value of each header, by lower-case name."""
         self.body = b""
         self.stream: Body | None = None
         self.moved: Url | None = None
         """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
-        """Return a header as text; empty without it."""
+        """Return a header as text, or an empty string if it's missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
     @property
     def media_type(self) -> str:
-        """`Content-Type` without parameters."""
+        """The `Content-Type` without parameters."""
         return self.header(b"content-type").partition(";")[0].strip().lower()
 
     @property
     def passing(self) -> bool:
-        """Whether it says that the server can't answer now."""
+        """Whether the status means that the server is temporarily unavailable."""
         return self.status >= 500 or self.status == 429
 
 
@@ -77,13 +76,13 @@ class HttpConnection(asyncio.Protocol):
         self._max_body = max_body
         self._max_head = max_head
         self._on_end = on_end
-        """Is called when the connection is free, and when it is closed."""
+        """Callback for when the connection becomes free or is closed."""
         # Connection
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
         self.closed = False
         self.served = 0
-        """Replies so far."""
+        """Number of replies received."""
         self.free_since = 0.0
         # Reply
         self._waiter: asyncio.Future[HttpReply] | None = None
@@ -103,7 +102,7 @@ class HttpConnection(asyncio.Protocol):
     # For the pool
 
     def send(self, data: bytes) -> asyncio.Future[HttpReply]:
-        """Write a request; the future is its reply."""
+        """Write a request. Return a future for its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
@@ -114,11 +113,11 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def closed_before_reply(self) -> bool:
-        """The server closed a connection that was in use before, without a byte of this reply."""
+        """Whether the server closed a reused connection before the first byte of the reply."""
         return self.closed and self.served > 0 and not self._began
 
     def abort(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close immediately, even during a request."""
         self._end(None)
         if self._transport is not None:
             self._transport.abort()
@@ -126,17 +125,17 @@ class HttpConnection(asyncio.Protocol):
     # For the body
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Pause reading."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def release(self) -> None:
-        """Nobody reads the rest. Where it ends soon, the connection can serve again."""
+        """Discard the rest of the body. If it ends soon, the connection is reused."""
         if self.closed:
             return
         self._left = True
@@ -152,7 +151,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None and self._reply is None:
-            self.abort()  # nothing was asked
+            self.abort()  # unsolicited data
             return
         self._began = True
         self._fed += len(data)
@@ -184,7 +183,7 @@ class HttpConnection(asyncio.Protocol):
         headers = self._headers
         if status < 200:
             self._headers = {}
-            return  # 100 Continue and its like come before the reply
+            return  # interim responses, such as 100 Continue, precede the reply
         if self._waiter is None:
             self._fault = BadAnswer("The server answered a request twice.")
             return
@@ -275,13 +274,11 @@ def too_large(limit: int) -> TooLarge:
 
 
 def _look_after(transport: asyncio.BaseTransport) -> None:
-    """Have the kernel ask whether the server's machine is still there: one that lost its power never says goodbye, and
-    whoever only listens would listen to it for ever. It also keeps the way open through routers that forget the idle.
-    """
+    """Enable TCP keep-alive, to detect dead servers and keep idle connections open through NAT."""
     peer = transport.get_extra_info("socket")
     if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    with suppress(OSError):  # it may be closed already, and it does without where the system doesn't know them
+    with suppress(OSError):  # the socket may be closed, or the system may lack an option
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _SILENCE:
             if (option := getattr(socket, name, None)) is not None:

@@ -1,7 +1,7 @@
-"""How a pool connects: to any address, or only to addresses that a guard accepts.
+"""Dial functions for connection pools: to any address, or only to addresses that a guard accepts.
 
-The guard is for URLs that others may have chosen (SSRF). A name is looked up once, each of its addresses is judged, and
-one of them is connected to, so the name can't become another address in between (DNS rebinding).
+The guard is for URLs from untrusted sources (SSRF). It resolves a name once, checks each address, and connects to one
+of these addresses, so DNS rebinding can't substitute another.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ P = TypeVar("P", bound=asyncio.Protocol)
 Dial = Callable[[Callable[[], P], Url, ssl.SSLContext | None], Awaitable[P]]
 """``await dial(make_protocol, url, tls)`` connects to the server of a URL."""
 Judge = Callable[[str], bool]
-"""Whether an address may be connected to."""
+"""Returns whether connecting to an address is permitted."""
 
 _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
 _LOOKUPS = BoundedSemaphore(16)
-"""Names of strangers that are looked up at a time, in this process."""
+"""Limits concurrent lookups of untrusted names in this process."""
 _UNICAST = ip_network("2000::/3")
-"""All that is assigned as global unicast (RFC 4291 §2.4). The rest embeds other addresses, or is of some network."""
+"""The assigned global unicast range (RFC 4291 §2.4). Other ranges embed addresses or aren't public."""
 _ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
 """The metadata service of Azure, 6to4 relays, and documentation (RFC 9637). `is_global` is True for them."""
 
@@ -73,8 +73,8 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
 def guard_dial(judge: Judge) -> Dial[Any]:
     """Return a dial function that connects only to addresses that `judge` accepts.
 
-    A name with a single address that isn't accepted is refused: it's there to deceive. Names of this machine lead to
-    loopback addresses only, and nowhere under `is_public`.
+    A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
+    resolve to loopback addresses only, which `is_public` refuses.
     """
 
     async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
@@ -103,10 +103,10 @@ async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
 
 
 async def _look_up(host: str, port: int) -> list[Any]:
-    """Look up a name that a stranger has chosen, and whose name server may never answer.
+    """Look up an untrusted name, whose name server may never answer.
 
-    Nothing ends a lookup, so each has a thread of its own, and there are few: the loop's threads are for other things,
-    such as passwords and the names of issuers.
+    A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
+    free for other work, such as hashing passwords.
     """
     if not _LOOKUPS.acquire(blocking=False):
         raise AddressRefused("Too many names are looked up just now.")
@@ -129,7 +129,7 @@ async def _look_up(host: str, port: int) -> list[Any]:
             result = exc
         finally:
             _LOOKUPS.release()
-        with suppress(RuntimeError):  # the loop may be closed by now
+        with suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(finish, result)
 
     Thread(target=look, name="lookup", daemon=True).start()

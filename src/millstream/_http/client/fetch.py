@@ -1,7 +1,7 @@
-"""Single requests: for metadata, keys, and tokens. No redirect is followed, and size and time are bounded.
+"""Single requests for metadata, keys, and tokens, without redirects and with limits on size and time.
 
-`request` returns any reply. `fetch` is for URLs that others may have chosen: https, or http of this machine, judged
-addresses, status 200, and nothing of the environment (proxies, credentials).
+`request` returns any reply. `fetch` is for untrusted URLs: it accepts https, or http on this machine, checks addresses,
+requires status 200, and ignores proxies and credentials of the environment.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ class FetchedDocument(Struct, frozen=True):
 
 
 def check_url(url: str) -> SplitResult:
-    """Return the parts of a URL that may be fetched: https, or http of this machine.
+    """Check that a URL may be fetched (https, or http on this machine), and return its parts.
 
     Raises:
-        OutboundError: it may not.
+        OutboundError: the URL may not be fetched.
     """
     try:
         parts = urlsplit(url)
@@ -69,15 +69,15 @@ async def fetch(
     """GET a URL, or POST a form to it.
 
     Args:
-        url: what to ask.
+        url: the URL.
         form: an encoded form to send.
-        headers: further headers; they go to this origin and no other.
-        judge: which addresses are fine; `anywhere` for a URL that the operator has written.
-        max_bytes: of the body.
-        seconds: for all of it.
+        headers: further headers, sent to this origin only.
+        judge: accepts addresses. Use `allow_any` for a URL that the operator has configured.
+        max_bytes: maximum bytes of the body.
+        seconds: time limit in seconds.
 
     Raises:
-        OutboundError: it was not fetched, or the answer is not 200.
+        OutboundError: the request failed, or the status isn't 200.
     """
     host = check_url(url).hostname
     try:
@@ -94,7 +94,7 @@ async def fetch(
             "GET" if form is None else "POST", where, head, form or b"", dial=guard_dial(judge), max_body=max_bytes,
             max_head=_MAX_HEAD, seconds=seconds,
         )  # fmt: skip
-    except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # the last for names that can't be looked up
+    except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
     if reply.status != 200:
         raise OutboundError(f"{host} answered {reply.status}.")
@@ -134,23 +134,23 @@ async def request(
     dial: Dial[Any] | None = None,
     context: ssl.SSLContext | None = None,
 ) -> HttpReply:
-    """Send one request on a connection of its own, and return the reply.
+    """Send one request on a new connection, and return the reply.
 
     Args:
-        method: of HTTP.
-        url: where to.
-        headers: all but Host and Content-Length.
-        body: what to send.
-        max_body: bytes of the reply's body.
-        seconds: for all of it.
-        max_head: bytes of the reply's head.
-        connect_seconds: for the connection.
-        dial: connects, such as `guard_dial`. Without it, proxies of the environment count.
-        context: certificates to trust; those of the system by default.
+        method: HTTP method.
+        url: the URL.
+        headers: all headers except Host and Content-Length.
+        body: the request body.
+        max_body: maximum bytes of the reply's body.
+        seconds: time limit in seconds.
+        max_head: maximum bytes of the reply's head.
+        connect_seconds: time limit for connecting.
+        dial: a dial function, such as one of `guard_dial`. Without it, proxies of the environment are used.
+        context: TLS context. Trusts the system's certificates by default.
 
     Raises:
-        ClientError: there's no reply.
-        TimeoutError: it takes longer than `seconds`.
+        ClientError: no reply was received.
+        TimeoutError: the request took longer than `seconds`.
     """
     pool = ConnectionPool(
         url, max_connections=1, max_body=max_body, max_head=max_head, connect_timeout=connect_seconds or seconds,
@@ -167,5 +167,5 @@ async def request(
 
 @cache
 def tls() -> ssl.SSLContext:
-    """Return the context that trusts what the system trusts."""
+    """Return a TLS context that trusts the system's certificates."""
     return ssl.create_default_context()

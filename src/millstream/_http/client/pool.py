@@ -1,7 +1,7 @@
-"""Connections to one origin, shared by all calls: a call takes a free one, opens one, or waits.
+"""A pool of connections to one origin. A call takes a free connection, opens a new one, or waits.
 
-A server may close a free connection at any moment, and a request that was on its way then may or may not have been
-seen (RFC 9112 §9.3.1). So one that must not run twice gets a connection that was in use a moment ago, or a new one.
+A server may close an idle connection at any time, even while a request is being sent (RFC 9112 §9.3.1). A request that
+must not run twice therefore gets a recently used connection or a new one.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _FRESH = 3.0
 
 
 class ConnectionPool:
-    """Requests go out as bytes that are ready, head and body."""
+    """A pool that sends requests as complete bytes, head and body."""
 
     __slots__ = (
         "_all",
@@ -43,7 +43,7 @@ class ConnectionPool:
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,
         max_head: int = MAX_HEAD, dial: Dial[HttpConnection] | None = None,
     ) -> None:  # fmt: skip
-        """Prepare a pool for one origin. With `dial`, it connects by that alone, and no proxy counts."""
+        """Create a pool for one origin. `dial` opens connections and disables proxies."""
         # Configuration
         self._url = url
         self._max = max_connections
@@ -65,12 +65,12 @@ class ConnectionPool:
         """Return the reply to one request. Cancelling the wait closes the connection.
 
         Args:
-            data: the whole request.
-            repeatable: it may reach the server twice without harm.
+            data: the complete request.
+            repeatable: whether the request can be sent twice without harm.
 
         Raises:
-            ConnectFailed: nobody is there.
-            ConnectionLost: the server closed before it answered.
+            ConnectFailed: the connection failed.
+            ConnectionLost: the server closed the connection before it answered.
         """
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
@@ -92,7 +92,7 @@ class ConnectionPool:
                 raise
 
     async def close(self) -> None:
-        """Close every connection; those who wait get an error."""
+        """Close every connection. Waiting calls raise an error."""
         self._closed = True
         for connection in list(self._all):
             connection.abort()
@@ -128,7 +128,7 @@ class ConnectionPool:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
-                    self._wake()  # the place goes to the next
+                    self._wake()  # passes the slot to the next waiter
                 raise
 
     async def _connect(self) -> HttpConnection:
@@ -137,7 +137,7 @@ class ConnectionPool:
             connection = await self._dial()
         except BaseException:
             self._connecting -= 1
-            self._wake()  # somebody else may try
+            self._wake()  # lets the next waiter try
             raise
         self._connecting -= 1
         if self._closed:
@@ -171,7 +171,7 @@ class ConnectionPool:
         return HttpConnection(self._loop, self._max_body, self._ended, self._max_head)
 
     async def _through(self, proxy: Proxy) -> HttpConnection:
-        """Return a connection to a proxy that passes requests on, or through it to the server."""
+        """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
         url = self._url
         if self._tls is None:
             try:
@@ -188,7 +188,7 @@ class ConnectionPool:
         return connection
 
     def _ended(self, connection: HttpConnection) -> None:
-        """A connection is free, or closed."""
+        """Handle a connection that became free or was closed."""
         if connection.closed:
             self._all.discard(connection)
         else:
@@ -210,7 +210,7 @@ def connect_error(url: Url, exc: OSError) -> ConnectFailed:
 
 
 def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
-    """Return the error where the certificate isn't one that the system trusts."""
+    """Return the error for an untrusted certificate."""
     return TlsFailed(
         f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",
         remedy="If it is your own, give the client a context that knows it (Options.tls).",
@@ -218,7 +218,7 @@ def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
 
 
 def plain(exc: OSError) -> str:
-    """Return the reason of an operating system, without its numbers."""
+    """Return the operating system's error message without its numbers."""
     text = exc.strerror or str(exc)
     if "Connect call failed" in text or "Multiple exceptions" in text:
         return "nothing listens on that port"

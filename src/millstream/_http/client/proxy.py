@@ -1,8 +1,8 @@
-"""Proxies from the environment: which one a URL takes, and the way through it.
+"""Proxies from the environment: selection by URL, forwarding, and tunnels.
 
-``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in capitals or not, as curl reads them
-(https://everything.curl.dev/usingcurl/proxies/env.html). What is on this machine never takes a proxy. https goes
-through a tunnel (CONNECT, RFC 9110 §9.3.6); http names the whole URL in its request line (RFC 9112 §3.2.2).
+``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, and ``NO_PROXY`` are read like curl does, in upper or lower case
+(https://everything.curl.dev/usingcurl/proxies/env.html). Hosts on this machine never use a proxy. https uses a tunnel
+(CONNECT, RFC 9110 §9.3.6), and http an absolute URL in the request line (RFC 9112 §3.2.2).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _MAX_HEAD = 64 * 1024
 
 
 class Proxy(Struct, frozen=True):
-    """A proxy, and who we are there."""
+    """A proxy and its credentials."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class Proxy(Struct, frozen=True):
 
     @property
     def fields(self) -> bytes:
-        """Header lines for this proxy."""
+        """Return the header lines for this proxy."""
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
 
     def forward(self, url: Url, request: bytes) -> bytes:
@@ -45,10 +45,10 @@ class Proxy(Struct, frozen=True):
 
 
 def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy | None:
-    """Return the proxy that a URL takes; None where it's reached directly.
+    """Return the proxy for a URL, or None to connect directly.
 
     Raises:
-        TargetError: the variable isn't a URL of a proxy that we can use.
+        TargetError: the variable isn't the URL of a supported proxy.
     """
     variables = os.environ if environment is None else environment
     scheme = "https" if url.secure else "http"
@@ -70,8 +70,9 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
 
 
 def _named(variables: Mapping[str, str], name: str) -> tuple[str, str]:
-    """Return the variable in small letters wins. HTTP_PROXY in capitals may come from a request, where we run under
-    CGI.
+    """Return the name and value of a variable. Lower case takes precedence.
+
+    Ignore an upper-case HTTP_PROXY under CGI, where it may come from a request header.
     """
     if variables.get(name):
         return name, variables[name].strip()
@@ -98,7 +99,7 @@ def _is_excepted(url: Url, exceptions: str) -> bool:
 
 
 class _ConnectRequest(asyncio.Protocol):
-    """Reads the head of what a proxy answers to CONNECT."""
+    """A protocol that reads the head of a proxy's reply to CONNECT."""
 
     def __init__(self) -> None:
         self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -119,7 +120,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
     """Return a connection to the server of a URL, through a proxy.
 
     Raises:
-        ConnectFailed: the proxy isn't there, or doesn't connect us.
+        ConnectFailed: the proxy is unreachable or refused to connect.
     """
     try:
         transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)
@@ -142,7 +143,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
 
 
 def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
-    """Return the error for a proxy that doesn't connect us."""
+    """Return the error for a proxy that refused to connect."""
     if status.startswith("407"):
         return ConnectFailed(
             f"The proxy {proxy} wants credentials (407). Put them into the variable: http://name:password@{proxy.host}:"
@@ -152,5 +153,5 @@ def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
 
 
 def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
-    """Return the error for a proxy that isn't there."""
+    """Return the error for an unreachable proxy."""
     return ConnectFailed(f"There is no proxy at {proxy}, which the environment names: {exc.strerror or exc}.")

@@ -31,14 +31,14 @@ class Url(Struct, frozen=True):
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port."""
+        """The scheme, host, and port."""
         return f"{self.scheme}://{self.authority}"
 
     def __str__(self) -> str:
         return self.origin + self.target
 
     def join(self, reference: str) -> "Url":
-        """Return the URL that a relative or absolute reference on this page means."""
+        """Resolve a relative or absolute reference against this URL."""
         try:
             return parse(urljoin(str(self), reference))
         except TargetError:
@@ -48,10 +48,10 @@ class Url(Struct, frozen=True):
 
 
 def parse(text: str) -> Url:
-    """Read a URL.
+    """Parse a URL.
 
     Raises:
-        TargetError: it isn't an absolute http, https, ws or wss URL, or it holds a password.
+        TargetError: it isn't an absolute http, https, ws, or wss URL, or it contains a password.
     """
     if any(ord(letter) <= 0x20 or ord(letter) == 0x7F for letter in text):
         raise TargetError(f"{text!r} is not a URL: it has spaces or control characters.")

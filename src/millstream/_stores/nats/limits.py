@@ -1,5 +1,5 @@
-"""Paces, quotas, and seats. Paces and seats are messages in the servers' memory, and change in one atomic batch. Quotas
-are values of the map, which lasts.
+"""Paces, quotas, and seats in NATS. Paces and seats are in-memory messages that change in one atomic batch. Quotas are
+values of the durable map.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LOCKS: Final = 64
 _PAUSE: Final = 0.002
 
 Held = list[tuple[str, str]]
-"""Worker and holder of each seat."""
+"""The (worker, holder) pair of each seat."""
 _decode_seats = msgspec.msgpack.Decoder(Held).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_time = msgspec.msgpack.Decoder(float).decode
@@ -36,7 +36,7 @@ class NatsLimits:
         self._values = values
         self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
         self._forgot: float | None = None
-        """Time at which paces were last dropped for lack of space."""
+        """Time at which paces were last dropped to free space."""
 
     @property
     def _stream(self) -> str:
@@ -55,7 +55,7 @@ class NatsLimits:
                 await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
 
     async def _try(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> list[ChargeResult] | None:
-        """Charge once; None if another worker was faster."""
+        """Try to charge once. Return None if another worker changed a limit first."""
         now = self._link.time()
         read = await asyncio.gather(*map(self._read, charges))
         found: list[ChargeResult] = []
@@ -117,7 +117,7 @@ class NatsLimits:
                 return
 
     async def _write(self, written: Sequence[tuple[str, bytes, int, float]]) -> bool:
-        """Write all of them, if none has changed."""
+        """Write all values if none has changed. Return whether they were written."""
         link, batch = self._link, secrets.token_hex(8)
         last = len(written)
         await self._ensure()
@@ -178,7 +178,7 @@ class NatsLimits:
         await self._link.ensure(self._stream, config)
 
     async def sweep(self) -> None:
-        """Record that paces are dropped for lack of space."""
+        """Record when paces are dropped to free space."""
         try:
             state = (await self._link.info(self._stream))["state"]
         except JetStreamError:

@@ -1,8 +1,7 @@
-"""The connection to NATS: requests that are tried again, JetStream streams, and messages read from them.
+"""The connection to NATS: requests with retries, JetStream streams, and reads of their messages.
 
-Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write, but for a
-moment after an election. `batch` may be answered by a replica that lags behind: its callers compare the result with
-`last`.
+Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write, except briefly
+after an election. A lagging replica may answer `batch`, so its callers compare the result with `last`.
 """
 
 import asyncio
@@ -30,18 +29,18 @@ from millstream._stores.memory.topics import Watchers
 from millstream._stores.nats.address import NatsAddress
 
 OLDEST: Final = 2, 12
-"""The first version with atomic batches."""
+"""The oldest supported server version, the first with atomic batches."""
 CONNECT_SECONDS: Final = 10.0
 DEADLINE: Final = 15.0
-"""Seconds for which an operation is tried, elections of a new leader included."""
+"""Seconds for which an operation is retried, including leader elections."""
 _ATTEMPT: Final = 3.0
 _PAUSE: Final = 0.1
 _CLOCK_EVERY: Final = 30.0
 
 WRONG_LAST: Final = frozenset({10071, 10164})
-"""The last sequence of a subject isn't the expected one."""
+"""Error codes: the last sequence of a subject isn't the expected one."""
 FULL: Final = frozenset({10077, 10047, 10023})
-"""The JetStream stream, the account, or the server has no room."""
+"""Error codes: the JetStream stream, the account, or the server is out of space."""
 TOO_LARGE: Final = 10054
 _IN_USE: Final = 10058
 _STORE_FAILED: Final = 10049
@@ -64,7 +63,7 @@ class StreamMessage(Struct, frozen=True):
 
 
 class JetStreamError(Exception):
-    """JetStream refused a request. `code` is the reason."""
+    """An error reply from JetStream, with its `code`."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -72,14 +71,14 @@ class JetStreamError(Exception):
 
 
 class _Batch:
-    """The messages of one request as they come."""
+    """The messages received so far for one batch request."""
 
     __slots__ = ("done", "messages")
 
     def __init__(self) -> None:
         self.messages: list[StreamMessage] = []
         self.done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The last sequence that was sent; None when something is missing."""
+        """The last sequence that was sent, or None if messages are missing."""
 
 
 class NatsLink:
@@ -106,10 +105,10 @@ class NatsLink:
 
     @property
     def client(self) -> Client:
-        """The connection.
+        """The open connection.
 
         Raises:
-            StoreUnavailable: it's closed.
+            StoreUnavailable: the connection is closed.
         """
         if self._client is None:
             raise StoreUnavailable("The NATS store isn't open.")
@@ -117,11 +116,11 @@ class NatsLink:
 
     @property
     def max_bytes(self) -> int:
-        """The largest value that the server takes."""
+        """Maximum bytes of a value that the server accepts."""
         return self.client.max_payload - 4096
 
     async def open(self) -> None:
-        """Connect, and find out the epoch.
+        """Connect and read the epoch.
 
         Raises:
             LocalError: no server answers, or JetStream is off.
@@ -188,7 +187,7 @@ class NatsLink:
     async def _reconnected(self) -> None:
         self._streams.clear()
         self.outages.tell()
-        # In a task of its own: the client waits for this method, and can't connect again before it returns.
+        # In a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recovering is not None:
             self._recovering.cancel()
         self._recovering = asyncio.create_task(self._recover())
@@ -205,11 +204,11 @@ class NatsLink:
     # Requests
 
     async def api(self, subject: str, body: object = None) -> dict[str, Any]:
-        """Ask the JetStream API.
+        """Send a request to the JetStream API and return the reply.
 
         Raises:
-            StoreUnavailable: it didn't answer in time.
-            Rejected: it refused.
+            StoreUnavailable: JetStream didn't answer in time.
+            JetStreamError: JetStream replied with an error.
         """
         data = b"" if body is None else json.dumps(body).encode()
         return await self._request(f"$JS.API.{subject}", data, None)
@@ -220,8 +219,8 @@ class NatsLink:
         """Add a message to a JetStream stream, at most once, and return its sequence.
 
         Raises:
-            StoreUnavailable: it wasn't acknowledged in time. It may have been added or not.
-            Rejected: it wasn't added.
+            StoreUnavailable: JetStream didn't acknowledge it in time. It may have been added or not.
+            JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", secrets.token_hex(12))
         await ensure()
@@ -279,7 +278,7 @@ class NatsLink:
         raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s: {_text(last)}.")
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
-        """Send one request. The client's own method may lose a cancellation on Python 3.11."""
+        """Send one request. The client's own method may lose cancellations on Python 3.11."""
         mark = self._next_mark()
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._answers[mark] = answer
@@ -297,7 +296,7 @@ class NatsLink:
     # Streams
 
     async def ensure(self, name: str, config: dict[str, Any]) -> None:
-        """Create a JetStream stream unless it's there."""
+        """Create a JetStream stream if it doesn't exist."""
         while True:
             task = self._streams.get(name)
             if task is None:
@@ -318,7 +317,7 @@ class NatsLink:
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
-            # A stream that was deleted begins again at sequences that it never had.
+            # A re-created stream must not reuse sequences of the deleted one.
             first = time.time_ns() // 1000
             whole = {
                 "name": name, "retention": "limits", "storage": "file", "num_replicas": self.address.replicas,
@@ -328,7 +327,7 @@ class NatsLink:
                 try:
                     await self.api(f"STREAM.CREATE.{name}", whole)
                 except JetStreamError as refused:
-                    if refused.code == _IN_USE:  # another worker was faster
+                    if refused.code == _IN_USE:  # another worker created it first
                         return
                     if not left or refused.code != _STORE_FAILED:
                         raise LocalError(f"NATS can't create the stream {name}: {refused}.") from refused
@@ -337,7 +336,7 @@ class NatsLink:
                     return
 
     async def info(self, name: str, **options: Any) -> dict[str, Any]:
-        """Return the state of a JetStream stream, and set the clock."""
+        """Return the state of a JetStream stream. Also sync the clock with the server's."""
         began = time.time()
         reply = await self.api(f"STREAM.INFO.{name}", options or None)
         if time.monotonic() - self._measured > _CLOCK_EVERY and "ts" in reply:
@@ -363,11 +362,11 @@ class NatsLink:
     # Messages
 
     async def last(self, stream: str, subject: str) -> StreamMessage | None:
-        """Return the newest message of a subject, which may have wildcards, as the leader has it."""
+        """Return the newest message of a subject, read from the leader. Wildcards are allowed."""
         return await self._get(stream, {"last_by_subj": subject})
 
     async def first(self, stream: str, subject: str, seq: int) -> StreamMessage | None:
-        """Return the oldest message of a subject with this sequence or a later one, as the leader has it."""
+        """Return the oldest message of a subject at or after a sequence, read from the leader."""
         return await self._get(stream, {"next_by_subj": subject, "seq": seq})
 
     async def _get(self, stream: str, body: dict[str, Any]) -> StreamMessage | None:
@@ -382,10 +381,10 @@ class NatsLink:
         return StreamMessage(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
 
     async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[StreamMessage]:
-        """Return messages of a subject from a sequence on, as some replica has them.
+        """Return messages of a subject from a sequence on, read from any replica.
 
         Raises:
-            StoreUnavailable: none answered in time.
+            StoreUnavailable: no replica answered in time.
         """
         body = json.dumps({"seq": seq, "next_by_subj": subject, "batch": count, "max_bytes": max_bytes}).encode()
         until = time.monotonic() + DEADLINE
@@ -409,7 +408,7 @@ class NatsLink:
         raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s.")
 
     async def pending(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
-        """Return the first message of a subject from a sequence on, and how many follow it."""
+        """Return the first message of a subject at or after a sequence, and the number of later ones."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None
 
@@ -443,7 +442,7 @@ class NatsLink:
         batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
     async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
-        """Delete the messages of a subject, or those before a sequence."""
+        """Delete the messages of a subject, or only those before a sequence."""
         body = {"filter": subject} if before is None else {"filter": subject, "seq": before}
         try:
             await self.api(f"STREAM.PURGE.{stream}", body)
@@ -452,7 +451,7 @@ class NatsLink:
                 raise
 
     async def subjects(self, stream: str, subject: str) -> list[str]:
-        """Return the subjects in a JetStream stream that match one with wildcards."""
+        """Return the subjects in a JetStream stream that match a wildcard subject."""
         found: list[str] = []
         while True:
             try:
@@ -473,17 +472,17 @@ class NatsLink:
 
 
 def token(name: str) -> str:
-    """Return a name as one segment of a subject, and as part of the name of a JetStream stream."""
+    """Encode a name as one segment of a subject, which can also be part of a JetStream stream's name."""
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"
 
 
 def read_token(text: str) -> str:
-    """Return the name in a segment of `token`."""
+    """Decode a segment that `token` encoded."""
     return "" if text == "_" else base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
 
 
 def parse_time(text: str) -> float:
-    """Return the Unix time of an RFC 3339 time with up to nine digits behind the second."""
+    """Return the Unix time of an RFC 3339 time with up to nine fractional digits."""
     whole, _, fraction = text.rstrip("Z").partition(".")
     return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
 
@@ -494,7 +493,7 @@ def _parse_headers(raw: bytes) -> dict[str, str]:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Take note of an error that no caller waits for."""
+    """Consume an error that no caller awaits."""
     if not task.cancelled():
         task.exception()
 

@@ -1,14 +1,14 @@
-"""The log in JetStream: one JetStream stream for each kind, and in it one message for each entry.
+"""The log in JetStream, with one JetStream stream per kind and one message per entry.
 
 The subject of a message names the stream of the entry and its index: ``<namespace>.log.<kind>.<stream>.<index>.<end>``.
-So a stream and an index are two views of the same messages, and an entry has one position in both. What a view has
-dropped is behind its floor, a record beside the messages; messages that both views have dropped are purged.
+So a stream and an index are two views of the same messages, and an entry has one position in both. Each view records a
+floor, up to which its entries are dropped. Messages that both views have dropped are purged.
 
-Positions are sequences of the JetStream stream. They grow, and aren't consecutive.
+Positions are sequences of the JetStream stream. They increase, but aren't consecutive.
 
-A new leader may answer reads for a moment before it has applied all that the last one acknowledged. So a read that
-doesn't find an entry that this worker has appended, received, or been asked to read after is repeated behind a barrier:
-a leader that acknowledges a message has applied all messages before it.
+A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
+find an entry that this worker has appended, received, or been asked to read after, it's repeated behind a barrier: a
+leader that acknowledges a message has applied all messages before it.
 """
 
 import asyncio
@@ -37,31 +37,31 @@ ROOM: Final = 512 * 1024 * 1024
 """Maximum bytes of one kind on each node."""
 MAX_AGE: Final = 31 * 86400.0
 UNSEALED: Final = frozenset({"bus:all", "hub:journal", "presence:events"})
-"""Streams that all workers append to at once, and that never end: JetStream needn't look for their end."""
+"""Streams that all workers append to and that are never sealed, so appends skip the check for a seal."""
 _TTL: Final = "Millstream-TTL"
 _INDEX_TTL: Final = "Millstream-Index-TTL"
 _ID: Final = "Nats-Msg-Id"
 _NO_INDEX: Final = "-"
 _KNOWN: Final = 10_000
-"""Streams of which a worker remembers when they end."""
+"""Maximum number of streams whose expiry a worker tracks."""
 _SWEPT: Final = 1_000
-"""Streams that one sweep drops at most."""
+"""Maximum number of streams dropped per sweep."""
 _AT_ONCE: Final = 16
 _LOOK_AGAIN: Final = 60.0
 _TRIM_EVERY: Final = 64
 _PART: Final = 8
-"""A stream is trimmed when it may be longer by one part in so many."""
+"""A stream is trimmed once it may exceed its maximum length by this fraction (1/8)."""
 _LAG: Final = 0.02
-"""Seconds before a replica that lags behind is asked again."""
+"""Seconds before a read from a lagging replica is repeated."""
 _SEEN: Final = 10_000
-"""Subjects whose newest known sequence a worker remembers."""
+"""Maximum number of subjects whose newest sequence a worker tracks."""
 
 
 class Floor(Struct, frozen=True, array_like=True):
     """The dropped part of a view."""
 
     seq: int = 0
-    """Everything up to this sequence."""
+    """The last dropped sequence."""
     following: int = 0
     """The first remaining sequence at that time, or 0 if none remained. No older position is valid then."""
 
@@ -75,7 +75,7 @@ class View(Struct, frozen=True):
     kind: str
     subject: str
     ttl: str
-    """The header with the lifetime of the view after a message."""
+    """The name of the header with the view's time to live."""
 
     @property
     def index(self) -> bool:
@@ -101,14 +101,14 @@ class NatsLog:
         self._link = link
         self._listening = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
-        """Subject of a view -> the newest sequence known to this worker."""
+        """The newest sequence known to this worker, by the view's subject."""
         self._known: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
         self._homes: dict[str, set[str]] = {}
-        """Kind of an index -> kinds of the streams whose entries it shows."""
+        """Kinds of the streams that feed an index, by the kind of the index."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Stop listening and trimming, and remember nothing."""
+        """Stop listening and trimming, and clear the caches."""
         self._listening.close()
         for task in list(self._tasks):
             task.cancel()
@@ -166,7 +166,7 @@ class NatsLog:
                 self._seen.popitem(last=False)
 
     async def _begin(self, view: View) -> _ViewCache:
-        """Delete the remains of an expired stream, and return this worker's state of it."""
+        """Delete what remains of an expired stream. Return this worker's cached state of the view."""
         key = (view.name, view.kind)
         known = self._known.get(key)
         if known is None or known.until <= self._link.time():
@@ -181,7 +181,7 @@ class NatsLog:
         return known
 
     async def _is_sealed(self, view: View) -> bool:
-        """Return whether a stream that lives has its last entry. One that doesn't, loses it."""
+        """Return whether a live stream is sealed. Remove the seal of an expired stream."""
         end = await self._link.last(view.stream, f"{view.subject.removesuffix('.*')}.end")
         if end is None:
             return False
@@ -192,7 +192,7 @@ class NatsLog:
         return False
 
     def _count(self, view: View, most: int) -> None:
-        """Trim a view after some appends, in the background."""
+        """Count an append, and trim the view in the background when due."""
         known = self._known.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
@@ -204,10 +204,10 @@ class NatsLog:
     def _trimmed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # tried again after further appends
+            task.exception()  # retried after further appends
 
     async def _trim(self, view: View, most: int) -> None:
-        """Move the floor of a view behind its newest entries."""
+        """Raise the floor of a view to just below its newest entries."""
         link = self._link
         last = await link.last(view.stream, view.subject)
         if last is None:
@@ -218,7 +218,7 @@ class NatsLog:
         if oldest is None or oldest[1] + 1 <= most:
             return
         low = oldest[0].seq
-        while low < high:  # the newest sequence from which on there are `most`, or some more
+        while low < high:  # binary search for the highest sequence that leaves at least `most` entries
             middle = (low + high + 1) // 2
             found = await link.pending(view.stream, view.subject, middle)
             if found is None or found[1] + 1 < most:
@@ -232,7 +232,7 @@ class NatsLog:
             await self._raise_floor(view, Floor(low - 1, low))
 
     async def _raise_floor(self, view: View, floor: Floor) -> None:
-        """Record what a view has dropped, and purge what no other view shows."""
+        """Record the floor of a view, and purge messages that no other view needs."""
         link, subject = self._link, self._beside("floor", view)
         while True:
             found = await link.last(view.stream, subject)
@@ -251,12 +251,12 @@ class NatsLog:
         await self._purge(view, floor.seq)
 
     async def _purge(self, view: View, upto: int) -> None:
-        """Delete messages up to a sequence that no view shows any more."""
+        """Delete messages up to a sequence that no view needs anymore."""
         link = self._link
         if not view.index:
             await link.purge(view.stream, view.subject.replace(".*.*", f".{_NO_INDEX}.*"), before=upto + 1)
             return
-        # An index is trimmed for each of its streams, and so far as they are trimmed too.
+        # Purge an index stream by stream, each only up to that stream's own floor.
         for subject in await link.subjects(view.stream, view.subject):
             main = self._main(read_token(subject.split(".")[3]))
             both = min(upto, (await self._floor(main)).seq)
@@ -280,7 +280,7 @@ class NatsLog:
             raise Gap(link.epoch, None)
         begin = floor.seq + 1
         if after is not None:
-            # The entry at the position is read too: where it's there, nothing behind it is missing.
+            # Also read the entry at the position. If it exists, no later entry is missing.
             at = after.offset
             if (
                 after.epoch != link.epoch
@@ -317,7 +317,7 @@ class NatsLog:
         return self._entries(found[kept:], limit, 2**62)
 
     async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
-        """Return a sequence from which on there are at least `limit` messages, and not many more."""
+        """Return a sequence with at least `limit` messages from there on, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
             found = await link.pending(view.stream, view.subject, last - span)
@@ -327,7 +327,7 @@ class NatsLog:
         return low
 
     async def _read(self, view: View, begin: int, last: int, count: int, max_bytes: int) -> list[StreamMessage]:
-        """Return messages from a sequence on, up to the count, or size, or the last one, which the leader has."""
+        """Return messages from `begin` up to `count`, `max_bytes`, or the sequence `last` reported by the leader."""
         link, found, size, tries = self._link, list[StreamMessage](), 0, 0
         while True:
             page = await link.batch(view.stream, view.subject, begin, count - len(found), max_bytes - size + 65536)
@@ -340,7 +340,7 @@ class NatsLog:
                 continue
             tries += 1
             if tries > 3 and await link.first(view.stream, view.subject, begin) is None:
-                return found  # trimmed since the leader was asked
+                return found  # trimmed since the leader answered
             if tries > 500:
                 raise StoreUnavailable("No replica of the NATS store has caught up.")
             await asyncio.sleep(_LAG)
@@ -360,9 +360,9 @@ class NatsLog:
         return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
 
     async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, Floor]:
-        """Return a view, its newest message, and its floor. There is none when the stream is unknown.
+        """Return a view, its newest message (None if the stream is unknown), and its floor.
 
-        The newest message has the sequence `at_least` or a later one if such a message has been acknowledged.
+        The newest message is at or after the sequence `at_least` if such a message was acknowledged.
         """
         for again in (False, True):
             for view in [self._main(name), *await self._indexes(name, again)]:
@@ -382,14 +382,14 @@ class NatsLog:
             await self._touch(f"{self._link.address.namespace}.touch.{view.kind}.{token('')}", view, 0.0)
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
-                del self._seen[view.subject]  # JetStream had no room for it
+                del self._seen[view.subject]  # JetStream dropped it to free space
         return last, floor
 
     async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
     async def _lives(self, view: View, last: StreamMessage) -> bool:
-        """Return whether a view hasn't expired."""
+        """Return whether a view is still live."""
         now, until = self._link.time(), last.at + float(last.headers[view.ttl])
         if until > now:
             return True
@@ -466,11 +466,11 @@ class NatsLog:
         return View(name, f"{namespace}-log-{home}", home, subject, _INDEX_TTL)
 
     def _beside(self, what: str, view: View) -> str:
-        """Return the subject of a record beside the messages of a view."""
+        """Return the subject of a metadata record of a view."""
         return f"{self._link.address.namespace}.{what}.{view.kind}.{token(view.name)}"
 
     async def _announce(self, kind: str, home: str) -> None:
-        """Say once where the entries of a kind of index are."""
+        """Record once which kind of stream feeds a kind of index."""
         homes = self._homes.setdefault(kind, set())
         if home not in homes:
             namespace = self._link.address.namespace

@@ -1,7 +1,6 @@
-"""Entries as they are appended, by ordered consumers: JetStream pushes them in order, and numbers what it pushes.
+"""Delivery of new entries by ordered consumers. JetStream pushes entries in order and numbers its messages.
 
-Where a number is missing, or the heartbeat stays away, the consumer is made again behind the last entry that came, so
-that nothing is left out.
+If a number or a heartbeat is missing, the consumer is re-created after the last received entry, so no entry is skipped.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from millstream._stores.nats.link import JetStreamError, NatsLink
 
 _HEARTBEAT: Final = 1.0
 _MISSED: Final = 2.5
-"""Heartbeats that may stay away."""
+"""Heartbeat intervals without a message after which a consumer counts as failed."""
 _PAUSE: Final = 0.2
 
 _logger = logging.getLogger("millstream.stores")
@@ -51,21 +50,21 @@ class _Consumer:
         self._seq = 0
         """The sequence of the last entry."""
         self._number = 0
-        """The number of the last message of the present consumer."""
+        """The number of the current consumer's last message."""
         self._broken = asyncio.Event()
         self._alive = False
-        """The consumer has sent something since it was looked at."""
+        """Whether the consumer has sent anything since the last check."""
         self._epoch = ""
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Stop for good."""
+        """Stop permanently."""
         self.listeners.clear()
         self.interrupted.clear()
         self._task.cancel()
 
     def restart(self) -> None:
-        """The connection was lost for a while."""
+        """Re-create the consumer after a lost connection."""
         self._broken.set()
 
     async def _run(self) -> None:
@@ -87,12 +86,12 @@ class _Consumer:
                 if subscription is not None:
                     with suppress(nats.errors.Error, OSError):
                         await subscription.unsubscribe()
-            # The new consumer pushes what came in between, unless it was deleted.
+            # The new consumer pushes entries appended since then, unless they were deleted.
             self.interrupted.tell()
 
     async def _create(self, inbox: str) -> str:
         await self._ensure()
-        # Not the policy `new`: a node that restarts makes the consumer again, and would skip entries.
+        # Don't use the policy `new`: a restarted node re-creates the consumer and would skip entries.
         if self._epoch != self._link.epoch or not self._seq:
             last = await self._link.last(self._stream, self._subject)
             self._epoch, self._seq = self._link.epoch, last.seq if last is not None else 0
@@ -144,7 +143,7 @@ class LogListeners:
     """All consumers of one worker."""
 
     def __init__(self, link: NatsLink, note: Callable[[str, int], None]) -> None:
-        """`note` is called with the subject and the sequence of each entry, before the listeners."""
+        """Create listeners that call `note` with the subject and sequence of each entry first."""
         self._link = link
         self._note = note
         self._consumers: dict[str, _Consumer] = {}
@@ -175,7 +174,7 @@ class LogListeners:
         return stop
 
     async def ready(self, subject: str) -> None:
-        """Return when a consumer is there. No listener needs none."""
+        """Wait until the consumer exists. Return immediately if the subject has no listeners."""
         consumer = self._consumers.get(subject)
         if consumer is not None:
             await consumer.ready.wait()
@@ -185,7 +184,7 @@ class LogListeners:
             consumer.restart()
 
     def close(self) -> None:
-        """Stop all."""
+        """Stop all consumers."""
         for consumer in list(self._consumers.values()):
             consumer.stop()
         self._consumers.clear()

@@ -16,14 +16,14 @@ from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 
 LEASE: Final = 15.0
-"""Longer than the election of a new leader takes."""
+"""Lease time in seconds, longer than a leader election takes."""
 _SWEEP_SECONDS: Final = 10.0
 
 _logger = logging.getLogger("millstream.stores")
 
 
 class NatsBackend:
-    """`Backend` on JetStream. With three replicas, what it acknowledged survives the loss of a node."""
+    """A `Backend` on JetStream. With three replicas, acknowledged data survive the loss of a node."""
 
     shared = True
     lasting = False
@@ -75,7 +75,7 @@ class NatsBackend:
         await self._link.close()
 
     async def bind(self, worker: str) -> None:
-        """NATS doesn't tell when a connection ends."""
+        """Do nothing, because NATS doesn't report ended connections."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         return await self._limits.charge(worker, charges, gone)

@@ -1,7 +1,7 @@
-"""The map in JetStream: one JetStream stream for each kind, and in it the newest message of each key.
+"""The map in JetStream, with one JetStream stream per kind, which stores the newest message of each key.
 
-A comparison is one with the sequence of that message, which JetStream checks as it adds the next one. Messages carry
-their time to live, and the server deletes them soon after it; what has expired is absent at once.
+Compare-and-set uses the sequence of that message, which JetStream checks when it adds the next one. Each message has a
+time to live. The server deletes it soon after that; reads treat it as absent immediately.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ _TTL: Final = "Millstream-TTL"
 _GONE: Final = "Millstream-Gone"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _FRESH: Final = 1.0
-"""Seconds for which the size of a kind is believed."""
+"""Seconds for which the size of a kind is cached."""
 _SHARE_FRESH: Final = 30.0
 _AT_ONCE: Final = 64
 _PAUSE: Final = 0.002
 
 
 class _Size:
-    """The size of a kind or share when it was read, and the bytes this worker has added since."""
+    """The last known size of a kind or share, plus the bytes that this worker has added since."""
 
     __slots__ = ("at", "bytes")
 
@@ -55,7 +55,7 @@ class NatsMap:
         """Sizes by the kind's JetStream stream, or by the share's subject."""
 
     def close(self) -> None:
-        """Remember nothing."""
+        """Clear the cache."""
         self._sizes.clear()
 
     async def get(self, key: str) -> bytes | None:
@@ -90,7 +90,7 @@ class NatsMap:
                 else:
                     await self._check_room(key, value, old, lossy=lossy)
                     await self._write(key, value, ttl, lossy, headers)
-            except JetStreamError:  # another worker was faster, or it expired
+            except JetStreamError:  # changed by another worker, or expired
                 await asyncio.sleep(_PAUSE)
                 continue
             if value is None and old is not None:
@@ -132,7 +132,7 @@ class NatsMap:
         """Add the next message of a key.
 
         Raises:
-            Rejected: the last one isn't the expected one.
+            JetStreamError: the last message isn't the expected one.
         """
         stream = self._stream(key)
         if value is None:
@@ -155,10 +155,10 @@ class NatsMap:
     # Room
 
     async def _check_room(self, key: str, value: bytes, old: StreamMessage | None, *, lossy: bool) -> None:
-        """Raise unless a value fits.
+        """Check that a value fits.
 
         Raises:
-            StoreFull: it doesn't.
+            StoreFull: the value doesn't fit.
         """
         if len(value) > self._link.max_bytes:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} that NATS allows.")

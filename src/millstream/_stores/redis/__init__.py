@@ -1,1 +1,1 @@
-"""The store in Redis or Valkey: a single server, one that Sentinel watches over, or a Cluster."""
+"""The store in Redis or Valkey: a single server, one monitored by Sentinel, or a Cluster."""

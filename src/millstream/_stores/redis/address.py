@@ -20,7 +20,7 @@ _PREFIX: Final = "millstream:"
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """The address of one server, or of several that belong together."""
+    """The address of a single server, a set of Sentinels, or a Cluster."""
 
     kind: str
     """Empty for a single server, else ``+sentinel`` or ``+cluster``."""
@@ -33,26 +33,26 @@ class RedisAddress:
     sentinel_user: str = field(default="", repr=False)
     sentinel_password: str = field(default="", repr=False)
     prefix: str = _PREFIX
-    """In front of every key, so that several servers can share one Redis."""
+    """Prefix of every key, so several applications can share one Redis."""
     wait: int = 0
     """Number of replicas that must confirm an append."""
     tls: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    """Options of redis-py; empty without TLS."""
+    """TLS options for redis-py. Empty without TLS."""
 
     def __str__(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
 
 def parse_address(url: str) -> RedisAddress:
-    """Read a URL.
+    """Parse a store URL.
 
     Raises:
-        LocalError: it is none of the forms that are understood.
+        LocalError: the URL has an unsupported form.
     """
     scheme, _, rest = url.partition("://")
     encrypted, kind = SCHEMES[scheme]
     try:
-        # Several hosts aren't part of a URL as the library knows it: it only splits.
+        # redis-py can't parse URLs with several hosts.
         parts = urlsplit(f"redis://{rest}")
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         unknown = options.keys() - _OPTIONS
@@ -79,7 +79,7 @@ def parse_address(url: str) -> RedisAddress:
     except LocalError as wrong:
         raise LocalError(f"The URL of the store ({scheme}://…) can't be used. {wrong}") from None
     except ValueError:
-        # The text of the error may repeat parts of the URL.
+        # The original error may repeat parts of the URL, such as a password.
         raise LocalError(
             f"The URL of the store ({scheme}://…) can't be read. Write it as {_form(scheme, kind)}, with every special"
             " character of the password percent-encoded."
@@ -130,7 +130,7 @@ def _wait(text: str) -> int:
 
 
 def _tls(options: dict[str, str]) -> dict[str, Any]:
-    try:  # what can't be loaded now shows as a mistake in the URL, not as a server that isn't there
+    try:  # load files now, so a wrong path is reported as such and not as a failed connection
         context = ssl.create_default_context(cafile=options.get("ca"))
         if "cert" in options:
             context.load_cert_chain(options["cert"], options.get("key"))

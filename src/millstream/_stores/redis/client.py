@@ -1,7 +1,7 @@
-"""Commands to Redis through redis-py: one writer sends what is queued as one pipeline.
+"""Commands to Redis through redis-py. One writer task sends all queued commands as one pipeline.
 
-What may run twice is sent again for as long as `PATIENCE`. Everything else is sent again only when it certainly didn't
-run. A refusal that waiting won't change is raised at once.
+Repeatable commands are retried for up to `PATIENCE` seconds. Other commands are retried only if they certainly didn't
+run. Permanent errors are raised immediately.
 """
 
 import asyncio
@@ -35,26 +35,26 @@ from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.scripts import Script
 
 PATIENCE: Final = 5.0
-"""Seconds that a caller waits for a store that is away."""
+"""Seconds that a caller waits for an unavailable store."""
 SILENCE: Final = 4.0
 """Seconds without a reply after which a connection counts as broken."""
 CONNECT_SECONDS: Final = 3.0
 START_SECONDS: Final = 10.0
-"""Seconds that a server which starts waits for Redis."""
+"""Seconds to wait for Redis at startup."""
 LOOK: Final = 60.0
-"""Seconds between two checks of the server's settings, which may change while it runs."""
+"""Seconds between checks of the Redis settings, which may change at runtime."""
 ALLOW: Final = "Allow them with ACL SETUSER, or take out their rename-command."
-"""Advice for commands that a server refuses."""
+"""Advice for commands that the server rejects."""
 _OLDEST: Final = (7, 0)
 _MOST: Final = 512
-"""Commands of one pipeline."""
+"""Maximum number of commands per pipeline."""
 _QUEUED: Final = 20_000
-"""Commands that may wait. Redis is too slow for what comes beyond that, which is refused."""
+"""Maximum number of queued commands. Further commands are rejected, because Redis can't keep up."""
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _AGAIN: Final = frozenset(
     {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "READONLY", "MOVED", "ASK"}
 )
-"""The server didn't run the command, and may soon."""
+"""Error codes of commands that didn't run and may succeed when retried."""
 _BROKEN: Final = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 """Errors of redis-py for an unreachable server. `TimeoutError` is an `OSError`."""
 
@@ -85,10 +85,10 @@ class _Request:
 
 
 class RedisClient:
-    """Sends commands to a single server, the primary that Sentinel names, or the nodes of a Cluster."""
+    """A client for a single server, the primary that Sentinel reports, or the nodes of a Cluster."""
 
     def __init__(self, address: RedisAddress, key: str) -> None:
-        """`key` is any key of the slot that must be there for the store to work."""
+        """Create a client. `key` is any key in the slot that the store depends on."""
         # configuration
         self.address = address
         self.reconnected: Callable[[], None] | None = None
@@ -110,14 +110,14 @@ class RedisClient:
 
     @property
     def degraded_reason(self) -> str:
-        """Why a server that answers may drop what it's given; empty while none does."""
+        """Why a server may lose data although it answers, or an empty string."""
         return self._doubt
 
     async def open(self) -> None:
-        """Connect, and check that the servers can be used. Wait for servers that aren't there yet.
+        """Connect and check that the servers are usable. Wait for servers that are still starting.
 
         Raises:
-            LocalError: they can't be used, or weren't there within `START_SECONDS`.
+            LocalError: a server isn't usable, or didn't answer within `START_SECONDS`.
         """
         loop = asyncio.get_running_loop()
         deadline, pauses = loop.time() + START_SECONDS, _pauses()
@@ -146,7 +146,7 @@ class RedisClient:
         self._looking = asyncio.create_task(self._watch_settings())
 
     async def close(self) -> None:
-        """Disconnect. Whatever waits fails."""
+        """Disconnect. Pending commands fail."""
         tasks = [task for task in (self._writing, self._looking) if task is not None]
         for task in tasks:
             task.cancel()
@@ -168,22 +168,22 @@ class RedisClient:
         """Run a script.
 
         Args:
-            script: what to run.
+            script: the script.
             keys: its keys, all in one slot.
             args: its arguments.
-            again: it may run twice, because it recognizes what it did or changes nothing.
-            confirm: replicas have to confirm it, if the URL asks for that.
+            again: whether it may run twice, because it recognizes retries or changes nothing.
+            confirm: whether replicas must confirm it, if the URL asks for that.
 
         Raises:
             StoreUnavailable: no answer came in time, or too few replicas confirmed.
-            StoreFull: there's no room.
-            Sealed: the stream has ended.
+            StoreFull: there isn't enough space.
+            StreamSealed: the stream has its last entry.
         """
         command = ("EVALSHA", script.digest, len(keys), *keys, *args)
         return await self._put(keys[0], command, script.text, again=again, confirm=confirm)
 
     async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
-        """Send a plain command, whose first key is `key`. Arguments and errors as for `run`."""
+        """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
         return await self._put(key, command, b"", again=again, confirm=False)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -191,7 +191,7 @@ class RedisClient:
         return list(await asyncio.gather(*(self.ask(key, "GET", key) for key in keys)))
 
     async def scan(self, pattern: str, page: int) -> list[str]:
-        """Return the keys of all servers that match a pattern."""
+        """Return the keys on all servers that match a pattern."""
         if self.closed:
             raise _unavailable("it's closed")
         try:
@@ -203,11 +203,11 @@ class RedisClient:
         return [name.decode("utf-8", "surrogateescape") for name in found]
 
     async def block(self, key: str, *command: Argument) -> Any:
-        """Send a command that waits at the server, on a connection of its own.
+        """Send a blocking command on a separate connection.
 
         Raises:
             OSError: the connection broke.
-            StoreUnavailable: Redis refuses.
+            StoreUnavailable: Redis rejects the command.
         """
         if self.closed:
             raise ConnectionError("The store is closed.")
@@ -235,7 +235,7 @@ class RedisClient:
         return await request.reply
 
     async def _write(self) -> None:
-        """Send what is queued, one pipeline after the other, until nothing waits."""
+        """Send queued commands, one pipeline after another, until the queue is empty."""
         queue, pauses = self._queue, _pauses()
         loop = asyncio.get_running_loop()
         try:
@@ -271,7 +271,7 @@ class RedisClient:
             self._writing = None
 
     def _put_back(self, batch: Sequence[_Request], failure: BaseException, *, sent: bool) -> None:
-        """Queue again what may be sent again and has time left."""
+        """Requeue the commands that may be retried and have time left."""
         now = asyncio.get_running_loop().time()
         final = _explain(failure, self.address)
         why = str(final or _reason(failure, self.address)) or "it doesn't answer"
@@ -286,7 +286,7 @@ class RedisClient:
         self._queue.extendleft(reversed(left))
 
     async def _send(self, batch: Sequence[_Request]) -> list[Any]:
-        """Return the reply, or what was raised, for each command."""
+        """Return the reply to each command, or its exception."""
         pipeline = self._redis.pipeline(transaction=False)
         for request in batch:
             pipeline.execute_command(*request.command)
@@ -307,7 +307,7 @@ class RedisClient:
         return list(replies[: len(batch)])
 
     def _answer(self, batch: Sequence[_Request], replies: Sequence[Any]) -> list[_Request]:
-        """Give each caller its reply; returns the requests to send again."""
+        """Pass each caller its reply. Return the requests to retry."""
         waiting: list[_Request] = []
         for request, reply in zip(batch, replies, strict=True):
             if request.reply.done():
@@ -330,7 +330,7 @@ class RedisClient:
         return waiting
 
     async def _reconnect(self) -> None:
-        """Return once the server answers; nothing of what waits was sent."""
+        """Wait until the server answers. None of the queued commands has been sent."""
         if isinstance(self._redis, RedisCluster):
             await self._redis.aclose()
             await self._redis.initialize()
@@ -347,7 +347,7 @@ class RedisClient:
                 await client.aclose()
 
     async def _infos(self) -> list[dict[str, Any]]:
-        """Return the INFO of each primary."""
+        """Return the result of INFO from each primary."""
         if isinstance(self._redis, RedisCluster):
             await self._redis.initialize()
             nodes = self._redis.get_primaries()
@@ -377,7 +377,7 @@ class RedisClient:
 
 
 def _clients(address: RedisAddress) -> list[Any]:
-    """Return the client of redis-py, which connects with the first command, and those that it uses."""
+    """Return the redis-py client, which connects on first use, and any Sentinel clients it uses."""
     options: dict[str, Any] = {
         "username": address.user or None,
         "password": address.password or None,
@@ -403,7 +403,7 @@ def _clients(address: RedisAddress) -> list[Any]:
 
 
 def check(info: dict[str, Any], where: str, *, cluster: bool) -> None:
-    """Raise `LocalError` for a server that can't be the store."""
+    """Raise `LocalError` if a server can't be used as the store."""
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
         raise LocalError(f"{where} is version {version[:20]}. Millstream needs Redis 7.0 or newer, or Valkey.")
@@ -418,7 +418,7 @@ def check(info: dict[str, Any], where: str, *, cluster: bool) -> None:
 
 
 def evicts(info: dict[str, Any], where: str) -> str:
-    """Why a server may drop what it was given; empty where it doesn't."""
+    """Return why a server may evict data, or an empty string."""
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction" or not int(info.get("maxmemory", 0)):
         return ""
@@ -433,7 +433,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _code(failure: BaseException) -> str:
-    """Return the code in front of an error reply, such as ``OOM``."""
+    """Return the code that begins an error reply, such as ``OOM``."""
     return getattr(failure, "status_code", None) or str(failure).partition(" ")[0]
 
 
@@ -442,7 +442,7 @@ def _unavailable(why: str) -> StoreUnavailable:
 
 
 def _final(failure: ResponseError) -> LocalError:
-    """Return the error for a refusal that waiting won't change."""
+    """Return the error to raise for a permanent error reply."""
     code = _code(failure)
     if code == "SEALED":
         return StreamSealed("The stream has ended.")
@@ -467,7 +467,7 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None:
-    """Return the error for what doesn't get better by waiting; None for anything else."""
+    """Return the error to raise for a permanent failure, or None if a retry may help."""
     where = f"Redis at {address}"
     for cause in _causes(failure):
         if isinstance(cause, ssl.SSLCertVerificationError):

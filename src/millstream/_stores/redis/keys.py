@@ -1,7 +1,7 @@
-"""Names of streams and values as keys of Redis.
+"""Redis keys for streams, values, and limits.
 
-A script's keys must be in one slot of a Cluster. All streams, limits, and most values share one. Values of sessions are
-in slots by the session's id, so that sessions spread over the Cluster. Those with one share are in the share's slot.
+In a Cluster, all keys of a script must be in one slot. All streams, limits, and most values share one slot. The slot of
+session values depends on the session's id, so sessions spread over the Cluster. Values in a share are in its slot.
 """
 
 import re
@@ -32,7 +32,7 @@ class RedisKeys:
         return f"{self.hub}l:{name}"
 
     def meta(self, name: str) -> str:
-        """Return the key of what is known about a stream: its last offset, and whether it's sealed."""
+        """Return the key of a stream's metadata: its last offset, and whether it's sealed."""
         return f"{self.hub}n:{name}"
 
     def value(self, name: str) -> str:
@@ -40,7 +40,7 @@ class RedisKeys:
         return f"{self._prefix}{tag_of(name)}:k:{name}"
 
     def values_pattern(self, prefix: str) -> str:
-        """Return a pattern for the values whose names start with a text, taken literally; `name_of` gives the names."""
+        """Return a pattern that matches values by a literal prefix. `name_of` converts the matches to names."""
         literal = _SPECIAL.sub(r"\\\1", prefix)
         return f"{self._prefix}{{*}}:k:{literal}*"
 
@@ -50,28 +50,28 @@ class RedisKeys:
         return None if found is None else found[1]
 
     def rate(self, kind: str, name: str) -> str:
-        """Return the key of what was taken of a limit."""
+        """Return the key of the state of a limit."""
         return f"{self.hub}t:{kind}:{name}"
 
     def places(self, connection: str) -> str:
-        """Return the key by which repeated attempts of a connection are recognized."""
+        """Return the key that identifies retries of a connection's commands."""
         return f"{self.hub}d:{connection}"
 
     def poked(self, connection: str) -> str:
-        """Return the key of the stream by which a connection ends its own read."""
+        """Return the key of the stream that a connection writes to end its own blocking read."""
         return f"{self.hub}p:{connection}"
 
     def share(self, name: str) -> list[str]:
-        """Return the keys of what is counted of a value's share: its keys by when they end, and their sizes."""
+        """Return the keys of a share's accounting: its values by expiry, and their sizes."""
         kind, tag = name.partition(":")[0], tag_of(name)
         return [f"{self._prefix}{tag}:o:{kind}", f"{self._prefix}{tag}:s:{kind}"]
 
     def order(self, kind: str) -> str:
-        """Return the key of the keys of one kind, by when they were written."""
+        """Return the key of a kind's values, ordered by write time."""
         return f"{self.hub}o:{kind}"
 
     def sizes(self, kind: str) -> str:
-        """Return the key of their sizes."""
+        """Return the key of the sizes of a kind's values."""
         return f"{self.hub}s:{kind}"
 
 

@@ -1,6 +1,6 @@
-"""`Log` in Redis' streams. An entry's id is its offset, one more than the last.
+"""A `Log` in Redis streams. An entry's id is its offset. Offsets are consecutive.
 
-All streams are in one slot of a Cluster, because one connection reads along with those that have listeners.
+In a Cluster, all streams are in one slot, because one connection reads every stream that has listeners.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ INDEX_STREAMS: Final = 100_000
 
 
 def milliseconds(ttl: float) -> int:
-    """Return a time to live as Redis takes it."""
+    """Convert a time to live to milliseconds."""
     return max(1, min(int(ttl * 1000), 2**53))
 
 
@@ -37,12 +37,12 @@ class RedisLog:
         self._state = state
         self._reader = reader
         self._room = room
-        """The bytes that the indexes of one kind may have."""
+        """Maximum bytes of the indexes of one kind."""
         # process
         self._listeners = Topics[Entry]()
         self._interrupted: dict[str, Watchers] = {}
         self._arranged: dict[str, asyncio.Task[None]] = {}
-        """Stream -> the task that starts reading it for its listeners."""
+        """Tasks that start reading a stream for its listeners, by stream."""
         self._append = script("append")
         self._reading = script("read")
 
@@ -131,7 +131,7 @@ class RedisLog:
             await asyncio.shield(self._arrange(stream))
 
     def _arrange(self, stream: str) -> asyncio.Task[None]:
-        """Return a task that is done when appends to a stream arrive here."""
+        """Return a task that finishes once new entries of a stream arrive here."""
         task = self._arranged.get(stream)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._arranged[stream] = asyncio.create_task(self._read_along(stream))
@@ -149,7 +149,7 @@ class RedisLog:
         return int(await self._client.ask(meta, "HGET", meta, "last") or 0)
 
     async def look_again(self) -> None:
-        """Read along from where streams end now, if that's earlier: another server may have them.
+        """Rewind to the current end of streams that now end earlier, for example after a failover.
 
         Raises:
             StoreUnavailable: the store didn't answer in time.
@@ -158,7 +158,7 @@ class RedisLog:
             self._reader.rewind(self._keys.stream(stream), await self._last(stream))
 
     def interrupt(self) -> None:
-        """Tell all listeners that entries may have been lost."""
+        """Notify all listeners that entries may have been lost."""
         for watchers in tuple(self._interrupted.values()):
             watchers.tell()
 
@@ -172,7 +172,7 @@ class RedisLog:
 
     def _taker(self, stream: str) -> Callable[[str, Fields], None]:
         def take(id: str, fields: Fields) -> None:
-            # The epoch is that of the append: this worker may know of another one by now, or not yet.
+            # Use the epoch of the append, which may differ from the one that this worker has.
             position = Position(fields[b"e"].decode(), int(id.partition("-")[0]))
             self._listeners.tell(stream, Entry(position, fields[b"d"]))
 

@@ -1,4 +1,4 @@
-"""`Map` in Redis' strings."""
+"""A `Map` in Redis strings."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,13 +15,13 @@ _PAGE: Final = 1000
 
 
 class RedisMap:
-    """The values. A write whose connection broke isn't made again: a second one could undo what others wrote since."""
+    """The `Map` in Redis. Writes aren't retried after a broken connection: that could undo writes made since."""
 
     def __init__(self, client: RedisClient, keys: RedisKeys, room: int) -> None:
         self._client = client
         self._keys = keys
         self._room = room
-        """The bytes that the lossy values of one kind may have; one share of other values may have a part of it."""
+        """Maximum bytes of the lossy values of one kind. A share of other values may take a fraction of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)

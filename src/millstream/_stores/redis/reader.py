@@ -1,7 +1,7 @@
-"""The connection that waits: one blocking read on all streams of the hub's slot that this worker follows.
+"""The blocking read: one connection that waits on every stream that this worker follows.
 
-It always goes on behind the last entry that it had, so a connection that breaks loses nothing. What was lost leaves a
-hole in the offsets, and whoever takes the entries sees it.
+It always continues after the last entry it read, so a broken connection loses nothing. Entries lost in Redis leave a
+hole in the offsets, which the listener detects.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from millstream._stores.redis.client import Argument, RedisClient
 
 _PAGE: Final = 64
 _BLOCK: Final = 2000
-"""Milliseconds that one read waits: less than the silence after which a connection counts as broken."""
+"""Milliseconds that one read blocks, less than `SILENCE`, after which a connection counts as broken."""
 _PAUSE: Final = 0.2
 _PAUSES: Final = 10
 _TRIES: Final = 40
@@ -25,13 +25,13 @@ _CANCEL: Final = 0.05
 
 Fields = Mapping[bytes, bytes]
 Take = Callable[[str, Fields], None]
-"""Takes the id of an entry, and its fields."""
+"""A callback that takes the id of an entry and its fields."""
 
 _logger = logging.getLogger("millstream.stores")
 
 
 class StreamReader:
-    """Reads along. `run` is its task."""
+    """A reader of several streams. Run `run` as a task."""
 
     def __init__(self, client: RedisClient, key: str) -> None:
         # configuration
@@ -39,7 +39,7 @@ class StreamReader:
         self._key = key
         """Any key of the hub's slot."""
         self.poke: Callable[[], Any] | None = None
-        """Returns a command that adds an entry to a stream, to end the pending read."""
+        """Returns a command that appends to a stream, which ends the pending read."""
         # process
         self._wanted: dict[str, Take] = {}
         self._places: dict[str, str] = {}
@@ -52,32 +52,32 @@ class StreamReader:
         self._reading: asyncio.Task[Any] | None = None
 
     def follow(self, stream: str, last: str, take: Take) -> None:
-        """Read a stream behind an id. `cover` makes it take effect at once."""
+        """Follow a stream after an id. Call `cover` to apply this immediately."""
         self._places[stream] = last
         self._wanted[stream] = take
         self._moves += 1
         self._covered -= {stream}
 
     def leave(self, stream: str) -> None:
-        """Read it no more."""
+        """Stop following a stream."""
         self._wanted.pop(stream, None)
         self._places.pop(stream, None)
 
     def rewind(self, stream: str, end: int) -> None:
-        """Go on behind this entry, unless the last one read was an earlier one: another server has the stream."""
+        """Continue after offset `end` if the last entry read was later: a failover may have lost entries."""
         if stream in self._wanted and int(self._places[stream].partition("-")[0]) > end:
             self._places[stream] = f"{end}-0"
             self._moves += 1
             self._covered = frozenset()
 
     def forget_all(self) -> None:
-        """Read nothing any more."""
+        """Stop following all streams."""
         self._wanted.clear()
         self._places.clear()
         self._covered = frozenset()
 
     async def cover(self, stream: str) -> None:
-        """Return when the read that is under way has a stream, or will have it because there's none."""
+        """Wait until the current read includes a stream, or the next one will."""
         for _ in range(_TRIES):
             if stream in self._covered or stream not in self._wanted or self._reading is None:
                 return
@@ -89,7 +89,7 @@ class StreamReader:
                 async with asyncio.timeout(_TURN):
                     await self._turned.wait()
                     continue
-            # It waits at a server that others have left. The read may have ended by itself since.
+            # The read may wait on a former primary, or may have ended by itself.
             self._cancel_reading()
 
     def _cancel_reading(self) -> None:
@@ -131,7 +131,7 @@ class StreamReader:
         command: list[Argument] = ["XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", *streams, *ids]
         reply = await self._client.block(self._key, *command)
         if moves != self._moves:
-            return  # what came is read again, from where it is wanted now
+            return  # discard the reply: it's read again from the new positions
         for name, entries in reply or ():
             self._take(name.decode(), entries)
 
@@ -143,5 +143,5 @@ class StreamReader:
             self._places[stream] = at = id.decode()
             try:
                 take(at, fields)
-            except Exception:  # the connection is everybody's: one that fails must not end it for all
+            except Exception:  # a failing callback must not end the shared connection
                 _logger.exception("What was heard of the store could not be taken.")

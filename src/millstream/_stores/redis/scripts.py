@@ -1,4 +1,4 @@
-"""The scripts that Redis runs, each atomic. They are files of this package; nothing is ever put into them."""
+"""The atomic scripts that Redis runs. They are files of this package, and no values are ever inserted into them."""
 
 from functools import cache
 from hashlib import sha1
@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).parent / "lua"
 
 
 class Script(NamedTuple):
-    """A script, and the name under which Redis keeps it."""
+    """A script and its SHA-1 digest, by which Redis caches it."""
 
     text: bytes
     digest: str

@@ -8,27 +8,27 @@ from itertools import count
 from typing import Final
 
 PLACES: Final = 1024
-"""Maximum number of concurrent attempts. More of them wait."""
+"""Maximum number of concurrent attempts. Further attempts wait."""
 
 
 class RedisState:
-    """The state of one connection, from the time when it's opened."""
+    """The state of one open connection."""
 
     __slots__ = ("_at", "_free", "_numbers", "_room", "epoch", "id", "renewed")
 
     def __init__(self) -> None:
         self.id = secrets.token_hex(6)
-        """Names the places of this connection's attempts."""
+        """The identifier of this connection in retry detection."""
         self.epoch = ""
         self.renewed: Callable[[], None] = lambda: None
-        """Called when `epoch` has changed."""
+        """Callback for changes of `epoch`."""
         self._numbers = count(1)
         self._free = list(range(PLACES))
         self._room = asyncio.Semaphore(PLACES)
         self._at: tuple[float, float] | None = None
 
     def adopt(self, epoch: str) -> None:
-        """Take the epoch that a script returned. Epochs begin with a time, so a late reply changes nothing."""
+        """Set the epoch that a script returned. Epochs begin with a time, so late replies are ignored."""
         before = self.epoch
         if epoch == before or epoch[:11] < before[:11]:
             return
@@ -37,17 +37,17 @@ class RedisState:
             self.renewed()
 
     async def take_place(self) -> tuple[int, int]:
-        """Return a place and a number, by which Redis recognizes an attempt that is made again. Free the place then."""
+        """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
         await self._room.acquire()
         return self._free.pop(), next(self._numbers)
 
     def free_place(self, place: int) -> None:
-        """End an attempt."""
+        """Release the place of a finished attempt."""
         self._free.append(place)
         self._room.release()
 
     def set_time(self, microseconds: int, asked: float) -> None:
-        """Take the time of Redis, for which it was asked at a time of the monotonic clock."""
+        """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
         now = time.monotonic()
         self._at = (microseconds / 1e6 + (now - asked) / 2, now)
 

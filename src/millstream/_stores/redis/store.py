@@ -1,8 +1,8 @@
 """The store in Redis.
 
-Two connections: one for all commands, one that waits for what others append. In a Cluster there's one for commands to
-each server that has keys. Redis replicates asynchronously, so a new primary, or a new run of one, may lack the newest
-entries: the scripts notice it by the replication id, and begin a new epoch.
+It uses two connections: one for commands, and one that blocks until other workers append. In a Cluster, there is one
+command connection per server with keys. Redis replicates asynchronously, so a new or restarted primary may lack the
+newest entries. The scripts detect this by the replication id and begin a new epoch.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from millstream._stores.store import BackendStore
 
 LEASE: Final = 6.0
 ROOM: Final = 64 * 1024 * 1024
-"""The bytes that the lossy values of one kind, or its indexes, may have."""
+"""Maximum bytes of the lossy values of one kind, or of its indexes."""
 RENEW: Final = 2.5
-"""Seconds between two looks at the epoch and the time of Redis."""
+"""Seconds between checks of the epoch and the clock of Redis."""
 _PAUSE: Final = 0.5
 _MICRO: Final = 1e6
 _KINDS: Final[dict[type, str]] = {Pace: "p", Quota: "q", Seat: "s"}
@@ -109,7 +109,7 @@ class RedisBackend:
         args: list[Argument] = [worker, len(dead), *dead]
         for charge in charges:
             args += _arguments(charge)
-        # It isn't tried again where the connection breaks: it could be charged twice.
+        # Don't retry after a broken connection: that could charge twice.
         found = await self._client.run(script("charge"), names, args, again=False)
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
         return ChargeResults(
@@ -123,10 +123,10 @@ class RedisBackend:
         await self._client.run(script("release"), names, [f"{worker} {seat.holder}" for seat in seats])
 
     async def _check(self) -> None:
-        """What's missing shows at the start, rather than with the first event.
+        """Check at startup that all commands are permitted, so the first event doesn't fail.
 
         Raises:
-            LocalError: a command is forbidden.
+            LocalError: a command isn't permitted.
         """
         missing = await self._client.run(script("may"), [self._keys.generation], [])
         if missing:
@@ -170,7 +170,7 @@ class RedisBackend:
             self._restoring = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
-        """Follow the new epoch, then notify all subscribers."""
+        """Apply the new epoch, then notify all subscribers."""
         while self._again:
             self._again = False
             try:
@@ -192,7 +192,7 @@ class RedisStore(BackendStore):
         """Make a store that isn't opened yet.
 
         Args:
-            address: of the servers.
+            address: addresses of the servers.
             lease: seconds after which a worker that doesn't renew its lease counts as dead.
         """
         super().__init__(RedisBackend(address, lease=lease))
@@ -208,4 +208,4 @@ def _arguments(charge: Charge) -> tuple[Argument, ...]:
 
 
 def _ignore(id: str, fields: Fields) -> None:
-    """An entry that only ends a read."""
+    """Ignore an entry that was appended only to end a read."""

@@ -1,1 +1,1 @@
-"""A store in a file, owned by one process: memory that survives. It needs nothing but Python's own SQLite."""
+"""A store in a SQLite file that one process owns. It only needs Python's own `sqlite3`."""

@@ -33,11 +33,11 @@ _TEXTS: Final[dict[str, str]] = {
 
 
 class FileVanished(StoreUnavailable):
-    """The file isn't at its path. New data would be lost, so nothing was changed."""
+    """The file is missing from its path. New data would be lost, so nothing was changed."""
 
 
 def translate_error(path: Path, exc: Exception) -> LocalError:
-    """Return the error to show for what went wrong with a file."""
+    """Return the error to show for a failed operation on a file."""
     code = getattr(exc, "sqlite_errorname", "") or type(exc).__name__
     for prefix, text in _TEXTS.items():
         if code.startswith(prefix):

@@ -1,7 +1,7 @@
-"""The database file: opened, checked, and changed one transaction at a time. Runs in the writer's thread.
+"""The database file: opening, checks, and transactions. Runs in the writer's thread.
 
-One process owns it, by SQLite's own exclusive lock, which ends with the process. Nothing in a file that isn't ours, or
-that is damaged, is ever overwritten.
+One process owns the file through SQLite's exclusive lock, which ends with the process. A damaged or foreign file is
+never overwritten.
 """
 
 import os
@@ -18,7 +18,7 @@ from millstream._stores.sqlite.errors import FileVanished, translate_error
 from millstream._stores.sqlite.location import Location
 
 APPLICATION: Final = 0x4D53_5452
-"""Marks the file as ours."""
+"""The SQLite application id that identifies files of this store."""
 VERSION: Final = 3
 """The schema version, stored in the file as `user_version`."""
 _TABLES: Final = """
@@ -41,8 +41,8 @@ CREATE INDEX lossy ON items (kind, place) WHERE place IS NOT NULL;
 """
 _PRAGMAS: Final = (
     "locking_mode=EXCLUSIVE",
-    "wal_autocheckpoint=4000",  # pages: 16 MiB of writing between two synchronizations of the database itself
-    f"journal_size_limit={64 * 1024 * 1024}",  # bytes of a write-ahead log that was larger for a while
+    "wal_autocheckpoint=4000",  # pages: 16 MiB between checkpoints
+    f"journal_size_limit={64 * 1024 * 1024}",  # bytes kept of a write-ahead log that grew larger
 )
 
 
@@ -54,7 +54,7 @@ class File:
         self.epoch = ""
         self._database: sqlite3.Connection | None = None
         self._owned: tuple[int, int] | None = None
-        """Which file it is, whatever lies at its path by now."""
+        """The identity of the open file, even if another one is at its path by now."""
         self._log: tuple[int, int] | None = None
         """The identity of the write-ahead log, once it exists."""
 
@@ -63,10 +63,10 @@ class File:
         return self._database is not None
 
     def open(self) -> None:
-        """Open the file, or make it. What an earlier failure left in the write-ahead log goes into the database.
+        """Open or create the file. Recover data that an earlier failure left in the write-ahead log.
 
         Raises:
-            LocalError: it can't be used; nothing in it was changed.
+            LocalError: the file can't be used. Nothing in it was changed.
         """
         path = self.location.path
         if self._owned is None:
@@ -87,12 +87,12 @@ class File:
             raise
 
     def close(self) -> None:
-        """Let go of the file for good."""
+        """Close the file permanently."""
         self.drop()
         self._owned = None
 
     def drop(self) -> None:
-        """Let go of the file as it is."""
+        """Close the connection. The file can be opened again."""
         database, self._database = self._database, None
         if database is not None:
             with suppress(sqlite3.Error):
@@ -112,8 +112,8 @@ class File:
         """Run statements in one transaction: all or none of them take effect.
 
         Raises:
-            StoreFull, Vanished: the disk is full, or the file is gone. Nothing was written, and the file stays open.
-            StoreUnavailable: it isn't known what was written. The file is closed; `open` comes next.
+            StoreFull, FileVanished: the disk is full, or the file is gone. Nothing was written; the file stays open.
+            StoreUnavailable: the outcome is unknown. The file is closed; call `open` next.
         """
         self._look_for()
         try:
@@ -126,20 +126,20 @@ class File:
                 with suppress(sqlite3.Error):
                     self.run("ROLLBACK")
             if not isinstance(error, StoreFull):
-                # The kernel may have forgotten what it couldn't write, and the next synchronization would succeed.
+                # After a failed fsync, the kernel may discard unwritten pages, and the next fsync may succeed.
                 self.drop()
             raise error from exc
         self._log = self._log or _identity(_log_of(self.location.path))
 
     def explain(self, exc: Exception) -> Exception:
-        """Return the error with its cause and advice."""
+        """Translate an error to one with its cause and advice."""
         return translate_error(self.location.path, exc) if isinstance(exc, sqlite3.Error | OSError) else exc
 
     def make_room(self) -> None:
-        """Move the write-ahead log into the database and cut it off: on a full disk, it may be what fills it.
+        """Checkpoint and truncate the write-ahead log, which may be what fills a full disk.
 
         Raises:
-            sqlite3.Error: it can't be done, for another reason than a full disk.
+            sqlite3.Error: the checkpoint failed for a reason other than a full disk.
         """
         try:
             self.run("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -149,7 +149,7 @@ class File:
                 raise
 
     def _connect(self) -> None:
-        """Connect, own the file, check it, and have the tables of this version in it."""
+        """Connect, lock and check the file, and create missing tables."""
         self._database = sqlite3.connect(
             self.location.path, timeout=0.0, isolation_level=None, check_same_thread=False, cached_statements=256
         )
@@ -166,7 +166,7 @@ class File:
             self.run("INSERT INTO meta VALUES ('epoch', ?)", (secrets.token_hex(6),))
             self.run(f"PRAGMA application_id={APPLICATION}")
             self.run(f"PRAGMA user_version={VERSION}")
-        self.run("COMMIT")  # writes nothing where there was nothing to make
+        self.run("COMMIT")  # writes nothing if all tables exist
         self.run("PRAGMA synchronous=FULL")
         self.make_room()
         found = self.one("SELECT value FROM meta WHERE name='epoch'")
@@ -177,7 +177,7 @@ class File:
             self.run("PRAGMA synchronous=NORMAL")
 
     def _look(self) -> None:
-        """Look whether the file is ours, before anything in it is touched."""
+        """Check that the file belongs to this store before changing it."""
         path = self.location.path
         application, version = self.one("PRAGMA application_id")[0], self.one("PRAGMA user_version")[0]
         if self.one("SELECT count(*) FROM sqlite_schema")[0] == 0 and application == version == 0:
@@ -194,12 +194,11 @@ class File:
             )
 
     def _look_for(self) -> None:
-        """Look whether the file is still at its path: one that was deleted takes whatever is written, until its process
-        ends.
+        """Check that the file is still at its path. Writes to a deleted file succeed, but are lost later.
 
         Raises:
-            Vanished: it isn't.
-            StoreUnavailable: its write-ahead log isn't. What is in that goes into the database.
+            FileVanished: the file was deleted or replaced.
+            StoreUnavailable: its write-ahead log was. The log's content is moved to the database.
         """
         path = self.location.path
         if _identity(path) != self._owned:
@@ -214,8 +213,9 @@ class File:
 
 
 def _create(path: Path) -> None:
-    """Make the file so that only its owner reads it: what is in it can forge sessions. One that is there stays as it
-    is: whoever opens and closes it here would take the locks that this process may have on it.
+    """Create the file with owner-only permissions, because its contents could be used to forge sessions.
+
+    An existing file isn't opened here: closing it would release POSIX locks that this process may hold on it.
     """
     if path.is_dir():
         raise IsADirectoryError
@@ -224,7 +224,7 @@ def _create(path: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies at a path; None where there's none."""
+    """Return the identity of the file at a path, or None if there is no file."""
     try:
         info = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
 """Values by key as rows. Runs in the writer's thread, inside a transaction.
 
-Each kind of value has room of its own. A full kind refuses; lossy values give way to newer ones instead. Part of the
-room is kept back for values that are as small as a tombstone, so what sessions accumulate can't keep one out.
+Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the oldest.
+Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.sqlite.file import File
 
 _SWEEP: Final = 10.0
-"""Seconds between two walks over all values for those that have expired."""
+"""Seconds between scans for expired values."""
 
 
 class Items:
@@ -28,15 +28,15 @@ class Items:
         self._max_bytes = max_bytes
         # process
         self._sizes: Counter[str] = Counter()
-        """Kind -> bytes, as they are counted against the bound."""
+        """Counted bytes by kind."""
         self._shares: Counter[tuple[str, str]] = Counter()
-        """Kind and share -> bytes."""
+        """Counted bytes by kind and share."""
         self._place = 0
         """Sequence number of the last lossy value that was written."""
         self._swept = 0.0
 
     def load(self) -> None:
-        """Count what is in the file: when it's opened, and after a transaction that failed."""
+        """Count the bytes in the file, after opening it and after a failed transaction."""
         self._sizes.clear()
         self._shares.clear()
         for kind, share, size in self._file.run("SELECT kind, share, sum(size) FROM items GROUP BY kind, share"):
@@ -98,7 +98,7 @@ class Items:
         return [key for (key,) in rows]
 
     def _check(self, key: str, kind: str, share: str, growth: int, length: int, now: float, *, lossy: bool) -> None:
-        """Make room, or refuse."""
+        """Make room for a value, or raise `StoreFull`."""
         room = self._max_bytes
         if length > MARK_BYTES and not lossy:
             room -= room // KEPT_BACK
@@ -115,7 +115,7 @@ class Items:
             raise StoreFull(f"The store holds its {self._max_bytes} bytes of this kind and takes no further value.")
 
     def _evict(self, key: str, kind: str, missing: int) -> None:
-        """Drop the lossy values that were written the longest ago, until so many bytes are free."""
+        """Drop the oldest lossy values until `missing` bytes are free."""
         while missing > 0:
             oldest = self._file.one(
                 "SELECT key, size FROM items WHERE kind=? AND place IS NOT NULL AND key<>? ORDER BY place LIMIT 1",

@@ -1,4 +1,4 @@
-"""``sqlite:///relative.db`` and ``sqlite:////absolute.db``: which file, and how safe an acknowledgement is."""
+"""Parsing of ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` URLs, with their durability option."""
 
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -14,9 +14,9 @@ class Location(Struct, frozen=True):
     """The parts of a URL."""
 
     path: Path
-    """Absolute."""
+    """The absolute path of the file."""
     full: bool = False
-    """Acknowledged is what a power loss can't take away; else, what the end of the process can't."""
+    """Whether acknowledged writes survive a power loss. If not, they survive only the end of the process."""
 
     @property
     def url(self) -> str:
@@ -27,10 +27,10 @@ class Location(Struct, frozen=True):
 
 
 def locate(url: str) -> Location:
-    """Read a URL.
+    """Parse a URL.
 
     Raises:
-        LocalError: it's wrong. The message repeats no more of it than what can't be a password.
+        LocalError: the URL is invalid. The message doesn't repeat parts that may be a password.
     """
     parts = urlsplit(url)
     if parts.netloc:

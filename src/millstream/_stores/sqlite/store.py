@@ -1,6 +1,6 @@
-"""The store in a SQLite file. Every change is in the file before anybody knows of it.
+"""The store in a SQLite file. Every change is committed before it's acknowledged.
 
-One process has it, and its workers, if it has any, ask that one. What describes living workers stays in memory.
+One process owns the file, and its workers send it their requests. Kinds that describe running workers stay in memory.
 """
 
 import time
@@ -21,7 +21,7 @@ from millstream._stores.tally import Tally
 
 
 class SqliteMap:
-    """`Map` in the file."""
+    """The `Map` in the file."""
 
     __slots__ = ("_items", "_writer")
 
@@ -51,7 +51,7 @@ class SqliteMap:
 
 
 class SqliteLog:
-    """`Log` in the file."""
+    """The `Log` in the file."""
 
     __slots__ = ("_streams", "_writer", "listeners")
 
@@ -85,15 +85,15 @@ class SqliteLog:
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """See `Log.listen`. `interrupted` is never called, because no entries can be missed."""
+        """Call `hear` with each entry, like `Log.listen`. `interrupted` is never called: no entry can be missed."""
         return self.listeners.add(stream, hear)
 
     async def listening(self, stream: str) -> None:
-        """At once."""
+        """Return immediately."""
 
 
 class SqliteBackend:
-    """`Backend` in a file. For one event loop."""
+    """A `Backend` in a file, for one event loop."""
 
     def __init__(
         self,
@@ -103,16 +103,16 @@ class SqliteBackend:
         max_log_bytes: int = 64 * 1024 * 1024,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Nothing is opened yet.
+        """Create a backend without opening the file.
 
         Args:
             location: the file.
-            max_value_bytes: what each kind of values may take.
-            max_log_bytes: what each kind of streams may take.
-            clock: Unix time; without it, the machine's.
+            max_value_bytes: maximum bytes of each kind of values.
+            max_log_bytes: maximum bytes of each kind of streams.
+            clock: clock that returns Unix time. The system's by default.
         """
         ahead = time.time() - time.monotonic()
-        clock = clock or (lambda: time.monotonic() + ahead)  # a clock that is set doesn't end what is held
+        clock = clock or (lambda: time.monotonic() + ahead)  # setting the system clock must not expire data
         self._file = file = File(location)
         self._items = Items(file, clock, max_value_bytes)
         self._streams = Streams(file, clock, max_log_bytes)
@@ -133,7 +133,7 @@ class SqliteBackend:
         return self._file.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """See `Backend.watch`. The epoch doesn't change while the store is open."""
+        """Do nothing, because the epoch doesn't change while the store is open."""
         return never
 
     def time(self) -> float:
@@ -146,10 +146,10 @@ class SqliteBackend:
         """Do nothing, because there is no connection."""
 
     async def open(self) -> None:
-        """Open the file, or make it.
+        """Open or create the file.
 
         Raises:
-            LocalError: it can't be used; nothing in it was changed.
+            LocalError: the file can't be used. Nothing in it was changed.
         """
         await self._writer.start()
 
@@ -164,7 +164,7 @@ class SqliteBackend:
 
 
 class SqliteStore(BackendStore):
-    """The store in a file. For one event loop."""
+    """The store in a file, for one event loop."""
 
     backend: SqliteBackend
 

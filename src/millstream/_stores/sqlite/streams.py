@@ -1,7 +1,7 @@
 """Streams and their entries as rows. Runs in the writer's thread, inside a transaction.
 
-Each kind of stream has room of its own. A kind that is full drops the oldest entries of its largest streams. A stream
-begins above every offset that any stream of its kind has given out, so one that was dropped uses none twice.
+Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
+above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.sqlite.file import File
 
 _SWEEP: Final = 10.0
-"""Seconds between two walks over all streams for those that have expired."""
+"""Seconds between scans for expired streams."""
 
 
 class Streams:
@@ -28,14 +28,14 @@ class Streams:
         self._max_bytes = max_bytes
         # process
         self._sizes: defaultdict[str, int] = defaultdict(int)
-        """Kind -> bytes, as they are counted against the bound."""
+        """Counted bytes by kind."""
         self._highest: dict[str, int] = {}
         self._latest: tuple[int, int] = (0, 0)
-        """The two streams appended to last. Their newest entries stay, so that one who writes finds it."""
+        """The last two streams appended to. Their newest entries stay, so a writer can read what it just wrote."""
         self._swept = 0.0
 
     def load(self) -> None:
-        """Count what is in the file: when it's opened, and after a transaction that failed."""
+        """Count the bytes in the file, after opening it and after a failed transaction."""
         self._sizes.clear()
         self._sizes.update(self._file.run("SELECT kind, sum(size) FROM streams GROUP BY kind"))
         self._highest = dict(self._file.run("SELECT name, highest FROM kinds"))
@@ -96,7 +96,7 @@ class Streams:
     def _append(
         self, stream: str, data: bytes, ttl: float, max_entries: int, now: float, *, seal: bool = False, at: int = -1
     ) -> int:
-        """Append an entry, at the offset that another stream gave it if there's one."""
+        """Append an entry. In an index, use its offset in the first stream."""
         run, kind = self._file.run, kind_of(stream)
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
@@ -145,7 +145,7 @@ class Streams:
         return offset
 
     def _cut(self, number: int, count: int) -> tuple[int, int]:
-        """Drop the oldest entries of a stream; returns the offset of the last of them, and the bytes that they took."""
+        """Drop the oldest entries of a stream. Return the offset of the last one, and the bytes freed."""
         rows = self._file.run(
             "SELECT offset, length(data) FROM entries WHERE stream=? ORDER BY offset LIMIT ?", (number, count)
         ).fetchall()
@@ -154,7 +154,7 @@ class Streams:
         return floor, sum(length + ITEM_BYTES for _, length in rows)
 
     def _make_room(self, kind: str) -> None:
-        """Drop the oldest entry of the largest stream; the stream is dropped with its only one."""
+        """Drop the oldest entry of the largest stream. Drop the stream with its only entry."""
         number, entries, size = self._file.one(
             "SELECT id, entries, size FROM streams WHERE kind=? AND (entries>1 OR id NOT IN (?,?))"
             " ORDER BY size DESC LIMIT 1",
@@ -178,7 +178,7 @@ class Streams:
 
 
 def _page(epoch: str, rows: sqlite3.Cursor, max_bytes: int) -> list[Entry]:
-    """Entries up to the one with which they reach a size."""
+    """Return entries up to the one that reaches `max_bytes`."""
     found: list[Entry] = []
     for offset, data in rows:
         found.append(Entry(Position(epoch, offset), data))

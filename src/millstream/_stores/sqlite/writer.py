@@ -1,4 +1,4 @@
-"""The one thread that runs SQL: waiting statements share a transaction, and results are returned after its commit."""
+"""The writer thread, which runs all SQL. Waiting jobs share a transaction and return after its commit."""
 
 import asyncio
 import sqlite3
@@ -14,9 +14,9 @@ from millstream._stores.sqlite.file import File
 T = TypeVar("T")
 
 MAX_JOBS: Final = 1_024
-"""Jobs of one transaction."""
+"""Maximum number of jobs per transaction."""
 PAUSE: Final = 1.0
-"""Seconds until a file that couldn't be written is tried again."""
+"""Seconds before the next attempt after a failed write."""
 
 
 class _Job:
@@ -37,28 +37,28 @@ class _Job:
 
 
 class SqliteWriter:
-    """Runs jobs on one file. For one event loop."""
+    """A runner of jobs on one file, for one event loop."""
 
     def __init__(self, file: File, load: Callable[[], None]) -> None:
-        """`load` reads what is kept of the file in memory; it's called in the thread."""
+        """Create a writer. `load` reads cached state from the file and runs in the thread."""
         # configuration
         self._file = file
         self._load = load
         # process
         self.open = False
         self.degraded_reason = ""
-        """Why the last transaction failed; empty once one has succeeded."""
+        """Why the last transaction failed, or an empty string if it succeeded."""
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: list[_Job] = []
         self._task: asyncio.Task[None] | None = None
         self._failed: tuple[float, LocalError] | None = None
-        """Time and error of a failed transaction."""
+        """Time and error of the last failed transaction."""
 
     async def start(self) -> None:
         """Open the file.
 
         Raises:
-            LocalError: it can't be used.
+            LocalError: the file can't be used.
         """
         self._thread = ThreadPoolExecutor(1, "millstream-sqlite")
         try:
@@ -70,7 +70,7 @@ class SqliteWriter:
         self.open = True
 
     async def stop(self) -> None:
-        """Finish what waits, and let go of the file."""
+        """Finish pending jobs and close the file."""
         self.open = False
         while self._task is not None:
             await asyncio.wait([self._task])
@@ -79,11 +79,11 @@ class SqliteWriter:
         self._end()
 
     async def run(self, work: Callable[[], T], tell: Callable[[T], None] | None = None, *, writes: bool = True) -> T:
-        """Run statements; returns when they're committed, and `tell` was called with the result.
+        """Run a job, and return its result after the commit and after `tell` was called with it.
 
         Raises:
-            Exception: what `work` raises, before it has written anything.
-            LocalError: the file couldn't be written or read.
+            Exception: `work` raised it before it wrote anything.
+            LocalError: reading or writing the file failed.
         """
         if not self.open:
             raise StoreUnavailable("The store is closed.")
@@ -124,7 +124,7 @@ class SqliteWriter:
         self._load()
 
     def _run_all(self, jobs: Sequence[_Job]) -> None:
-        """Run jobs in one transaction. Where it fails, those that only read are run again without the others."""
+        """Run jobs in one transaction. If it fails, run the read-only jobs again without the others."""
         writes = any(job.writes for job in jobs)
         try:
             self._make_ready(writes=writes)
@@ -134,7 +134,7 @@ class SqliteWriter:
             else:
                 self._work(jobs)
             return
-        except Exception as exc:  # whatever it is: nothing of it is in the file, or nobody knows
+        except Exception as exc:  # rolled back, or the outcome is unknown
             error = _final_error(self._file.explain(exc))
         if self._failed is None or str(self._failed[1]) != str(error) or time.monotonic() - self._failed[0] >= PAUSE:
             self._failed, self.degraded_reason = (time.monotonic(), error), str(error)
@@ -143,14 +143,14 @@ class SqliteWriter:
         readers = [job for job in jobs if not job.writes]
         if self._file.is_open:
             try:
-                self._load()  # what was counted was rolled back
+                self._load()  # the counts include rolled-back changes
                 if writes:
                     self._work(readers)
             except Exception:  # they keep their error
                 self._file.drop()
 
     def _make_ready(self, *, writes: bool) -> None:
-        """Have a file that is open, unless it failed just now: or all who come while the disk is full kept it busy."""
+        """Reopen the file if needed, but fail fast shortly after a failure, so a full disk isn't retried per job."""
         failed = self._failed
         if failed is not None and (writes or not self._file.is_open):
             if time.monotonic() - failed[0] < PAUSE:
@@ -167,12 +167,12 @@ class SqliteWriter:
                 job.result = job.work()
             except sqlite3.Error:
                 raise
-            except Exception as exc:  # a refusal, which is the caller's
+            except Exception as exc:  # belongs to the caller
                 job.failure = exc
 
 
 def _final_error(exc: Exception) -> LocalError:
-    """Convert an error of the file to the one that the contract of stores names."""
+    """Convert a file error to one that the store contract allows."""
     if isinstance(exc, StoreFull | StoreUnavailable):
         return exc
     return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
