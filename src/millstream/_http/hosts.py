@@ -1,9 +1,8 @@
-"""Which Host and Origin may talk to this server: pure checks, the same for every transport.
+"""Host and Origin checks, shared by all transports. They do no I/O: headers in, a refusal or `None` out.
 
-DNS rebinding needs a name, so an IP literal is always a good Host, loopback names are too, and every other name has to
-be listed (RFC 9110 §7.4 gives the status 421). An Origin is good when it is listed, loopback where only this machine
-is served, or the server's own. The CORS lists are what browser clients of the protocol send and read. Nothing here
-knows a socket or a handler: headers in, a refusal or `None` out.
+DNS rebinding needs a name, so IP literals and loopback names are always accepted as Host, and any other name must be
+listed (status 421, RFC 9110 §7.4). An Origin is accepted if it's listed, if it's the server's own, or if it's a
+loopback Origin and only this machine is served. The CORS lists contain the headers that browser clients send and read.
 """
 
 import re
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
-"""Paths that probes call by whatever name they have; callers skip the check for them."""
+"""Paths for health probes, which may use any Host. Callers skip the check for them."""
 
 METADATA = "/.well-known/oauth-"
 """Prefixes of paths with authorization metadata, which browser clients of any origin can read."""
@@ -27,9 +26,9 @@ _SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencod
 """Types of bodies that browsers send to other origins without a preflight (Fetch, CORS-safelisted request-header)."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REMEMBERED = 1024
-"""Host values kept as known good; addresses and a wildcard would otherwise let a client grow the set."""
+"""Maximum number of cached Host values, because clients can make up any number of valid ones."""
 _FAMILIAR = 64
-"""Most requests name one of a few hosts, and come from one of a few addresses."""
+"""Cache size for hosts and addresses. Most requests use one of a few."""
 
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
@@ -47,7 +46,7 @@ _PREFLIGHT = (
 
 
 class Authority(NamedTuple):
-    """A parsed ``host[:port]``: the name in lower case, the port as written, the address when the name is one."""
+    """A parsed ``host[:port]``: the name in lower case, the port as written, and the address if the name is one."""
 
     name: str
     port: bytes | None
@@ -55,7 +54,7 @@ class Authority(NamedTuple):
 
     @property
     def loopback(self) -> bool:
-        """An address of the loopback network, or a name that resolvers must answer with one (RFC 6761 §6.3)."""
+        """Whether this is a loopback address, or a name that must resolve to one (RFC 6761 §6.3)."""
         if self.address is not None:
             return self.address.is_loopback
         return self.name == "localhost" or self.name.endswith(".localhost")
@@ -63,7 +62,7 @@ class Authority(NamedTuple):
 
 @lru_cache(_FAMILIAR)
 def parse_authority(value: bytes) -> Authority | None:
-    """Split a Host value; `None` when it is malformed (RFC 9110 §7.2, without the forms only userinfo needs)."""
+    """Parse a Host value. Return `None` if it's malformed (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(value.strip(b" \t"))
     if match is None:
         return None
@@ -94,7 +93,7 @@ class HostNames:
         self.suffixes = tuple(name[1:] for name in names if name.startswith("*."))
 
     def allow(self, name: str, port: bytes | None) -> bool:
-        """Is this lower-case name, or this name at this port, one of the entries?"""
+        """Return whether an entry matches this lower-case name, alone or with this port."""
         if self.any or name in self.exact:
             return True
         if port is not None and f"{name}:{port.decode()}" in self.exact:
@@ -105,9 +104,9 @@ class HostNames:
 class HostPolicy:
     """The Host and Origin rules of one server.
 
-    ``check`` is the whole rule. The set `good` holds Host values that passed, so that a hot path can skip ``check`` for
-    a request whose only Host is in it and that has neither Origin nor ``Sec-Fetch-Site``. Where nobody knows what the
-    server is bound to (`loopback_bind` is None), a peer on a loopback address is taken for one of this machine.
+    Call ``check`` to apply all rules. The set `good` caches Host values that passed. A fast path can skip ``check`` for
+    a request with a single Host that is in the set and with neither Origin nor ``Sec-Fetch-Site``. If the bind address
+    is unknown (`loopback_bind` is None), peers with loopback addresses count as this machine.
     """
 
     __slots__ = ("_cors", "_hosts", "_loopback_bind", "_origins", "_shared", "good")
@@ -126,9 +125,9 @@ class HostPolicy:
         Args:
             allowed_hosts: names besides loopback names and IP literals.
             allowed_origins: origins besides loopback ones on a loopback bind.
-            loopback_bind: whether only this machine reaches the server; None if nothing says so.
-            shared: further paths that pages of any origin may use, since no cookie counts there.
-            cors: answer preflights and let pages of allowed origins read replies.
+            loopback_bind: whether only this machine can reach the server, or None if unknown.
+            shared: further paths that pages of any origin may use, because they ignore cookies.
+            cors: whether to answer preflights and let pages of allowed origins read replies.
         """
         self._cors = cors
         self._hosts = HostNames(allowed_hosts)
@@ -140,7 +139,7 @@ class HostPolicy:
     def check(
         self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]], peer: str = ""
     ) -> Response | None:
-        """Return the refusal for these headers of a peer, or `None` when Host and Origin are fine."""
+        """Return the refusal for a request, or `None` if its Host and Origin are allowed."""
         host = headers.get(b"host")
         if host is None:
             return refusal(400, "The Host header is missing.")
@@ -158,10 +157,10 @@ class HostPolicy:
         return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
 
     def _admits(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether to serve a request of an Origin.
+        """Return whether to serve a request from an Origin.
 
-        Without CORS, ``*`` stops neither programs nor pages that other middleware admits. It doesn't admit what a
-        browser sends for any page without asking first: forms, and WebSockets.
+        Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
+        browsers send for any page without a preflight: forms and WebSockets.
         """
         if self.allows_origin(origin, host, peer, wildcard=self._cors):
             return True
@@ -170,7 +169,7 @@ class HostPolicy:
         return not self._cors and asked and self.allows_origin(origin, host, peer)
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
-        """Return whether an Origin is allowed at this (already checked) Host. An opaque ``null`` must be named."""
+        """Return whether an Origin is allowed for a Host that passed the check. An opaque ``null`` must be listed."""
         if origin.strip(b" \t") == b"null":
             return self._origins.opaque
         match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
@@ -196,9 +195,7 @@ class HostPolicy:
         return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
 
     def screen(self, request: HttpRequest) -> tuple[Response | None, bytes]:
-        """Return all of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS
-        lines.
-        """
+        """Check a request. Return a refusal or preflight reply, if any, and the CORS header lines for the reply."""
         if request.path.startswith(METADATA) or request.path in self._shared:
             return self._screen_shared(request)
         wrong = None
@@ -210,7 +207,7 @@ class HostPolicy:
         return self.preflight(request), self.cors_head(origin)
 
     def _screen_shared(self, request: HttpRequest) -> tuple[Response | None, bytes]:
-        """Screen a public path: any origin can read it or request a token, under an allowed Host."""
+        """Check a request to a public path, which any origin may use under an allowed Host."""
         origin = {name: value for name, value in request.headers.items() if name != b"origin"}
         wrong = self.check("GET", origin, origin.items(), request.peer)
         cors = b"access-control-allow-origin: *\r\n"
@@ -225,7 +222,7 @@ class HostPolicy:
         return wrong, cors
 
     def preflight(self, request: HttpRequest) -> Response | None:
-        """Return the answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
+        """Return the reply to a CORS preflight whose Origin passed ``check``, or `None` for other requests."""
         if not self._cors:
             return None
         headers = request.headers
@@ -233,7 +230,7 @@ class HostPolicy:
         if request.method != "OPTIONS" or origin is None or b"access-control-request-method" not in headers:
             return None
         wanted = headers.get(b"access-control-request-headers", b"")
-        # Parameter headers have names of the user's choice: reflect the list instead of guessing it.
+        # Tools can define parameter headers with any name, so reflect the requested list.
         allowed = wanted if _TOKENS.fullmatch(wanted) else _ALLOW_HEADERS
         head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
         return Response(status=204, head=head)
@@ -248,7 +245,7 @@ class HostPolicy:
                 f"Host {authority.name!r} is not served here. Add it to `allowed_hosts` (MILLSTREAM_ALLOWED_HOSTS).",
             )
         if len(self.good) >= _REMEMBERED:
-            self.good.clear()  # made-up addresses are good Hosts too: the true ones are back with their next request
+            self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
         self.good.add(host)
         return None
 
@@ -261,7 +258,7 @@ class _OriginRules:
     def __init__(self, entries: Iterable[str]) -> None:
         self.any = False
         self.opaque = False
-        """Pages without an origin are allowed: files that a browser has opened, and sandboxed frames of any site."""
+        """Whether pages with an opaque origin are allowed: local files, and sandboxed frames of any site."""
         names: dict[bytes, list[str]] = {}
         for entry in entries:
             scheme, mark, rest = entry.strip().lower().rstrip("/").partition("://")
@@ -287,7 +284,7 @@ class _OriginRules:
 
 
 def _with_port(scheme: bytes, rest: str) -> str:
-    """Return an origin without a port means the default port of its scheme, and no other."""
+    """Add the default port of the scheme to an origin without a port."""
     has_port = ":" in rest.rpartition("]")[2]
     return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
 
@@ -298,7 +295,7 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def require_same_site(handler: Handler) -> Handler:
-    """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
+    """Wrap a GET handler with effects, such as opening a stream, to refuse links, images, and frames of other sites."""
 
     async def screened(request: HttpRequest) -> Response | Sink | None:
         return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
@@ -307,18 +304,16 @@ def require_same_site(handler: Handler) -> Handler:
 
 
 def no_websocket(root_path: str, *, served: bool) -> Response:
-    """Return the reply to a handshake at a path without a WebSocket; `served` says whether the server has one
-    elsewhere.
-    """
+    """Return the reply to a handshake at a path without a WebSocket. `served`: whether another path has one."""
     where = f"It's at {root_path}/ws." if served else "This server has none. To serve one at /ws, use --serve hub."
     return refusal(404, f"There is no WebSocket at this path. {where}")
 
 
 def not_a_socket(handler: Handler, *, served: bool) -> Handler:
-    """Refuse a GET that asks for a WebSocket, where the handler opens a stream.
+    """Wrap a stream handler to refuse WebSocket handshakes.
 
-    A server may ignore that it asks (RFC 9110 §7.8). But the client would get a stream that it can't read and that
-    never ends, and would hear only after its own patience that nobody speaks to it.
+    A server may ignore an upgrade (RFC 9110 §7.8), but the client would get an endless stream that it can't read, and
+    would fail only after its own timeout.
     """
 
     async def screened(request: HttpRequest) -> Response | Sink | None:
@@ -337,7 +332,7 @@ def _origin_refused(origin: bytes) -> Response:
 
 @lru_cache(_FAMILIAR)
 def is_loopback(host: str) -> bool:
-    """Return whether a bind or peer address is of this machine only."""
+    """Return whether a bind or peer address is a loopback address."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

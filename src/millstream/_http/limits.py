@@ -6,7 +6,7 @@ from millstream._config import Settings
 
 
 class HttpLimits(Struct, frozen=True):
-    """Counts, sizes in bytes, times in seconds: each is the setting of its name."""
+    """Counts, sizes in bytes, and times in seconds, each from the setting of the same name."""
 
     max_body: int
     max_unfinished: int
@@ -24,5 +24,5 @@ class HttpLimits(Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings) -> "HttpLimits":
-        """Return the bounds of a server with these settings."""
+        """Return the limits for these settings."""
         return convert(settings, cls, from_attributes=True)

@@ -1,4 +1,4 @@
-"""`Accept` and `Content-Type`, as far as this server has a choice (RFC 9110 §8.3, §12.5.1)."""
+"""Parsing of `Accept` and `Content-Type` for the types that this server supports (RFC 9110 §8.3, §12.5.1)."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ from msgspec import Struct
 
 
 class AcceptedTypes(Struct, frozen=True, gc=False):
-    """Which of our two reply types a client can read."""
+    """The reply types, of the two that the server sends, that a client accepts."""
 
     json: bool
     stream: bool
     page: bool = False
-    """Whether the client is a browser that navigates here: it names HTML and would accept a stream."""
+    """Whether the request is a browser navigation: it lists HTML and would also accept a stream."""
 
 
 _ANY = AcceptedTypes(True, True)
@@ -52,6 +52,6 @@ def _zero(parameter: bytes) -> bool:
 
 
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a body is declared as plain JSON; compressed ones are refused, like every other type."""
+    """Return whether a body is declared as uncompressed JSON."""
     declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"

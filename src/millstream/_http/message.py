@@ -1,9 +1,9 @@
-"""HTTP without a server: what a transport handler gets and gives.
+"""Requests and replies of transport handlers, independent of MCP, sockets, and event loops.
 
 A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
-`Sink` with ``request.open(...)``. It writes to that and returns ``None`` when the stream is over; or it returns the
-open sink, which others write to until it closes: a stream that only listens needs no waiting task. The adapters (ASGI
-and our server) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
+`Sink` with ``request.open(...)``. It either writes to the sink and returns ``None`` at the end of the stream, or
+returns the open sink, so a stream that only listens needs no waiting task. The adapters (ASGI and our own server)
+create the requests and send the replies.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -20,7 +20,7 @@ JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _CUSTOMER = 64
-"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
+"""Prefix length of IPv6 networks. A customer can choose the remaining bits of an address."""
 
 
 class Response(Struct, gc=False):
@@ -35,10 +35,10 @@ class Response(Struct, gc=False):
 
 
 def header_lines(**headers: str) -> bytes:
-    """Finished header lines for a `Response.head`; ``retry_after="1"`` is written as ``retry-after: 1``.
+    """Encode header lines for `Response.head`. ``retry_after="1"`` becomes ``retry-after: 1``.
 
     Raises:
-        ValueError: a value would end its line, or has characters that a header cannot hold.
+        ValueError: a value contains a line break or another character that isn't allowed in headers.
     """
     lines = b""
     for name, value in headers.items():
@@ -49,26 +49,26 @@ def header_lines(**headers: str) -> bytes:
 
 
 def refusal(status: int, text: str, **headers: str) -> Response:
-    """Return a refusal in one line of plain text, which says what happened and what to do, with further
-    `header_lines`.
+    """Return an error response with one line of plain text, and with `headers` as in `header_lines`.
+
+    The text says what happened and what to do.
     """
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
 
 class Outlet(Protocol):
-    """One way out to a peer: the body of a response, or a WebSocket. Every kind keeps this contract.
+    """An output channel to a peer: the body of a response, or a WebSocket. All implementations follow these rules.
 
-    - It is open from the start and closes once: by `close`, because the peer went away, or because it fell too far
-      behind. It never opens again, and it knows only that it is closed, not why.
-    - Chunks reach the peer whole and in the order of the writes, up to some point; nothing is ever left out between
-      two chunks. After `close` that point is the end, so the peer sees a complete body. In the other cases the body is
-      broken off without its final chunk, so the peer can tell.
+    - It's open from the start and closes once: by `close`, because the peer disconnected, or because the peer fell too
+      far behind. It never reopens and doesn't report why it closed.
+    - Chunks reach the peer complete and in order, without gaps, up to some point. After `close`, that point is the end,
+      so the peer sees a complete body. Otherwise the body ends without its final chunk, which the peer can detect.
     - No method raises because of the peer. Only `drain` and `wait_closed` wait.
-    - All of it belongs to the event loop that runs the handler; other threads stay out.
+    - It isn't thread-safe: use it only in the event loop that runs the handler.
     """
 
     closed: bool
-    """True once the peer has gone or `close` was called."""
+    """Whether the peer has disconnected or `close` was called."""
 
     @property
     def buffered(self) -> int:
@@ -76,33 +76,33 @@ class Outlet(Protocol):
         ...
 
     def write(self, data: bytes, /) -> object:
-        """Write a chunk without waiting. Nothing happens when it is closed or the chunk is empty.
+        """Write a chunk without waiting. Do nothing if the outlet is closed or the chunk is empty.
 
-        A reader who is more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait
-        (a broadcast) needs no look at `buffered`; one that can calls `drain`.
+        A reader more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait (a
+        broadcast) doesn't have to check `buffered`. Other writers call `drain`.
         """
         ...
 
     async def drain(self) -> None:
-        """Wait until the buffer is below its high-water mark, or it is closed."""
+        """Wait until the buffer is below its high-water mark, or until the outlet is closed."""
 
     def close(self) -> None:
-        """End it properly: what was written still goes out, then the final chunk. Idempotent."""
+        """Close after sending buffered data and the final chunk. Idempotent."""
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once when the peer goes away or `close` is called; at once when it already happened."""
+        """Call `callback` once, when the outlet closes, or immediately if it already has."""
 
 
 class Sink(Outlet, Protocol):
     """An outlet with asynchronous close. The HTTP server, the ASGI adapter, and each WebSocket have one."""
 
     async def wait_closed(self) -> None:
-        """Wait until it is closed. The bytes may still be on their way."""
+        """Wait until the sink is closed. Data may still be in transit."""
 
 
 @lru_cache(maxsize=4096)
 def peer_network(address: str) -> str:
-    """Return the network that counts as one address. For IPv6 it's a customer's network, which has many addresses."""
+    """Return the network to count as one client: the address for IPv4, or a customer's network for IPv6."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -116,18 +116,18 @@ def peer_network(address: str) -> str:
 
 
 class HttpRequest(Struct, eq=False):
-    """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call.
+    """An HTTP request with its complete body. It's a Struct, so creating one needs no Python call.
 
-    The adapters' own kinds of request know how to open a stream.
+    The adapters' subclasses implement `open`.
     """
 
     method: str
     path: str
-    """Decoded path below the mount point (`root_path` taken off)."""
+    """Decoded path below the mount point, without `root_path`."""
     raw_headers: Collection[tuple[bytes, bytes]]
-    """(lower-case name, value) in order of arrival."""
+    """Headers as (lower-case name, value), in order of arrival."""
     headers: dict[bytes, bytes]
-    """The last value of each name; shorter than `raw_headers` when a name was repeated."""
+    """Last value of each header, by lower-case name."""
     body: bytes = b""
     query: bytes = b""
     peer: str = ""
@@ -135,22 +135,21 @@ class HttpRequest(Struct, eq=False):
     root_path: str = ""
     scheme: str = "http"
     cancel_on_disconnect: bool = False
-    """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
+    """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
     cancel: Callable[[], object] | None = None
-    """Stop the handler; set by the adapter once the handler waits for something."""
+    """Function that stops the handler. Set by the adapter once the handler suspends."""
     principal: Principal | None = None
-    """The caller, as the guard in front of the handler found out; None for an anonymous one."""
+    """The authenticated caller, or None for an anonymous one."""
 
     @property
     def owner(self) -> str:
-        """The owner whose share of the server's capacity the request uses: the principal, otherwise the peer's
-        `peer_network`.
-        """
+        """The owner whose limits the request counts against: the principal, or else the `peer_network`."""
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Called when the handler's task was cancelled, but not its call. True if the peer has gone; if not, it still
-        waits for an answer.
+        """Return whether the peer is gone, after the handler's task was cancelled, but not its call.
+
+        If not, the peer still waits for an answer.
         """
         return False
 
@@ -158,7 +157,7 @@ class HttpRequest(Struct, eq=False):
         """Start a streamed reply with a status and finished header lines.
 
         Raises:
-            RuntimeError: it has been answered already, or cannot be by a stream.
+            RuntimeError: the request was already answered, or doesn't support a streamed reply.
         """
         raise RuntimeError(f"{self.method} {self.path} cannot be answered by a stream.")
 
@@ -178,9 +177,7 @@ client_id_of = partial(query_value, "client_id")
 
 
 def last_event_id(request: HttpRequest) -> str:
-    """Return the id to resume an event stream from: the header, which an `EventSource` sends when it reconnects; before
-    that only the query can name one.
-    """
+    """Return the event id to resume from: the header that `EventSource` sends on reconnect, or else the query's."""
     header = request.headers.get(b"last-event-id")
     return header.decode("utf-8", "replace").strip() if header else query_value("last_event_id", request.query)
 

@@ -1,8 +1,8 @@
-"""Problem details: errors of the plain REST operations as RFC 9457 has them.
+"""Problem details (RFC 9457) for errors of plain REST operations.
 
-Each kind has one status and one title; `type` is the place in this server's own `/docs` page that explains it, so
-that it can be opened. 422 is for arguments that do not fit the schema, and 409 for a call whose arguments fit but
-which cannot be done as things stand: a caller that generated its arguments from the schema never sees a 422.
+Each kind has one status and one title. Its `type` is a URL in the server's own `/docs` page that explains it. 422 is
+for arguments that don't match the schema, and 409 for a call with valid arguments that can't be done in the current
+state. A caller that generates its arguments from the schema never gets a 422.
 """
 
 from msgspec import Struct
@@ -54,21 +54,21 @@ KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE
 
 
 def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
-    """Return an error without a kind, whose status is sufficient."""
+    """Return an error that needs no kind, because its status is sufficient."""
     return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
 
 
 def problem(
     kind: ProblemKind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
 ) -> Response:
-    """Return a reply that says what went wrong.
+    """Return a problem response.
 
     Args:
-        kind: what happened.
-        detail: this occurrence, for the caller to read.
-        root_path: where the server is mounted, for the address of the explanation.
-        status: another status than the kind's own.
-        incident: the identifier under which the log has more.
+        kind: the kind of problem.
+        detail: explanation of this occurrence, for the caller.
+        root_path: the server's mount path, for the URL of the explanation.
+        status: status to use instead of the kind's own.
+        incident: identifier of the log entry with details.
         head: further header lines.
     """
     body: dict[str, str | int] = {

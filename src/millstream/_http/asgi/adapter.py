@@ -278,7 +278,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         task.cancel()
 
     def ends_with(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether anything besides this exchange cancelled the task."""
+        """Cut the stream. Return whether anything besides this exchange cancelled the task."""
         if self.sink is not None:
             self.sink.cut()
         return not self.stopped or task.cancelling() > 1

@@ -1,8 +1,8 @@
 """One HTTP/1 connection without I/O: bytes in, events out.
 
-`receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete` says that the reply
-to a request is written. Requests are answered one at a time, in the order in which they arrived, so a request that
-comes early waits in the queue. `states` holds the two tables of what a connection reads and what it replies.
+`receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete` marks the reply to a
+request as written. Requests are answered one at a time, in order of arrival; pipelined requests wait in a queue.
+`states` has the two state tables, one for reading and one for replying.
 
 Most requests are read by the fast head reader (`fast_head`), all others by httptools. Every limit is checked while a
 request is parsed. A request above one becomes a `Refusal`, the last event of its connection.
@@ -70,10 +70,9 @@ from millstream._http.server.states import (
 )
 
 MAX_FRAMING = 64 * 1024
-"""Bytes that the framing of a body may take, besides an eighth of the body. A tiny chunk costs as much as a large one.
-"""
+"""Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
 MAX_PIPELINE = 64
-"""Requests that may wait behind a running one. A chunk that brings more is not read to its end."""
+"""Maximum number of requests queued behind a running one. Parsing stops at the next."""
 
 _PROBES = frozenset(path.encode() for path in EXEMPT)
 _SCREENED = frozenset({b"origin", b"sec-fetch-site"})
@@ -143,7 +142,7 @@ class ServerConnection:
         self._scheme = scheme
         self._proxies = proxies
         self.over_cap = False
-        """Above the cap on connections: it gets one reply, a refusal unless it is a health probe."""
+        """Whether the connection exceeds the cap. It gets one reply: a refusal, unless it's a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
         """The table, as long as the fast head reader could read every head."""
         # Connection
@@ -153,23 +152,23 @@ class ServerConnection:
         self.since = shared.clock
         """Start of the current wait, by the clock of the last sweep."""
         self.held = False
-        """No event is given out: the client does not read its replies."""
+        """Whether events are withheld because the client doesn't read its replies."""
         self.queue: deque[ServerExchange | Refusal | Upgrade] = deque()
-        """Events that wait for their turn."""
+        """Events that wait for an earlier reply."""
         self.newest: ServerExchange | None = None
         """The request that arrived last, until its reply is written."""
         # Request
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._asks_for_socket = False
-        """The request is a WebSocket handshake, whether WebSockets are served or not."""
+        """Whether the request is a WebSocket handshake, even if WebSockets aren't served."""
         self._handshake = b""
         """The head of a WebSocket handshake."""
         self._ignored_head = b""
         """The head of a request whose upgrade is ignored, without the upgrade, until it is read again."""
         self._ignored_upgrade = b""
         self._ignores_body = False
-        """The reply is known from the head alone."""
+        """Whether the head alone determines the reply."""
         self.body: bytes | bytearray = b""
         self._size = 0
         """Bytes of the chunk being parsed."""
@@ -186,23 +185,23 @@ class ServerConnection:
 
     @property
     def busy(self) -> bool:
-        """A reply is owed, so the server does not wait for the client."""
+        """Whether a reply is pending, so the server doesn't wait for the client."""
         return self.replying == ANSWERING or bool(self.queue)
 
     @property
     def idle(self) -> bool:
-        """No reply is owed, and no byte of a request has arrived."""
+        """Whether no reply is pending and no byte of a request has arrived."""
         return self.reading <= IDLE and not self.busy
 
     @property
     def arriving(self) -> bool:
-        """A request has begun to arrive, and no reply is owed."""
+        """Whether a request has begun to arrive and no reply is pending."""
         return HEAD <= self.reading < DONE and not self.busy
 
     # Events
 
     def receive(self, data: bytes) -> Event | None:
-        """Take bytes of the client and return the next event, or `None` if more bytes or `complete` are needed."""
+        """Process received bytes. Return the next event, or `None` if more bytes or `complete` are needed."""
         table = self.fast
         if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
             if self.reading == FAST_BODY:
@@ -220,7 +219,7 @@ class ServerConnection:
             fields = dict(map(read_line, lines))
             size = int(fields[b"content-length"])
         except KeyError:
-            # Nothing else runs in here: user code must not see this error as the context of its own.
+            # Keep this block minimal, so user code's errors don't get this one as their context.
             self.fast = None
             fields, size = dict[bytes, bytes](), 0
         limits = table.limits
@@ -253,7 +252,7 @@ class ServerConnection:
         return self.next_event()
 
     def next_event(self) -> Event | None:
-        """Return what to do next, or `None` if more bytes or `complete` are needed."""
+        """Return the next event, or `None` if more bytes or `complete` are needed."""
         if self.replying != SILENT or self.held:
             return None
         if self.queue:
@@ -266,14 +265,14 @@ class ServerConnection:
         return None
 
     def complete(self, exchange: ServerExchange) -> None:
-        """Go on after the reply to a request is written."""
+        """Continue after the reply to a request is written."""
         self.replying = COMPLETES[self.replying]
         self.since = self._shared.clock
         if self.newest is exchange:
             self.newest = None
 
     def refuse(self, response: Response) -> None:
-        """Read no more; queue a refusal behind the replies that are owed."""
+        """Stop reading, and queue a refusal behind pending replies."""
         if self.reading != DONE:
             self._stop()
             self.queue.append(Refusal(response))
@@ -320,7 +319,7 @@ class ServerConnection:
                     self.queue.append(Upgrade(self._handshake, rest))
                     return
                 if self._asks_for_socket:
-                    self._stop()  # what the client sends next may be frames
+                    self._stop()  # the next bytes may be WebSocket frames
                     return
                 # An upgrade that the server ignores (RFC 9110 §7.8). The parser takes the body for another protocol, so
                 # a new one reads the request without the upgrade.
@@ -335,7 +334,7 @@ class ServerConnection:
             data = rest
 
     def _receive_body(self, data: bytes) -> None:
-        """Take the rest of a body whose head the parser has not seen. The parser reads everything behind it."""
+        """Process the rest of a body whose head bypassed the parser. The parser reads everything after it."""
         body = data[: self._missing]
         self._missing -= len(body)
         self.on_body(body)
@@ -347,7 +346,7 @@ class ServerConnection:
         self._parse(data[len(body) :])
 
     def _weigh(self) -> None:
-        """Count the part of an unfinished body that a chunk brought, and how much of the chunk was framing."""
+        """Count the body bytes and the framing bytes in a chunk of an unfinished body."""
         self._framing = self._framing + self._size - (self._received - self._counted) if self._counted else 0
         if self._framing > MAX_FRAMING + self._received // 8:
             self.refuse(CHUNKS_TOO_SMALL)
@@ -380,7 +379,7 @@ class ServerConnection:
             self.refuse(TARGET_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or after the body a trailer."""
+        """Process a header, or a trailer if it follows the body."""
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:  # noqa: C901, PLR0912  the checks of a head, in their order
@@ -483,7 +482,7 @@ class ServerConnection:
     # Checks of a head
 
     def _is_excessive(self) -> bool:
-        """Refuse a head that is too large, and stop at one request too many in the queue."""
+        """Refuse a head that is too large, and stop reading if the queue is full. Return whether either happened."""
         limits, headers = self._table.limits, self._headers
         if len(self.queue) >= MAX_PIPELINE + (self.replying == SILENT):
             # Those in the queue are answered; the reply to the last of them says that the connection closes.
@@ -499,7 +498,7 @@ class ServerConnection:
         return self.reading == DONE
 
     def _check(self, method: bytes, fields: dict[bytes, bytes], headers: list[tuple[bytes, bytes]]) -> Response | None:
-        """Return the refusal of a head, if it needs one."""
+        """Return the refusal for an invalid head, or None."""
         target = self._target
         if method == b"CONNECT":
             return BAD_TARGET

@@ -1,7 +1,7 @@
-"""How a server lets its connections go before it ends, so that no request falls between two replies.
+"""Graceful shutdown of connections, so no request is lost.
 
-RFC 9112 §9.6: the side that closes says so first, in the last reply. An idle connection has no such reply, so it is
-closed when it has been idle for a while, and never while bytes of a request wait to be read.
+A server announces a close in its last reply (RFC 9112 §9.6). An idle connection has no such reply, so it's closed after
+it has been idle for a while, and never while unread bytes of a request are waiting.
 """
 
 import select
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from millstream._http.server.guard import ConnectionGuard, ServerState
 
 LINGER: Final = 2.0
-"""Seconds that an idle connection has for one more request, which is answered with ``connection: close``."""
+"""Seconds that an idle connection stays open for one more request, which gets ``connection: close``."""
 TICK: Final = 0.02
 
 
@@ -22,13 +22,13 @@ class DrainTimes(Struct, frozen=True):
     """Time limits for clients and load balancers at shutdown. Calls have their own."""
 
     delay: float = 0.0
-    """Seconds in which it is not ready and still serves, so that load balancers notice."""
+    """Seconds to keep serving after readiness checks begin to fail, so load balancers notice."""
     linger: float = 0.0
     """Seconds that an idle connection stays open after that."""
 
     @classmethod
     def stopping(cls, delay: float) -> "DrainTimes":
-        """Return the times of a server that nothing replaces. Without a load balancer it does not linger."""
+        """Return the times for a server that isn't replaced. Without `delay`, it doesn't linger."""
         return cls(delay, min(delay, LINGER))
 
 
@@ -53,7 +53,7 @@ class ConnectionDrainer:
             connection.announce_close()
 
     def close_idle(self, linger: float) -> bool:
-        """Close the connections that have been idle for `linger` seconds; return whether to look again."""
+        """Close connections that have been idle for `linger` seconds. Return whether to check again."""
         self.announce()  # to connections that were accepted in between
         now, waiting = self._clock(), False
         since = {each: self._since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
@@ -77,7 +77,7 @@ class ConnectionDrainer:
                 transport.abort()
 
     def answering(self) -> bool:
-        """Return whether a reply is owed, also one of a page or a webhook, which no count of calls has."""
+        """Return whether a reply is pending, including replies of pages and webhooks, which aren't calls."""
         return any(each.answering and not each.transport.is_closing() for each in self._state.connections)
 
 
@@ -86,7 +86,7 @@ def _waits_for_client(connection: Any) -> bool:
 
 
 def readable(sockets: Iterable[Any]) -> set[int]:
-    """Return the descriptors of the sockets on which something waits to be read or accepted."""
+    """Return the descriptors of sockets with data to read or connections to accept."""
     if not hasattr(select, "poll"):
         return set()
     poll = select.poll()

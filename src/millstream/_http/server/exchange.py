@@ -31,7 +31,7 @@ class ReplyQueue(Protocol):
 
     @property
     def queue(self) -> Collection[object]:
-        """The requests that wait for their turn."""
+        """The requests that wait for an earlier reply."""
         ...
 
     def complete(self, exchange: "ServerExchange") -> None:
@@ -66,19 +66,19 @@ class Carrier(Channel, Protocol):
         ...
 
     def proceed(self) -> None:
-        """Carry out what waits for its turn."""
+        """Process queued events."""
 
 
 class ServerExchange(HttpRequest, eq=False, kw_only=True):
-    """A request of `Connection`, and how its reply is written."""
+    """A request of a `ServerConnection`, and its reply."""
 
     handler: Handler
     chunked: bool = True
-    """The client understands chunks: HTTP/1.1."""
+    """Whether the client supports chunked encoding (HTTP/1.1)."""
     keep_alive: bool = True
-    """The connection stays open after the reply."""
+    """Whether the connection stays open after the reply."""
     protocol: Carrier | None = None
-    """The connection that carries it, from when it begins."""
+    """The connection that carries the reply, set when the call starts."""
     # Request
     task: asyncio.Task[None] | None = None
     disconnected: bool = False
@@ -87,7 +87,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     cors: bytes = b""
     sink: HttpReplyStream | None = None
     left_open: bool = False
-    """The handler has returned, its stream is still open."""
+    """Whether the handler has returned while its stream is still open."""
     response_complete: bool = False
 
     def ends_call(self) -> bool:
@@ -96,7 +96,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
 
     @property
     def response_started(self) -> bool:
-        """The head of the reply is written."""
+        """Whether the head of the reply is written."""
         return self.response_complete or self.sink is not None
 
     def open(self, status: int, head: bytes) -> Sink:
@@ -132,7 +132,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         return failure(exc, self.method, self.path)
 
     def lost(self) -> None:
-        """End the stream because the client is gone, and the call if it asked for that."""
+        """End the stream because the client is gone. Cancel the call if it asked for that."""
         self.disconnected = True
         if self.sink is not None:
             self.sink.lost()
@@ -198,12 +198,12 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             protocol.proceed()
 
     def _give_up(self, protocol: Carrier) -> None:
-        """Close without a reply, because the task ends by force."""
+        """Close without a reply, because the task was stopped by force."""
         self.response_complete = True
         protocol.transport.abort()
 
     def _left_open(self, response: object) -> bool:
-        """End the stream, unless the handler returned it open: then the connection goes on when it closes."""
+        """End the stream, unless the handler returned it open. Return whether it stays open."""
         sink = self.sink
         if sink is None or sink.closed or response is not sink:
             if sink is not None:
@@ -214,7 +214,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         return True
 
     def _complete(self) -> None:
-        """Go on with the connection after a stream that its handler left open."""
+        """Continue the connection after the end of a stream that its handler left open."""
         protocol = self.protocol
         if protocol is None or self.response_complete:
             return

@@ -10,9 +10,9 @@ Each message is an object with a ``type``; an ``id`` (text or number) comes back
                                                                   {"type": "published", "event_id", "subscribers"}
     {"type": "ping"}                                              {"type": "pong"}
 
-What fails is answered ``{"type": "error", "error": {"code", "message"}}``. Unasked come ``{"type": "event", "channel",
-"event"?, "id", "data"}``, ``{"type": "position", "id"}`` (the place to resume from when nothing happens) and ``{"type":
-"gap", "reason"}`` (what follows is not all: of the subscription that is being made, else of all).
+Errors are ``{"type": "error", "error": {"code", "message"}}``. Unsolicited messages are ``{"type": "event", "channel",
+"event"?, "id", "data"}``, ``{"type": "position", "id"}`` (the id to resume from while no events arrive), and ``{"type":
+"gap", "reason"}`` (events are missing: of the subscription in progress, or else of all).
 """
 
 import asyncio
@@ -177,7 +177,7 @@ class Dialect:
             code = self._fail(head.id, FORBIDDEN, str(exc))
         except TooMany as exc:
             code = self._fail(head.id, TOO_MANY, str(exc))
-        if code or head.type != "mcp_call":  # the dispatcher has its calls noted
+        if code or head.type != "mcp_call":  # the dispatcher reports calls itself
             self._note(head, code)
 
     async def close(self) -> None:

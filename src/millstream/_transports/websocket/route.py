@@ -1,10 +1,10 @@
-"""WebSocket, as an ASGI handler of one path: JSON-RPC where the subprotocol ``mcp`` is offered, else the dialect.
+"""The WebSocket route, an ASGI handler: JSON-RPC if the client offers the subprotocol ``mcp``, else the dialect.
 
-Host, Origin and credentials are judged before the socket is accepted; nothing in the query is a credential. Every
-message is one text frame. Close codes: 1001 the server stops (what was asked is answered first) or the socket is too
-old, 1003 a binary frame, 1008 its credential ended, 1009 a message over the limit, 1011 our failure, 1013 ``slow`` the
-peer does not read. Malformed frames, messages that don't end, pings and the closing handshake belong to the HTTP server
-(RFC 6455; see `_http/server/websocket.py` for the bounds of our own).
+Host, Origin, and credentials are checked before the socket is accepted; query parameters are never credentials. Every
+message is one text frame. Close codes: 1001 the server stops (after answering pending requests) or the socket reached
+its maximum age, 1003 a binary frame, 1008 its credential ended, 1009 a message over the limit, 1011 an internal error,
+1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the
+closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
 """
 
 import asyncio
@@ -111,12 +111,12 @@ class WebSocketRoute:
             try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
             except OSError:
-                return  # It is gone already.
+                return  # The client has disconnected.
             await self._serve(connection, peer, outbox, receive, speaks=speaks)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-            # Its time to say goodbye is over, which isn't a failure to log.
+            # The close timed out, which isn't a failure to log.
         finally:
             outbox.lost()
             del self._sockets[outbox]
@@ -136,11 +136,11 @@ class WebSocketRoute:
             await asyncio.wait(tasks, timeout=seconds)
 
     def _end(self, outbox: Socket) -> None:
-        """End a socket because the server stops, or because it has been open for as long as it may be."""
+        """Close a socket because the server stops or the socket reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
     async def _admit(self, scope: Scope) -> SocketPeer | Response:
-        """Find out who it is, or why it's refused. A socket can do what a POST can, so the same rules hold."""
+        """Return the authenticated peer, or the refusal. The rules are those of POST requests."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
         client = scope.get("client")
@@ -164,7 +164,7 @@ class WebSocketRoute:
         return _BUSY if self._streams.full(peer) else peer
 
     def _outbox(self, scope: Scope, send: Send) -> Socket:
-        """What carries the messages out: straight to the transport, where the server is ours and shows it."""
+        """Return the socket for outgoing messages, which writes directly to the transport on our own server."""
         limit, grace = self._settings.stream_buffer, self._settings.write_timeout
         extensions: dict[str, Any] = scope.get("extensions") or {}
         wire: DirectWire | None = extensions.pop(EXTENSION, None)
@@ -200,7 +200,7 @@ class WebSocketRoute:
                 await dialect.close()
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Take messages until the peer is gone. While it does not read what it asked for, nothing more is taken."""
+        """Process messages until the peer is gone. Pause while the peer doesn't read its answers."""
         code, reason = INTERNAL, "Internal error"
         try:
             while True:
@@ -219,7 +219,7 @@ class WebSocketRoute:
                 del message, text
                 await take(data)
                 del data  # the next message may be long in coming
-                # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
+                # A packet may contain thousands of calls: let them answer, then check whether the peer reads.
                 await asyncio.sleep(0)
                 await outbox.drain()
         except asyncio.CancelledError:
@@ -234,7 +234,7 @@ def _no_form(data: bytes) -> bytes:
 
 
 def carry(socket: Socket, message: bytes) -> bool:
-    """Send a JSON-RPC message: a notification is unasked, answers and questions are what the peer waits for."""
+    """Send a JSON-RPC message. Only notifications count as unsolicited."""
     return socket.write(message) if message.startswith(_NOTIFICATION) else socket.answer(message)
 
 
@@ -243,7 +243,7 @@ async def _take(connection: ClientConnection, data: bytes) -> None:
 
 
 async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:
-    """Refuse the handshake: by the response where the server can send one, else by its own 403."""
+    """Refuse the handshake with a response if the ASGI server supports that, else with the server's own 403."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008})
         return
