@@ -1,8 +1,8 @@
-"""The limits of a whole server: one sweep for every timeout, and caps on connections and on unsent bytes.
+"""Server-wide limits: timeouts, checked in one periodic sweep, and caps on connections and unsent bytes.
 
-One timer looks at all connections about once a second, more often when a limit is shorter. A connection only stamps the
-coarse clock of the guard when its state changes. The guard judges a connection by what the server waits for: the rest
-of its headers, the rest of a body, the next request, or the client's reading.
+One timer checks all connections about once a second, or more often if a limit is shorter. A connection only records the
+guard's coarse clock when its state changes. The timeout depends on what the server waits for: the rest of the headers,
+the rest of a body, the next request, or the client reading its replies.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ logger = logging.getLogger("millstream")
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
 """The refusal of a client that keeps the server waiting, by what the connection reads."""
 _LINGER = 2.0
-"""Seconds that a refused client has to read its refusal."""
+"""Seconds that a refused client has to read the refusal."""
 _SPARES = 16
-"""Connections above the cap that can check the server's health, so a full server doesn't look dead."""
+"""Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
 _AT_ONCE = 256
-"""Connections that a sweep looks at before it yields to the event loop."""
+"""Connections that a sweep checks before it yields to the event loop."""
 _ENDS_AT_ONCE = 4
-"""Connections that it ends before it yields."""
+"""Connections that a sweep closes before it yields."""
 _TURNS = 500
-"""In this many turns a sweep ends every connection, so that it is over before the next one begins."""
+"""Maximum event loop iterations per sweep, so it finishes before the next one begins."""
 _LINGERING = 256
 """Connections above the cap that may read their refusal at a time; more are dropped without one."""
 
@@ -48,7 +48,7 @@ class ServerState:
         self.connections: set[Any] = set()
         """All open connections, WebSockets included."""
         self.tasks: set[asyncio.Task[None]] = set()
-        """Calls that wait for something, and WebSockets."""
+        """Tasks of suspended calls and of WebSockets."""
 
 
 def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
@@ -62,7 +62,7 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
 
 
 class GuardedConnection(Protocol):
-    """An HTTP connection, as the guard needs it."""
+    """The interface of HTTP connections for the guard."""
 
     transport: asyncio.Transport
     connection: ServerConnection
@@ -79,7 +79,7 @@ class GuardedConnection(Protocol):
 
 
 class ConnectionWriter(Protocol):
-    """An HTTP or WebSocket connection whose client may not read, as the guard needs it."""
+    """The interface of HTTP and WebSocket connections for counting unsent bytes."""
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -119,7 +119,7 @@ class ConnectionGuard:
         self.limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
-        early = 1.5 * self._interval  # so that the last sweep before the limit, or a late one, ends the connection
+        early = 1.5 * self._interval  # lets the last sweep before the limit end the connection
         self._patience = {
             NEW: limits.header_timeout,
             IDLE: limits.keep_alive,
@@ -136,7 +136,7 @@ class ConnectionGuard:
         self._spares: set[GuardedConnection] = set()
         self._counts: Counter[str] = Counter()
         self._stalled: dict[ConnectionWriter, int] = {}
-        """Unsent bytes of each connection whose client does not keep up, the longest stalled first."""
+        """Unsent bytes of each connection whose client can't keep up, longest stalled first."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
@@ -150,12 +150,13 @@ class ConnectionGuard:
             if sys.version_info >= (3, 12)
             else partial(cast("Any", asyncio.Task), loop=loop)
         )
-        """Start a call in a task of its own, at once on Python 3.12 and newer."""
+        """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
     def admit(self, connection: GuardedConnection) -> bool:
-        """Watch a new connection that is in the server's set already; return False when there are too many.
+        """Watch a new connection, which is already in the server's set. Return False if there are too many.
 
-        A few above the cap are `over_cap`: they have little time and get one reply, a refusal unless they probe.
+        A few connections above the cap are `over_cap`: they get little time and one reply, which is a refusal unless
+        they send a health probe.
         """
         if self._timer is None:
             self.clock = self._loop.time()
@@ -180,7 +181,7 @@ class ConnectionGuard:
 
     @property
     def overrun(self) -> bool:
-        """Close a connection without a reply, because there are too many even to refuse them."""
+        """Close a connection without a reply, because too many are being refused already."""
         return len(self._state.connections) > self.limits.max_connections + _LINGERING
 
     def release(self, connection: GuardedConnection) -> None:
@@ -194,7 +195,7 @@ class ConnectionGuard:
     # Unsent bytes
 
     def stall(self, connection: ConnectionWriter) -> None:
-        """Count what a client has not taken; above the total, cut the largest owner's longest stalled connection."""
+        """Count unsent bytes. Above the total limit, cut the longest stalled connection of the largest owner."""
         size = connection.transport.get_write_buffer_size()
         self.unsent += size - self._stalled.get(connection, 0)
         self._stalled[connection] = size
@@ -212,7 +213,7 @@ class ConnectionGuard:
             slowest.transport.abort()
 
     def resume(self, connection: ConnectionWriter) -> None:
-        """Stop counting a connection whose client has read, or that is lost."""
+        """Stop counting a connection whose client has caught up, or that is lost."""
         self.unsent -= self._stalled.pop(connection, 0)
 
     # Time
@@ -233,9 +234,9 @@ class ConnectionGuard:
             self._counts = Counter(peer_network(each.peer) for each in self._state.connections if each.peer)
 
     def _look(self, left: list[GuardedConnection], now: float, end: int) -> None:
-        """Look at some of these connections, and at the rest in the next turns of the loop.
+        """Check some of these connections, and the rest in the next iterations of the event loop.
 
-        A connection that ends counts as `end` connections.
+        Closing a connection counts as `end` checks.
         """
         room = _AT_ONCE
         try:
@@ -247,7 +248,7 @@ class ConnectionGuard:
                 self._loop.call_soon(self._look, left, now, end)
 
     def _cut_off(self, connection: GuardedConnection, now: float) -> bool:
-        """End a connection whose client has not read for too long."""
+        """Close a connection whose client hasn't read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
             connection.unsent_since = now
@@ -257,7 +258,7 @@ class ConnectionGuard:
         return late
 
     def _judge(self, guarded: GuardedConnection, now: float) -> bool:
-        """End a connection whose client has kept the server waiting for too long."""
+        """Close a connection that exceeded its timeout."""
         if guarded.unsent:
             return False
         connection = guarded.connection
@@ -272,7 +273,7 @@ class ConnectionGuard:
         elif connection.busy:
             return False
         elif closed or guarded.transport.is_closing():
-            # Over TLS, a close waits for the client's own, which may never come.
+            # Over TLS, a close waits for the client's close_notify, which may never arrive.
             guarded.transport.abort()
         else:
             guarded.transport.close()

@@ -11,17 +11,17 @@ from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.protocol import HttpProtocol
 
 BACKLOG = 2048
-"""Connections that may wait to be accepted."""
+"""Maximum number of connections that wait to be accepted."""
 
 
 class SocketListener:
-    """The sockets of one server in the event loop that runs.
+    """The listening sockets of one server, in the running event loop.
 
     Args:
         table: the endpoints.
-        tls: the certificate to show, or `None` for plain HTTP.
-        proxies: whose forwarded headers are trusted.
-        state: where the open connections are kept.
+        tls: TLS context with the certificate, or `None` for plain HTTP.
+        proxies: proxies whose forwarded headers are trusted.
+        state: set of open connections.
     """
 
     __slots__ = ("_proxies", "_servers", "_table", "_tls", "guard", "state")
@@ -42,11 +42,11 @@ class SocketListener:
         self.guard = ConnectionGuard(self.state, table.limits, asyncio.get_running_loop())
 
     def make_protocol(self) -> HttpProtocol:
-        """Return a connection that is not on a socket yet."""
+        """Return a protocol for a new connection."""
         return HttpProtocol(self._table, self.state, self.guard, self._proxies)
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
-        """Accept from a bound socket."""
+        """Accept connections from a bound socket."""
         server = await asyncio.get_running_loop().create_server(
             self.make_protocol,
             sock=sock,
@@ -58,16 +58,16 @@ class SocketListener:
         return server
 
     async def accept_backlog(self) -> None:
-        """Accept the connections that are complete and still wait: closing the socket would reset them."""
+        """Accept established connections from the backlog, because closing the socket would reset them."""
         sockets = [sock for server in self._servers for sock in server.sockets]
         for _ in range(BACKLOG):
             waiting = readable(sockets)
-            await asyncio.sleep(0)  # asyncio gives an accepted connection its transport one turn later
+            await asyncio.sleep(0)  # asyncio creates the transport one iteration later
             if not waiting:
                 return
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Stop accepting connections."""
         for server in self._servers:
             server.close()
         self._servers.clear()

@@ -1,4 +1,4 @@
-"""An HTTP/1 connection on a socket: carries out the events of `ServerConnection`."""
+"""The asyncio protocol of an HTTP/1 connection, which executes the events of `ServerConnection`."""
 
 import asyncio
 from typing import cast
@@ -44,7 +44,7 @@ class HttpProtocol(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection, and refuse it when there are too many."""
+        """Count the connection, and refuse it if there are too many."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self.state.connections.add(self)
         client = peer_of(self.transport)
@@ -62,7 +62,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.refuse(TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the call being answered, and forget the connection."""
+        """End the current call and remove the connection."""
         self.state.connections.discard(self)
         current = self.current
         self._leave()
@@ -79,7 +79,7 @@ class HttpProtocol(asyncio.Protocol):
         self.current = None
 
     def data_received(self, data: bytes) -> None:
-        """Read bytes, and start the request if no other is pending."""
+        """Process bytes, and start the request unless another is pending."""
         connection = self.connection
         event = connection.receive(data)
         if event is not None:
@@ -98,7 +98,7 @@ class HttpProtocol(asyncio.Protocol):
             self.proceed()
 
     def _begin(self, exchange: ServerExchange) -> None:
-        """Run a call in a task of its own, so that nothing done to the task reaches another call."""
+        """Run a call in its own task, so a cancellation can't affect another call."""
         self.current = exchange
         exchange.protocol = self
         task = self.guard.start(exchange.run(self))
@@ -109,7 +109,7 @@ class HttpProtocol(asyncio.Protocol):
             self.state.tasks.add(task)
 
     def proceed(self) -> None:
-        """Carry out the events whose turn it is, then read on if nothing waits."""
+        """Execute due events, then resume reading if nothing is pending."""
         connection = self.connection
         while not self.transport.is_closing() and (event := connection.next_event()) is not None:
             self._carry_out(event)
@@ -131,12 +131,12 @@ class HttpProtocol(asyncio.Protocol):
             self._upgrade(event)
 
     def refuse(self, response: Response) -> None:
-        """Answer a connection that cannot go on, behind the replies that are owed, and close it."""
+        """Send a refusal after pending replies, and close the connection."""
         self.connection.refuse(response)
         self.proceed()
 
     def _close_with(self, response: Response) -> None:
-        """Write the last bytes, then read on for a moment: closing on unread input would destroy them."""
+        """Write the last bytes, then keep reading briefly: closing with unread input would discard them."""
         self.connection.since = self.guard.clock
         self.transport.write(self.guard.heads.reply(response, keep_alive=False))
         if self.transport.can_write_eof():
@@ -171,20 +171,20 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """Read no more requests of a client that does not read its replies."""
+        """Stop reading requests while the client doesn't read its replies."""
         self.write_paused = self.connection.held = True
         self._pause_reading()
         self.guard.stall(self)
 
     def resume_writing(self) -> None:
-        """Go on where `pause_writing` stopped."""
+        """Resume after `pause_writing`."""
         self.write_paused = self.connection.held = False
         self.guard.resume(self)
         self._wake_writers()
         self.proceed()
 
     async def wait_writable(self) -> None:
-        """Wait until the client has read, or the connection is lost."""
+        """Wait until the client has caught up or the connection is lost."""
         if self._writable is None:
             self._writable = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._writable)
@@ -199,17 +199,17 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """No reply is owed, and no byte of a request has arrived."""
+        """Whether no reply is pending and no byte of a request has arrived."""
         return self.connection.idle
 
     @property
     def arriving(self) -> bool:
-        """A request has begun to arrive, and no reply is owed."""
+        """Whether a request has begun to arrive and no reply is pending."""
         return self.connection.arriving
 
     @property
     def answering(self) -> bool:
-        """A reply is owed."""
+        """Whether a reply is pending."""
         return self.connection.busy
 
     def announce_close(self) -> None:
@@ -217,7 +217,7 @@ class HttpProtocol(asyncio.Protocol):
         self.connection.announce_close()
 
     def shutdown(self) -> None:
-        """Close now, or after the last reply that is owed. End the stream being written."""
+        """Close now, or after the last pending reply. End the stream being written."""
         connection = self.connection
         if self.transport.is_closing():
             return  # Over TLS, it waits for the client; a second close() would raise an error for its callers.

@@ -11,7 +11,7 @@ _BODILESS = frozenset({204, 304})
 
 
 class ReplyHeads:
-    """Status lines with the date, joined once for each status and second."""
+    """Reply heads with status line and date, built once per status and second."""
 
     __slots__ = ("_date", "_known", "usual")
 
@@ -23,7 +23,7 @@ class ReplyHeads:
         self.tick()
 
     def tick(self) -> None:
-        """Write the current date into replies from now on."""
+        """Update the date of later replies."""
         date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         if date != self._date:
             self._date = date
@@ -38,7 +38,7 @@ class ReplyHeads:
         return head
 
     def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:
-        """Return a whole reply; `bodiless` is for HEAD."""
+        """Return a complete reply. `bodiless` is for HEAD."""
         body = response.body
         return b"%b%b%b%b%b\r\n%b" % (
             self.make(response.status),

@@ -2,15 +2,15 @@
 
 Beyond RFC 6455 every client is bounded here:
 
-- A read is parsed in pieces. After `MAX_FRAMES` frames the event loop has its turn, and while a message waits for the
-  application the rest stays unparsed and no more is read.
-- A message has a largest size and a largest number of fragments. While it is unfinished it counts in the budget of all
-  unfinished bodies, and it has as long as a body to arrive.
-- Pongs for a client that does not read are bounded, pings without a pong end the connection, and a closed connection
-  whose client takes nothing is aborted after the write timeout.
+- Input is parsed in pieces. Parsing yields to the event loop after `MAX_FRAMES` frames, and pauses while a message
+  waits for the application.
+- Messages have a maximum size and number of fragments. An unfinished message counts against the budget for unfinished
+  bodies and must be complete within the body timeout.
+- Pongs for a client that doesn't read are bounded, pings without a pong end the connection, and a closed connection
+  whose client doesn't read is aborted after the write timeout.
 
-The server never negotiates compression, so nothing inflates. The protocol offers itself to the application as a `Wire`
-(`_http.websocket.direct`), which writes messages without a turn of the event loop.
+The server never negotiates compression, so messages can't inflate. The protocol exposes itself to the application as a
+`DirectWire` (`_http.websocket.direct_socket`), which writes messages without waiting for the event loop.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
 PIECE = 8192
 """Maximum bytes passed to the parser at a time."""
 MAX_FRAMES = 512
-"""Frames after which the event loop has its turn; the piece that brings more is handled to its end."""
+"""Frames after which parsing yields to the event loop, at the end of the current piece."""
 MAX_FRAME_HEAD = 14
 MAX_FRAGMENTS = 256
 USUAL_FRAGMENT = 4096
@@ -60,7 +60,7 @@ _quiet.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
 
 
 class ClientDisconnected(OSError):
-    """The client is gone; raised by `send` as ASGI 2.4 has it."""
+    """Raised by `send` if the client is gone (ASGI 2.4)."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -307,7 +307,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._read_on()
 
     def _takes(self) -> bool:
-        """Return whether a message could be taken now."""
+        """Return whether a message can be processed now."""
         return (self._closed or self._messages.empty()) and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
@@ -356,7 +356,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._partial = (self._partial or 0) + len(frame.data)
 
     def _deliver(self) -> None:
-        """Give a whole message to the application. Text that is not UTF-8 ends the connection (RFC 6455 §8.1)."""
+        """Pass a complete message to the application. Invalid UTF-8 ends the connection (RFC 6455 §8.1)."""
         self._finish_in_time()
         fragments, self._fragments, self._partial = self._fragments, [], None
         data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
@@ -382,7 +382,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._schedule_ping()
 
     def _handle_close(self, frame: Frame) -> None:
-        """The client closes, or answers our close."""
+        """Handle the client's close frame, or its answer to ours."""
         self._end_messages()
         if self._closed:
             if self._close_timer is not None:
@@ -416,7 +416,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _NO_ROOM)
 
     def _finish_in_time(self) -> None:
-        """Stop the clock of a message. What follows has a time of its own."""
+        """Stop the deadline of a finished message. The next message gets its own."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -437,7 +437,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._fail_with(CloseCode.POLICY_VIOLATION, reason)
 
     def _end_messages(self) -> None:
-        """Take no more messages: the closing handshake has begun, or the connection is lost."""
+        """Stop accepting messages, because the closing handshake has begun or the connection is lost."""
         self._finish_in_time()
         self._fragments = []
         self._partial = None
@@ -445,7 +445,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.outbox.lost()
 
     def _fail_with(self, code: CloseCode, reason: str) -> None:
-        """Close at once, because what the client sends can't be read on."""
+        """Close immediately, because the client's input can't be parsed further."""
         self._conn.fail(code, reason)
         self._flush()
         self._fail(code)
@@ -463,7 +463,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # Writing
 
     def _flush(self) -> bool:
-        """Write what the parser has to send; return whether it is the last."""
+        """Write the parser's output. Return whether it's the last."""
         output = self._conn.data_to_send()
         data = b"".join(output)
         if data and not self.transport.is_closing():
@@ -471,7 +471,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return b"" in output
 
     def _flush_pongs(self) -> None:
-        """Write pongs, and abort if a client that reads nothing has too many."""
+        """Write pongs. Abort if too many are unread."""
         pongs = b"".join(self._conn.data_to_send())
         if pongs and not self.transport.is_closing():
             self.transport.write(pongs)
@@ -480,12 +480,12 @@ class WebSocketProtocol(asyncio.Protocol):
                 self.transport.abort()
 
     def pause_writing(self) -> None:
-        """The transport has no more room."""
+        """Pause, because the transport's buffer is full."""
         self.room.clear()
         self._guard.stall(self)
 
     def resume_writing(self) -> None:
-        """The transport has room again."""
+        """Resume, because the transport's buffer has space."""
         self._guard.resume(self)
         self.room.set()
         if self.outbox is not None:
@@ -525,7 +525,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._miss_pong)
 
     def _miss_pong(self) -> None:
-        """Close, unless the client has read since and may still be on its way to the ping."""
+        """Close, unless the client has read data since and may not have reached the ping yet."""
         self._pong_timer = None
         unread = self.transport.get_write_buffer_size()
         if unread and unread < self._unread and not self._closed:
@@ -549,7 +549,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # The application
 
     async def _run(self) -> None:
-        """Run the application. When it is over it has given the client its time to read."""
+        """Run the application, then end the connection."""
         application = self._table.websocket
         try:
             if application is not None:
@@ -570,7 +570,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._part()
 
     def _fail_handshake(self) -> None:
-        """Refuse a handshake that the application has left without an answer."""
+        """Refuse a handshake that the application didn't answer."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
 
@@ -579,7 +579,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._flush()
 
     def hang_up(self) -> None:
-        """Give the application a disconnect, because it ends the connection itself."""
+        """Make `receive` return a disconnect, because the application ends the connection itself."""
         self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
 
     async def receive(self) -> dict[str, Any]:
@@ -613,7 +613,7 @@ class WebSocketProtocol(asyncio.Protocol):
             raise RuntimeError(f"An application can't send {kind!r} at this point of a WebSocket.")
 
     def _settle(self, message: MutableMapping[str, Any]) -> None:
-        """Answer the handshake, or begin to."""
+        """Send the reply to the handshake, or the first part of it."""
         if message["type"] == "websocket.accept":
             self._accept(message)
         elif message["type"] == "websocket.close":

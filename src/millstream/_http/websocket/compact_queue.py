@@ -1,7 +1,7 @@
-"""An event and a queue for one connection that take next to nothing while nobody waits.
+"""An event and a queue that use little memory while idle.
 
-`asyncio.Event` holds a deque for its waiters and `asyncio.Queue` four; an empty deque takes 760 bytes, and of ten
-thousand quiet connections each would have five.
+`asyncio.Event` has one deque for its waiters and `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of
+thousands of idle connections would have five.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ class CompactEvent:
         self.notify()
 
     def clear(self) -> None:
-        """From now on they wait."""
+        """Clear the event, so later waiters block."""
         self._open = False
 
     def notify(self) -> None:
-        """Wake those who wait, to look again."""
+        """Wake all waiters to check their conditions."""
         waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
@@ -63,18 +63,18 @@ class CompactQueue(Generic[Item]):
         self._news = CompactEvent()
 
     def empty(self) -> bool:
-        """Return whether nothing is there."""
+        """Return whether the queue is empty."""
         return self._items is None
 
     def put_nowait(self, item: Item) -> None:
-        """Put something behind the rest."""
+        """Append an item."""
         if self._items is None:
             self._items = deque()
         self._items.append(item)
         self._news.notify()
 
     async def get(self) -> Item:
-        """Take the oldest, once there is one."""
+        """Wait for an item, and remove and return the oldest."""
         while self._items is None:
             await self._news.wait_changed()
         item = self._items.popleft()

@@ -1,7 +1,7 @@
 """A WebSocket over ASGI: a bounded queue of whole text messages, and the writer that empties it.
 
-ASGI shows no socket, so a slow peer is known by this: `send` is held up, and messages wait behind it. What waits
-without being held up only means that the loop has not come round yet. Of what is held up, unasked messages are counted.
+ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
+these, only unsolicited messages are counted.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ _HIGH_WATER = 64 * 1024
 
 
 class QueuedSocket(Socket):
-    """`run` sends what waits until the socket is closed."""
+    """A socket whose `run` sends queued messages until it's closed."""
 
     __slots__ = ("_deadline", "_held", "_news", "_queue", "_room", "_unasked", "_waiting")
 
     def __init__(self, send: Send, *, limit: int, grace: float) -> None:
         super().__init__(send, limit=limit, grace=grace)
         self._queue: deque[tuple[bytes, int]] = deque()
-        """Messages, and the bytes of each that count as unasked."""
+        """Queued messages, each with its bytes that count as unsolicited."""
         self._waiting = 0
         self._unasked = 0
         self._held = False
@@ -69,7 +69,7 @@ class QueuedSocket(Socket):
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
 
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read and send until it is closed and empty, or the peer is gone, or does not take the rest in time."""
+        """Read and send until the socket is closed and empty, or the peer is gone or doesn't read in time."""
         reader = asyncio.create_task(reading)
         try:
             await self._run()

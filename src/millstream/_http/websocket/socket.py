@@ -1,8 +1,8 @@
-"""What goes out on one WebSocket: whole text messages, some of which the peer asked for, and a proper end.
+"""The output of one WebSocket: complete text messages, followed by a close frame.
 
-Events and notifications come unasked: of those a peer may leave so many bytes, then it is cut as slow. Answers are not
-counted: whoever asks for much over a thin line is not slow, and the reader takes nothing new from a peer that leaves
-its answers (`drain`). How the messages get there is up to `queued` (ASGI) and `direct` (our own server).
+Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
+counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
+answers (`drain`). `queued_socket` (ASGI) and `direct_socket` (our own server) implement the sending.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ SLOW = "slow"
 
 
 class Socket(CloseSignal, ABC):
-    """The messages for one peer. A `Sink` of unasked messages; what is written when it is closed is dropped."""
+    """The messages for one peer, and a `Sink` for unsolicited messages. Writes after the close are dropped."""
 
     __slots__ = ("_farewell", "_grace", "_limit", "_send")
 
@@ -42,11 +42,11 @@ class Socket(CloseSignal, ABC):
 
     @abstractmethod
     def write(self, message: bytes, /) -> bool:
-        """Send an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
+        """Send an unsolicited message. Return False if the socket is closed, or was cut because the peer is slow."""
 
     @abstractmethod
     def answer(self, message: bytes) -> bool:
-        """Send a message that the peer waits for; False when the socket is closed."""
+        """Send a message that the peer requested. Return False if the socket is closed."""
 
     @abstractmethod
     async def drain(self) -> None:
@@ -57,7 +57,7 @@ class Socket(CloseSignal, ABC):
         """Read until the socket is closed, then send the close frame within the grace time."""
 
     def end(self, code: int, reason: str = "") -> None:
-        """End it: what is written still goes out, then the close frame, within the grace time. Idempotent."""
+        """Close after sending written messages and the close frame, within the grace time. Idempotent."""
         self._end((code, reason))
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Socket(CloseSignal, ABC):
         self.end(TRY_AGAIN_LATER, SLOW)
 
     def lost(self) -> None:
-        """The peer is gone, or the closing handshake has begun: no further message."""
+        """Stop sending, because the peer is gone or the closing handshake has begun."""
         self._drop()
         self._end(None)
 
@@ -84,7 +84,7 @@ class Socket(CloseSignal, ABC):
             self._stop()
 
     def _drop(self) -> None:
-        """Forget what waits."""
+        """Drop queued messages."""
 
     @abstractmethod
     def _stop(self) -> None:
