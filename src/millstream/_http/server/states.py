@@ -1,7 +1,7 @@
 """The states of a connection: one table for what it reads, one for what it replies.
 
-Each event maps the state before to the state after. The connection changes `reading` and `replying` by a look-up in one
-of these mappings and in no other way, so a move that the table lacks raises KeyError.
+Each event maps the state before to the state after. The connection changes `reading` and `replying` only by a lookup in
+one of these mappings, so an illegal transition raises KeyError.
 """
 
 NEW, IDLE, HEAD, BODY, EXPECTED, FAST_BODY, DONE = range(7)

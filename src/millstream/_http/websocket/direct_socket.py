@@ -1,11 +1,10 @@
-"""A WebSocket of our own server: frames straight to the transport, under its flow control.
+"""A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
 
-ASGI sends by a coroutine, so a broadcast over it wakes one task for every subscriber and message. Our own protocol
-(`_http.server.websocket`) offers itself in the scope, under `EXTENSION`; then a message is framed once, and the same
-bytes are written to every socket that they are for, as a `ReplyStream` does with events. The closing handshake stays
-with ASGI.
+ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
+(`_http.server.websocket`) exposes itself in the scope, under `EXTENSION`. A message is then framed once, and the same
+bytes are written to every subscribed socket, as a `ReplyStream` does with events. The closing handshake uses ASGI.
 
-The bytes that the transport holds are how far a peer is behind.
+The transport's buffered bytes measure how far a peer is behind.
 """
 
 import asyncio
@@ -26,15 +25,15 @@ class DirectWire(Protocol):
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
-    """Told by `took` when the peer takes bytes again, and by `lost` when no further message may be written."""
+    """The socket to notify: by `took` when there is space again, and by `lost` when writing must end."""
 
     @property
     def room(self) -> CompactEvent:
-        """Open while the transport has room."""
+        """An event that is set while the transport has space."""
         ...
 
     def hang_up(self) -> None:
-        """Let the application's `receive` give a disconnect."""
+        """Make the application's `receive` return a disconnect."""
 
 
 _last = LastFrame()
@@ -85,7 +84,7 @@ class DirectSocket(Socket):
             await room.wait_changed()
 
     def took(self) -> None:
-        """The transport has room again."""
+        """Resume, because the transport has space again."""
         self._asked = 0
 
     def _stop(self) -> None:
@@ -107,7 +106,7 @@ class DirectSocket(Socket):
 
 
 def text_frame(message: bytes) -> bytes:
-    """Return a whole text message of a server as one frame (RFC 6455 §5.2); not compressed, whatever was negotiated."""
+    """Return a complete text message as one uncompressed server frame (RFC 6455 §5.2)."""
     size = len(message)
     if size < 126:
         return b"\x81%c%b" % (size, message)
