@@ -132,9 +132,8 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     if page.viewport_size == SIZES["desk"]:
         page.get_by_role("button", name="Accept").click()
         page.get_by_text("Raw result").wait_for()
-        answer = page.locator("#traffic > li").filter(has_text="result of tools/call order_parcel")
-        answer.locator("summary").click()
-        page.locator("#traffic pre").wait_for()
+        answer = page.locator("#traffic > li").filter(has_text="order_parcel").first
+        answer.locator("summary").first.click()
         page.mouse.move(0, 0)
 
 
