@@ -150,7 +150,7 @@ def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, o
         ),
     )
     card.get_by_role("button", name="Sign in", exact=True).click()
-    expect(card.get_by_role("alert")).to_contain_text("registers no clients")
+    expect(card.get_by_role("alert")).to_contain_text("does not support client registration")
     expect(card.get_by_label("Client ID")).to_be_visible()
     wrong += [f"refused {each}" for each in fits(page)]
     page.unroute("**/inspect/sign-in/*")

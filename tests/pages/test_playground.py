@@ -56,7 +56,7 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
         shop(price, says(HOSTILE), burn, repeats(""), burn, repeats(""), burn, repeats("")), has_touch=True
     )
     expect(page.locator("#model")).to_have_text("test-model")
-    expect(page.locator("#tools")).to_contain_text("Burn")
+    expect(page.locator("#tools")).to_contain_text("burn")
     ask(page, "How much?")
     idle(page)
     answer = page.locator(".answer").last

@@ -58,7 +58,7 @@ class GatewayReports:
         tools: list[dict[str, Any]] = [
             {
                 "name": tool,
-                "description": str(description.get("title") or description.get("description") or ""),
+                "description": str(description.get("description") or description.get("title") or ""),
                 "tokens": _tokens(tool, description),
             }
             for tool, description in self._tools(upstream)

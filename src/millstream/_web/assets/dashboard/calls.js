@@ -149,6 +149,7 @@ async function load() {
   if (document.hidden || !PARTS.includes(shown)) return;
   const mine = ++asked;
   const found = await ask(`dashboard/calls${time ? `?${new URLSearchParams({ since: time.since, until: time.until })}` : ""}`, "the recent calls");
+  if (!PARTS.includes(shown)) settled("the recent calls"); // the reply came after this part was closed
   if (!found || mine !== asked) return;
   recent.show(keyed(found.calls));
   errors.show(found.errors);

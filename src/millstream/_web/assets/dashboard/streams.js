@@ -63,6 +63,7 @@ let open = false;
 async function load() {
   if (!open || document.hidden) return;
   const found = await ask("dashboard/readers", "the readers of streams");
+  if (!open) settled("the readers of streams"); // the reply came after this part was closed
   if (found) readers.show(found.readers.map((reader, number) => ({ ...reader, number })));
 }
 
