@@ -152,6 +152,7 @@ def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for name in [each for each in os.environ if each.startswith(("MILLSTREAM_", "MCP_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("MILLSTREAM_PORT", "0")
     wrong: list[str] = []
     with ports() as given:
         for row in COMMANDS:
