@@ -9,8 +9,8 @@ pytestmark = pytest.mark.server
 FILES = """() => performance.getEntriesByType("resource")
   .map(({ name, transferSize }) => [new URL(name).pathname, transferSize])
   .filter(([path]) => path.includes("/assets/") && !path.endsWith(".woff2"))"""
-"""Each file of a page, and what came over the network for it; 0 for what the browser has kept. A font is loaded with the
-first text that uses it, which may come later.
+"""Each file of a page, and what came over the network for it; 0 for what the browser has kept. A font is loaded with
+the first text that uses it, which may come later.
 """
 
 
