@@ -45,7 +45,7 @@ help: ## show this list
 setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
-	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
+	@$(BIN)/millstream run examples/hub.py $(ARGS)
 
 orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
 	@$(BIN)/python examples/orders/start.py
