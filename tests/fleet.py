@@ -9,7 +9,7 @@ from typing import Any
 from behaviour.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
 from millstream._app.runtime import Runtime
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._stores.base import Store
 from patience import WAIT
 from shared_store import SharedStore

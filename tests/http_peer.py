@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState as UvicornState
 
 from millstream import Server
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter
 from millstream._http.hosts import HostPolicy

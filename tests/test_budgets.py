@@ -18,7 +18,7 @@ import pytest
 import millstream
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._http.server.fast_head import header_lines
 from millstream._http.server.listener import SocketListener
 from millstream._telemetry import messages, process

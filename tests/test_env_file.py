@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.variables import read_file
 from millstream._env_file import EnvFileError, read_env, read_env_file
 from millstream.agent import ConfigurationError

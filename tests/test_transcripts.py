@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import http_peer
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play

@@ -14,7 +14,7 @@ from four_workers import FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from patience import WAIT
 
 HOST = {"host": "127.0.0.1"}

@@ -9,8 +9,8 @@ from auth_world import guarded, make_server
 from cases import for_each
 from issuer_world import AUDIENCE, claims, issuing, many_keys, token
 from millstream import Server, auth
-from millstream._app.serving.entry import look_ahead
-from millstream._app.serving.facts import facts
+from millstream._app.server_process.entry import look_ahead
+from millstream._app.server_process.facts import facts
 from redis_parts import until
 
 CONFIGURATION = "/.well-known/openid-configuration"

@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from guard_peer import echo, guard_table
 from http_peer import request, serve
-from millstream._app.serving.errors import CommandError
-from millstream._app.serving.tls import Certificate
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.tls import Certificate
 from millstream._config import Settings
 from patience import WAIT
 from processes import free_port, millstream, serving

@@ -13,8 +13,8 @@ from app_peer import ask
 from millstream import Server, Settings
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.serving.http_server import HttpServer
-from millstream._app.serving.workers.messages import WorkerState
+from millstream._app.server_process.http_server import HttpServer
+from millstream._app.server_process.workers.messages import WorkerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
 from patience import WAIT

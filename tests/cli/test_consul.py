@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import pytest
 from aiohttp import web
 
-from millstream._app.serving import consul
-from millstream._app.serving.consul import ConsulRegistration
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process import consul
+from millstream._app.server_process.consul import ConsulRegistration
+from millstream._app.server_process.errors import CommandError
 from patience import WAIT
 from processes import free_port, millstream, serving
 from redis_parts import until

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from cases import for_each
 from command_line import CliRunner, Result
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands import install as command
 from millstream._cli.installing import launch
 from millstream._cli.installing.applications import APPLICATIONS, System

@@ -36,7 +36,7 @@ def test_unusable_key_files_stop_the_start(
 ) -> None:
     """A fixed defect: the server started, said that it was ready, and answered every `initialize` with a 500."""
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
-    monkeypatch.setattr("millstream._app.serving.over_http.serve", lambda *_, **__: None)
+    monkeypatch.setattr("millstream._app.server_process.over_http.serve", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server
-from millstream._app.serving import facts, panel
-from millstream._app.serving import panel_layout as panel_drawing
+from millstream._app.server_process import facts, panel
+from millstream._app.server_process import panel_layout as panel_drawing
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 

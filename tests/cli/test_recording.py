@@ -18,7 +18,7 @@ from client.rude import DONE, discovering, greeting, rude
 from client.test_param_headers import behave
 from command_line import CliRunner
 from millstream import Client
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.program import program
 from millstream._cli.recording.replayer import Replayer
 from millstream._cli.recording.transcript import Writer, exchanges, load

@@ -22,9 +22,9 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.serving.errors import CommandError
-from millstream._app.serving.listen_sockets import listen
-from millstream._app.serving.over_http import run_program
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.listen_sockets import listen
+from millstream._app.server_process.over_http import run_program
 from millstream._cli import main
 from millstream._cli.stdio import plain_stdio
 from patience import WAIT

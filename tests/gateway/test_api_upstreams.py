@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from auth_world import ALICE, BOB, guarded, known_keys
 from http_peer import serve
 from millstream import Client, Server
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._protocol.revisions import BY_DATE
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
 from patience import WAIT

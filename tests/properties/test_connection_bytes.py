@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
 from generated import examples
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
 from patience import WAIT
 from properties.messages import bodies, headers

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
 from generated import examples
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from properties.messages import bodies, encoded, headers, messages, requests
 from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing
 

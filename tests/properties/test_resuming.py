@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from generated import examples
 from millstream import Context, Server, Settings
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from wire import Wire, over_asgi, pairs, request
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from bad_input.shop import make_shop
 from generated import examples
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from patience import WAIT
 from wire import POST, Reply, Wire, over_asgi, pairs, request
 

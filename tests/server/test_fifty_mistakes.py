@@ -17,7 +17,7 @@ import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs 
 import pytest
 
 import millstream
-from millstream._app.serving.errors import CommandError, report, starting
+from millstream._app.server_process.errors import CommandError, report, starting
 from millstream._cli.load import load
 from millstream.testing import connect
 from patience import WAIT

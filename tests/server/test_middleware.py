@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Server, ToolError
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import ALL, NEWEST
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request

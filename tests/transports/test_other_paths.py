@@ -6,7 +6,7 @@ from typing import Any
 from cases import for_each
 from http_peer import request, serve
 from millstream import Server
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from patience import WAIT
 
 ORIGIN = "http://localhost:3000"

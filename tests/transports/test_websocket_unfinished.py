@@ -10,7 +10,7 @@ from websockets.frames import Frame
 
 from cases import for_each
 from millstream import Server
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.budget import ByteBudget
 from millstream._http.hosts import HostPolicy

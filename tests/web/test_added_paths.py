@@ -22,7 +22,7 @@ from http_peer import NOBODY, serve
 from millstream import Server, Settings, auth
 from millstream._app.local_only import Bind, LocalOnly
 from millstream._app.routes import Routes
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
 from millstream._parts import Route, RouteRegistry

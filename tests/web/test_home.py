@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, Settings
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from patience import WAIT
 
 KEY = "a-key-for-the-pages-0123456789"

@@ -18,7 +18,7 @@ from fleet import until
 from http_peer import NOBODY, serve
 from millstream import Client, Server
 from millstream._app.local_only import Bind
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.run import check_inspected, configure
 from millstream._config import Settings
 from patience import WAIT

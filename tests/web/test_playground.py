@@ -18,7 +18,7 @@ from agent_world import KEY as MODEL_KEY
 from agent_world import ScriptedModel, calls, hangs, refuses, repeats, says
 from http_peer import NOBODY, serve
 from millstream import Context, Server, ToolAnnotations, auth
-from millstream._app.serving.entry import prepare
+from millstream._app.server_process.entry import prepare
 from millstream._web.playground import MAX_CONVERSATIONS_EACH, MAX_TEXT
 from patience import WAIT
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._app.serving.workers.supervisor import STARTS
+from millstream._app.server_process.workers.supervisor import STARTS
 from patience import WAIT
 from workers_world import PROGRAM, Client, Served, call, kill, until_async, workers
 

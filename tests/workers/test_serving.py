@@ -230,7 +230,7 @@ def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
     """As on macOS. It works, and says what it does."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     start = (
-        "from millstream._app.serving.workers import sockets; sockets.SPREADS = False; "
+        "from millstream._app.server_process.workers import sockets; sockets.SPREADS = False; "
         "from millstream._cli import main; main()"
     )
     port = free_port()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.server import Server
 
 if TYPE_CHECKING:
-    from millstream._app.serving.http_server import serve
+    from millstream._app.server_process.http_server import serve
 
 __all__ = ["Server", "serve"]
 
@@ -13,7 +13,7 @@ __all__ = ["Server", "serve"]
 def __getattr__(name: str) -> Any:
     # Serving HTTP imports an HTTP server, which a stdio program doesn't need.
     if name == "serve":
-        from millstream._app.serving.http_server import serve  # noqa: PLC0415
+        from millstream._app.server_process.http_server import serve  # noqa: PLC0415
 
         return serve
     raise AttributeError(name)

@@ -618,7 +618,7 @@ class Server(ServerAliases):
             await self._slow_path(scope, receive, send)
 
     async def _slow_path(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        from millstream._app.serving import entry  # noqa: PLC0415  a stdio server does without
+        from millstream._app.server_process import entry  # noqa: PLC0415  a stdio server does without
 
         await entry.serve(self, scope, receive, send)
 
@@ -638,7 +638,7 @@ class Server(ServerAliases):
             port: port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
             workers: number of processes that serve over HTTP.
         """
-        from millstream._app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
+        from millstream._app.server_process import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
         launch.launch(self, transport, host, port, workers)
 
@@ -647,7 +647,7 @@ class Server(ServerAliases):
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:
         """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``; see `run`."""
-        from millstream._app.serving import launch  # noqa: PLC0415  see `run`
+        from millstream._app.server_process import launch  # noqa: PLC0415  see `run`
 
         await launch.launch_here(self, transport, host, port)
 

@@ -40,7 +40,7 @@ def main() -> None:
             raise
         sys.exit(status)
     except Exception as exc:
-        from millstream._app.serving.errors import CommandError, report  # noqa: PLC0415 - who raises it has loaded it
+        from millstream._app.server_process.errors import CommandError, report  # noqa: PLC0415 - who raises it has loaded it
 
         if not isinstance(exc, CommandError):
             raise

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from millstream._app import Server
-from millstream._app.serving.errors import CommandError, importing, place_of, show_failure
+from millstream._app.server_process.errors import CommandError, importing, place_of, show_failure
 from millstream._cli.compatible_imports import compatible_imports
 from millstream._cli.from_source import from_source
 from millstream._config import VariableError

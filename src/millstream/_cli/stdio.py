@@ -40,8 +40,8 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
     """
     # Imported here, because `millstream --help` and other commands don't need it.
     with gc_paused():
-        from millstream._app.serving.errors import set_up_logs  # noqa: PLC0415
-        from millstream._app.serving.launch import run_stdio  # noqa: PLC0415
+        from millstream._app.server_process.errors import set_up_logs  # noqa: PLC0415
+        from millstream._app.server_process.launch import run_stdio  # noqa: PLC0415
         from millstream._cli.load import load  # noqa: PLC0415
         from millstream._transports.stdio import off_stdout  # noqa: PLC0415
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 
 _OPTIONS = ("--with", "--with-editable")
 

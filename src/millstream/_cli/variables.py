@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._env_file import EnvFileError, read_env_file
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.tables import print_json
 from millstream._telemetry.audit import BrokenAuditLog
 from millstream._telemetry.audit import verify as verify_file

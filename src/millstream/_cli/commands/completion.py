@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 
 
 class Shell(StrEnum):

@@ -12,11 +12,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._app.serving.errors import CommandError, report
-from millstream._app.serving.facts import Facts
-from millstream._app.serving.panel import show
-from millstream._app.serving.workers.file_changes import changes
-from millstream._app.serving.workers.supervised_run import can_supervise
+from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.panel import show
+from millstream._app.server_process.workers.file_changes import changes
+from millstream._app.server_process.workers.supervised_run import can_supervise
 from millstream._cli.commands.run import Editable, EnvFile, Inspect, Packages, serve_http
 from millstream._cli.load import folder_of
 from millstream._cli.uv import run_with

@@ -10,7 +10,7 @@ import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.run import EnvFile, LogLevel, TransportChoice, serve_http
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json

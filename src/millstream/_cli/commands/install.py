@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.connect_options import pairs
 from millstream._cli.console import confirm
 from millstream._cli.errors import tell

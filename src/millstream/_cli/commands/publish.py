@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.load import load
 from millstream.extensions.cards import CardError, registry_entry
 from millstream.extensions.cards._documents import identify

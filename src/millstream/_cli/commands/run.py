@@ -14,14 +14,14 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from millstream._app import Server
-from millstream._app.serving.errors import CommandError, set_up_logs
-from millstream._app.serving.facts import Facts
-from millstream._app.serving.listen_sockets import chosen_address
-from millstream._app.serving.over_http import serve_with_panel, supervised
-from millstream._app.serving.panel import show
-from millstream._app.serving.workers.slot import claim
-from millstream._app.serving.workers.supervised_run import supervise
-from millstream._app.serving.workers.worker import serve_worker
+from millstream._app.server_process.errors import CommandError, set_up_logs
+from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.listen_sockets import chosen_address
+from millstream._app.server_process.over_http import serve_with_panel, supervised
+from millstream._app.server_process.panel import show
+from millstream._app.server_process.workers.slot import claim
+from millstream._app.server_process.workers.supervised_run import supervise
+from millstream._app.server_process.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
 from millstream._cli.stdio import serve_stdio

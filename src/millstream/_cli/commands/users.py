@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.console import ask_password
 from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.errors import LocalError

@@ -9,7 +9,7 @@ from collections.abc import MutableMapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import is_array
 

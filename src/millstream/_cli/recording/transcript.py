@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._protocol.json_schema import is_array, is_object, members, value_at
 from millstream._version import __version__
 

@@ -8,7 +8,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 
 logger = logging.getLogger("millstream")
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from millstream._app.serving.facts import Facts
-from millstream._app.serving.listen_sockets import passed_sockets
-from millstream._app.serving.panel import show
-from millstream._app.serving.workers.file_changes import changes
-from millstream._app.serving.workers.restart import own_command
-from millstream._app.serving.workers.sockets import open_sockets
-from millstream._app.serving.workers.supervisor import Supervisor, slots_of
+from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.listen_sockets import passed_sockets
+from millstream._app.server_process.panel import show
+from millstream._app.server_process.workers.file_changes import changes
+from millstream._app.server_process.workers.restart import own_command
+from millstream._app.server_process.workers.sockets import open_sockets
+from millstream._app.server_process.workers.supervisor import Supervisor, slots_of
 from millstream._stores import open_store
 from millstream._stores.local.server import holding
 

@@ -7,9 +7,9 @@ import sys
 
 from millstream._app.argument_checks import check_address
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.serving.errors import CommandError, check_key, check_not_importing, report, starting
-from millstream._app.serving.runner import run
-from millstream._app.serving.signals import StopSignals
+from millstream._app.server_process.errors import CommandError, check_key, check_not_importing, report, starting
+from millstream._app.server_process.runner import run
+from millstream._app.server_process.signals import StopSignals
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 _HTTP = ("http", "sse", "streamable-http")
@@ -42,7 +42,7 @@ def launch(
                 report(exc)
                 sys.exit(1)
     elif transport in _HTTP:
-        from millstream._app.serving.over_http import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
+        from millstream._app.server_process.over_http import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
 
         run_program(application, host, port, workers=workers)
     else:
@@ -63,8 +63,8 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
             check_key(application.runtimes.definition.settings)
             await stdio(application.runtimes, private)
     elif transport in _HTTP:
-        from millstream._app.serving.listen_sockets import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
-        from millstream._app.serving.over_http import serve_here_with_panel  # noqa: PLC0415  the same
+        from millstream._app.server_process.listen_sockets import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
+        from millstream._app.server_process.over_http import serve_here_with_panel  # noqa: PLC0415  the same
 
         await serve_here_with_panel(application, *chosen_address(host, port))
     else:

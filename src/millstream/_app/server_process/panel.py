@@ -9,7 +9,7 @@ from typing import TextIO
 
 import msgspec
 
-from millstream._app.serving.facts import Facts
+from millstream._app.server_process.facts import Facts
 
 logger = logging.getLogger("millstream")
 
@@ -18,7 +18,7 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
     """Write the facts to standard error: a panel on a terminal, or else one log record (and one for the warning)."""
     target = stream or sys.stderr
     if target.isatty():
-        from millstream._app.serving.panel_layout import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
+        from millstream._app.server_process.panel_layout import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
 
         draw(told, Console(file=target, highlight=False))
         return

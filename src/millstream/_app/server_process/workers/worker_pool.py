@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from millstream._app.serving.errors import CommandError, report
-from millstream._app.serving.runner import LAST_SECONDS
-from millstream._app.serving.workers.back_off import BackOff
-from millstream._app.serving.workers.messages import Hello, WorkerState, WorkerStates
-from millstream._app.serving.workers.worker_process import READY, NotStarted, WorkerProcess, how
+from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process.runner import LAST_SECONDS
+from millstream._app.server_process.workers.back_off import BackOff
+from millstream._app.server_process.workers.messages import Hello, WorkerState, WorkerStates
+from millstream._app.server_process.workers.worker_process import READY, NotStarted, WorkerProcess, how
 
 logger = logging.getLogger("millstream")
 

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable
 
 from millstream._app.runtimes import ServerApplication
-from millstream._app.serving.errors import CommandError, check_key, report, set_up_logs
-from millstream._app.serving.facts import Facts, facts, registration
-from millstream._app.serving.http_server import Accept, serve, serve_here
-from millstream._app.serving.listen_sockets import chosen_address, listen, passed_sockets
-from millstream._app.serving.panel import show
-from millstream._app.serving.public import check_public
-from millstream._app.serving.workers.slot import begin_run, claim
-from millstream._app.serving.workers.supervised_run import can_supervise, supervise
-from millstream._app.serving.workers.worker import serve_worker
+from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
+from millstream._app.server_process.facts import Facts, facts, registration
+from millstream._app.server_process.http_server import Accept, serve, serve_here
+from millstream._app.server_process.listen_sockets import chosen_address, listen, passed_sockets
+from millstream._app.server_process.panel import show
+from millstream._app.server_process.public import check_public
+from millstream._app.server_process.workers.slot import begin_run, claim
+from millstream._app.server_process.workers.supervised_run import can_supervise, supervise
+from millstream._app.server_process.workers.worker import serve_worker
 
 logger = logging.getLogger("millstream")
 

@@ -1,7 +1,7 @@
 """Protection of public addresses: they require sign-in, or an explicit exception."""
 
 from millstream._app.definition import Definition
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._http.hosts import is_loopback
 
 SHORTEST_KEY = 16

@@ -10,8 +10,8 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from millstream._app.serving.http_server import Accept
-from millstream._app.serving.workers.messages import WorkerState
+from millstream._app.server_process.http_server import Accept
+from millstream._app.server_process.workers.messages import WorkerState
 
 READY = "ready"
 

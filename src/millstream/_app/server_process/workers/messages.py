@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._app.serving.facts import Facts
+from millstream._app.server_process.facts import Facts
 
 CHUNK = 64 * 1024
 BEATS = 4

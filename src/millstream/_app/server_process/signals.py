@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final
 
 from millstream._app.runtimes import Runtimes
-from millstream._app.serving.runner import LAST_SECONDS
+from millstream._app.server_process.runner import LAST_SECONDS
 from millstream._http.server.drain import DrainTimes
 
 logger = logging.getLogger("millstream")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._http.client.dial import allow_any, guard_dial
 from millstream._http.client.errors import ClientError, TargetError
 from millstream._http.client.fetch import request

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from millstream._app.serving.errors import CommandError
-from millstream._app.serving.facts import Facts, registration
-from millstream._app.serving.panel import show
-from millstream._app.serving.signals import INTERRUPTED
-from millstream._app.serving.workers.commands import ParentSignals
-from millstream._app.serving.workers.messages import Hello, Ready
-from millstream._app.serving.workers.worker_pool import Slot, WorkerPool, tell_failure
-from millstream._app.serving.workers.worker_process import NotStarted, WorkerProcess
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.facts import Facts, registration
+from millstream._app.server_process.panel import show
+from millstream._app.server_process.signals import INTERRUPTED
+from millstream._app.server_process.workers.commands import ParentSignals
+from millstream._app.server_process.workers.messages import Hello, Ready
+from millstream._app.server_process.workers.worker_pool import Slot, WorkerPool, tell_failure
+from millstream._app.server_process.workers.worker_process import NotStarted, WorkerProcess
 
 if TYPE_CHECKING:
-    from millstream._app.serving.consul import ConsulRegistration
+    from millstream._app.server_process.consul import ConsulRegistration
 
 logger = logging.getLogger("millstream")
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.serving.entry import look_ahead, prepare
-from millstream._app.serving.errors import CommandError, starting
-from millstream._app.serving.runner import run
-from millstream._app.serving.signals import StopSignals
-from millstream._app.serving.tls import Certificate
+from millstream._app.server_process.entry import look_ahead, prepare
+from millstream._app.server_process.errors import CommandError, starting
+from millstream._app.server_process.runner import run
+from millstream._app.server_process.signals import StopSignals
+from millstream._app.server_process.tls import Certificate
 from millstream._http.hosts import is_loopback
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
@@ -23,7 +23,7 @@ from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import SocketListener
 
 if TYPE_CHECKING:
-    from millstream._app.serving.consul import ConsulRegistration
+    from millstream._app.server_process.consul import ConsulRegistration
 
 AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""

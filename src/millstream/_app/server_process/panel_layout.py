@@ -5,7 +5,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from millstream._app.serving.facts import Facts
+from millstream._app.server_process.facts import Facts
 from millstream._version import __version__
 
 

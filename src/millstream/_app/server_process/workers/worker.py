@@ -12,12 +12,12 @@ from functools import partial
 from types import FrameType
 
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.serving.errors import CommandError, check_key
-from millstream._app.serving.facts import facts
-from millstream._app.serving.http_server import AFTER_DRAIN, Accept, serve
-from millstream._app.serving.public import check_public
-from millstream._app.serving.signals import INTERRUPTED, waits_for
-from millstream._app.serving.workers.messages import (
+from millstream._app.server_process.errors import CommandError, check_key
+from millstream._app.server_process.facts import facts
+from millstream._app.server_process.http_server import AFTER_DRAIN, Accept, serve
+from millstream._app.server_process.public import check_public
+from millstream._app.server_process.signals import INTERRUPTED, waits_for
+from millstream._app.server_process.workers.messages import (
     BEATS,
     Alive,
     Departure,
@@ -27,8 +27,8 @@ from millstream._app.serving.workers.messages import (
     ToWorker,
     WorkerStates,
 )
-from millstream._app.serving.workers.slot import WorkerSlot
-from millstream._app.serving.workers.socket_takeover import SocketTakeover
+from millstream._app.server_process.workers.slot import WorkerSlot
+from millstream._app.server_process.workers.socket_takeover import SocketTakeover
 from millstream._http.server.drain import LINGER, DrainTimes
 from millstream._server.calls.keys import load_secrets
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from millstream._app.serving.errors import CommandError
-from millstream._app.serving.workers.messages import (
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.workers.messages import (
     BEATS,
     FOR_PARENT,
     Alive,
@@ -23,7 +23,7 @@ from millstream._app.serving.workers.messages import (
     StartFailure,
     WorkerStates,
 )
-from millstream._app.serving.workers.slot import VARIABLE
+from millstream._app.server_process.workers.slot import VARIABLE
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE: Final = 30.0

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 
 
 def own_command() -> list[str]:

@@ -14,7 +14,7 @@ from millstream._http.hosts import is_loopback
 from millstream._server.features.tools import Tool
 
 if TYPE_CHECKING:
-    from millstream._app.serving.consul import ConsulRegistration
+    from millstream._app.server_process.consul import ConsulRegistration
 
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
@@ -151,7 +151,7 @@ def registration(
     """
     if not agent:
         return None
-    from millstream._app.serving.consul import ConsulRegistration  # noqa: PLC0415  few servers have one
+    from millstream._app.server_process.consul import ConsulRegistration  # noqa: PLC0415  few servers have one
 
     url = urlsplit(facts.url)
     meta = {"version": facts.version, "path": url.path, "scheme": url.scheme}

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from millstream._app.serving.errors import CommandError
-from millstream._app.serving.workers.messages import FOR_WORKER, Hello, MessageChannel, StartFailure, WorkerState
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.workers.messages import FOR_WORKER, Hello, MessageChannel, StartFailure, WorkerState
 from millstream._stores.parent import use_parent
 
 VARIABLE = "_MILLSTREAM_WORKER"

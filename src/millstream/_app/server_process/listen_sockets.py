@@ -5,7 +5,7 @@ import os
 import socket
 from typing import Final
 
-from millstream._app.serving.errors import CommandError
+from millstream._app.server_process.errors import CommandError
 from millstream._config import VariableError, address
 
 MAX_PORT: Final = 65_535

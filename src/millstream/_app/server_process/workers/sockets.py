@@ -9,7 +9,7 @@ import logging
 import socket
 import sys
 
-from millstream._app.serving.listen_sockets import listen
+from millstream._app.server_process.listen_sockets import listen
 
 logger = logging.getLogger("millstream")
 
