@@ -37,7 +37,7 @@ OPEN_NAMES = {
     "Answered", "Asking", "Calling", "Connected", "Declared", "Finished", "Happened", "Kept", "Listing", "Marked",
     "Negotiated", "Owed", "Progressed", "Refused", "Renewing", "Returned", "Said", "Sampled", "Subscribing",
     "Unsupported", "Waiting", "_Asked", "_Described", "_Known", "_Listed", "_Signing", "_Unmounted",
-    "_cli/chatting", "_cli/commands/probing.py", "_cli/commands/watching.py", "_cli/installing", "_cli/recording",
+
     "client/_extending.py", "client/_listing.py", "client/_negotiated.py", "extensions/events/_reading.py",
     "extensions/events/_subscribing.py", "gateway/_extension_forwarding.py",
 }  # fmt: skip

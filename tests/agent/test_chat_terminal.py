@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
-from millstream._cli.chatting.console_prompts import ConsolePrompts
-from millstream._cli.chatting.screen import PlainScreen
+from millstream._cli.chat.console_prompts import ConsolePrompts
+from millstream._cli.chat.screen import PlainScreen
 from millstream.agent._events import Delta
 from millstream.agent._person import Approval
 from processes import ROOT

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream import _jsonc as jsonc
-from millstream._cli.installing.documents import (
+from millstream._cli.installer.documents import (
     put_toml,
     put_yaml,
     remove_toml,

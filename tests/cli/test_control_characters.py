@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from millstream._cli.chatting.screen import JsonScreen
+from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import _fill_in, ended
 from millstream._cli.tables import print_json

@@ -18,8 +18,8 @@ from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands import install as command
-from millstream._cli.installing import launch
-from millstream._cli.installing.applications import APPLICATIONS, System
+from millstream._cli.installer import launch
+from millstream._cli.installer.applications import APPLICATIONS, System
 from millstream._cli.program import program
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
@@ -294,7 +294,7 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
 
 def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     """Applications write their files, too."""
-    from millstream._cli.installing.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
+    from millstream._cli.installer.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
     change = prepare(path, "json", ("servers", "x"), lambda old: {})

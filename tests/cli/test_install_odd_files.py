@@ -10,7 +10,7 @@ import pytest
 
 from command_line import CliRunner, Result
 from millstream._cli.commands import install as command
-from millstream._cli.installing.applications import APPLICATIONS, System
+from millstream._cli.installer.applications import APPLICATIONS, System
 from millstream._cli.program import program
 from patience import WAIT
 

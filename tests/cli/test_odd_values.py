@@ -16,7 +16,7 @@ from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.rude import DONE, OFFER, Asked, rude
 from millstream._cli import connect_options as connecting
-from millstream._cli.chatting.console_prompts import choices_of, problem_of
+from millstream._cli.chat.console_prompts import choices_of, problem_of
 from millstream._cli.connect_options import value_of
 from millstream._cli.tables import Progress, print_rows
 from millstream.client._questions import Question

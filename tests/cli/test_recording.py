@@ -20,8 +20,8 @@ from command_line import CliRunner
 from millstream import Client
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.program import program
-from millstream._cli.recording.replayer import Replayer
-from millstream._cli.recording.transcript import Writer, exchanges, load
+from millstream._cli.recorder.replayer import Replayer
+from millstream._cli.recorder.transcript import Writer, exchanges, load
 from millstream.client._errors import ConnectionLost, Failure
 from patience import WAIT
 from processes import ROOT, Shared, millstream, shared

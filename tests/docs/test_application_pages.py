@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from millstream._cli.commands.install import place_of
-from millstream._cli.installing.applications import APPLICATIONS, System
+from millstream._cli.installer.applications import APPLICATIONS, System
 from processes import ROOT
 
 pytestmark = pytest.mark.check

@@ -15,11 +15,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from millstream._cli.chatting.console_prompts import ConsolePrompts
-from millstream._cli.chatting.conversation import AnswerStopped, ChatSession
-from millstream._cli.chatting.debug_steps import Steps, steps_of_configuration, steps_of_connection
-from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
-from millstream._cli.chatting.slash import Rows
+from millstream._cli.chat.console_prompts import ConsolePrompts
+from millstream._cli.chat.conversation import AnswerStopped, ChatSession
+from millstream._cli.chat.debug_steps import Steps, steps_of_configuration, steps_of_connection
+from millstream._cli.chat.screen import JsonScreen, PlainScreen, Screen
+from millstream._cli.chat.slash import Rows
 from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
 from millstream._cli.output import nobody_reads
 from millstream._cli.signals import INTERRUPTED
@@ -229,7 +229,7 @@ def _screen(*, json: bool) -> Screen:
     if json:
         return JsonScreen()
     if sys.stdout.isatty() and sys.stderr.isatty():
-        from millstream._cli.chatting.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
+        from millstream._cli.chat.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
 
         return TerminalScreen()
     return PlainScreen()

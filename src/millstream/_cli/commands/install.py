@@ -12,9 +12,9 @@ from millstream._app.server_process.errors import CommandError
 from millstream._cli.connect_options import pairs
 from millstream._cli.console import confirm
 from millstream._cli.errors import tell
-from millstream._cli.installing.applications import APPLICATIONS, ConfigurableApp, System, merged
-from millstream._cli.installing.change import FileChange, prepare, prepare_undo, undo, write
-from millstream._cli.installing.launch import Launch, hyphenated, launch_of, name_of
+from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merged
+from millstream._cli.installer.change import FileChange, prepare, prepare_undo, undo, write
+from millstream._cli.installer.launch import Launch, hyphenated, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._cli.recording.replayer import Replayer
-from millstream._cli.recording.transcript import exchanges, load
+from millstream._cli.recorder.replayer import Replayer
+from millstream._cli.recorder.transcript import exchanges, load
 from millstream._cli.signals import carry_out
 
 

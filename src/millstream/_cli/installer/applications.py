@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._cli.installing.launch import Launch, hyphenated
+from millstream._cli.installer.launch import Launch, hyphenated
 
 
 class System(Struct, frozen=True, kw_only=True):

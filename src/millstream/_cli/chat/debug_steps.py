@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from millstream._cli.chatting.screen import Screen, waiting_of
+from millstream._cli.chat.screen import Screen, waiting_of
 from millstream._cli.connect_options import version_of
 from millstream._cli.tables import brief, safe
 from millstream.agent._agent import Agent

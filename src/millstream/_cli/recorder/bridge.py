@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._cli.recording.standard_input import lines, say
-from millstream._cli.recording.transcript import Writer, params_of
+from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.transcript import Writer, params_of
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool

@@ -14,8 +14,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from millstream._cli.chatting.screen import Screen
-from millstream._cli.chatting.slash import Rows, Slash
+from millstream._cli.chat.screen import Screen
+from millstream._cli.chat.slash import Rows, Slash
 from millstream._cli.signals import TerminationSignal
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer

@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment, Segments
 from rich.text import Text
 
-from millstream._cli.chatting.screen import call_of, ending_of, progress_of, waiting_of
+from millstream._cli.chat.screen import call_of, ending_of, progress_of, waiting_of
 from millstream._cli.tables import one_line, safe
 from millstream.agent._events import (
     Answered,

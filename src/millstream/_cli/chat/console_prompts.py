@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from millstream._cli.chatting.screen import Screen
+from millstream._cli.chat.screen import Screen
 from millstream._cli.connect_options import value_of
 from millstream._cli.tables import one_line, safe
 from millstream._protocol.json_schema import is_array, is_object, members

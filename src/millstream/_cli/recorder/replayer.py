@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from millstream._cli.recording.standard_input import lines, say
-from millstream._cli.recording.transcript import Exchange, is_answer, params_of, plain_params, progress_token
+from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.transcript import Exchange, is_answer, params_of, plain_params, progress_token
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND
 from millstream._protocol.json_schema import is_array, is_object
 

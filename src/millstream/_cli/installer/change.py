@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from millstream import _jsonc as jsonc
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.installing import documents
+from millstream._cli.installer import documents
 from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import value_at
 

@@ -6,8 +6,8 @@ import shutil
 import sys
 from contextlib import suppress
 
-from millstream._cli.recording.standard_input import lines, say
-from millstream._cli.recording.transcript import Writer
+from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.transcript import Writer
 from millstream._cli.tables import safe
 from millstream._protocol.lines import LineSplitter
 from millstream.client._errors import TargetError
