@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from millstream import Client, Context, Server, auth
-from millstream.client import IdentityProvider, MemoryStore, OAuth, Options
+from millstream.client import IdentityProvider, MemoryTokenStore, OAuth, Options
 
 URL = os.environ.get("SHOP_URL", "http://127.0.0.1:8000")
 LOGIN = os.environ.get("LOGIN", "https://login.example.com")
@@ -33,7 +33,7 @@ async def order(isbn: str, ctx: Context) -> str:
 # region: client
 async def order_for(id_token: Callable[[], str]) -> str:
     """What the client `desk` does for somebody who has signed in there."""
-    me = OAuth(store=MemoryStore(), client_id="desk", client_secret=DESK_SECRET)
+    me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=DESK_SECRET)
     me.managed_by(IdentityProvider(LOGIN, id_token=id_token, client_id="desk-at-login"))
     async with Client(f"{URL}/mcp", options=Options(auth=me)) as client:
         return (await client.call("order", isbn="9780261103573")).text

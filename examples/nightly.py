@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream import Client, auth
-from millstream.client import MemoryStore, OAuth, Options
+from millstream.client import MemoryTokenStore, OAuth, Options
 
 
 # region: client
@@ -19,7 +19,7 @@ def nightly(public_key: Path) -> Any:
 # region: job
 async def order(server: str, private_key: Path) -> str:
     """What the job does."""
-    me = OAuth(store=MemoryStore(), client_id="nightly", as_itself=True).signing_with(private_key)
+    me = OAuth(store=MemoryTokenStore(), client_id="nightly", as_itself=True).signing_with(private_key)
     async with Client(server, options=Options(auth=me)) as client:
         return (await client.call("order", isbn="9780261103573")).text
 

@@ -13,7 +13,7 @@ from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._blocking_client import BlockingClient
-from millstream.client._errors import BadAnswer, ClientError, Failure, TargetError, ToolFailed, Unsupported
+from millstream.client._errors import BadAnswer, ClientError, Failure, NotSupported, TargetError, ToolFailed
 from millstream.client._options import Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
@@ -149,7 +149,7 @@ async def test_log_level_requires_a_session() -> None:
         with pytest.raises(ValueError, match="no log level"):
             await client.set_log_level("loud")
     async with Client(mcp) as client:
-        with pytest.raises(Unsupported, match="log_level"):
+        with pytest.raises(NotSupported, match="log_level"):
             await client.set_log_level("error")
 
 

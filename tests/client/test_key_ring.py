@@ -15,8 +15,8 @@ from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringLocked
 
 from millstream.client._oauth.default_store import default_store
-from millstream.client._oauth.keyring_store import KeyringStore
-from millstream.client._oauth.store import FileStore, Kept, Registration, Tokens
+from millstream.client._oauth.keyring_store import KeyringTokenStore
+from millstream.client._oauth.store import FileTokenStore, Registration, StoredCredentials, Tokens
 
 
 class InMemory(KeyringBackend):
@@ -53,8 +53,8 @@ def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemory]:
     keyring.set_keyring(before)
 
 
-def kept(count: int) -> Kept:
-    return Kept(
+def kept(count: int) -> StoredCredentials:
+    return StoredCredentials(
         {"https://as.example": Registration("me")}, {f"https://s{n}.example": Tokens("t" * 900) for n in range(count)}
     )
 
@@ -62,22 +62,22 @@ def kept(count: int) -> Kept:
 def test_tokens_are_kept_in_the_key_ring(ring: InMemory) -> None:
     """However many; and fewer afterwards leave nothing behind."""
     store = default_store()
-    assert isinstance(store, KeyringStore)
+    assert isinstance(store, KeyringTokenStore)
     for count in (5, 1, 3):
         store.save(kept(count))
         assert default_store().load() == kept(count)
-    assert not FileStore().path.exists()
+    assert not FileTokenStore().path.exists()
     store.save(kept(0))
     assert len(ring.kept) == 1
 
 
 def test_tokens_in_the_file_move_to_the_key_ring(ring: InMemory) -> None:
     """For those who install `keyring` later."""
-    FileStore().save(kept(1))
+    FileTokenStore().save(kept(1))
     store = default_store()
     assert store.load() == kept(1)
     store.save(store.load())
-    assert not FileStore().path.exists()
+    assert not FileTokenStore().path.exists()
     assert store.load() == kept(1)
 
 
@@ -85,23 +85,23 @@ def test_locked_key_ring_falls_back_to_the_file(ring: InMemory) -> None:
     """Nobody is logged out by it."""
     ring.locked = True
     default_store().save(kept(1))
-    assert FileStore().load() == kept(1) == default_store().load()
+    assert FileTokenStore().load() == kept(1) == default_store().load()
 
 
 def test_unreadable_tokens_are_ignored(ring: InMemory) -> None:
     """As with the file."""
     ring.kept[("millstream", "tokens 0")] = "{"
-    assert default_store().load() == Kept({}, {})
+    assert default_store().load() == StoredCredentials({}, {})
 
 
 def test_file_is_used_without_the_keyring_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """`keyring` is optional."""
     monkeypatch.setitem(sys.modules, "keyring", None)
     monkeypatch.delitem(sys.modules, "millstream.client._oauth.keyring_store", raising=False)
-    assert isinstance(default_store(), FileStore)
+    assert isinstance(default_store(), FileTokenStore)
 
 
 def test_file_is_used_without_a_system_key_ring(ring: InMemory) -> None:
     """Such as a server without a desktop."""
     keyring.set_keyring(NoKeyring())
-    assert isinstance(default_store(), FileStore)
+    assert isinstance(default_store(), FileTokenStore)

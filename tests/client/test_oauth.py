@@ -28,7 +28,7 @@ from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import fetch, parse_secure, refuse_local
-from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
+from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, StoredCredentials, Tokens
 from millstream.client._options import Options
 from patience import WAIT
 
@@ -101,15 +101,15 @@ def test_client_authentication_method_follows_the_issuer() -> None:
 
 def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     """Ours: nobody else on the machine."""
-    store = FileStore(tmp_path / "state" / "tokens.json")
-    assert store.load() == Kept({}, {})
-    kept = Kept({"https://as.example": Registration("id")}, {"https://x/mcp": Tokens("t")})
+    store = FileTokenStore(tmp_path / "state" / "tokens.json")
+    assert store.load() == StoredCredentials({}, {})
+    kept = StoredCredentials({"https://as.example": Registration("id")}, {"https://x/mcp": Tokens("t")})
     store.save(kept)
     assert store.load() == kept
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
     store.path.write_text("{")
-    assert store.load() == Kept({}, {})
+    assert store.load() == StoredCredentials({}, {})
 
 
 async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
         visits += 1
         return (await fetch("GET", url)).header(b"location")
 
-    store = MemoryStore() if kept == "memory" else FileStore(tmp_path / "tokens.json")
+    store = MemoryTokenStore() if kept == "memory" else FileTokenStore(tmp_path / "tokens.json")
     options = Options(auth=OAuth(store=store, visit=visit))
     async with rude(behave) as server, Client(server.url, options=options) as client:
         await asyncio.gather(*(client.call("x") for _ in range(10)))
@@ -217,7 +217,7 @@ async def test_tokens_of_other_resources_are_not_requested() -> None:
         else:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
-    options = Options(auth=OAuth(store=MemoryStore()))
+    options = Options(auth=OAuth(store=MemoryTokenStore()))
     async with rude(behave) as server:
         with pytest.raises(AccessDenied, match=r"bank\.example"):
             async with Client(server.url, options=options):
@@ -258,7 +258,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         challenge = f'Bearer resource_metadata="{here.url}"' if evil == "challenge" else "Bearer"
         async with secure(tmp_path, served(**named)) as (port, trusting), proxying(port) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
-            credentials = OAuth(store=MemoryStore(), tls=trusting)
+            credentials = OAuth(store=MemoryTokenStore(), tls=trusting)
             asking = credentials.ask(parse("https://mcp.test/mcp"), 401, challenge)
             if evil:
                 with pytest.raises(AccessDenied, match="on this machine"):

@@ -21,7 +21,7 @@ from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
 from millstream.client._oauth.browser_login import Loopback, answer_of
 from millstream.client._oauth.default_store import default_store
-from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Tokens
+from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}
@@ -92,7 +92,7 @@ class World:
         return f"{asked['redirect_uri']}?{urlencode({name: each for name, each in answer.items() if each is not None})}"
 
     def client(self, url: str, store: Any = None, **more: Any) -> Client:
-        auth = OAuth(store=store or MemoryStore(), visit=self.visit)
+        auth = OAuth(store=store or MemoryTokenStore(), visit=self.visit)
         return Client(url, timeout=more.pop("timeout", WAIT), options=Options(auth=auth, **more))
 
 
@@ -173,9 +173,9 @@ async def test_login_may_take_longer_than_the_request_timeout() -> None:
 async def test_valid_tokens_are_used_during_an_issuer_outage() -> None:
     """It's renewed thirty seconds before its end, which isn't its end."""
     away = World(issuer={"token_endpoint": "http://127.0.0.1:1/token"})
-    store = MemoryStore()
+    store = MemoryTokenStore()
     async with asyncio.timeout(WAIT), rude(away.behave) as server:
-        store.save(Kept({}, {server.url: Tokens("old", "http://127.0.0.1:1", "again", expires_at=1.0)}))
+        store.save(StoredCredentials({}, {server.url: Tokens("old", "http://127.0.0.1:1", "again", expires_at=1.0)}))
         async with away.client(server.url, store) as client:
             assert (await client.call("x")).text == "done"
     assert (away.visits, set(away.shown)) == (0, {"Bearer old"})
@@ -208,11 +208,11 @@ def test_malformed_browser_callbacks_are_ignored() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000, '{"tokens":{"x":5}}'])
 def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
     """Whoever logs in again mends it."""
-    store = FileStore(tmp_path / "tokens.json")
+    store = FileTokenStore(tmp_path / "tokens.json")
     store.path.write_text(text)
     store.path.chmod(0o644)
-    assert store.load() == Kept({}, {})
-    store.save(Kept({}, {"x": Tokens("t")}))
+    assert store.load() == StoredCredentials({}, {})
+    store.save(StoredCredentials({}, {"x": Tokens("t")}))
     assert store.load().tokens == {"x": Tokens("t")}
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
@@ -221,14 +221,14 @@ def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
 def test_unwritable_tokens_last_for_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A home that is read-only, or full, is no reason to refuse a login that went well."""
     (tmp_path / "file").write_text("in the way")
-    store = FileStore(tmp_path / "file" / "tokens.json")
+    store = FileTokenStore(tmp_path / "file" / "tokens.json")
     with caplog.at_level(logging.WARNING):
-        store.save(Kept({}, {"x": Tokens("t")}))
+        store.save(StoredCredentials({}, {"x": Tokens("t")}))
     assert store.load().tokens == {"x": Tokens("t")}
     assert "can't be stored" in caplog.text
     (tmp_path / "file").unlink()
-    store.save(Kept({}, {"x": Tokens("u")}))
-    assert FileStore(store.path).load().tokens == {"x": Tokens("u")}
+    store.save(StoredCredentials({}, {"x": Tokens("u")}))
+    assert FileTokenStore(store.path).load().tokens == {"x": Tokens("u")}
 
 
 def test_tokens_are_kept_in_memory_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,4 +239,4 @@ def test_tokens_are_kept_in_memory_without_a_home(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    assert isinstance(default_store(), MemoryStore)
+    assert isinstance(default_store(), MemoryTokenStore)

@@ -17,7 +17,7 @@ from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
 from millstream._http.client.url import parse
 from millstream._stores.memory.store import MemoryStore as ServerStore
-from millstream.client import AccessDenied, MemoryStore, OAuth, Options
+from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.signing import assertion
 from millstream.client._oauth.store import Registration
@@ -97,14 +97,14 @@ async def test_key_id_follows_the_registration() -> None:
 def test_keys_that_cannot_sign_are_refused(key: str, words: str) -> None:
     """Not at the first call, at night."""
     with pytest.raises(ValueError, match=words):
-        OAuth(store=MemoryStore(), client_id="nightly").signing_with(key)
+        OAuth(store=MemoryTokenStore(), client_id="nightly").signing_with(key)
 
 
 def test_assertions_replace_the_client_secret() -> None:
     """Without a name, no issuer could know whose key it is."""
     for given in ({}, {"client_id": "nightly", "client_secret": "s" * 32}):
         with pytest.raises(ValueError, match="no client_secret"):
-            OAuth(store=MemoryStore(), **given).signing_with(pem(NIGHTLY))
+            OAuth(store=MemoryTokenStore(), **given).signing_with(pem(NIGHTLY))
 
 
 async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
     file.write_text(pem(NIGHTLY))
     client = auth.client("nightly", jwks=public(NIGHTLY), scopes=["orders:write"])
     async with serving(clients=[client]) as url:
-        store = MemoryStore()
+        store = MemoryTokenStore()
         credentials = OAuth(store=store, client_id="nightly", as_itself=True).signing_with(file)
         async with Client(f"{url}/mcp", options=Options(auth=credentials)) as calling:
             assert (await calling.call("who")).text == "nightly orders:write"
@@ -139,7 +139,7 @@ async def test_every_request_has_a_fresh_assertion() -> None:
             "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
             "dpop_signing_alg_values_supported": ["ES256"],
         }  # fmt: skip
-        credentials = OAuth(store=MemoryStore(), client_id="nightly", as_itself=True).signing_with(pem(NIGHTLY))
+        credentials = OAuth(store=MemoryTokenStore(), client_id="nightly", as_itself=True).signing_with(pem(NIGHTLY))
         assert await credentials.challenged(parse(f"{issuer.url}/mcp"), 401, "DPoP")
         assert len({*seen}) == 2
 
@@ -154,8 +154,8 @@ async def test_metadata_document_clients_sign_assertions() -> None:
         }  # fmt: skip
         about: dict[str, Any] = {"client_metadata_url": PAGE, "as_itself": True}
         url = parse(f"{issuer.url}/mcp")
-        assert await OAuth(store=MemoryStore(), **about).signing_with(pem(NIGHTLY)).challenged(url, 401, "")
-        assert await OAuth(store=MemoryStore(), **about).challenged(url, 401, "")
+        assert await OAuth(store=MemoryTokenStore(), **about).signing_with(pem(NIGHTLY)).challenged(url, 401, "")
+        assert await OAuth(store=MemoryTokenStore(), **about).challenged(url, 401, "")
         signing, bare = (request for request in issuer.requests if request.startswith(b"POST /token"))
         assert b"client_id=https%3A%2F%2Fclient.example%2Fabout.json" in signing
         assert b"client_assertion=" in signing
@@ -173,6 +173,6 @@ async def test_registration_does_not_choose_the_signing_key() -> None:
             "authorization_endpoint": f"{issuer.url}/authorize", "registration_endpoint": f"{issuer.url}/register",
             "code_challenge_methods_supported": ["S256"],
         }  # fmt: skip
-        store = MemoryStore()
+        store = MemoryTokenStore()
         await OAuth(store=store).ask(parse(f"{issuer.url}/mcp"), 401, "")
         assert store.load().registrations[issuer.url] == Registration("me", "", "private_key_jwt")

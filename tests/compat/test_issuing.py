@@ -16,7 +16,7 @@ from issuing_world import VERIFIER, challenge
 from millstream import Client
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import fetch
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
 from patience import WAIT
@@ -51,7 +51,7 @@ async def test_client_signs_in(url: str) -> None:
     """The page's settings. The tokens are bound to the origin, so HTTP+SSE can use them, too."""
     for path in ("/mcp", "/sse"):
         person = Person()
-        oauth = OAuth(store=MemoryStore(), visit=person.visit)
+        oauth = OAuth(store=MemoryTokenStore(), visit=person.visit)
         async with Client(f"{url}{path}", options=Options(auth=oauth), timeout=WAIT) as client:
             assert (await client.call("secret")).text == "You may know it."
         assert person.visits == 1

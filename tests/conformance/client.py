@@ -17,7 +17,7 @@ from millstream.client import SkillMismatch
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
 from millstream.client._oauth.issuer_http import fetch
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from millstream.client._questions import Question
 
@@ -113,7 +113,7 @@ def credentials() -> OAuth:
     """Those that a scenario gives, else whatever the server wants."""
     given = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
     found = OAuth(
-        store=MemoryStore(),
+        store=MemoryTokenStore(),
         visit=visit,
         client_id=given.get("client_id", ""),
         client_secret=given.get("client_secret", ""),

@@ -9,7 +9,7 @@ import http_peer
 from cases import for_each
 from extensions.event_shop import OrderPaid
 from millstream import Client, Server
-from millstream.client import Failure, Unsupported
+from millstream.client import Failure, NotSupported
 from millstream.extensions.events import Events
 from patience import WAIT
 from processes import ROOT
@@ -45,7 +45,7 @@ async def test_a_client_iterates_over_events(revision: str, transport: str) -> N
             async with client.events.subscribe("order.paid", cursor="gone.9") as events:
                 assert (await anext(events)).data["order"] == "1"
                 assert events.gaps == 1
-            with pytest.raises(Unsupported, match="no event"):
+            with pytest.raises(NotSupported, match="no event"):
                 async with client.events.subscribe("nothing"):
                     pass
             with pytest.raises(Failure, match="no field"):

@@ -24,7 +24,7 @@ from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._tokens import TokenMethod
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from processes import ROOT, free_port
 from store_parts import BACKINGS
@@ -101,7 +101,7 @@ async def test_client_discovers_and_registers_with_the_issuer(provider: Identity
         return await sign_in_at(link, "ada@example.com", dict(parse_qsl(urlsplit(link).query))["redirect_uri"])
 
     async with guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
-        oauth = OAuth(store=MemoryStore(), visit=visit)
+        oauth = OAuth(store=MemoryTokenStore(), visit=visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
             assert (await client.call("who")).content[0].text == "ada@example.com"
             assert (await client.call("order", {"isbn": "1"})).content[0].text == "ordered 1"
@@ -322,7 +322,7 @@ def example(name: str) -> Server:
 @asynccontextmanager
 async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
     """A client whose person signs in at the provider."""
-    oauth = OAuth(store=MemoryStore(), visit=visitor.visit)
+    oauth = OAuth(store=MemoryTokenStore(), visit=visitor.visit)
     async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
         yield client
 

@@ -14,7 +14,7 @@ from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 
 SECRET = "the-secret-that-only-one-issuer-knows"
@@ -84,11 +84,11 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
     """A server that was taken over names another issuer: that one hears nothing."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
-        auth = OAuth(store=MemoryStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
+        auth = OAuth(store=MemoryTokenStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
         world.issuer = origin(good)
         await call(server, auth)
         assert len(good.asked) >= 2
-        auth._store.save(MemoryStore().load())  # its tokens were revoked
+        auth._store.save(MemoryTokenStore().load())  # its tokens were revoked
         world.issuer = origin(evil)
         with pytest.raises(AccessDenied, match="these credentials are for"):
             await call(server, auth)
@@ -103,7 +103,7 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
         world.issuer = origin(evil)
         options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
         with pytest.raises(AccessDenied, match=r"bank\.example"):
-            await call(server, OAuth(store=MemoryStore(), **options).bound_to("https://bank.example"))
+            await call(server, OAuth(store=MemoryTokenStore(), **options).bound_to("https://bank.example"))
         assert "me" not in [asked.headers.get("authorization") for asked in evil.asked]
         assert SECRET not in told(evil)
         assert "POST" not in {asked.verb for asked in evil.asked}
@@ -111,7 +111,7 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
 
 async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
     """A second issuer gets a registration of its own, and never the refresh token of the first."""
-    world, store = World(), MemoryStore()
+    world, store = World(), MemoryTokenStore()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
         auth = OAuth(store=store, visit=world.visit)
         world.issuer = origin(good)
@@ -133,7 +133,7 @@ async def test_responses_of_another_issuer_are_refused() -> None:
     async with rude(world.resource) as server, rude(world.issue) as good:
         world.issuer = origin(good)
         with pytest.raises(AccessDenied, match=r"evil\.example"):
-            await call(server, OAuth(store=MemoryStore(), visit=world.visit))
+            await call(server, OAuth(store=MemoryTokenStore(), visit=world.visit))
         assert "/token" not in {asked.path for asked in good.asked}
 
 
@@ -142,7 +142,7 @@ async def test_tokens_are_not_sent_to_another_server() -> None:
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good:
         world.issuer = origin(good)
-        auth = OAuth(store=MemoryStore(), visit=world.visit)
+        auth = OAuth(store=MemoryTokenStore(), visit=world.visit)
         await call(server, auth)
         async with rude(discovering(lambda asked: asked.result(DONE))) as other:
             await call(other, auth)

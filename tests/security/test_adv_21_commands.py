@@ -17,7 +17,7 @@ from client.rude import Asked, rude
 from millstream import Client
 from millstream.client._errors import ClientError
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from wire import request
 
@@ -100,7 +100,7 @@ async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.Monkey
 
     async with rude(behave) as server:
         with pytest.raises((ClientError, ValueError)):
-            async with Client(server.url, options=Options(auth=OAuth(store=MemoryStore()))):
+            async with Client(server.url, options=Options(auth=OAuth(store=MemoryTokenStore()))):
                 pass
     assert opened == started == []
 

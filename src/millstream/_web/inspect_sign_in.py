@@ -27,10 +27,10 @@ from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._pages import arrived, turned_back
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import answer_of
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
+from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
 
 CALLBACK = "/inspect/callback"
 _COOKIE = "millstream-inspect"
@@ -54,7 +54,7 @@ _TOO_OLD = (
 class SignInState(Struct):
     """The state for one server."""
 
-    kept: Kept
+    kept: StoredCredentials
     client: Registration = msgspec.field(default_factory=Registration)
     """Client that the operator entered; empty if this program registers itself."""
     only: str = ""
@@ -67,7 +67,7 @@ class PendingSignIn(Struct, frozen=True):
     url: str
     owner: str
     key: str
-    asked: AuthorizationRequest
+    asked: PendingAuthorization
     client: Registration
 
 
@@ -102,7 +102,7 @@ class SignIns:
             return _UNREADABLE
         browser, cookie = _browser(request)
         key = _key(request, browser, url)
-        held = await self._held(key) or SignInState(Kept({}, {}))
+        held = await self._held(key) or SignInState(StoredCredentials({}, {}))
         if wanted.client_id:
             held = SignInState(held.kept, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
         try:
@@ -127,7 +127,7 @@ class SignIns:
         pending = await self._take(request, answer.get("state", "")) if request.method == "GET" else None
         if pending is None:
             return _turned_back(request, _TOO_OLD, 403)
-        held = await self._held(pending.key) or SignInState(Kept({}, {}))
+        held = await self._held(pending.key) or SignInState(StoredCredentials({}, {}))
         issuer = pending.asked.issuer.issuer
         held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
@@ -251,7 +251,7 @@ async def _revoke(request: HttpRequest, held: SignInState, url: Url) -> bool:
 
 
 def _client(request: HttpRequest, held: SignInState, scope: str = "") -> OAuth:
-    store = MemoryStore()
+    store = MemoryTokenStore()
     store.save(held.kept)
     who = held.client
     made = OAuth(

@@ -14,7 +14,7 @@ from millstream.client._server_messages import OnChange, OnLog
 from millstream.client._targets import Target
 
 if TYPE_CHECKING:
-    from millstream.client._extending import ClientExtension
+    from millstream.client._extensions import ClientExtension
 
 
 class _ClientArguments(TypedDict, total=False):

@@ -31,9 +31,9 @@ from millstream._protocol.metadata import Implementation
 from millstream._protocol.suggestions import suggest, suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._errors import ClientError, Failure
-from millstream.client._listing import Listing
 from millstream.client._method_aliases import ClientAliases
 from millstream.client._options import Options
+from millstream.client._paginated_list import PaginatedList
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
@@ -44,7 +44,7 @@ from millstream.client._watches import Changes, wanted
 if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
     from millstream.client._events import ClientEvents
-    from millstream.client._extending import ClientExtension, ClientHost
+    from millstream.client._extensions import ClientExtension, ClientHost
     from millstream.client._tasks import ClientTasks
 
 T = TypeVar("T")
@@ -99,9 +99,9 @@ class Client(ClientAliases):
         questions = Questions(elicit, sample, roots)
         host: ClientHost | None = None
         if extensions:
-            from millstream.client import _extending  # noqa: PLC0415  few clients have extensions
+            from millstream.client import _extensions  # noqa: PLC0415  few clients have extensions
 
-            host = _extending.ClientHost(self, questions)
+            host = _extensions.ClientHost(self, questions)
         self.conversation: Conversation = Conversation(
             target,
             questions,
@@ -264,23 +264,23 @@ class Client(ClientAliases):
             return [each.name for each in await self.prompts()]
         return [each.uri for each in await self.resources()] + [each.uri_template for each in await self.templates()]
 
-    def tools(self, *, fresh: bool = False) -> Listing[ToolDescription]:
+    def tools(self, *, fresh: bool = False) -> PaginatedList[ToolDescription]:
         """List the tools: ``await`` the full list, or iterate page by page with ``async for``."""
 
         return self.conversation.list("tools/list", decode_tools, self.conversation.callable, fresh=fresh)
 
     # Resources and prompts
 
-    def resources(self, *, fresh: bool = False) -> Listing[ResourceDescription]:
+    def resources(self, *, fresh: bool = False) -> PaginatedList[ResourceDescription]:
         """List the resources."""
         return self.conversation.list("resources/list", _decode_resources, lambda result: result.resources, fresh=fresh)
 
-    def templates(self, *, fresh: bool = False) -> Listing[TemplateDescription]:
+    def templates(self, *, fresh: bool = False) -> PaginatedList[TemplateDescription]:
         """List the resource templates."""
         method = "resources/templates/list"
         return self.conversation.list(method, _decode_templates, lambda result: result.resource_templates, fresh=fresh)
 
-    def prompts(self, *, fresh: bool = False) -> Listing[PromptDescription]:
+    def prompts(self, *, fresh: bool = False) -> PaginatedList[PromptDescription]:
         """List the prompts."""
         return self.conversation.list("prompts/list", _decode_prompts, lambda result: result.prompts, fresh=fresh)
 
@@ -333,7 +333,7 @@ class Client(ClientAliases):
 
     # Skills
 
-    def skills(self, *, fresh: bool = False) -> "Listing[Skill]":
+    def skills(self, *, fresh: bool = False) -> "PaginatedList[Skill]":
         """List the skills of the server, without reading them: ``for skill in await client.skills(): …``."""
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
@@ -437,7 +437,7 @@ class Client(ClientAliases):
         """Set the minimum severity of log messages for the session.
 
         Raises:
-            Unsupported: the revision sets the level per request. Use `Options.log_level`.
+            NotSupported: the revision sets the level per request. Use `Options.log_level`.
         """
         await self.conversation.set_log_level(level)
 

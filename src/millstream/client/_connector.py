@@ -31,7 +31,7 @@ from millstream.client._errors import (
     NotMcp,
     UnknownVersion,
 )
-from millstream.client._negotiated import Connection, LocalPeer, Negotiated, request_body, with_meta
+from millstream.client._negotiation import Connection, LocalPeer, Negotiation, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._server_messages import ServerMessages
 from millstream.client._targets import Place, Remote
@@ -245,7 +245,7 @@ class Connector:
                 return Connection(transport, agreement, self._self.meta(revision))
         raise AssertionError
 
-    async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiated:
+    async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiation:
         pinned = self._pinned
         if pinned is not None:
             if pinned.handshake:
@@ -268,10 +268,10 @@ class Connector:
                 ) from exc
             return agreement
 
-    async def _refused(self, revision: Revision) -> Negotiated:
+    async def _refused(self, revision: Revision) -> Negotiation:
         raise UnknownVersion(f"The server does not speak revision {revision.date}.")
 
-    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiated | None:
+    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
         """Ask what the server offers. Return None if it doesn't know the method, or doesn't respond unless `alone`."""
         seconds = self._options.connect_timeout + self._options.probe_timeout
         for _ in (0, 1):
@@ -297,12 +297,12 @@ class Connector:
             if agreed is None:
                 return None
             transport.agreed(agreed)
-            return Negotiated(
+            return Negotiation(
                 revision=agreed, capabilities=offer.capabilities, server=_about(offer), instructions=offer.instructions
             )
         return None
 
-    async def _initialize(self, transport: Transport, revision: Revision) -> Negotiated:
+    async def _initialize(self, transport: Transport, revision: Revision) -> Negotiation:
         capabilities = msgspec.Raw(encode(self._self.capabilities(revision)))
         params = encode(InitializeRequestParams(revision.date, capabilities, self._self.about))
         raw = await self._ask(transport, "initialize", params, revision, self._timeout)
@@ -323,7 +323,7 @@ class Connector:
                 await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
         except TimeoutError as exc:
             raise NoAnswer(f"The server did not complete the handshake within {self._timeout:g} seconds.") from exc
-        return Negotiated(
+        return Negotiation(
             revision=agreed,
             capabilities=result.capabilities,
             server=result.server_info,

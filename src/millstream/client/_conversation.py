@@ -20,10 +20,10 @@ from millstream._protocol.revisions import BY_DATE
 from millstream.client._background import Background
 from millstream.client._cache import Cache
 from millstream.client._connector import Connector
-from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
-from millstream.client._listing import Listing, Page
-from millstream.client._negotiated import Connection, Declared, LocalPeer, Negotiated, with_meta
+from millstream.client._errors import ClientError, Failure, NotSupported, TargetError
+from millstream.client._negotiation import Connection, DeclaredCapability, LocalPeer, Negotiation, with_meta
 from millstream.client._options import Options
+from millstream.client._paginated_list import Page, PaginatedList
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
@@ -58,7 +58,7 @@ class Conversation:
         timeout: float,
         on_log: OnLog | None,
         on_change: OnChange | None,
-        declared: Sequence[Declared] = (),
+        declared: Sequence[DeclaredCapability] = (),
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
@@ -130,7 +130,7 @@ class Conversation:
         return link
 
     @property
-    def agreed(self) -> Negotiated:
+    def agreed(self) -> Negotiation:
         """What the two sides have negotiated."""
         return self.link.agreement
 
@@ -181,7 +181,7 @@ class Conversation:
             raise ValueError(f"There is no log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         revision = self.agreed.revision
         if not revision.handshake:
-            raise Unsupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
+            raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
         await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
         self.log_level = level
 
@@ -204,7 +204,7 @@ class Conversation:
 
     def list(
         self, method: str, decode: Callable[[bytes], L], items: Callable[[L], "list[T]"], *, fresh: bool
-    ) -> Listing[T]:
+    ) -> PaginatedList[T]:
         """Return a paginated list."""
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
@@ -223,9 +223,9 @@ class Conversation:
 
         return self.listing(page)
 
-    def listing(self, page: Page[T]) -> Listing[T]:
+    def listing(self, page: Page[T]) -> PaginatedList[T]:
         """Return a list that fetches its pages by a function, within the limits of the client."""
-        return Listing(page, self._options.max_pages, self._options.max_bytes)
+        return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
     async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
         """Return a result from the cache, or from the server if it's missing or `fresh`."""

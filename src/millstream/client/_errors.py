@@ -16,9 +16,23 @@ from millstream._http.client.errors import (
 )
 
 __all__ = [
-    "AccessDenied", "BadAnswer", "ClientError", "ConnectFailed", "ConnectionLost", "Failure", "Flood", "NoAnswer",
-    "NotMcp", "SessionLost", "SkillMismatch", "TargetError", "TlsFailed", "TooLarge", "ToolFailed", "UnknownVersion",
-    "Unsupported",
+    "AccessDenied",
+    "BadAnswer",
+    "ClientError",
+    "ConnectFailed",
+    "ConnectionLost",
+    "Failure",
+    "Flood",
+    "NoAnswer",
+    "NotMcp",
+    "NotSupported",
+    "SessionLost",
+    "SkillMismatch",
+    "TargetError",
+    "TlsFailed",
+    "TooLarge",
+    "ToolFailed",
+    "UnknownVersion",
 ]  # fmt: skip
 
 
@@ -54,11 +68,11 @@ class UnknownVersion(ClientError):
     """
 
 
-class Unsupported(ClientError):
+class NotSupported(ClientError):
     """The revision or transport of this connection doesn't support the operation.
 
     Example:
-        ``except Unsupported: changes = None``
+        ``except NotSupported: changes = None``
     """
 
 

@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream.client._conversation import Conversation
-from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, Unsupported
+from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NotSupported
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
 from millstream.client._watches import passes, retry_pause
@@ -208,12 +208,12 @@ class ClientEvents:
         """Return how to receive an event type."""
         offered = next((each.delivery for each in await self.list() if each.name == name), None)
         if offered is None:
-            raise Unsupported(f"The server has no event {name!r}.")
+            raise NotSupported(f"The server has no event {name!r}.")
         if "push" in offered and not self._conversation.agreed.revision.handshake:
             return "push"
         if "poll" in offered:
             return "poll"
-        raise Unsupported(f"The server delivers {name!r} by {', '.join(offered)} only, and not on this connection.")
+        raise NotSupported(f"The server delivers {name!r} by {', '.join(offered)} only, and not on this connection.")
 
     def _receive(self, kind: str, params: bytes) -> None:
         try:

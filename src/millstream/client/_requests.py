@@ -16,7 +16,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
-from millstream.client._negotiated import Connection, request_body, with_meta
+from millstream.client._negotiation import Connection, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages

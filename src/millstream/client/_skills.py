@@ -13,7 +13,7 @@ from millstream._protocol.messages import CacheableResult, PaginatedRequestParam
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
-from millstream.client._listing import Listing
+from millstream.client._paginated_list import PaginatedList
 from millstream.client._requests import Ask
 from millstream.client._results import read
 
@@ -33,7 +33,7 @@ _decode_one = msgspec.json.Decoder(_Skill).decode
 _decode_skill = msgspec.json.Decoder(Skill).decode
 
 
-def list_skills(conversation: Conversation, *, fresh: bool) -> Listing[Skill]:
+def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Skill]:
     """Return the skills of a server; none of a server without the extension. Nothing else is read."""
 
     async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:

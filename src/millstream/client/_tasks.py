@@ -25,7 +25,7 @@ from millstream.client._errors import (
     ConnectionLost,
     Failure,
     NoAnswer,
-    Unsupported,
+    NotSupported,
 )
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
@@ -119,7 +119,7 @@ class ClientTasks:
         becomes a task. A call that is over at once is a task without an id.
 
         Raises:
-            Unsupported: the server has no tasks.
+            NotSupported: the server has no tasks.
             Failure: the server responded with an error.
             ClientError: there was no response.
         """
@@ -133,7 +133,7 @@ class ClientTasks:
         """Return a task as it is now.
 
         Raises:
-            Unsupported: the server has no tasks.
+            NotSupported: the server has no tasks.
             Failure: there's no such task, for example because its time to live is over.
             ClientError: there was no response.
         """
@@ -245,11 +245,11 @@ class ClientTasks:
         """Return the `_meta` of a request that declares the extension.
 
         Raises:
-            Unsupported: the server has no tasks.
+            NotSupported: the server has no tasks.
         """
         link = await self._conversation.requests.connect()
         if not self.supported:
-            raise Unsupported(
+            raise NotSupported(
                 "The server has no tasks: it doesn't announce the extension, or speaks an older revision."
             )
         if self._meta[0] != link.meta:

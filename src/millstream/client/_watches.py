@@ -20,7 +20,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
-from millstream.client._negotiated import Connection
+from millstream.client._negotiation import Connection
 from millstream.client._requests import Ask, Requests
 from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports.transport import Transport

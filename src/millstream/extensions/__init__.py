@@ -8,7 +8,7 @@ Example:
 
 from millstream._protocol.errors import CustomResult
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
-from millstream.client._extending import ClientHost, Outgoing, OutgoingRequest
+from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._context import CallContext, ReplyStream
 from millstream.extensions._extension import Extension, method, notification
 from millstream.extensions._host import ServerHost, Subscription

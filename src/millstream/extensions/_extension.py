@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from msgspec import Struct
 
 from millstream._server.features.hooks import Middleware
-from millstream.client._extending import ClientHost, Outgoing, OutgoingRequest
+from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 
 if TYPE_CHECKING:
     from millstream import Server

@@ -13,7 +13,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, Description
 from millstream.gateway._cycles import CAPABILITY, announced_ids, identity
-from millstream.gateway._extension_forwarding import ExtensionForwarding
+from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
 from millstream.gateway._kept_results import KeptResults
 from millstream.gateway._page import GatewayReports

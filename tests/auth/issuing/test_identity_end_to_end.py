@@ -14,7 +14,7 @@ from auth_world import guarded
 from issuer_world import Issuer, issuing, token
 from issuing_world import Known
 from millstream import Client, auth
-from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, Options, WorkloadIdentity
+from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, Options, WorkloadIdentity
 from processes import ROOT as ROOT_FOLDER
 from processes import free_port
 
@@ -60,7 +60,7 @@ async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
             async with serving(ways, clients=[known]) as url:
                 for id_token in ("ada's id token", "another"):
                     secret = SECRET if known is CLIENT else ""
-                    me = OAuth(store=MemoryStore(), client_id="desk", client_secret=secret)
+                    me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=secret)
                     if not secret:
                         me.signing_with(pem)
                     me.managed_by(IdentityProvider(provider.url, id_token=id_token, client_id="desk-at-login"))
@@ -81,7 +81,7 @@ async def test_programs_can_present_a_grant_themselves() -> None:
         login = Login(provider)
         ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]
         async with serving(ways, clients=[CLIENT]) as url:
-            me = OAuth(store=MemoryStore(), client_id="desk", client_secret=SECRET)
+            me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=SECRET)
             me.managed_by(WorkloadIdentity(url, token=lambda: login.grant(url, f"{url}/mcp", "orders:write")))
             async with Client(f"{url}/mcp", options=Options(auth=me)) as client:
                 assert (await client.call("order")).text == "ordered"

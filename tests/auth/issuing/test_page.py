@@ -12,7 +12,7 @@ from millstream import Client
 from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
 from millstream.auth._authorization_server.provider import Provider
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from processes import free_port
 from scripts.docs import ROOT
@@ -31,7 +31,7 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SHOP_USERS", str(path))
     server = runpy.run_path(str(ROOT / "examples" / "sign_in.py"))["mcp"]
     async with guarded(server, port=port):
-        options = Options(auth=OAuth(store=MemoryStore(), visit=Person().visit))
+        options = Options(auth=OAuth(store=MemoryTokenStore(), visit=Person().visit))
         async with Client(f"{url}/mcp", options=options) as client:
             assert said(await client.call("greet")) == "Hello, ada!"
             assert said(await client.call("order", isbn="42")) == "42 is on its way."

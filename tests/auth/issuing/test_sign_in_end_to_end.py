@@ -15,7 +15,7 @@ from issuing_world import FORM, Known
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import fetch, post_form
-from millstream.client._oauth.store import MemoryStore
+from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from patience import WAIT
 from processes import free_port
@@ -91,7 +91,7 @@ def said(result: Any) -> str:
 
 async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
     """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up. The whole life of a grant."""
-    person, kept = Person(), MemoryStore()
+    person, kept = Person(), MemoryTokenStore()
     async with serving(scopes=["shop:use"]) as url:
         oauth = OAuth(store=kept, visit=person.visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:

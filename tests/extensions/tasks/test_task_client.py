@@ -11,7 +11,7 @@ import pytest
 from fleet import until
 from http_peer import serve
 from millstream import Client, Context, ProtocolError, Server, Settings, ToolError
-from millstream.client import ClientError, Failure, NoAnswer, ToolFailed, Unsupported
+from millstream.client import ClientError, Failure, NoAnswer, NotSupported, ToolFailed
 from millstream.testing import connect
 from processes import free_port, millstream, serving
 from wire import LATEST_HANDSHAKE
@@ -95,9 +95,9 @@ async def test_a_call_as_a_task_is_a_plain_call_where_there_are_no_tasks() -> No
     release.set()
     async with connect(mcp, revision=LATEST_HANDSHAKE) as client:
         assert (await client.call("report", year=2026, task=True)).text == "The report of 2026"
-        with pytest.raises(Unsupported, match="no tasks"):
+        with pytest.raises(NotSupported, match="no tasks"):
             await client.tasks.start("report", {"year": 2026})
-        with pytest.raises(Unsupported):
+        with pytest.raises(NotSupported):
             await client.tasks.get("id")
 
 

@@ -14,7 +14,7 @@ from millstream.client._oauth.endpoints import brief
 from millstream.client._oauth.store import Registration
 
 
-class AuthorizationRequest(Struct, frozen=True):
+class PendingAuthorization(Struct, frozen=True):
     """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns."""
 
     issuer: IssuerMetadata

@@ -7,13 +7,13 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import register
 from millstream.client._oauth.issuer_http import Outbound
-from millstream.client._oauth.store import SIGNED, Registration, Store
+from millstream.client._oauth.store import SIGNED, Registration, TokenStore
 
 
 class ClientRegistrations:
     """The identities of one client, one per issuer."""
 
-    def __init__(self, store: Store, given: Registration, metadata_url: str, name: str) -> None:
+    def __init__(self, store: TokenStore, given: Registration, metadata_url: str, name: str) -> None:
         # Configuration
         self.given: Registration = given
         """The configured identity; its id is empty if none is configured."""

@@ -1,16 +1,16 @@
 """The default token store: the system's key ring if there is one, or else a file."""
 
-from millstream.client._oauth.store import FileStore, MemoryStore, Store
+from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, TokenStore
 
 
-def default_store() -> Store:
+def default_store() -> TokenStore:
     """Return the key ring, if the extra `keyring` is installed and the system has one, or else the file."""
     try:
-        file = FileStore()
+        file = FileTokenStore()
     except RuntimeError:  # a user without a home directory, as in some containers
-        return MemoryStore()
+        return MemoryTokenStore()
     try:
-        from millstream.client._oauth.keyring_store import KeyringStore, works  # noqa: PLC0415  an optional dependency
+        from millstream.client._oauth.keyring_store import KeyringTokenStore, works  # noqa: PLC0415  an optional dependency
     except ImportError:
         return file
-    return KeyringStore(file) if works() else file
+    return KeyringTokenStore(file) if works() else file

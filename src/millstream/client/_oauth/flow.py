@@ -14,7 +14,7 @@ from millstream._http.client.dial import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.suggestions import suggesting
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import Loopback, Visit, answer_of
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.client_registrations import ClientRegistrations
@@ -30,7 +30,7 @@ from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wan
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
 from millstream.client._oauth.identity import GrantSource
 from millstream.client._oauth.issuer_http import Outbound, parse_secure, refuse_local
-from millstream.client._oauth.store import Registration, Store, Tokens
+from millstream.client._oauth.store import Registration, Tokens, TokenStore
 
 _ENDED = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
 """Errors after which a refresh token can't be used again."""
@@ -60,7 +60,7 @@ class OAuth:
     def __init__(
         self,
         *,
-        store: Store | None = None,
+        store: TokenStore | None = None,
         client_id: str = "",
         client_secret: str = "",
         client_metadata_url: str = "",
@@ -166,7 +166,7 @@ class OAuth:
 
     # Used by programs that can't block on the user, such as web pages
 
-    async def ask(self, url: Url, status: int, challenge: str) -> AuthorizationRequest:
+    async def ask(self, url: Url, status: int, challenge: str) -> PendingAuthorization:
         """Return the authorization request for a user, after a server refused a request. Pass the redirect to `bring`.
 
         Raises:
@@ -179,7 +179,7 @@ class OAuth:
         wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
 
-    async def bring(self, url: Url, request: AuthorizationRequest, answer: Mapping[str, str]) -> None:
+    async def bring(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Exchange the parameters of a redirect for tokens.
 
         Raises:
@@ -321,7 +321,7 @@ class OAuth:
 
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
-    ) -> AuthorizationRequest:
+    ) -> PendingAuthorization:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(
                 f"{issuer.issuer} does not support PKCE with S256, so its authorization codes could be stolen.", 401
@@ -332,7 +332,7 @@ class OAuth:
         # A local port changes with each login, and the redirect URI with it.
         who = await self._who.register_at(issuer, redirect, self._outbound, lasting=redirect == self._redirect_uri)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-        return AuthorizationRequest(issuer, who, target, scope, redirect, state, verifier)
+        return PendingAuthorization(issuer, who, target, scope, redirect, state, verifier)
 
     # Stored tokens
 
@@ -372,7 +372,7 @@ def _wanted(
     return " ".join(dict.fromkeys(wanted))
 
 
-def _keep(store: Store, url: Url, given: TokenResponse, known: Tokens) -> None:
+def _keep(store: TokenStore, url: Url, given: TokenResponse, known: Tokens) -> None:
     """Store tokens. `known` supplies what the response leaves out: the request, and the tokens that it replaces."""
     until = time.time() + given.expires_in if given.expires_in else 0
     refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
@@ -382,7 +382,7 @@ def _keep(store: Store, url: Url, given: TokenResponse, known: Tokens) -> None:
     store.save(kept)
 
 
-def _forget(store: Store, issuer: str) -> None:
+def _forget(store: TokenStore, issuer: str) -> None:
     kept = store.load()
     if kept.registrations.pop(issuer, None) is not None:
         store.save(kept)

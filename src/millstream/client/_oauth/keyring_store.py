@@ -9,17 +9,17 @@ import msgspec
 from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringError
 
-from millstream.client._oauth.store import FileStore, Kept
+from millstream.client._oauth.store import FileTokenStore, StoredCredentials
 
 _SERVICE = "millstream"
 _PIECE = 1000
 _MAX_PIECES = 200
 
 
-class KeyringStore:
+class KeyringTokenStore:
     """A token store in the key ring that falls back to a file."""
 
-    def __init__(self, file: FileStore) -> None:
+    def __init__(self, file: FileTokenStore) -> None:
         """Create the store.
 
         Args:
@@ -27,7 +27,7 @@ class KeyringStore:
         """
         self._file = file
 
-    def load(self) -> Kept:
+    def load(self) -> StoredCredentials:
         """Return what was saved last."""
         try:
             text = _read()
@@ -36,11 +36,11 @@ class KeyringStore:
         if not text:
             return self._file.load()
         try:
-            return msgspec.json.decode(text, type=Kept)
+            return msgspec.json.decode(text, type=StoredCredentials)
         except msgspec.MsgspecError:
-            return Kept({}, {})
+            return StoredCredentials({}, {})
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: StoredCredentials) -> None:
         """Save tokens and registrations."""
         try:
             _write(msgspec.json.encode(kept).decode())

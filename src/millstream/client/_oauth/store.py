@@ -43,7 +43,7 @@ class Tokens(Struct, omit_defaults=True):
     """Identifier of the server at the issuer (RFC 8707), if it isn't the URL."""
 
 
-class Kept(Struct, omit_defaults=True):
+class StoredCredentials(Struct, omit_defaults=True):
     """Everything in a store, for example for ``msgspec.json.encode(kept)``."""
 
     registrations: dict[str, Registration] = {}
@@ -52,51 +52,51 @@ class Kept(Struct, omit_defaults=True):
     """Tokens by URL of the server."""
 
 
-class Store(Protocol):
+class TokenStore(Protocol):
     """A token store, always loaded and saved as a whole."""
 
-    def load(self) -> Kept:
+    def load(self) -> StoredCredentials:
         """Return what was saved last."""
         ...
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: StoredCredentials) -> None:
         """Save tokens and registrations."""
 
 
-class MemoryStore:
-    """A store that lasts as long as the program. ``OAuth(store=MemoryStore())``"""
+class MemoryTokenStore:
+    """A store that lasts as long as the program. ``OAuth(store=MemoryTokenStore())``"""
 
     def __init__(self) -> None:
-        self._kept = Kept({}, {})
+        self._kept = StoredCredentials({}, {})
 
-    def load(self) -> Kept:
+    def load(self) -> StoredCredentials:
         """Return what was saved last."""
         return self._kept
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: StoredCredentials) -> None:
         """Save tokens and registrations."""
         self._kept = kept
 
 
-class FileStore:
-    """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileStore(Path("tokens.json")))``"""
+class FileTokenStore:
+    """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileTokenStore(Path("tokens.json")))``"""
 
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         self.path: Path = path or state / "millstream" / "tokens.json"
-        self._unsaved: Kept | None = None
+        self._unsaved: StoredCredentials | None = None
         """Content that couldn't be written to the file."""
 
-    def load(self) -> Kept:
+    def load(self) -> StoredCredentials:
         """Return what was saved last; an unreadable file counts as empty."""
         if self._unsaved is not None:
             return self._unsaved
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=Kept)
+            return msgspec.json.decode(self.path.read_bytes(), type=StoredCredentials)
         except (OSError, ValueError, RecursionError):
-            return Kept({}, {})
+            return StoredCredentials({}, {})
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: StoredCredentials) -> None:
         """Save tokens and registrations."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -21,11 +21,11 @@ from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.context import Context
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
-from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import Outbound, fetch
-from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
+from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
 from millstream.gateway._credentials.options import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkAuth,
@@ -289,7 +289,7 @@ class PersonalCredentials(UpstreamCredentials):
         """Return the connection of a user."""
         return await self._tokens.load(owner)
 
-    async def begin(self, owner: str, base: str) -> AuthorizationRequest:
+    async def begin(self, owner: str, base: str) -> PendingAuthorization:
         """Return the authorization request for a user.
 
         Args:
@@ -310,7 +310,7 @@ class PersonalCredentials(UpstreamCredentials):
             await self._keep_registrations(place, store.load().registrations)
         return asked
 
-    async def finish(self, owner: str, base: str, asked: AuthorizationRequest, answer: Mapping[str, str]) -> None:
+    async def finish(self, owner: str, base: str, asked: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Create a user's connection from the redirect of the login.
 
         Raises:
@@ -381,15 +381,15 @@ class PersonalCredentials(UpstreamCredentials):
 
     def _client(
         self, base: str, grant: StoredGrant | None, registrations: Mapping[str, Registration]
-    ) -> tuple[OAuth, MemoryStore]:
-        options, store = self.options, MemoryStore()
+    ) -> tuple[OAuth, MemoryTokenStore]:
+        options, store = self.options, MemoryTokenStore()
         tokens: dict[str, Tokens] = {}
         known = dict(registrations)
         if grant is not None:
             tokens[str(self.url)] = grant.tokens
             if grant.registration.client_id and grant.tokens.issuer not in known:
                 known[grant.tokens.issuer] = grant.registration
-        store.save(Kept(known, tokens))
+        store.save(StoredCredentials(known, tokens))
         oauth = OAuth(
             store=store, client_id=options.client_id, client_secret=self._secret, name="Millstream gateway",
             client_metadata_url=options.client_metadata_url or own_metadata(base), scope=" ".join(options.scope),

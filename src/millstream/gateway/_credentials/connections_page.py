@@ -23,7 +23,7 @@ from millstream.auth._authorization_server.tickets import Tickets, name_of, same
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._browser import is_own
 from millstream.client._errors import ClientError
-from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import answer_of
 from millstream.gateway._credentials.accounts import (
     CALLBACK,
@@ -59,7 +59,7 @@ class PendingConnection(Struct, frozen=True):
     owner: str
     browser: str
     base: str
-    asked: AuthorizationRequest
+    asked: PendingAuthorization
 
 
 class AnsweredConnection(Struct, frozen=True):

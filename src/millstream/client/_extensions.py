@@ -11,7 +11,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import BadAnswer
-from millstream.client._negotiated import Declared
+from millstream.client._negotiation import DeclaredCapability
 from millstream.client._questions import Questions
 from millstream.client._requests import Ask
 
@@ -59,7 +59,7 @@ class ClientHost:
     def __init__(self, client: "Client", questions: Questions) -> None:
         self.client: Client = client
         """The client, not connected yet."""
-        self.declared: list[Declared] = []
+        self.declared: list[DeclaredCapability] = []
         """The capabilities that extensions declare."""
         self._questions = questions
         self._wraps: list[Wrap] = []
@@ -93,7 +93,7 @@ class ClientHost:
             member: of the client's capabilities: ``extensions`` or ``experimental``.
             revisions: dates of the revisions that declare it; all without any.
         """
-        self.declared.append(Declared(member, name, value, frozenset(revisions)))
+        self.declared.append(DeclaredCapability(member, name, value, frozenset(revisions)))
 
     def notification(self, name: str, handler: Handler) -> None:
         """Handle a notification of the server: ``handler(params, client)``, in the order in which they come.

@@ -16,7 +16,7 @@ from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
 
 
-class Negotiated(Struct, frozen=True, kw_only=True):
+class Negotiation(Struct, frozen=True, kw_only=True):
     """The result of a handshake or of `server/discover`."""
 
     revision: Revision
@@ -29,12 +29,12 @@ class Connection(Struct):
     """A connection after negotiation."""
 
     transport: Transport
-    agreement: Negotiated
+    agreement: Negotiation
     meta: bytes
     """The `_meta` members of every request, as JSON without braces."""
 
 
-class Declared(Struct, frozen=True):
+class DeclaredCapability(Struct, frozen=True):
     """A capability that an extension declares."""
 
     member: str
@@ -50,7 +50,9 @@ class LocalPeer:
 
     __slots__ = ("_declared", "_options", "_questions", "about")
 
-    def __init__(self, options: Options, questions: QuestionHandler, declared: Sequence[Declared] = ()) -> None:
+    def __init__(
+        self, options: Options, questions: QuestionHandler, declared: Sequence[DeclaredCapability] = ()
+    ) -> None:
         self._options = options
         self._questions = questions
         self._declared = declared

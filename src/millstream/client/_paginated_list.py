@@ -12,7 +12,7 @@ Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
 """Fetches the page at a cursor: the result, its items, and its size in bytes."""
 
 
-class Listing(Generic[T]):
+class PaginatedList(Generic[T]):
     """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
 
     __slots__ = ("_max_bytes", "_max_pages", "_page")
