@@ -1,7 +1,7 @@
 """Redaction of text by regular expressions. The expressions are the operator's; the text is untrusted.
 
 RE2's run time is linear in the text, whatever the expression, so no text blocks the event loop for long
-(docs/decisions/0035). It doesn't support look-around and back-references.
+(docs/decisions/0037). It doesn't support look-around and back-references.
 """
 
 from collections.abc import Callable, Sequence
