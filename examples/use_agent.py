@@ -8,15 +8,15 @@ from typing import Any
 
 from millstream.agent import (
     Agent,
-    Answered,
     Approval,
-    Calling,
+    AssistantMessage,
     Configuration,
     Delta,
     Limits,
     Model,
     ModelError,
-    Waiting,
+    ModelRetry,
+    ToolStart,
 )
 from millstream.client import Question
 
@@ -45,11 +45,11 @@ async def ask(model: Model, question: str, transcript: Path) -> None:
             match event:
                 case Delta(text=text):
                     print(text, end="", flush=True)
-                case Answered():
+                case AssistantMessage():
                     print()
-                case Calling(tool=tool, arguments=arguments):
+                case ToolStart(tool=tool, arguments=arguments):
                     print(f"{tool} {arguments}")
-                case Waiting(reason=reason):
+                case ModelRetry(reason=reason):
                     print(f"\n{reason}")
                 case _:
                     pass
@@ -68,7 +68,7 @@ async def review(model: Model, isbn: str) -> str:
             agent.say(f"Is this book long? @shop:book://{isbn}"),
             agent.prompt("review", {"isbn": isbn, "tone": "dry"}),
         ):
-            answers += [event.text async for event in events if isinstance(event, Answered)]
+            answers += [event.text async for event in events if isinstance(event, AssistantMessage)]
     return "\n".join(answers)
 
 

@@ -9,7 +9,16 @@ import os
 import sys
 from pathlib import Path
 
-from millstream.agent import Agent, AgentError, Answered, Asking, Calling, Configuration, Returned, Waiting
+from millstream.agent import (
+    Agent,
+    AgentError,
+    AssistantMessage,
+    Configuration,
+    ModelRetry,
+    RoundStart,
+    ToolEnd,
+    ToolStart,
+)
 from millstream.client import ClientError
 
 ENV = Path(__file__).with_name(".env")
@@ -36,15 +45,15 @@ async def ask(question: str, configuration: Configuration, *, debug: bool = Fals
         step(f"Tools: {', '.join(tool.name for tool in await agent.tools())}")  # 4. what the server offers
         async for event in agent.say(question):  # 5. the dialog of model and tools
             match event:
-                case Asking(round=number):
+                case RoundStart(round=number):
                     step(f"Asking the model (round {number})")
-                case Calling(tool=tool, arguments=arguments):
+                case ToolStart(tool=tool, arguments=arguments):
                     step(f"The model calls {tool} {arguments}")
-                case Returned(tool=tool, text=text):
+                case ToolEnd(tool=tool, text=text):
                     step(f"{tool} says: {text}")
-                case Waiting(reason=reason, seconds=seconds):
+                case ModelRetry(reason=reason, seconds=seconds):
                     step(f"{reason} Waiting for {seconds:g} s")
-                case Answered(text=text):
+                case AssistantMessage(text=text):
                     answer = text
     return answer
 

@@ -12,18 +12,18 @@ from cases import for_each
 from millstream.agent import (
     Agent,
     AgentError,
-    Answered,
+    AnswerEnd,
     Approval,
-    Asking,
-    Calling,
+    AssistantMessage,
     ContextError,
     Delta,
-    Finished,
     Limits,
-    Progressed,
-    Returned,
-    Sampled,
+    RoundStart,
+    SamplingResult,
     ServerAt,
+    ToolEnd,
+    ToolProgress,
+    ToolStart,
 )
 from millstream.agent._servers import name_of
 from millstream.client._errors import ConnectFailed
@@ -32,13 +32,13 @@ from patience import WAIT
 from processes import free_port
 
 
-async def returned(wanted: tuple[str, str], **more: Any) -> tuple[Returned, ScriptedModel]:
+async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, ScriptedModel]:
     """What comes of one call."""
     with ScriptedModel(calls(wanted), says("So.")) as api:
         async with Agent(model(api), [make()], **more) as agent:
             events = await heard(agent.say("Do it"))
-    [result] = of(Returned, events)
-    assert events[-1] == Finished("done", 2, 20)
+    [result] = of(ToolEnd, events)
+    assert events[-1] == AnswerEnd("done", 2, 20)
     return result, api
 
 
@@ -49,8 +49,8 @@ async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
             events = await heard(agent.say("Hello"))
     assert len(of(Delta, events)) == 3
     assert "".join(each.text for each in of(Delta, events)) == "Good morning."
-    assert of(Answered, events) == [Answered("Good morning.")]
-    assert events[-1] == Finished("done", 1, 10)
+    assert of(AssistantMessage, events) == [AssistantMessage("Good morning.")]
+    assert events[-1] == AnswerEnd("done", 1, 10)
     [asked] = api.asked
     assert (asked.path, asked.body["model"]) == ("/v1/chat/completions", "test-model")
     system, user = asked.body["messages"]
@@ -64,9 +64,9 @@ async def test_model_calls_a_tool_and_receives_its_result() -> None:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.say("How much?"))
             await heard(agent.say("Thanks"))
-    assert of(Calling, events)[0].arguments == {"isbn": "9780"}
-    assert of(Answered, events) == [Answered("It costs 4")]
-    assert [each.round for each in of(Asking, events)] == [1, 2]
+    assert of(ToolStart, events)[0].arguments == {"isbn": "9780"}
+    assert of(AssistantMessage, events) == [AssistantMessage("It costs 4")]
+    assert [each.round for each in of(RoundStart, events)] == [1, 2]
     assert [message["role"] for message in api.asked[2].body["messages"]] == [
         "system", "user", "assistant", "tool", "assistant", "user"
     ]  # fmt: skip
@@ -89,7 +89,7 @@ async def test_calls_of_a_round_run_concurrently() -> None:
         async with Agent(model(api), [make()], approve=approve) as agent:
             events = await heard(agent.say("Clean up"))
     assert asked == ["burn", "unmarked"]
-    outcomes = {each.tool: each.outcome for each in of(Returned, events)}
+    outcomes = {each.tool: each.outcome for each in of(ToolEnd, events)}
     assert outcomes == {"burn": "done", "unmarked": "refused", "price": "done"}
     results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
     assert results[0] == "1 is gone"
@@ -173,9 +173,9 @@ async def test_progress_arrives_while_a_tool_runs() -> None:
     with ScriptedModel(calls(("count", "")), says("So.")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.say("Count"))
-    [step] = of(Progressed, events)
+    [step] = of(ToolProgress, events)
     assert (step.value, step.total, step.message) == (1, 2, "half")
-    assert events.index(of(Calling, events)[0]) < events.index(step) < events.index(of(Returned, events)[0])
+    assert events.index(of(ToolStart, events)[0]) < events.index(step) < events.index(of(ToolEnd, events)[0])
 
 
 async def test_user_fills_in_forms() -> None:
@@ -203,8 +203,8 @@ async def test_sampling_requires_approval() -> None:
         async with Agent(model(api), [make()], approve=approve) as agent:
             events = await heard(agent.say("Review it"))
     assert [(each.kind, each.server, each.text) for each in requests] == [("sampling", "shop", "Review it.")]
-    assert of(Sampled, events) == [Sampled("shop", "Splendid.")]
-    assert of(Answered, events) == [Answered("They say: Splendid.")]
+    assert of(SamplingResult, events) == [SamplingResult("shop", "Splendid.")]
+    assert of(AssistantMessage, events) == [AssistantMessage("They say: Splendid.")]
     sampled = api.asked[1].body
     assert (sampled["messages"], sampled["max_tokens"]) == ([{"role": "user", "content": "Review it."}], 10)
 
@@ -228,7 +228,7 @@ async def test_tools_of_several_servers_are_separated() -> None:
     with ScriptedModel(wanted, says("So.")) as api:
         async with Agent(model(api), {"north": make(), "south": make()}) as agent:
             events = await heard(agent.say("Compare"))
-    assert {(each.server, each.text) for each in of(Returned, events)} == {("north", "2"), ("south", "1")}
+    assert {(each.server, each.text) for each in of(ToolEnd, events)} == {("north", "2"), ("south", "1")}
     names = api.asked[0].tools
     assert len(names) == len(set(names)) == 22
 
@@ -244,7 +244,7 @@ async def test_tools_with_unusual_names_can_be_called() -> None:
     """By a name that APIs take."""
     with ScriptedModel() as api:
         async with Agent(model(api), [make()]) as agent:
-            name = next(tool.name for tool in await agent.tools() if tool.described.name.startswith("weird"))
+            name = next(tool.name for tool in await agent.tools() if tool.description.name.startswith("weird"))
     result, _ = await returned((name, ""))
     assert (result.outcome, result.text) == ("done", "weird indeed")
 
@@ -254,23 +254,23 @@ async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
     script = [calls(("count", "")) for _ in range(3)]
     with ScriptedModel(*script, says("Enough.")) as api:
         async with Agent(model(api), [make()], limits=Limits(max_rounds=3)) as agent:
-            assert (await heard(agent.say("Count")))[-1] == Finished("rounds", 3, 30)
-            assert (await heard(agent.say("Stop")))[-1] == Finished("done", 1, 10)
+            assert (await heard(agent.say("Count")))[-1] == AnswerEnd("rounds", 3, 30)
+            assert (await heard(agent.say("Stop")))[-1] == AnswerEnd("done", 1, 10)
 
 
 async def test_token_limit_ends_the_answer() -> None:
     """Those of all rounds count."""
     with ScriptedModel(calls(("count", ""), tokens=60), calls(("count", ""), tokens=60)) as api:
         async with Agent(model(api), [make()], limits=Limits(max_tokens=100)) as agent:
-            assert (await heard(agent.say("Count")))[-1] == Finished("tokens", 2, 120)
+            assert (await heard(agent.say("Count")))[-1] == AnswerEnd("tokens", 2, 120)
 
 
 async def test_truncated_and_filtered_replies_are_marked() -> None:
     """The model's own limits."""
     with ScriptedModel(says("Long", stop="length"), says("Bad", stop="content_filter")) as api:
         async with Agent(model(api)) as agent:
-            assert (await heard(agent.say("Tell")))[-1] == Finished("length", 1, 10)
-            assert (await heard(agent.say("Tell")))[-1] == Finished("filtered", 1, 10)
+            assert (await heard(agent.say("Tell")))[-1] == AnswerEnd("length", 1, 10)
+            assert (await heard(agent.say("Tell")))[-1] == AnswerEnd("filtered", 1, 10)
 
 
 async def test_resources_named_in_a_question_are_attached() -> None:
@@ -319,9 +319,9 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
         async with Agent(model(api), [make()]) as agent:
             async with asyncio.timeout(WAIT):
                 async for each in agent.say("Wait"):
-                    if isinstance(each, Returned):
+                    if isinstance(each, ToolEnd):
                         break
-            assert (await heard(agent.say("Never mind")))[-1] == Finished("done", 1, 10)
+            assert (await heard(agent.say("Never mind")))[-1] == AnswerEnd("done", 1, 10)
     results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
     assert results == ["The user stopped this call. It may have taken effect, fully or partly.", "0"]
 

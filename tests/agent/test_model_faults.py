@@ -25,7 +25,7 @@ from cases import for_each
 from millstream.agent import (
     Agent,
     AgentError,
-    Answered,
+    AssistantMessage,
     ConfigurationError,
     LanguageModel,
     Limits,
@@ -34,9 +34,9 @@ from millstream.agent import (
     ModelError,
     ModelLimited,
     ModelRefused,
+    ModelRetry,
     ModelUnreachable,
-    Returned,
-    Waiting,
+    ToolEnd,
 )
 from millstream.agent import _turn as turn_module
 from processes import free_port
@@ -69,18 +69,18 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
 async def test_rate_limits_are_waited_out_and_reported() -> None:
     """As long as the API says, in seconds or milliseconds."""
     events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
-    first, second = of(Waiting, events)
+    first, second = of(ModelRetry, events)
     assert (first.seconds, first.attempt, first.void) == (0, 1, False)
     assert (second.seconds, second.attempt) == (0.001, 2)
     assert "429: Slow down" in first.reason
-    assert of(Answered, events) == [Answered("Here I am.")]
+    assert of(AssistantMessage, events) == [AssistantMessage("Here I am.")]
     assert api.asked[0].body == api.asked[2].body
 
 
 async def test_busy_apis_are_retried_without_retry_after() -> None:
     """With pauses that grow."""
     events, _ = await answered(refuses(503, "Overloaded"), refuses(500, "Oops"), says("Better."))
-    assert [each.attempt for each in of(Waiting, events)] == [1, 2]
+    assert [each.attempt for each in of(ModelRetry, events)] == [1, 2]
 
 
 async def test_login_throttle_end() -> None:
@@ -105,15 +105,15 @@ async def test_exhausted_quota_is_not_retried() -> None:
 async def test_lost_connection_restarts_the_answer() -> None:
     """Pieces from before don't count."""
     events, _ = await answered(breaks_off("Once upon"), says("Once more."))
-    [waiting] = of(Waiting, events)
+    [waiting] = of(ModelRetry, events)
     assert (waiting.void, waiting.reason) == (True, "The connection to the model was lost.")
-    assert of(Answered, events) == [Answered("Once more.")]
+    assert of(AssistantMessage, events) == [AssistantMessage("Once more.")]
 
 
 async def test_truncated_streams_are_retried() -> None:
     """It was closed properly, but too early: a proxy's timeout looks like that."""
     events, _ = await answered(Answer(pieces=[delta({"content": "Hal"})]), says("Whole."))
-    assert of(Waiting, events)[0].reason == "The model's answer broke off."
+    assert of(ModelRetry, events)[0].reason == "The model's answer broke off."
 
 
 async def test_stream_errors_are_reported() -> None:
@@ -200,7 +200,7 @@ async def test_tool_calls_in_other_shapes_are_accepted() -> None:
         event([], usage=None),
     ]
     events, api = await answered(Answer(pieces=pieces), says("So."))
-    assert [each.text for each in of(Returned, events)] == ["3", "3", "3"]
+    assert [each.text for each in of(ToolEnd, events)] == ["3", "3", "3"]
     ids = [call["id"] for call in api.asked[1].body["messages"][2]["tool_calls"]]
     assert len(set(ids)) == 3
 
@@ -215,7 +215,7 @@ async def test_tokens_are_estimated_without_usage() -> None:
 async def test_model_refusals_become_text() -> None:
     """OpenAI sends it in a member of its own."""
     events, _ = await answered(Answer(pieces=[delta({"refusal": "I can't."}), delta({}, "stop")]))
-    assert of(Answered, events) == [Answered("I can't.")]
+    assert of(AssistantMessage, events) == [AssistantMessage("I can't.")]
 
 
 async def test_azure_requests_use_the_azure_url() -> None:
@@ -223,7 +223,7 @@ async def test_azure_requests_use_the_azure_url() -> None:
     with ScriptedModel(says("Hello from Azure.")) as api:
         azure = LanguageModel("my-deployment", key=KEY, url=api.url.removesuffix("/v1"), azure_version="2024-10-21")
         async with Agent(azure) as agent:
-            assert of(Answered, await heard(agent.say("Hello"))) == [Answered("Hello from Azure.")]
+            assert of(AssistantMessage, await heard(agent.say("Hello"))) == [AssistantMessage("Hello from Azure.")]
     [asked] = api.asked
     assert asked.path == "/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"
     assert asked.headers["api-key"] == KEY
@@ -249,7 +249,7 @@ def test_missing_agent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_retry_after_may_be_a_date() -> None:
     """RFC 9110 §10.2.3: seconds or a date; one that has passed is now."""
     events, _ = await answered(refuses(429, "Slow down.", retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("Here."))
-    assert [each.seconds for each in of(Waiting, events)] == [0]
+    assert [each.seconds for each in of(ModelRetry, events)] == [0]
     error = await failed(refuses(429, "Come back later.", retry_after="Wed, 21 Oct 2133 07:28:00 GMT"))
     assert isinstance(error, ModelLimited)
 
@@ -258,6 +258,6 @@ async def test_split_characters_do_not_end_the_conversation() -> None:
     """JSON can hold them, and UTF-8 can't: neither the model nor the screen could be told of them again."""
     half = "\ud83d"
     events, api = await answered(calls((f"price{half}", "{}")), says(f"So{half}."))
-    assert of(Returned, events)[0].outcome == "invalid"
-    assert of(Answered, events)[0].text == "So\ufffd."
+    assert of(ToolEnd, events)[0].outcome == "invalid"
+    assert of(AssistantMessage, events)[0].text == "So\ufffd."
     assert len(api.asked) == 2

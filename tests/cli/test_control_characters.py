@@ -11,7 +11,7 @@ from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import _fill_in, ended
 from millstream._cli.tables import print_json
-from millstream.agent._events import Returned
+from millstream.agent._events import ToolEnd
 from millstream.client._errors import Failure
 from millstream.client._questions import Question
 
@@ -53,7 +53,7 @@ def asks_bad() -> None:
     "show",
     [
         lambda: print_json({"text": BAD}),
-        lambda: JsonScreen().show(Returned("1", "shop", BAD, BAD, "done")),
+        lambda: JsonScreen().show(ToolEnd("1", "shop", BAD, BAD, "done")),
         lambda: _print([(BAD, "")]),
         says_bad,
         asks_bad,

@@ -37,7 +37,7 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
     [
         ("millstream", ["Server", "Client", "Context", "Depends", "ToolResult"]),
         ("millstream.auth", ["keys", "oidc", "issuer", "google"]),
-        ("millstream.agent", ["Agent", "Calling"]),
+        ("millstream.agent", ["Agent", "ToolStart"]),
         ("millstream.middleware", ["Middleware"]),
         ("millstream.extensions", ["Extension", "ServerHost", "method"]),
         ("millstream.testing", ["connect"]),

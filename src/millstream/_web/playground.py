@@ -28,14 +28,14 @@ from millstream._transports.memory import MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
 from millstream.agent._configuration import Configuration
 from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied
-from millstream.agent._events import Calling, Event, Returned
+from millstream.agent._events import Event, ToolEnd, ToolStart
 from millstream.agent._language_model import LanguageModel
 from millstream.agent._limits import Limits
 from millstream.agent._person import Approval
 from millstream.agent._servers import ServerAt
 from millstream.client._background import Background
 from millstream.client._errors import ClientError
-from millstream.client._questions import Answered, Question
+from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.client._transports.transport import Listener
 
@@ -329,9 +329,9 @@ class PlaygroundTalk:
         return await agent.__aenter__()
 
     def _tell(self, event: Event) -> None:
-        if isinstance(event, Calling):
+        if isinstance(event, ToolStart):
             self._begun[event.id] = time.monotonic()
-        if isinstance(event, Returned):
+        if isinstance(event, ToolEnd):
             seconds = time.monotonic() - self._begun.pop(event.id, time.monotonic())
             self._send({**msgspec.to_builtins(event), "milliseconds": round(seconds * 1000, 1)})
         else:
@@ -346,7 +346,7 @@ class PlaygroundTalk:
             self._always.add(key)
         return decision in ("approve", "always")
 
-    async def _fills_in(self, server: str, question: Question) -> Answered:
+    async def _fills_in(self, server: str, question: Question) -> ElicitAnswer:
         asked = {"message": question.message, "url": question.url, "schema": question.requested_schema}
         values = await self._ask("question", asked)
         if question.url:

@@ -19,21 +19,21 @@ from millstream.agent._errors import (
     ModelUnreachable,
 )
 from millstream.agent._events import (
-    Answered,
-    Asking,
-    Calling,
+    AnswerEnd,
+    AssistantMessage,
     Delta,
     Event,
-    Finished,
-    Progressed,
-    Returned,
-    Said,
-    Sampled,
-    Waiting,
+    ModelRetry,
+    RoundStart,
+    SamplingResult,
+    ToolEnd,
+    ToolProgress,
+    ToolStart,
+    UserMessage,
 )
 from millstream.agent._language_model import LanguageModel
 from millstream.agent._limits import Limits
-from millstream.agent._model import Model, Reply, Request, ToolCall
+from millstream.agent._model import Model, ModelRequest, Reply, ToolCall
 from millstream.agent._person import Approval
 from millstream.agent._servers import ServerAt
 
@@ -41,16 +41,14 @@ __all__ = [
     "Agent",
     "AgentError",
     "Answer",
-    "Answered",
+    "AnswerEnd",
     "Approval",
-    "Asking",
-    "Calling",
+    "AssistantMessage",
     "Configuration",
     "ConfigurationError",
     "ContextError",
     "Delta",
     "Event",
-    "Finished",
     "LanguageModel",
     "Limits",
     "Model",
@@ -59,14 +57,16 @@ __all__ = [
     "ModelError",
     "ModelLimited",
     "ModelRefused",
+    "ModelRequest",
+    "ModelRetry",
     "ModelUnreachable",
-    "Progressed",
     "Reply",
-    "Request",
-    "Returned",
-    "Said",
-    "Sampled",
+    "RoundStart",
+    "SamplingResult",
     "ServerAt",
     "ToolCall",
-    "Waiting",
+    "ToolEnd",
+    "ToolProgress",
+    "ToolStart",
+    "UserMessage",
 ]

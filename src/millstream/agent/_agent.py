@@ -12,18 +12,18 @@ from millstream.agent._answer import Answer, AnswerQueue
 from millstream.agent._content import Part, message_content, text_part
 from millstream.agent._context import find_prompt, mentions, prompt_messages, read
 from millstream.agent._errors import ContextError, ModelError
-from millstream.agent._events import Event, Said, Sampled
+from millstream.agent._events import Event, SamplingResult, UserMessage
 from millstream.agent._limits import Limits
 from millstream.agent._model import Message, Model
 from millstream.agent._person import Approve, Elicit, Person
 from millstream.agent._sampling import sample
-from millstream.agent._servers import Connected, Given, ServerAt, connect, listed
+from millstream.agent._servers import ConnectedServer, ServerAt, Servers, connect, resolve_servers
 from millstream.agent._tool_caller import ToolCaller
 from millstream.agent._tools import Toolbox
 from millstream.agent._transcript import Transcript
 from millstream.agent._turn import Turn
 from millstream.client._client import Client
-from millstream.client._questions import Answered, Question, Roots
+from millstream.client._questions import ElicitAnswer, Question, Roots
 
 
 @suggesting
@@ -52,7 +52,7 @@ class Agent:
     def __init__(
         self,
         model: Model,
-        servers: Given = (),
+        servers: Servers = (),
         *,
         system: str = "",
         approve: Approve | None = None,
@@ -65,9 +65,9 @@ class Agent:
         self.limits: Limits = limits or Limits()
         self._system = system
         self._person = Person(approve, elicit)
-        self._wanted = [(place, self._client(place, roots)) for place in listed(servers)]
+        self._wanted = [(place, self._client(place, roots)) for place in resolve_servers(servers)]
         # State
-        self.servers: list[Connected] = []
+        self.servers: list[ConnectedServer] = []
         """Connected servers."""
         self.messages: list[Message] = []
         """The conversation so far, in the format of the model's API."""
@@ -105,11 +105,11 @@ class Agent:
             ContextError: a resource can't be read.
             AgentError: another answer is in progress.
         """
-        return self._answer(partial(self._spoken, text))
+        return self._answer(partial(self._append_user_message, text))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
         """Send the messages of a server's prompt; ``server:name`` if several have one. Raises the errors of `say`."""
-        return self._answer(partial(self._prompted, name, arguments or {}))
+        return self._answer(partial(self._append_prompt, name, arguments or {}))
 
     async def tools(self) -> Toolbox:
         """Return the tools that the model currently sees."""
@@ -128,19 +128,19 @@ class Agent:
             raise ContextError(f"There is no server {server!r}. The servers are: {names or 'none'}.")
         parts = await read(found, uri, self.limits.max_result)
         self._beside += parts
-        self.transcript.note(Said("", (f"@{server}:{uri}",)))
+        self.transcript.note(UserMessage("", (f"@{server}:{uri}",)))
         return parts
 
     # Servers
 
     def _client(self, place: ServerAt, roots: Roots | None) -> Client:
-        async def fill_in(question: Question) -> Answered:
+        async def fill_in(question: Question) -> ElicitAnswer:
             return await self._person.answer(self._name_of(client), question)
 
         async def complete(asked: CreateMessageRequestParams) -> SampleResult:
             name = self._name_of(client)
             result = await sample(name, asked, self.model, self._person, self.limits)
-            await self._happened(Sampled(name, result.text))
+            await self._emit(SamplingResult(name, result.text))
             return result
 
         client = Client(
@@ -160,19 +160,19 @@ class Agent:
 
     # Answers
 
-    async def _happened(self, event: Event) -> None:
+    async def _emit(self, event: Event) -> None:
         self.transcript.note(event)
         if self._line.emit is not None:
             await self._line.emit(event)
 
-    async def _spoken(self, text: str) -> Said:
+    async def _append_user_message(self, text: str) -> UserMessage:
         found = mentions(text, self.servers)
         parts = [part for server, uri in found for part in await read(server, uri, self.limits.max_result)]
         self.messages.append({"role": "user", "content": message_content(text, [*self._beside, *parts])})
         self._beside = []
-        return Said(text, tuple(f"@{server.name}:{uri}" for server, uri in found))
+        return UserMessage(text, tuple(f"@{server.name}:{uri}" for server, uri in found))
 
-    async def _prompted(self, name: str, arguments: Mapping[str, str]) -> Said:
+    async def _append_prompt(self, name: str, arguments: Mapping[str, str]) -> UserMessage:
         server, prompt = await find_prompt(name, self.servers)
         messages = await prompt_messages(server, prompt, arguments, self.limits.max_result)
         text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
@@ -181,19 +181,25 @@ class Agent:
             messages[0]["content"] = [*([text_part(said)] if isinstance(said, str) else said), *self._beside]
             self._beside = []
         self.messages += messages
-        return Said(text, (f"/prompt {server.name}:{prompt.name}",))
+        return UserMessage(text, (f"/prompt {server.name}:{prompt.name}",))
 
-    def _answer(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> Answer:
+    def _answer(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> Answer:
         return Answer(self._line, partial(self._carry_out, begin))
 
-    async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> None:
+    async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> None:
         before, beside = len(self.messages), self._beside
         try:
-            await self._happened(await begin())
+            await self._emit(await begin())
             toolbox = await self.tools()
-            caller = ToolCaller(toolbox, self._person, self.limits, self._happened)
+            caller = ToolCaller(toolbox, self._person, self.limits, self._emit)
             turn = Turn(
-                self.model, toolbox, caller, self.limits, self._happened, system=self._opening(), messages=self.messages
+                self.model,
+                toolbox,
+                caller,
+                self.limits,
+                self._emit,
+                system=self._system_message(),
+                messages=self.messages,
             )
             await turn.run()
         except ModelError:
@@ -201,7 +207,7 @@ class Agent:
             self._beside = beside
             raise
 
-    def _opening(self) -> Sequence[Message]:
+    def _system_message(self) -> Sequence[Message]:
         """Return the system message: the program's text, and the servers' instructions."""
         said = [self._system] if self._system else []
         told = ((each.name, each.client.instructions) for each in self.servers)

@@ -73,7 +73,7 @@ class Answer:
         if self._task is None:
             self._loop = asyncio.get_running_loop()
             work, waiting = self._work, self._waiting  # the task must not keep this object alive
-            self._task = await self._line.begin(lambda: _worked(work, waiting), waiting.put)
+            self._task = await self._line.begin(lambda: _run_to_end(work, waiting), waiting.put)
         try:
             event = await self._waiting.get()
             if event is not None:
@@ -99,7 +99,7 @@ class Answer:
             self._line.stopping = True
 
 
-async def _worked(work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]") -> None:
+async def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]") -> None:
     try:
         await work()
     finally:

@@ -8,7 +8,7 @@ from millstream._protocol.messages import PromptDescription
 from millstream.agent._content import Part, message_content, show_blocks, show_contents
 from millstream.agent._errors import ContextError
 from millstream.agent._model import Message
-from millstream.agent._servers import Connected
+from millstream.agent._servers import ConnectedServer
 from millstream.client._errors import ClientError
 
 _MENTION = re.compile(r"(?<!\S)@(?P<server>[\w.-]+):(?P<uri>[A-Za-z][\w+.-]*:\S+)")
@@ -16,14 +16,14 @@ _CLOSING = ".,;!?)'\""
 """Punctuation that can follow a URI in a sentence."""
 
 
-def mentions(text: str, servers: Sequence[Connected]) -> list[tuple[Connected, str]]:
+def mentions(text: str, servers: Sequence[ConnectedServer]) -> list[tuple[ConnectedServer, str]]:
     """Return the resources mentioned in a text, for known servers; other mentions are plain text."""
     by_name = {server.name: server for server in servers}
     found = [(by_name.get(each["server"]), each["uri"].rstrip(_CLOSING)) for each in _MENTION.finditer(text)]
     return [(server, uri) for server, uri in dict.fromkeys(found) if server is not None]
 
 
-async def read(server: Connected, uri: str, limit: int) -> list[Part]:
+async def read(server: ConnectedServer, uri: str, limit: int) -> list[Part]:
     """Return a resource as message parts.
 
     Raises:
@@ -35,13 +35,13 @@ async def read(server: Connected, uri: str, limit: int) -> list[Part]:
         raise ContextError(f"{server.name} can't provide {uri}: {exc}") from exc
 
 
-async def find_prompt(name: str, servers: Sequence[Connected]) -> tuple[Connected, PromptDescription]:
+async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[ConnectedServer, PromptDescription]:
     """Return the prompt with this name; ``server:name`` if several servers have one.
 
     Raises:
         ContextError: the prompt is unknown or ambiguous.
     """
-    found: list[tuple[Connected, PromptDescription]] = []
+    found: list[tuple[ConnectedServer, PromptDescription]] = []
     known: list[str] = []
     for server in servers:
         for prompt in await server.client.prompts():
@@ -57,7 +57,7 @@ async def find_prompt(name: str, servers: Sequence[Connected]) -> tuple[Connecte
 
 
 async def prompt_messages(
-    server: Connected, prompt: PromptDescription, arguments: Mapping[str, str], limit: int
+    server: ConnectedServer, prompt: PromptDescription, arguments: Mapping[str, str], limit: int
 ) -> list[Message]:
     """Return the messages of a prompt in the model's format.
 

@@ -5,50 +5,50 @@ from typing import Any, Literal
 from msgspec import Struct
 
 
-class Happened(Struct, frozen=True, tag_field="type", rename="camel"):
+class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel"):
     """Base class of the events."""
 
 
-class Said(Happened, frozen=True, tag="said"):
+class UserMessage(AgentEvent, frozen=True, tag="said"):
     """The user sent a message; `context` names the attached resources or the prompt.
 
     Example:
-        ``case Said(): log(event)``
+        ``case UserMessage(): log(event)``
     """
 
     text: str
     context: tuple[str, ...] = ()
 
 
-class Asking(Happened, frozen=True, tag="asking"):
-    """A request was sent to the model. ``case Asking(): spinner.start()``"""
+class RoundStart(AgentEvent, frozen=True, tag="asking"):
+    """A request was sent to the model. ``case RoundStart(): spinner.start()``"""
 
     round: int
     messages: int
     tools: int
 
 
-class Delta(Happened, frozen=True, tag="delta"):
+class Delta(AgentEvent, frozen=True, tag="delta"):
     """A chunk of the answer's text. ``case Delta(text=text): print(text, end="")``"""
 
     text: str
 
 
-class Answered(Happened, frozen=True, tag="answered"):
+class AssistantMessage(AgentEvent, frozen=True, tag="answered"):
     """The complete text of one round. A model may write text before it calls tools.
 
     Example:
-        ``case Answered(text=text): print(text)``
+        ``case AssistantMessage(text=text): print(text)``
     """
 
     text: str
 
 
-class Waiting(Happened, frozen=True, tag="waiting"):
+class ModelRetry(AgentEvent, frozen=True, tag="waiting"):
     """The model is busy or its response broke off; the request is repeated after a pause.
 
     Example:
-        ``case Waiting(reason=reason): print(reason)``
+        ``case ModelRetry(reason=reason): print(reason)``
     """
 
     seconds: float
@@ -59,8 +59,8 @@ class Waiting(Happened, frozen=True, tag="waiting"):
     """Whether the chunks emitted so far are invalid."""
 
 
-class Calling(Happened, frozen=True, tag="calling"):
-    """A tool call starts. ``case Calling(tool=tool, arguments=arguments): print(tool, arguments)``"""
+class ToolStart(AgentEvent, frozen=True, tag="calling"):
+    """A tool call starts. ``case ToolStart(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
     id: str
     server: str
@@ -68,8 +68,8 @@ class Calling(Happened, frozen=True, tag="calling"):
     arguments: dict[str, Any]
 
 
-class Progressed(Happened, frozen=True, tag="progressed"):
-    """A tool reported progress. ``case Progressed(): bar.show(event)``"""
+class ToolProgress(AgentEvent, frozen=True, tag="progressed"):
+    """A tool reported progress. ``case ToolProgress(): bar.show(event)``"""
 
     id: str
     value: float
@@ -80,8 +80,8 @@ class Progressed(Happened, frozen=True, tag="progressed"):
 Outcome = Literal["done", "error", "refused", "invalid"]
 
 
-class Returned(Happened, frozen=True, tag="returned"):
-    """The result of a call, as sent to the model. ``case Returned(): print(event)``"""
+class ToolEnd(AgentEvent, frozen=True, tag="returned"):
+    """The result of a call, as sent to the model. ``case ToolEnd(): print(event)``"""
 
     id: str
     server: str
@@ -93,15 +93,15 @@ class Returned(Happened, frozen=True, tag="returned"):
     """
 
 
-class Sampled(Happened, frozen=True, tag="sampled"):
-    """A server used the model. ``case Sampled(): log(event)``"""
+class SamplingResult(AgentEvent, frozen=True, tag="sampled"):
+    """A server used the model. ``case SamplingResult(): log(event)``"""
 
     server: str
     text: str
 
 
-class Finished(Happened, frozen=True, tag="finished"):
-    """The answer has ended. ``case Finished(): print()``"""
+class AnswerEnd(AgentEvent, frozen=True, tag="finished"):
+    """The answer has ended. ``case AnswerEnd(): print()``"""
 
     reason: Literal["done", "rounds", "tokens", "length", "filtered"]
     """``done``; a limit of the agent, ``rounds`` or ``tokens``; or of the model: ``length``, ``filtered``."""
@@ -109,4 +109,15 @@ class Finished(Happened, frozen=True, tag="finished"):
     tokens: int
 
 
-Event = Said | Asking | Delta | Answered | Waiting | Calling | Progressed | Returned | Sampled | Finished
+Event = (
+    UserMessage
+    | RoundStart
+    | Delta
+    | AssistantMessage
+    | ModelRetry
+    | ToolStart
+    | ToolProgress
+    | ToolEnd
+    | SamplingResult
+    | AnswerEnd
+)

@@ -23,7 +23,7 @@ from millstream.agent._errors import (
     ModelRefused,
     ModelUnreachable,
 )
-from millstream.agent._model import Message, Reply, Request, ToolCall
+from millstream.agent._model import Message, ModelRequest, Reply, ToolCall
 
 if TYPE_CHECKING:
     from pydantic_ai import exceptions as failures
@@ -94,7 +94,7 @@ class LanguageModel:
         """Name of the model at its API."""
         return self._name
 
-    async def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Reply, None]:
         """See `Model.stream`."""
         model = self._model
         if model is None:
@@ -166,7 +166,7 @@ class LanguageModel:
         profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
         return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
 
-    def _settings(self, request: Request) -> Any:
+    def _settings(self, request: ModelRequest) -> Any:
         settings: dict[str, Any] = {"timeout": self._timeout}
         if request.max_tokens:
             settings["max_tokens"] = request.max_tokens
@@ -176,7 +176,7 @@ class LanguageModel:
             settings["stop_sequences"] = list(request.stop)
         return settings
 
-    def _reply(self, response: "wire.ModelResponse", request: Request, *, begun: bool) -> Reply:
+    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, begun: bool) -> Reply:
         from pydantic_ai.messages import TextPart, ToolCallPart  # noqa: PLC0415
 
         texts = [part.content for part in response.parts if isinstance(part, TextPart)]

@@ -35,8 +35,8 @@ class Reply(Struct, frozen=True):
     """Tokens of prompt and reply, as counted by the API; 0 if it doesn't."""
 
 
-class Request(Struct, frozen=True, kw_only=True):
-    """A request to the model. ``async def stream(self, request: Request): ...``"""
+class ModelRequest(Struct, frozen=True, kw_only=True):
+    """A request to the model. ``async def stream(self, request: ModelRequest): ...``"""
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] = ()
@@ -54,7 +54,7 @@ class Model(Protocol):
         """Name of the model at its API."""
         ...
 
-    def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Reply, None]:
         """Yield chunks of the text, then the complete reply.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from millstream._protocol.content import ToolAnnotations
-from millstream.client._questions import Answered, Question
+from millstream.client._questions import ElicitAnswer, Question
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -25,7 +25,7 @@ class Approval(Struct, frozen=True, kw_only=True):
 
 
 Approve = Callable[[Approval], bool | Awaitable[bool]]
-Elicit = Callable[[str, Question], Answered | Awaitable[Answered]]
+Elicit = Callable[[str, Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 """Answers forms: ``elicit(server, question)``, with the answers of `Client`."""
 
 
@@ -57,7 +57,7 @@ class Person:
             given = self._approve(request)
             return bool(await given if inspect.isawaitable(given) else given)
 
-    async def answer(self, server: str, question: Question) -> Answered:
+    async def answer(self, server: str, question: Question) -> ElicitAnswer:
         """Have the user fill in a form of a server."""
         if self._elicit is None:
             return "decline"

@@ -8,7 +8,7 @@ from millstream._protocol.questions import CreateMessageRequestParams, SampleRes
 from millstream.agent._context import chat_messages
 from millstream.agent._errors import ModelError
 from millstream.agent._limits import Limits
-from millstream.agent._model import Message, Model, Reply, Request
+from millstream.agent._model import Message, Model, ModelRequest, Reply
 from millstream.agent._person import Approval, Person
 
 _REJECTED = -1
@@ -31,7 +31,7 @@ async def sample(
     if not await person.allows(Approval(kind="sampling", server=server, text=text)):
         raise ProtocolError(_REJECTED, "The user did not allow the server to use the model")
     system: list[Message] = [{"role": "system", "content": asked.system_prompt}] if asked.system_prompt else []
-    request = Request(
+    request = ModelRequest(
         messages=[*system, *messages],
         max_tokens=asked.max_tokens,
         temperature=asked.temperature,
@@ -46,7 +46,7 @@ async def sample(
     return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
 
 
-async def _reply(model: Model, request: Request) -> Reply | None:
+async def _reply(model: Model, request: ModelRequest) -> Reply | None:
     async with contextlib.aclosing(model.stream(request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Reply):

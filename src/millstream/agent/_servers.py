@@ -31,18 +31,18 @@ class ServerAt(Struct, frozen=True):
     revision: str | None = None
 
 
-class Connected(Struct, frozen=True, eq=False):
+class ConnectedServer(Struct, frozen=True, eq=False):
     """A connected server."""
 
     name: str
     client: Client
 
 
-Given = Sequence[Target | ServerAt] | Mapping[str, Any]
+Servers = Sequence[Target | ServerAt] | Mapping[str, Any]
 """Targets; or targets by name, or a configuration with `mcpServers`."""
 
 
-def listed(given: Given) -> list[ServerAt]:
+def resolve_servers(given: Servers) -> list[ServerAt]:
     """Return the servers of an argument.
 
     Raises:
@@ -60,7 +60,7 @@ def listed(given: Given) -> list[ServerAt]:
     ]
 
 
-async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitStack) -> list[Connected]:
+async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitStack) -> list[ConnectedServer]:
     """Connect to all servers at once; `closing` closes every connection.
 
     Raises:
@@ -71,7 +71,7 @@ async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitS
     for opened in await asyncio.gather(*(client.__aenter__() for _, client in wanted), return_exceptions=True):
         if isinstance(opened, BaseException):
             raise opened
-    found: list[Connected] = []
+    found: list[ConnectedServer] = []
     for place, client in wanted:
         name = place.name or _UNFIT.sub("-", name_of(place.target) or client.server.name).strip("-") or "server"
         taken = {each.name for each in found}
@@ -79,7 +79,7 @@ async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitS
         free = name
         while free in taken:
             free, number = f"{name}-{number}", number + 1
-        found.append(Connected(free, client))
+        found.append(ConnectedServer(free, client))
     return found
 
 

@@ -13,11 +13,11 @@ from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
-from millstream.agent._events import Calling, Outcome, Progressed, Returned
+from millstream.agent._events import Outcome, ToolEnd, ToolProgress, ToolStart
 from millstream.agent._limits import Limits
 from millstream.agent._model import ToolCall
 from millstream.agent._person import Approval, Person, needs_approval
-from millstream.agent._tools import Tool, Toolbox
+from millstream.agent._tools import AgentTool, Toolbox
 from millstream.client._errors import ClientError
 
 _SHOWN = 200
@@ -60,35 +60,35 @@ class ToolCaller:
         except Unreadable as exc:
             return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
         kept = json.dumps(arguments, ensure_ascii=False)
-        if needs_approval(tool.described.annotations) and not await self._person.allows(_approval(tool, arguments)):
+        if needs_approval(tool.description.annotations) and not await self._person.allows(_approval(tool, arguments)):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
-            return await self._returned(call, tool, CallOutcome(text, arguments=kept), "refused")
+            return await self._finish(call, tool, CallOutcome(text, arguments=kept), "refused")
         async with self._room:
-            await self._emit(Calling(call.id, tool.server.name, tool.described.name, arguments))
+            await self._emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
             return await self._carry_out(call, tool, arguments, kept)
 
-    async def _carry_out(self, call: ToolCall, tool: Tool, arguments: dict[str, Any], kept: str) -> CallOutcome:
+    async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], kept: str) -> CallOutcome:
         async def progress(value: float, total: float | None, message: str | None) -> None:
-            await self._emit(Progressed(call.id, value, total, message))
+            await self._emit(ToolProgress(call.id, value, total, message))
 
         try:
             result = await tool.server.client.call(
-                tool.described.name, arguments, progress=progress, raise_on_error=False
+                tool.description.name, arguments, progress=progress, raise_on_error=False
             )
         except ClientError as exc:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
-            return await self._returned(call, tool, CallOutcome(text, arguments=kept), "error")
+            return await self._finish(call, tool, CallOutcome(text, arguments=kept), "error")
         shown = show_result(result, self._limits.max_result)
         text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
-        return await self._returned(call, tool, CallOutcome(text, shown.parts, kept), outcome)
+        return await self._finish(call, tool, CallOutcome(text, shown.parts, kept), outcome)
 
-    async def _returned(self, call: ToolCall, tool: Tool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
-        await self._emit(Returned(call.id, tool.server.name, tool.described.name, called.text, outcome))
+    async def _finish(self, call: ToolCall, tool: AgentTool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
+        await self._emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
         return called
 
     async def _invalid(self, call: ToolCall, server: str, text: str) -> CallOutcome:
-        await self._emit(Returned(call.id, server, call.name, text, "invalid"))
+        await self._emit(ToolEnd(call.id, server, call.name, text, "invalid"))
         return CallOutcome(text)
 
 
@@ -113,8 +113,8 @@ def read_arguments(text: str) -> dict[str, Any]:
     return found
 
 
-def _approval(tool: Tool, arguments: dict[str, Any]) -> Approval:
-    described = tool.described
+def _approval(tool: AgentTool, arguments: dict[str, Any]) -> Approval:
+    described = tool.description
     return Approval(
         kind="tool",
         server=tool.server.name,

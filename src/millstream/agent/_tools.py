@@ -8,18 +8,18 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._protocol.messages import ToolDescription
-from millstream.agent._servers import Connected
+from millstream.agent._servers import ConnectedServer
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64
 
 
-class Tool(Struct, frozen=True, eq=False):
+class AgentTool(Struct, frozen=True, eq=False):
     """A tool, its server, and its name for the model."""
 
     name: str
-    server: Connected
-    described: ToolDescription
+    server: ConnectedServer
+    description: ToolDescription
 
 
 class Toolbox:
@@ -27,13 +27,13 @@ class Toolbox:
 
     __slots__ = ("_tools", "specs")
 
-    def __init__(self, found: Sequence[tuple[Connected, Sequence[ToolDescription]]]) -> None:
+    def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
         several = len(found) > 1
-        self._tools: dict[str, Tool] = {}
+        self._tools: dict[str, AgentTool] = {}
         for server, tools in found:
             for tool in tools:
                 name = self._free(fit(f"{server.name}__{tool.name}" if several else tool.name))
-                self._tools[name] = Tool(name, server, tool)
+                self._tools[name] = AgentTool(name, server, tool)
         self.specs: list[dict[str, Any]] = [_spec(tool) for tool in self._tools.values()]
         """Tools in the format of the API."""
 
@@ -43,7 +43,7 @@ class Toolbox:
             free, number = f"{name[: _LONGEST - 4]}_{number}", number + 1
         return free
 
-    def get(self, name: str) -> Tool | None:
+    def get(self, name: str) -> AgentTool | None:
         """Return the tool with the name that the model used."""
         return self._tools.get(name)
 
@@ -62,8 +62,8 @@ def fit(name: str) -> str:
     return f"{short[: _LONGEST - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _spec(tool: Tool) -> dict[str, Any]:
-    described = tool.described
+def _spec(tool: AgentTool) -> dict[str, Any]:
+    described = tool.description
     # Some APIs reject tools without `properties`.
     parameters: dict[str, Any] = {"type": "object", "properties": {}, **described.input_schema}
     parameters.pop("$schema", None)

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from millstream.agent._errors import AgentError
-from millstream.agent._events import Delta, Event, Progressed
+from millstream.agent._events import Delta, Event, ToolProgress
 
-_PASSING = (Delta, Progressed)
+_PASSING = (Delta, ToolProgress)
 
 
 class Transcript:

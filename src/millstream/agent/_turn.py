@@ -14,9 +14,9 @@ from typing import Literal
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, text_part
 from millstream.agent._errors import ModelError
-from millstream.agent._events import Answered, Asking, Delta, Finished, Waiting
+from millstream.agent._events import AnswerEnd, AssistantMessage, Delta, ModelRetry, RoundStart
 from millstream.agent._limits import Limits
-from millstream.agent._model import Message, Model, Reply, Request
+from millstream.agent._model import Message, Model, ModelRequest, Reply
 from millstream.agent._tool_caller import CallOutcome, ToolCaller
 from millstream.agent._tools import Toolbox, fit
 
@@ -58,14 +58,14 @@ class Turn:
         """
         tokens = 0
         for number in range(1, self._limits.max_rounds + 1):
-            await self._emit(Asking(number, len(self._messages), len(self._toolbox)))
+            await self._emit(RoundStart(number, len(self._messages), len(self._toolbox)))
             reply = await self._ask()
             tokens += reply.tokens
             if reply.text:
-                await self._emit(Answered(reply.text))
+                await self._emit(AssistantMessage(reply.text))
             if not reply.tool_calls:
                 self._say(reply.text)
-                await self._emit(Finished(_REASONS.get(reply.stop, "done"), number, tokens))
+                await self._emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
                 return
             await self._call_all(reply)
             if 0 < self._limits.max_tokens <= tokens:
@@ -75,7 +75,7 @@ class Turn:
 
     async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
         self._say(f"(Stopped at the limit of {limit}.)")
-        await self._emit(Finished(limit, rounds, tokens))
+        await self._emit(AnswerEnd(limit, rounds, tokens))
 
     def _say(self, text: str) -> None:
         """Add a text answer, because many models require alternating turns."""
@@ -83,7 +83,7 @@ class Turn:
 
     async def _ask(self) -> Reply:
         """Return one reply, retrying if necessary."""
-        request = Request(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
+        request = ModelRequest(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
         for attempt in count(1):
             said: list[str] = []
             try:
@@ -92,14 +92,14 @@ class Turn:
                 pause = pause_before(exc, attempt, self._limits)
                 if pause is None:
                     raise
-                await self._emit(Waiting(round(pause, 3), attempt, str(exc), bool(said)))
+                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(said)))
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
                 self._say("".join(said) or "(The user stopped this answer.)")
                 raise
         raise AssertionError("counting doesn't end")
 
-    async def _listen(self, request: Request, said: list[str]) -> Reply:
+    async def _listen(self, request: ModelRequest, said: list[str]) -> Reply:
         async with contextlib.aclosing(self._model.stream(request)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Reply):

@@ -33,9 +33,9 @@ class Question(ElicitRequestParams, kw_only=True):
         return {name: members(field)["default"] for name, field in fields.items() if "default" in members(field)}
 
 
-Answered = Mapping[str, Any] | str | bool | None
+ElicitAnswer = Mapping[str, Any] | str | bool | None
 """Form values; True after the user opened the URL; ``"decline"`` or False; ``"cancel"`` or None."""
-Elicit = Callable[[Question], Answered | Awaitable[Answered]]
+Elicit = Callable[[Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[str | SampleResult]]
 Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root]]]
 """Folders and files, as paths or `file://` URIs, or a function that returns them when the server asks."""

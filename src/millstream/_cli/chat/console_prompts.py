@@ -9,7 +9,7 @@ from millstream._cli.connect_options import value_of
 from millstream._cli.tables import one_line, safe
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.agent._person import Approval
-from millstream.client._questions import Answered, Question
+from millstream.client._questions import ElicitAnswer, Question
 
 _NO = "/no"
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "array": list, "string": str}
@@ -50,7 +50,7 @@ class ConsolePrompts:
             if answer in ("y", "yes", "n", "no", ""):
                 return answer.startswith("y")
 
-    def fill_in(self, server: str, question: Question) -> Answered:
+    def fill_in(self, server: str, question: Question) -> ElicitAnswer:
         """Ask for the values of a form; ``/no`` in any field declines."""
         if self._read is None:
             return "decline"

@@ -9,7 +9,17 @@ from millstream._cli.chat.screen import Screen, waiting_of
 from millstream._cli.connect_options import version_of
 from millstream._cli.tables import brief, safe
 from millstream.agent._agent import Agent
-from millstream.agent._events import Answered, Asking, Calling, Event, Finished, Returned, Said, Sampled, Waiting
+from millstream.agent._events import (
+    AnswerEnd,
+    AssistantMessage,
+    Event,
+    ModelRetry,
+    RoundStart,
+    SamplingResult,
+    ToolEnd,
+    ToolStart,
+    UserMessage,
+)
 from millstream.agent._language_model import LanguageModel
 from millstream.agent._servers import ServerAt
 from millstream.agent._tools import Toolbox
@@ -41,7 +51,7 @@ class Steps:
         step = step_of(event)
         if step:
             self.tell(step)
-        if not isinstance(event, Calling | Returned | Sampled | Waiting):  # the step says the same
+        if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step says the same
             self._screen.show(event)
 
     def note(self, text: str) -> None:
@@ -57,19 +67,19 @@ class Steps:
         self._screen.pause()
 
 
-def _said(event: Said) -> str:
+def _said(event: UserMessage) -> str:
     return f"question: {event.text}" + (f" (with {', '.join(event.context)})" if event.context else "")
 
 
 _STEPS: dict[type[Any], Callable[[Any], str]] = {
-    Said: _said,
-    Asking: lambda e: f"asking the model: round {e.round}, messages: {e.messages}, tools: {e.tools}",
-    Calling: lambda e: f"the model calls {e.server}: {e.tool} {json.dumps(e.arguments, ensure_ascii=False)}",
-    Returned: lambda e: f"result of {e.tool} ({e.outcome}): {e.text}",
-    Answered: lambda e: f"the model answers: {len(e.text)} characters",
-    Sampled: lambda e: f"{e.server} used the model: {e.text}",
-    Waiting: waiting_of,
-    Finished: lambda e: f"finished: {e.reason}, rounds: {e.rounds}, tokens: {e.tokens:,}",
+    UserMessage: _said,
+    RoundStart: lambda e: f"asking the model: round {e.round}, messages: {e.messages}, tools: {e.tools}",
+    ToolStart: lambda e: f"the model calls {e.server}: {e.tool} {json.dumps(e.arguments, ensure_ascii=False)}",
+    ToolEnd: lambda e: f"result of {e.tool} ({e.outcome}): {e.text}",
+    AssistantMessage: lambda e: f"the model answers: {len(e.text)} characters",
+    SamplingResult: lambda e: f"{e.server} used the model: {e.text}",
+    ModelRetry: waiting_of,
+    AnswerEnd: lambda e: f"finished: {e.reason}, rounds: {e.rounds}, tokens: {e.tokens:,}",
 }
 
 

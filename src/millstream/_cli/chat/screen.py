@@ -9,15 +9,15 @@ import msgspec
 
 from millstream._cli.tables import brief, one_line, safe, safe_json
 from millstream.agent._events import (
-    Answered,
-    Calling,
+    AnswerEnd,
+    AssistantMessage,
     Delta,
     Event,
-    Finished,
-    Progressed,
-    Returned,
-    Sampled,
-    Waiting,
+    ModelRetry,
+    SamplingResult,
+    ToolEnd,
+    ToolProgress,
+    ToolStart,
 )
 
 ENDINGS = {
@@ -60,10 +60,10 @@ class PlainScreen:
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True
-        elif isinstance(event, Answered):
+        elif isinstance(event, AssistantMessage):
             self.pause()
         else:
-            if isinstance(event, Waiting) and event.void:
+            if isinstance(event, ModelRetry) and event.void:
                 self.pause()
             line = line_of(event)
             if line:
@@ -106,34 +106,34 @@ class JsonScreen(PlainScreen):
 
 def line_of(event: Event) -> str:
     """Return an event as one line; empty if it needs none."""
-    if isinstance(event, Calling):
+    if isinstance(event, ToolStart):
         return f"call\t{event.server}\t{event.tool}\t{json.dumps(event.arguments, ensure_ascii=False)}"
-    if isinstance(event, Progressed):
+    if isinstance(event, ToolProgress):
         return f"progress\t{progress_of(event)}"
-    if isinstance(event, Returned):
+    if isinstance(event, ToolEnd):
         return f"{event.outcome}\t{event.server}\t{event.tool}\t{brief(event.text)}"
-    if isinstance(event, Sampled):
+    if isinstance(event, SamplingResult):
         return f"sampled\t{event.server}\t{brief(event.text)}"
-    if isinstance(event, Waiting):
+    if isinstance(event, ModelRetry):
         return waiting_of(event)
-    if isinstance(event, Finished):
+    if isinstance(event, AnswerEnd):
         return ending_of(event)
     return ""
 
 
-def progress_of(event: Progressed) -> str:
+def progress_of(event: ToolProgress) -> str:
     """Return the progress of a tool."""
     share = f"{event.value:g}/{event.total:g}" if event.total else f"{event.value:g}"
     return one_line(f"{share} {event.message or ''}")
 
 
-def waiting_of(event: Waiting) -> str:
+def waiting_of(event: ModelRetry) -> str:
     """Return the reason and length of a pause."""
     again = "The text above is invalid. " if event.void else ""
     return f"{again}{event.reason} Trying again in {event.seconds:.3g} s (attempt {event.attempt + 1})."
 
 
-def ending_of(event: Finished) -> str:
+def ending_of(event: AnswerEnd) -> str:
     """Return why the answer ended, unless it's done."""
     return ENDINGS.get(event.reason, "").format(rounds=event.rounds, tokens=event.tokens)
 

@@ -49,7 +49,7 @@ class Slash:
             raise AgentError(f"The line is malformed: {exc}.") from exc
 
     async def _tools(self, words: list[str]) -> Rows:
-        return [(tool.name, one_line(tool.described.description or "")) for tool in await self._agent.tools()]
+        return [(tool.name, one_line(tool.description.description or "")) for tool in await self._agent.tools()]
 
     async def _prompt(self, words: list[str]) -> Rows | Answer:
         if words:

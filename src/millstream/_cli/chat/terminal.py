@@ -15,16 +15,16 @@ from rich.text import Text
 from millstream._cli.chat.screen import call_of, ending_of, progress_of, waiting_of
 from millstream._cli.tables import one_line, safe
 from millstream.agent._events import (
-    Answered,
-    Asking,
-    Calling,
+    AnswerEnd,
+    AssistantMessage,
     Delta,
     Event,
-    Finished,
-    Progressed,
-    Returned,
-    Sampled,
-    Waiting,
+    ModelRetry,
+    RoundStart,
+    SamplingResult,
+    ToolEnd,
+    ToolProgress,
+    ToolStart,
 )
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
@@ -50,27 +50,27 @@ class TerminalScreen:
         """See `Screen`."""
         if isinstance(event, Delta):
             self._write(safe(event.text))
-        elif isinstance(event, Answered):
+        elif isinstance(event, AssistantMessage):
             self._flush()
-        elif isinstance(event, Asking):
+        elif isinstance(event, RoundStart):
             self._draw(Text("…", style="dim"))
-        elif isinstance(event, Progressed):
+        elif isinstance(event, ToolProgress):
             self._draw(self._line(f"  {progress_of(event)}", "dim"))
         else:
             self._show_line(event)
 
     def _show_line(self, event: Event) -> None:
-        if isinstance(event, Calling):
+        if isinstance(event, ToolStart):
             self._print(f"→ {event.server}: {call_of(event.tool, event.arguments)}", "cyan")
-        elif isinstance(event, Returned):
+        elif isinstance(event, ToolEnd):
             mark = {"done": "←", "refused": "✗"}.get(event.outcome, "!")
             self._print(f"{mark} {event.text}", "dim" if event.outcome == "done" else "red")
-        elif isinstance(event, Sampled):
+        elif isinstance(event, SamplingResult):
             self._print(f"↺ {event.server} used the model: {event.text}", "dim")
-        elif isinstance(event, Waiting):
+        elif isinstance(event, ModelRetry):
             self._flush()
             self.note(waiting_of(event))
-        elif isinstance(event, Finished) and ending_of(event):
+        elif isinstance(event, AnswerEnd) and ending_of(event):
             self.note(ending_of(event))
 
     def note(self, text: str) -> None:
