@@ -34,6 +34,7 @@ FOLDERS = {
     "auth": "auth security",
     "client": "client",
     "compat": "compat",
+    "extensions": "extensions",
     "gateway": "gateway",
     "hub": "hub",
 }
