@@ -160,6 +160,7 @@ setTimeout(() => { while (performance.now() - started < 2000); }, 10);
         command, env={**os.environ, "PATIENCE_MS": "2800"}, capture_output=True, text=True, timeout=WAIT, check=True
     ).stdout
     took = {name: float(milliseconds) for name, milliseconds in map(str.split, printed.splitlines())}
-    assert took["request"] >= 2_500
-    assert took["pause"] >= 2_600
-    assert took["stream"] >= 2_800
+    granularity = 1  # of Node's timers, which count in whole milliseconds
+    assert took["request"] >= 2_500 - granularity
+    assert took["pause"] >= 2_600 - granularity
+    assert took["stream"] >= 2_800 - granularity

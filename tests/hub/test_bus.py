@@ -16,7 +16,7 @@ from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.nats import JStream, NatsBroker
 from faststream.nats.message import NatsMessage
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
-from faststream.redis import RedisBroker
+from faststream.redis import RedisBroker, StreamSub
 from nats.js.api import ConsumerConfig
 
 from millstream import Server
@@ -222,8 +222,7 @@ async def test_events_published_during_a_bus_outage_are_sent_later(tmp_path: Any
             server = Server("shop", serve="hub", store=store)
             if joined:
                 server.hub.to_bus(bus.make(), "paid.*", to=f"{bus.name}.{{key}}", **bus.sent)
-            async with server.running() as running:
-                await _connected(running)
+            async with server.running():  # its bus may be connected later
                 if number == 0:
                     await server.hub.publish("paid.7", "n0")
                     async with asyncio.timeout(WAIT):
@@ -275,6 +274,24 @@ async def test_events_reach_kafka_topics() -> None:
         await server.hub.publish("paid.7", {"sum": 3})
         async with asyncio.timeout(WAIT):
             assert await received.get() == {"sum": 3}
+
+
+async def test_events_published_in_the_lifespan_reach_the_bus() -> None:
+    broker = KafkaBroker(logger=None)
+    received: asyncio.Queue[Any] = asyncio.Queue()
+    broker.subscriber("paid-7")(received.put)
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncIterator[None]:
+        await server.hub.publish("paid.7", "first")
+        yield
+
+    server = Server("shop", serve="hub", lifespan=lifespan)
+    server.hub.to_bus(broker, "paid.*", to="paid-{key}")
+    async with TestKafkaBroker(broker), server.running():
+        await server.hub.publish("paid.7", "second")
+        async with asyncio.timeout(WAIT):
+            assert [await received.get(), await received.get()] == ["first", "second"]
 
 
 async def test_own_messages_are_not_received_again() -> None:
@@ -378,5 +395,5 @@ async def _listen(bus: Bus, received: "asyncio.Queue[tuple[Any, str]]") -> None:
         exchange = RabbitExchange("amq.topic", type=ExchangeType.TOPIC, declare=False)
         bus.outside.subscriber(RabbitQueue(f"{bus.name}-out", routing_key=f"{bus.name}.*"), exchange)(receive)
     else:
-        bus.outside.subscriber(stream=bus.name)(receive)
+        bus.outside.subscriber(stream=StreamSub(bus.name, last_id="0"))(receive)  # it begins to read after `start`
     await bus.outside.start()

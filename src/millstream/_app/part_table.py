@@ -84,8 +84,8 @@ TABLE: dict[str, PartEntry] = {
     "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
     "limits": PartEntry(f"{_PARTS}.limits:LimitsPart"),
     "hub": PartEntry(f"{_PARTS}.hub:HubPart", None),
+    "bus": PartEntry(f"{_PARTS}.bus:BusPart", _has_bridges),  # before the lifespan, which may publish
     "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
-    "bus": PartEntry(f"{_PARTS}.bus:BusPart", _has_bridges),
     "tasks": PartEntry(
         "millstream.extensions.tasks._part:TasksPart", _has_tasks
     ),  # before the tools of upstreams are there

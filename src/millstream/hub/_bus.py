@@ -141,6 +141,19 @@ class OutboundBridge:
         digest = hashlib.sha256(f"{group} {self._kind} {channels} {to}".encode()).hexdigest()[:16]
         self._lease_key = f"bridge:lease.{digest}"
         self._cursor_key = f"bridge:cursor.{digest}"
+        self._opened: Position | None = None
+
+    async def open(self, store: Store) -> None:
+        """Save the end of the journal as the position, unless there is one. Events published later are sent, even if
+        the bus can't be reached yet.
+
+        Raises:
+            LocalError: The store didn't answer.
+        """
+        newest = await store.log.newest(JOURNAL, 1)
+        self._opened = newest[-1].position if newest else None
+        if self._opened is not None:
+            await store.kv.compare_and_set(self._cursor_key, None, _pack(self._opened), _CURSOR_TTL)
 
     async def run(self, store: Store) -> None:
         """Send events while this worker has the lease, until cancelled."""
@@ -194,24 +207,21 @@ class OutboundBridge:
                     await self._save(store, position)
                 else:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(woken.wait(), store.workers.lease / 3)
+                        async with asyncio.timeout(store.workers.lease / 3):
+                            await woken.wait()
         finally:
             stop()
 
     async def _start(self, store: Store) -> Position | None:
-        """Return the saved position, or the end of the journal the first time."""
+        """Return the saved position. If the store has lost it, return the end of the journal at the start."""
         saved = await store.kv.get(self._cursor_key)
-        if saved is not None:
-            epoch, _, digits = saved.decode().rpartition(".")
-            return Position(epoch, read_offset(digits) or 1)
-        newest = await store.log.newest(JOURNAL, 1)
-        if not newest:
-            return None
-        await self._save(store, newest[-1].position)
-        return newest[-1].position
+        if saved is None:
+            return self._opened
+        epoch, _, digits = saved.decode().rpartition(".")
+        return Position(epoch, read_offset(digits) or 1)
 
     async def _save(self, store: Store, position: Position) -> None:
-        await store.kv.put(self._cursor_key, f"{position.epoch}.{position.offset}".encode(), _CURSOR_TTL)
+        await store.kv.put(self._cursor_key, _pack(position), _CURSOR_TTL)
 
     async def _send(self, event: Event) -> None:
         if not matches(self.channels, event.channel) or event.data is None:
@@ -236,6 +246,10 @@ class OutboundBridge:
             await self.broker.publish(body, headers=headers, **options)
         except Exception as error:  # each client has errors of its own, and all mean: again later
             raise LocalError(f"{type(self.broker).__name__} didn't take an event: {error!r:.300}") from error
+
+
+def _pack(position: Position) -> bytes:
+    return f"{position.epoch}.{position.offset}".encode()
 
 
 Bridge = InboundBridge | OutboundBridge

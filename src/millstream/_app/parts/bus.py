@@ -33,6 +33,8 @@ class BusPart(OwnPart):
             for each in mine:
                 if isinstance(each, InboundBridge):
                     each.open(host.hub)
+                else:
+                    await each.open(host.store)
             waiting[id(broker)] = type(broker).__name__
             outbound = [each for each in mine if isinstance(each, OutboundBridge)]
             runs.append(asyncio.create_task(_run(broker, outbound, host.store, waiting)))
@@ -69,7 +71,8 @@ async def _run(broker: Any, outbound: list[OutboundBridge], store: Store, waitin
         logger.exception("The bridges of %s have stopped. Restart the server.", label)
     finally:
         try:
-            await asyncio.wait_for(broker.stop(), _CLOSE)
+            async with asyncio.timeout(_CLOSE):
+                await broker.stop()
         except Exception:
             logger.warning("%s didn't stop in time. Its messages will be redelivered.", label, exc_info=True)
 
