@@ -164,6 +164,29 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
+BEYOND_THE_INTERFACE = {
+    "millstream._frontmatter": "the client checks the frontmatter of skills by the same reader",
+}
+"""What extensions of the package import beyond public names, and why."""
+
+
+def test_shipped_extensions_use_the_public_interface_only() -> None:
+    """Our choice: what they can do, an extension of a program's own can do. Types of the protocol have no public names
+    of their own.
+    """
+    inside: list[str] = []
+    for path in sources("src/millstream/extensions"):
+        folders = path.relative_to(PACKAGE / "extensions").parts[:-1]
+        if not folders:
+            continue  # the interface itself
+        own = f"millstream.extensions.{folders[0]}."
+        for name in imported(path):
+            private = "._" in name and name.startswith("millstream.")
+            if private and not name.startswith((own, "millstream._protocol.", *BEYOND_THE_INTERFACE)):
+                inside.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert inside == []
+
+
 def test_imports_have_no_cycles() -> None:
     """Our choice: imports for type checkers and inside functions count, since who reads one must read all."""
     graph = module_graph()

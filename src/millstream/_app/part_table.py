@@ -9,6 +9,7 @@ from millstream._config import Settings
 if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream._server.features.registry import Registry
+    from millstream.extensions import Extension
     from millstream.gateway._upstream import UpstreamConfig
     from millstream.hub._bus import Bridge
 
@@ -75,6 +76,8 @@ class PartEntry(NamedTuple):
     """Whether a server with this definition has it; None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
     """Further parts that ``serve=`` adds with it."""
+    extension: bool = False
+    """Whether the class is an `Extension`, which is called without arguments."""
 
 
 _PARTS = "millstream._app.parts"
@@ -87,7 +90,7 @@ TABLE: dict[str, PartEntry] = {
     "bus": PartEntry(f"{_PARTS}.bus:BusPart", _has_bridges),  # before the lifespan, which may publish
     "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
     "tasks": PartEntry(
-        "millstream.extensions.tasks._part:TasksPart", _has_tasks
+        "millstream.extensions.tasks:TasksExtension", _has_tasks, extension=True
     ),  # before the tools of upstreams are there
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", _has_upstreams),
     "observation": PartEntry(f"{_PARTS}.observation:ObservationPart"),
@@ -95,7 +98,7 @@ TABLE: dict[str, PartEntry] = {
     "probes": PartEntry(f"{_PARTS}.probes:ProbesPart"),
     "rest": PartEntry(f"{_PARTS}.rest:RestPart", None),
     "web": PartEntry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
-    "cards": PartEntry("millstream.extensions.cards._part:CardsPart", _has_card),
+    "cards": PartEntry("millstream.extensions.cards:Cards", _has_card, extension=True),
     "paths": PartEntry(f"{_PARTS}.paths:PathsPart"),
     "siblings": PartEntry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
     "audit": PartEntry(f"{_PARTS}.audit:AuditPart", _audits),
@@ -126,5 +129,12 @@ def make_parts(definition: PartCriteria) -> "list[Part]":
     for name, entry in TABLE.items():
         if name in definition.parts if entry.when is None else entry.when(definition):
             module, _, kind = entry.place.partition(":")
-            made.append(getattr(import_module(module), kind)(definition))
+            part = getattr(import_module(module), kind)
+            made.append(_part_of(part()) if entry.extension else part(definition))
     return [*made, *definition.extra_parts]
+
+
+def _part_of(extension: "Extension") -> "Part":
+    from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
+
+    return ExtensionPart(extension)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ToolFailed,
         UnknownVersion,
     )
+    from millstream.client._events import Event, EventSubscription
     from millstream.client._oauth.flow import OAuth
     from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
@@ -43,6 +44,8 @@ _HOMES = {
     "ClientError": "_errors",
     "ConnectFailed": "_errors",
     "ConnectionLost": "_errors",
+    "Event": "_events",
+    "EventSubscription": "_events",
     "Failure": "_errors",
     "FileTokenStore": "_oauth.store",
     "Flood": "_errors",
@@ -76,6 +79,8 @@ __all__ = [
     "ClientError",
     "ConnectFailed",
     "ConnectionLost",
+    "Event",
+    "EventSubscription",
     "Failure",
     "FileTokenStore",
     "Flood",

@@ -7,26 +7,52 @@ Example:
 """
 
 from millstream._protocol.errors import CustomResult
+from millstream._server.calls.access import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
+from millstream._server.features.tools import TaskRules
+from millstream._stores.health import LogOnce
+from millstream._stores.workers import back_off
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._context import CallContext, ReplyStream
 from millstream.extensions._extension import Extension, method, notification
 from millstream.extensions._host import ServerHost, Subscription
+from millstream.extensions._json_type import JsonType
+from millstream.extensions._saved_calls import (
+    CallRun,
+    LimitReached,
+    PendingCall,
+    RunOutcome,
+    SavedCall,
+    SeatLimit,
+    Seats,
+)
 
 __all__ = [
     "CallContext",
+    "CallRun",
     "ClientHost",
     "CustomResult",
     "Extension",
+    "JsonType",
+    "LimitReached",
     "ListRequest",
+    "LogOnce",
     "MessageRequest",
     "Next",
     "Outgoing",
     "OutgoingRequest",
+    "PendingCall",
     "ReplyStream",
     "Request",
+    "RunOutcome",
+    "SavedCall",
+    "SeatLimit",
+    "Seats",
     "ServerHost",
     "Subscription",
+    "TaskRules",
+    "back_off",
     "method",
     "notification",
+    "scopes_of",
 ]

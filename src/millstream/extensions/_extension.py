@@ -89,8 +89,8 @@ class Extension(Middleware):
     """The identifier, such as ``com.example/stock``: a domain of yours in reverse, and a name."""
     needs: Collection[str] = ()
     """Identifiers of other extensions, and names of parts such as ``hub``, that this one needs."""
-    settings: Mapping[str, Any] = {}
-    """What the server announces under `name`."""
+    settings: Mapping[str, Any] | None = {}
+    """What the server announces under `name`; None for nothing, where `open` decides."""
     client_settings: Mapping[str, Any] = {}
     """What the client declares under `name`."""
     revisions: Collection[str] = ()

@@ -1,13 +1,17 @@
 """`ServerHost`: the running server, as an extension sees it."""
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+import hashlib
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from millstream._config import Settings
-from millstream._parts import Host
+from millstream._http.message import HttpRequest, Response
+from millstream._limits.concurrency import concurrency_limits
+from millstream._limits.hashed_keys import hash_key
+from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import Handler, result_object, typed
@@ -15,14 +19,26 @@ from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import ALL
+from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
+from millstream._protocol.rounds import RoundState
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered
+from millstream._server.features.tools import Tool
 from millstream._server.handlers.params import take_rounds
 from millstream._server.peer_messages import ExtensionBroadcast
-from millstream._stores.base import Log, Map
+from millstream._stores.base import Bus, Log, Map
+from millstream._stores.rates import Seat
 from millstream.extensions._context import CallContext
+from millstream.extensions._saved_calls import (
+    CallRun,
+    LimitReached,
+    PendingCall,
+    SavedCall,
+    SeatLimit,
+    Seats,
+    make_run,
+)
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
@@ -56,6 +72,7 @@ class Subscription:
             close()
 
 
+BeginTask = Callable[[PendingCall], Awaitable[bytes] | None]
 OpenFilter = Callable[[Any, Subscription, CallContext], Awaitable[Any]]
 """``open(wanted, subscription, ctx)`` returns what the server agrees to, as JSON; None for nothing."""
 
@@ -87,6 +104,11 @@ class ServerHost:
     def log(self) -> Log:
         """Streams of entries that all workers share. Begin names with a kind of your own."""
         return self._host.store.log
+
+    @property
+    def bus(self) -> Bus:
+        """Messages between the workers. Begin topics with a kind of your own. See also `on_workers_change`."""
+        return self._host.store.bus
 
     @property
     def now(self) -> Callable[[], float]:
@@ -135,6 +157,22 @@ class ServerHost:
     async def alive(self, worker: str) -> bool:
         """Return whether a worker of that name runs."""
         return await self._host.store.workers.alive(worker)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this worker is shutting down."""
+        return self._host.dispatcher.stopping
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Name, version, title, and so on, as the server describes itself in the newest revision."""
+        return self._host.dispatcher.info
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key that the operator gives them, because no issuer of tokens is configured."""
+        guard = self._host.guard
+        return guard is not None and not any(each.issuers for each in guard.methods)
 
     @property
     def private(self) -> bool:
@@ -211,6 +249,117 @@ class ServerHost:
         self._host.extend(
             Registered(member, {key: value}, {}, chosen) if member else Registered(key, {**value}, {}, chosen)
         )
+
+    def serves(self, method: str, revision: str = NEWEST.date) -> bool:
+        """Return whether clients of a revision can call a method."""
+        return self._host.registry.serves(method, BY_DATE[revision])
+
+    def serve_document(self, path: str, make: Callable[[], bytes], media_type: str) -> None:
+        """Serve a document to everyone, and to pages of any origin, with an entity tag.
+
+        Args:
+            path: such as ``/.well-known/catalog.json``.
+            make: returns the document. Called once, before HTTP is served.
+            media_type: of the document.
+
+        Raises:
+            ValueError: the server has another page at the path.
+        """
+        self._host.shared_paths.add(path)
+        self._host.on_http(
+            lambda: self._host.routes.add(path, Route({"GET": _document(make(), media_type)}, public=True))
+        )
+
+    def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
+        """Show a figure in `/health` unless it's None, and its limit."""
+        self._host.report(name, read, limit=limit)
+
+    # Calls of tools
+
+    @property
+    def has_task_tools(self) -> bool:
+        """Whether the server has tools with ``task=``."""
+        return any(tool.task is not None for tool in self._host.registry.tools.values())
+
+    def has_tool(self, name: str) -> bool:
+        """Return whether the server has a tool."""
+        return name in self._host.registry.tools
+
+    def on_task_call(self, begin: "BeginTask") -> None:
+        """Ask ``begin(call)`` before each call of a tool with ``task=`` runs.
+
+        It returns None to let the call run, or an awaitable of the answer: what `PendingCall.run` returned, or
+        `CustomResult` raised. One extension can do so.
+        """
+
+        def pending(call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> Awaitable[bytes] | None:
+            return begin(PendingCall(call, tool, run)) if tool.task is not None and not call.task else None
+
+        services = self._host.services
+        services.tasks = pending
+
+        def forget() -> None:
+            services.tasks = None
+
+        self._host.on_close(forget)
+
+    def run_call(
+        self,
+        saved: SavedCall,
+        *,
+        id: str,
+        state: RoundState | None = None,
+        responses: Mapping[str, bytes] | None = None,
+        report: Callable[[bytes], object],
+    ) -> CallRun:
+        """Return a run of a saved call, which begins with `CallRun.outcome`.
+
+        It is a `tools/call` without a connection: scopes, middleware, timeouts, metrics, and the audit log see it. The
+        gates of limits don't, because they saw the request that was saved; see `take_seats`.
+
+        Args:
+            saved: the call.
+            id: of the run, for logs and as its progress token.
+            state: `RunOutcome.state` of the run before.
+            responses: the answers to its questions, as JSON by key.
+            report: ``report(message)`` gets each progress and log message of the function as JSON-RPC.
+        """
+        return make_run(self._host.dispatcher, saved, id, state, responses or {}, report)
+
+    async def take_seats(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
+        """Take a seat of each limit, or of none. Seats of a worker that dies are free again.
+
+        Args:
+            holder: an identifier, unique among the seats that the worker holds.
+            limits: of this extension.
+            call: also take the seats that this call would have as a request.
+
+        Raises:
+            LimitReached: one has no seat left.
+        """
+        named = [(each.name, each.key, each.most) for each in limits]
+        if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
+            named += [
+                (name, key, most)
+                for name, key, most in concurrency_limits(
+                    call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency
+                )
+            ]
+        seats = [Seat(hash_key(name, key), most, holder) for name, key, most in named]
+        decision = await self._host.pool.take(seats) if seats else None
+        if decision is not None:
+            for number, taken in enumerate(decision.taken):
+                if taken.wait > 0:
+                    name, key, _ = named[number]
+                    raise LimitReached(name if number < len(limits) else "", key)
+        return seats
+
+    def leave_seats(self, seats: Seats) -> None:
+        """Give seats back, soon, without waiting."""
+        if seats:
+            self._host.pool.leave(seats)
+
+    # Streams
 
     def listen(self, member: str, open: OpenFilter, *, declared: bool = True) -> None:
         """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
@@ -290,6 +439,25 @@ class ServerHost:
         """Call `close` when the server closes."""
         self._host.on_close(close)
 
+    def on_workers_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` when workers join or leave, or when this one has another name."""
+        self.on_close(self._host.store.workers.watch(changed))
+
     def on_change(self, hear: Callable[[str], None]) -> None:
         """Call ``hear(kind)`` when the list of tools, resources, or prompts changes. Any thread may do so."""
         self._host.on_change(hear)
+
+
+def _document(body: bytes, media_type: str) -> Callable[[HttpRequest], Awaitable[Response]]:
+    tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
+    head = (
+        b"content-type: %b\r\netag: %b\r\ncache-control: public, max-age=3600\r\n"
+        b"access-control-expose-headers: ETag\r\n" % (media_type.encode(), tag)
+    )
+    whole, same = Response(body, 200, head), Response(b"", 304, head)
+
+    async def answer(request: HttpRequest) -> Response:
+        known = [each.strip().removeprefix(b"W/") for each in request.headers.get(b"if-none-match", b"").split(b",")]
+        return same if tag in known or known == [b"*"] else whole
+
+    return answer

@@ -19,7 +19,8 @@ _HOOKS = ("on_call", "on_read", "on_prompt", "on_list", "on_message")
 class ExtensionPart:
     """Opens an extension with the server."""
 
-    def __init__(self, extension: Extension, server: "Server") -> None:
+    def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
+        """Take the server that the extension was given to; None for one that comes with the package."""
         self.extension: Extension = extension
         self._server = server
 
@@ -40,14 +41,14 @@ class ExtensionPart:
             LocalError: the configuration of the server lacks something that the extension needs.
         """
         extension = self.extension
-        lacking = extension.unmet(self._server)
+        lacking = "" if self._server is None else extension.unmet(self._server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking}")
         server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
         revisions = frozenset(extension.revisions or EVERY_REVISION)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
-        for member in members:
-            host.extend(Registered(member, {extension.name: dict(extension.settings)}, {}, revisions))
+        for member in members if extension.settings is not None else ():
+            host.extend(Registered(member, {extension.name: dict(extension.settings or {})}, {}, revisions))
         for marked, handler in marked_methods(extension, "server"):
             if marked.request:
                 server_host.method(

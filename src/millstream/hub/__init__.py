@@ -4,6 +4,7 @@ The hub has no knowledge of HTTP or MCP. A subscriber is an `Outlet` and a funct
 """
 
 from millstream._http.message import Outlet
+from millstream.hub._channels import check_channel
 from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
 from millstream.hub._limits import EventTooLarge, Forbidden, HubLimits, InvalidName, TooMany
@@ -24,4 +25,5 @@ __all__ = [
     "PublishResult",
     "Subscription",
     "TooMany",
+    "check_channel",
 ]

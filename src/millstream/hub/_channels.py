@@ -23,7 +23,7 @@ _UNREADABLE = "\ufffd"
 
 
 def check_channel(name: str) -> None:
-    """Check a channel name.
+    """Check a channel name: ``check_channel("orders.7")``.
 
     Raises:
         InvalidName: The name is empty, too long, or a pattern, or it has blanks, control characters, or an empty

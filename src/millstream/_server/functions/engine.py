@@ -4,6 +4,7 @@ It's msgspec if msgspec supports every type, and pydantic otherwise.
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
@@ -115,21 +116,25 @@ def engine_of_type(annotation: Any) -> Engine:
     return engine_of("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)])
 
 
+def read_value(engine: Engine, raw: bytes) -> Any:
+    """Return one JSON value of the type of `engine_of_type`.
+
+    Raises:
+        ValueError: It's a value of another type. The text names each problem and its place.
+    """
+    msgspec.json.decode(raw, type=msgspec.Raw)  # so that it's one value
+    wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
+    try:
+        return getattr(engine.decode(wrapped), VALUE)
+    except msgspec.ValidationError as error:
+        problems = engine.problems(error, msgspec.json.decode(wrapped))
+        raise ValueError("; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)) from error
+
+
 def decoder_of(annotation: Any) -> Callable[[bytes], Any]:
     """Return a decoder of one JSON value, which raises ValueError for a value of another type.
 
     Raises:
         TypeError: Neither engine supports the type.
     """
-    engine = engine_of_type(annotation)
-
-    def decode(raw: bytes) -> Any:
-        msgspec.json.decode(raw, type=msgspec.Raw)  # so that it's one value
-        wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
-        try:
-            return getattr(engine.decode(wrapped), VALUE)
-        except msgspec.ValidationError as error:
-            problems = engine.problems(error, msgspec.json.decode(wrapped))
-            raise ValueError("; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)) from error
-
-    return decode
+    return partial(read_value, engine_of_type(annotation))

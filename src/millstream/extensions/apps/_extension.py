@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from millstream._protocol.errors import LocalError
-from millstream.extensions._extension import Extension
+from millstream.extensions import Extension
 
 if TYPE_CHECKING:
     from millstream import Server

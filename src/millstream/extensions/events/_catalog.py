@@ -5,7 +5,7 @@ from typing import Any
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
-from millstream._server.calls.access import scopes_of
+from millstream.extensions import scopes_of
 from millstream.extensions.events._errors import unknown_event
 from millstream.extensions.events._event_type import EventType
 

@@ -10,9 +10,7 @@ from typing import Any
 
 import msgspec
 
-from millstream.client._client import Client
-from millstream.client._errors import ClientError
-from millstream.client._events import Event, EventSubscription
+from millstream.client import Client, ClientError, Event, EventSubscription
 from millstream.extensions import Extension, ServerHost
 
 METHOD = "notifications/claude/channel"

@@ -18,11 +18,9 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from millstream._http.client.url import Url
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.principal import Principal
-from millstream._stores.base import Entry
-from millstream._stores.health import LogOnce
+from millstream.extensions import LogOnce
 from millstream.extensions.events._catalog import sees
 from millstream.extensions.events._errors import FORBIDDEN
 from millstream.extensions.events._event_type import MAX_BODY, Arguments, EventType
@@ -30,7 +28,9 @@ from millstream.extensions.events._feed import Feed, Notice, open_feed, position
 from millstream.extensions.events._reading import occurrence
 from millstream.extensions.events._subscriptions import LEASE, Owed, OwedEvents, Status, Subscription, SubscriptionStore
 from millstream.extensions.events._webhook import Answer, WebhookSender, read_secret, read_url
+from millstream.extensions.http_post import Url
 from millstream.hub import Hub
+from millstream.stores import Entry
 
 ATTEMPTS: Final = 5
 WINDOW: Final = 900.0

@@ -11,11 +11,9 @@ from msgspec import Raw, Struct
 from millstream._protocol.errors import LocalError, shorten
 from millstream._protocol.json_schema import Schema, is_object
 from millstream._protocol.principal import Principal
-from millstream._server.functions.engine import VALUE, engine_of_type
-from millstream._server.functions.outputs import encode
-from millstream._server.functions.problems import place
+from millstream.extensions import JsonType
 from millstream.extensions.events._errors import invalid
-from millstream.hub._channels import check_channel
+from millstream.hub import check_channel
 
 MAX_BODY = 256 * 1024
 """Bytes of an event as it's delivered. Receivers may refuse larger ones."""
@@ -89,14 +87,14 @@ class EventType:
         self.payload: Any = payload
         self.scopes: frozenset[str] = scopes
         self.description: str = description or _summary(payload)
-        self._engine = engine_of_type(payload)
-        self.payload_schema: Schema = _object_schema(self._engine.input_schema, name, "payload")
+        self._type = JsonType(payload)
+        self.payload_schema: Schema = _object_schema(self._type, name, "payload")
         self._fields = frozenset(self.payload_schema.get("properties", {}))
-        self._arguments = None if arguments is None else engine_of_type(arguments)
+        self._arguments = None if arguments is None else JsonType(arguments)
         self.input_schema: Schema = (
             _filters_of(self.payload_schema)
             if self._arguments is None
-            else _object_schema(self._arguments.input_schema, name, "arguments")
+            else _object_schema(self._arguments, name, "arguments")
         )
         self._match = match
 
@@ -140,13 +138,10 @@ class EventType:
             if unknown:
                 raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
             return Arguments(given, given, canonical)
-        wrapped = b'{"%b":%b}' % (VALUE.encode(), text)
         try:
-            value = getattr(self._arguments.decode(wrapped), VALUE)
-        except msgspec.DecodeError as error:
-            problems = self._arguments.problems(error, {VALUE: given})
-            text_of = "; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)
-            raise invalid(f"arguments: {shorten(text_of)}") from error
+            value = self._arguments.read(text)
+        except ValueError as error:
+            raise invalid(f"arguments: {shorten(str(error))}") from error
         return Arguments(value, given, canonical)
 
     # Payloads
@@ -158,7 +153,7 @@ class EventType:
             LocalError: it isn't of the declared type, or it's too large to be delivered.
             TypeError: it can't be written as JSON.
         """
-        written = encode(data)
+        written = JsonType.write(data)
         if len(written) + 2048 > MAX_BODY:
             limit = MAX_BODY - 2048
             raise LocalError(
@@ -177,12 +172,7 @@ class EventType:
         Raises:
             ValueError: it doesn't fit.
         """
-        wrapped = b'{"%b":%b}' % (VALUE.encode(), written)
-        try:
-            return getattr(self._engine.decode(wrapped), VALUE)
-        except msgspec.ValidationError as error:
-            problems = self._engine.problems(error, msgspec.json.decode(wrapped))
-            raise ValueError("; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)) from error
+        return self._type.read(written)
 
     def matches(self, payload: Any, data: Mapping[str, Any], arguments: Arguments, principal: Principal | None) -> bool:
         """Return whether a subscription receives an event. A `match` that raises excludes it.
@@ -212,17 +202,13 @@ def _summary(payload: Any) -> str:
     return "" if text.startswith(f"{getattr(payload, '__name__', '')}(") else text.strip().partition("\n\n")[0]
 
 
-def _object_schema(wrapper: Schema, name: str, what: str) -> Schema:
-    schema = wrapper["properties"][VALUE]
-    while "$ref" in schema:
-        schema = wrapper["$defs"][schema["$ref"].rpartition("/")[2]]
+def _object_schema(declared: JsonType, name: str, what: str) -> Schema:
+    schema = declared.schema
     if schema.get("type") != "object":
         raise TypeError(
             f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model"
         )
-    if "$defs" in wrapper:
-        schema = {**schema, "$defs": wrapper["$defs"]}
-    return {key: value for key, value in schema.items() if key != "default"}
+    return schema
 
 
 def _filters_of(payload: Schema) -> Schema:

@@ -5,7 +5,6 @@ import ssl
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args
 
-from millstream._http.client.dial import allow_any, is_public
 from millstream._protocol.errors import LocalError
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import PER_REQUEST
@@ -18,6 +17,7 @@ from millstream.extensions.events._recent import tool_of
 from millstream.extensions.events._subscribing import MIN_TTL, SubscribeParams, Subscribing
 from millstream.extensions.events._subscriptions import SubscriptionStore
 from millstream.extensions.events._webhook import WebhookSender
+from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import PublishResult
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import msgspec
 from msgspec import Struct
 
 from millstream.hub import Event, Hub
-from millstream.hub._event import CUT, GAP
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
@@ -35,7 +34,7 @@ def encode_notice(event: Event) -> bytes:
     """Return an event of the hub as the bytes of a `Notice`."""
     if event.channel:
         return _encode(Notice("event", event.id, event.offset, event.at, event.data or b""))
-    kinds: dict[str | None, Kind] = {GAP: "gap", CUT: "cut"}
+    kinds: dict[str | None, Kind] = {"gap": "gap", "cut": "cut"}
     return _encode(Notice(kinds.get(event.event, "place"), "", event.offset, 0.0, b""))
 
 

@@ -14,9 +14,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._protocol.principal import Principal
-from millstream._stores.base import Entry, StoreFull
 from millstream.extensions import ServerHost
 from millstream.extensions.events._errors import exhausted
+from millstream.stores import Entry, StoreFull
 
 VERIFIED_SECONDS: Final = 24 * 3600.0
 LEASE: Final = 15.0

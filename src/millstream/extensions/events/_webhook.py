@@ -1,8 +1,6 @@
 """One signed POST to a callback URL, as Standard Webhooks signs it.
 
-https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md. The name of the host is
-resolved for each request, every address of it has to be public, no redirect is followed, and no proxy of the
-environment is used.
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
 """
 
 import binascii
@@ -16,17 +14,13 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.dial import AddressRefused, Judge, guard_dial, is_public
-from millstream._http.client.errors import ClientError, TargetError, TlsFailed
-from millstream._http.client.fetch import request
-from millstream._http.client.url import Url, parse
 from millstream.extensions.events._errors import invalid
+from millstream.extensions.http_post import Judge, PostFailed, Url, is_public, parse_url, post
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  no secret: how each begins
 SECONDS = 5.0
 """For one attempt, connection included."""
 MAX_URL = 2048
-_MAX_ANSWER = 16 * 1024
 
 Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "http_5xx", "challenge_failed"]
 """Why an attempt failed: a category that says nothing about what an inner address answered."""
@@ -74,8 +68,8 @@ def read_url(text: str) -> Url:
     if len(text) > MAX_URL or not text.isascii():
         raise wrong
     try:
-        url, parts = parse(text), urlsplit(text)
-    except (TargetError, ValueError):
+        url, parts = parse_url(text), urlsplit(text)
+    except ValueError:
         raise wrong from None
     if url.scheme != "https" or "@" in parts.netloc or parts.fragment:
         raise wrong
@@ -124,18 +118,9 @@ class WebhookSender:
             "x-mcp-subscription-id": subscription,
         }
         try:
-            reply = await request(
-                "POST", url, headers, body, dial=guard_dial(self._judge), context=self._tls, max_body=_MAX_ANSWER,
-                max_head=_MAX_ANSWER, seconds=SECONDS,
-            )  # fmt: skip
-        except TlsFailed:
-            return Answer(reason="tls_error")
-        except TimeoutError:
-            return Answer(reason="timeout")
-        except ClientError as error:
-            return Answer(reason="timeout" if isinstance(error.__cause__, TimeoutError) else "connection_refused")
-        except (AddressRefused, OSError, UnicodeError):
-            return Answer(reason="connection_refused")
+            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=SECONDS)
+        except PostFailed as failed:
+            return Answer(reason=failed.reason)
         if 200 <= reply.status < 300:
             return Answer(reply.status, "", reply.body)
         return Answer(reply.status, "http_5xx" if reply.status >= 500 else "http_4xx")

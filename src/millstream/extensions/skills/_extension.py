@@ -12,13 +12,13 @@ from msgspec import Struct
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
 from millstream._protocol.skills import DIRECTORY, SKILL_FILE, SKILLS, Skill
-from millstream.extensions._extension import Extension, method
+from millstream.extensions import Extension, method
 from millstream.extensions.skills._folder import SkillError, SkillFolder, media_type
 from millstream.extensions.skills._function import FunctionSkill, SkillOptions, media_type_of, skill_of
 
 if TYPE_CHECKING:
     from millstream import Server
-    from millstream.extensions._host import ServerHost
+    from millstream.extensions import ServerHost
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TEMPLATE = "skill://{path*}"

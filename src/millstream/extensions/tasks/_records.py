@@ -13,11 +13,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.principal import Principal
+from millstream import Principal
 from millstream._protocol.rounds import RoundState
-from millstream._stores.base import Store
-from millstream._stores.workers import back_off
+from millstream.extensions import SavedCall, ServerHost, back_off
 
 WORKING: Final = "working"
 INPUT_REQUIRED: Final = "input_required"
@@ -33,20 +31,6 @@ _ANONYMOUS: Final = "anonymous"
 _MAX_ID: Final = 64
 _ROOM: Final = bytes(512)
 """Bytes that a record keeps free for its end, so that a full store can't refuse the end of a task."""
-
-
-class TaskCall(Struct, frozen=True):
-    """The call that a task runs, as any worker can run it."""
-
-    tool: str
-    params: bytes
-    """JSON: the name, the arguments, and `_meta`."""
-    revision: str
-    client: ClientInfo
-    principal: Principal | None
-    transport: str
-    owner: str
-    """Whose share of the server's capacity it takes."""
 
 
 class TaskRecord(Struct, frozen=True, omit_defaults=True):
@@ -111,7 +95,7 @@ Change = Callable[[TaskRecord], TaskRecord | None]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(TaskRecord).decode
-_decode_call = msgspec.msgpack.Decoder(TaskCall).decode
+_decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 
 def new_id() -> str:
@@ -134,15 +118,16 @@ def _moment(seconds: float) -> str:
 class TaskRecords:
     """The tasks of one store."""
 
-    __slots__ = ("_clock", "_store")
+    __slots__ = ("_bus", "_clock", "_map")
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
-        self._store = store
-        self._clock = clock
+    def __init__(self, host: ServerHost) -> None:
+        self._map = host.map
+        self._bus = host.bus
+        self._clock = host.now
 
     # Tasks
 
-    async def create(self, name: str, record: TaskRecord, call: TaskCall) -> None:
+    async def create(self, name: str, record: TaskRecord, call: SavedCall) -> None:
         """Store a new task that this worker runs.
 
         Raises:
@@ -151,10 +136,10 @@ class TaskRecords:
         """
         await self.mark(name, record)
         try:
-            await self._store.kv.put(f"taskcall:{name}", _encode(call), record.ttl)
-            await self._store.kv.put(f"task:{name}", _encode(record), record.ttl)
+            await self._map.put(f"taskcall:{name}", _encode(call), record.ttl)
+            await self._map.put(f"task:{name}", _encode(record), record.ttl)
         except BaseException:
-            await self._store.kv.delete(f"taskcall:{name}")
+            await self._map.delete(f"taskcall:{name}")
             await self.unmark(name, record.worker)
             raise
 
@@ -162,20 +147,20 @@ class TaskRecords:
         """Return a task, or None if there's none of this name."""
         if len(name.rpartition(".")[2]) > _MAX_ID:
             return None
-        raw = await self._store.kv.get(f"task:{name}")
+        raw = await self._map.get(f"task:{name}")
         if raw is None:
             return None
         record = _decode_record(raw)
         return record if record.expires > self._clock() else None
 
-    async def call_of(self, name: str) -> TaskCall | None:
+    async def call_of(self, name: str) -> SavedCall | None:
         """Return the call that a task runs."""
-        raw = await self._store.kv.get(f"taskcall:{name}")
+        raw = await self._map.get(f"taskcall:{name}")
         return None if raw is None else _decode_call(raw)
 
     async def forget_call(self, name: str) -> None:
         """Delete the call of a task that never runs again."""
-        await self._store.kv.delete(f"taskcall:{name}")
+        await self._map.delete(f"taskcall:{name}")
 
     async def update(self, name: str, change: Change) -> TaskRecord | None:
         """Change a task that isn't over, and announce it. Return what was written, or None if nothing was.
@@ -186,7 +171,7 @@ class TaskRecords:
             StoreFull: there's no room for it.
             StoreUnavailable: the store doesn't answer.
         """
-        kv = self._store.kv
+        kv = self._map
         attempt = 0
         while True:
             raw = await kv.get(f"task:{name}")
@@ -201,7 +186,7 @@ class TaskRecords:
                 changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM
             )
             if await kv.compare_and_set(f"task:{name}", raw, _encode(changed), changed.expires - now):
-                await self._store.bus.publish(CHANGED, name.encode())
+                await self._bus.publish(CHANGED, name.encode())
                 return changed
             await back_off(attempt)
             attempt += 1
@@ -211,14 +196,14 @@ class TaskRecords:
     async def mark(self, name: str, record: TaskRecord) -> None:
         """Note which worker runs a task. It's written before the record, so no task of a dead worker is missed."""
         left = max(1.0, record.expires - self._clock())
-        await self._store.kv.put(f"taskrun:{record.worker}:{name}", b"", left)
+        await self._map.put(f"taskrun:{record.worker}:{name}", b"", left)
 
     async def unmark(self, name: str, worker: str) -> None:
         """Remove the note."""
-        await self._store.kv.delete(f"taskrun:{worker}:{name}")
+        await self._map.delete(f"taskrun:{worker}:{name}")
 
     async def marked(self) -> Sequence[tuple[str, str]]:
         """Return (worker, name) of every task that a worker runs or ran when it stopped."""
-        keys = await self._store.kv.keys("taskrun:")
+        keys = await self._map.keys("taskrun:")
         found = (key.removeprefix("taskrun:").partition(":") for key in keys)
         return [(worker, name) for worker, _, name in found]

@@ -11,22 +11,21 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw, Struct
 
-from millstream._limits.concurrency import concurrency_limits
-from millstream._limits.hashed_keys import hash_key
-from millstream._limits.store_limiter import StoreLimiter
-from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, LocalError, ProtocolError
+from millstream import ProtocolError
+from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, LocalError
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.revisions import BY_DATE
-from millstream._protocol.rounds import Rounds
-from millstream._server.calls.call import RUNNING, Call, params_of
-from millstream._server.dispatch import Dispatcher, Outcome
-from millstream._server.features.tools import TaskRules, Tool
-from millstream._stores.base import StoreFull
-from millstream._stores.health import LogOnce
-from millstream._stores.rates import Seat
-from millstream._stores.tail import PAUSE
+from millstream.extensions import (
+    CallRun,
+    LimitReached,
+    LogOnce,
+    PendingCall,
+    RunOutcome,
+    SavedCall,
+    SeatLimit,
+    Seats,
+    ServerHost,
+)
 from millstream.extensions.tasks._records import (
     CANCELLED,
     COMPLETED,
@@ -34,13 +33,13 @@ from millstream.extensions.tasks._records import (
     HANDED_OVER,
     INPUT_REQUIRED,
     WORKING,
-    TaskCall,
     TaskRecord,
     TaskRecords,
     name_of,
     new_id,
 )
-from millstream.extensions.tasks._status_line import StatusLine
+from millstream.extensions.tasks._status_text import status_text
+from millstream.stores import StoreFull
 
 logger = logging.getLogger("millstream")
 
@@ -50,6 +49,8 @@ ORPHANS: Final = "tasks.orphans"
 """The topic that tells all workers to look for tasks without a worker."""
 MAX_ATTEMPTS: Final = 3
 """How often a task begins at most, so that one that kills its worker doesn't kill all of them."""
+PAUSE: Final = 1.0
+"""Seconds until something that couldn't be done is tried again."""
 _NOTE_EVERY: Final = 1.0
 """Seconds between two status messages of a task."""
 _STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
@@ -58,27 +59,19 @@ _TOO_OFTEN = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before
 _GONE = "The server doesn't have this tool any more."
 _TOO_LARGE = "The store has no room for the result of this task."
 
-Start = Callable[[str], None]
-
-
-class _Asked(Struct, gc=False):
-    kind: str = msgspec.field(default="", name="resultType")
-    requests: dict[str, Raw] = msgspec.field(default={}, name="inputRequests")
-
-
-_decode_asked = msgspec.json.Decoder(_Asked).decode
-
 
 class _Run:
     """A task that runs here."""
 
-    __slots__ = ("call", "lost", "name", "note", "noting", "record", "release", "seats", "task")
+    __slots__ = ("call", "lost", "name", "note", "noting", "record", "release", "saved", "seats", "task")
 
-    def __init__(self, name: str, record: TaskRecord, call: Call, seats: list[Seat]) -> None:
+    def __init__(self, name: str, record: TaskRecord, saved: SavedCall, seats: Seats | None) -> None:
         self.name = name
         self.record = record
-        self.call = call
+        self.saved = saved
         self.seats = seats
+        """None until it has some: a task of a worker that is gone waits for them."""
+        self.call: CallRun
         self.task: asyncio.Task[None] | None = None
         self.lost = False
         """Another worker may have settled it: the lease of this one was over."""
@@ -96,26 +89,21 @@ class _Run:
 class TaskRunner:
     """The tasks of one worker."""
 
-    def __init__(self, dispatcher: Dispatcher, records: TaskRecords, pool: Callable[[], StoreLimiter]) -> None:
+    def __init__(self, host: ServerHost, records: TaskRecords) -> None:
         """Nothing runs before `open`.
 
         Args:
-            dispatcher: runs the calls.
+            host: runs the calls.
             records: of the store.
-            pool: gives the way to the limits.
         """
         # Configuration
-        self._dispatcher = dispatcher
-        self._services = dispatcher.services
-        self._settings = dispatcher.services.settings
-        self._store = dispatcher.services.store
+        self._host = host
+        self._settings = host.settings
         self._records = records
-        self._pool = pool
         # Process
-        self._me = self._store.workers.me
+        self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
-        self._stops: list[Callable[[], None]] = []
         self._sweeps = False
         self._sweeping: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
@@ -125,13 +113,11 @@ class TaskRunner:
 
     def open(self) -> None:
         """Listen to the other workers, and settle the tasks of those that are gone."""
-        store = self._store
+        host = self._host
         self._closing = False
-        self._stops = [
-            store.workers.watch(self._workers_changed),
-            store.bus.subscribe(ORPHANS, lambda _: self._sweep_soon(), interrupted=self._sweep_soon),
-            store.bus.subscribe(CANCEL, self._cancel_here, interrupted=self._look_at_all),
-        ]
+        host.on_workers_change(self._workers_changed)
+        host.on_close(host.bus.subscribe(ORPHANS, lambda _: self._sweep_soon(), interrupted=self._sweep_soon))
+        host.on_close(host.bus.subscribe(CANCEL, self._cancel_here, interrupted=self._look_at_all))
         self._sweep_soon()
 
     async def drain(self, seconds: float) -> None:
@@ -144,10 +130,8 @@ class TaskRunner:
             await asyncio.wait(waiting, timeout=seconds)
 
     async def close(self) -> None:
-        """Stop listening, and end what `drain` has left."""
+        """End what `drain` has left."""
         self._closing = True
-        for stop in self._stops:
-            stop()
         tasks = [*self._beside, *(run.task for run in self._running.values() if run.task is not None)]
         if self._sweeping is not None:
             tasks.append(self._sweeping)
@@ -157,18 +141,17 @@ class TaskRunner:
 
     # What clients ask for
 
-    async def start(self, call: Call, tool: Tool, rules: TaskRules) -> TaskRecord:
-        """Make a task of a call whose arguments were read, and run it.
+    async def start(self, call: PendingCall) -> TaskRecord:
+        """Make a task of a call, and run it.
 
         Raises:
             ProtocolError: too many tasks run, or the store has no room for one more.
         """
         self._check_open()
-        task_id, now = new_id(), self._services.clock()
+        task_id, now, saved = new_id(), self._host.now(), call.save()
         name = name_of(task_id, call.principal)
-        seats = await self._take(call.owner, task_id)
-        state = None if call.rounds is None else call.rounds.state(0)
-        settings = self._settings
+        seats = await self._take(task_id, saved.owner)
+        settings, rules = self._settings, call.rules
         record = TaskRecord(
             id=task_id,
             created=now,
@@ -177,29 +160,18 @@ class TaskRunner:
             poll=settings.task_poll,
             worker=self._me,
             retry=rules.retry,
-            state=state,
-            responses={key: bytes(answer) for key, answer in (call.responses or {}).items()},
-        )
-        stored = TaskCall(
-            tool=tool.name,
-            params=_params(call),
-            revision=call.revision.date,
-            client=call.client,
-            principal=call.principal,
-            transport=call.transport,
-            owner=call.owner,
+            state=call.state,
+            responses=call.responses,
         )
         try:
-            await self._records.create(name, record, stored)
+            await self._records.create(name, record, saved)
         except BaseException as exc:
-            self._pool().leave(seats)
+            self._host.leave_seats(seats)
             if isinstance(exc, StoreFull):
                 text = "The store has no room for another task. Try again later."
                 raise ProtocolError(OVERLOADED, text, status=503) from exc
             raise
-        # The task goes on with the seats of its call.
-        release, call.release = call.release, None
-        self._run(name, record, stored, seats, release)
+        self._run(name, record, saved, seats, call.keep_seats())
         return record
 
     async def answer(self, name: str, responses: Mapping[str, bytes]) -> bool:
@@ -216,10 +188,10 @@ class TaskRunner:
         if record.status != INPUT_REQUIRED or not given:
             return True
         self._check_open()
-        call = await self._records.call_of(name)
-        if call is None:
+        saved = await self._records.call_of(name)
+        if saved is None:
             return False
-        seats = await self._take(call.owner, record.id, call.tool)
+        seats = await self._take(record.id, saved.owner, saved)
         me = self._me
         await self._records.mark(name, msgspec.structs.replace(record, worker=me))
 
@@ -240,9 +212,9 @@ class TaskRunner:
             changed = await self._records.update(name, change)
         finally:
             if changed is None or changed.status != WORKING:
-                self._pool().leave(seats)
+                self._host.leave_seats(seats)
         if changed is not None and changed.status == WORKING:
-            self._run(name, changed, call, seats)
+            self._run(name, changed, saved, seats)
         elif name not in self._running:
             await self._records.unmark(name, me)
         return True
@@ -266,7 +238,7 @@ class TaskRunner:
         elif worker == self._me:
             self._cancel_here(name.encode())
         else:
-            await self._store.bus.send(worker, CANCEL, name.encode())
+            await self._host.bus.send(worker, CANCEL, name.encode())
         return True
 
     async def get(self, name: str) -> TaskRecord | None:
@@ -276,46 +248,43 @@ class TaskRunner:
             record is not None
             and record.status == WORKING
             and record.worker not in (self._me, HANDED_OVER)
-            and not await self._store.workers.alive(record.worker)
+            and not await self._host.alive(record.worker)
         ):
             await self._recover(record.worker, name)
             record = await self._records.get(name)
         return record
 
     def _check_open(self) -> None:
-        if self._closing or self._dispatcher.stopping:
+        if self._closing or self._host.stopping:
             raise ProtocolError(OVERLOADED, "The server is stopping. Try again in a moment.", status=503)
 
-    async def _take(self, owner: str, holder: str, again: str = "") -> list[Seat]:
+    async def _take(self, holder: str, owner: str, saved: SavedCall | None = None) -> Seats:
         """Return the seats of one more task.
 
         Args:
-            owner: of the call.
             holder: the task.
-            again: the tool of a task that goes on, which has no seats of a call.
+            owner: of the call.
+            saved: the call of a task that goes on, which has no seats of a request.
 
         Raises:
             ProtocolError: RATE_LIMITED, if there are too many.
         """
+        try:
+            return await self._host.take_seats(holder, self._limits(owner), call=saved)
+        except LimitReached as reached:
+            if not reached.name:
+                text = "Too many concurrent calls. Try again when one has ended."
+            else:
+                settings = self._settings
+                mine, most = settings.max_tasks_per_caller, settings.max_tasks
+                text = f"{mine:,} of your tasks" if reached.key else f"{most:,} tasks"
+                text += " run already, which is the limit. Try again later."
+            raise ProtocolError(RATE_LIMITED, text, status=429) from reached
+
+    def _limits(self, owner: str) -> list[SeatLimit]:
         settings = self._settings
-        seats = [Seat(hash_key("tasks", ""), settings.max_tasks, holder)]
-        if owner:
-            seats.append(Seat(hash_key("tasks", owner), settings.max_tasks_per_caller, holder))
-        tool = self._dispatcher.registry.tools.get(again) if again else None
-        own = len(seats)
-        if tool is not None:
-            limits = concurrency_limits(owner, settings.limit_concurrency, tool.name, tool.concurrency)
-            seats.extend(Seat(hash_key(limit, key), most, holder) for limit, key, most in limits)
-        decision = await self._pool().take(seats)
-        if decision is not None and any(taken.wait > 0 for taken in decision.taken):
-            if all(taken.wait <= 0 for taken in decision.taken[:own]):
-                raise ProtocolError(
-                    RATE_LIMITED, "Too many concurrent calls. Try again when one has ended.", status=429
-                )
-            mine = decision.taken[0].wait <= 0
-            whose = f"{settings.max_tasks_per_caller:,} of your tasks" if mine else f"{settings.max_tasks:,} tasks"
-            raise ProtocolError(RATE_LIMITED, f"{whose} run already, which is the limit. Try again later.", status=429)
-        return seats
+        limits = [SeatLimit("tasks", "", settings.max_tasks)]
+        return [*limits, SeatLimit("tasks", owner, settings.max_tasks_per_caller)] if owner else limits
 
     # Running
 
@@ -323,43 +292,26 @@ class TaskRunner:
         self,
         name: str,
         record: TaskRecord,
-        stored: TaskCall,
-        seats: list[Seat],
+        saved: SavedCall,
+        seats: Seats | None,
         release: Callable[[], object] | None = None,
     ) -> None:
         """Run a task that this worker has claimed."""
-        responses = {key: Raw(answer) for key, answer in record.responses.items()}
-        call = Call(
-            revision=BY_DATE[stored.revision],
-            id=record.id,
-            method="tools/call",
-            params=stored.params,
-            responses=responses or None,
-            rounds=None if record.state is None else Rounds(record.state, responses),
-            token=record.id,
-            log_level="info",
-            client=stored.client,
-            principal=stored.principal,
-            transport=stored.transport,
-            task=RUNNING,
-            lasting=True,
-        )
-        run = self._running[name] = _Run(name, record, call, seats)
+        run = self._running[name] = _Run(name, record, saved, seats)
         run.release = release
-        call.line = StatusLine(lambda text: self._note(run, text))
+        run.call = self._host.run_call(
+            saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, run)
+        )
         run.task = asyncio.get_running_loop().create_task(self._work(run))
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  it's the one that runs this
-        call.stop = task.cancel
-        left = run.record.expires - self._services.clock()
+        left = run.record.expires - self._host.now()
         expiry = asyncio.get_running_loop().call_later(max(0.0, left), call.cancel)
         try:
-            # It may have been cancelled before its first step.
-            outcome = Outcome() if call.cancelled else await self._dispatcher.outcome(call)
-            call.stop = None
+            if run.seats is None:
+                await self._wait_for_seats(run)
+            outcome = await call.outcome()
             if run.noting is not None:
                 run.noting.cancel()
             await self._settle(run, outcome)
@@ -367,28 +319,39 @@ class TaskRunner:
             expiry.cancel()
             if self._running.get(name) is run:
                 del self._running[name]
-            self._pool().leave(run.seats)
+            self._host.leave_seats(run.seats or ())
             if run.release is not None:
                 run.release()
 
-    async def _settle(self, run: _Run, outcome: Outcome) -> None:
+    async def _wait_for_seats(self, run: _Run) -> None:
+        """Take the seats of a task whose worker is gone, as soon as the limits have room for it."""
+        limits = self._limits(run.saved.owner)
+        while not run.call.cancelled:
+            try:
+                run.seats = await self._host.take_seats(run.record.id, limits, call=run.saved)
+            except LimitReached:
+                await asyncio.sleep(PAUSE)
+            else:
+                return
+
+    async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
         """Write how a run ended, and try again while the store doesn't answer."""
         change = self._end(run, outcome)
         trouble = LogOnce(logger, "The end of a task can't be stored; trying again", "The ends of tasks are stored.")
         written: TaskRecord | None = None
-        while self._services.clock() < run.record.expires:
+        while self._host.now() < run.record.expires:
             with trouble:
                 try:
                     written = await self._finish(run, change)
                 except StoreFull:
-                    logger.warning("%s: the store has no room for the result of the task", run.call.name)
+                    logger.warning("%s: the store has no room for the result of the task", run.saved.tool)
                     change = _failing(run, OVERLOADED, _TOO_LARGE)
                     continue
             if not trouble.lasts:
                 break
             await asyncio.sleep(PAUSE)
         if written is not None and written.worker == HANDED_OVER:
-            await self._store.bus.publish(ORPHANS, b"")
+            await self._host.bus.publish(ORPHANS, b"")
 
     async def _finish(self, run: _Run, change: Callable[[TaskRecord], TaskRecord | None]) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
@@ -403,7 +366,7 @@ class TaskRunner:
     def _hands_over(self, run: _Run) -> bool:
         return run.record.retry and (run.call.halted or run.lost)
 
-    def _end(self, run: _Run, outcome: Outcome) -> Callable[[TaskRecord], TaskRecord | None]:
+    def _end(self, run: _Run, outcome: RunOutcome) -> Callable[[TaskRecord], TaskRecord | None]:
         """Return the change that writes how a run ended."""
         call, error = run.call, outcome.error
         if self._hands_over(run):
@@ -414,12 +377,8 @@ class TaskRunner:
             return _failing(run, OVERLOADED, _DRAINED)
         if error is not None:
             return _failing(run, error.code, error.message, error.data)
-        result = outcome.result
-        if not result:  # cancelled, which the record says already
-            return lambda record: None
-        if result.startswith(b'{"resultType":"input_required"') and call.rounds is not None:
-            asked, state = _decode_asked(result), call.rounds.state(0)
-            requests = {key: bytes(request) for key, request in asked.requests.items()}
+        if outcome.requests:
+            state, requests = outcome.state, dict(outcome.requests)
             return lambda record: (
                 msgspec.structs.replace(
                     record, status=INPUT_REQUIRED, worker="", state=state, requests=requests, responses={}
@@ -427,6 +386,9 @@ class TaskRunner:
                 if run.owns(record)
                 else None
             )
+        result = outcome.result
+        if not result:  # cancelled, which the record says already
+            return lambda record: None
         return lambda record: (
             msgspec.structs.replace(
                 record, status=COMPLETED, message="", worker="", state=None, responses={}, payload=result
@@ -437,8 +399,10 @@ class TaskRunner:
 
     # Status messages
 
-    def _note(self, run: _Run, text: str) -> None:
-        """Store a status message, at most one in `_NOTE_EVERY` seconds; the newest one counts."""
+    def _report(self, run: _Run, message: bytes) -> None:
+        """Store what the function reports, at most once in `_NOTE_EVERY` seconds; the newest message counts."""
+        if not (text := status_text(message)):
+            return
         run.note = text
         if run.noting is None or run.noting.done():
             run.noting = asyncio.get_running_loop().create_task(self._write_notes(run))
@@ -464,7 +428,8 @@ class TaskRunner:
 
     def _look_at_all(self) -> None:
         """Messages may have been lost: look whether a task that runs here was cancelled."""
-        self._spawn(self._stop_cancelled())
+        if not self._closing:
+            self._spawn(self._stop_cancelled())
 
     async def _stop_cancelled(self) -> None:
         for run in list(self._running.values()):
@@ -473,7 +438,7 @@ class TaskRunner:
                 run.call.cancel()
 
     def _workers_changed(self) -> None:
-        me = self._store.workers.me
+        me = self._host.worker
         if me != self._me:
             self._me = me
             for run in self._running.values():
@@ -506,7 +471,7 @@ class TaskRunner:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
         for worker, name in await self._records.marked():
             if worker not in alive:
-                alive[worker] = await self._store.workers.alive(worker)
+                alive[worker] = await self._host.alive(worker)
             if not alive[worker]:
                 await self._recover(worker, name)
                 await self._records.unmark(name, worker)
@@ -516,26 +481,25 @@ class TaskRunner:
         record = await self._records.get(name)
         if record is None or record.over or record.worker != worker:
             return
-        call = await self._records.call_of(name)
-        tool = None if call is None else self._dispatcher.registry.tools.get(call.tool)
+        saved = await self._records.call_of(name)
         handed = worker == HANDED_OVER
-        if call is None or tool is None:
+        if saved is None or not self._host.has_tool(saved.tool):
             text = _GONE
         elif not record.retry:
             text = _STOPPED
         elif record.attempts >= MAX_ATTEMPTS and not handed:
             text = _TOO_OFTEN
         else:
-            await self._claim(worker, name, record, call)
+            await self._claim(worker, name, record, saved)
             return
-        logger.warning("A task of %s failed: %s", "a tool" if call is None else call.tool, text)
+        logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self._records.update(
             name, lambda record: _failed(record, INTERNAL_ERROR, text) if record.worker == worker else None
         )
         await self._records.forget_call(name)
 
-    async def _claim(self, worker: str, name: str, record: TaskRecord, call: TaskCall) -> None:
-        if self._closing or self._dispatcher.stopping:
+    async def _claim(self, worker: str, name: str, record: TaskRecord, saved: SavedCall) -> None:
+        if self._closing or self._host.stopping:
             return
         me = self._me
         attempts = record.attempts + (worker != HANDED_OVER)
@@ -552,8 +516,8 @@ class TaskRunner:
             if name not in self._running:
                 await self._records.unmark(name, me)
             return
-        logger.info("A task of %s runs again, because its worker stopped", call.tool)
-        self._run(name, claimed, call, [])
+        logger.info("A task of %s runs again, because its worker stopped", saved.tool)
+        self._run(name, claimed, saved, None)
 
 
 def _noted(run: _Run, text: str, record: TaskRecord) -> TaskRecord | None:
@@ -572,17 +536,6 @@ def _failed(record: TaskRecord, code: int, message: str, data: Any = None) -> Ta
 
 def _failing(run: _Run, code: int, message: str, data: Any = None) -> Callable[[TaskRecord], TaskRecord | None]:
     return lambda record: _failed(record, code, message, data) if run.owns(record) else None
-
-
-def _params(call: Call) -> bytes:
-    """Return the params of the call that the task runs: without the answers, which the record has."""
-    params = params_of(call)
-    members = [b'"name":%b' % encode(call.name)]
-    if bytes(params.arguments):
-        members.append(b'"arguments":%b' % bytes(params.arguments))
-    if bytes(params.meta):
-        members.append(b'"_meta":%b' % bytes(params.meta))
-    return b"{%b}" % b",".join(members)
 
 
 async def _quietly(work: Any) -> None:

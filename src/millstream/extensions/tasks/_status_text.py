@@ -1,6 +1,5 @@
-"""The line of a task: what the function reports becomes the status message of the task."""
+"""The status message of a task: what its function reports."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,35 +22,6 @@ class _Notification(Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Notification).decode
-
-
-class StatusLine:
-    """`Line` of a call that runs as a task. No client reads it."""
-
-    asks: bool = False
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-
-    async def send(self, message: bytes) -> None:
-        """Report progress and log messages. The specification has no place for anything else."""
-        if text := status_text(message):
-            self._report(text)
-
-    def push(self, message: bytes) -> bool:
-        """Discard the message: what isn't sent by the function isn't about the task."""
-        return True
-
-    async def interrupt(self, retry_ms: int | None) -> bool:
-        """Return False: there's no connection to close."""
-        return False
-
-    async def keep_alive(self) -> None:
-        """Do nothing: clients poll."""
-
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Never call back: the line ends with the task."""
-        return lambda: None
 
 
 def status_text(message: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The tasks extension as a part of a server: its capability, its methods, and its filter of `subscriptions/listen`."""
+"""`TasksExtension`: the tasks extension of a server, with its methods and its filter of `subscriptions/listen`."""
 
 import asyncio
 import logging
@@ -9,15 +9,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._parts import Host
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, CustomResult, LocalError, ProtocolError
+from millstream import Context, Principal, ProtocolError
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, LocalError
 from millstream._protocol.metadata import TASKS
-from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import NEWEST, PER_REQUEST
-from millstream._server.calls.call import DEFERRED, Call
-from millstream._server.calls.context import Context, TaskStart
-from millstream._server.features.tools import TaskRules, Tool
-from millstream.extensions._host import ServerHost, Subscription
+from millstream._protocol.revisions import PER_REQUEST
+from millstream.extensions import CustomResult, Extension, PendingCall, ServerHost, Subscription
 from millstream.extensions.tasks._records import CHANGED, TaskRecord, TaskRecords, name_of
 from millstream.extensions.tasks._runner import TaskRunner
 
@@ -38,73 +34,61 @@ class UpdateParams(TaskParams, frozen=True, rename={"task_id": "taskId", "input_
     input_responses: dict[str, Raw]
 
 
-class TasksPart:
-    """Serves tasks. A server without tools that allow them has none of it."""
+class TasksExtension(Extension):
+    """Serves tasks. A server has it if a tool allows them, or if it's a gateway, whose upstreams may make some."""
 
-    name: str = "tasks"
-    needs: Collection[str] = ()
+    name: str = TASKS
+    settings = None
+    revisions: Collection[str] = PER_REQUEST
 
-    def __init__(self, definition: object) -> None:
-        """Take the arguments of every part."""
+    def __init__(self) -> None:
+        self._host: ServerHost
         self._runner: TaskRunner
         self._records: TaskRecords
-        self._host: Host
         self._followers: set[_Follower] = set()
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: ServerHost) -> None:
         """Announce the extension, and settle the tasks of workers that are gone.
 
         Raises:
             ValueError: the server runs in another event loop, whose tasks the methods reach.
         """
-        self._host = host
-        if host.registry.serves("tasks/get", NEWEST):
+        if host.serves("tasks/get"):
             raise ValueError(
                 "This server runs in another event loop already: with tasks or upstreams, it can run in only one at a "
                 "time"
             )
-        services = host.services
-        self._records = TaskRecords(host.store, services.clock)
-        self._runner = runner = TaskRunner(host.dispatcher, self._records, lambda: host.pool)
-        extension = ServerHost(host, TASKS, PER_REQUEST, experimental=False)
-        if any(tool.task is not None for tool in host.registry.tools.values()):
-            extension.capability({})
-        extension.method("tasks/get", self._get, header="taskId", declared=True)
-        extension.method("tasks/update", self._update, header="taskId", declared=True)
-        extension.method("tasks/cancel", self._cancel, header="taskId", declared=True)
-        extension.listen("taskIds", self._follow)
-        services.tasks = self._begin
+        self._host = host
+        self._records = TaskRecords(host)
+        self._runner = runner = TaskRunner(host, self._records)
+        if host.has_task_tools:
+            host.capability({})
+        host.method("tasks/get", self._get, header="taskId", declared=True)
+        host.method("tasks/update", self._update, header="taskId", declared=True)
+        host.method("tasks/cancel", self._cancel, header="taskId", declared=True)
+        host.listen("taskIds", self._follow)
+        host.on_task_call(self._begin)
         runner.open()
         host.on_drain(runner.drain)
-        host.on_close(host.store.bus.subscribe(CHANGED, self._changed, interrupted=self._all_changed))
+        host.on_close(host.bus.subscribe(CHANGED, self._changed, interrupted=self._all_changed))
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
     async def close(self) -> None:
         """Stop what still runs."""
-        self._host.services.tasks = None
         for follower in list(self._followers):
             follower.stop()
         await self._runner.close()
 
     # Calls
 
-    def _begin(self, call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> Awaitable[bytes] | None:
+    def _begin(self, call: PendingCall) -> Awaitable[bytes] | None:
         """Make a task of a call, if its client can have one."""
-        rules = tool.task
-        if rules is None or call.task or call.revision.handshake or TASKS not in call.client.extensions:
-            return None
-        return self._task(call, tool, rules, run)
+        return None if call.handshake or TASKS not in call.client.extensions else self._task(call)
 
-    async def _task(
-        self, call: Call, tool: Tool, rules: TaskRules, run: Callable[[Call, Tool], Awaitable[bytes]]
-    ) -> bytes:
-        if rules.deferred:
-            call.task = DEFERRED
-            try:
-                return await run(call, tool)
-            except TaskStart:
-                pass
-        record = await self._runner.start(call, tool, rules)
+    async def _task(self, call: PendingCall) -> bytes:
+        if call.rules.deferred and (answer := await call.run()) is not None:
+            return answer
+        record = await self._runner.start(call)
         raise CustomResult({"resultType": "task", **record.describe(detailed=False)})
 
     # Methods
