@@ -17,7 +17,7 @@ import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs 
 import pytest
 
 import millstream
-from millstream._app.server_process.errors import CommandError, report, starting
+from millstream._app.server_process.errors import CommandError, convert_start_errors, report
 from millstream._cli.load import load
 from millstream.testing import connect
 from patience import WAIT
@@ -100,7 +100,7 @@ async def test_mistakes_stop_the_server_from_starting(
     """With the reason, and the frames of the file if it has some."""
     line = written(folder, mistake)
     mcp = load("shop.py")
-    with pytest.raises(CommandError) as caught, starting(mcp.name):
+    with pytest.raises(CommandError) as caught, convert_start_errors(mcp.name):
         await mcp.start()
     check(told(caught.value, capsys), line, mistake)
 

@@ -124,10 +124,10 @@ def test_completion_reads_only_matching_folders(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "scandir", noting)
     folder = Folder(str(tmp_path))
-    assert list(folder.matching("a/b")) == ["a/b/two"]
+    assert list(folder.matching_paths("a/b")) == ["a/b/two"]
     assert visited == ["/a", "/a/b"]
     visited.clear()
     for outside in ("../", "/etc/", "link/", ".a", "a/../../", "nowhere/"):
-        assert list(folder.matching(outside)) == []
+        assert list(folder.matching_paths(outside)) == []
     assert set(visited) <= {"/nowhere"}
-    assert sorted(folder.matching("")) == ["a/b/two", "a/c/three", "a/one", "d/four"]
+    assert sorted(folder.matching_paths("")) == ["a/b/two", "a/c/three", "a/one", "d/four"]

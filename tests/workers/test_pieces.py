@@ -48,12 +48,12 @@ def test_backoff_grows_in_crash_loops_and_resets() -> None:
     """The first death costs nothing; the wait doubles up to half a minute. A long start is no life."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
-    assert [waits.died() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
+    assert [waits.record_death() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
     now[0] += WELL
-    assert waits.died() == LONGEST
+    assert waits.record_death() == LONGEST
     waits.serves()
     now[0] += WELL
-    assert waits.died() == 0.0
+    assert waits.record_death() == 0.0
 
 
 def test_killed_workers_are_replaced_at_once() -> None:
@@ -63,7 +63,7 @@ def test_killed_workers_are_replaced_at_once() -> None:
     for _ in range(10):
         waits.serves()
         now[0] += 20.0  # each of four, in turn, every 5 s
-        assert waits.died() == 0.0
+        assert waits.record_death() == 0.0
 
 
 def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -191,9 +191,9 @@ def test_one_process_serves_without_socket_passing(
 ) -> None:
     """As on Windows."""
     monkeypatch.setattr(over_http, "can_supervise", lambda: False)
-    assert not over_http.supervised(4)
+    assert not over_http.is_supervisor(4)
     assert "one process serves" in caplog.text
-    assert not over_http.supervised(1)
+    assert not over_http.is_supervisor(1)
 
 
 def test_missing_store_location_is_explained() -> None:

@@ -74,7 +74,7 @@ class DefinitionListener(Protocol):
     def emit(self, change: ServerChange) -> None:
         """Handle a change."""
 
-    def altered(self, kind: str, key: str, how: str) -> None:
+    def on_change(self, kind: str, key: str, how: str) -> None:
         """Handle an item that this worker's program has removed, ``added``, or switched ``on`` or ``off``."""
 
 
@@ -210,7 +210,7 @@ class Definition:
         self._put(kind, key, item, on=item.enabled)
         if not _ON_EACH_WORKER.get():
             for listener in list(self.listeners):
-                listener.altered(kind, key, "added")
+                listener.on_change(kind, key, "added")
 
     def remove(self, kind: str, key: str) -> None:
         """Remove an item here, and wherever this server is mounted, on every worker. Raises KeyError if it doesn't
@@ -218,7 +218,7 @@ class Definition:
         """
         self.registry.remove(kind, key)
         for listener in list(self.listeners):
-            listener.altered(kind, key, "removed")
+            listener.on_change(kind, key, "removed")
         for parent, prefix in self._mounted_on:
             parent.remove(kind, prefix_name(kind, key, prefix))
 
@@ -235,7 +235,7 @@ class Definition:
         if on == (key in disabled):
             (registry.enable if on else registry.disable)(kind, key)
         for listener in list(self.listeners):
-            listener.altered(kind, key, "on" if on else "off")
+            listener.on_change(kind, key, "on" if on else "off")
         for parent, prefix in self._mounted_on:
             parent.switch(kind, prefix_name(kind, key, prefix), on=on)
 

@@ -46,7 +46,7 @@ class Files:
         if any(name == b"range" and value.count(b",") >= self._max_ranges for name, value in headers):
             scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"range"]}
 
-        async def noted(message: Any) -> None:
+        async def add_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 more = [(b"x-content-type-options", b"nosniff")]
                 if message["status"] in (200, 206, 304):
@@ -54,4 +54,4 @@ class Files:
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        await self._files(scope, receive, noted)
+        await self._files(scope, receive, add_headers)

@@ -61,7 +61,7 @@ class Folder:
                 self._until = self._clock() + 10 * took if took >= LONG_WALK else -math.inf
             return self._walked
 
-    def matching(self, start: str) -> Iterator[str]:
+    def matching_paths(self, start: str) -> Iterator[str]:
         """Yield the paths that begin with a text, scanning only folders that can contain them."""
         folder, _, name = start.rpartition("/")
         place = self._root / folder
@@ -130,7 +130,7 @@ class OfferedFolder:
 
     async def complete(self, value: str, arguments: dict[str, str]) -> list[str]:
         """Return paths that begin with `value`."""
-        return await asyncio.to_thread(lambda: list(islice(self._files.matching(value), MAX_COMPLETED)))
+        return await asyncio.to_thread(lambda: list(islice(self._files.matching_paths(value), MAX_COMPLETED)))
 
 
 def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:

@@ -63,11 +63,11 @@ class LocalOnly:
         `message` describes a refused request for message logs.
         """
 
-        async def guarded(request: HttpRequest) -> Response | Sink | None:
+        async def check_peer(request: HttpRequest) -> Response | Sink | None:
             if self.allows(request.peer, request.headers):
                 return await handler(request)
             if message:
                 self._note(message, "http", status="403")
             return _REFUSED
 
-        return guarded
+        return check_peer

@@ -98,7 +98,7 @@ class Replicas:
         else:
             self._services.changes.emit(change)
 
-    def altered(self, kind: str, key: str, how: str) -> None:
+    def on_change(self, kind: str, key: str, how: str) -> None:
         """Make the others remove an item or switch it ``on`` or ``off``, and record items that were ``added``."""
         if how == "added":
             self._added.append(key)

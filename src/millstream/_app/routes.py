@@ -48,9 +48,11 @@ class Routes:
         """
 
         def protect(route: Route) -> dict[str, Handler]:
-            return _protected(route, guard, here_only, gates)
+            return _wrap_handlers(route, guard, here_only, gates)
 
-        exact = {path: _streaming(route, sockets) if route.stream else route for path, route in table.exact.items()}
+        exact = {
+            path: _restrict_stream(route, sockets) if route.stream else route for path, route in table.exact.items()
+        }
         self._streams = {path for path, route in table.exact.items() if route.stream}
         """Paths on which a HEAD would open a stream."""
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in exact.items()}
@@ -80,7 +82,7 @@ class Routes:
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
-            return self._nothing_at_home if path == "/" else _missing(path)
+            return self._nothing_at_home if path == "/" else _not_served(path)
         handler = handlers.get(method)
         if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
             return self._nothing_at_home
@@ -102,31 +104,31 @@ class Routes:
         }
 
 
-def _streaming(route: Route, sockets: bool) -> Route:
+def _restrict_stream(route: Route, sockets: bool) -> Route:
     """Deny streaming routes to pages of other sites and to WebSockets."""
     get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
     return msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
 
 
-def _protected(
+def _wrap_handlers(
     route: Route, guard: "AuthGuard | None", here_only: "LocalOnly", gates: Collection[RequestGate]
 ) -> dict[str, Handler]:
     """Return the handlers of a route, wrapped in the checks of its requests."""
     handlers = dict(route.handlers)
     if route.gated and gates:
-        handlers = {method: _gated(handler, tuple(gates)) for method, handler in handlers.items()}
+        handlers = {method: _with_gates(handler, tuple(gates)) for method, handler in handlers.items()}
     if route.local or (route.private and guard is None):
         message = route.message
         handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
-    return handlers if guard is None or route.public else _guarded(guard, handlers, route.scope)
+    return handlers if guard is None or route.public else _with_auth(guard, handlers, route.scope)
 
 
-def _guarded(guard: "AuthGuard", handlers: Mapping[str, Handler], scope: str = "") -> dict[str, Handler]:
+def _with_auth(guard: "AuthGuard", handlers: Mapping[str, Handler], scope: str = "") -> dict[str, Handler]:
     return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
 
 
-def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
-    async def gated(request: HttpRequest) -> Response | Sink | None:
+def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
+    async def check_gates(request: HttpRequest) -> Response | Sink | None:
         try:
             for gate in gates:
                 await gate(request)
@@ -134,7 +136,7 @@ def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
             return plain_problem(max(exc.status, 400), exc.message, exc.head)
         return await handler(request)
 
-    return gated
+    return check_gates
 
 
 def _as_if(path: str, handler: Handler) -> Handler:
@@ -165,7 +167,7 @@ _BY_PART = {
 """Part -> well-known paths that it would serve."""
 
 
-def _missing(path: str) -> Handler | None:
+def _not_served(path: str) -> Handler | None:
     """Return the 404 of a path that a part would serve; None for any other."""
     part = next((name for name, paths in _BY_PART.items() if path.rstrip("/") in paths), None)
     if part is None:

@@ -192,9 +192,9 @@ class Runtime:
                 listener(change.kind)
         self._here(self.replicas.emit, change)
 
-    def altered(self, kind: str, key: str, how: str) -> None:
+    def on_change(self, kind: str, key: str, how: str) -> None:
         """Have other workers remove or switch an item as well."""
-        self._here(self.replicas.altered, kind, key, how)
+        self._here(self.replicas.on_change, kind, key, how)
 
     def _here(self, work: Callable[..., None], *arguments: object) -> None:
         if get_ident() == self.thread and self.loop.is_running():

@@ -140,7 +140,7 @@ class Throttle:
     def _taken_here(self, paces: Sequence[_Pace]) -> bool:
         """Charge this worker's share. Return False if the store has to decide."""
         if self._shared:
-            return _spent(paces)
+            return _spend(paces)
         for limiter, key, price in paces:
             limiter.take(key, price)
         return True
@@ -272,17 +272,17 @@ class Throttle:
         self.refused[policy] += 1
         text = f"Too many requests. Try again in {max(1, ceil(wait))} seconds"
         limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
-        return ProtocolError(RATE_LIMITED, text, _told(policy, limit, wait), status=429, head=head)
+        return ProtocolError(RATE_LIMITED, text, _error_data(policy, limit, wait), status=429, head=head)
 
     def _full(self, policy: str, seat: Seat) -> ProtocolError:
         """Return the refusal of a caller with too many concurrent calls."""
         self.refused[policy] += 1
         text = "Too many concurrent calls. Try again when one has ended"
-        data = _told(policy, f"{seat.count} at a time", SEAT_WAIT)
+        data = _error_data(policy, f"{seat.count} at a time", SEAT_WAIT)
         return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SEAT_WAIT))
 
 
-def _spent(paces: Sequence[_Pace]) -> bool:
+def _spend(paces: Sequence[_Pace]) -> bool:
     """Use this worker's prepaid share. Return whether it was enough for all of them."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
@@ -292,5 +292,5 @@ def _spent(paces: Sequence[_Pace]) -> bool:
     return True
 
 
-def _told(policy: str, limit: str, wait: float) -> dict[str, Any]:
+def _error_data(policy: str, limit: str, wait: float) -> dict[str, Any]:
     return {"code": "rate_limited", "retryAfterMs": ceil(wait * 1000), "policy": policy, "limit": limit}

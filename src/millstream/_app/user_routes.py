@@ -179,7 +179,7 @@ def route_of(
             return {name: convertors[name].convert(each) for name, each in values.items()}
 
         hosted = HostedApplication(_page(function), parameters=parameters if convertors else None)
-        return _watched(hosted.serve, show_errors)
+        return _report_failures(hosted.serve, show_errors)
 
     if "GET" in chosen:
         chosen |= {"HEAD"}
@@ -200,7 +200,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES, shared=public)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _watched(HostedApplication(files, below=before + path.rstrip("/")).serve, show_errors)
+        return _report_failures(HostedApplication(files, below=before + path.rstrip("/")).serve, show_errors)
 
     return UserRoute(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
 
@@ -221,7 +221,7 @@ def application_at(path: str, application: Application, *, methods: Collection[s
         pattern = None
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _watched(HostedApplication(application).serve, show_errors)
+        return _report_failures(HostedApplication(application).serve, show_errors)
 
     chosen = frozenset(methods) & METHODS or METHODS
     return UserRoute(path, chosen, True, pattern, False, make, True)
@@ -292,10 +292,10 @@ async def _finish(background: Any) -> None:
         await background()
 
 
-def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
+def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
     """Wrap a handler to report failures like those of tools."""
 
-    async def watched(request: HttpRequest) -> Response | Sink | None:
+    async def handle(request: HttpRequest) -> Response | Sink | None:
         try:
             return await handler(request)
         except HTTPException as exc:
@@ -310,4 +310,4 @@ def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
             text = f"Internal error. The server's log has the details under incident {incident}."
             return refusal(500, shown_error(error) if show_errors() else text)
 
-    return watched
+    return handle

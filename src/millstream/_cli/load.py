@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, importing, place_of, show_failure
+from millstream._app.server_process.errors import CommandError, mark_import, place_of, show_failure
 from millstream._cli.compatible_imports import compatible_imports
 from millstream._cli.from_source import from_source
 from millstream._config import VariableError
@@ -112,7 +112,7 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
     try:
-        with importing(path.name):
+        with mark_import(path.name):
             spec.loader.exec_module(module)
     except CommandError:
         raise
@@ -134,7 +134,7 @@ def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name, looking in the current directory first."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        with importing(name):
+        with mark_import(name):
             return importlib.import_module(name)
     except CommandError:
         raise

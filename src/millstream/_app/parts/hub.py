@@ -119,7 +119,7 @@ class ClientStreams:
         """
         if getattr(call.arguments, "stream", False) is not True:
             return
-        place, client_id = self._named(call)
+        place, client_id = self._client_id(call)
         try:
             check_client_id(client_id)
         except InvalidName as exc:
@@ -130,7 +130,7 @@ class ClientStreams:
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
 
     @staticmethod
-    def _named(call: Call) -> tuple[str, str]:
+    def _client_id(call: Call) -> tuple[str, str]:
         """Return the location and value of the caller's client id, creating one if there's none."""
         header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
         argument = getattr(call.arguments, "client_id", "")

@@ -35,11 +35,11 @@ class LimitsPart(OwnPart):
         host.on_change(begin)
         if host.metrics is not None:
             read = host.metrics.read
-            read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refused, ("policy",))
+            read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refusal_counts, ("policy",))
             why = "The store is unavailable, so this worker enforces its share of the limits alone."
             read("gauge", "hub_limits_alone", why, lambda: _alone(host), merge="max")
 
-    def _refused(self) -> dict[tuple[str, ...], float]:
+    def _refusal_counts(self) -> dict[tuple[str, ...], float]:
         if self._throttle is None:
             return {}
         return {(policy,): count for policy, count in self._throttle.refused.items()}

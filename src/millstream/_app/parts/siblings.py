@@ -54,7 +54,7 @@ class SiblingsPart(OwnPart):
         def look(now: float) -> None:
             # uvicorn listens only after the server has started.
             if not watches and next(scans, None) is not None:
-                for inode in set(_listening()):
+                for inode in set(_listening_inodes()):
                     digest = hashlib.sha256(f"{inode} {name}".encode()).hexdigest()[:32]
                     watch = SiblingWatch(f"\0millstream-{digest}", lambda: _warn(name))
                     host.on_close(watch.close)
@@ -133,7 +133,7 @@ def _warn(name: str) -> None:
     )
 
 
-def _listening() -> Iterator[int]:
+def _listening_inodes() -> Iterator[int]:
     """Yield the inodes of the sockets on which this process accepts connections."""
     for entry in Path("/proc/self/fd").iterdir():
         try:

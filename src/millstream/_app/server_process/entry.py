@@ -116,11 +116,11 @@ def look_ahead(runtime: Runtime) -> None:
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
     """Wrap routes to give pages of allowed Origins the probes as well; the adapters check all other paths."""
 
-    def found(method: str, path: str) -> Handler | None:
+    def find_handler(method: str, path: str) -> Handler | None:
         handler = find(method, path)
         return handler if handler is None or path not in EXEMPT else partial(_probe, handler, policy)
 
-    return found
+    return find_handler
 
 
 async def _probe(handler: Handler, policy: HostPolicy, request: HttpRequest) -> Response | Sink | None:

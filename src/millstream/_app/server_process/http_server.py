@@ -11,7 +11,7 @@ from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process.entry import look_ahead, prepare
-from millstream._app.server_process.errors import CommandError, starting
+from millstream._app.server_process.errors import CommandError, convert_start_errors
 from millstream._app.server_process.runner import run
 from millstream._app.server_process.signals import StopSignals
 from millstream._app.server_process.tls import Certificate
@@ -40,7 +40,7 @@ class Stops(Protocol):
     forced: bool
     """True after a request to stop without draining."""
 
-    def heard(self) -> AbstractContextManager[None]:
+    def handle(self) -> AbstractContextManager[None]:
         """Listen for requests inside the block."""
         ...
 
@@ -48,10 +48,10 @@ class Stops(Protocol):
 class ServeCallbacks(Protocol):
     """Callbacks for the steps of a server's life. Each runs once, in the loop."""
 
-    def started(self, accept: Accept) -> None:
+    def on_listen(self, accept: Accept) -> None:
         """Run when the server listens; `accept` makes it accept from one more socket."""
 
-    def left(self) -> None:
+    def on_drain(self) -> None:
         """Run when it stops accepting new connections."""
 
 
@@ -92,8 +92,8 @@ class HttpServer:
         """Serve on bound sockets until stopped."""
         stops = self._stops(self._runtimes, self._stop)
         watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
-        with stops.heard():
-            with starting(self._runtimes.definition.name):
+        with stops.handle():
+            with convert_start_errors(self._runtimes.definition.name):
                 runtime = await self._runtimes.start(supervised=True)
                 endpoints = prepare(self._application, runtime)
                 look_ahead(runtime)
@@ -126,7 +126,7 @@ class HttpServer:
             return server.close
 
         if self._callbacks is not None:
-            self._callbacks.started(accept)
+            self._callbacks.on_listen(accept)
         if self._registration is not None:
             self._registration.open()
         await self._over.wait()
@@ -155,7 +155,7 @@ class HttpServer:
         await listener.accept_backlog()
         listener.close()
         if self._callbacks is not None:
-            self._callbacks.left()
+            self._callbacks.on_drain()
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, drainer, until)
         drainer.abort_closed()

@@ -7,7 +7,13 @@ import sys
 
 from millstream._app.argument_checks import check_address
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.server_process.errors import CommandError, check_key, check_not_importing, report, starting
+from millstream._app.server_process.errors import (
+    CommandError,
+    check_key,
+    check_not_importing,
+    convert_start_errors,
+    report,
+)
 from millstream._app.server_process.runner import run
 from millstream._app.server_process.signals import StopSignals
 from millstream._transports.stdio import off_stdout, serve_stdio
@@ -120,8 +126,8 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
         CommandError: the server can't start.
     """
     stop = asyncio.Event()
-    with StopSignals(runtimes, lambda _: stop.set()).heard():
-        with starting(runtimes.definition.name):
+    with StopSignals(runtimes, lambda _: stop.set()).handle():
+        with convert_start_errors(runtimes.definition.name):
             await runtimes.start(supervised=True)
         async with runtimes.running() as runtime:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

@@ -66,17 +66,17 @@ def passed_sockets(descriptor: int | None) -> list[socket.socket]:
         CommandError: a descriptor isn't a TCP socket.
     """
     if descriptor is not None:
-        return [_passed(descriptor)]
+        return [_open_passed_socket(descriptor)]
     mine = os.environ.get("LISTEN_PID") == str(os.getpid())
     count = os.environ.get("LISTEN_FDS", "")
     if not mine or not count.isdigit():
         return []
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)  # not for the programs that this one starts
-    return [_passed(each) for each in range(FIRST, FIRST + int(count))]
+    return [_open_passed_socket(each) for each in range(FIRST, FIRST + int(count))]
 
 
-def _passed(descriptor: int) -> socket.socket:
+def _open_passed_socket(descriptor: int) -> socket.socket:
     fix = "Pass the number of a listening TCP socket, or leave out --fd and use --host and --port."
     try:
         passed = socket.socket(fileno=descriptor)

@@ -34,7 +34,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
         if place is not None:
             serve_worker(place, application)
             sys.exit(0)  # the parent does what follows
-        elif supervised(workers):
+        elif is_supervisor(workers):
             supervise(*chosen_address(host, port), workers, run=number)
         else:
             serve_with_panel(application, *chosen_address(host, port))
@@ -43,7 +43,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
         sys.exit(1)
 
 
-def supervised(workers: int, *, reload: bool = False) -> bool:
+def is_supervisor(workers: int, *, reload: bool = False) -> bool:
     """Return whether this process supervises workers."""
     if workers > 1 or reload:
         if can_supervise():
@@ -72,7 +72,7 @@ def serve_with_panel(
     Raises:
         CommandError: the address or the key for session ids can't be used.
     """
-    host, port, listeners = _listening(application, host, port, descriptor)
+    host, port, listeners = _bind_sockets(application, host, port, descriptor)
     known = facts(application.runtimes.definition, host=host, port=port)
     listed = registration(application.runtimes.definition.settings.consul, known, host, port)
     serve(application, host, listeners=listeners, callbacks=_Panel(known, told), registration=listed)
@@ -86,13 +86,13 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     """
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
-    host, port, listeners = _listening(application, host, port, None)
+    host, port, listeners = _bind_sockets(application, host, port, None)
     known = facts(application.runtimes.definition, host=host, port=port)
     listed = registration(application.runtimes.definition.settings.consul, known, host, port)
     await serve_here(application, host, listeners=listeners, callbacks=_Panel(known, show), registration=listed)
 
 
-def _listening(
+def _bind_sockets(
     application: ServerApplication, host: str, port: int, descriptor: int | None
 ) -> tuple[str, int, list[socket.socket]]:
     """Return the actual address, and its sockets, which are bound but don't listen yet."""
@@ -118,9 +118,9 @@ class _Panel:
         self._facts = facts
         self._told = told
 
-    def started(self, accept: Accept) -> None:
+    def on_listen(self, accept: Accept) -> None:
         """Show the panel."""
         self._told(self._facts)
 
-    def left(self) -> None:
+    def on_drain(self) -> None:
         """Do nothing, because the signals have been reported."""

@@ -31,7 +31,7 @@ class StopSignals:
     __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
 
     def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
-        """Create it; `heard` installs the handlers.
+        """Create it; `handle` installs the handlers.
 
         Args:
             runtimes: runtimes whose calls are counted for messages.
@@ -46,7 +46,7 @@ class StopSignals:
         """True after a second Ctrl-C: the task was canceled without draining."""
 
     @contextlib.contextmanager
-    def heard(self) -> Generator[None, None, None]:
+    def handle(self) -> Generator[None, None, None]:
         """Handle signals inside the block; only possible in the main thread.
 
         Raises:

@@ -17,7 +17,7 @@ from millstream._app import Server
 from millstream._app.server_process.errors import CommandError, set_up_logs
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import chosen_address
-from millstream._app.server_process.over_http import serve_with_panel, supervised
+from millstream._app.server_process.over_http import is_supervisor, serve_with_panel
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.workers.slot import claim
 from millstream._app.server_process.workers.supervised_run import supervise
@@ -289,13 +289,13 @@ def serve_http(
     """
     host, port = chosen_address(host, port)
     place = claim()
-    if place is None and supervised(workers, reload=reload):
+    if place is None and is_supervisor(workers, reload=reload):
         check_target(target)
         set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
         watched = folder_of(target) if reload else None
         supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
         return
-    with place.reporting() if place is not None else nullcontext():
+    with place.report_errors() if place is not None else nullcontext():
         if place is not None and reload:
             ignore_compiled(folder_of(target))
         server = load(target)

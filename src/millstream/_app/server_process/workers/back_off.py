@@ -26,7 +26,7 @@ class BackOff:
         """Record that a process serves from now on."""
         self._since = self._clock()
 
-    def died(self) -> float:
+    def record_death(self) -> float:
         """Record that the process has ended, and return the seconds to wait before the next one."""
         if self._since is not None and self._clock() - self._since >= WELL:
             self._deaths = 0

@@ -31,7 +31,7 @@ class ParentSignals:
         self._had_terminal = _has_terminal()
 
     @contextlib.contextmanager
-    def heard(self) -> "Generator[ParentSignals, None, None]":
+    def handle(self) -> "Generator[ParentSignals, None, None]":
         """Handle signals inside the block; only possible in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self

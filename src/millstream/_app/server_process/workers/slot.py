@@ -54,7 +54,7 @@ class WorkerSlot:
         fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
 
     @contextmanager
-    def reporting(self) -> Generator[None, None, None]:
+    def report_errors(self) -> Generator[None, None, None]:
         """Report errors inside the block to the parent, which shows them.
 
         Raises:
@@ -94,7 +94,7 @@ def claim() -> WorkerSlot | None:
     text = os.environ.pop(VARIABLE, "")
     if text:
         descriptor, _, inode = text.partition(":")
-        end = _inherited(int(descriptor), int(inode))
+        end = _inherit_socket(int(descriptor), int(inode))
         if end is not None:
             _leave_signals_to_the_parent()
             _ClaimedSlot.place = place = WorkerSlot(end)
@@ -110,7 +110,7 @@ def _leave_signals_to_the_parent() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _inherited(descriptor: int, inode: int) -> socket.socket | None:
+def _inherit_socket(descriptor: int, inode: int) -> socket.socket | None:
     try:
         info = os.fstat(descriptor)
     except OSError:

@@ -85,7 +85,7 @@ class Supervisor:
             SystemExit: a second signal stopped it without draining.
         """
         async with AsyncExitStack() as stack:
-            orders = stack.enter_context(ParentSignals().heard())
+            orders = stack.enter_context(ParentSignals().handle())
             try:
                 store = await stack.enter_async_context(self._store())
             except OSError as exc:
@@ -134,7 +134,7 @@ class Supervisor:
         self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
         port = first.listeners[0].getsockname()[1]
         self._registration = registration(
-            ready.consul, ready.facts, self._host, port, lambda: bool(self._crew.serving())
+            ready.consul, ready.facts, self._host, port, lambda: bool(self._crew.serving_workers())
         )
         if self._registration is not None:
             self._registration.open()
@@ -156,7 +156,7 @@ class Supervisor:
                 if not (exc.killed and left):
                     raise
                 logger.error("%s; starting another", exc.error.what.rstrip("."))
-            await asyncio.sleep(slot.back_off.died())
+            await asyncio.sleep(slot.back_off.record_death())
         raise AssertionError
 
     async def _end(self, orders: ParentSignals) -> None:
@@ -192,7 +192,7 @@ class Supervisor:
             try:
                 if tries[slot.number] > STARTS:
                     raise _given_up(slot)
-                await self._succeed(slot, new, orders)
+                await self._start_replacement(slot, new, orders)
             except NotStarted as exc:
                 if exc.killed:  # not the program's fault
                     logger.error("%s; starting another", exc.error.what.rstrip("."))
@@ -202,19 +202,20 @@ class Supervisor:
                 crew.leave(new)
                 crew.fill()
                 return
-        old = [child for child in crew.serving() if child not in new]  # includes replacements of workers that died
+        # Includes replacements of workers that died.
+        old = [child for child in crew.serving_workers() if child not in new]
         crew.leave(old)
         crew.fill()  # a new one may have died in the meantime
         await asyncio.gather(*[child.left.wait() for child in old])
-        logger.info("All workers are new: %s", ", ".join(str(child.pid) for child in crew.serving()))
+        logger.info("All workers are new: %s", ", ".join(str(child.pid) for child in crew.serving_workers()))
 
     def _without_successor(self, new: Sequence[WorkerProcess]) -> Slot | None:
         """Return the first slot without a serving process among the `new`."""
         crew = self._crew
-        there = {crew.children[child].number for child in crew.serving() if child in new}
+        there = {crew.children[child].number for child in crew.serving_workers() if child in new}
         return next((slot for slot in self._slots if slot.number not in there), None)
 
-    async def _succeed(self, slot: Slot, new: list[WorkerProcess], orders: ParentSignals) -> None:
+    async def _start_replacement(self, slot: Slot, new: list[WorkerProcess], orders: ParentSignals) -> None:
         """Start a replacement, one of the `new`, unless a newer request arrives before it's ready.
 
         Raises:

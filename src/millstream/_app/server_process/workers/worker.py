@@ -43,7 +43,7 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     """
     hello, definition = place.hello, application.runtimes.definition
     place.mark_logs()
-    with place.reporting():
+    with place.report_errors():
         check_key(definition.settings)
         check_public(definition, hello.host)
         secrets = load_secrets(definition.settings.key)
@@ -83,7 +83,7 @@ class _ParentReports:
         self._definition = runtimes.definition
         self.has_started = False
 
-    def started(self, accept: Accept) -> None:
+    def on_listen(self, accept: Accept) -> None:
         """Report that it listens."""
         self.has_started = True
         self._stand_in.begin(accept)
@@ -98,7 +98,7 @@ class _ParentReports:
         self._place.line.tell(Alive())
         loop.call_later(seconds, self._beat, loop, seconds)
 
-    def left(self) -> None:
+    def on_drain(self) -> None:
         """Report that it accepts no more connections."""
         self._stand_in.close()
         self._place.line.tell(Departure())
@@ -112,7 +112,7 @@ class WorkerStops:
     def __init__(
         self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
     ) -> None:
-        """Create it; `heard` installs the handlers."""
+        """Create it; `handle` installs the handlers."""
         self._place = place
         self._stand_in = stand_in
         self._runtimes = runtimes
@@ -123,7 +123,7 @@ class WorkerStops:
         self.forced = False
 
     @contextlib.contextmanager
-    def heard(self) -> Generator[None, None, None]:
+    def handle(self) -> Generator[None, None, None]:
         """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
 
         Raises:
@@ -137,7 +137,7 @@ class WorkerStops:
             self._take(message)
         before = signal.getsignal(signal.SIGTERM)
         if main:
-            signal.signal(signal.SIGTERM, self._terminated)
+            signal.signal(signal.SIGTERM, self._receive_sigterm)
         try:
             yield
         except asyncio.CancelledError:
@@ -149,13 +149,13 @@ class WorkerStops:
             if main:
                 signal.signal(signal.SIGTERM, before)
 
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
+    def _receive_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._take, Drain())
 
     def _hear(self) -> None:
         messages = self._place.line.read()
         if messages is None:
-            self._gone()
+            self._stop_without_parent()
         else:
             for message in messages:
                 self._take(message)
@@ -172,7 +172,7 @@ class WorkerStops:
             self._place.seats[:] = message.seats
             self._stand_in.look(message.seats)
 
-    def _gone(self) -> None:
+    def _stop_without_parent(self) -> None:
         """Stop without the parent, because the next server needs the address at once."""
         self._loop.remove_reader(self._place.line.end.fileno())
         logger.warning("The parent process is gone, so this worker stops, too")

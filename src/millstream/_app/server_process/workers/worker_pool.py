@@ -73,14 +73,14 @@ class WorkerPool:
         others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
         hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
         try:
-            child = WorkerProcess(self._command, hello, environment=self._environment, on_left=self._left)
+            child = WorkerProcess(self._command, hello, environment=self._environment, on_left=self._handle_departure)
         except OSError as exc:
             raise NotStarted(CommandError(f"Worker {slot.number} could not be started.", why=str(exc))) from exc
         self.children[child] = slot
         self._spawn(self._look_after(child))
         return child
 
-    def serving(self) -> list[WorkerProcess]:
+    def serving_workers(self) -> list[WorkerProcess]:
         """Return the processes that serve and should continue."""
         return [child for child in self.children if child.state == READY and not child.leaves]
 
@@ -97,7 +97,7 @@ class WorkerPool:
 
     def fill(self) -> None:
         """Start replacements in all slots without a serving process."""
-        served = {self.children[child].number for child in self.serving()}
+        served = {self.children[child].number for child in self.serving_workers()}
         for slot in self.slots:
             if slot.number not in served:
                 self._mend(slot, f"Worker {slot.number} is missing")
@@ -160,7 +160,7 @@ class WorkerPool:
             logger.error("%s has been unresponsive for %g s, and is killed", child, child.watchdog)
             child.signal(signal.SIGKILL)
 
-    def _left(self, child: WorkerProcess) -> None:
+    def _handle_departure(self, child: WorkerProcess) -> None:
         """Handle a process that stops, because it said so or received SIGTERM."""
         if not child.leaves:
             child.leaves = True
@@ -178,7 +178,7 @@ class WorkerPool:
         """Start processes until one is ready."""
         slot.restarts += 1
         while True:
-            seconds = slot.back_off.died()
+            seconds = slot.back_off.record_death()
             if seconds and slot.own:
                 self._refuse(slot)
             logger.error("%s; starting another%s", why, f" in {seconds:g} s" if seconds else "")
@@ -205,7 +205,7 @@ class WorkerPool:
         """Refuse connections in this slot while no worker is left to take over, including waiting ones. The next worker
         makes the socket listen again.
         """
-        if self.serving():
+        if self.serving_workers():
             return
         for listener in slot.listeners:
             # A socket that is shut down twice hands out connections that are shut down.
