@@ -172,7 +172,7 @@ class _Reader:
         node = self._value(0)
         self._skip()
         if self._at < len(self._text):
-            raise self._broken("something behind its end")
+            raise self._error("something behind its end")
         return node
 
     def _skip(self) -> None:
@@ -181,12 +181,12 @@ class _Reader:
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]
 
-    def _broken(self, what: str) -> JsonSyntaxError:
+    def _error(self, what: str) -> JsonSyntaxError:
         return JsonSyntaxError(f"line {self._text.count(chr(10), 0, self._at) + 1} has {what}")
 
     def _value(self, depth: int) -> Node:
         if depth > _MAX_DEPTH:
-            raise self._broken("too many levels")
+            raise self._error("too many levels")
         start, first = self._at, self._peek()
         if first == "{":
             return self._object(depth)
@@ -197,7 +197,7 @@ class _Reader:
             return Node(start, self._at, value)
         found = _SCALAR.match(self._text, start)
         if found is None:
-            raise self._broken("no value where one is expected" if first else "no end of what began before")
+            raise self._error("no value where one is expected" if first else "no end of what began before")
         self._at = found.end()
         return Node(start, self._at, json.loads(found[0]))
 
@@ -205,7 +205,7 @@ class _Reader:
         try:
             value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
         except ValueError:
-            raise self._broken("a string that isn't one") from None
+            raise self._error("a string that isn't one") from None
         return str(value)
 
     def _object(self, depth: int) -> Node:
@@ -216,12 +216,12 @@ class _Reader:
             if self._peek() == "}":
                 break
             if self._peek() != '"' or (members and comma < 0):
-                raise self._broken("no name or comma where one is expected")
+                raise self._error("no name or comma where one is expected")
             place = self._at
             name = self._string()
             self._skip()
             if self._peek() != ":":
-                raise self._broken("a name without a colon")
+                raise self._error("a name without a colon")
             self._at += 1
             self._skip()
             members.pop(name, None)  # of two, the last one wins
@@ -239,7 +239,7 @@ class _Reader:
             if self._peek() == "]":
                 break
             if comma < 0:
-                raise self._broken("no comma where one is expected")
+                raise self._error("no comma where one is expected")
             values.append(self._value(depth + 1).value)
             comma = self._comma()
         self._at += 1

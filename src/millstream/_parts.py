@@ -309,7 +309,7 @@ class Host:
         """Report the server as degraded while ``check()`` returns a reason. `/readyz` and `/health` show the reason."""
         self.doubts.append(check)
 
-    def degraded(self) -> list[str]:
+    def degraded_reasons(self) -> list[str]:
         """Return the reasons that readiness checks give now."""
         return [reason for check in self.doubts if (reason := check())]
 

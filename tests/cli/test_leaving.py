@@ -193,5 +193,5 @@ def test_busy_connections_are_not_closed(peer: Peer) -> None:
 
 def test_drain_without_delay_closes_idle_connections_at_once() -> None:
     """Our choice: on a laptop Ctrl-C ends a server at once, browser tabs or not."""
-    assert DrainTimes.stopping(0.0) == DrainTimes(delay=0.0, linger=0.0)
-    assert DrainTimes.stopping(10.0) == DrainTimes(delay=10.0, linger=LINGER)
+    assert DrainTimes.for_stop(0.0) == DrainTimes(delay=0.0, linger=0.0)
+    assert DrainTimes.for_stop(10.0) == DrainTimes(delay=10.0, linger=LINGER)

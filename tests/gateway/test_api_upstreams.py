@@ -142,7 +142,7 @@ async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCapture
             mcp = Server("front")
             mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=0.1)
             async with mcp.running() as runtime, asyncio.timeout(WAIT):
-                while not runtime.host.degraded():  # noqa: ASYNC110  no event says so
+                while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
                     await asyncio.sleep(0.01)
             assert reason in caplog.text
 

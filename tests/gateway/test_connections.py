@@ -156,7 +156,7 @@ async def test_authorization_server_outage_keeps_connections() -> None:
         other.accounts.about = {}
         assert await gate.call(BOB, "up_who") == "brian"
         assert (await bob.send("disconnect")).status_code == (await alice.send("disconnect")).status_code == 303
-        assert (await gate.mcp.start()).host.degraded() == []
+        assert (await gate.mcp.start()).host.degraded_reasons() == []
 
 
 async def test_refused_tokens_are_refreshed_once() -> None:
@@ -195,7 +195,7 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
                 while "can't read the lists" not in caplog.text:  # noqa: ASYNC110  the log has no event
                     await asyncio.sleep(0.01)
             assert await two.call(ALICE, "up_who") == "ada"
-            assert (await two.mcp.start()).host.degraded() == []
+            assert (await two.mcp.start()).host.degraded_reasons() == []
 
 
 async def test_personal_resources_are_not_listed_for_others() -> None:

@@ -242,7 +242,7 @@ async def test_server_starts_without_its_bus(caplog: pytest.LogCaptureFixture) -
     async with server.running() as running:
         await server.hub.publish("news", "works")
         await until(lambda: any("can't connect" in each.getMessage() for each in caplog.records))
-        assert running.host.degraded() == ["not connected to the message bus (RedisBroker)"]
+        assert running.host.degraded_reasons() == ["not connected to the message bus (RedisBroker)"]
 
 
 async def test_kafka_channels_come_from_keys_or_topics(

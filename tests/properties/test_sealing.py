@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from millstream._protocol.principal import Principal
-from millstream._protocol.rounds import binding
+from millstream._protocol.rounds import binding_hash
 from millstream._protocol.seal import KeyRing
 from millstream._protocol.session_token import SessionToken, capability_bits, decode, encode, hash_principal
 from strategies import json_values, texts
@@ -92,7 +92,7 @@ def test_equal_bindings_mean_equal_calls(
 
     def bound(call: tuple[bytes, str, str, dict]) -> bytes:  # type: ignore[type-arg]
         principal, method, name, arguments = call
-        return binding(principal, method, name, msgspec.json.encode(arguments))
+        return binding_hash(principal, method, name, msgspec.json.encode(arguments))
 
     backwards = dict(reversed(first[3].items()))
     assert bound(first) == bound((*first[:3], backwards))

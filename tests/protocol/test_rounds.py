@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.rounds import InputRequired, Rounds, RoundState, binding, digest, open_state
+from millstream._protocol.rounds import InputRequired, Rounds, RoundState, binding_hash, digest, open_state
 from millstream._protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12
-BOUND = binding(b"p", "tools/call", "t", b'{"a":1,"b":2}')
+BOUND = binding_hash(b"p", "tools/call", "t", b'{"a":1,"b":2}')
 
 
 def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
@@ -37,10 +37,10 @@ def test_state_is_bound_to_its_call_and_time() -> None:
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
     for other in ((b"q", "tools/call", "t"), (b"p", "prompts/get", "t"), (b"p", "tools/call", "u")):
-        assert code_of(token, binding(*other, b'{"a":1,"b":2}')) == INVALID_PARAMS
-    assert code_of(token, binding(b"p", "tools/call", "t", b'{"a":1}')) == INVALID_PARAMS
-    assert binding(b"p", "tools/call", "t", b'{"b":2, "a":1}') == BOUND, "the order of members is no difference"
-    assert binding(b"p", "m", "n", b"") == binding(b"p", "m", "n", b"{}")
+        assert code_of(token, binding_hash(*other, b'{"a":1,"b":2}')) == INVALID_PARAMS
+    assert code_of(token, binding_hash(b"p", "tools/call", "t", b'{"a":1}')) == INVALID_PARAMS
+    assert binding_hash(b"p", "tools/call", "t", b'{"b":2, "a":1}') == BOUND, "the order of members is no difference"
+    assert binding_hash(b"p", "m", "n", b"") == binding_hash(b"p", "m", "n", b"{}")
 
 
 def test_malformed_sealed_state_is_refused() -> None:

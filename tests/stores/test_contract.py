@@ -1136,7 +1136,7 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
     (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).taken
     assert HOUR - 600 < refused.wait <= HOUR
-    assert (int(refused.left), refused.amount) == (0, 0.0)
+    assert (int(refused.remaining), refused.amount) == (0, 0.0)
     assert await allowed(store, Pace("b", 10, 10 * HOUR))
 
 
@@ -1145,7 +1145,7 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     first, second = (
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).taken
-    assert (first.amount, round(first.left)) == (second.amount, round(second.left)) == (4.0, 6)
+    assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
     assert not await allowed(store, Pace("a", 10, HOUR, cost=7))
     assert await allowed(store, Pace("b", 10, HOUR, cost=25))
     (refused,) = (await store.rates.take([Pace("b", 10, HOUR)])).taken

@@ -58,7 +58,7 @@ async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
     await until(lambda: outbox._held)
     yield outbox, send, writer
     send.reads.set()
-    outbox.lost()
+    outbox.connection_lost()
     await asyncio.wait_for(writer, WAIT)
 
 

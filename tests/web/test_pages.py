@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from cases import for_each
-from millstream._web.modules import versioned
+from millstream._web.modules import add_digests
 from millstream._web.pages import asset, get, page_names, pages
 from rest_world import post
 
@@ -159,13 +159,13 @@ def test_changed_modules_get_new_names() -> None:
             "a/one.js": b'export {\n  x,\n} from "../two.js";\n',
             "two.js": leaf,
         }
-        return versioned(files, lambda body: b"%d" % (sum(body) % 10_007))
+        return add_digests(files, lambda body: b"%d" % (sum(body) % 10_007))
 
     before, after = names(b"export const x = 1;\n"), names(b"export const x = 2;\n")
     assert [name for name in before if before[name] != after[name]] == ["page.js", "a/one.js", "two.js"]
     assert re.fullmatch(rb'import "./a/one.js\?\d+";\n', before["page.js"])
     with pytest.raises(KeyError, match="two"):
-        versioned({"one.js": b'import "./two.js";\n'}, lambda body: b"")
+        add_digests({"one.js": b'import "./two.js";\n'}, lambda body: b"")
 
 
 async def test_unchanged_files_get_304() -> None:

@@ -22,7 +22,7 @@ from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completers import completer_of
 from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
@@ -59,7 +59,7 @@ Transport = Literal["http", "stdio", "sse", "streamable-http"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
-@suggesting
+@suggest_keywords
 class Server(ServerAliases):
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
@@ -321,7 +321,7 @@ class Server(ServerAliases):
 
     # The program's own paths and folders
 
-    @suggesting
+    @suggest_keywords
     def route(self, path: str, *, methods: Names = ("GET",), public: bool = False) -> "Callable[[P], P]":
         """Handle requests to a path: a page, a webhook, or your own API.
 
@@ -351,7 +351,7 @@ class Server(ServerAliases):
 
         return register
 
-    @suggesting
+    @suggest_keywords
     def static(self, path: str, folder: str | PathLike[str], *, max_age: int = 0, public: bool = False) -> None:
         """Serve the files of a folder below a path, with ``index.html`` for a folder, and ``404.html`` for missing
         files.
@@ -528,7 +528,7 @@ class Server(ServerAliases):
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
-    @suggesting
+    @suggest_keywords
     def mount(self, other: "Server", *, prefix: str = "") -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
@@ -622,7 +622,7 @@ class Server(ServerAliases):
 
         await entry.serve(self, scope, receive, send)
 
-    @suggesting
+    @suggest_keywords
     def run(
         self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
     ) -> None:
@@ -642,7 +642,7 @@ class Server(ServerAliases):
 
         launch.launch(self, transport, host, port, workers)
 
-    @suggesting
+    @suggest_keywords
     async def run_async(
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:

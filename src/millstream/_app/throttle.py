@@ -220,7 +220,7 @@ class Throttle:
                 if isinstance(charge, Seat):
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
-                raise self._refusal(policy, self._quota.rate, int(taken.left), taken.wait)
+                raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
     def _take_alone(self, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]) -> None:
         """Enforce this worker's share while the store is unavailable. Quotas need the store."""

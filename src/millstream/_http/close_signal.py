@@ -32,7 +32,7 @@ class CloseSignal:
         if callback in self._callbacks:
             self._callbacks.remove(callback)
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """Close. Idempotent; a callback that raises does not stop the others."""
         if self.closed:
             return

@@ -297,10 +297,10 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
 def require_same_site(handler: Handler) -> Handler:
     """Wrap a GET handler with effects, such as opening a stream, to refuse links, images, and frames of other sites."""
 
-    async def screened(request: HttpRequest) -> Response | Sink | None:
+    async def handle(request: HttpRequest) -> Response | Sink | None:
         return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
 
-    return screened
+    return handle
 
 
 def no_websocket(root_path: str, *, served: bool) -> Response:
@@ -316,13 +316,13 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
     would fail only after its own timeout.
     """
 
-    async def screened(request: HttpRequest) -> Response | Sink | None:
+    async def handle(request: HttpRequest) -> Response | Sink | None:
         asked = request.headers.get(b"upgrade")
         if asked is not None and b"websocket" in (each.strip() for each in asked.lower().split(b",")):
             return no_websocket(request.root_path, served=served)
         return await handler(request)
 
-    return screened
+    return handle
 
 
 def _origin_refused(origin: bytes) -> Response:

@@ -86,7 +86,7 @@ class Limiter:
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
-    def left(self, key: str) -> int:
+    def remaining(self, key: str) -> int:
         """Return the remaining allowance of a key."""
         now = self.clock()
         return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
@@ -102,10 +102,10 @@ class Limiter:
 
 def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
     """Return header lines with a caller's limit and the time to wait."""
-    return rate_lines(limiter.name, limiter.rate, limiter.left(key), wait)
+    return rate_lines(limiter.name, limiter.rate, limiter.remaining(key), wait)
 
 
-def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
+def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:
     """Return header lines for any limit that is based on time."""
     policy, seconds = name.encode(), max(1, ceil(wait))
     return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
@@ -114,6 +114,6 @@ def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
         rate.count,
         rate.seconds,
         policy,
-        left,
+        remaining,
         seconds,
     )

@@ -22,7 +22,7 @@ _HOT: Final = 1.0
 class _KnownPace(Struct):
     """A worker's cached state of one key."""
 
-    asked: float = 0.0
+    asked_at: float = 0.0
     """Time of the last request to the store."""
     tokens: float = 0.0
     """Tokens taken in advance, valid until `stale`. The store has refilled them by then, so they would count twice."""
@@ -32,7 +32,7 @@ class _KnownPace(Struct):
     denied_until: float = 0.0
     denied: float = 0.0
     """The denied cost. A smaller cost can be granted earlier."""
-    left: float = 0.0
+    remaining: float = 0.0
 
 
 class SharedLimiter:
@@ -64,7 +64,7 @@ class SharedLimiter:
         if known is None or known.tokens < cost or known.stale <= self._clock():
             return False
         known.tokens -= cost
-        known.left -= cost
+        known.remaining -= cost
         return True
 
     def put_back(self, key: str, cost: float) -> None:
@@ -72,14 +72,14 @@ class SharedLimiter:
         known = self._known.get(key)
         if known is not None:
             known.tokens += cost
-            known.left += cost
+            known.remaining += cost
 
     def pace(self, key: str, name: str, cost: float) -> Pace:
         """Return the charge for the store, with a hashed key."""
         known, advance, now = self._known.get(key), min(_MOST, self.rate.count // _SHARE), self._clock()
         if known is not None and known.stale <= now:
             known.tokens = 0.0
-        hot = known is not None and now - known.asked < _HOT
+        hot = known is not None and now - known.asked_at < _HOT
         if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
             return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
         known.fetching = now
@@ -94,7 +94,7 @@ class SharedLimiter:
             if len(self._known) >= _MAX_KEYS:
                 self._known = dict(list(self._known.items())[_MAX_KEYS // 2 :])
             known = self._known[key] = _KnownPace()
-        known.asked, known.left = now, taken.left
+        known.asked_at, known.remaining = now, taken.remaining
         if advanced:
             known.fetching = -_LOST
         if taken.wait > 0:
@@ -102,12 +102,12 @@ class SharedLimiter:
         elif taken.amount > cost:
             known.tokens = taken.amount - cost + (known.tokens if known.stale > now else 0.0)
             known.stale = now + self.rate.seconds / self.rate.count * known.tokens
-            known.left += known.tokens
+            known.remaining += known.tokens
 
-    def left(self, key: str) -> int:
+    def remaining(self, key: str) -> int:
         """Return the remaining allowance of a key, as far as this worker knows."""
         known = self._known.get(key)
-        return self.rate.count if known is None else max(0, int(known.left))
+        return self.rate.count if known is None else max(0, int(known.remaining))
 
     def alone(self) -> Limiter:
         """Return this worker's share of the rate, used while the store doesn't answer."""

@@ -15,7 +15,7 @@ Run = Callable[[bytes, Any], Awaitable[Any]]
 """``run(params, context)``, with the parameters as JSON, or empty bytes without parameters."""
 
 
-def typed(handler: Handler, context: type) -> Run:
+def with_decoded_params(handler: Handler, context: type) -> Run:
     """Return a wrapper of a handler that decodes the JSON parameters.
 
     Args:

@@ -60,7 +60,7 @@ def digest(method: str, params: Any) -> str:
     return hashlib.sha256(_encode_sorted([method, params])).hexdigest()[:16]
 
 
-def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes:
+def binding_hash(principal: bytes, method: str, name: str, arguments: bytes) -> bytes:
     """Return the hash that binds a state to its request.
 
     Args:

@@ -76,7 +76,7 @@ class KeyRing:
             raise LocalError(f"The content of {len(plain)} bytes is too long to seal.")
         ciphers = self._ciphers or self._load()
         number = self._first
-        sealed = number + nonce + ciphers[number].encrypt(nonce, plain, _associated(kind, bound))
+        sealed = number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound))
         return b2a_base64(sealed, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
 
     def open(self, kind: bytes, token: str, bound: bytes = b"") -> bytes | None:
@@ -93,7 +93,7 @@ class KeyRing:
         if cipher is None or len(data) < _HEAD_BYTES + _TAG_BYTES:
             return None
         try:
-            return cipher.decrypt(data[_NUMBER_BYTES:_HEAD_BYTES], data[_HEAD_BYTES:], _associated(kind, bound))
+            return cipher.decrypt(data[_NUMBER_BYTES:_HEAD_BYTES], data[_HEAD_BYTES:], _associated_data(kind, bound))
         except self._invalid_tag:
             return None
 
@@ -114,6 +114,6 @@ class KeyRing:
         return ciphers
 
 
-def _associated(kind: bytes, bound: bytes) -> bytes:
+def _associated_data(kind: bytes, bound: bytes) -> bytes:
     # The length prefix separates kind from bound.
     return b"%d:%b%b" % (len(kind), kind, bound)

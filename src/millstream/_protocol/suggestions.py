@@ -80,14 +80,14 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
             raise TypeError(unknown_name_message(where, name, names, elsewhere))
 
 
-def suggesting(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
+def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
     """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call.
 
     A class can have `_ELSEWHERE`: keyword that people look for -> the sentence that says where it is.
     """
     if isinstance(function, type):
         elsewhere = getattr(function, "_ELSEWHERE", None)
-        setattr(function, "__init__", suggesting(vars(function)["__init__"], elsewhere))  # noqa: B010  no checker lets one assign it
+        setattr(function, "__init__", suggest_keywords(vars(function)["__init__"], elsewhere))  # noqa: B010  no checker lets one assign it
         return cast("F", function)
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -98,11 +98,11 @@ def suggesting(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
         where = f"{house}.{where}"  # as users write it: auth.jwt
 
     @wraps(function)
-    def checked(*positional: Any, **given: Any) -> Any:
+    def check_keywords(*positional: Any, **given: Any) -> Any:
         refuse_unknown(where, given, names, elsewhere or {})
         return function(*positional, **given)
 
-    return checked  # type: ignore[return-value]  # it takes and gives what the function does
+    return check_keywords  # type: ignore[return-value]  # it takes and gives what the function does
 
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
 
     wait: float
     """Seconds until there is enough, or 0. For seats, which are freed at unknown times, it's `SEAT_WAIT`."""
-    left: float
+    remaining: float
     """The remaining amount of the key, never below 0."""
     amount: float = 0.0
     """The amount taken. Nothing is taken if any charge of the call must wait."""

@@ -48,7 +48,7 @@ class Tally:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
                         await self._values.put(_name(quota), value, quota.until - wall, lossy=True)
             else:
-                found = [ChargeResult(each.wait, each.left + each.amount) for each in found]
+                found = [ChargeResult(each.wait, each.remaining + each.amount) for each in found]
         forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
         return ChargeResults(found, self._clock() - max(forgot) if forgot else None)
 
@@ -118,7 +118,7 @@ class Tally:
 
 
 def _taken(wait: float, room: float, amount: float) -> ChargeResult:
-    """Return the result of a charge. If it's allowed, `left` is the remainder."""
+    """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 

@@ -244,9 +244,9 @@ class ClientConnection:
 
     def _watch(self) -> None:
         if self._stop_watching is None and self.session is not None:
-            self._stop_watching = self._dispatcher.services.changes.watch(self._changed)
+            self._stop_watching = self._dispatcher.services.changes.watch(self._forward_change)
 
-    def _changed(self, change: ServerChange, message: bytes) -> None:
+    def _forward_change(self, change: ServerChange, message: bytes) -> None:
         session = self.session
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one

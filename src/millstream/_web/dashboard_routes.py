@@ -66,12 +66,12 @@ def upstream_handlers(
     async def describe(request: HttpRequest) -> Response:
         return _reply({**info, "upstreams": await upstreams()})
 
-    async def offered(request: HttpRequest) -> Response:
+    async def upstream_items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""
         found = items(query_value("upstream", request.query))
         return _MISSING if found is None else _reply(found)
 
-    return {"/gateway/upstreams": describe, "/gateway/items": offered}
+    return {"/gateway/upstreams": describe, "/gateway/items": upstream_items}
 
 
 def _reply(found: dict[str, Any]) -> Response:

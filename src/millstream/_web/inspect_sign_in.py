@@ -102,7 +102,7 @@ class SignIns:
             return _UNREADABLE
         browser, cookie = _browser(request)
         key = _key(request, browser, url)
-        held = await self._held(key) or SignInState(StoredCredentials({}, {}))
+        held = await self._load(key) or SignInState(StoredCredentials({}, {}))
         if wanted.client_id:
             held = SignInState(held.kept, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
         try:
@@ -111,14 +111,14 @@ class SignIns:
         except TimeoutError:
             return plain_problem(504, f"The authorization server of {url} took too long. Try again.")
         except ClientError as exc:
-            return plain_problem(502, _refused(request, exc))
+            return plain_problem(502, _refusal_text(request, exc))
         await self._keep(key, held)  # the client may be registered there by now
         pending = PendingSignIn(str(url), principal_id(request.principal), key, asked, held.client)
         sealed = self._vault.seal(_PENDING, pending, asked.state.encode())
         await self._vault.put(f"inspect-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return Response(encode({"url": asked.url}), 200, _HEAD + cookie)
 
-    async def returned(self, request: HttpRequest) -> Response:
+    async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /inspect/callback`. Each state is valid once, in the browser that left with it."""
         try:
             answer = answer_of("?" + request.query.decode("latin-1"))
@@ -127,7 +127,7 @@ class SignIns:
         pending = await self._take(request, answer.get("state", "")) if request.method == "GET" else None
         if pending is None:
             return _turned_back(request, _TOO_OLD, 403)
-        held = await self._held(pending.key) or SignInState(StoredCredentials({}, {}))
+        held = await self._load(pending.key) or SignInState(StoredCredentials({}, {}))
         issuer = pending.asked.issuer.issuer
         held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
@@ -145,12 +145,12 @@ class SignIns:
         if not is_own(request):
             return _FOREIGN
         key = _key(request, cookie_of(request, _COOKIE), url)
-        held = await self._held(key)
+        held = await self._load(key)
         await self._vault.delete(_place(key))
         revoked = held is not None and await _revoke(request, held, url)
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
-    async def known(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
+    async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
         """Return who is signed in at a server, as far as the token says."""
         held = await self._mine(request, url)
         tokens = None if held is None else held.kept.tokens.get(str(url))
@@ -174,10 +174,10 @@ class SignIns:
             return ""
         soon = 0 < tokens.expires_at < time.time() + _EARLY
         if tokens.refresh_token and (soon or refused == _bearer(tokens)):
-            tokens = await self._renewed(request, url, tokens) or tokens
+            tokens = await self._refresh(request, url, tokens) or tokens
         return "" if _bearer(tokens) == refused else _bearer(tokens)
 
-    async def _renewed(self, request: HttpRequest, url: Url, before: Tokens) -> Tokens | None:
+    async def _refresh(self, request: HttpRequest, url: Url, before: Tokens) -> Tokens | None:
         """Return renewed tokens. A refresh token is often valid once, so workers take turns."""
         key = _key(request, cookie_of(request, _COOKIE), url)
         async with self._turn(key):
@@ -193,7 +193,7 @@ class SignIns:
             if not renewed:
                 return None
             fresh = held.kept.tokens[str(url)]
-            if await self._vault.exchange(_place(key), kept, self._sealed(key, held), _SECONDS):
+            if await self._vault.exchange(_place(key), kept, self._seal(key, held), _SECONDS):
                 return fresh
             await _revoke(request, held, url)  # the user has signed out in the meantime, or in again
             return None
@@ -215,19 +215,19 @@ class SignIns:
     async def _mine(self, request: HttpRequest, url: Url) -> SignInState | None:
         """Return the state for a request from our own page; browsers send cookies with requests of other pages, too."""
         browser = cookie_of(request, _COOKIE)
-        return await self._held(_key(request, browser, url)) if browser and is_own(request) else None
+        return await self._load(_key(request, browser, url)) if browser and is_own(request) else None
 
-    async def _held(self, key: str) -> SignInState | None:
+    async def _load(self, key: str) -> SignInState | None:
         return self._open(key, await self._vault.raw(_place(key)))
 
     def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
         return None if sealed is None else self._vault.open(_HELD, sealed.decode("latin-1"), SignInState, key.encode())
 
-    def _sealed(self, key: str, held: SignInState) -> bytes:
+    def _seal(self, key: str, held: SignInState) -> bytes:
         return self._vault.seal(_HELD, held, key.encode()).encode()
 
     async def _keep(self, key: str, held: SignInState) -> None:
-        await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
+        await self._vault.put(_place(key), self._seal(key, held), _SECONDS)
 
     async def _take(self, request: HttpRequest, state: str) -> PendingSignIn | None:
         """Return the pending sign-in of a state, for the browser that left with it. Any attempt uses up the state."""
@@ -302,7 +302,7 @@ def _who(token: str) -> str:
     return next((each for each in found if isinstance(each, str) and each.isprintable() and len(each) < 128), "")
 
 
-def _refused(request: HttpRequest, exc: ClientError) -> str:
+def _refusal_text(request: HttpRequest, exc: ClientError) -> str:
     if isinstance(exc, AccessDenied) and exc.remedy:
         redirect = _base(request) + CALLBACK
         return f"{exc.message} Register a client there with the redirect URI {redirect}, and enter its id below."

@@ -57,7 +57,7 @@ class Inspector:
         Raises:
             ValueError: a URL isn't http or https.
         """
-        self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
+        self._urls: dict[str, Url] = {str(number): _parse_url(each) for number, each in enumerate(urls, 1)}
         self._streams = streams
         self._shows_log = shows_log
         self._tags = tags
@@ -66,7 +66,7 @@ class Inspector:
     async def servers(self, request: HttpRequest) -> Response:
         """Handle `GET`: return the list of servers."""
         known = [
-            {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
+            {"name": name, "url": str(url), "signed_in": await self.sign_ins.signed_in_user(request, url)}
             for name, url in self._urls.items()
         ]
         about = {"servers": known, "log": self._shows_log, "tags": self._tags()}
@@ -137,7 +137,7 @@ class Inspector:
         return None
 
 
-def _checked(text: str) -> Url:
+def _parse_url(text: str) -> Url:
     try:
         url = parse(text)
     except TargetError as exc:

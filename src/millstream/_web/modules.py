@@ -15,7 +15,7 @@ _FILE = re.compile(rb'(?<=url\(")([\w./-]+)(?="\))')
 """A file that a style sheet loads."""
 
 
-def versioned(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
+def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
     """All files, in whose imports and styles each file's name ends with ``?DIGEST``.
 
     The digest of a module goes over those in its imports, so a change reaches all who import it.
@@ -55,7 +55,7 @@ def _with_digest(
     return b"%b?%b" % (found[1], digest(files[_target(name, found[1])]))
 
 
-def needed(module: str, files: Mapping[str, bytes]) -> list[str]:
+def imports_of(module: str, files: Mapping[str, bytes]) -> list[str]:
     """Return the transitive imports of a module, each once, versioned or not."""
     names: dict[str, None] = {}
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._parts import WATCH, Route, RouteRegistry
-from millstream._web.modules import needed, versioned
+from millstream._web.modules import add_digests, imports_of
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' data:; "
@@ -143,7 +143,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 @cache
 def _files() -> dict[str, bytes]:
     """Return the content of every file by its name below the folder: ``shell/theme.js``."""
-    return versioned(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
+    return add_digests(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
@@ -188,13 +188,13 @@ def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[s
 
     whole = _PART.sub(part, body)
     named = [each.decode() for each in _MODULE.findall(whole)]
-    others = dict.fromkeys(each for module in named for each in needed(module, files) if each not in named)
+    others = dict.fromkeys(each for module in named for each in imports_of(module, files) if each not in named)
     preloads = "".join(f'  <link rel="modulepreload" href="assets/{each}">\n' for each in others)
     whole = whole.replace(b"</head>", preloads.encode() + b"</head>", 1)
-    return _LINK.sub(lambda found: _versioned(found, files), whole)
+    return _LINK.sub(lambda found: _add_digest(found, files), whole)
 
 
-def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
+def _add_digest(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
     """Return a reference with the digest of its file, so that a changed file has another URL.
 
     Raises:

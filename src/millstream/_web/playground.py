@@ -295,7 +295,7 @@ class PlaygroundTalk:
 
     async def _answer(self, text: str) -> None:
         try:
-            agent = self._agent = self._agent or await self._connected()
+            agent = self._agent = self._agent or await self._connect_agent()
             async with aclosing(agent.say(text)) as events:
                 async for event in events:
                     self._tell(event)
@@ -316,7 +316,7 @@ class PlaygroundTalk:
             self._begun.clear()
             self._send({"type": "idle"})
 
-    async def _connected(self) -> "Agent":
+    async def _connect_agent(self) -> "Agent":
         from millstream.agent._agent import Agent  # noqa: PLC0415  loaded by the first conversation
 
         agent = Agent(

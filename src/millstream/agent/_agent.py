@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Self
 
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 from millstream.agent._answer import Answer, AnswerQueue
 from millstream.agent._content import Part, message_content, text_part
 from millstream.agent._context import find_prompt, mentions, prompt_messages, read
@@ -26,7 +26,7 @@ from millstream.client._client import Client
 from millstream.client._questions import ElicitAnswer, Question, Roots
 
 
-@suggesting
+@suggest_keywords
 class Agent:
     """A language model, the servers whose tools it uses, and a conversation.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.principal import EVERYTHING
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 from millstream.auth._issuer_args import client, identity_provider, upstream, users
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@suggesting
+@suggest_keywords
 def keys(
     *given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = ""
 ) -> "AuthMethod":
@@ -66,7 +66,7 @@ def keys(
     return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 
-@suggesting
+@suggest_keywords
 def jwt(
     *,
     issuer: str,
@@ -127,7 +127,7 @@ def jwt(
     return TokenMethod(rules_of(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
 
 
-@suggesting
+@suggest_keywords
 def oidc(
     issuer: str,
     *,
@@ -177,7 +177,7 @@ def oidc(
     return OidcAtPages(rules, keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
 
 
-@suggesting
+@suggest_keywords
 def introspected(
     *,
     issuer: str,
@@ -233,7 +233,7 @@ def introspected(
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
-@suggesting
+@suggest_keywords
 def issuer(
     url: str,
     *,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.user_file import UserFile
 
 
-@suggesting
+@suggest_keywords
 def users(*, file: str | Path) -> "UserFile":
     """Return the accounts in a file, for `issuer`: ``issuer(users(file="users.json"))``.
 
@@ -31,7 +31,7 @@ def users(*, file: str | Path) -> "UserFile":
     return found
 
 
-@suggesting
+@suggest_keywords
 def upstream(
     who: str,
     *,
@@ -71,7 +71,7 @@ def upstream(
     )
 
 
-@suggesting
+@suggest_keywords
 def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "IdentityProvider":
     """Return an identity provider for `issuer`, with which an organization admits its members without a login page.
 
@@ -93,7 +93,7 @@ def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "IdentityProvider
     return provider_config(issuer, scopes)
 
 
-@suggesting
+@suggest_keywords
 def client(
     id: str,
     *,

@@ -28,7 +28,7 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.suggestions import suggest, suggesting
+from millstream._protocol.suggestions import suggest, suggest_keywords
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._method_aliases import ClientAliases
@@ -58,7 +58,7 @@ _decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
 _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 
 
-@suggesting
+@suggest_keywords
 class Client(ClientAliases):
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 

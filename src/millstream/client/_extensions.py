@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handlers import Handler, Run, typed
+from millstream._protocol.handlers import Handler, Run, with_decoded_params
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
@@ -135,7 +135,7 @@ class ClientHost:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
             raise ValueError(f"There is a method {name!r} already")
-        return typed(handler, type(self.client))
+        return with_decoded_params(handler, type(self.client))
 
     async def _around(self, ask: Ask) -> bytes:
         before = _decode(ask.params)

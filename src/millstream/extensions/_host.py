@@ -14,7 +14,7 @@ from millstream._limits.hashed_keys import hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
-from millstream._protocol.handlers import Handler, result_object, typed
+from millstream._protocol.handlers import Handler, result_object, with_decoded_params
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
@@ -201,7 +201,7 @@ class ServerHost:
             ValueError: MCP or another extension has the method.
             TypeError: the handler takes something else than params and a context.
         """
-        run, required = typed(handler, CallContext), self._required
+        run, required = with_decoded_params(handler, CallContext), self._required
 
         async def answer(call: Call) -> bytes:
             if declared:
@@ -225,7 +225,7 @@ class ServerHost:
             ValueError: MCP or another extension has it.
             TypeError: the handler takes something else than params and a context.
         """
-        run, chosen = typed(handler, CallContext), self._chosen(revisions)
+        run, chosen = with_decoded_params(handler, CallContext), self._chosen(revisions)
 
         async def hear(call: Call) -> None:
             if call.revision.date in chosen:

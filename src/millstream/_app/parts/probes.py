@@ -40,7 +40,7 @@ class ProbesPart(OwnPart):
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
-        reasons = self._host.degraded()
+        reasons = self._host.degraded_reasons()
         if reasons:
             return Response(b"degraded: %b\n" % "; ".join(reasons).encode(), 200, TEXT_HEAD)
         return Response(b"ok\n", 200, TEXT_HEAD)
@@ -49,7 +49,7 @@ class ProbesPart(OwnPart):
         """Return the facts. An unavailable store isn't a 503, because a restart wouldn't help."""
         host = self._host
         up = await host.store_health.look()
-        draining, reasons = host.draining(), host.degraded()
+        draining, reasons = host.draining(), host.degraded_reasons()
         status = "draining" if draining else "degraded" if reasons or not up else "ok"
         facts = {"status": status, **({"reasons": reasons} if reasons else {}), **self._figures()}
         return Response(encode(facts), 503 if draining else 200, JSON_HEAD + _FRESH)

@@ -118,7 +118,7 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # The redirect comes from another site, without the cookie of the user's sign-in; the handler identifies users
     # itself.
-    routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.returned}, local=True, public=True))
+    routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.handle_callback}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
     routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
 

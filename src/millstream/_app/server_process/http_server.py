@@ -173,7 +173,7 @@ class HttpServer:
                 await asyncio.sleep(TICK)
             if runtime is not None:
                 await runtime.drain(max(0.0, until - clock()))
-            going = (drainer.close_idle(linger) or drainer.answering()) and clock() < until
+            going = (drainer.close_idle(linger) or drainer.is_answering()) and clock() < until
             if going:
                 await asyncio.sleep(TICK)
 

@@ -85,7 +85,7 @@ class StopSignals:
     def _stop(self) -> None:
         waits = waits_for(self._runtimes)
         calls = f": {waits}" if waits else ""
-        times = DrainTimes.stopping(self._runtimes.definition.settings.drain_delay)
+        times = DrainTimes.for_stop(self._runtimes.definition.settings.drain_delay)
         delay = f"It keeps serving for {times.delay:g} s, but isn't ready any more." if times.delay else ""
         logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
         self._on_stop(times)

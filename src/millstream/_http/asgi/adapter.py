@@ -166,7 +166,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         except Exception as exc:
             if not self.arrived:
                 raise
-            response = self.failed(exc)
+            response = self.fail(exc)
         finally:
             if self.waiting is not None:
                 await self.settle(_current_task())
@@ -217,7 +217,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             await self.sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
-                response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+                response = self.fail(RuntimeError("The handler gave neither a reply nor a stream."))
             await self.reply(response)
 
     async def reply(self, response: Response) -> None:
@@ -316,7 +316,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.sink.cut()
         return self.sink
 
-    def failed(self, exc: Exception) -> Response:
+    def fail(self, exc: Exception) -> Response:
         """Return the reply for a failed handler. Cut the stream instead if it has begun."""
         if self.sink is not None:
             self.sink.cut()

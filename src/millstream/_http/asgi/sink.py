@@ -67,14 +67,14 @@ class AsgiSink(CloseSignal):
 
     def close(self) -> None:
         """End the reply after the buffered bytes are sent."""
-        self.lost()
+        self.connection_lost()
 
     def cut(self) -> None:
         """End the reply without the final message, and drop buffered bytes."""
         self._buffer.clear()
         self.buffered = 0
         self._pump.cancel()
-        self.lost()
+        self.connection_lost()
 
     async def finish(self) -> None:
         """Close, and wait until the last byte is passed to the server or the peer is gone."""
@@ -84,9 +84,9 @@ class AsgiSink(CloseSignal):
         finally:
             self._pump.cancel()
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """Stop writing."""
-        super().lost()
+        super().connection_lost()
         self._wake.set()
         self._room.set()
 
@@ -111,4 +111,4 @@ class AsgiSink(CloseSignal):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             # ASGI 2.4 servers raise when the peer is gone; older ones ignore the message.
-            self.lost()
+            self.connection_lost()

@@ -168,7 +168,7 @@ class ConnectionPool:
         return connection
 
     def _connection(self) -> HttpConnection:
-        return HttpConnection(self._loop, self._max_body, self._ended, self._max_head)
+        return HttpConnection(self._loop, self._max_body, self._release, self._max_head)
 
     async def _through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
@@ -187,7 +187,7 @@ class ConnectionPool:
         connection.connection_made(transport)
         return connection
 
-    def _ended(self, connection: HttpConnection) -> None:
+    def _release(self, connection: HttpConnection) -> None:
         """Handle a connection that became free or was closed."""
         if connection.closed:
             self._all.discard(connection)

@@ -52,10 +52,10 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     """
     variables = os.environ if environment is None else environment
     scheme = "https" if url.secure else "http"
-    name, value = _named(variables, f"{scheme}_proxy")
+    name, value = _variable(variables, f"{scheme}_proxy")
     if not value:
-        name, value = _named(variables, "all_proxy")
-    if not value or _is_here(url.host) or _is_excepted(url, _named(variables, "no_proxy")[1]):
+        name, value = _variable(variables, "all_proxy")
+    if not value or _is_here(url.host) or _is_excepted(url, _variable(variables, "no_proxy")[1]):
         return None
     parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
@@ -69,7 +69,7 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     return Proxy(parts.hostname, port, credentials, parts.geturl())
 
 
-def _named(variables: Mapping[str, str], name: str) -> tuple[str, str]:
+def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
     """Return the name and value of a variable. Lower case takes precedence.
 
     Ignore an upper-case HTTP_PROXY under CGI, where it may come from a request header.

@@ -27,7 +27,7 @@ class DrainTimes(Struct, frozen=True):
     """Seconds that an idle connection stays open after that."""
 
     @classmethod
-    def stopping(cls, delay: float) -> "DrainTimes":
+    def for_stop(cls, delay: float) -> "DrainTimes":
         """Return the times for a server that isn't replaced. Without `delay`, it doesn't linger."""
         return cls(delay, min(delay, LINGER))
 
@@ -76,7 +76,7 @@ class ConnectionDrainer:
             if transport.is_closing() and not transport.get_write_buffer_size():
                 transport.abort()
 
-    def answering(self) -> bool:
+    def is_answering(self) -> bool:
         """Return whether a reply is pending, including replies of pages and webhooks, which aren't calls."""
         return any(each.answering and not each.transport.is_closing() for each in self._state.connections)
 

@@ -111,7 +111,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             mute=self.method == "HEAD",
         )
         if self.disconnected:
-            sink.lost()
+            sink.connection_lost()
             return sink
         protocol.transport.write(
             b"%b%b%b%b%b\r\n"
@@ -125,17 +125,17 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         )
         return sink
 
-    def failed(self, exc: Exception) -> Response:
+    def fail(self, exc: Exception) -> Response:
         """Return the reply for a handler that failed; cut a stream that has begun."""
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """End the stream because the client is gone. Cancel the call if it asked for that."""
         self.disconnected = True
         if self.sink is not None:
-            self.sink.lost()
+            self.sink.connection_lost()
         if self.task is not None and self.cancel_on_disconnect:
             self.cancelled = True
             self.task.cancel()
@@ -152,7 +152,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 raise
             response = None
         except Exception as exc:
-            response = self.failed(exc)
+            response = self.fail(exc)
         except BaseException:
             self._give_up(protocol)
             raise
@@ -166,7 +166,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 return
         elif not self.disconnected:
             if not isinstance(response, Response):
-                response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+                response = self.fail(RuntimeError("The handler gave neither a reply nor a stream."))
             if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
                 response = compress(response, self.headers)
             heads, body = protocol.guard.heads, response.body

@@ -68,7 +68,7 @@ class HttpProtocol(asyncio.Protocol):
         self._leave()
         self._wake_writers()
         if current is not None:
-            current.lost()
+            current.connection_lost()
         if exc is None:
             self.transport.close()
 

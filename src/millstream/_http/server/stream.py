@@ -67,9 +67,9 @@ class HttpReplyStream(CloseSignal):
             return
         if self._chunked and not self._mute:
             self._transport.write(b"0\r\n\r\n")
-        self.lost()
+        self.connection_lost()
 
     def cut(self) -> None:
         """End the reply without the final chunk and drop what is buffered."""
         self._transport.abort()
-        self.lost()
+        self.connection_lost()

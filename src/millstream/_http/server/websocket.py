@@ -442,7 +442,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._fragments = []
         self._partial = None
         if self.outbox is not None:
-            self.outbox.lost()
+            self.outbox.connection_lost()
 
     def _fail_with(self, code: CloseCode, reason: str) -> None:
         """Close immediately, because the client's input can't be parsed further."""

@@ -25,7 +25,7 @@ class DirectWire(Protocol):
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
-    """The socket to notify: by `took` when there is space again, and by `lost` when writing must end."""
+    """The socket to notify: by `took` when there is space again, and by `connection_lost` when writing must end."""
 
     @property
     def room(self) -> CompactEvent:
@@ -102,7 +102,7 @@ class DirectSocket(Socket):
                     await self._say_goodbye()
             except (OSError, RuntimeError):
                 pass  # The peer is gone, or does not take the rest in time (TimeoutError is an OSError).
-            self.lost()
+            self.connection_lost()
 
 
 def text_frame(message: bytes) -> bytes:

@@ -94,7 +94,7 @@ class QueuedSocket(Socket):
             pass
         finally:
             self._deadline = None
-            self.lost()
+            self.connection_lost()
 
     async def _flush(self) -> None:
         queue, send = self._queue, self._send

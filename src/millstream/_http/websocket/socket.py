@@ -72,7 +72,7 @@ class Socket(CloseSignal, ABC):
         self._drop()
         self.end(TRY_AGAIN_LATER, SLOW)
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """Stop sending, because the peer is gone or the closing handshake has begun."""
         self._drop()
         self._end(None)
@@ -80,7 +80,7 @@ class Socket(CloseSignal, ABC):
     def _end(self, farewell: tuple[int, str] | None) -> None:
         if not self.closed:
             self._farewell = farewell
-            super().lost()
+            super().connection_lost()
             self._stop()
 
     def _drop(self) -> None:

@@ -15,7 +15,7 @@ from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
 from millstream._protocol.principal import Publisher
 from millstream._protocol.questions import Root, SampleResult
-from millstream._protocol.rounds import Rounds, binding, open_state
+from millstream._protocol.rounds import Rounds, binding_hash, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
@@ -317,7 +317,9 @@ def open_rounds(call: Call) -> None:
 def call_binding(call: Call) -> bytes:
     """Return the data that the state of a call is bound to: principal, method, name, and the raw arguments."""
     if not call.bound:
-        call.bound = binding(hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments))
+        call.bound = binding_hash(
+            hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments)
+        )
     return call.bound
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import NODEFAULT, Meta
 
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 
 HEADER_KEYWORD = "x-mcp-header"
 """Schema keyword that asks clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
@@ -23,7 +23,7 @@ def constraint_text(meta: Meta) -> str:
     return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
 
 
-@suggesting
+@suggest_keywords
 def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]`; one argument for each keyword
     *,
     ge: float | None = None,

@@ -88,7 +88,7 @@ class NatsLimits:
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
         if any(each.wait > 0 for each in found):
-            return [ChargeResult(each.wait, each.left + each.amount) for each in found]
+            return [ChargeResult(each.wait, each.remaining + each.amount) for each in found]
         return found if await self._commit(written, quotas, now) else None
 
     async def _commit(
@@ -188,7 +188,7 @@ class NatsLimits:
 
 
 def _taken(wait: float, room: float, amount: float) -> ChargeResult:
-    """Return the result of a charge. If it's allowed, `left` is the remainder."""
+    """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 

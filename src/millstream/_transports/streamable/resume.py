@@ -37,7 +37,7 @@ class Resumption:
         services, name = self._endpoint.services, log_name(session.id, stream)
         log = services.store.log
         try:
-            if not await log.read(name, position, 1) and await self._ended(name, position):
+            if not await log.read(name, position, 1) and await self._is_end(name, position):
                 return EMPTY_STREAM
         except Gap:
             return UNKNOWN_EVENT
@@ -71,10 +71,10 @@ class Resumption:
                 if mark == END:
                     sink.close()
 
-        def lost(gap: Gap) -> None:  # whoever resumes behind the last event is told
+        def close_on_gap(gap: Gap) -> None:  # whoever resumes behind the last event is told
             sink.close()
 
-        tail = Tail(self._endpoint.services.store.log, name, position, take, lost, drain=sink.drain)
+        tail = Tail(self._endpoint.services.store.log, name, position, take, close_on_gap, drain=sink.drain)
         following = asyncio.create_task(tail.run())
         try:
             await tail.catch_up()
@@ -86,7 +86,7 @@ class Resumption:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
-    async def _ended(self, name: str, position: Position) -> bool:
+    async def _is_end(self, name: str, position: Position) -> bool:
         """Return whether the entry at a position is the last one of its stream."""
         newest = await self._endpoint.services.store.log.newest(name, 1)
         return bool(newest) and newest[0].position == position and newest[0].data[:1] == END

@@ -118,7 +118,7 @@ class WebSocketRoute:
                 raise
             # The close timed out, which isn't a failure to log.
         finally:
-            outbox.lost()
+            outbox.connection_lost()
             del self._sockets[outbox]
 
     @staticmethod
@@ -206,7 +206,7 @@ class WebSocketRoute:
             while True:
                 message = await receive()
                 if outbox.closed or message["type"] != "websocket.receive":
-                    outbox.lost()
+                    outbox.connection_lost()
                     return
                 text = message.get("text")
                 if text is None:

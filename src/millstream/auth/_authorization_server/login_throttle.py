@@ -111,7 +111,7 @@ class FailureLimiter:
             trying = self._trying.get((limiter.name, key), 0)
             if limiter.wait(key) > 0:
                 return _May.NOT
-            if trying and limiter.left(key) <= trying:
+            if trying and limiter.remaining(key) <= trying:
                 found = _May.LATER
         return found
 
@@ -153,7 +153,7 @@ class FailureLimiter:
         decision = await pool.take(charges)
         if decision is None:
             return _May.NOW
-        left = [int(taken.left + 1e-3) for taken in decision.taken]
+        left = [int(taken.remaining + 1e-3) for taken in decision.taken]
         if min(left) < 1:
             return _May.NOT
         asked = [Seat(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
@@ -165,7 +165,7 @@ class FailureLimiter:
         # An attempt that failed since the first poll released its slot, but there are fewer left now.
         decision = await pool.take(charges)
         if decision is not None and any(
-            int(taken.left + 1e-3) < count for taken, count in zip(decision.taken, left, strict=True)
+            int(taken.remaining + 1e-3) < count for taken, count in zip(decision.taken, left, strict=True)
         ):
             await pool.give_back(asked)
             return _May.LATER

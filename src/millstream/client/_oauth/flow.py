@@ -12,7 +12,7 @@ from msgspec import structs
 
 from millstream._http.client.dial import Dial
 from millstream._http.client.url import Url
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import Loopback, Visit, answer_of
@@ -38,7 +38,7 @@ _EARLY = 30.0
 """Seconds before expiry at which a token is renewed."""
 
 
-@suggesting
+@suggest_keywords
 class OAuth:
     """Obtains tokens when a server asks for them, and renews them: ``Options(auth=OAuth(scope="orders:read"))``.
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.suggestions import suggesting
+from millstream._protocol.suggestions import suggest_keywords
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.endpoints import authenticate
@@ -54,7 +54,7 @@ class _ExchangeResponse(Struct):
     error_description: str = ""
 
 
-@suggesting
+@suggest_keywords
 class IdentityProvider:
     """Your organization's identity provider, for ``OAuth(…).managed_by(IdentityProvider(…))``.
 
@@ -97,7 +97,7 @@ class IdentityProvider:
         return _bearer(given.access_token, "", scope)
 
 
-@suggesting
+@suggest_keywords
 class WorkloadIdentity:
     """The identity that a platform gives a program, for ``OAuth(…).managed_by(WorkloadIdentity(…))``.
 

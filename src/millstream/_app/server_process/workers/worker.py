@@ -163,7 +163,7 @@ class WorkerStops:
     def _take(self, message: ToWorker) -> None:
         delay = self._runtimes.definition.settings.drain_delay
         if isinstance(message, Drain):
-            self._stop(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.stopping(delay))
+            self._stop(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.for_stop(delay))
         elif isinstance(message, Force):
             self.forced = True
             if self._task is not None:
