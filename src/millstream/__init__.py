@@ -70,8 +70,10 @@ _HOMES = {
 """Public name -> module. Loaded at first use, so that a program pays for what it uses."""
 
 _NEW = "For a new program: from millstream import Server."
+_CLIENT = "Import it from millstream.client."
 _ELSEWHERE = {
     "App": _NEW,
+    **dict.fromkeys(("BlockingClient", "ClientError", "Failure", "Options", "Question", "ToolFailed"), _CLIENT),
     "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
     "MCPServer": _NEW,
     "McpError": "The error of a method is ProtocolError, and the error of a tool is ToolError.",

@@ -205,7 +205,7 @@ class TestInAPipe:
         (["call", SHOP, "order", "--input", "["], 2, "not JSON"),
         (["list", SHOP, "--header", "nothing"], 2, "Name: value"),
         (["list", SHOP, "--revision", "2020-01-01"], 3, "2025-11-25"),
-        (["list"], 2, "SERVER requires an argument"),
+        (["list"], 2, "Missing argument: SERVER."),
         (["lsit"], 2, 'Unknown command "lsit". Did you mean "list"?'),
     ],
 )

@@ -40,7 +40,7 @@ FAILURES: dict[str, tuple[int, str]] = {
     # Wrong use
     "list": (2, "SERVER"),
     "ping x.py --timeout 0": (2, "more than 0"),
-    f"call {NOWHERE} buy isbn": (2, "NAME=VALUE"),
+    f"call {NOWHERE} buy --input {{": (2, "--input is not JSON"),
     "version --colour": (2, "--colour"),
     f"chat {NOWHERE} --rounds": (2, "--rounds"),
     "doctor": (2, "SERVER"),

@@ -72,6 +72,32 @@ def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> No
 
 
 @pytest.mark.server
+def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
+    """A fixed defect: the client tried both eras, and printed the error of both, and its last line again."""
+    (tmp_path / "ours.py").write_text("from millstream import Server\nimport no_such_package")
+    (tmp_path / "script.py").write_text("import no_such_package")
+    for name in ("ours.py", "script.py"):
+        done = subprocess.run(
+            [*START, "list", name], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False
+        )
+        assert done.returncode == 3
+        assert done.stderr.count("No module named 'no_such_package'") == 1
+
+
+@pytest.mark.server
+def test_a_server_on_stdio_says_what_it_waits_for(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
+    end, terminal = pty.openpty()
+    command = [*START, "run", "shop.py", "--transport", "stdio"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        os.close(terminal)
+        assert run.stderr is not None
+        assert b"Waiting for an MCP client" in run.stderr.readline()
+        os.close(end)
+        run.terminate()
+
+
+@pytest.mark.server
 def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
     """MCP_SERVER_AUTH_KEY goes to servers of this machine, and to the one of MCP_SERVER_URL."""
     (tmp_path / "shop.py").write_text(

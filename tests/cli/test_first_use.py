@@ -90,8 +90,8 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
     (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't the URL of an API"),
-    (["audit", "verify"], 2, "FILE requires an argument"),
-    (["keys", "add"], 2, "NAME requires an argument"),
+    (["audit", "verify"], 2, "Missing argument: FILE."),
+    (["keys", "add"], 2, "Missing argument: NAME."),
     (["version", "x"], 2, "Unexpected argument: x"),
 ]
 

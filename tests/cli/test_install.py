@@ -352,7 +352,7 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
         (["nothing.py", "--client", "claude"], "There is no file nothing.py"),
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
         ([str(SHOP), "--client", "emacs"], "isn't an application"),
-        ([str(SHOP)], "None of the supported applications"),
+        ([str(SHOP)], "No application that can be configured"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),

@@ -1,9 +1,7 @@
 """What is told when the server is up."""
 
 import io
-import json
 import logging
-import shlex
 from typing import Any
 
 import msgspec
@@ -60,10 +58,7 @@ def test_panel_shows_url_contents_and_next_step() -> None:
 def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     """It stands outside the frame on one line of text, which the terminal may wrap."""
     last = drawn(shop(), width=60).splitlines()[-1]
-    words = shlex.split(last)
-    body = json.loads(words[words.index("-d") + 1])
-    assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/mcp"]
-    assert body["params"] == {"name": "order", "arguments": {"isbn": "hello"}}
+    assert last == "millstream call http://127.0.0.1:8000/mcp order isbn=hello"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +123,7 @@ def test_servers_without_tools_show_the_list_command() -> None:
     """Our choice: there is always something to try."""
     told = facts.facts(Server("empty").definition, host="127.0.0.1", port=8000)
     assert "tools/list" in told.curl
+    assert told.call == "millstream list http://127.0.0.1:8000/mcp"
     assert "nothing yet" in drawn(Server("empty"))
 
 

@@ -193,7 +193,7 @@ def test_terminals_see_the_panel() -> None:
     ours, theirs = pty.openpty()
     with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
-        shown = read_until(ours, b"tools/call").decode()
+        shown = read_until(ours, b"millstream call").decode()
         process.terminate()
         printed, _ = process.communicate(timeout=WAIT)
     os.close(ours)

@@ -82,7 +82,7 @@ def test_commands_are_split_like_a_shell() -> None:
 def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
     """One of ours by our command, since its `__main__` may do something else."""
     plain, ours, script = tmp_path / "plain.py", tmp_path / "ours.py", tmp_path / "s.mjs"
-    plain.write_text("print()")
+    plain.write_text("import mcp")
     ours.write_text("from millstream import Server\nmcp = Server('x')")
     script.write_text("")
     assert place(str(plain)) == Command((sys.executable, str(plain)))

@@ -228,7 +228,7 @@ def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
     with started([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
         os.close(theirs)
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         os.close(ours)
         assert served.process.wait(WAIT) == 0
         assert served.said("Stopping") == 1

@@ -20,7 +20,7 @@ async def test_reload_serves_changed_files_without_failures(tmp_path: Path) -> N
         load = Load(served.port, 4, [call("version"), call("slow", seconds=0.05)])
         for number in (2, 3):
             (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", f"VERSION = {number}"))
-            await until_async(lambda n=number: served.said("All workers are new") == n - 1)  # type: ignore[misc]
+            await until_async(lambda n=number: served.said("The new version is serving") == n - 1)  # type: ignore[misc]
             client = Client(served.port)
             assert (await client.request(call("version"))).value == number
             await client.close()
@@ -34,7 +34,7 @@ async def test_reload_notices_changed_modules(tmp_path: Path) -> None:
     program = PROGRAM.replace("VERSION = 1", "from prices import VERSION")
     with workers(tmp_path, 1, "--reload", program=program) as served:
         (tmp_path / "prices.py").write_text("VERSION = 8\n")
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 8
         await client.close()
@@ -52,7 +52,7 @@ async def test_stale_bytecode_is_not_used(tmp_path: Path) -> None:
         await client.close()
         py_compile.compile(str(tmp_path / "shop.py"))
         edit(tmp_path / "shop.py", program.replace("10", "20"))
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 22
         await client.close()
@@ -75,7 +75,7 @@ async def test_broken_edits_keep_the_previous_version(tmp_path: Path) -> None:
         assert [each for each in served.records if "this is no Python" in each.get("detail", "")]
         assert set(await pids_by_new_connections(served.port, 3)) == set(served.pids)
         (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", "VERSION = 2"))
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 2
         await client.close()
@@ -93,7 +93,7 @@ async def test_failed_restarts_keep_all_workers(tmp_path: Path) -> None:
         assert set(found) == set(served.pids)
         (tmp_path / "broken").unlink()
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         assert not set(await pids_by_new_connections(served.port, 60)) & set(served.pids)
 
 
@@ -105,7 +105,7 @@ async def test_restart_ends_a_crash_loop(tmp_path: Path) -> None:
         served.wait_until_said("starting another in 1 s")
         (tmp_path / "broken").unlink()
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         found = await pids_by_new_connections(served.port, 60)
         assert len(found) == 2
         assert not set(found) & set(served.pids)
@@ -124,7 +124,7 @@ async def test_restart_replaces_a_worker_that_is_starting(tmp_path: Path) -> Non
         served.process.send_signal(signal.SIGHUP)
         served.wait_until_said("Restarting all workers")
         (tmp_path / "waits").unlink()
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         client = Client(served.port)
         told = []
         while len(told) != 2 or {seat["state"] for seat in told} != {"ready"}:

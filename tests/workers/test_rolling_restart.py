@@ -53,7 +53,7 @@ async def test_connections_are_spread_evenly_after_a_restart(tmp_path: Path) -> 
         clients = [Client(served.port) for _ in range(90)]
         old = {(await client.request(call("who"))).value for client in clients}
         served.process.send_signal(signal.SIGHUP)
-        await until_async(lambda: served.said("All workers are new") == 1)
+        await until_async(lambda: served.said("The new version is serving") == 1)
         found = Counter[int]()
         for client in clients:
             while (pid := (await client.request(call("who"))).value) in old:

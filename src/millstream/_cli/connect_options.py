@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +26,7 @@ from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
+from millstream.client._child_stderr import print_line
 from millstream.client._client import Client
 from millstream.client._endpoint import Auth
 from millstream.client._errors import (
@@ -41,6 +43,7 @@ from millstream.client._errors import (
 )
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Question
+from millstream.client._transports.stdio import LAST_OUTPUT
 
 FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
@@ -157,7 +160,8 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             elicit=elicit,
             options=Options(
                 env=self.variables,
-                stderr=_is_program(self.target) or None,  # the developer reads it, even in a pipe
+                # The developer reads it, even in a pipe; a command's is for terminals.
+                stderr=_ServerOutput.print if _is_program(self.target) or sys.stderr.isatty() else None,
                 log_level=log_level,
                 auth=self.auth(),
                 max_connections=max_connections,
@@ -166,6 +170,22 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             ),
             **more,
         )
+
+
+class _ServerOutput:
+    """What the standard error of the server that this command started has said so far."""
+
+    shown = False
+    """Whether there was any."""
+    explained = False
+    """Whether `millstream run` has reported an error, and what to do."""
+
+    @classmethod
+    def print(cls, line: str) -> None:
+        """Print a line of it."""
+        cls.shown = True
+        cls.explained = cls.explained or line.startswith("  Do:   ")
+        print_line(line)
 
 
 def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -272,7 +292,7 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 def _fail(text: str, status: int) -> None:
     if as_json.get():
         tell(brief(text), status)
-    else:
+    elif text:
         print(f"Error: {safe(brief(text))}", file=sys.stderr)
 
 
@@ -280,12 +300,16 @@ def text_of(error: ClientError) -> str:
     """Return the message of an error, with what to do on the command line."""
     if isinstance(error, AccessDenied) and error.remedy:
         return f"{error.message} Log in with --login, or send a key: --auth KEY."
+    if isinstance(error, AccessDenied) and re.search(r"\(403\): .*\b(key|token)\b", error.message, re.IGNORECASE):
+        return f"{error.message} Send another one with --auth KEY."
     if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
         return f"{error.message} Send other credentials with --auth KEY, or try millstream doctor."
     if isinstance(error, TlsFailed) and error.remedy:
         return f"{error.message} If it is your own, set the file that contains it: SSL_CERT_FILE=FILE millstream …"
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
+    if isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
+        return "" if _ServerOutput.explained else f"{error.message.partition(LAST_OUTPUT)[0]} {error.remedy}".rstrip()
     return str(error)
 
 

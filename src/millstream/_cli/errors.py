@@ -4,6 +4,7 @@ The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "st
 and `status` is the exit status. `chat` and `doctor` use objects of their own.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._cli.help import COMMANDS
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App, MissingArgumentError
 
 _OTHER_JSON = frozenset(("run", "dev"))
 """Commands whose ``--json`` refers to the server's response."""
@@ -48,6 +49,15 @@ _OTHER_NAMES = {
     "tools": "list",
 }  # fmt: skip
 """Name of another program's command -> ours."""
+_OTHER_SUBCOMMANDS = {
+    "keys": {"create": "add", "delete": "revoke", "generate": "add", "new": "add", "remove": "revoke", "rm": "revoke"},
+    "users": {"create": "add", "delete": "remove", "new": "add", "rm": "remove"},
+}
+"""The same for the commands of a command."""
+_SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
+"""Extensions of files that contain a server, or lead to one."""
+_LISTED = ("call", "prompt", "read")
+"""Commands whose second argument is in the output of ``millstream list``."""
 
 
 class UsageError(Exception):
@@ -60,7 +70,12 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: with the status of the command, unless it's 0.
     """
-    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError  # noqa: PLC0415  `program` has loaded it
+    from cyclopts import (  # noqa: PLC0415  `program` has loaded it
+        CycloptsError,
+        MissingArgumentError,
+        UnknownCommandError,
+        UnusedCliTokensError,
+    )
 
     before = as_json.set(wants_json(arguments))
     try:
@@ -68,8 +83,9 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     except UnusedCliTokensError as exc:
         _fail(f"Unexpected argument: {' '.join(exc.unused_tokens or ())}.", arguments)
     except UnknownCommandError as exc:
-        other = _OTHER_NAMES.get(arguments[0])
-        _fail(" ".join(str(exc).split()) if other is None else f'Unknown command "{arguments[0]}".', arguments, other)
+        _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
+    except MissingArgumentError as exc:
+        _fail(_missing(exc) or " ".join(str(exc).split()), arguments, exc.command_chain or ())
     except (CycloptsError, UsageError) as exc:
         _fail(" ".join(str(exc).split()), arguments)
     except EOFError:  # Ctrl-D at a question
@@ -82,10 +98,32 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         as_json.reset(before)
 
 
-def _fail(text: str, arguments: Sequence[str], other: str | None = None) -> None:
-    if other is not None:
-        text = f"{text} Use: millstream {other}"
-    remedy = f"millstream {arguments[0]} --help" if arguments[0] in known() else "millstream --help"
+def _unknown(arguments: Sequence[str]) -> str:
+    """Return the error for a command that doesn't exist, with ours; empty if there's none to name."""
+    word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
+    if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
+        command, word = word, arguments[1]
+        other = _OTHER_SUBCOMMANDS[command].get(word)
+        other = other and f"{command} {other}"
+    elif other is None and word.endswith(_SERVERS):
+        other = f"gateway {word}" if word.endswith((".json", ".toml")) else f"run {word}"
+    elif other is None and "://" in word:
+        other = f"list {word}"
+    return f'Unknown command "{word}". Use: millstream {other}' if other else ""
+
+
+def _missing(error: "MissingArgumentError") -> str:
+    """Return the error for a missing argument; empty if it's the value of an option."""
+    if error.keyword is not None or error.argument is None or not error.command_chain:
+        return ""
+    return f"Missing argument: {error.argument.name}."
+
+
+def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> None:
+    command = " ".join(chain) or (arguments[0] if arguments[0] in known() else "")
+    remedy = f"millstream {command} --help" if command else "millstream --help"
+    if command in _LISTED and len(arguments) == 2:  # the server alone
+        remedy = f"millstream list {shlex.quote(arguments[1])}"
     if as_json.get():
         tell(text, 2, remedy=remedy)
     else:

@@ -104,6 +104,11 @@ def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``."""
     _check_file(path)
     path = path.resolve()
+    if path.stem == "millstream":
+        sys.stderr.write(
+            "Warning: Rename millstream.py. `python millstream.py` and other files of its folder import it instead of "
+            "the package.\n"
+        )
     name = f"_served_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

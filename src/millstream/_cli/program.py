@@ -1,9 +1,10 @@
 """The ``millstream`` program: all commands, or only the one that is needed."""
 
 from importlib import import_module
-from typing import Any
+from inspect import signature
+from typing import Any, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from millstream._cli.help import COMMANDS
 
@@ -36,6 +37,7 @@ MODULES = {
     "version": "version",
 }
 """Command -> its module, in `millstream._cli.commands`."""
+OPTIONS = Group("Options")
 
 
 def program(only: str = "") -> App:
@@ -44,6 +46,7 @@ def program(only: str = "") -> App:
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
         default_parameter=Parameter(negative=(), show_default=_shown),
+        group_parameters=OPTIONS,
         help_flags=("--help", "-h"),
         help_format="markdown",
         result_action="return_value",
@@ -54,10 +57,27 @@ def program(only: str = "") -> App:
         command: Any = getattr(module, "list_" if name == "list" else name)
         if isinstance(command, App):
             command.group = _group(name)
+            subcommands: list[App] = [command[word] for word in [*command] if not word.startswith("-")]
+            for each in (command, *subcommands):
+                each.group_parameters = OPTIONS
             app.command(command, name=name)
         else:
-            app.command(command, name=name, group=_group(name))
+            app.command(command, name=name, group=_group(name), usage=_usage(name, command))
     return app
+
+
+def _usage(name: str, command: Any) -> str | None:
+    """Return the usage of a command with optional arguments, which would otherwise be called ARGS."""
+    arguments = [each for each in signature(command).parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    if all(each.default is each.empty and each.kind is not each.VAR_POSITIONAL for each in arguments):
+        return None
+    words = [f"Usage: millstream {name} [OPTIONS]"]
+    for each in arguments:
+        names = next(part.name for part in get_args(each.annotation) if isinstance(part, Parameter) and part.name)
+        label = next(iter(names))
+        many = "..." if each.kind is each.VAR_POSITIONAL else ""
+        words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
+    return " ".join(words)
 
 
 def _group(name: str) -> str:

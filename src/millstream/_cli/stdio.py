@@ -4,6 +4,7 @@ A desktop client starts this command and waits for the first response, so the si
 250 ms). Everything else (help, a wrong option, HTTP) is left to `millstream._cli.commands.run`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -11,6 +12,10 @@ from millstream._cli.gc_pause import gc_paused
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
+_AT_TERMINAL = (
+    "Waiting for an MCP client on standard input. Clients start this command themselves; to serve HTTP, leave out "
+    "--transport stdio. Ctrl-C ends it.\n"
+)
 
 
 def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
@@ -49,4 +54,6 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
         server = load(target)
         server.definition.configure(serve=(), **settings)
         set_up_logs(server.settings, log_level)
+        if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]  it may be closed
+            sys.stderr.write(_AT_TERMINAL)
         run_stdio(server.runtimes, private)

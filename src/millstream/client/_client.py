@@ -228,6 +228,8 @@ class Client(ClientAliases):
             Failure: the server responded with an error, for example because the tool doesn't exist.
             ClientError: there was no response.
         """
+        if arguments is not None and not hasattr(arguments, "keys"):
+            raise TypeError(f"Arguments have names: call({tool!r}, name={arguments!r})")
         given = {**arguments, **more} if arguments else more
         try:
             if task and self.tasks.supported:

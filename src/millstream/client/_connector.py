@@ -41,7 +41,7 @@ from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Transport, TransportRequest
 
 _KEPT = 256
-"""Maximum number of targets with a cached era."""
+"""Maximum number of targets with a cached era, and of lines that a second start is compared with."""
 _era_cache: dict[str, str] = {}
 """Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
 
@@ -89,7 +89,7 @@ def forget_eras() -> None:
 class Connector:
     """Opens connections to one target, as often as needed."""
 
-    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self",
+    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self", "_shown",
                  "_timeout")  # fmt: skip
 
     def __init__(
@@ -114,6 +114,8 @@ class Connector:
         self._pinned = revision
         self._headers = headers or {}
         self._timeout = timeout
+        self._shown: list[str] = []
+        """What the server wrote to standard error since the connection began."""
 
     async def open(self) -> Connection:
         """Connect and negotiate.
@@ -149,6 +151,7 @@ class Connector:
             show = line_printer(options.stderr)
             if show is not None and place.ours:  # for people, although it isn't a terminal
                 place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
+            show = self._without_repeats(show) if show is not None else None
             return StdioTransport(place, self._listener, self._background, options.max_bytes, show=show)
         if isinstance(place, TransportFactory):
             return place.new_transport(self._listener, self._background)
@@ -156,6 +159,21 @@ class Connector:
 
         assert not isinstance(place, Remote)  # noqa: S101  `open` looked
         return MemoryTransport(place, self._listener, self._background)
+
+    def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
+        """Skip what a second start of the server writes exactly as the first one did, such as a traceback."""
+        before, self._shown = self._shown, []
+        shown = self._shown
+
+        def line(text: str) -> None:
+            if len(shown) < _KEPT:
+                shown.append(text)
+            if before and before.pop(0) == text:
+                return
+            before.clear()
+            show(text)
+
+        return line
 
     def _endpoint(self) -> Endpoint:
         place = self._place
@@ -224,6 +242,7 @@ class Connector:
     async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
         """Open a transport and negotiate. A server that exits on an unknown method is started a second time."""
         handshake = self._verdict != ""
+        self._shown = []
         for attempt in (0, 1):
             transport = make()
             try:
@@ -231,7 +250,7 @@ class Connector:
                 agreement = await self._agree(transport, handshake=handshake)
             except ConnectionLost:
                 await transport.close()
-                if attempt or not transport.lost or self._pinned is not None:
+                if attempt or not transport.lost or self._pinned is not None or getattr(self._place, "ours", False):
                     self._note("")
                     raise
                 handshake = not handshake

@@ -191,7 +191,9 @@ def denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool) -> Acc
     elif "insufficient_scope" in challenge:
         text = f"{url} requires more permissions than these credentials have (403): {_brief(challenge)}."
     else:
-        text = f"{url} rejected these credentials, or this host or origin (403){_detail(reply)}."
+        reason = _detail(reply)
+        what = "refused the request" if reason else "rejected these credentials, or this host or origin"
+        text = f"{url} {what} (403){reason}."
     return AccessDenied(text, reply.status, challenge)
 
 

@@ -84,7 +84,9 @@ class ClientAliases:
         Raises:
             TypeError: always; the message says what to use instead.
         """
-        raise TypeError("Client is asynchronous: write `async with Client(…)`, or use BlockingClient for plain `with`.")
+        raise TypeError(
+            "Client is asynchronous: write `async with Client(…)`, or use BlockingClient of millstream.client."
+        )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
         """Do nothing, because `__enter__` never returns."""

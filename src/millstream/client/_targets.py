@@ -19,6 +19,7 @@ from millstream.client._transports.in_process import ServerObject, TransportFact
 from millstream.client._transports.stdio import Command
 
 _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
+_OTHERS = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
 _RUN = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
@@ -126,7 +127,8 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
             raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
         return _configured(given, name, str(path), env, cwd)
     if path.suffix == ".py":
-        if _OURS.search(path.read_text("utf-8", "replace")):
+        text = path.read_text("utf-8", "replace")
+        if _OURS.search(text):
             # Its own `__main__` may serve HTTP, or nothing at all.
             chosen = f"{path}:{name}" if name else str(path)
             return Command(
@@ -134,10 +136,17 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
             )
         if name:
             raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
-        return Command((sys.executable, str(path)), env, cwd)
+        return Command((sys.executable, str(path)), env, cwd, advice=_advice(path, text))
     if path.suffix in _SCRIPTS:
         return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
     return Command((str(path),), env, cwd)
+
+
+def _advice(path: Path, text: str) -> str:
+    """Return what a script lacks that imports no MCP library; empty if it imports one."""
+    if _OTHERS.search(text):
+        return ""
+    return f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
 
 
 def servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:

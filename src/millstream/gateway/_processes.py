@@ -197,7 +197,7 @@ class UpstreamProcesses:
         if delay:
             raise ConnectFailed(
                 f"The process of {self.name} exited {self._crashes[transport.key].count} times and restarts in "
-                f"{math.ceil(delay)} seconds. {self._last_error}".rstrip()
+                f"{math.ceil(delay)} s. {self._last_error}".rstrip()
             )
         if self._waiting >= _MAX_WAITING:
             raise ConnectFailed(

@@ -135,4 +135,8 @@ def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> st
         before = ""
     else:
         before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
-    return before + "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])
+    told = traceback.format_exception_only(exc)
+    home = type(exc).__module__
+    if home.startswith("millstream."):  # where it's defined means nothing to the developer
+        told[-1] = told[-1].removeprefix(f"{home}.")
+    return before + "".join([*traceback.format_list(frames), *told])

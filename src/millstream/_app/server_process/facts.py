@@ -40,6 +40,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     protections: list[str]
     curl: str
+    call: str
+    """The same call by `millstream call`."""
     warning: str
     workers: list[int] = []
     """Process ids of several workers."""
@@ -67,6 +69,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
         protections=protections(settings, signed_in=definition.protected),
         curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
+        call=call(origin + settings.path, registry.tools, signed_in=_variable(definition)),
         warning=NO_AUTH if warned else clear,
     )
 
@@ -110,14 +113,34 @@ def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
     The credential is left to a variable, `signed_in`, because the command appears in logs and on screens.
     """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    first = next((each for each in tools.items() if each[1].enabled and each[1].visible is None), None)
+    first = _first_visible(tools)
     if first is not None:
-        name, tool = first
-        params = {"name": name, "arguments": example(tool.describe()["inputSchema"])}
-        message |= {"method": "tools/call", "params": params}
+        message |= {"method": "tools/call", "params": {"name": first[0], "arguments": first[1]}}
     body = shlex.quote(msgspec.json.encode(message).decode())
     key = f' --oauth2-bearer "${signed_in}"' if signed_in else ""
     return f"curl -s {url}{key} -H content-type:application/json -d {body}"
+
+
+def call(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
+    """Return the same as a command of this program."""
+    key = ["--auth", f"${signed_in}"] if signed_in else []
+    first = _first_visible(tools)
+    if first is None:
+        return " ".join(["millstream list", url, *key])
+    given = [f"{name}={value if isinstance(value, str) else _json(value)}" for name, value in first[1].items()]
+    return " ".join(["millstream call", url, shlex.join([first[0], *given]), *key])
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _first_visible(tools: Mapping[str, Tool]) -> tuple[str, dict[str, Any]] | None:
+    """Return the name of the first tool that every caller sees, and example arguments."""
+    for name, tool in tools.items():
+        if tool.enabled and tool.visible is None:
+            return name, example(tool.describe()["inputSchema"])
+    return None
 
 
 def example(schema: dict[str, Any]) -> Any:

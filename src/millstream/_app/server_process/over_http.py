@@ -4,7 +4,9 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from millstream._app.definition import Definition
 from millstream._app.runtimes import ServerApplication
 from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
 from millstream._app.server_process.facts import Facts, facts, registration
@@ -15,6 +17,9 @@ from millstream._app.server_process.public import check_public
 from millstream._app.server_process.workers.slot import begin_run, claim
 from millstream._app.server_process.workers.supervised_run import can_supervise, supervise
 from millstream._app.server_process.workers.worker import serve_worker
+
+if TYPE_CHECKING:
+    from millstream._app.server_process.consul import ConsulRegistration
 
 logger = logging.getLogger("millstream")
 
@@ -73,9 +78,8 @@ def serve_with_panel(
         CommandError: the address or the key for session ids can't be used.
     """
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
-    known = facts(application.runtimes.definition, host=host, port=port)
-    listed = registration(application.runtimes.definition.settings.consul, known, host, port)
-    serve(application, host, listeners=listeners, callbacks=_Panel(known, told), registration=listed)
+    panel = _Panel(application.runtimes.definition, host, port, told)
+    serve(application, host, listeners=listeners, callbacks=panel, registration=panel.registration())
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -87,9 +91,8 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
     host, port, listeners = _bind_sockets(application, host, port, None)
-    known = facts(application.runtimes.definition, host=host, port=port)
-    listed = registration(application.runtimes.definition.settings.consul, known, host, port)
-    await serve_here(application, host, listeners=listeners, callbacks=_Panel(known, show), registration=listed)
+    panel = _Panel(application.runtimes.definition, host, port, show)
+    await serve_here(application, host, listeners=listeners, callbacks=panel, registration=panel.registration())
 
 
 def _bind_sockets(
@@ -114,13 +117,22 @@ def _bind_sockets(
 class _Panel:
     """The panel of a server without workers."""
 
-    def __init__(self, facts: Facts, told: Callable[[Facts], None]) -> None:
-        self._facts = facts
+    def __init__(self, definition: Definition, host: str, port: int, told: Callable[[Facts], None]) -> None:
+        self._definition = definition
+        self._host = host
+        self._port = port
         self._told = told
 
+    def _facts(self) -> Facts:
+        return facts(self._definition, host=self._host, port=self._port)
+
+    def registration(self) -> "ConsulRegistration | None":
+        """Return the registration with the configured Consul agent, if there's one."""
+        return registration(self._definition.settings.consul, self._facts(), self._host, self._port)
+
     def on_listen(self, accept: Accept) -> None:
-        """Show the panel."""
-        self._told(self._facts)
+        """Show the panel. A gateway knows only now what its upstreams offer."""
+        self._told(self._facts())
 
     def on_drain(self) -> None:
         """Do nothing, because the signals have been reported."""

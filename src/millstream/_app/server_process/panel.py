@@ -22,7 +22,9 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
 
         draw(told, Console(file=target, highlight=False))
         return
-    fields = {key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("name", "warning")}
+    fields = {
+        key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("call", "name", "warning")
+    }
     if not told.workers:
         del fields["workers"]
     logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})

@@ -35,7 +35,7 @@ def draw(told: Facts, console: Console) -> None:
     panel.border_style = "yellow" if told.warning else "green"
     console.print(panel)
     console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))
-    console.print(Text(told.curl), soft_wrap=True)
+    console.print(Text(told.call), soft_wrap=True)
 
 
 def _count(number: int, kind: str) -> str:

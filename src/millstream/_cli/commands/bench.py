@@ -86,7 +86,9 @@ def bench(
     options: ConnectOptions,
     /,
     *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the tool.")],
-    tool: Annotated[str, Parameter(name="--tool", help="Call this tool; without it, the server is pinged.")] = "",
+    tool: Annotated[
+        str, Parameter(name="--tool", metavar="NAME", help="Call this tool; without it, the server is pinged.")
+    ] = "",
     connections: Annotated[
         int,
         Parameter(
@@ -136,6 +138,8 @@ def bench(
     if listeners:
         ended(lambda: _broadcast(options, listeners, seconds, json=json))
         return
+    if arguments and "=" not in arguments[0] and not tool:
+        raise UsageError(f"Name the tool with an option: --tool {arguments[0]}")
     given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
     if given and not tool:
         raise UsageError("Arguments require a tool. Name it with --tool.")

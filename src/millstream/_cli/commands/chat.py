@@ -50,6 +50,7 @@ def chat(  # noqa: PLR0913  the options of the command
         str,
         Parameter(
             name=("--message", "-m"),
+            metavar="TEXT",
             allow_leading_hyphen=True,
             help="Ask this, print the answer, and exit; text in a pipe does the same.",
         ),
@@ -75,6 +76,7 @@ def chat(  # noqa: PLR0913  the options of the command
         int,
         Parameter(
             name="--max-rounds",
+            metavar="N",
             help="Maximum requests to the model for one answer.",
             validator=Number(gte=1),
         ),
@@ -83,12 +85,19 @@ def chat(  # noqa: PLR0913  the options of the command
         int,
         Parameter(
             name="--max-tokens",
+            metavar="N",
             help="Maximum tokens of one answer; 0 for no limit.",
             validator=Number(gte=0),
         ),
     ] = Limits().max_tokens,
     env_file: Annotated[
-        str, Parameter(name="--env-file", help="Read the configuration from this file.", show_default=lambda _: ".env")
+        str,
+        Parameter(
+            name="--env-file",
+            metavar="FILE",
+            help="Read the configuration from this file.",
+            show_default=lambda _: ".env",
+        ),
     ] = "",
     debug: Annotated[bool, Parameter(name="--debug", help="Show each step.")] = False,
     json: Json = False,

@@ -25,7 +25,22 @@ from millstream.gateway._config import ConfigError, GatewayConfig, load_file
 from millstream.gateway._pins import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._upstream import UpstreamConfig
 
-gateway = App(name="gateway", help="Serve other MCP servers and APIs at one address.")
+gateway = App(
+    name="gateway",
+    usage="Usage: millstream gateway [OPTIONS] FILE",
+    help="""Serve other MCP servers and APIs at one address.
+
+    Every client reaches every server of the file, whichever revisions and transports they speak.
+
+    **Examples**
+
+    - `millstream gateway servers.json`: http://127.0.0.1:8000/mcp
+
+    - `millstream gateway gateway.toml --port 9000 --serve web`: with a policy, credentials, and pages
+
+    - `millstream gateway ~/.cursor/mcp.json --transport stdio`: one server for a desktop client
+    """,
+)
 
 File = Annotated[Path, Parameter(name="FILE", help="A gateway.toml, or a JSON file with mcpServers or servers.")]
 
@@ -35,15 +50,28 @@ def serve(  # noqa: PLR0913  the options of the command
     file: File,
     /,
     *,
-    host: Annotated[str | None, Parameter(help="Address to listen on.", show_default=lambda _: "127.0.0.1")] = None,
-    port: Annotated[int | None, Parameter(name=("--port", "-p"), help="Port to listen on.")] = None,
+    host: Annotated[
+        str | None, Parameter(metavar="ADDRESS", help="Address to listen on.", show_default=lambda _: "127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None,
+        Parameter(
+            name=("--port", "-p"),
+            metavar="PORT",
+            help="Port to listen on; 0 picks a free port.",
+            show_default=lambda _: "8000",
+        ),
+    ] = None,
     transport: Annotated[
-        TransportChoice, Parameter(help="http, or stdio for the parent program.")
+        TransportChoice, Parameter(metavar="NAME", help="http, or stdio for the parent program.")
     ] = TransportChoice.http,
     store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
     serve: Annotated[
         str,
-        Parameter(help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all.")),
+        Parameter(
+            metavar="PARTS",
+            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
+        ),
     ] = "",
     workers: Annotated[int, Parameter(metavar="N", help="Number of processes.", validator=Number(gte=1))] = 1,
     auth_keys: Annotated[
@@ -55,14 +83,7 @@ def serve(  # noqa: PLR0913  the options of the command
     log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Serve what a file lists, in every revision and on every transport.
-
-    **Examples**
-
-    - `millstream gateway gateway.toml`: http://127.0.0.1:8000/mcp
-
-    - `millstream gateway ~/.cursor/mcp.json --transport stdio`: one server for a desktop client
-    """
+    """Serve what a file lists."""
     if not file.is_file():
         raise CommandError(f"There is no file {file}.", fix="Give a gateway.toml, or a JSON file with mcpServers.")
     if file.suffix not in (".toml", ".json"):
@@ -89,7 +110,7 @@ def serve(  # noqa: PLR0913  the options of the command
     )
 
 
-@gateway.command
+@gateway.command(usage="Usage: millstream gateway accept [OPTIONS] FILE UPSTREAM [TOOL]")
 def accept(
     file: File,
     upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],

@@ -100,13 +100,17 @@ def init(
     http: Annotated[
         bool,
         Parameter(
-            name="--http", negative="--stdio", help="Serve HTTP, or communicate with the program that starts it."
+            name="--http",
+            negative="--stdio",
+            help="Serve HTTP (the default), or communicate with the program that starts it.",
+            show_default=False,
         ),
     ] = True,
     name: Annotated[
         str,
         Parameter(
             name="--name",
+            metavar="NAME",
             help="Name of the server.",
             show_default=lambda _: "the folder",
         ),

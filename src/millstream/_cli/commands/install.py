@@ -17,6 +17,7 @@ from millstream._cli.installer.change import FileChange, prepare, prepare_undo, 
 from millstream._cli.installer.launch import Launch, hyphenated, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
+from millstream._protocol.suggestions import closest_name
 
 PRINTED = "json"
 """Pseudo-application that prints the entry, for those that aren't listed."""
@@ -32,10 +33,13 @@ def install(  # noqa: PLR0913  the options of the command
         str,
         Parameter(
             name=("--client", "-c"),
+            metavar="APPLICATION",
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
     ] = "",
-    name: Annotated[str, Parameter(name=("--name", "-n"), help="Name of the server in the application.")] = "",
+    name: Annotated[
+        str, Parameter(name=("--name", "-n"), metavar="NAME", help="Name of the server in the application.")
+    ] = "",
     variable: Annotated[
         list[str] | None,
         Parameter(
@@ -48,7 +52,10 @@ def install(  # noqa: PLR0913  the options of the command
         Path | None, Parameter(name=("--env-file", "-f"), metavar="FILE", help="Set the variables in this file.")
     ] = None,
     header: Annotated[
-        list[str] | None, Parameter(name=("--header", "-H"), help='For a URL: send this along: "Name: value".')
+        list[str] | None,
+        Parameter(
+            name=("--header", "-H"), metavar="HEADER", help='For a URL: send this along: "Name: value". Repeat it.'
+        ),
     ] = None,
     packages: Annotated[
         list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
@@ -105,7 +112,7 @@ def install(  # noqa: PLR0913  the options of the command
     _check(launch, env, header or [], [*(packages or ()), *(editable or ())])
     if key == PRINTED:
         called = hyphenated(name) if name else name_of(target)
-        _tell_name("Some applications", called, name, json=json)
+        _tell_name("some applications", called, name, json=json)
         entry = APPLICATIONS["claude-code"].entry(called, launch)
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
         return
@@ -139,9 +146,9 @@ def only_one_here(system: System) -> str:
             f"Several applications are here: {', '.join(here)}.", fix=f"Name the one you mean: --client {here[0]}"
         )
     raise CommandError(
-        "None of the supported applications is installed here.",
-        why=f"They are {', '.join(APPLICATIONS)}; {PRINTED} for any other.",
-        fix=f"Name the one you mean with --client; --client {PRINTED} prints the entry for any other.",
+        "No application that can be configured was found on this machine.",
+        why=f"Looked for {', '.join(APPLICATIONS)}.",
+        fix=f"Name yours, as in --client claude. For any other, --client {PRINTED} prints the entry.",
     )
 
 
@@ -158,8 +165,10 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """
     application = APPLICATIONS.get(key)
     if application is None:
+        near = closest_name(key, APPLICATIONS)
         raise CommandError(
-            f"{key} isn't an application that can be configured.", fix=f"Use one of: {', '.join(APPLICATIONS)}."
+            f"{key} isn't an application that can be configured.",
+            fix=f"{f'Did you mean {near}? ' if near else ''}Use one of: {', '.join(APPLICATIONS)}.",
         )
     if not project:
         return application.place(system_here()), application
@@ -183,7 +192,7 @@ def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: li
 
 def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
     if name and called != name and not json:
-        text = f"The name is {called}, because {application} can't use {name}."
+        text = f'The server is called {called}, because {application} can\'t use the name "{name}".'
         print_text(safe(text), sys.stderr)
 
 

@@ -26,7 +26,12 @@ keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
 
 File = Annotated[
     Path | None,
-    Parameter(name="--file", help="The file of keys.", show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
+    Parameter(
+        name="--file",
+        metavar="FILE",
+        help="The file of keys.",
+        show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {DEFAULT}",
+    ),
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Name = Annotated[str, Parameter(name="NAME", help="Owner of the key, which tools see as the caller's subject.")]
@@ -50,7 +55,9 @@ def add(
     name: Name,
     /,
     *,
-    scope: Annotated[list[str] | None, Parameter(help="What it covers; repeat it, or '*' for everything.")] = None,
+    scope: Annotated[
+        list[str] | None, Parameter(metavar="SCOPE", help="What it covers; repeat it, or '*' for everything.")
+    ] = None,
     days: Annotated[
         float,
         Parameter(

@@ -1,7 +1,9 @@
 """``millstream list``, ``call``, ``read``, and ``prompt``: list and use what a server offers."""
 
 import json as json_module
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -31,6 +33,7 @@ from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result
 
+_USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
@@ -113,11 +116,17 @@ def call(
 
     - `millstream call https://example.com/mcp report year=2026 --task`
     """
-    given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
+    bare = [word for word in arguments if "=" not in word]
+    given = pairs([word for word in arguments if "=" in word], "=", _USAGE)
     values = _object(input)
 
     async def work(client: Client) -> int:
         schemas: dict[str, Any] = {}
+        if bare:
+            tools = {each.name: each for each in await client.tools()}
+            fields = members(tools[tool].input_schema.get("properties")) if tool in tools else {}
+            open_ = [each for each in fields if each not in {**values, **given}]
+            raise unknown("tool", tool, list(tools)) or _unnamed(bare, tool, open_)
         if given:
             found = next((each for each in await client.tools() if each.name == tool), None)
             schemas = members(found.input_schema.get("properties")) if found is not None else {}
@@ -212,9 +221,14 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    given = pairs(arguments, "=", "Arguments must be NAME=VALUE")
+    bare = [word for word in arguments if "=" not in word]
+    given = pairs([word for word in arguments if "=" in word], "=", _USAGE)
 
     async def work(client: Client) -> None:
+        if bare:
+            prompts = {each.name: each.arguments or () for each in await client.prompts()}
+            open_ = [each.name for each in prompts.get(name, ()) if each.name not in given]
+            raise unknown("prompt", name, list(prompts)) or _unnamed(bare, name, open_)
         try:
             result = await client.prompt(name, given)
         except Failure as exc:
@@ -228,6 +242,13 @@ def prompt(
                 print_text(f"{message.role}: {describe(block)}")
 
     with_client(options.client, work)
+
+
+def _unnamed(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
+    """Return the error for arguments without names, with those that they are probably meant for."""
+    named = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
+    remedy = f": {item} {shlex.join(named)}" if len(named) == len(words) else ""
+    return UsageError(f"{_USAGE}, not {words[0]!r}{remedy}.")
 
 
 def _object(text: str) -> dict[str, Any]:

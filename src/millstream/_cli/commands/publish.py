@@ -15,10 +15,12 @@ def publish(
     target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
     /,
     *,
-    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry. It's the only way so far.")] = False,
-    name: Annotated[str, Parameter(name="--name", help="Its name in the registry: com.example/shop.")] = "",
-    url: Annotated[str, Parameter(name="--url", help="The public URL of its MCP endpoint.")] = "",
-    repository: Annotated[str, Parameter(name="--repository", help="The URL of its source code.")] = "",
+    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry and send nothing. Required.")] = False,
+    name: Annotated[
+        str, Parameter(name="--name", metavar="NAME", help="Its name in the registry: com.example/shop.")
+    ] = "",
+    url: Annotated[str, Parameter(name="--url", metavar="URL", help="The public URL of its MCP endpoint.")] = "",
+    repository: Annotated[str, Parameter(name="--repository", metavar="URL", help="The URL of its source code.")] = "",
     json: Annotated[bool, Parameter(name="--json", help="Print JSON in one line.")] = False,
 ) -> None:
     """Print the `server.json` of a server for the MCP registry.
@@ -36,9 +38,15 @@ def publish(
             fix="Add --dry-run, write the output into server.json, and publish it with mcp-publisher.",
         )
     definition = load(target).definition
-    settings = definition.settings
+    url, name = url or definition.settings.card_url, name or definition.settings.card_name
+    if not url and not name:
+        raise CommandError(
+            f"{target} needs a name in the registry, such as com.example/shop.",
+            why="The registry knows servers by the domain of their owner.",
+            fix="Add the public URL, which the name comes from: --url https://shop.example.com/mcp, or give a --name.",
+        )
     try:
-        identity = identify(definition.name, url or settings.card_url, name or settings.card_name)
+        identity = identify(definition.name, url, name)
     except CardError as exc:
         raise CommandError(str(exc), fix="Give --url, --name, or both.") from exc
     entry = registry_entry(identity, definition.describe(), repository=repository)

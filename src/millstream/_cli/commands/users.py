@@ -22,7 +22,7 @@ DEFAULT = "users.json"
 
 users = App(name="users", help="Add, list and remove the people who may sign in.")
 
-File = Annotated[Path, Parameter(name="--file", help="The file of users.")]
+File = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Name = Annotated[str, Parameter(name="NAME", help="Name of the user, which tools see as the caller's subject.")]
 
@@ -58,7 +58,8 @@ def add(
     /,
     *,
     scope: Annotated[
-        list[str] | None, Parameter(help="What they may hand on to a client; repeat it, or '*' for everything.")
+        list[str] | None,
+        Parameter(metavar="SCOPE", help="What they may hand on to a client; repeat it, or '*' for everything."),
     ] = None,
     file: File = Path(DEFAULT),
     json: Json = False,

@@ -45,7 +45,9 @@ def watch(
             validator=Number(gte=0),
         ),
     ] = 0,
-    level: Annotated[WatchLevel, Parameter(name="--level", help="Minimum severity of log messages.")] = WatchLevel.info,
+    level: Annotated[
+        WatchLevel, Parameter(name="--level", metavar="LEVEL", help="Minimum severity of log messages.")
+    ] = WatchLevel.info,
     json: Json = False,
 ) -> None:
     """Print changes and log messages of a server, until Ctrl-C.

@@ -30,8 +30,9 @@ _SHORT_GRACE = 1.0
 """The same after Ctrl-C, when a person is waiting."""
 _MAX_LAST = 400
 _LAST_WORDS = 1.0
+LAST_OUTPUT = " Its last output: "
 _NEVER_SERVED = (
-    " It ended without serving: start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
+    "It ended without serving: start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
 )
 _KEPT = 4096
 """Maximum bytes of standard error to keep."""
@@ -56,6 +57,8 @@ class Command(Struct, frozen=True):
     cwd: str | None = None
     ours: bool = False
     """Whether the command runs a Millstream program, which also reads Millstream's variables."""
+    advice: str = ""
+    """What to do if it exits without having served."""
 
 
 class _Pipes(asyncio.SubprocessProtocol):
@@ -251,11 +254,18 @@ class StdioTransport:
         code = self._process.get_returncode() if self._process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.said)
-        text = f"{ended}. Its last output: {last[:_MAX_LAST]}" if last else f"{ended}."
-        fault = ConnectionLost(text if code != 0 or self._spoke else f"{text}{_NEVER_SERVED}")
+        text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_LAST]}" if last else f"{ended}."
+        fault = ConnectionLost(text, remedy="" if self._spoke else self._advice(code, last))
         self._duplex.end(fault)
         self.writable.set()
         return fault
+
+    def _advice(self, code: int | None, last: str) -> str:
+        """Return what to do about a process that has exited without a message."""
+        command = self._command
+        if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
+            return f"Install the module into the environment of {sys.executable}. {command.advice}".rstrip()
+        return command.advice or (_NEVER_SERVED if code == 0 else "")
 
     def process_ended(self) -> None:
         """Kill the rest of the process group."""

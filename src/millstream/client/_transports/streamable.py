@@ -160,7 +160,8 @@ class StreamableTransport:
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
             what = f"{url} is not an MCP endpoint: it responds with {reply.status} and {kind}."
-            return NotMcp(what, remedy="Check the path: most servers use /mcp.")
+            usual = f"Most servers use /mcp: try {url.origin}/mcp"
+            return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.passing:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         rather = "" if kind == "application/json" else f" and {kind}, not JSON"

@@ -207,7 +207,8 @@ class Supervisor:
         crew.leave(old)
         crew.fill()  # a new one may have died in the meantime
         await asyncio.gather(*[child.left.wait() for child in old])
-        logger.info("All workers are new: %s", ", ".join(str(child.pid) for child in crew.serving_workers()))
+        pids = [str(child.pid) for child in crew.serving_workers()]
+        logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
     def _without_successor(self, new: Sequence[WorkerProcess]) -> Slot | None:
         """Return the first slot without a serving process among the `new`."""
