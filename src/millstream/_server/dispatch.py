@@ -371,9 +371,20 @@ def _task() -> asyncio.Task[Any] | None:
 async def _conclude(call: Call, answer: bytes) -> None:
     """Finish a call before it's answered: end open questions, and copy the answer to the client's stream."""
     if call.asked:
-        await call.services.questions.take_back(call.asked, call.open_line().send)
+        await call.services.questions.take_back(call.asked, _send_late(call))
     if call.tee is not None:
         await call.tee(_stream_answer(call, answer))
+
+
+def _send_late(call: Call) -> Callable[[bytes], Awaitable[None]]:
+    """Return what sends a notification after the call is over, but before its answer."""
+
+    async def send(message: bytes) -> None:
+        filters = call.services.notification_filters
+        if filters is None or (message := filters.outgoing(message, call.principal)):
+            await call.open_line().send(message)
+
+    return send
 
 
 def _stream_answer(call: Call, answer: bytes) -> bytes:

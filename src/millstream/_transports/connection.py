@@ -129,7 +129,7 @@ class ClientConnection:
         self._write(answer)
         if call.method == _LISTEN:
             # The server ended the call, and must say so: https://modelcontextprotocol.io/specification/2026-07-28/basic
-            self._write(notification_message("notifications/cancelled", {"requestId": call.id}))
+            self._notify(notification_message("notifications/cancelled", {"requestId": call.id}))
         await self._drain()
 
     async def _run(self, call: Call) -> bytes:
@@ -147,14 +147,17 @@ class ClientConnection:
             return None
         if message.id is None:
             check_notification(message)
-            if message.method == "notifications/initialized":
+            self._note(message.method)
+            kept = dispatcher.services.admit_notification(message, self._principal)
+            if kept is None:
+                return None
+            if kept.method == "notifications/initialized":
                 self._watch()
-            dispatcher.control.notified(message, self.id)
-            if message.method in dispatcher.registry.heard:
+            dispatcher.control.notified(kept, self.id)
+            if kept.method in dispatcher.registry.heard:
                 alone = is_per_request(message)
                 session, revision = (None, NEWEST) if alone else (self.session, self._revision())
-                dispatcher.hear(notification_call(message, session, revision, **self._way()))
-            self._note(message.method)
+                dispatcher.hear(notification_call(kept, session, revision, **self._way()))
             return None
         per_request = is_per_request(message)
         if message.method == "initialize" and not per_request:
@@ -252,10 +255,15 @@ class ClientConnection:
         assert session.record is not None  # noqa: S101  sessions of connections have one
         if change.kind != "updated":
             if not isinstance(change, Broadcast) or change.reaches(session.client):
-                self._write(message)
+                self._notify(message)
             return
         for uri in affected_uris(change, session.record.subscriptions):
-            self._write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
+            self._notify(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
+
+    def _notify(self, message: bytes) -> None:
+        filters = self._dispatcher.services.notification_filters
+        if filters is None or (message := filters.outgoing(message, self._principal)):
+            self._write(message)
 
     def finish(self, then: Callable[[], None]) -> None:
         """End the subscriptions, and call `then` when their results are written; immediately if called again

@@ -337,9 +337,11 @@ class Connector:
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.agreed(agreed)
+        message, filters = notification_message("notifications/initialized"), self._listener.filters
         try:
             async with asyncio.timeout(self._timeout):
-                await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
+                if filters is None or (message := filters.outgoing(message)):
+                    await transport.send(message, "notifications/initialized")
         except TimeoutError as exc:
             raise NoAnswer(f"The server did not complete the handshake within {self._timeout:g} seconds.") from exc
         return Negotiation(

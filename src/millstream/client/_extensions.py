@@ -1,5 +1,6 @@
 """Extensions of a client: what they declare, which messages they handle, and their hooks around requests."""
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -8,6 +9,7 @@ import msgspec
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, Run, with_decoded_params
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import BadAnswer
@@ -17,6 +19,8 @@ from millstream.client._requests import Ask
 
 if TYPE_CHECKING:
     from millstream import Client
+
+_logger = logging.getLogger("millstream")
 
 _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
     NOTIFICATIONS
@@ -131,6 +135,13 @@ class ClientHost:
         self._wraps.append(wrap)
         self.client.conversation.requests.around = self._around
 
+    def filter_notifications(self, each: NotificationFilter) -> None:
+        """Pass each notification through ``each(message)``: see `Extension.filter_notification`."""
+        incoming = self.client.conversation.incoming
+        if incoming.filters is None:
+            incoming.filters = NotificationFilters(log_failed_filter)
+        incoming.filters.add(each)
+
     def _handler(self, name: str, handler: Handler) -> Run:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
@@ -156,6 +167,11 @@ class ClientHost:
         for wrap in reversed(self._wraps):
             chain = _link(wrap, chain)
         return encode(await chain(OutgoingRequest(ask.method, before, self.client)))
+
+
+def log_failed_filter(method: str, error: Exception) -> None:
+    """Log that a filter raised."""
+    _logger.error("A filter of notifications failed, and %s is dropped", method, exc_info=error)
 
 
 def _link(wrap: Wrap, inside: Outgoing) -> Outgoing:

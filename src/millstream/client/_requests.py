@@ -202,6 +202,9 @@ class Requests:
             NoAnswer: the server didn't accept it in time.
             ClientError: it couldn't be sent.
         """
+        filters = self._incoming.filters
+        if filters is not None and not (message := filters.outgoing(message)):
+            return
         try:
             async with asyncio.timeout(self._timeout):
                 await transport.send(message, method)

@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
     NotificationParams,
@@ -81,7 +82,7 @@ class ServerMessages:
 
     __slots__ = (
         "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "custom", "deadlines", "keep", "observer", "running", "wanted", "watchers",
+        "acknowledged", "custom", "deadlines", "filters", "keep", "observer", "running", "wanted", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +103,8 @@ class ServerMessages:
         # State
         self.custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
         """Notification of an extension -> its handler."""
+        self.filters: NotificationFilters | None = None
+        """Filters of notifications in both directions, if an extension has one."""
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
         """By request id, which is also the progress token."""
@@ -126,6 +129,11 @@ class ServerMessages:
         if message.id is not None:
             self._asked(message, transport, request_id)
             return
+        if self.filters is not None:
+            kept = self.filters.incoming(message)
+            if kept is None:
+                return
+            message = kept
         if self.observer is not None:
             self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
         handler = self._HANDLERS.get(message.method)

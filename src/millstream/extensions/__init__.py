@@ -7,6 +7,7 @@ Example:
 """
 
 from millstream._protocol.errors import CustomResult
+from millstream._protocol.notification_filters import NotificationMessage
 from millstream._server.calls.access import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules
@@ -39,6 +40,7 @@ __all__ = [
     "LogOnce",
     "MessageRequest",
     "Next",
+    "NotificationMessage",
     "Outgoing",
     "OutgoingRequest",
     "PendingCall",

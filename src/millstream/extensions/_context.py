@@ -61,13 +61,22 @@ class ReplyStream:
         call.params = b""  # the stream may be open for a day
         release_arguments(call, services.bodies)
         services.endings.add(self._over.set)
-        self._forget = call.open_line().on_close(self._over.set)
+        line = call.open_line()
+        self._forget = line.on_close(self._over.set)
+        try:
+            await line.keep_alive()  # opens the stream, so that `push` can be first
+        except BaseException:
+            self._release()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the stream. The method's result follows."""
+        self._release()
+
+    def _release(self) -> None:
         services, owner = self._call.services, self._call.owner
         self._over.set()
         services.endings.discard(self._over.set)
@@ -93,7 +102,7 @@ class ReplyStream:
 
         A client that reads too slowly is cut off.
         """
-        if not self.closed and not self._call.open_line().push(notification_message(method, params)):
+        if not self.closed and not self._call.push_to_caller(notification_message(method, params)):
             self._over.set()
         return not self.closed
 

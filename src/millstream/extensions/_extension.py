@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from msgspec import Struct
 
+from millstream._protocol.notification_filters import NotificationMessage
 from millstream._server.features.hooks import Middleware
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 
@@ -98,6 +99,16 @@ class Extension(Middleware):
     experimental: bool = False
     """Announce and declare it under ``experimental`` as well, for peers that look there."""
 
+    # On both sides
+
+    def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
+        """See each notification that comes in or goes out: return it, a changed one, or None to drop it.
+
+        It runs for the notifications of MCP and of extensions, once for each peer, in the event loop, so it must not
+        block. If it raises, the notification is dropped. The first extension is outermost.
+        """
+        return message
+
     # On a server
 
     def register(self, server: "Server") -> None:
@@ -134,7 +145,14 @@ class Extension(Middleware):
             (host.method if marked.request else host.notification)(marked.name, handler)
         if type(self).wrap_request is not Extension.wrap_request:
             host.wrap(self.wrap_request)
+        if filters_notifications(self):
+            host.filter_notifications(self.filter_notification)
         self.connect(host)
+
+
+def filters_notifications(extension: Extension) -> bool:
+    """Return whether an extension has a filter of notifications."""
+    return type(extension).filter_notification is not Extension.filter_notification
 
 
 def marked_methods(extension: Extension, side: Side) -> Iterator[tuple[Marked, Callable[..., Any]]]:

@@ -18,6 +18,7 @@ from millstream._protocol.handlers import Handler, result_object, with_decoded_p
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
 from millstream._protocol.rounds import RoundState
@@ -29,6 +30,7 @@ from millstream._server.handlers.params import take_rounds
 from millstream._server.peer_messages import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import Seat
+from millstream.client._extensions import log_failed_filter
 from millstream.extensions._context import CallContext
 from millstream.extensions._saved_calls import (
     CallRun,
@@ -232,6 +234,21 @@ class ServerHost:
                 await run(call.params, CallContext(call))
 
         self._host.extend(Registered("", {}, {}, chosen, notifications={name: hear}))
+
+    def filter_notifications(self, each: NotificationFilter) -> None:
+        """Pass each notification through ``each(message)``: see `Extension.filter_notification`."""
+        services = self._host.services
+        filters = services.notification_filters = services.notification_filters or NotificationFilters(
+            log_failed_filter
+        )
+        filters.add(each)
+
+        def stop() -> None:
+            filters.remove(each)
+            if not len(filters):
+                services.notification_filters = None
+
+        self.on_close(stop)
 
     def capability(
         self, value: Mapping[str, Any], *, name: str = "", member: str = "extensions", revisions: Collection[str] = ()

@@ -7,7 +7,7 @@ from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream._server.features.hooks import Middleware
 from millstream._server.features.registry import RegisteredExtension as Registered
-from millstream.extensions._extension import Extension, marked_methods
+from millstream.extensions._extension import Extension, filters_notifications, marked_methods
 from millstream.extensions._host import EVERY_REVISION, ServerHost
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class ExtensionPart:
                 )
             else:
                 server_host.notification(marked.name, handler, revisions=marked.revisions)
+        if filters_notifications(extension):
+            server_host.filter_notifications(extension.filter_notification)
         await extension.open(server_host)
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import cast
 from msgspec import Struct
 
 from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.notification_filters import NotificationFilters
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
@@ -599,12 +600,13 @@ class ProcessTransport(StdioTransport):
 class ListenerRelay:
     """Passes messages of a process on to its current client."""
 
-    __slots__ = ("_listener", "count", "wanted")
+    __slots__ = ("_listener", "count", "filters", "wanted")
 
     def __init__(self) -> None:
         self._listener: Listener | None = None
         self.count = 0
         """Number of messages so far that aren't responses."""
+        self.filters: NotificationFilters | None = None  # a gateway's connections have no extensions
         self.wanted: asyncio.Event = asyncio.Event()
 
     def attach(self, listener: Listener) -> None:

@@ -207,8 +207,18 @@ class Call(Struct, eq=False, kw_only=True):
 
     async def send_to_caller(self, message: bytes) -> None:
         """Send a message about the call to its caller. After the answer, do nothing."""
-        if not self.over:
+        if self.over:
+            return
+        filters = self.services.notification_filters
+        if filters is None or (message := filters.outgoing(message, self.principal)):
             await self.open_line().send(message)
+
+    def push_to_caller(self, message: bytes) -> bool:
+        """Send a message without waiting. Return False if the reply channel is closed."""
+        filters = self.services.notification_filters
+        if filters is not None and not (message := filters.outgoing(message, self.principal)):
+            return True
+        return self.open_line().push(message)
 
     def cancel(self) -> None:
         """Stop the work because the caller cancelled the call."""

@@ -332,8 +332,11 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     token = call.id if call.token is None else call.token
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
+    filters = call.services.notification_filters
+    if filters is not None and not (notification := filters.outgoing(notification, call.principal)):
+        return
     if call.token is not None:
-        await call.send_to_caller(notification)
+        await call.open_line().send(notification)
     if call.tee is not None:
         await call.tee(notification)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from millstream._config import Settings
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._server.calls.changes import ChangeFeed
@@ -50,8 +52,8 @@ class Services:
 
     __slots__ = (
         "_ring", "bodies", "changes", "clock", "endings", "forwarded_extensions", "held", "hub", "lacking", "leeway",
-        "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
-        "store", "streamed", "streaming", "tasks", "threads",
+        "lifespan_of", "note", "notification_filters", "overrides_of", "peers", "questions", "read_resource",
+        "records", "secrets", "settings", "store", "streamed", "streaming", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
@@ -73,6 +75,8 @@ class Services:
         """``tasks(call, tool, run)`` makes a task of a call of a tool that allows it. Returns None where it stays a
         call; ``run(call, tool)`` runs it as one.
         """
+        self.notification_filters: NotificationFilters | None = None
+        """Filters of notifications in both directions, if an extension has one."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the hub client's stream to a call, if the hub is enabled."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
@@ -119,6 +123,11 @@ class Services:
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""
+
+    def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
+        """Return a notification of a client as the filters of extensions leave it, or None to drop it."""
+        filters = self.notification_filters
+        return message if filters is None else filters.incoming(message, principal)
 
     def open(self) -> None:
         """Start receiving messages of other workers."""

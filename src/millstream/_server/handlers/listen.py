@@ -18,7 +18,7 @@ from millstream._protocol.notifications import (
     SubscriptionsAcknowledgedNotificationParams,
 )
 from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call, ReplyChannel
+from millstream._server.calls.call import Call
 from millstream._server.calls.changes import UPDATED, ServerChange, affected_uris
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
@@ -118,7 +118,7 @@ class ListenHandlers:
             else SubscriptionsAcknowledgedNotificationParams(honoured, mark),
         )
         if honoured == SubscriptionFilter() and not agreed:
-            await line.send(acknowledgement)
+            await call.send_to_caller(acknowledgement)
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
@@ -136,9 +136,10 @@ class ListenHandlers:
         forget: Callable[[], None] | None = None
         try:
             await self._services.changes.followed(uris)
-            await line.send(acknowledgement)
+            await call.send_to_caller(acknowledgement)
+            await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             forget = line.on_close(over.set)
-            pushes.begin(line)
+            pushes.begin(call)
             await over.wait()
         finally:
             stop()
@@ -173,11 +174,11 @@ class ListenHandlers:
 class _Pushes:
     """Messages pushed to one subscription, starting after the acknowledgment."""
 
-    __slots__ = ("_early", "_line", "ends", "over")
+    __slots__ = ("_call", "_early", "ends", "over")
 
     def __init__(self) -> None:
         self._early: list[bytes] = []
-        self._line: ReplyChannel | None = None
+        self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""
         self.ends: list[Callable[[], None]] = []
@@ -185,17 +186,17 @@ class _Pushes:
 
     def push(self, message: bytes) -> bool:
         """Push a message, or queue it until the acknowledgment is sent. Return False if the subscription is over."""
-        if self._line is None:
+        if self._call is None:
             self._early.append(message)
-        elif not self._line.push(message):
+        elif not self._call.push_to_caller(message):
             self.over.set()
         return not self.over.is_set()
 
-    def begin(self, line: ReplyChannel) -> None:
+    def begin(self, call: Call) -> None:
         """Push the queued messages, and later ones directly."""
-        self._line = line
+        self._call = call
         for message in self._early:
-            line.push(message)
+            call.push_to_caller(message)
         self._early.clear()
 
 

@@ -68,9 +68,12 @@ class _Batch:
         if message.is_answer or message.id is None:
             self._note(message.method or "response")
             if not message.is_answer:
-                await dispatcher.control.notified_anywhere(message, self._scope)
-                if message.method in dispatcher.registry.heard:
-                    self._exchange.hear(message, self._session, self._revision)
+                services, principal = self._exchange.endpoint.services, self._exchange.request.principal
+                kept = services.admit_notification(message, principal)
+                if kept is not None:
+                    await dispatcher.control.notified_anywhere(kept, self._scope)
+                    if kept.method in dispatcher.registry.heard:
+                        self._exchange.hear(kept, self._session, self._revision)
                 return None, b""
             try:
                 await dispatcher.control.answer_anywhere(message, self._scope)

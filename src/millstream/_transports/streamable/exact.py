@@ -88,8 +88,9 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
-        if message.method in endpoint.dispatcher.registry.heard:
-            exchange.hear(message, None, NEWEST)
+        kept = endpoint.services.admit_notification(message, request.principal)
+        if kept is not None and kept.method in endpoint.dispatcher.registry.heard:
+            exchange.hear(kept, None, NEWEST)
         endpoint.services.note(message.method, "http", principal=request.principal)
         return _ACCEPTED
     if message.method == LISTEN and not exchange.accepts.stream:
@@ -120,9 +121,11 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
         raise unknown_session()
     if message.id is None:
         check_notification(message)
-        await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
-        if message.method in endpoint.dispatcher.registry.heard:
-            exchange.hear(message, session, revision)
+        kept = endpoint.services.admit_notification(message, request.principal)
+        if kept is not None:
+            await endpoint.dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
+            if kept.method in endpoint.dispatcher.registry.heard:
+                exchange.hear(kept, session, revision)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
     # Many requests may have waited for their session's record.

@@ -4,13 +4,14 @@ Hints aren't logged. A client that resumes gets hints about everything that may 
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.metadata import ClientInfo
+from millstream._protocol.principal import Principal
 from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, affected_uris, encode_change
-from millstream._server.calls.services import expiry_of
+from millstream._server.calls.services import Services, expiry_of
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.peer_messages import SessionEnd, StandaloneTakeover
 from millstream._transports.refusals import TOO_MANY_STREAMS
@@ -30,13 +31,15 @@ class _StandaloneStream:
     """One stand-alone stream."""
 
     __slots__ = (
-        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over",
-        "placed", "subscribed",
+        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_principal", "_services", "_sink", "_stream",
+        "id", "loaded", "over", "placed", "subscribed",
     )  # fmt: skip
 
-    def __init__(self, stream: str, client: ClientInfo, follow: Callable[[object, Collection[str]], None]) -> None:
+    def __init__(self, stream: str, client: ClientInfo, services: Services, principal: Principal | None) -> None:
         self._client = client
-        self._follow = follow
+        self._services = services
+        self._principal = principal
+        self._follow = services.changes.follow
         self._sink: Sink | None = None
         """None until the other workers are notified."""
         self._early: list[bytes] = []
@@ -80,7 +83,9 @@ class _StandaloneStream:
     def write(self, message: bytes) -> None:
         """Write a notification."""
         if self._sink is not None:
-            self._sink.write(sse.encode_message(message, self.mark()))
+            filters = self._services.notification_filters
+            if filters is None or (message := filters.outgoing(message, self._principal)):
+                self._sink.write(sse.encode_message(message, self.mark()))
         elif len(self._early) < _MAX_HELD:
             self._early.append(message)
 
@@ -168,7 +173,7 @@ class StandaloneStreams:
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
-        standing = _StandaloneStream(stream, session.client, services.changes.follow)
+        standing = _StandaloneStream(stream, session.client, services, request.principal)
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)

@@ -58,7 +58,10 @@ class Duplex:
 
     async def _say_cancelled(self, request_id: int) -> None:
         with contextlib.suppress(ClientError):  # the connection has ended, and the request with it
-            await self._write(notification_message("notifications/cancelled", {"requestId": request_id}))
+            message = notification_message("notifications/cancelled", {"requestId": request_id})
+            filters = self._listener.filters
+            if filters is None or (message := filters.outgoing(message)):
+                await self._write(message)
 
     def receive(self, data: bytes) -> None:
         """Receive one message or a batch from the server. An unreadable message ends the connection, because it could

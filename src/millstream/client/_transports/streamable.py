@@ -288,8 +288,10 @@ class StreamableTransport:
 
     async def _say_cancelled(self, request_id: int) -> None:
         method = "notifications/cancelled"
-        with contextlib.suppress(ClientError):  # it no longer matters
-            await self.send(notification_message(method, {"requestId": request_id}), method)
+        message, filters = notification_message(method, {"requestId": request_id}), self._listener.filters
+        if filters is None or (message := filters.outgoing(message)):
+            with contextlib.suppress(ClientError):  # it no longer matters
+                await self.send(message, method)
 
     async def close(self) -> None:
         """End the session and close the connections."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
 from millstream.client._errors import ClientError
 
@@ -33,6 +34,8 @@ class Listener(Protocol):
 
     wanted: asyncio.Event
     """Set while there are subscribers for messages outside of calls."""
+    filters: NotificationFilters | None
+    """Filters of notifications, if an extension has one."""
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
         """Receive a request or notification, and the id of the request on whose stream it arrived, if there's one."""

@@ -7,6 +7,7 @@ task whose tool allows it runs again, and every other one fails with an error th
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -327,12 +328,10 @@ class TaskRunner:
         """Take the seats of a task whose worker is gone, as soon as the limits have room for it."""
         limits = self._limits(run.saved.owner)
         while not run.call.cancelled:
-            try:
+            with suppress(LimitReached):
                 run.seats = await self._host.take_seats(run.record.id, limits, call=run.saved)
-            except LimitReached:
-                await asyncio.sleep(PAUSE)
-            else:
                 return
+            await asyncio.sleep(PAUSE)
 
     async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
         """Write how a run ended, and try again while the store doesn't answer."""

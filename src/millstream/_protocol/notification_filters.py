@@ -1,0 +1,95 @@
+"""Filters of notifications, in both directions and on both sides: extensions see, change, or drop them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.jsonrpc import Envelope, encode, notification_message
+from millstream._protocol.principal import Principal
+
+_HEAD = b'{"jsonrpc":"2.0","method":'
+"""How each notification of ours begins. A request has its id there."""
+
+
+class NotificationMessage(Struct):
+    """A notification that comes in or goes out. See `Extension.filter_notification`."""
+
+    method: str
+    params: dict[str, Any]
+    incoming: bool
+    principal: Principal | None = None
+    """The peer, on a server where callers sign in."""
+
+
+NotificationFilter = Callable[[NotificationMessage], NotificationMessage | None]
+"""Returns the notification, a changed one, or None to drop it. It must not block."""
+
+
+class _SentMessage(Struct, gc=False):
+    method: str
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_decode_outgoing = msgspec.json.Decoder(_SentMessage).decode
+_decode_params = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class NotificationFilters:
+    """The filters of one server or client.
+
+    Args:
+        failed: ``failed(method, error)`` hears of a filter that raised. The notification is dropped then.
+    """
+
+    __slots__ = ("_failed", "_filters")
+
+    def __init__(self, failed: Callable[[str, Exception], None]) -> None:
+        self._failed = failed
+        self._filters: list[NotificationFilter] = []
+
+    def __len__(self) -> int:
+        return len(self._filters)
+
+    def add(self, each: NotificationFilter) -> None:
+        """Add a filter inside of those that there are: last for what comes in, first for what goes out."""
+        self._filters.append(each)
+
+    def remove(self, each: NotificationFilter) -> None:
+        """Remove a filter."""
+        self._filters.remove(each)
+
+    def incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
+        """Return a notification of the peer as it counts, or None."""
+        passed = self._pass(message.method, message.params, principal, incoming=True)
+        if passed is None:
+            return None
+        method, params = passed
+        return msgspec.structs.replace(message, method=method, params=encode(params))
+
+    def outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
+        """Return a notification to the peer as it's sent, or empty bytes. Requests and answers stay as they are."""
+        if not message.startswith(_HEAD):
+            return message
+        sent = _decode_outgoing(message)
+        passed = self._pass(sent.method, bytes(sent.params), principal, incoming=False)
+        return b"" if passed is None else notification_message(*passed)
+
+    def _pass(
+        self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
+    ) -> tuple[str, dict[str, Any]] | None:
+        try:
+            message = NotificationMessage(method, _decode_params(params or b"{}"), incoming, principal)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None  # params are an object, or missing
+        try:
+            for each in self._filters if incoming else reversed(self._filters):
+                kept = each(message)
+                if kept is None:
+                    return None
+                message = kept
+        except Exception as error:
+            self._failed(method, error)
+            return None
+        return message.method, message.params

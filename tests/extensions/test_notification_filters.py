@@ -1,0 +1,204 @@
+"""Filters of notifications: an extension sees, changes, or drops what comes in and goes out, on both sides."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import http_peer
+from cases import for_each
+from millstream import Client, Context, Server
+from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
+from millstream.extensions import CallContext, Extension, NotificationMessage, ServerHost, method, notification
+from patience import WAIT
+
+DATES = [NEWEST.date, NEWEST_HANDSHAKE.date]
+SOLD, TOLD = "com.example/sold", "com.example/told"
+
+
+class Censor(Extension):
+    """Notes every notification, doubles prices, and drops what is secret."""
+
+    name = "com.example/censor"
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.seen: list[tuple[str, bool]] = []
+        self.sold: list[int] = []
+        self.sold_one = asyncio.Event()
+        self.fails = fails
+        self.host: ServerHost
+
+    def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
+        """See the class."""
+        self.seen.append((message.method, message.incoming))
+        if self.fails and message.method == TOLD:
+            raise RuntimeError("broken filter")
+        if "secret" in str(message.params):
+            return None
+        if "price" in message.params:
+            params = {**message.params, "price": message.params["price"] * 2}
+            return NotificationMessage(message.method, params, message.incoming, message.principal)
+        return message
+
+    async def open(self, host: ServerHost) -> None:
+        """Keep the host."""
+        self.host = host
+
+    @notification(SOLD)
+    async def note_sale(self, params: dict[str, Any]) -> None:
+        """Note the price."""
+        self.sold.append(params["price"])
+        self.sold_one.set()
+
+    @method("com.example/stream")
+    async def stream(self, ctx: CallContext) -> None:
+        """Send on a stream, too."""
+        async with ctx.stream() as stream:
+            await stream.send(TOLD, {"word": "secret"})
+            stream.push(TOLD, {"price": 3})
+            await stream.send(TOLD, {"price": 4})
+
+
+class Ears(Extension):
+    """The client's side, without a filter."""
+
+    name = "com.example/censor"
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    @notification(TOLD, side="client")
+    async def note(self, params: dict[str, Any]) -> None:
+        """Note it."""
+        self.told.append(params)
+
+
+class QuietClient(Ears):
+    """The client's side, with a filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+
+    def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
+        """Drop what is secret, in both directions."""
+        self.seen.append((message.method, message.incoming))
+        return None if "secret" in str(message.params) else message
+
+
+def make_shop(*extensions: Extension) -> Server:
+    """A tool that sends every kind of notification."""
+    mcp = Server("shop", extensions=extensions)
+
+    @mcp.tool
+    async def tell(ctx: Context) -> str:
+        """Tell something, some of it secret."""
+        await ctx.progress(1, 3, "begun")
+        await ctx.progress(2, 3, "the secret")
+        await ctx.notify(TOLD, {"word": "secret"})
+        await ctx.notify(TOLD, {"price": 1})
+        return "told"
+
+    return mcp
+
+
+@asynccontextmanager
+async def _over_http(server: Server) -> AsyncIterator[str]:
+    async with http_peer.serve(server) as served:
+        try:
+            yield f"http://127.0.0.1:{served.port}/mcp"
+        finally:
+            await server.stop()
+
+
+@for_each("revision", DATES)
+async def test_a_server_filters_both_directions_in_process(revision: str) -> None:
+    """Dropped ones don't arrive, and changed ones arrive as they were changed."""
+    censor, ears = Censor(), Ears()
+    async with asyncio.timeout(WAIT):
+        async with Client(make_shop(censor), revision=revision, extensions=[ears]) as client:
+            await _check(client, censor, ears)
+
+
+@for_each("revision", DATES)
+async def test_a_server_filters_both_directions_over_http(revision: str) -> None:
+    """The same over sockets."""
+    censor, ears = Censor(), Ears()
+    async with (
+        asyncio.timeout(WAIT),
+        _over_http(make_shop(censor)) as url,
+        Client(url, revision=revision, extensions=[ears]) as client,
+    ):
+        await _check(client, censor, ears)
+
+
+async def _check(client: Client, censor: Censor, ears: Ears) -> None:
+    steps: list[str | None] = []
+    result = await client.call("tell", progress=lambda value, total, message: steps.append(message))
+    assert result.text == "told"
+    await client.ping()
+    assert (steps, ears.told) == (["begun"], [{"price": 2}])
+    assert censor.seen.count(("notifications/progress", False)) == 2
+    assert censor.seen.count((TOLD, False)) == 2
+    await client.notify(SOLD, {"price": 99, "to": "secret"})
+    await client.notify(SOLD, {"price": 5})
+    await censor.sold_one.wait()
+    assert censor.sold == [10]
+    assert censor.seen.count((SOLD, True)) == 2
+    ears.told.clear()
+    await client.request("com.example/stream")
+    while len(ears.told) < 2:
+        await client.ping()
+    assert ears.told == [{"price": 6}, {"price": 8}]
+
+
+async def test_broadcasts_and_list_changes_are_filtered_for_each_session() -> None:
+    """Also what a subscription carries."""
+    censor, ears = Censor(), Ears()
+    server = make_shop(censor)
+    async with asyncio.timeout(WAIT), Client(server, revision=NEWEST_HANDSHAKE.date, extensions=[ears]) as client:
+        await client.ping()
+        censor.host.broadcast(TOLD, {"word": "secret"})
+        censor.host.broadcast(TOLD, {"price": 7})
+        server.remove_tool("tell")
+        while ("notifications/tools/list_changed", False) not in censor.seen or not ears.told:
+            await client.ping()
+        assert ears.told == [{"price": 14}]
+        assert ("notifications/initialized", True) in censor.seen
+
+
+@for_each("revision", DATES)
+async def test_a_client_filters_both_directions(revision: str) -> None:
+    """What the server sends, and what it's sent."""
+    sold: list[Any] = []
+    arrived = asyncio.Event()
+
+    class Plain(Extension):
+        name = "com.example/censor"
+
+        @notification(SOLD)
+        async def note_sale(self, params: dict[str, Any]) -> None:
+            sold.append(params)
+            arrived.set()
+
+    quiet = QuietClient()
+    async with asyncio.timeout(WAIT), Client(make_shop(Plain()), revision=revision, extensions=[quiet]) as client:
+        steps: list[str | None] = []
+        await client.call("tell", progress=lambda value, total, message: steps.append(message))
+        await client.ping()
+        assert (steps, quiet.told) == (["begun"], [{"price": 1}])
+        await client.notify(SOLD, {"word": "secret"})
+        await client.notify(SOLD, {"word": "public"})
+        await arrived.wait()
+        assert [each["word"] for each in sold] == ["public"]
+        assert quiet.seen.count((SOLD, False)) == 2
+        assert quiet.seen.count((TOLD, True)) == 2
+
+
+async def test_a_broken_filter_drops_the_notification_and_nothing_else() -> None:
+    """It may have been there to keep a secret."""
+    censor, ears = Censor(fails=True), Ears()
+    async with asyncio.timeout(WAIT), Client(make_shop(censor), extensions=[ears]) as client:
+        assert (await client.call("tell")).text == "told"
+        await client.ping()
+        assert ears.told == []
