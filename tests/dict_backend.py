@@ -157,7 +157,7 @@ class Data:
         self.listeners.setdefault(stream, {})[mark] = interrupted or (lambda: None)
         return lambda: void(self.listeners[stream].pop(mark, None))
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         """At once."""
 
     def _find(self, stream: str) -> Stream | None:

@@ -257,8 +257,8 @@ class _Log:
     ) -> Callable[[], None]:
         return self._store.core.log.listen(stream, lambda entry: self._store.arrive(lambda: heard(entry)))
 
-    async def listening(self, stream: str) -> None:
-        await self._store.travel("listening")
+    async def wait_until_listening(self, stream: str) -> None:
+        await self._store.travel("wait_until_listening")
 
 
 class _Bus:

@@ -9,7 +9,7 @@ import pytest
 from cases import for_each
 from cli.test_faults import run
 from client.rude import Asked, discovering, rude
-from millstream._cli.commands.bench import LatencyTally, shown
+from millstream._cli.commands.bench import LatencyTally, format_duration
 from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -48,7 +48,7 @@ def test_percentiles_accept_one_value_and_none() -> None:
 @for_each(("seconds", "text"), [(0.0001234, "0.123 ms"), (0.0123, "12.3 ms"), (0.2346, "235 ms"), (2, "2 s")])
 def test_durations_have_three_digits(seconds: float, text: str) -> None:
     """As people read them."""
-    assert shown(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.server

@@ -18,7 +18,7 @@ import pytest
 
 from cases import for_each
 from command_line import commands, options, parameters
-from millstream._cli.commands.doctor import trusted
+from millstream._cli.commands.doctor import check_certificate
 from millstream._cli.help import COMMANDS, overview
 from millstream._cli.program import MODULES
 from millstream._http.client.url import parse
@@ -327,7 +327,7 @@ async def test_doctor_certificate_check_has_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
         with pytest.raises(ConnectFailed, match=r"sent no certificate within 0\.05 seconds\. Use http://"):
-            await trusted(url, 0.05)
+            await check_certificate(url, 0.05)
 
 
 @pytest.mark.server

@@ -9,7 +9,7 @@ import pytest
 
 from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
-from millstream._cli.connect_options import _fill_in, ended
+from millstream._cli.connect_options import _fill_in, run_to_exit
 from millstream._cli.tables import print_json
 from millstream.agent._events import ToolEnd
 from millstream.client._errors import Failure
@@ -41,7 +41,7 @@ def says_bad() -> None:
         raise Failure(-1, BAD)
 
     with pytest.raises(SystemExit):
-        ended(fail)
+        run_to_exit(fail)
 
 
 def asks_bad() -> None:

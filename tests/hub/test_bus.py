@@ -360,7 +360,7 @@ def test_invalid_event_ids_are_hashed() -> None:
 
 
 async def _connected(running: Any) -> None:
-    await until(lambda: not running.host.degraded())
+    await until(lambda: not running.host.degraded_reasons())
 
 
 def _exchange(kind: str) -> dict[str, Any]:

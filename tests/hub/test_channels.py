@@ -133,4 +133,4 @@ def test_pattern_index_finds_matching_patterns(
         if data.draw(st.booleans()):
             index.discard(pattern, found.pop(pattern))
             index.discard(pattern, object())  # type: ignore[arg-type]
-    assert set(index.matching(name)) == {found[pattern] for pattern in found if matches(pattern, name)}
+    assert set(index.find(name)) == {found[pattern] for pattern in found if matches(pattern, name)}

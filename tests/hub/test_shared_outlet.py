@@ -42,9 +42,9 @@ async def test_remaining_subscription_continues_writing(first: int) -> None:
     async with running() as hub:
         outlet = Outlet()
         both = [await add(hub, outlet, channel) for channel in ("broadcast", ">")]
-        both.pop(first).ended()
+        both.pop(first).handle_close()
         await hub.publish("broadcast", "1")
-        both.pop().ended()
+        both.pop().handle_close()
         await hub.publish("broadcast", "2")
         assert (outlet.data, outlet.closed) == (["1"], False)
         assert hub.stats().subscribers == 0

@@ -264,12 +264,12 @@ async def test_changes_during_a_read_cause_another_read() -> None:
         def watcher(record: object) -> None:
             told.append(record is not None)
             if told == [False, True]:  # the read ends with this call: the next change comes in the same turn
-                asyncio.get_running_loop().call_soon(records._heard, "session")
+                asyncio.get_running_loop().call_soon(records._on_activity, "session")
             elif told[-1]:
                 ended.set()
 
         records.watch("session", watcher)
-        records._heard("session")
+        records._on_activity("session")
         async with asyncio.timeout(WAIT):
             await ended.wait()
         assert told == [False, True, False, True]

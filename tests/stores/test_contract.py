@@ -643,7 +643,7 @@ async def test_stopped_listeners_are_not_called(store: Store) -> None:
     gone, stays = asyncio.Event(), asyncio.Event()
     stop = store.log.listen("hub:journal", lambda _: gone.set(), interrupted=gone.set)
     store.log.listen("hub:journal", lambda _: stays.set(), interrupted=stays.set)
-    await store.log.listening("hub:journal")
+    await store.log.wait_until_listening("hub:journal")
     await add(store, b"first")
     async with asyncio.timeout(WAIT):
         await gone.wait()
@@ -684,13 +684,13 @@ async def test_close_ends_listening(store: Store) -> None:
     """The contract of `Backend.close`."""
     heard, after = asyncio.Event(), asyncio.Event()
     stop = store.log.listen("hub:journal", lambda _: heard.set(), interrupted=heard.set)
-    await store.log.listening("hub:journal")
+    await store.log.wait_until_listening("hub:journal")
     await store.close()
     await store.open()
     stop()
     heard.clear()
     store.log.listen("hub:journal", lambda _: after.set(), interrupted=after.set)
-    await store.log.listening("hub:journal")
+    await store.log.wait_until_listening("hub:journal")
     await append(store, "hub:journal", b"a")
     async with asyncio.timeout(WAIT):
         await after.wait()
@@ -753,9 +753,9 @@ async def test_membership_entries_reach_followers(store: Store) -> None:
 
 
 async def test_members_stay_while_their_worker_lives(store: Store) -> None:
-    """The contract of `Members.abandoned`."""
+    """The contract of `Members.remove_abandoned`."""
     await store.members.join("chat", "ann", b"", told(b"+"))
-    assert await store.members.abandoned() == []
+    assert await store.members.remove_abandoned() == []
     assert await store.members.present("chat") == [("ann", b"")]
 
 
@@ -1053,7 +1053,7 @@ async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backi
 
 
 async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
-    """The contract of `Members.abandoned`: who gets them tells that they left."""
+    """The contract of `Members.remove_abandoned`: who gets them tells that they left."""
     dead, one, two = [await backing.worker() for _ in range(3)]
     name = dead.workers.me
     for n in range(20):
@@ -1063,10 +1063,10 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
     await backing.kill(dead)
     await until_gone(one, name)
     assert await two.members.present("chat") == []
-    found = await asyncio.gather(*(each.members.abandoned() for each in (one, two) for _ in range(5)))
+    found = await asyncio.gather(*(each.members.remove_abandoned() for each in (one, two) for _ in range(5)))
     expected = sorted(("chat", f"{n}", b"%d" % n) for n in range(20))
     assert sorted(each for some in found for each in some) == expected
-    assert await one.members.abandoned() == []
+    assert await one.members.remove_abandoned() == []
     assert await two.members.present("den") == [("ann", b"Ann")], "somebody else vouches"
     assert await one.members.leave("den", "ann", told(b"-")) is not None
     assert (await two.members.join("chat", "3", b"new", told(b"+")))[1] is not None, "it was gone"
@@ -1080,7 +1080,7 @@ async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> Non
     await gone.members.join("chat", "ann", b"Ann", told(b"+"))
     await gone.close()
     await until_gone(one, name)
-    assert await one.members.abandoned() == [("chat", "ann", b"Ann")]
+    assert await one.members.remove_abandoned() == [("chat", "ann", b"Ann")]
 
 
 async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
@@ -1091,7 +1091,7 @@ async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
     await backing.kill(dead)
     await until_gone(one, name)
     assert (await one.members.join("chat", "ann", b"after", told(b"+")))[1] is None
-    assert await one.members.abandoned() == []
+    assert await one.members.remove_abandoned() == []
     assert [member for member, _ in await one.members.present("chat")] == ["ann"]
     assert await one.members.leave("chat", "ann", told(b"-")) is not None
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
@@ -1106,7 +1106,7 @@ async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
     await backing.kill(dead)
     await until_gone(one, name)
     assert await one.members.leave("chat", "ann", told(b"-")) is not None
-    assert await one.members.abandoned() == []
+    assert await one.members.remove_abandoned() == []
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
 

@@ -73,7 +73,7 @@ class Parts:
         self.hear, self.interrupted = heard, interrupted
         return lambda: None
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         """At once."""
 
 

@@ -18,7 +18,7 @@ from millstream._stores import open_store, parent
 from millstream._stores.base import CoAppend, Entry, StoreUnavailable
 from millstream._stores.local import server as parent_side
 from millstream._stores.local import store as worker_side
-from millstream._stores.local.server import LocalServer, holding
+from millstream._stores.local.server import LocalServer, run_local_server
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
 from millstream._stores.parent import ParentAddress, use_parent
@@ -58,7 +58,7 @@ async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytes
     """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
     monkeypatch.setattr(parent._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
-    async with holding(lambda url: MemoryStore()) as text:
+    async with run_local_server(lambda url: MemoryStore()) as text:
         use_parent(text)
         one, two = open_store("memory://"), open_store("memory://")
         for store in (one, two):
@@ -147,7 +147,7 @@ async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBackin
     slow.log.listen(STREAM, heard, interrupted=interrupted.set)
     slow.bus.subscribe("topic", messages)
     slow.bus.subscribe("inbox", inbox)
-    await slow.log.listening(STREAM)
+    await slow.log.wait_until_listening(STREAM)
     await stop_reading(slow)
     piece = bytes(2**18)
     for n in range(60):
@@ -185,7 +185,7 @@ async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None
         return not await other.workers.alive(old)
 
     await until_workers(other, gone)
-    assert await other.members.abandoned() == [("chat", "ann", b"")]
+    assert await other.members.remove_abandoned() == [("chat", "ann", b"")]
     async with asyncio.timeout(WAIT):
         while cut.workers.me == old:
             await changed.wait()
@@ -333,7 +333,7 @@ async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
 
     await until_workers(here, gone)
     assert not await here.bus.send(me, "stop", b"late")
-    assert await here.members.abandoned() == [("chat", "ann", b"")]
+    assert await here.members.remove_abandoned() == [("chat", "ann", b"")]
     assert data_of(await read_all(here, STREAM)) == [b"+"]
 
 

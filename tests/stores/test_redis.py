@@ -248,7 +248,7 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
         await quiet(store)
         heard = Heard()
         store.log.listen("hub:late", heard)
-        await store.log.listening("hub:late")
+        await store.log.wait_until_listening("hub:late")
         entry = (await append(store, "hub:late", b"x"))[0]
         await heard.until((await store.log.newest("hub:late", 1))[0])
         assert await store.log.read("hub:late", entry) == []
@@ -261,7 +261,7 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
         assert await store.kv.keys("seen:") == []
         assert await store.bus.send(store.workers.me, "t", b"")
         await store.members.leave("warm", "warm", CoAppend("hub:other", b"", TTL, 10))
-        assert await store.members.present("warm") == await store.members.abandoned() == []
+        assert await store.members.present("warm") == await store.members.remove_abandoned() == []
         assert not await store.workers.alive("0" * 12)
         await store.members.keep()
         await store.log.trim("hub:late")

@@ -176,7 +176,7 @@ async def test_every_redis_key_expires(server: RedisServer) -> None:
         await store.log.append(STREAM, b"", ttl=TTL, max_entries=10, index=Index("mailbox:ann", TTL, 10))
         await store.bus.send(store.workers.me, "t", b"")
         store.log.listen("call:a:b", Heard())
-        await store.log.listening("call:a:b")
+        await store.log.wait_until_listening("call:a:b")
         keys = server.ask("KEYS", "*")
         assert len(keys) > 10
         assert {key: server.ask("PTTL", key.decode()) for key in keys if server.ask("PTTL", key.decode()) < 0} == {}
@@ -206,7 +206,7 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
             return True
 
         await update_roster(one.kv, end_all)
-        assert await two.members.abandoned() == []
+        assert await two.members.remove_abandoned() == []
         assert await two.members.present("chat") == [("ann", b"Ann")]
         async with opened(server.url, 600.0) as newcomer:
             assert await newcomer.members.present("chat") == [("ann", b"Ann")]

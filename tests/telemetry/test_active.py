@@ -14,9 +14,9 @@ def table(**given: int) -> tuple[ActiveSessions, list[tuple[Labels, float]]]:
 def test_sessions_are_active_while_used() -> None:
     """Our choice: five minutes; a sealed id tells nobody when it is left alone."""
     sessions, ended = table()
-    sessions.heard("a", 10.0, *HTTP)
-    sessions.heard("a", 20.0, *HTTP)
-    sessions.heard("b", 20.0, "stdio", "2024-11-05")
+    sessions.note("a", 10.0, *HTTP)
+    sessions.note("a", 20.0, *HTTP)
+    sessions.note("b", 20.0, "stdio", "2024-11-05")
     assert sessions.count(20.0 + IDLE_SECONDS) == {HTTP: 1, ("stdio", "2024-11-05"): 1}
     assert sessions.count(21.0 + IDLE_SECONDS) == {}
     assert ended == [(HTTP, 10.0), (("stdio", "2024-11-05"), 0.0)]
@@ -25,7 +25,7 @@ def test_sessions_are_active_while_used() -> None:
 def test_ended_sessions_are_counted_once() -> None:
     """DELETE, or the end of its connection; later messages about an unknown one change nothing."""
     sessions, ended = table()
-    sessions.heard("a", 1.0, *HTTP)
+    sessions.note("a", 1.0, *HTTP)
     sessions.over("a")
     sessions.over("a")
     assert ended == [(HTTP, 0.0)]
@@ -36,6 +36,6 @@ def test_session_floods_use_bounded_memory() -> None:
     """Our choice: bounded; the one that began first makes room."""
     sessions, ended = table(max_sessions=3)
     for number in range(10):
-        sessions.heard(str(number), float(number), *HTTP)
+        sessions.note(str(number), float(number), *HTTP)
     assert len(sessions) == 3
     assert len(ended) == 7

@@ -27,7 +27,7 @@ def measured(
     clock = Clock()
     observer = Observer({"add", "slow"}, clock=clock, wall=lambda: began, connections=given.pop("connections", {}))
     for name in sessions:
-        observer._sessions.heard(name, clock.now, "http", "2025-11-25")
+        observer._sessions.note(name, clock.now, "http", "2025-11-25")
     clock.now += 9
     for tool, times in calls.items():
         for seconds in times:

@@ -265,14 +265,14 @@ def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
 def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
     """Connect, do the work, and exit: with the status that the work returns, or that of the error."""
 
-    async def connected() -> int | None:
+    async def run_with_client() -> int | None:
         async with client() as opened:
             return await work(opened)
 
-    ended(connected)
+    run_to_exit(run_with_client)
 
 
-def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
+def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
     """Run the work of a command. An error of the client becomes one line, or one JSON object, never a traceback."""
     try:
         status = carry_out(work()) or 0
@@ -376,7 +376,10 @@ async def _ask(question: Question) -> Any:
 def _fill_in(question: Question) -> Any:
     print(f"The server asks: {safe(one_line(question.message))}", file=sys.stderr)
     if question.url:
-        return _typed(f"Open {safe(one_line(question.url))} yourself, and go on? [y/N]").strip().lower() in ("y", "yes")
+        return _prompt(f"Open {safe(one_line(question.url))} yourself, and go on? [y/N]").strip().lower() in (
+            "y",
+            "yes",
+        )
     answers: dict[str, Any] = {}
     defaults = question.defaults
     for name, given in members((question.requested_schema or {}).get("properties")).items():
@@ -390,7 +393,7 @@ def _ask_for(name: str, field: dict[str, Any], default: Any) -> Any:
     title = safe(one_line(str(field.get("title") or name)))
     shown = safe(one_line(str(default)))
     while True:
-        text = _typed(f"{title} [{shown}]" if shown else title) or str(default)
+        text = _prompt(f"{title} [{shown}]" if shown else title) or str(default)
         value = value_of(text, field)
         wrong = wrong_answer(value, field)
         if not wrong:
@@ -426,7 +429,7 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
     return ""
 
 
-def _typed(prompt: str) -> str:
+def _prompt(prompt: str) -> str:
     """Read a line from the terminal. Not with `input`: newer C libraries would wait for its thread at exit."""
     sys.stderr.write(f"{prompt}: ")
     sys.stderr.flush()

@@ -23,7 +23,7 @@ as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whether the caller of the command expects JSON."""
 
 
-def known() -> set[str]:
+def command_names() -> set[str]:
     """Return the names of all commands."""
     return {name for group in COMMANDS.values() for name in group}
 
@@ -120,7 +120,7 @@ def _missing(error: "MissingArgumentError") -> str:
 
 
 def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> None:
-    command = " ".join(chain) or (arguments[0] if arguments[0] in known() else "")
+    command = " ".join(chain) or (arguments[0] if arguments[0] in command_names() else "")
     remedy = f"millstream {command} --help" if command else "millstream --help"
     if command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"

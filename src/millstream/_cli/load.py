@@ -181,7 +181,7 @@ def _is_of_other_library(value: object) -> bool:
 
 def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
     if name:
-        return _named(namespace, servers, name, source)
+        return _find_named(namespace, servers, name, source)
     if len({id(server) for server in servers.values()}) == 1:
         return next(iter(servers.values()))
     for customary in CUSTOMARY_NAMES:
@@ -249,7 +249,7 @@ def _mount_hint(source: str, name: str) -> str:
     return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name}'
 
 
-def _named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
+def _find_named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
     if name in servers:
         return servers[name]
     known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'

@@ -45,7 +45,7 @@ def program(only: str = "") -> App:
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
-        default_parameter=Parameter(negative=(), show_default=_shown),
+        default_parameter=Parameter(negative=(), show_default=_show_default),
         group_parameters=OPTIONS,
         help_flags=("--help", "-h"),
         help_format="markdown",
@@ -84,6 +84,6 @@ def _group(name: str) -> str:
     return next(heading for heading, group in COMMANDS.items() if name in group)
 
 
-def _shown(default: Any) -> str | None:
+def _show_default(default: Any) -> str | None:
     """Return a default only if it's informative."""
     return str(default) if default not in (None, False, "", ()) else None

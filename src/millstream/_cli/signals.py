@@ -143,18 +143,18 @@ def unread() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None
     assert work is not None  # noqa: S101  a coroutine runs in one
     failed: list[OSError] = []
 
-    def told(show: Callable[P, None]) -> Callable[P, None]:
-        def shown(*given: P.args, **more: P.kwargs) -> None:
+    def stop_on_write_error(show: Callable[P, None]) -> Callable[P, None]:
+        def write(*given: P.args, **more: P.kwargs) -> None:
             try:
                 show(*given, **more)
             except OSError as exc:
                 failed.append(exc)
                 work.cancel()
 
-        return shown
+        return write
 
     try:
-        yield told
+        yield stop_on_write_error
     except asyncio.CancelledError:
         if failed:
             raise failed[0] from None

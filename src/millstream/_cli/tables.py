@@ -68,10 +68,10 @@ _TOKEN = re.compile(
 def color_json(text: str) -> str:
     """Color the keys, strings, and other values of JSON, if standard output is a terminal without NO_COLOR."""
 
-    def colored(found: re.Match[str]) -> str:
+    def colorize(found: re.Match[str]) -> str:
         return style(found[0], "cyan" if found["key"] else "green" if found["text"] else "yellow")
 
-    return _TOKEN.sub(colored, text)
+    return _TOKEN.sub(colorize, text)
 
 
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:

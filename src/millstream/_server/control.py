@@ -46,9 +46,9 @@ class Control:
 
     # Messages on a connection, whose calls all run on this worker
 
-    def notified(self, message: Envelope, scope: str) -> None:
+    def notify(self, message: Envelope, scope: str) -> None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC."""
-        request_id = _cancelled(message)
+        request_id = _cancelled_request_id(message)
         if request_id is not None:
             self.cancel(scope, request_id)
 
@@ -73,7 +73,7 @@ class Control:
 
     async def notified_anywhere(self, message: Envelope, session_id: str) -> None:
         """Process a notification of a session. A cancellation can be lost."""
-        request_id = _cancelled(message)
+        request_id = _cancelled_request_id(message)
         if request_id is None or self.cancel(session_id, request_id) or not session_id:
             return
         if self._peers.shared and self._allowance.take(session_id):
@@ -125,7 +125,7 @@ class Control:
         self._questions.answer(answer, message.session)
 
 
-def _cancelled(message: Envelope) -> RequestId | None:
+def _cancelled_request_id(message: Envelope) -> RequestId | None:
     return cancelled_id(message.params) if message.method == "notifications/cancelled" else None
 
 

@@ -245,7 +245,7 @@ class Dispatcher:
             task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
             if task is not None and stopped and call.cancelled:
                 task.uncancel()
-                return self._stopped(call)
+                return self._answer_stopped(call)
             if task is None or (stopped and task.cancelling() and self._ends(call)):
                 call.cancelled = True
                 self.services.questions.fail(call.asked or ())
@@ -257,7 +257,7 @@ class Dispatcher:
             return self._without_store(call, exc)
         # The error comes from the function: it raised it, cancelled its own task, or waited for something cancelled.
         # This includes KeyboardInterrupt, because Ctrl-C has a signal handler.
-        return self._unexpected(call, exc)
+        return self._answer_failure(call, exc)
 
     def _ends(self, call: Call) -> bool:
         """Return whether the owner of the call's task may have cancelled it: the client is gone, or the server is
@@ -265,7 +265,7 @@ class Dispatcher:
         """
         return self.stopping or call.origin is None or call.origin.ends_call()
 
-    def _stopped(self, call: Call) -> bytes:
+    def _answer_stopped(self, call: Call) -> bytes:
         """Return the answer of a stopped call."""
         if call.expired:
             return self._tool_error(call, "The call took too long.")
@@ -290,7 +290,7 @@ class Dispatcher:
         head = self._heads[call.revision.date]
         return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
-    def _unexpected(self, call: Call, exc: BaseException) -> bytes:
+    def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, told=_TOLD)
@@ -334,7 +334,7 @@ class Dispatcher:
         except ProtocolError as error:
             return self._refuse(call, error)
         except LocalError as error:  # the answers don't fit into a state
-            return self._unexpected(call, error)
+            return self._answer_failure(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _wrap_envelope(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))

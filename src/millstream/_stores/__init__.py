@@ -19,13 +19,13 @@ def open_store(url: str) -> Store:
     """
     scheme, separator, rest = url.partition("://")
     # Errors repeat the scheme only: the rest of the URL may contain a password.
-    kind = (_KINDS.get(scheme) or _installed(scheme)) if separator else None
+    kind = (_KINDS.get(scheme) or _installed_factory(scheme)) if separator else None
     if kind is None:
         raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
     return kind(url, rest)
 
 
-def _installed(scheme: str) -> Callable[[str, str], Store] | None:
+def _installed_factory(scheme: str) -> Callable[[str, str], Store] | None:
     """Return the factory that another package registers as a `millstream.stores` entry point."""
     from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
 

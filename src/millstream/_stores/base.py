@@ -239,7 +239,7 @@ class Log(Protocol):
     ) -> Callable[[], None]:
         """Call `hear` in the event loop with each entry that any worker appends. Return a function that stops it.
 
-        Entries arrive in stream order, without gaps since `listening` returned or since the last call of
+        Entries arrive in stream order, without gaps since `wait_until_listening` returned or since the last call of
         `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost connection, a dropped
         message, an entry out of order), it calls `interrupted` instead, and the listener reads the stream. A store that
         can't push entries at all may call `interrupted` for each append. Use `millstream._stores.tail.Tail` as the
@@ -250,7 +250,7 @@ class Log(Protocol):
         """
         ...
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         """Wait until every later append by any worker reaches the listeners of this stream."""
 
 
@@ -380,7 +380,7 @@ class Members(Protocol):
         """Hold a member for this worker. If it's new in the group, append `told` and return its position, else None.
 
         The value of the first worker is kept and returned. A worker that joins after all other holders have died, but
-        before `abandoned` returned the member, takes it over without an announcement.
+        before `remove_abandoned` returned the member, takes it over without an announcement.
         """
         ...
 
@@ -392,7 +392,7 @@ class Members(Protocol):
         """Return the members of a group and their values, in no particular order."""
         ...
 
-    async def abandoned(self) -> list[tuple[str, str, bytes]]:
+    async def remove_abandoned(self) -> list[tuple[str, str, bytes]]:
         """Remove the members that only dead workers held. Return (group, member, value) of each.
 
         Each member is returned to exactly one worker, which announces the departure.

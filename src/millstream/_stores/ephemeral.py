@@ -75,8 +75,8 @@ class SplitLog:
     ) -> Callable[[], None]:
         return self._of(stream).listen(stream, hear, interrupted=interrupted)
 
-    async def listening(self, stream: str) -> None:
-        await self._of(stream).listening(stream)
+    async def wait_until_listening(self, stream: str) -> None:
+        await self._of(stream).wait_until_listening(stream)
 
     def _of(self, stream: str) -> Log:
         return self._memory if _is_ephemeral(stream) else self._durable

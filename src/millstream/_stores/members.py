@@ -132,7 +132,7 @@ class MapMembers:
             if any(not self._is_gone(each) for each in held.workers)
         ]
 
-    async def abandoned(self) -> list[tuple[str, str, bytes]]:
+    async def remove_abandoned(self) -> list[tuple[str, str, bytes]]:
         kv = self._backend.kv
         unswept = set((await self._workers.read()).unswept)
         if not unswept or not await kv.compare_and_set(_SWEEP, None, self._workers.me.encode(), _SWEEP_SECONDS):
@@ -147,11 +147,11 @@ class MapMembers:
                 ):
                     found += await self._sweep(key)
 
-        def swept(roster: Roster) -> bool:
+        def remove_swept(roster: Roster) -> bool:
             roster.unswept = [worker for worker in roster.unswept if worker not in unswept]
             return True
 
-        await update_roster(kv, swept)
+        await update_roster(kv, remove_swept)
         await kv.delete(_SWEEP)
         return found
 

@@ -62,7 +62,7 @@ class BackendStore:
         if backend.shared:
             self.workers = self._leases = Leases(backend)
             self.bus = self._messages = LogBus(backend, self._leases)
-            self._leases.on_rename = self._renamed
+            self._leases.on_rename = self._on_rename
         else:
             self.workers = SoleWorker()
             self.bus = DirectBus(self.workers)
@@ -102,7 +102,7 @@ class BackendStore:
             await self._messages.end()
             await self.backend.close()
             raise
-        self._stop_watching = self.backend.watch(self._renewed)
+        self._stop_watching = self.backend.watch(self._on_epoch)
         self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._keep())]
 
     def abandon(self) -> None:
@@ -129,12 +129,12 @@ class BackendStore:
             self.bus.clear()
         await self.backend.close()
 
-    def _renamed(self) -> None:
+    def _on_rename(self) -> None:
         if self._messages is not None:
             self._messages.open_inbox()
-            self._renewed()
+            self._on_epoch()
 
-    def _renewed(self) -> None:
+    def _on_epoch(self) -> None:
         """Handle a new epoch of the store or a new name of this worker."""
         if self._messages is not None:
             self._messages.interrupt()

@@ -111,7 +111,7 @@ class Tail:
         """
         async with self._lock:
             if not self._listens:
-                await self._log.listening(self._stream)
+                await self._log.wait_until_listening(self._stream)
                 self._listens = True
             self._in_step = True
             try:

@@ -37,7 +37,7 @@ class Tally:
         """See `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
-            used = await self._used(quotas)
+            used = await self._used_amounts(quotas)
             now, wall = self._clock(), time.time()
             found = [self._look(worker, charge, gone, used, now, wall) for charge in charges]
             if all(each.wait <= 0 for each in found):
@@ -58,7 +58,7 @@ class Tally:
             if seat.key in self._seats:
                 self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})
 
-    async def _used(self, quotas: Sequence[Quota]) -> dict[str, float]:
+    async def _used_amounts(self, quotas: Sequence[Quota]) -> dict[str, float]:
         if not quotas:
             return {}
         values = await self._values.get_many([_name(quota) for quota in quotas])
@@ -73,19 +73,19 @@ class Tally:
             room = charge.seconds - max(0.0, self._paces.get(charge.key, now) - now)
             missing = each * min(charge.cost, charge.count) - room
             amount = max(charge.cost, min(charge.most, room // each))
-            return _taken(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount)
+            return _charge_result(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount)
         if isinstance(charge, Quota):
             room = charge.count - used[charge.key]
             enough = min(charge.cost, charge.count) <= room + _SLACK
-            return _taken(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
+            return _charge_result(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
         held = self._seats.get(charge.key, set())
         if any(each[0] in gone for each in held):
             held = {each for each in held if each[0] not in gone}
             self._keep(charge.key, held)
         if (worker, charge.holder) in held:
-            return _taken(0.0, charge.count - len(held), 0.0)
+            return _charge_result(0.0, charge.count - len(held), 0.0)
         free = charge.count - len(held)
-        return _taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
+        return _charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
 
     def _take(self, worker: str, charge: Charge, taken: ChargeResult, now: float) -> None:
         if isinstance(charge, Seat):
@@ -117,7 +117,7 @@ class Tally:
         self._paces = kept
 
 
-def _taken(wait: float, room: float, amount: float) -> ChargeResult:
+def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
     """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 

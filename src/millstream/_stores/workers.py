@@ -352,7 +352,7 @@ class LogBus:
         self._messages = self._inbox = None
 
     def _reader(self, stream: str, after: Position | None) -> "_Reader":
-        return _Reader(Tail(self._backend.log, stream, after, self._take, self._lost))
+        return _Reader(Tail(self._backend.log, stream, after, self._take, self._on_gap))
 
     def _take(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -365,7 +365,7 @@ class LogBus:
             else:
                 self._topics.tell(topic, data)
 
-    def _lost(self, gap: Gap) -> None:
+    def _on_gap(self, gap: Gap) -> None:
         self.interrupt()
 
 

@@ -28,7 +28,7 @@ class ActiveSessions:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def heard(self, session: str, now: float, transport: str, revision: str) -> None:
+    def note(self, session: str, now: float, transport: str, revision: str) -> None:
         """Note a message of a session."""
         seen = self._seen.get(session)
         if seen is not None:

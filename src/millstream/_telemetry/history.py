@@ -129,13 +129,13 @@ class History:
         start, slot = second // SLOT * SLOT, self._slot
         if slot is None or slot.at != start:
             if slot is not None:
-                self._ring.append((slot.at, _pack(HistorySlot(slot.at, _bounded(slot.tallies), slot.gauges))))
+                self._ring.append((slot.at, _pack(HistorySlot(slot.at, _limit_operations(slot.tallies), slot.gauges))))
             slot = self._slot = HistorySlot(start, {}, Gauges())
         slot.gauges = slot.gauges.with_(gauges)
-        for number, tally in self._grown(series):
+        for number, tally in self._growth(series):
             slot.tallies.setdefault(number, OperationTally(0, {})).add(tally)
 
-    def _grown(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
+    def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
             known = self._counted.get(labels)
             if known == each.counts:
@@ -210,10 +210,10 @@ def _together(at: int, slots: Iterable[HistorySlot]) -> HistorySlot:
         gauges = gauges.with_(slot.gauges)
         for number, tally in slot.tallies.items():
             tallies.setdefault(number, OperationTally(0, {})).add(tally)
-    return HistorySlot(at, _bounded(tallies), gauges)
+    return HistorySlot(at, _limit_operations(tallies), gauges)
 
 
-def _bounded(tallies: dict[int, OperationTally]) -> dict[int, OperationTally]:
+def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, OperationTally]:
     if len(tallies) <= MAX_OPERATIONS:
         return tallies
 

@@ -96,7 +96,7 @@ class Counter:
 
     def read(self) -> Reading:
         """Return the metric at this moment."""
-        return _reading(self.family, "counter", "sum", self.values)
+        return _to_reading(self.family, "counter", "sum", self.values)
 
 
 class ReadMetric:
@@ -112,7 +112,7 @@ class ReadMetric:
 
     def read(self) -> Reading:
         """Return the metric at this moment."""
-        return _reading(self.family, self.kind, self.merge, self._values())
+        return _to_reading(self.family, self.kind, self.merge, self._values())
 
 
 class Series:
@@ -262,7 +262,7 @@ def _family(name: str, help: str, labels: Labels) -> Family:
     return Family(name, help, labels)
 
 
-def _reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Reading:
+def _to_reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Reading:
     samples = {(family.name, *_pairs(family.labels, labels)): value for labels, value in values.items()}
     return Reading(family.name, family.help, kind, merge, samples)
 

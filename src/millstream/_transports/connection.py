@@ -153,7 +153,7 @@ class ClientConnection:
                 return None
             if kept.method == "notifications/initialized":
                 self._watch()
-            dispatcher.control.notified(kept, self.id)
+            dispatcher.control.notify(kept, self.id)
             if kept.method in dispatcher.registry.heard:
                 alone = is_per_request(message)
                 session, revision = (None, NEWEST) if alone else (self.session, self._revision())

@@ -419,7 +419,7 @@ class GatewayPart:
             if mine or any(self._own_uri(upstream, uri) for uri in before):
                 upstream.watches.want(frozenset(mine), handshake=upstream.revision.handshake)
 
-    async def followed(self, uris: Collection[str]) -> None:
+    async def wait_until_followed(self, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
         for upstream in self.upstreams.values():
             mine = [own for uri in uris if (own := self._own_uri(upstream, uri))]

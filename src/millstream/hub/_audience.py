@@ -56,7 +56,7 @@ class Audience:
         """Return every outlet once."""
         return self._by_outlet
 
-    def queued(self) -> int:
+    def queued_bytes(self) -> int:
         """Return the unread bytes of all outlets. Walks over all of them."""
         return sum(outlet.buffered for outlet in self._by_outlet)
 
@@ -136,7 +136,7 @@ class Audience:
 
     def everyone(self) -> FanOut:
         """Return the outlets of all subscribers that have caught up."""
-        return _grouped(each for each in self._entered if each.joined)
+        return _group(each for each in self._entered if each.joined)
 
     def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
         """Return the subscribers that share an outlet, in order of arrival."""
@@ -144,10 +144,10 @@ class Audience:
 
     def _make_plan(self, channel: str) -> FanOut:
         hearers = self._exact.get(channel, {}).copy()
-        for each in self._wild.matching(channel):
+        for each in self._wild.find(channel):
             if each not in hearers and each.wants(channel):
                 hearers[each] = None
-        return _grouped(hearers)
+        return _group(hearers)
 
     def _forget_plans(self, subscription: Subscription) -> None:
         if subscription.wild:
@@ -157,7 +157,7 @@ class Audience:
             self._plans.pop(channel, None)
 
 
-def _grouped(subscriptions: Iterable[Subscription]) -> FanOut:
+def _group(subscriptions: Iterable[Subscription]) -> FanOut:
     groups: dict[Encode, dict[Outlet, None]] = {}
     for each in subscriptions:
         groups.setdefault(each.encode, {})[each.outlet] = None

@@ -190,7 +190,7 @@ class OutboundBridge:
         woken = asyncio.Event()
         stop = store.log.listen(JOURNAL, lambda _: woken.set(), interrupted=woken.set)
         try:
-            await store.log.listening(JOURNAL)
+            await store.log.wait_until_listening(JOURNAL)
             position = await self._start(store)
             while await self._leads(store):
                 woken.clear()
@@ -390,7 +390,7 @@ def message_id(kind: str, message: Any) -> str | None:
     return found or None
 
 
-async def _undecoded(message: Any) -> Any:
+async def _keep_raw(message: Any) -> Any:
     """Pass the undecoded message to the handler, with its body as bytes."""
     return message
 
@@ -402,7 +402,7 @@ def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict
     name = (
         f"{group}-{re.sub('[^A-Za-z0-9]+', '-', subject).strip('-')}-{hashlib.sha256(subject.encode()).hexdigest()[:8]}"
     )
-    common: dict[str, Any] = {"ack_policy": AckPolicy.MANUAL, "decoder": _undecoded, "no_reply": True}
+    common: dict[str, Any] = {"ack_policy": AckPolicy.MANUAL, "decoder": _keep_raw, "no_reply": True}
     if kind == "nats":
         from faststream.nats import PullSub  # noqa: PLC0415
 

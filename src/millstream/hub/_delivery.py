@@ -68,7 +68,7 @@ class Delivery:
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
-        self.events = Tail(self._store.log, JOURNAL, None, self._take, self._lost)
+        self.events = Tail(self._store.log, JOURNAL, None, self._take, self._on_gap)
         self.visits = Tail(self._store.log, STREAM, None, self._take_changes, self._on_changes_lost)
         self.events.position = await self._journal.open()
         self.visits.position = await self._arrivals.open(self._journal.epoch)
@@ -104,8 +104,8 @@ class Delivery:
             event = self._arrivals.take(entry, journal.epoch, journal.offset)
             self._write(event, event.channel)
 
-    def _lost(self, loss: Gap) -> None:
-        self._journal.lost(loss)
+    def _on_gap(self, loss: Gap) -> None:
+        self._journal.reset(loss)
         self._reader.forget()
         self._arrivals.forget(self._journal.offset)  # their positions in the journal are invalid now
         self._tell_loss("journal")

@@ -306,7 +306,7 @@ class Hub:
 
     def queued_bytes(self) -> int:
         """Return the bytes that subscribers haven't read yet. Walks over all subscribers."""
-        return self._audience.queued()
+        return self._audience.queued_bytes()
 
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed and the current position to all. With `read`, also read missed

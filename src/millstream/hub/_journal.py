@@ -103,7 +103,7 @@ class Journal:
             self.recent_floor = oldest.offset
         return event
 
-    def lost(self, gap: Gap) -> None:
+    def reset(self, gap: Gap) -> None:
         """Reset, because this worker missed events or the store lost delivered ones."""
         self.ids.forget()  # new events reuse the offsets of lost ones
         oldest, newest = gap.oldest, gap.newest

@@ -54,7 +54,7 @@ class PatternIndex:
                 return
             del parent.children[segment]
 
-    def matching(self, channel: str) -> Iterator[Subscription]:
+    def find(self, channel: str) -> Iterator[Subscription]:
         """Yield the subscribers with a pattern that matches a channel, once per matching pattern."""
         segments = channel.split(".")
         # A leading wildcard doesn't match the hub's own channels.

@@ -102,7 +102,7 @@ class Presence:
             self._name = self._workers.me
             self._vouched.clear()
         await self._settle_all()
-        self._abandoned += await self._members.abandoned()
+        self._abandoned += await self._members.remove_abandoned()
         while self._abandoned:
             group, _, value = self._abandoned[0]
             told = self._tell(group.removeprefix(_GROUP), "leave", _decode(value))

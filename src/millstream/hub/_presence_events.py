@@ -63,7 +63,7 @@ class PresenceEvents:
         """Bring a subscriber up to date and deliver future events to it."""
         self._audience.enter(subscription)
         outlet = subscription.outlet
-        outlet.on_close(subscription.ended)
+        outlet.on_close(subscription.handle_close)
         beside = [each for each in self._audience.on(outlet) if each.joined]
         delivery = self._delivery
         replay = CatchUp(

@@ -179,7 +179,7 @@ class JournalReader:
         """
         journal = self._journal
         if not journal.ids.find(id) and journal.recent_floor:
-            if self._indexing is None or self._indexing[0] != journal.epoch or _failed(self._indexing[1]):
+            if self._indexing is None or self._indexing[0] != journal.epoch or _has_failed(self._indexing[1]):
                 self._indexing = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
             await asyncio.shield(self._indexing[1])
         return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
@@ -242,7 +242,7 @@ def _offset(entry: Entry) -> int:
     return entry.position.offset
 
 
-def _failed(task: asyncio.Task[None]) -> bool:
+def _has_failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 

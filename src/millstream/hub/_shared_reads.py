@@ -82,10 +82,12 @@ class SharedReads(Generic[T]):
         if reading is None or not usable(reading.since, None):
             reading = self._reading[key] = _PendingRead(since, asyncio.create_task(read()))
             self._tasks.add(reading.future)
-            reading.future.add_done_callback(partial(self._done, key, reading, final))
+            reading.future.add_done_callback(partial(self._on_read_done, key, reading, final))
         return await asyncio.shield(reading.future)
 
-    def _done(self, key: Hashable, reading: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]) -> None:
+    def _on_read_done(
+        self, key: Hashable, reading: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]
+    ) -> None:
         self._tasks.discard(done)
         failed = done.cancelled() or done.exception() is not None
         if self._reading.get(key) is not reading:

@@ -91,6 +91,6 @@ class Subscription:
         """End the subscription and its outlet. Idempotent."""
         self.outlet.close()
 
-    def ended(self) -> None:
+    def handle_close(self) -> None:
         """The outlet is closed, or carries this subscription no longer."""
         self._leave(self)

@@ -40,7 +40,7 @@ class ConsolePrompts:
             self._screen.note(f"{what} wasn't allowed, because there's no terminal to ask on. --yes allows everything.")
             return False
         self._screen.pause()
-        for line in _described(request):
+        for line in _describe(request):
             self._screen.note(line)
         while True:
             answer = self._read("Allow it? yes, no, or always [n]: ").strip().lower()
@@ -113,7 +113,7 @@ def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
     return ""
 
 
-def _described(request: Approval) -> list[str]:
+def _describe(request: Approval) -> list[str]:
     if request.kind == "sampling":
         return [f"{request.server} wants to ask the model: {safe(one_line(request.text))}"]
     about = f" ({one_line(request.description)[:200]})" if request.description else ""

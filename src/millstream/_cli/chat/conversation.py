@@ -68,12 +68,12 @@ class ChatSession:
     def in_main(self, ask: Callable[..., T]) -> Callable[..., Awaitable[T]]:
         """Return an awaitable for the agent's thread that asks the user in the main thread."""
 
-        async def asked(*what: Any) -> T:
+        async def ask_on_main_thread(*what: Any) -> T:
             answer: Future[T] = Future()
             self._jobs.put(partial(_settle, answer, ask, what))
             return await asyncio.wrap_future(answer)
 
-        return asked
+        return ask_on_main_thread
 
     # Main thread
 
@@ -85,7 +85,7 @@ class ChatSession:
             Stopped: the user pressed Ctrl-C.
         """
 
-        async def connected() -> tuple[Agent, Toolbox]:
+        async def open_agent() -> tuple[Agent, Toolbox]:
             agent = make()
             await agent.__aenter__()
             try:
@@ -96,7 +96,7 @@ class ChatSession:
             self._agent = agent
             return agent, tools
 
-        return self._wait(connected())
+        return self._wait(open_agent())
 
     def answer(self, text: str) -> None:
         """Show one answer as it arrives.
@@ -158,7 +158,7 @@ class ChatSession:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work in the other thread, and show its output and ask its questions in this one."""
-        future = asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._run_stoppable(work), self._loop)
         future.add_done_callback(lambda _: self._jobs.put(None))
         stopping: KeyboardInterrupt | None = None
         while True:
@@ -182,7 +182,7 @@ class ChatSession:
 
     # Agent's thread
 
-    async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _run_stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
         try:
             return await work

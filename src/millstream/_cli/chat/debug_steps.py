@@ -67,12 +67,12 @@ class Steps:
         self._screen.pause()
 
 
-def _said(event: UserMessage) -> str:
+def _question_line(event: UserMessage) -> str:
     return f"question: {event.text}" + (f" (with {', '.join(event.context)})" if event.context else "")
 
 
 _STEPS: dict[type[Any], Callable[[Any], str]] = {
-    UserMessage: _said,
+    UserMessage: _question_line,
     RoundStart: lambda e: f"asking the model: round {e.round}, messages: {e.messages}, tools: {e.tools}",
     ToolStart: lambda e: f"the model calls {e.server}: {e.tool} {json.dumps(e.arguments, ensure_ascii=False)}",
     ToolEnd: lambda e: f"result of {e.tool} ({e.outcome}): {e.text}",
@@ -93,11 +93,11 @@ def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> 
     """Yield the configuration, before anything is sent. Keys aren't shown."""
     yield f"configuration: model {model.name} at {model.url}"
     for place in places:
-        key = "with an Authorization header" if keyed(place) else "without a key"
+        key = "with an Authorization header" if sends_key(place) else "without a key"
         yield f"server: {place.target if isinstance(place.target, str) else place.name}, {key}"
 
 
-def keyed(place: ServerAt) -> bool:
+def sends_key(place: ServerAt) -> bool:
     """Return whether the server receives a key."""
     return "authorization" in {name.lower() for name in place.headers}
 
@@ -108,6 +108,6 @@ def steps_of_connection(agent: Agent, places: Sequence[ServerAt], tools: Toolbox
         client = server.client
         offers = ", ".join(client.capabilities) or "nothing"
         about = f"{client.server.name} {version_of(client)}".strip()
-        yield f"connected to {server.name} by {client.transport}{' (Auth OK)' if keyed(place) else ''}"
+        yield f"connected to {server.name} by {client.transport}{' (Auth OK)' if sends_key(place) else ''}"
         yield f"session with {about}: revision {client.revision}, offers {offers}"
     yield f"tools: {', '.join(tool.name for tool in tools) or 'none'}"

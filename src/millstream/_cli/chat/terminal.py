@@ -108,7 +108,7 @@ class TerminalScreen:
         now = time.monotonic()
         due = len(self._block) < _LONG or now - self._drawn >= _PAUSE
         if self._block.strip() and due:
-            self._draw(self._trimmed(self._block))
+            self._draw(self._render(self._block))
             self._drawn = now
 
     def _flush(self) -> None:
@@ -120,10 +120,10 @@ class TerminalScreen:
     def _put(self, block: str) -> None:
         """Print a block followed by one empty line, whatever spacing its elements have."""
         if block.strip():
-            self._console.print(self._trimmed(block))
+            self._console.print(self._render(block))
             self._console.print()
 
-    def _trimmed(self, block: str) -> Segments:
+    def _render(self, block: str) -> Segments:
         # Hyperlinks would hide addresses behind text of the model's choice.
         markdown = Markdown(block.strip("\n"), hyperlinks=False)
         options = self._console.options.update(width=min(self._console.width, _WIDEST))

@@ -19,8 +19,8 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     Json,
     connects,
-    ended,
     pairs,
+    run_to_exit,
     unknown,
     value_of,
     with_client,
@@ -136,7 +136,7 @@ def bench(
     - `millstream bench http://127.0.0.1:8000/mcp --listeners 100`
     """
     if listeners:
-        ended(lambda: _broadcast(options, listeners, seconds, json=json))
+        run_to_exit(lambda: _broadcast(options, listeners, seconds, json=json))
         return
     if arguments and "=" not in arguments[0] and not tool:
         raise UsageError(f"Name the tool with an option: --tool {arguments[0]}")
@@ -145,7 +145,7 @@ def bench(
         raise UsageError("Arguments require a tool. Name it with --tool.")
 
     async def work(client: Client) -> int:
-        values = await _typed(client, tool, given)
+        values = await _typed_arguments(client, tool, given)
         tally = LatencyTally()
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -177,7 +177,7 @@ async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *,
             ["delivered", f"{told['delivered']:,} of {told['expected']:,}"],
             ["deliveries/s", f"{told['deliveriesPerSecond']:,.0f}"],
             ["streams cut", f"{told['cut']:,}"],
-            *([name, shown(each)] for name, each in latency.items()),
+            *([name, format_duration(each)] for name, each in latency.items()),
         ]
         if found.memory is not None:
             grown = (found.memory[1] - found.memory[0]) / 1024
@@ -188,7 +188,7 @@ async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *,
     return FAILED if told["delivered"] < told["expected"] else 0
 
 
-async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
+async def _typed_arguments(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
     if not tool:
         return {}
     tools = {each.name: each for each in await client.tools()}
@@ -249,7 +249,7 @@ def report(tally: LatencyTally, took: float, client: Client, connections: int, *
     about = f"{client.server.name or 'server'} ({client.revision}, {client.transport})"
     print_text(f"{about}: {connections} connections for {took:.1f} s, measured by one client process")
     rows = [["calls/s", f"{rate:,.0f}"], ["calls", f"{tally.calls:,}"], ["errors", f"{failed:,}"]]
-    rows += [[name, shown(value)] for name, value in {**percentiles, "max": tally.slowest}.items()]
+    rows += [[name, format_duration(value)] for name, value in {**percentiles, "max": tally.slowest}.items()]
     print_rows(rows, ["WHAT", "VALUE"])
     if sys.stdout.isatty():
         draw(tally)
@@ -262,7 +262,7 @@ def draw(tally: LatencyTally) -> None:
     spread = tally.spread(_ROWS)
     if not spread:
         return
-    labels = [f"≤ {shown(bound)}" for bound, _ in spread]
+    labels = [f"≤ {format_duration(bound)}" for bound, _ in spread]
     counts = [f"{count:,}" for _, count in spread]
     left, right = max(map(len, labels)), max(map(len, counts))
     room = max(10, shutil.get_terminal_size().columns - left - right - 4)
@@ -273,7 +273,7 @@ def draw(tally: LatencyTally) -> None:
         sys.stdout.write(safe(f"{label.rjust(left)}  {text.rjust(right)}  ") + style(bar, "cyan") + "\n")
 
 
-def shown(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration with three digits."""
     ms = seconds * 1000
     if ms >= 1000:

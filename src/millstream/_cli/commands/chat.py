@@ -120,7 +120,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     In a conversation, /help lists what else you can type.
     """
-    question = message or ("" if sys.stdin.isatty() else _piped())
+    question = message or ("" if sys.stdin.isatty() else _read_stdin())
     reach = partial(
         ServerAt,
         timeout=options.timeout,
@@ -223,7 +223,7 @@ def _read_line(prompt: str) -> str:
     return line.rstrip("\n")
 
 
-def _piped() -> str:
+def _read_stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "replace").strip()
 
 

@@ -70,13 +70,13 @@ def dev(
     use_file(env_file)
     beside = _Beside(command, opens=not no_open)
     try:
-        while not _served(target, port, beside, inspect):
+        while not _serve(target, port, beside, inspect):
             pass
     finally:
         beside.close()
 
 
-def _served(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
+def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
     """Serve until stopped. Return False after a change to a file that couldn't be served.
 
     Raises:
@@ -91,7 +91,7 @@ def _served(target: str, port: int | None, beside: "_Beside", inspect: list[str]
             descriptor=None,
             workers=1,
             reload=True,
-            told=beside.started,
+            told=beside.on_ready,
             serve="",
             store="",
             more=frozenset({"web"}),
@@ -159,7 +159,7 @@ class _Beside:
         self._opens = opens
         self._inspector: subprocess.Popen[bytes] | None = None
 
-    def started(self, told: Facts) -> None:
+    def on_ready(self, told: Facts) -> None:
         """Open it, because the server is ready."""
         show(told)
         if self._npx:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, ended, status_of
+from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, run_to_exit, status_of
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, plain, tls_error
@@ -72,7 +72,7 @@ def doctor(
             print_json({"server": options.target, "ok": well, "steps": steps})
         return status_of(failed) if failed is not None else 0 if well else FAILED
 
-    ended(work)
+    run_to_exit(work)
 
 
 def show(step: DiagnosticStep) -> None:
@@ -97,7 +97,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
         else:
             yield await looked_up(url, options.timeout)
         if url.secure and proxy is None:
-            yield await trusted(url, options.timeout)
+            yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
     async with options.client() as client:
         took = (time.perf_counter() - begun) * 1000
@@ -106,7 +106,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
             ok=True,
             found=f"{client.server.name or 'it'} speaks {client.revision} over {client.transport} ({took:.0f} ms)",
         )
-        yield await offered(client)
+        yield await count_items(client)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         async for step in seen_by_browsers(place, options):
             yield step
@@ -131,7 +131,7 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
     return DiagnosticStep("name", ok=True, found=found)
 
 
-async def trusted(url: Url, seconds: float) -> DiagnosticStep:
+async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     """Check the certificate of a server.
 
     Raises:
@@ -156,7 +156,7 @@ async def trusted(url: Url, seconds: float) -> DiagnosticStep:
     return DiagnosticStep("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")
 
 
-async def offered(client: Client) -> DiagnosticStep:
+async def count_items(client: Client) -> DiagnosticStep:
     """Count the items of the lists."""
     counts = {
         "tool": len(await client.tools()),

@@ -150,7 +150,7 @@ def accept(
             rows.append({"kind": kind, "name": name, "accepted": before, "offered": definition})
             if not json:
                 _show(kind, name, before, definition)
-            if yes or (not json and _confirmed()):
+            if yes or (not json and _confirm()):
                 kept.accept(upstream, kind, {name: definition})
                 if not json:
                     print(f"Accepted {_printable(name)}.")
@@ -203,7 +203,7 @@ def _printable(line: str) -> str:
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
 
 
-def _confirmed() -> bool:
+def _confirm() -> bool:
     if not sys.stdin.isatty():
         raise CommandError(
             "Nothing was accepted, because there's no terminal to ask on.", fix="Look at the change, and add --yes."

@@ -12,9 +12,9 @@ from millstream._app.server_process.errors import CommandError
 from millstream._cli.connect_options import pairs
 from millstream._cli.console import confirm
 from millstream._cli.errors import tell
-from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merged
+from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merge_entries
 from millstream._cli.installer.change import FileChange, prepare, prepare_undo, undo, write
-from millstream._cli.installer.launch import Launch, hyphenated, launch_of, name_of
+from millstream._cli.installer.launch import Launch, hyphenate, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 from millstream._protocol.suggestions import closest_name
@@ -97,7 +97,7 @@ def install(  # noqa: PLR0913  the options of the command
         path, application = place_of(key, project=project)
         called = application.named(name or name_of(target))
         change, copy = prepare_undo(path, application.kind, (application.under, called))
-        if agreed(change, dry_run=dry_run, yes=yes, json=json):
+        if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
@@ -111,7 +111,7 @@ def install(  # noqa: PLR0913  the options of the command
     )
     _check(launch, env, header or [], [*(packages or ()), *(editable or ())])
     if key == PRINTED:
-        called = hyphenated(name) if name else name_of(target)
+        called = hyphenate(name) if name else name_of(target)
         _tell_name("some applications", called, name, json=json)
         entry = APPLICATIONS["claude-code"].entry(called, launch)
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
@@ -120,8 +120,8 @@ def install(  # noqa: PLR0913  the options of the command
     called = application.named(name or name_of(target))
     _tell_name(application.title, called, name, json=json)
     entry = application.entry(called, launch)
-    change = prepare(path, application.kind, (application.under, called), lambda old: merged(old, entry))
-    if agreed(change, dry_run=dry_run, yes=yes, json=json):
+    change = prepare(path, application.kind, (application.under, called), lambda old: merge_entries(old, entry))
+    if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
         write(change, called)
     _tell(change, application, called, "installed", dry_run=dry_run, json=json)
 
@@ -196,7 +196,7 @@ def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
         print_text(safe(text), sys.stderr)
 
 
-def agreed(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
+def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
     """Show the change, and ask whether to make it.
 
     Raises:

@@ -42,7 +42,7 @@ def _file(given: Path | None) -> KeyFile:
 
 
 @contextmanager
-def _told() -> Generator[None, None, None]:
+def _convert_errors() -> Generator[None, None, None]:
     """Show errors in the style of the command line."""
     try:
         yield
@@ -78,7 +78,7 @@ def add(
     - `millstream keys add robot --scope orders:write --days 30`
     """
     kept, now = _file(file), time.time()
-    with _told():
+    with _convert_errors():
         key = kept.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
     if json:
         print_json({"name": name, "key": key, "file": str(kept.path)})
@@ -96,7 +96,7 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
     - `millstream keys list --file keys.json`
     """
     kept = _file(file)
-    with _told():
+    with _convert_errors():
         kept.load()
     if json:
         found = [{"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
@@ -116,7 +116,7 @@ def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
     - `millstream keys revoke ada`
     """
     kept = _file(file)
-    with _told():
+    with _convert_errors():
         kept.revoke(name)
     if json:
         print_json({"revoked": name})
@@ -147,7 +147,7 @@ def rotate(
     - `millstream keys rotate ada --grace 2`
     """
     kept = _file(file)
-    with _told():
+    with _convert_errors():
         key = kept.rotate(name, time.time(), grace * 3600)
     if json:
         print_json({"name": name, "key": key, "graceHours": grace})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._cli.connect_options import Header, Login, ended, pairs
+from millstream._cli.connect_options import Header, Login, pairs, run_to_exit
 from millstream._cli.errors import UsageError
 from millstream._cli.recorder.bridge import Bridge
 from millstream._cli.recorder.stdio_tap import tap
@@ -67,4 +67,4 @@ def record(
 
     if sys.stdin.isatty():
         print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
-    ended(work)
+    run_to_exit(work)

@@ -28,7 +28,7 @@ Name = Annotated[str, Parameter(name="NAME", help="Name of the user, which tools
 
 
 @contextmanager
-def _told() -> Generator[None, None, None]:
+def _convert_errors() -> Generator[None, None, None]:
     """Show errors in the style of the command line."""
     try:
         yield
@@ -72,7 +72,7 @@ def add(
 
     - `millstream users add grace --scope orders:write`
     """
-    with _told():
+    with _convert_errors():
         _people(file).add(name, _password(), tuple(scope or ()), time.time())
     _say(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
@@ -93,7 +93,7 @@ def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
     - `millstream users list --file users.json`
     """
     kept = _people(file)
-    with _told():
+    with _convert_errors():
         kept.load()
     if json:
         people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in kept.users.values()]
@@ -115,7 +115,7 @@ def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> 
 
     - `millstream users remove ada`
     """
-    with _told():
+    with _convert_errors():
         _people(file).remove(name)
     _say(f"Removed {name}.", {"removed": name}, json=json)
 
@@ -128,6 +128,6 @@ def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -
 
     - `millstream users password ada`
     """
-    with _told():
+    with _convert_errors():
         _people(file).set_password(name, _password(), time.time())
     _say(f"{name} has a new password.", {"changed": name}, json=json)

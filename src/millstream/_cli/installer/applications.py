@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._cli.installer.launch import Launch, hyphenated
+from millstream._cli.installer.launch import Launch, hyphenate
 
 
 class System(Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
     """Creates the entry for a URL. None: the application can only start programs."""
-    named: Callable[[str], str] = hyphenated
+    named: Callable[[str], str] = hyphenate
     """Converts the name of a server to the application's form."""
     afterwards: str
     """What the user has to do afterwards."""
@@ -187,7 +187,7 @@ APPLICATIONS = {
         ),
         under="extensions",
         kind="yaml",
-        named=lambda name: hyphenated(name).lower(),
+        named=lambda name: hyphenate(name).lower(),
         local=_goose_command,
         remote=_goose_url,
         afterwards="Start a new Goose session.",
@@ -225,7 +225,7 @@ LAUNCHING = frozenset({
 _URLS = ("url", "httpUrl", "serverUrl", "uri")
 
 
-def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
+def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     """Return the new entry, with the user's additions to the old one if both reach the same server.
 
     Variables of the old entry stay, unless the new one sets them. An entry for another server starts empty, because

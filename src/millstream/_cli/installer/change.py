@@ -65,7 +65,7 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
         new = merge(old)
         after = text if new == old else _PUT[kind](text, under, new)  # in whatever style the user wrote it
     except JsonSyntaxError as exc:
-        raise _refused(path, exc) from exc
+        raise _refusal(path, exc) from exc
     return FileChange(path=path, before=before, after=after)
 
 
@@ -117,7 +117,7 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChang
         entry = _READ[kind](old, under)
         after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
     except JsonSyntaxError as exc:
-        raise _refused(path, exc) from exc
+        raise _refusal(path, exc) from exc
     return FileChange(path=path, before=now, after=after), copy
 
 
@@ -209,7 +209,7 @@ def _copies(path: Path, name: str) -> list[Path]:
     ]
 
 
-def _refused(path: Path, exc: JsonSyntaxError) -> CommandError:
+def _refusal(path: Path, exc: JsonSyntaxError) -> CommandError:
     return CommandError(
         f"{path} can't be changed: {exc}.",
         why="It was left unchanged, so that nothing is lost.",

@@ -92,7 +92,7 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
     return [*start, "run", f"{path}:{name}" if name else str(path), "--transport", "stdio"]
 
 
-def hyphenated(name: str) -> str:
+def hyphenate(name: str) -> str:
     """Return a name that every application accepts for a server, ``My-Shop`` for ``My Shop``."""
     return _UNFIT.sub("-", name).strip("-") or "server"
 
@@ -103,4 +103,4 @@ def name_of(target: str) -> str:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
         return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
-    return hyphenated(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)
+    return hyphenate(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)

@@ -410,7 +410,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
 
 def notification_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
     """Return a notification as a call without an answer. The arguments are those of `per_request_call`."""
-    client = _declared(message) if session is None else session.client
+    client = _declared_client(message) if session is None else session.client
     return Call(
         revision=revision, id="", method=message.method, params=message.params, client=client, session=session, **way
     )
@@ -423,7 +423,7 @@ class _NotificationParams(Struct, gc=False, rename={"meta": "_meta"}):
 _decode_notification = msgspec.json.Decoder(_NotificationParams).decode
 
 
-def _declared(message: Envelope) -> ClientInfo:
+def _declared_client(message: Envelope) -> ClientInfo:
     """Return the client information in a notification."""
     try:
         meta = _decode_notification(message.params or b"{}").meta

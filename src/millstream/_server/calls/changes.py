@@ -76,7 +76,7 @@ class ChangeSource(Protocol):
     def follow(self, owner: object, uris: Collection[str]) -> None:
         """Replace the resources that an owner follows."""
 
-    async def followed(self, uris: Collection[str]) -> None:
+    async def wait_until_followed(self, uris: Collection[str]) -> None:
         """Wait, for a limited time, until the subscriptions are granted or refused."""
 
 
@@ -95,10 +95,10 @@ class ChangeFeed:
         if self.source is not None:
             self.source.follow(owner, uris)
 
-    async def followed(self, uris: Collection[str]) -> None:
+    async def wait_until_followed(self, uris: Collection[str]) -> None:
         """Wait until changes of the followed resources can't be missed."""
         if self.source is not None and uris:
-            await self.source.followed(uris)
+            await self.source.wait_until_followed(uris)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Add a watcher. Return a function that removes it."""

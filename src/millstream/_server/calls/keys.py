@@ -93,7 +93,7 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
         return load_secrets(setting)
     if own is None:
         own = load_secrets("")
-        mine = _derived(own.values[0])
+        mine = _derive(own.values[0])
     else:
         mine = own.values[0]
     kept = None
@@ -121,7 +121,7 @@ def state_directory(environ: Mapping[str, str] | None = None, platform: str = sy
     return Path(base, below, "millstream") if base else None
 
 
-def _derived(secret: bytes) -> bytes:
+def _derive(secret: bytes) -> bytes:
     """Return the form of a machine's secret for a store. It's the same after a restart and doesn't reveal the secret,
     which other servers may use, too.
     """

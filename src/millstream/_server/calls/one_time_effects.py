@@ -39,7 +39,7 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
                 if await kv.compare_and_set(name, seen, claim, ttl):
                     limit.reschedule(None)  # the tool's own time limit applies
                     return await _run(services, name, claim, run)
-                seen = await _settled(services, name)
+                seen = await _wait_for_value(services, name)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -61,7 +61,7 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
     return done
 
 
-async def _settled(services: Services, name: str) -> bytes | None:
+async def _wait_for_value(services: Services, name: str) -> bytes | None:
     """Return the value of an effect once it has one, or a claim that can be taken: one of a dead worker, or None."""
     store = services.store
     changed = asyncio.Event()

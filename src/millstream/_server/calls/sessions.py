@@ -142,8 +142,8 @@ class SessionRecords:
         # Open streams
         self._watchers: dict[str, OnRecord] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
-        peers.on(RecordUpdate, lambda message, worker: self._heard(message.session))
-        peers.on(SessionEnd, lambda message, worker: self._heard(message.session))
+        peers.on(RecordUpdate, lambda message, worker: self._on_activity(message.session))
+        peers.on(SessionEnd, lambda message, worker: self._on_activity(message.session))
         peers.on_interruption(self.forget)
 
     def open(self) -> None:
@@ -173,7 +173,7 @@ class SessionRecords:
         for session_id in self._watchers:
             self._read_soon(session_id)
 
-    def _heard(self, session_id: str) -> None:
+    def _on_activity(self, session_id: str) -> None:
         self._note(session_id)
         if session_id in self._watchers:
             self._read_soon(session_id)
@@ -211,7 +211,7 @@ class SessionRecords:
         """
         if session.record is not None:
             return session.record
-        with _refusing():
+        with _convert_store_errors():
             raw, newest = await self._look(session.id)
         record = NO_RECORD if raw is None else _decode(raw)
         if newest:
@@ -273,7 +273,7 @@ class SessionRecords:
     ) -> SessionRecord | None:
         key, kv = _PREFIX + session.id, self._store.kv
         look = self.may_exist(session)
-        with _refusing():
+        with _convert_store_errors():
             for _ in range(_TRIES):
                 raw = await kv.get(key) if look else None
                 if raw is not None:
@@ -297,7 +297,7 @@ class SessionRecords:
             ProtocolError: The store is full or doesn't answer.
         """
         key, packed = _PREFIX + session.id, _pack(SessionRecord(ended=True))
-        with _refusing():
+        with _convert_store_errors():
             await self._store.kv.put(key, packed, ttl)
         self._note(session.id)
 
@@ -343,7 +343,7 @@ class SessionRecords:
 
 
 @contextlib.contextmanager
-def _refusing() -> Generator[None]:
+def _convert_store_errors() -> Generator[None]:
     """Raise failures of the store as errors for the client."""
     try:
         yield

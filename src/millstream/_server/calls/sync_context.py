@@ -46,12 +46,12 @@ class Waits:
         Raises:
             Cancelled: The call is over.
         """
-        if self._gone():
+        if self._is_over():
             needed.close()
             raise Cancelled(_GONE)
         pending = asyncio.run_coroutine_threadsafe(needed, self._loop)
         self._pending.add(pending)
-        if self._gone():  # `abandon` may have run since the check above
+        if self._is_over():  # `abandon` may have run since the check above
             pending.cancel()
         try:
             if jobs is not None:
@@ -69,7 +69,7 @@ class Waits:
         for pending in list(self._pending):
             pending.cancel()
 
-    def _gone(self) -> bool:
+    def _is_over(self) -> bool:
         return self._over or self._context.cancelled
 
 

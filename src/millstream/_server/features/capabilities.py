@@ -48,7 +48,7 @@ class ServerDescription:
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
         """Return the result of `initialize`. `streams` is as for `Registry.capabilities`."""
-        made = self._kept()
+        made = self._cache()
         key = ("initialize", revision.date, streams)
         if key not in made:
             offered = self._registry.capabilities(revision, streams=streams)
@@ -57,7 +57,7 @@ class ServerDescription:
 
     def discover(self, revision: Revision) -> bytes:
         """Return the members of the result of `server/discover`."""
-        made = self._kept()
+        made = self._cache()
         key = ("server/discover", revision.date, True)
         if key not in made:
             result: dict[str, Any] = {
@@ -77,7 +77,7 @@ class ServerDescription:
         """
         return {SERVER_KEY: projection.implementation(self._info, revision)}
 
-    def _kept(self) -> dict[tuple[str, str, bool], bytes]:
+    def _cache(self) -> dict[tuple[str, str, bool], bytes]:
         """Return the cache for the current capabilities."""
         if self._made_of != self._registry.capability_count:
             self._made.clear()

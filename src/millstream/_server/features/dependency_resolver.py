@@ -80,13 +80,13 @@ class _Resolution:
         if planned.key in self._overrides:
             planned = _override(self._overrides[planned.key])
         if planned.key not in self._values:
-            self._values[planned.key] = await self._made(planned)
+            self._values[planned.key] = await self._make(planned)
         return self._values[planned.key]
 
-    async def _made(self, planned: PlannedDependency) -> Any:
+    async def _make(self, planned: PlannedDependency) -> Any:
         arguments = await self.values(planned.dependencies)
         if planned.context is not None:
-            arguments[planned.context] = self._blocking() if planned.threaded else self._context
+            arguments[planned.context] = self._sync_context() if planned.threaded else self._context
         if planned.how == "awaitable":
             return await planned.make(**arguments)
         if planned.how == "async manager":
@@ -95,12 +95,12 @@ class _Resolution:
             self._exits.append(lambda exc: manager.__aexit__(*_exc_info(exc)))
             return value
         if planned.how == "manager":
-            return await self._entered(_ManagerSlot(planned.make, arguments), threaded=planned.threaded)
+            return await self._enter(_ManagerSlot(planned.make, arguments), threaded=planned.threaded)
         if planned.threaded:
             return await self._call.services.threads.run(_call, planned.make, arguments)
         return planned.make(**arguments)
 
-    async def _entered(self, slot: "_ManagerSlot", *, threaded: bool) -> Any:
+    async def _enter(self, slot: "_ManagerSlot", *, threaded: bool) -> Any:
         threads = self._call.services.threads
 
         async def leave(exc: BaseException | None) -> None:
@@ -113,7 +113,7 @@ class _Resolution:
         self._exits.append(leave)
         return await threads.run(slot.enter) if threaded else slot.enter()
 
-    def _blocking(self) -> SyncContext:
+    def _sync_context(self) -> SyncContext:
         if self._waits is None:
             self._waits = Waits(self._context, asyncio.get_running_loop())
         return SyncContext(self._context, self._waits)

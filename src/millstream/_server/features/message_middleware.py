@@ -41,7 +41,7 @@ class MiddlewareChain:
     async def __call__(self, call: Call, handler: Handler) -> bytes:
         """Return the members of the result of a call."""
         if call.method in _LISTS:
-            handler = self._listing(handler)
+            handler = self._wrap_list_handler(handler)
         params = _object(call.params)
         hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
         if not hooks:
@@ -73,10 +73,10 @@ class MiddlewareChain:
             item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 
-    def _listing(self, handler: Handler) -> Handler:
+    def _wrap_list_handler(self, handler: Handler) -> Handler:
         """Return a list handler with the hooks for lists around it."""
 
-        async def listed(call: Call) -> bytes:
+        async def handle_list(call: Call) -> bytes:
             kind, member, key = _LISTS[call.method]
             result = _members(await handler(call))
 
@@ -87,7 +87,7 @@ class MiddlewareChain:
             result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
             return _encode_result(result)
 
-        return listed
+        return handle_list
 
     async def _project_mounted(
         self, items: list[dict[str, Any]], kind: str, key: str, call: Call
@@ -102,7 +102,7 @@ class MiddlewareChain:
             theirs = [each for each in items if each[key] in own]
             if theirs:
                 at = items.index(theirs[0])
-                chain = chain_hooks(hooks.list, _given(theirs))
+                chain = chain_hooks(hooks.list, _next_of(theirs))
                 left = await chain(ListRequest(kind, shared_context(call, hooks.home)))
                 items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
         return items
@@ -129,7 +129,7 @@ def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:
     return step
 
 
-def _given(items: list[dict[str, Any]]) -> Next:
+def _next_of(items: list[dict[str, Any]]) -> Next:
     async def give(request: ListRequest) -> list[dict[str, Any]]:
         return items
 

@@ -380,7 +380,7 @@ class Registry:
             items = {name: item for name, item in items.items() if item.scopes <= granted}
         return {name: item for name, item in items.items() if name not in hidden} if hidden else items
 
-    def hidden(self, kind: str, principal: Principal | None) -> frozenset[str]:
+    def hidden_names(self, kind: str, principal: Principal | None) -> frozenset[str]:
         """Return the names of items of a kind that the caller doesn't see."""
         items: dict[str, Any] = getattr(self, kind)
         return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))

@@ -234,11 +234,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
             "or make it `async def`"
         )
     if plan.dependencies:
-        return _depending(plan, home, threaded=threaded)
+        return _with_dependencies(plan, home, threaded=threaded)
     if threaded:
         return _in_thread(plan, home, call_function)
     if plan.is_generator:
-        return _streaming(plan, home, call_function)
+        return _run_generator(plan, home, call_function)
     if plan.is_async:
         if wants_context:
             return lambda arguments, call: call_function(arguments, Context(call, home))
@@ -250,10 +250,10 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     return run
 
 
-def _depending(plan: Plan, home: object, *, threaded: bool) -> Run:
+def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
     """Return a `run` that resolves the function's dependencies first."""
     dependencies = plan_dependencies(plan.dependencies, CONTEXTS)
-    way = _in_thread if threaded else _streaming if plan.is_generator else _plain
+    way = _in_thread if threaded else _run_generator if plan.is_generator else _plain
 
     async def run(arguments: Any, call: Call) -> Any:
         def work(values: dict[str, Any]) -> Awaitable[Any]:
@@ -302,7 +302,7 @@ def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, w
     return last
 
 
-def _streaming(plan: Plan, home: object, call_function: Invoker) -> Run:
+def _run_generator(plan: Plan, home: object, call_function: Invoker) -> Run:
     wants_context = plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:

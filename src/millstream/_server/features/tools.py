@@ -191,7 +191,7 @@ class Tool(Item):
                 return b'"content":[{"type":"text","text":%b}]' % data
             return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
         if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
-            return self._wrapped(value)
+            return self._encode_wrapped(value)
         if isinstance(value, ToolResult):
             call.meta = value.meta
         members = encode_result(value, self._output)
@@ -203,7 +203,7 @@ class Tool(Item):
         """Return whether results look the same in a revision as in the newest."""
         return revision.structured == "object" and self._output is not None and not self.wraps
 
-    def _wrapped(self, value: Any) -> bytes:
+    def _encode_wrapped(self, value: Any) -> bytes:
         data = encode_value(value, self._output)
         return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
             encode_json(data.decode()),

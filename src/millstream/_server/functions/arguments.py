@@ -95,7 +95,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     """
     slow = "check" if plan.check is not None else plan.engine.slow
     if slow:
-        _bound(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if slow == "build" else MAX_VALUES)
+        _check_size(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if slow == "build" else MAX_VALUES)
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
     try:
@@ -131,7 +131,7 @@ def decode_of(plan: Plan) -> Callable[[Any], Any]:
     return decode
 
 
-def _bound(raw: bytes, item: str, most: int) -> None:
+def _check_size(raw: bytes, item: str, most: int) -> None:
     if len(raw) > MAX_WALKED and too_many_values(raw, most):
         raise ArgumentError(f"Invalid arguments for {item}: it takes at most {most:,} values in one call")
 
@@ -142,7 +142,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     Raises:
         ArgumentError: The arguments are invalid. The text says what to fix.
     """
-    _bound(raw, item, MAX_VALUES)
+    _check_size(raw, item, MAX_VALUES)
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -176,7 +176,7 @@ def plan(
         is_async=is_async,
         is_generator=is_generator,
         dependencies=filled,
-        call=_undivided(function, context, filled) if whole else _caller(function, signature, context, filled),
+        call=_whole_invoker(function, context, filled) if whole else _caller(function, signature, context, filled),
         code=getattr(target, "__code__", None),
         untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
         lenient=lenient,
@@ -305,7 +305,7 @@ def _caller(
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
     if filled:
-        return _given(function, [name for name in names if name not in keyword_only], keyword_only, context)
+        return _keyword_invoker(function, [name for name in names if name not in keyword_only], keyword_only, context)
     if keyword_only:
         return _by_keyword(function, [name for name in names if name not in keyword_only], keyword_only, context)
     if context is None:
@@ -336,7 +336,7 @@ def _by_keyword(
     return call
 
 
-def _given(
+def _keyword_invoker(
     function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
 ) -> Invoker:
     def call(arguments: Any, given: CallInputs) -> Any:
@@ -350,7 +350,7 @@ def _given(
     return call
 
 
-def _undivided(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
+def _whole_invoker(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
     if filled:
         return lambda arguments, given: function(
             arguments=arguments, **given.values, **(_NO_CONTEXT if context is None else {context: given.context})

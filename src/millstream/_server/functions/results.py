@@ -83,7 +83,7 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
             return b'"content":%b' % encode(blocks)
     if isinstance(value, ToolResult):
         return _explicit(value, output)
-    return _structured(value, output)
+    return _encode_structured(value, output)
 
 
 def encode_value(value: Any, output: Output | None) -> bytes:
@@ -94,7 +94,7 @@ def encode_value(value: Any, output: Output | None) -> bytes:
         raise NotJson("the result contains itself, or is too deep for JSON") from None
 
 
-def _structured(value: Any, output: Output | None) -> bytes:
+def _encode_structured(value: Any, output: Output | None) -> bytes:
     data = encode_value(value, output)
     return b'"content":[{"type":"text","text":%b}],"structuredContent":%b' % (encode(data.decode()), data)
 
@@ -111,7 +111,7 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
         blocks = [_block(item) for item in items]
         members = b'"content":%b,"structuredContent":%b' % (encode(blocks), encode(result.structured))
     else:
-        members = _structured(result.structured, None)
+        members = _encode_structured(result.structured, None)
     return members + b',"isError":true' if result.is_error else members
 
 

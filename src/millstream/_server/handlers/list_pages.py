@@ -22,7 +22,7 @@ def list_page(registry: Registry, kind: str, call: Call) -> bytes:
         call.revision,
         cursor,
         granted_scopes(call) if registry.scoped else None,
-        registry.hidden(kind, call.principal) if kind in registry.conditional else _NONE,
+        registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
     )
 
 

@@ -108,7 +108,7 @@ class ListenHandlers:
 
     async def _serve(self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any]) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
-        honoured = self._honoured(wanted, call)
+        honoured = self._grantable(wanted, call)
         line = call.open_line()
         call.meta = dict(mark)
         acknowledgement = notification_message(
@@ -135,7 +135,7 @@ class ListenHandlers:
         self._services.changes.follow(call, uris)
         forget: Callable[[], None] | None = None
         try:
-            await self._services.changes.followed(uris)
+            await self._services.changes.wait_until_followed(uris)
             await call.send_to_caller(acknowledgement)
             await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             forget = line.on_close(over.set)
@@ -149,7 +149,7 @@ class ListenHandlers:
             self._services.endings.discard(over.set)
         return b""
 
-    def _honoured(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
+    def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
         offers, scopes = self._registry.offers, granted_scopes(call)
         uris = wanted.resource_subscriptions if offers("resources") else []
         if scopes is not None and self._registry.scopes:

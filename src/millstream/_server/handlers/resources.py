@@ -91,7 +91,7 @@ class ResourceHandlers:
 
         await self._services.records.change(_session(call), add)
         self._follow(_session(call))
-        await self._services.changes.followed((uri,))
+        await self._services.changes.wait_until_followed((uri,))
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:

@@ -168,7 +168,7 @@ class Observer:
         if not listened:
             per_second.count += 1
         if session is not None:
-            self._sessions.heard(session.id, now, call.transport, key[3])
+            self._sessions.note(session.id, now, call.transport, key[3])
         if self._tracing is not None:
             trace = self._tracing.end(call, outcome)
             if log is not None:
@@ -182,7 +182,7 @@ class Observer:
         self._messages.add((method, status, revision))
         now = self._clock()
         if message.session:
-            self._sessions.heard(message.session, now, message.transport, message.revision)
+            self._sessions.note(message.session, now, message.transport, message.revision)
         if self._log is not None:
             self._log.add(message)
 

@@ -165,7 +165,7 @@ def _calls() -> Iterator[StoreCall]:
     tag = 0
     for part, protocol in (("session", StoreSession), ("kv", Map), ("log", Log)):
         for name, function in vars(protocol).items():
-            if inspect.iscoroutinefunction(function) and name != "listening":
+            if inspect.iscoroutinefunction(function) and name != "wait_until_listening":
                 yield StoreCall(part, name, function, tag)
                 tag += 1
 

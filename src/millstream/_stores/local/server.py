@@ -147,7 +147,7 @@ class WorkerConnection(asyncio.Protocol):
         else:
             task = self._loop.create_task(self._finish(request.id, _resume(answer, step)))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(self._on_task_done)
 
     async def _finish(self, id: int, answer: Any) -> None:
         try:
@@ -155,7 +155,7 @@ class WorkerConnection(asyncio.Protocol):
         except (LocalError, Gap, OSError) as exc:
             self._write(StoreFailure.of(id, exc))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._waiting:
             self._work()
@@ -348,7 +348,7 @@ class LocalServer:
 
 
 @asynccontextmanager
-async def holding(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
+async def run_local_server(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
     """Run a `LocalServer` inside an ``async with`` block. Yields its address as text.
 
     Raises:

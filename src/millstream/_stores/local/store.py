@@ -249,7 +249,7 @@ class LocalBackend:
             address: the parent's listen address.
             url: URL of the store that the parent opens. A path in it is absolute.
         """
-        self.link = link = ParentConnection(address, url, self._connected, self._pushed, self._interrupt)
+        self.link = link = ParentConnection(address, url, self._on_connect, self._on_push, self._interrupt)
         self.shared = True
         self.lasting = False
         self.lease = LEASE
@@ -261,7 +261,7 @@ class LocalBackend:
         self.release = session["release"]
         kv: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("kv").items()})
         log: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("log").items()})
-        log.listen, log.listening = self._listen, self._listening
+        log.listen, log.wait_until_listening = self._listen, self._wait_until_listening
         self.kv: Map = kv
         self.log: Log = log
         self._listeners = Topics[Entry]()
@@ -328,7 +328,7 @@ class LocalBackend:
 
         return stop
 
-    async def _listening(self, stream: str) -> None:
+    async def _wait_until_listening(self, stream: str) -> None:
         while True:
             acknowledged = self._acknowledged.get(stream)
             if acknowledged is None:
@@ -340,7 +340,7 @@ class LocalBackend:
             if self._acknowledged.get(stream) is acknowledged:
                 return
 
-    def _connected(self, greeting: Greeting) -> None:
+    def _on_connect(self, greeting: Greeting) -> None:
         before, self.epoch = self.epoch, greeting.epoch
         self._looked = time.monotonic()
         self._ahead = greeting.time - self._looked
@@ -351,7 +351,7 @@ class LocalBackend:
         if before and before != self.epoch:
             self._changed.tell()
 
-    def _pushed(self, pushed: EntryPush) -> None:
+    def _on_push(self, pushed: EntryPush) -> None:
         self._listeners.tell(pushed.stream, pushed.entry)
 
     def _interrupt(self) -> None:

@@ -316,7 +316,7 @@ class MemoryLog:
 
         return stop
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         """Return immediately."""
 
     def _drop(self, stream: str, forgotten: bool) -> None:

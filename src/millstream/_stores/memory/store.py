@@ -158,7 +158,7 @@ class MemoryMap:
         for key in self._deadlines.due(now, look):
             self._forget(key)
 
-    def held(self, key: str) -> tuple[bytes, float, bool] | None:
+    def get_entry(self, key: str) -> tuple[bytes, float, bool] | None:
         """Return the stored value, its deadline, and whether it's lossy, or None if the key is absent."""
         kind = self.kinds[kind_of(key)]
         value = kind.values.get(key)

@@ -68,23 +68,23 @@ class NatsLimits:
                 room = charge.seconds - (whole - now)
                 missing = each * min(charge.cost, charge.count) - room
                 amount = max(charge.cost, min(charge.most, room // each))
-                found.append(_taken(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount))
+                found.append(_charge_result(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount))
                 until = whole + each * amount
                 written.append((self._subject(charge), _encode(until), seq, until - now))
             elif isinstance(charge, Quota):
                 used = float(data or 0)
                 enough = min(charge.cost, charge.count) <= charge.count - used + _SLACK
                 wait = 0.0 if enough else max(_SLACK, charge.until - now)
-                found.append(_taken(wait, charge.count - used, charge.cost))
+                found.append(_charge_result(wait, charge.count - used, charge.cost))
                 if charge.until > now:
                     quotas.append((charge, data))
             else:
                 held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in gone]
                 free = charge.count - len(held)
                 if (worker, charge.holder) in held:
-                    found.append(_taken(0.0, free, 0.0))
+                    found.append(_charge_result(0.0, free, 0.0))
                 else:
-                    found.append(_taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0))
+                    found.append(_charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0))
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
         if any(each.wait > 0 for each in found):
@@ -187,7 +187,7 @@ class NatsLimits:
             self._forgot = self._link.time()
 
 
-def _taken(wait: float, room: float, amount: float) -> ChargeResult:
+def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
     """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 

@@ -142,8 +142,8 @@ class NatsLink:
                     max_reconnect_attempts=-1,
                     ping_interval=5,
                     max_outstanding_pings=2,
-                    reconnected_cb=self._reconnected,
-                    error_cb=self._failed,
+                    reconnected_cb=self._on_reconnect,
+                    error_cb=self._on_error,
                     **options,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as exc:
@@ -184,7 +184,7 @@ class NatsLink:
         """Return the time of the servers."""
         return time.time() + self._offset
 
-    async def _reconnected(self) -> None:
+    async def _on_reconnect(self) -> None:
         self._streams.clear()
         self.outages.tell()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
@@ -197,7 +197,7 @@ class NatsLink:
         with suppress(LocalError):
             await self._find_epoch()
 
-    async def _failed(self, error: Exception) -> None:
+    async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
             self.outages.tell()
 
@@ -407,7 +407,7 @@ class NatsLink:
                 return found
         raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s.")
 
-    async def pending(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
+    async def first_message(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
         """Return the first message of a subject at or after a sequence, and the number of later ones."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None

@@ -199,9 +199,9 @@ class NatsLog:
             known.appended = 0
             task = asyncio.create_task(self._trim(view, most))
             self._tasks.add(task)
-            task.add_done_callback(self._trimmed)
+            task.add_done_callback(self._on_trim_done)
 
-    def _trimmed(self, task: asyncio.Task[None]) -> None:
+    def _on_trim_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # retried after further appends
@@ -214,13 +214,13 @@ class NatsLog:
             return
         floor = await self._floor(view)
         low, high = max(floor.seq + 1, 1), last.seq
-        oldest = await link.pending(view.stream, view.subject, low)
+        oldest = await link.first_message(view.stream, view.subject, low)
         if oldest is None or oldest[1] + 1 <= most:
             return
         low = oldest[0].seq
         while low < high:  # binary search for the highest sequence that leaves at least `most` entries
             middle = (low + high + 1) // 2
-            found = await link.pending(view.stream, view.subject, middle)
+            found = await link.first_message(view.stream, view.subject, middle)
             if found is None or found[1] + 1 < most:
                 high = middle - 1
             elif found[1] + 1 <= most + most // _PART:
@@ -320,7 +320,7 @@ class NatsLog:
         """Return a sequence with at least `limit` messages from there on, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
-            found = await link.pending(view.stream, view.subject, last - span)
+            found = await link.first_message(view.stream, view.subject, last - span)
             if found is not None and found[1] + 1 >= limit:
                 return last - span
             span *= 4
@@ -429,7 +429,7 @@ class NatsLog:
         view = self._main(stream)
         return self._listening.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         await self._listening.ready(self._main(stream).subject)
 
     # Sweeping

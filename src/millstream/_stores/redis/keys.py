@@ -57,7 +57,7 @@ class RedisKeys:
         """Return the key that identifies retries of a connection's commands."""
         return f"{self.hub}d:{connection}"
 
-    def poked(self, connection: str) -> str:
+    def wake_key(self, connection: str) -> str:
         """Return the key of the stream that a connection writes to end its own blocking read."""
         return f"{self.hub}p:{connection}"
 

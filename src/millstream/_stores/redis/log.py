@@ -126,7 +126,7 @@ class RedisLog:
 
         return stop
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         if stream in self._listeners:
             await asyncio.shield(self._arrange(stream))
 

@@ -54,7 +54,7 @@ class RedisBackend:
         self.log = RedisLog(client, keys, state, reader, room=ROOM)
         client.reconnected = self._hurry
         reader.poke = self._poke
-        state.renewed = self._renewed
+        state.renewed = self._on_new_run
         self._epochs = Watchers()
         self._hurries = asyncio.Event()
         self._again = False
@@ -85,7 +85,7 @@ class RedisBackend:
         except BaseException:
             await self._client.close()
             raise
-        self._reader.follow(self._poked, "0-0", _ignore)
+        self._reader.follow(self._wake_key, "0-0", _ignore)
         self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self._run())]
 
     async def close(self) -> None:
@@ -157,13 +157,13 @@ class RedisBackend:
         self._hurries.set()
 
     @property
-    def _poked(self) -> str:
-        return self._keys.poked(self._state.id)
+    def _wake_key(self) -> str:
+        return self._keys.wake_key(self._state.id)
 
     async def _poke(self) -> None:
-        await self._client.run(script("poke"), [self._poked], [])
+        await self._client.run(script("poke"), [self._wake_key], [])
 
-    def _renewed(self) -> None:
+    def _on_new_run(self) -> None:
         _logger.warning("Redis may have lost data: another server, or another run, has them. Readers get a gap.")
         self._again = True
         if self._restoring is None or self._restoring.done():
@@ -175,7 +175,7 @@ class RedisBackend:
             self._again = False
             try:
                 await self.log.look_again()
-                await self._reader.cover(self._poked)
+                await self._reader.cover(self._wake_key)
             except LocalError:
                 self._again = True
                 await asyncio.sleep(_PAUSE)

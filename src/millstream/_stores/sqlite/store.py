@@ -88,7 +88,7 @@ class SqliteLog:
         """Call `hear` with each entry, like `Log.listen`. `interrupted` is never called: no entry can be missed."""
         return self.listeners.add(stream, hear)
 
-    async def listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> None:
         """Return immediately."""
 
 

@@ -225,7 +225,9 @@ class RestRoutes:
         root = request.root_path
         scopes = scopes_of(request.principal)
         registry = self._registry
-        hidden = registry.hidden("tools", request.principal) if "tools" in registry.conditional else frozenset[str]()
+        hidden = (
+            registry.hidden_names("tools", request.principal) if "tools" in registry.conditional else frozenset[str]()
+        )
         page = registry.page("tools", NEWEST, None, scopes, hidden)
         key = (root, registry.distinct("tools", scopes), hidden)
         made_from, found = self._described.get(key, (b"", None))

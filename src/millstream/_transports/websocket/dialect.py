@@ -295,8 +295,8 @@ class Dialect:
         subscription = self._subscriptions.pop(message.channel, None)
         if subscription is None:
             raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
-        self._outbox.forget(subscription.ended)
-        subscription.ended()
+        self._outbox.forget(subscription.handle_close)
+        subscription.handle_close()
         self._reply(id, "unsubscribed", channel=message.channel)
 
     async def publish(self, message: _Publish, id: Raw) -> None:

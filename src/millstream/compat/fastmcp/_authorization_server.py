@@ -154,7 +154,7 @@ class RunningProvider(VerifierMethod):
             ends[REVOKE] = {"POST": self._revoke}
         found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
         found |= {path: {"GET": self._metadata} for path in places(self._plan)}
-        return {path: {method: _answered(each) for method, each in by.items()} for path, by in found.items()}
+        return {path: {method: _catch_errors(each) for method, each in by.items()} for path, by in found.items()}
 
     def shared_paths(self) -> frozenset[str]:
         """Return the paths that pages of any origin may use."""
@@ -368,7 +368,7 @@ def _refusal(exc: Exception) -> OAuthError | None:
     return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
 
 
-def _answered(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Handler:
+def _catch_errors(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Handler:
     async def answer(request: HttpRequest) -> Response:
         try:
             return await handler(request)

@@ -283,7 +283,7 @@ class SubscriptionStore:
 
     async def listening(self) -> None:
         """Return when changes that any worker makes from now on are heard."""
-        await self._host.log.listening(CHANGES)
+        await self._host.log.wait_until_listening(CHANGES)
 
 
 def rotated(before: Subscription, secret: str, until: float) -> Subscription:

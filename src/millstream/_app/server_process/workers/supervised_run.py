@@ -14,7 +14,7 @@ from millstream._app.server_process.workers.restart import own_command
 from millstream._app.server_process.workers.sockets import open_sockets
 from millstream._app.server_process.workers.supervisor import Supervisor, slots_of
 from millstream._stores import open_store
-from millstream._stores.local.server import holding
+from millstream._stores.local.server import run_local_server
 
 
 def can_supervise() -> bool:
@@ -56,7 +56,7 @@ def supervise(
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
         program = None if watched is None else partial(changes, watched)
-        store = partial(holding, open_store)
+        store = partial(run_local_server, open_store)
         supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(supervisor.run())
