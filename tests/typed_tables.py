@@ -149,8 +149,6 @@ PAGES = {
     "docs/how-to/broadcast-to-a-page.md": Page(
         untyped={
             "board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page.",
-            "main.py": "tests/examples/test_broadcast.py runs both.",
-            "websocket_client.py": "tests/examples/test_broadcast.py runs both.",
         },
         also={
             "": (
