@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def slow(*given, **more):
     time.sleep(600)
 
 socket.getaddrinfo = slow
+sys.argv[0] = "millstream"
+from millstream._cli import main; main()
+"""
+OTHER_THREAD = """
+import os, signal, sys, threading, time
+
+def send():
+    while not os.path.exists("now"):
+        time.sleep(0.02)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=send, daemon=True).start()
 sys.argv[0] = "millstream"
 from millstream._cli import main; main()
 """
@@ -284,6 +297,48 @@ def test_chat_ends_with_its_terminal(start: Start, model: ScriptedModel, how: st
     running.end(how)
     assert running.ended() == ENDS[how]
     assert running.said.count("\x1b[?25l") == running.said.count("\x1b[?25h") or how == "hangup"
+
+
+@pytest.mark.server
+def test_signal_ends_a_wait_that_it_does_not_interrupt(start: Start, model: ScriptedModel, tmp_path: Path) -> None:
+    """Another thread gets it here. A fixed defect: so did one that came just before the command waited for a line."""
+
+    def begin(*words: str, **more: str) -> AtTerminal:
+        (tmp_path / "now").unlink(missing_ok=True)
+        return start(*words, start=[sys.executable, "-c", OTHER_THREAD], **more)  # type: ignore[arg-type]
+
+    def end(running: AtTerminal) -> None:
+        (tmp_path / "now").touch()
+        assert running.ended() == ENDS["SIGTERM"]
+
+    prompt = chat(begin, model)
+    prompt.until(lambda: prompt.said.endswith("> "))
+    end(prompt)
+    password = begin("users", "add", "ada")
+    password.until(lambda: "Password:" in password.said)
+    end(password)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT)
+        request = begin("list", f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
+        with listener.accept()[0] as waiting:
+            assert waiting.recv(1)
+            end(request)
+
+
+def test_signal_ends_a_read_that_swallows_its_exception() -> None:
+    """As a callback of the garbage collector does."""
+
+    def swallow() -> None:
+        with suppress(ending.TerminationSignal):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(WAIT)
+
+    before = signal.getsignal(signal.SIGALRM)
+    with ending.ending_in_order():
+        for read in (swallow, partial(time.sleep, WAIT)):
+            with pytest.raises(ending.TerminationSignal), ending.reading():
+                read()
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 @pytest.mark.server

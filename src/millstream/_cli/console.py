@@ -3,6 +3,8 @@
 import sys
 from getpass import getpass
 
+from millstream._cli.signals import reading
+
 
 def confirm(question: str) -> bool:
     """Ask until the answer is yes or no; an empty answer is no.
@@ -27,7 +29,8 @@ def ask(prompt: str) -> str:
     """
     sys.stderr.write(prompt)
     sys.stderr.flush()
-    line = sys.stdin.readline()
+    with reading():
+        line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line.rstrip("\r\n")
@@ -40,7 +43,8 @@ def ask_password() -> str:
         EOFError: the input has ended.
     """
     while True:
-        password = getpass("Password: ", stream=sys.stderr)
-        if password and password == getpass("Repeat for confirmation: ", stream=sys.stderr):
-            return password
+        with reading():
+            password = getpass("Password: ", stream=sys.stderr)
+            if password and password == getpass("Repeat for confirmation: ", stream=sys.stderr):
+                return password
         print("The two passwords differ." if password else "The password is empty.", file=sys.stderr)

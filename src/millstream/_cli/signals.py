@@ -3,12 +3,16 @@
 All three cancel the work, so that connections close and started servers exit. Work that can't be canceled because it
 blocks outside of the event loop (mostly on a full pipe) is interrupted. `run` and `dev` handle signals themselves, and
 let calls finish.
+
+Python runs handlers between steps of the main thread. A signal that arrives just before that thread blocks in a system
+call, or in another thread, doesn't interrupt the call. So a thread sends SIGALRM to the main thread after each signal.
 """
 
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +22,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 _STUCK = 0.5
 """Seconds after a signal before an unresponsive event loop counts as blocked."""
+_AGAIN = 0.1
+"""Seconds after a signal before SIGALRM, and between two of them."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -30,38 +36,61 @@ class TerminationSignal(KeyboardInterrupt):
 class _Signals:
     """The signals received by this process; one instance per process."""
 
-    __slots__ = ("_loop", "_task", "_telling", "heard", "number")
+    __slots__ = ("_handled", "_loop", "_since", "_task", "_telling", "heard", "number", "reading")
 
     def __init__(self) -> None:
         self._loop: Any = None
         self._task: Any = None
         self._telling: Any = None
+        self._handled = False
+        """Whether handlers have run since the last signal."""
+        self._since = 0.0
         self.heard = False
         """Whether the handlers are installed."""
         self.number = 0
         """Last signal that ended work or a wait; 0 for none."""
+        self.reading = False
+        """Whether the main thread reads from the terminal."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that ends the command."""
+        self._handled = True
         self.number = number
+        self._since = time.monotonic()
         if self._task is None:
             raise self.as_error()
         self._telling = self._loop.call_soon_threadsafe(self._cancel)
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, _STUCK)
 
     def _cancel(self) -> None:
         self._telling = None
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if self._task is not None:
             self._task.cancel()
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Interrupt a blocked event loop."""
+        """Handle SIGALRM: interrupt a blocked event loop, or a read that has swallowed the exception of a signal."""
+        self._handled = True
+        if not self._pending() or time.monotonic() - self._since < _STUCK:
+            return
+        self.reading = False
         if self._telling is not None:
             self._telling.cancel()  # otherwise it would interrupt the closing of connections
-            raise self.as_error()
+            self._telling = None
+        raise self.as_error()
+
+    def _pending(self) -> bool:
+        """Return whether the last signal hasn't ended anything yet."""
+        return self._telling is not None or (self.reading and self.number != 0)
+
+    def repeat(self, pipe: int, main: int, over: threading.Event) -> None:
+        """Send SIGALRM to the main thread after each signal in the pipe, until its handlers have run. Runs in a thread
+        until the pipe is closed.
+        """
+        while received := os.read(pipe, 4096):
+            if set(received) == {signal.SIGALRM}:
+                continue
+            self._handled = False
+            while not over.wait(_AGAIN) and (not self._handled or self._pending()):
+                signal.pthread_kill(main, signal.SIGALRM)
 
     def as_error(self) -> KeyboardInterrupt:
         """Return the exception for the last signal."""
@@ -91,22 +120,71 @@ def ending_in_order() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {"SIGINT": _signals.receive, "SIGTERM": _signals.receive, "SIGHUP": _signals.receive}
-    numbers = {getattr(signal, name, None): each for name, each in {**handlers, "SIGALRM": _signals.interrupt}.items()}
-    heard = {number: each for number, each in numbers.items() if number and signal.getsignal(number) != signal.SIG_IGN}
-    before = {number: signal.signal(number, each) for number, each in heard.items()}
-    _signals.heard = True
+    ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    with _repeated():
+        before = {
+            each: signal.signal(each, _signals.receive) for each in ends if signal.getsignal(each) != signal.SIG_IGN
+        }
+        _signals.heard = True
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, OSError) as exc:
+            gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # the terminal is gone
+            if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
+                _leave()
+            raise
+        finally:
+            _signals.heard, _signals.number = False, 0
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _repeated() -> Generator[None, None, None]:
+    """Let no signal inside the block wait for the end of a system call, where a thread can be interrupted."""
+    if not hasattr(signal, "pthread_kill"):
+        yield
+        return
+    over = threading.Event()
+    received, send = os.pipe()
+    os.set_blocking(send, False)
+    main = threading.get_ident()
+    thread = threading.Thread(
+        target=_signals.repeat, args=(received, main, over), name="millstream-signals", daemon=True
+    )
+    thread.start()
+    handler = signal.signal(signal.SIGALRM, _signals.interrupt)
+    before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, OSError) as exc:
-        gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # the terminal is gone
-        if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
-            _leave()
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        os.close(send)
+        thread.join()
+        os.close(received)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def reading() -> Generator[None, None, None]:
+    """Let every signal end a read from the terminal inside the block.
+
+    Raises:
+        KeyboardInterrupt: a signal did.
+    """
+    if _signals.number not in (0, signal.SIGINT):  # the exception got lost, for example in a callback of the collector
+        raise _signals.as_error()
+    _signals.number = 0
+    _signals.reading = True
+    try:
+        yield
+    except SystemError:  # `input` runs a second handler while the exception of the first one is set
+        if _signals.number:
+            raise _signals.as_error() from None
         raise
     finally:
-        _signals.heard = False
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        _signals.reading = False
 
 
 def carry_out(work: Coroutine[Any, Any, T]) -> T:

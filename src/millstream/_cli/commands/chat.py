@@ -21,8 +21,9 @@ from millstream._cli.chat.debug_steps import Steps, steps_of_configuration, step
 from millstream._cli.chat.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chat.slash import Rows
 from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
+from millstream._cli.console import ask
 from millstream._cli.output import nobody_reads
-from millstream._cli.signals import INTERRUPTED
+from millstream._cli.signals import INTERRUPTED, reading
 from millstream._cli.tables import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
@@ -213,14 +214,10 @@ def _places(
 
 def _read_line(prompt: str) -> str:
     """Read a line from the user. The prompt isn't written to files and pipes."""
-    if sys.stdout.isatty():
+    if not sys.stdout.isatty():
+        return ask(prompt)
+    with reading():
         return input(prompt)
-    sys.stderr.write(prompt)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
 
 
 def _read_stdin() -> str:
