@@ -10,6 +10,7 @@ from extensions.tasks.tasks_world import TaskClient, accept, text
 from fleet import Worker, fleet, one_worker, real_fleet, settle, until
 from millstream import Context, Server
 from millstream._stores import open_store
+from patience import WAIT
 from shared_store import SharedStore
 from store_parts import Backing
 from wire import Json, request, wired
@@ -248,3 +249,35 @@ async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None
         assert workers[0].runtime.dispatcher.calls
         workers[0].store.miss()
         await until(lambda: not workers[0].runtime.dispatcher.calls)
+
+
+async def test_a_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Backing) -> None:
+    """Else a caller could run more at a time than the limit allows, by tasks whose workers die."""
+    release, began = asyncio.Event(), Counter[str]()
+
+    def make() -> Server:
+        mcp = Server("shop")
+
+        @mcp.tool(task="required", task_retry=True, concurrency=1)
+        async def alone(word: str) -> str:
+            """Run alone."""
+            began[word] += 1
+            await release.wait()
+            return word
+
+        return mcp
+
+    async with asyncio.timeout(WAIT), real_fleet(make, backing, 3) as workers:
+        one, two, three = map(client_of, workers)
+        task_id = (await one.call("alone", word="Dune"))["taskId"]
+        await until(lambda: began["Dune"] == 1)
+        workers[0].runtime.dispatcher.stopping = True
+        await backing.kill(workers[0].store.real)
+        await until(lambda: began["Dune"] == 2)
+        refused = await three.response("tools/call", {"name": "alone", "arguments": {"word": "Emma"}})
+        assert refused["error"]["data"]["code"] == "rate_limited"
+        release.set()
+        assert text(await two.end(task_id)) == "Dune"
+        made = await three.accepted("tools/call", {"name": "alone", "arguments": {"word": "Emma"}})
+        assert made["result"]["resultType"] == "task", made
+        assert began["Emma"] == 1
