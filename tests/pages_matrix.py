@@ -10,13 +10,14 @@ from playwright.sync_api import Page, ViewportSize
 
 from pages_world import LAYOUTS, OUTSIDE, SCHEMES, SIZES, axe
 
-PAGES = ("inspect", "dashboard", "docs", "chat", "sign-in", "consent")
+PAGES = ("connect", "inspect", "dashboard", "docs", "chat", "playground", "sign-in", "consent")
 STATES = ("empty", "busy", "500 tools", "long texts", "right-to-left", "server gone", "server back")
 
 _NO_SCRIPT = "It works without a script and has no connection: when its server is gone, the browser shows its own page."
 _SENT_ONCE = "It has no connection: nothing comes in while somebody looks at it."
 _NO_TOOLS = "It names no tool."
 LEFT_OUT = {
+    ("connect", "busy"): _SENT_ONCE,
     ("chat", "500 tools"): "It lists channels, people and messages; many of those are its busy state.",
     ("sign-in", "busy"): _SENT_ONCE,
     ("sign-in", "500 tools"): _NO_TOOLS,
@@ -28,8 +29,9 @@ LEFT_OUT = {
 """(page, state) -> why nobody can meet them together."""
 
 PRIMARY = {"inspect": "#items, .offers:has(#items[hidden])", "dashboard": ".details",
-           "docs": "#index, .index:has(#index[hidden])", "chat": "#scroll"}  # fmt: skip
-"""What a page is about, and where that would be; a sign-in and a consent are one card without a list."""
+           "docs": "#index, .index:has(#index[hidden])", "chat": "#scroll", "playground": "#answers"}  # fmt: skip
+"""The list that a page is about, or its place; the other pages are cards of their own height."""
+_WITHOUT_PALETTE = {"sign-in", "consent", "call"}
 
 _FAR = 40
 
@@ -169,6 +171,26 @@ def _talk(page: Page, name: str, tool: str) -> None:
     _at(page, "#scroll, #scroll *, #newer")
 
 
+def _connect(page: Page, name: str, tool: str) -> None:
+    """Choose a client, and reach what is copied for it."""
+    _tab_to(page, "#clients [aria-selected=true]")
+    for key, client in (("End", "terminal"), ("Home", "claude-code")):
+        page.keyboard.press(key)
+        _at(page, f"#tab-{client}[aria-selected=true]")
+    _tab_to(page, "#steps button")
+
+
+def _ask(page: Page, name: str, tool: str) -> None:
+    """Come to the field for a question, and back to the answers."""
+    page.keyboard.press("/")
+    _at(page, "#question")
+    for _ in range(2):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("() => document.activeElement.closest('#answers') !== null"):
+            return
+    raise _Lost("Shift+Tab doesn't lead from the question to the answers")
+
+
 def _sign(page: Page, name: str, tool: str) -> None:
     """Through the form in its order, and no further than its end."""
     fields = page.locator("form :is(input:not([type=hidden]), button)").all() or page.locator("main a").all()
@@ -184,7 +206,7 @@ def _sign(page: Page, name: str, tool: str) -> None:
 
 _PATHS: dict[str, Callable[[Page, str, str], None]] = {
     "inspect": _choose, "docs": _choose, "dashboard": _use_dashboard, "chat": _talk, "sign-in": _sign,
-    "consent": _sign, "call": lambda page, name, tool: None,
+    "consent": _sign, "connect": _connect, "playground": _ask, "call": lambda page, name, tool: None,
 }  # fmt: skip
 
 
@@ -193,7 +215,7 @@ def _walk(page: Page, name: str, tool: str) -> list[str]:
     page.evaluate("document.activeElement.blur()")
     try:
         _PATHS[name](page, name, tool)
-        if name in PRIMARY:
+        if name not in _WITHOUT_PALETTE:
             page.keyboard.press("Control+k")
             _at(page, ".palette input")
             page.keyboard.press("Escape")

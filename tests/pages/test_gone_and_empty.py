@@ -21,7 +21,7 @@ from processes import Shared, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
-LINKS = {"dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat", "old": "inspect#tool=greet",
+LINKS = {"connect": "connect", "dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat", "old": "inspect#tool=greet",
          "new": "inspect#tool=greet"}  # fmt: skip
 INSPECTORS = {"old": "2025-11-25", "new": "2026-07-28"}
 _PAUSE = 0.02
@@ -47,6 +47,7 @@ def ready(pages: dict[str, Page]) -> None:
         expect(pages[name].locator("#state")).to_have_text("Connected")
     expect(pages["dashboard"].locator("#uptime")).not_to_have_text("–")
     expect(pages["docs"].locator("#main:not(:has([aria-busy]))")).to_be_visible()
+    expect(pages["connect"].locator("#count-tools")).not_to_have_text("–")
 
 
 def wrong(state: str, pages: dict[str, Page], tool: str = "") -> list[str]:
@@ -54,7 +55,7 @@ def wrong(state: str, pages: dict[str, Page], tool: str = "") -> list[str]:
     shown = {"inspect": pages["new"]} | pages
     return [
         each
-        for name in pages_in(state, "inspect", "dashboard", "docs", "chat")
+        for name in pages_in(state, "connect", "inspect", "dashboard", "docs", "chat")
         for each in whole(shown[name], name, tool)
     ]
 
@@ -80,10 +81,12 @@ def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenP
         for name in INSPECTORS:
             pages[name].get_by_role("textbox", name="name").fill("Ada")
     docs, dashboard = pages["docs"], pages["dashboard"]
-    docs.evaluate("dispatchEvent(new Event('online'))")  # or it would find out within five seconds
+    for page in (docs, pages["connect"]):
+        page.evaluate("dispatchEvent(new Event('online'))")  # or it would find out within five seconds
     for name in INSPECTORS:
         expect(pages[name].locator("#state")).to_have_text("Not connected")
         expect(pages[name].get_by_role("alert")).to_contain_text("reconnects when the server is back")
+    expect(pages["connect"].locator("#banner")).to_contain_text("can't be reached")
     for name in ("dashboard", "chat"):
         expect(pages[name].locator("#state")).to_have_text("Reconnecting…")
         expect(pages[name].locator("#banner")).to_contain_text("This page goes on when it's back.")

@@ -69,10 +69,10 @@ def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
     for number in range(500):
         suffix = "_with_a_name_that_is_much_too_long_for_any_list_of_tools" if number % 50 == 7 else ""
         call(crowd, f"tool_{number:03d}{suffix}", {})
-    ready = {"inspect": "#kinds:has-text('507')", "dashboard": "#tool-tools .pager:has-text('of 5')",
+    ready = {"connect": "#count-tools:has-text('507')", "inspect": "#kinds:has-text('507')", "dashboard": "#tool-tools .pager:has-text('of 5')",
              "docs": "#count:has-text('507')"}  # fmt: skip
     found: list[str] = []
-    for name in pages_in("500 tools"):
+    for name in pages_in("500 tools", *ready):
         page = open_page(f"{crowd}/{name}", lossy=True)
         page.locator(ready[name]).wait_for()
         found += whole(page, name, "tool_491")
@@ -93,7 +93,7 @@ def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: Open
         for text in texts:
             said(crowd, person, text)
         call(crowd, tool, {"name": "لا أحد"} if tool == "greeting" else {})
-        for name in pages_in(state, "inspect", "dashboard", "docs", "chat"):
+        for name in pages_in(state, "connect", "inspect", "dashboard", "docs", "chat"):
             page = open_page(f"{crowd}/{name}", name=person, lossy=True)
             if name in ("inspect", "docs"):
                 expect(page.locator("#server-name")).not_to_be_empty()
@@ -103,6 +103,8 @@ def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: Open
                 found += [f"{state}, a call: {each}" for each in whole(page, "call")]
                 page.keyboard.press("Escape")
                 page.get_by_role("tab", name="Tools").click()
+            elif name == "connect":
+                expect(page.locator("#names")).to_contain_text("more")
             else:
                 expect(page.locator(".bubble").get_by_text(texts[-1]).last).to_be_visible()
             found += [f"{state}: {each}" for each in whole(page, name, tool)]

@@ -1,13 +1,16 @@
 """The playground in a browser: a scripted model uses tools, and the person allows, fills in, and stops."""
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from agent_world import KEY, ScriptedModel, calls, hangs, repeats, says
+from agent_world import KEY, Answer, ScriptedModel, calls, hangs, repeats, says
+from pages_matrix import whole
 from pages_world import OpenPage, fits
 from processes import free_port, millstream, serving
 
@@ -35,10 +38,39 @@ def shop(tmp_path: Path) -> Iterator[Callable[..., str]]:
         each.__exit__(None, None, None)
 
 
+ARABIC = "نص عربي طويل " * 30
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Callable[..., AbstractContextManager[str]]:
+    """``with crowd(script…) as address``: the server with 500 tools, long texts, and Arabic ones, and a model."""
+
+    @contextmanager
+    def start(*script: Any) -> Iterator[str]:
+        with ScriptedModel(*script) as model:
+            variables = {"API_URL": model.url, "API_KEY": KEY, "DEFAULT_MODEL": "test-model-" + "x" * 80}
+            command = millstream(str(Path(__file__).parent / "crowded.py"), port, "--serve", "all")
+            with serving(command, port, tmp_path / "crowd", **variables):
+                yield f"http://127.0.0.1:{port}/chat#playground"
+
+    port = free_port()
+    return start
+
+
 def ask(page: Page, text: str) -> None:
     """Ask the model."""
     page.get_by_label("Ask the model", exact=True).fill(text)
     page.keyboard.press("Enter")
+
+
+def uses(start: str, arguments: str, text: str) -> Callable[[dict[str, Any]], Answer]:
+    """Call the tool whose name for the model begins with `start`: long names are cut."""
+
+    def answer(body: dict[str, Any]) -> Answer:
+        names = [tool["function"]["name"] for tool in body["tools"]]
+        return calls((next(name for name in names if name.startswith(start)), arguments), text=text)
+
+    return answer
 
 
 def idle(page: Page) -> None:
@@ -71,7 +103,7 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
     expect(text.get_by_role("link")).to_have_attribute("href", "https://example.org/a")
     expect(text).to_contain_text("<img src=x onerror=alert(1)>")
     assert fits(page) == []
-    for press, word in (("Decline", "Declined"), ("Always in this conversation", None), (None, None)):
+    for press, word in (("Decline", "Declined"), ("Approve, and don't ask again for this tool", None), (None, None)):
         ask(page, "Burn it")
         card = page.locator(".answer").last.locator(".call")
         if press == "Decline":
@@ -89,6 +121,61 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
         else:
             expect(page.locator(".answer").last).to_contain_text("1 is gone")
             expect(card).to_have_class("call good")
+
+
+def test_the_room_fits_whatever_is_in_it(
+    crowd: Callable[..., AbstractContextManager[str]], open_page: OpenPage
+) -> None:
+    """Our choice: the states of every page. A fixed defect: "/" did nothing here."""
+    found: list[str] = []
+    texts = {"long texts": "unbreakable" * 60 + "\n\n" + "word " * 300, "right-to-left": ARABIC}
+    parameter = "a_parameter_whose_name_goes_on_and_on_without_ever_coming_to_its_end"
+    wanted = {"long texts": ("long_words_", parameter), "right-to-left": ("greeting", "name")}
+    script = [
+        answer
+        for state, text in texts.items()
+        for name, parameter in [wanted[state]]
+        for answer in (uses(name, json.dumps({parameter: text}), text), says(text))
+    ]
+    with crowd(*script, hangs("Once upon")) as address:
+        page = open_page(address, lossy=True)
+        expect(page.locator("#tool-count")).to_have_text("507")
+        found += [f"500 tools: {each}" for each in whole(page, "playground")]
+        for state, text in texts.items():
+            ask(page, text)
+            expect(page.get_by_role("button", name="Decline")).to_be_visible()
+            found += [f"{state}, asked: {each}" for each in whole(page, "playground")]
+            page.get_by_role("button", name="Decline").click()
+            idle(page)
+            page.evaluate("document.querySelectorAll('#turns details').forEach((each) => (each.open = true))")
+            found += [f"{state}: {each}" for each in whole(page, "playground")]
+        ask(page, "A story")
+        expect(page.locator(".answer").last).to_contain_text("Once")
+        found += [f"busy: {each}" for each in whole(page, "playground")]
+    expect(page.get_by_role("alert").filter(has_text="This conversation has ended.")).to_be_visible()
+    found += [f"server gone: {each}" for each in fits(page)]
+    with crowd(says("Yes.")):
+        expect(page.locator("#banner")).to_be_hidden()
+        page.get_by_role("button", name="New conversation").click()
+        ask(page, "Are you back?")
+        idle(page)
+        expect(page.locator(".answer")).to_contain_text("Yes.")
+        found += [f"server back: {each}" for each in whole(page, "playground")]
+        page.context.close()
+    assert found == [], "\n".join(found)
+
+
+def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_page: OpenPage) -> None:
+    """A fixed defect: a press on the head of a call hid the buttons, and the model waited."""
+    page = open_page(shop(calls(("burn", '{"isbn": "1"}')), says("Gone.")))
+    ask(page, "Burn it")
+    card = page.locator(".call")
+    card.locator("summary").click()
+    card.locator("summary").press("Enter")
+    card.get_by_role("button", name="Approve").click()
+    idle(page)
+    card.locator("summary").click()
+    expect(card.get_by_label("Result", exact=True)).to_have_text("1 is gone")
 
 
 def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_page: OpenPage) -> None:

@@ -47,6 +47,7 @@ export class Card {
     this.#summary.append(this.#shown, element("code", { className: "call-name" }, tool), element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)), this.#word, this.#time);
     this.#body.append(element("p", { className: "soft small" }, "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
     this.node = element("details", { className: "call" }, this.#summary, this.#body);
+    this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // the question stays in sight
   }
 
   /** Ask whether the call may run. */
@@ -64,8 +65,8 @@ export class Card {
       });
       return button;
     };
-    const buttons = element("div", { className: "row" }, choice("Approve", "approve", "primary"), choice("Always in this conversation", "always", ""), choice("Decline", "decline", "quiet"));
-    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `May ${this.tool} run?` }, element("p", { role: "status" }, element("strong", {}, "May this run?"), ` ${description || "The tool doesn't say that it only reads."}`), buttons);
+    const buttons = element("div", { className: "row" }, choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet"));
+    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `May ${this.tool} run?` }, element("p", { role: "status" }, element("strong", {}, "May this run?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), buttons);
     this.#body.append(this.#asked);
   }
 

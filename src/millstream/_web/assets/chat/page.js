@@ -421,7 +421,7 @@ function step(by) {
   const names = [...rooms.keys()];
   if (names.length > 1) open(names[(names.indexOf(current) + by + names.length) % names.length]);
 }
-shortcut("/", "Write a message", () => $("text").focus());
+shortcut("/", "Write a message, or ask the model", () => $(place() === "playground" ? "question" : "text").focus());
 shortcut("f", "Search the messages", () => current && place() === "people" && beginSearch());
 shortcut("j", "Next channel", () => step(1));
 shortcut("k", "Previous channel", () => step(-1));

@@ -29,7 +29,7 @@ function show(call) {
     // It was cut: shown as it is.
   }
   const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" }, ...colored(text ?? ""));
-  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "It had no arguments." : "The arguments weren't read: the call went well and nobody was looking, or they were too long.");
+  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "It had no arguments." : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size.");
   const close = element("button", { type: "submit" }, "Close");
   const parts = [element("h2", { id: "call-title", className: "one-line" }, title(call)), element("dl", { className: "facts" }, ...rows), element("h3", {}, "Arguments"), told];
   const foot = element("div", { className: "row end" });
@@ -170,7 +170,7 @@ export function connectCalls({ open, forget }) {
   cleared = forget;
 }
 
-const NOTE = "Secrets are hidden. Arguments are read from calls that fail or are slow, and from others while this is open.";
+const NOTE = "Arguments are kept for calls that fail or are slow, and for others while this tab is open. Secrets are hidden.";
 
 function say(kept = 0) {
   const chips = [

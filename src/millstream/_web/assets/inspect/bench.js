@@ -206,6 +206,7 @@ function check(value, schema, told) {
   const verdict = !schema ? element("span", { className: "badge" }, "no output schema") : problems.length ? element("span", { className: "badge bad" }, problems.length === 1 ? "1 deviation" : `${problems.length} deviations`) : element("span", { className: "badge good" }, "fits the schema");
   const list = problems.length ? [element("ul", { className: "problems", "aria-label": "Deviations from the output schema" }, ...problems.map(({ path, message }) => element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)))] : [];
   const again = value === undefined || (told && plain(bare(value)) && !problems.length); // The content shows it.
+  if (again && value !== undefined) return element("p", { className: "row soft small" }, "As structured content, it's the same value.", verdict);
   const { node, bar } = again ? { node: "", bar: "" } : structuredViews(value, problems);
   return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict, element("span", { className: "spacer" }), bar), ...list, node);
 }
