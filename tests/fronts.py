@@ -29,10 +29,10 @@ upstream workers { %s }
 server {
     listen 127.0.0.1:%d;
     client_max_body_size 16m;
-    location / {
-        proxy_pass http://workers;
+    location %s {
+        proxy_pass http://workers%s;
         proxy_http_version 1.1;
-        proxy_set_header Host $host;
+        proxy_set_header Host %s;
         proxy_set_header Connection "";
         proxy_buffering off;
         proxy_request_buffering off;
@@ -43,17 +43,19 @@ server {
 
 
 @contextmanager
-def nginx(folder: Path, *backends: int) -> Iterator[int]:
-    """nginx in front of ports, in turns; gives its own."""
+def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
+    """nginx in front of ports, in turns; gives its own. It removes the path prefix `at` from requests: ``/tools``."""
     assert NGINX is not None
     folder.mkdir(exist_ok=True)
     port = free_port()
     places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
     servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
+    below = "/" if at else ""
+    site = _SITE % (servers, port, f"{at}/", below, "$http_host" if at else "$host")
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{ worker_connections 4096; }}\n"
-        f"http {{ access_log off;\n{temporary}{_SITE % (servers, port)}}}\n"
+        f"http {{ access_log off;\n{temporary}{site}}}\n"
     )
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with serving(command, port, folder / "nginx.log"):

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
+from fronts import NEEDS_NGINX, nginx
 from pages_world import OpenPage, fits
 from processes import Shared, free_port, millstream, serving
 
@@ -78,6 +79,43 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
         assert KEY not in page.content()
         assert fits(page) == []
         page.context.close()
+
+
+@NEEDS_NGINX
+def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path, open_page: OpenPage) -> None:
+    """The address is that of the page, or the one that tokens are for, where clients sign in with OAuth."""
+    port = free_port()
+    command = millstream("tests/pages/guarded_shop.py", port)
+    path = {"PYTHONPATH": str(Path(__file__).parents[1]), "MILLSTREAM_ROOT_PATH": "/tools"}
+    with nginx(tmp_path / "front", port, at="/tools") as front:
+        here = f"http://127.0.0.1:{front}/tools"
+        with serving(millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path / "plain", **path):
+            page = open_page(f"{here}/", fresh=True)
+            expect(page.locator("#address")).to_have_text(f"{here}/mcp")
+            expect(page.locator("#count-tools")).to_have_text("1")
+            assert f"claude mcp add --transport http hello-server {here}/mcp" in steps(page)
+            page.get_by_role("link", name="Docs").first.click()
+            expect(page.locator("#overview")).to_contain_text(f"{here}/mcp")
+            page.context.close()
+        for public in (here, "https://shop.example.com/tools"):
+            with serving(command, port, tmp_path / "guarded", SHOP_URL=public, **path):
+                page = open_page(f"{here}/connect", fresh=True, lossy=True)
+                page.get_by_label("Name").fill("ada")
+                page.get_by_label("Password").fill("correct horse")
+                page.keyboard.press("Enter")
+                expect(page.locator("#address")).to_have_text(f"{public}/mcp")
+                expect(page.locator("#count-tools")).to_have_text("2")
+                assert f"claude mcp add --transport http book-shop {public}/mcp" in steps(page)
+                assert "choose book-shop to sign in" in steps(page)
+                page.get_by_role("tab", name="Cursor").click()
+                link = urlsplit(page.get_by_role("link", name="Add to Cursor").get_attribute("href") or "")
+                config = parse_qs(link.query)["config"][0]
+                assert json.loads(base64.b64decode(config)) == {"url": f"{public}/mcp"}
+                page.get_by_role("tab", name="ChatGPT").click()
+                expect(page.locator("#steps .warn")).to_have_count(1 if public == here else 0)
+                page.get_by_role("tab", name="Terminal").click()
+                assert f"millstream list {public}/mcp --login" in steps(page)
+                page.context.close()
 
 
 def test_long_and_foreign_names_fit(shared_crowd: Shared, open_page: OpenPage) -> None:

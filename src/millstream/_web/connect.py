@@ -35,8 +35,10 @@ class ConnectFacts:
             is_local: returns whether a peer address and headers belong to a program on this machine.
         """
         methods = () if guard is None else guard.methods
+        resource = next((each.resource for each in methods if each.resource), "")
         facts: dict[str, Any] = {
             "path": settings.path,
+            "url": resource if resource.endswith(settings.path) else "",
             "keys": any(not each.issuers for each in methods),
             "oauth": any(each.issuers for each in methods),
         }
@@ -46,8 +48,8 @@ class ConnectFacts:
         self._abroad = _reply(facts | {"pages": list(open_pages)})
 
     async def get(self, request: HttpRequest) -> Response:
-        """Return the ``path`` of MCP, whether ``keys`` and ``oauth`` are accepted, and the ``pages`` that the caller
-        can reach.
+        """Return the ``path`` of MCP, its public ``url`` if sign-in is for that URL alone, whether ``keys`` and
+        ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
         return self._here if self._is_local(request.peer, request.headers) else self._abroad
 

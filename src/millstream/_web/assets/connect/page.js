@@ -1,5 +1,5 @@
-// The connect page: what this server is, and how each client is given its address. The address is the one of this page,
-// so it's right behind a proxy and below any path. Names and descriptions come by MCP, as the caller may see them.
+// The connect page: what this server is, and how each client is given its address. The address is the one that tokens
+// are for, since OAuth clients refuse any other, or else that of this page: right behind a proxy and below any path. Names and descriptions come by MCP, as the caller may see them.
 
 import { $, count, element, labelOf, write } from "../dom.js";
 import { Client, REVISIONS } from "../mcp/client.js";
@@ -22,10 +22,10 @@ const PAGES = {
   gateway: ["Gateway", "The servers behind this one."],
 };
 
-let facts = { path: "/mcp", keys: false, oauth: false, pages: [] };
+let facts = { path: "/mcp", url: "", keys: false, oauth: false, pages: [] };
 let entries = [];
 
-const url = () => new URL(`.${facts.path}`, document.baseURI).href;
+const url = () => facts.url || new URL(`.${facts.path}`, document.baseURI).href;
 
 function drawStep({ text, code, says = "Copy", open, label, warn }) {
   const nodes = [element("p", {}, text)];
@@ -40,7 +40,8 @@ const drawSteps = (id) => {
 };
 
 function drawClients(name, tool) {
-  const near = location.protocol !== "https:" || NEAR.test(location.hostname);
+  const { protocol, hostname } = new URL(url());
+  const near = protocol !== "https:" || NEAR.test(hostname);
   entries = clients({ name, url: url(), keys: facts.keys, oauth: facts.oauth, near, tool });
   const chosen = tabs($("clients"), entries.map(({ id, title }) => ({ id, title, panel: "client" })), (id) => {
     drawSteps(id);
