@@ -24,7 +24,7 @@ BOOKSHOP = Path(__file__).with_name("bookshop.py")
 
 
 def approve(request: Approval) -> bool:
-    """Is asked before a tool runs that isn't marked as harmless, and before a server uses the model."""
+    """Is asked before a tool runs that isn't marked as read-only, and before a server uses the model."""
     print(f"{request.server} wants {request.tool or 'the model'}: {dict(request.arguments)}")
     return request.kind == "tool"
 

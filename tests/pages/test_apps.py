@@ -91,6 +91,17 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
     expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
 
 
+def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
+    """A fixed defect: notifications had no limit of size or number."""
+    frame = app(page, shop)
+    frame.get_by_role("button", name="Flood").click()
+    expect(frame.locator("#answer")).to_have_text("An app sends at most 100 messages a second.")
+    page.get_by_text("What the app did").click()
+    events = page.locator(".app-events > li")
+    assert 1 < events.count() <= 50
+    expect(events.filter(has_text="Sent something that was dropped").last).to_contain_text("100 messages a second")
+
+
 def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: Page) -> None:
     """Its origin is opaque: no page, cookies, storage, or server of ours; of the network, only the declared domain."""
     frame = app(page, shop)

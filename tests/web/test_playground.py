@@ -221,3 +221,24 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
         assert one("answered", await until(sockets[0], "idle"))["text"] == "Yes."
         for each in sockets:
             await each.close()
+
+
+async def test_upstream_tools_ask_though_they_say_that_they_only_read(api: Any) -> None:
+    """Hints of another server are its word; only the server's own tools run by them."""
+    api(calls(("price", '{"isbn": "9780"}')), says("Well"), calls(("safe", "{}")), repeats("It said "))
+    mcp = Server("office", serve="web")
+    mcp.upstream("books", make_shop(), prefix="")
+
+    @mcp.tool(annotations=ToolAnnotations(read_only_hint=True, destructive_hint=False))
+    async def safe() -> str:
+        """Only read."""
+        return "yes"
+
+    async with running(mcp) as address, talking(address) as socket:
+        await send(socket, type="say", text="How much?")
+        approval = (await until(socket, "approval"))[-1]
+        assert approval["tool"] == "price"
+        await send(socket, type="decide", id=approval["id"], decision="decline")
+        assert one("returned", await until(socket, "idle"))["outcome"] == "refused"
+        await send(socket, type="say", text="Is it safe?")
+        assert one("returned", await until(socket, "idle"))["text"] == "yes"

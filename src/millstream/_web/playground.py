@@ -112,7 +112,9 @@ class CallerTarget:
 class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
-    __slots__ = ("_configuration", "_dispatcher", "_guard", "_is_local", "_name", "_open", "_server", "_trouble")
+    __slots__ = (
+        "_configuration", "_dispatcher", "_guard", "_is_local", "_is_own", "_name", "_open", "_server", "_trouble",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class Playground:
         guard: "AuthGuard | None",
         *,
         is_local: Callable[[str, Mapping[bytes, bytes]], bool],
+        is_own: Callable[[str], bool],
         environment: Mapping[str, str] | None = None,
         file: str = ".env",
     ) -> None:
@@ -133,6 +136,8 @@ class Playground:
             dispatcher: executes the calls.
             guard: guard in front of every path; None if callers don't sign in.
             is_local: returns whether a peer address and headers belong to a program on this machine.
+            is_own: returns whether a tool is the server's own. A tool of an upstream asks for approval even if its
+                upstream says that it's read-only.
             environment: variables that configure the model, as for `millstream chat`.
             file: further variables.
         """
@@ -141,6 +146,7 @@ class Playground:
         self._dispatcher = dispatcher
         self._guard = guard
         self._is_local = is_local
+        self._is_own = is_own
         self._trouble = ""
         environment = os.environ if environment is None else environment
         try:
@@ -202,33 +208,30 @@ class Playground:
             self._open += Counter()  # removes zero counts
 
         self._open[owner] += 1
-        return PlaygroundTalk(
-            self._name, self.model, target, outbox, over, max_depth=self._dispatcher.services.settings.max_depth
-        )
+        server = ServerAt(target, name=self._name, trusts_hints=self._is_own)
+        return PlaygroundTalk(server, self.model, outbox, over, max_depth=self._dispatcher.services.settings.max_depth)
 
 
 class PlaygroundTalk:
     """One conversation: messages of the browser, and events for it."""
 
     __slots__ = (
-        "_agent", "_always", "_begun", "_max_depth", "_model", "_name", "_number", "_outbox", "_over", "_target",
-        "_task", "_turns", "_waiting",
+        "_agent", "_always", "_begun", "_max_depth", "_model", "_number", "_outbox", "_over", "_server", "_task",
+        "_turns", "_waiting",
     )  # fmt: skip
 
     def __init__(
         self,
-        name: str,
+        server: ServerAt,
         model: Callable[[], LanguageModel],
-        target: CallerTarget,
         outbox: Socket,
         over: Callable[[], None],
         *,
         max_depth: int,
     ) -> None:
         # Configuration
-        self._name = name
+        self._server = server
         self._model = model
-        self._target = target
         self._outbox = outbox
         self._over = over
         self._max_depth = max_depth
@@ -321,7 +324,7 @@ class PlaygroundTalk:
 
         agent = Agent(
             self._model(),
-            [ServerAt(self._target, name=self._name)],
+            [self._server],
             approve=self._allows,
             elicit=self._fills_in,
             limits=LIMITS,

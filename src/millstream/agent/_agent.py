@@ -38,7 +38,7 @@ class Agent:
         model: the model; see `LanguageModel`. The agent closes it.
         servers: servers with tools, resources, and prompts: targets of `Client` or `ServerAt`s, in a list or by name.
         system: system prompt. The servers' instructions are appended.
-        approve: decides whether a tool may run that isn't marked as harmless, and whether a server may use the model.
+        approve: decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
             By default, neither may, and the model is informed.
         elicit: fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
         roots: folders and files that servers may learn about.

@@ -67,10 +67,8 @@ class Person:
 
 
 def needs_approval(annotations: ToolAnnotations | None) -> bool:
-    """Return whether a tool may have side effects; without a hint, it may (MCP 2025-11-25, ToolAnnotations).
+    """Return whether a tool isn't marked as read-only (MCP 2025-11-25, ToolAnnotations).
 
     The hints come from the server, so connect an agent only to servers that you trust.
     """
-    if annotations is None:
-        return True
-    return annotations.read_only_hint is not True and annotations.destructive_hint is not False
+    return annotations is None or annotations.read_only_hint is not True

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,8 @@ class ServerAt(Struct, frozen=True):
     timeout: float = 60.0
     options: Options | None = None
     revision: str | None = None
+    trusts_hints: Callable[[str], bool] = lambda tool: True
+    """Returns whether a tool that's marked as read-only may run without approval: ``lambda tool: tool == "price"``."""
 
 
 class ConnectedServer(Struct, frozen=True, eq=False):
@@ -36,6 +38,7 @@ class ConnectedServer(Struct, frozen=True, eq=False):
 
     name: str
     client: Client
+    trusts_hints: Callable[[str], bool]
 
 
 Servers = Sequence[Target | ServerAt] | Mapping[str, Any]
@@ -79,7 +82,7 @@ async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitS
         free = name
         while free in taken:
             free, number = f"{name}-{number}", number + 1
-        found.append(ConnectedServer(free, client))
+        found.append(ConnectedServer(free, client, place.trusts_hints))
     return found
 
 

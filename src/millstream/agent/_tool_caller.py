@@ -60,7 +60,9 @@ class ToolCaller:
         except Unreadable as exc:
             return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
         kept = json.dumps(arguments, ensure_ascii=False)
-        if needs_approval(tool.description.annotations) and not await self._person.allows(_approval(tool, arguments)):
+        described = tool.description
+        asks = needs_approval(described.annotations) or not tool.server.trusts_hints(described.name)
+        if asks and not await self._person.allows(_approval(tool, arguments)):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
             return await self._finish(call, tool, CallOutcome(text, arguments=kept), "refused")
         async with self._room:

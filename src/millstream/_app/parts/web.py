@@ -95,7 +95,14 @@ def _serve(host: Host, definition: Definition) -> None:
     facts = ConnectFacts(host.settings, host.guard, shown, public=public, is_local=host.is_local)
     routes.add("/connect/server", Route({"GET": facts.get}))
     server = {"title": definition.title, "version": definition.version}
-    playground = Playground(definition.name, server, host.dispatcher, host.guard, is_local=host.is_local)
+    playground = Playground(
+        definition.name,
+        server,
+        host.dispatcher,
+        host.guard,
+        is_local=host.is_local,
+        is_own=lambda tool: not hasattr(host.registry.tools.get(tool), "upstream"),
+    )
     socket = WebSocketRoute(
         host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.talk
     )

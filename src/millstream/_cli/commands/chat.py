@@ -109,7 +109,7 @@ def chat(  # noqa: PLR0913  the options of the command
     from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
     `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
     ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL. You're asked before a tool runs
-    that isn't marked as harmless.
+    that isn't marked as read-only.
 
     **Examples**
 

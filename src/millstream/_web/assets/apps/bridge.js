@@ -8,10 +8,21 @@ export const MIME = "text/html;profile=mcp-app";
 const NOT_FOUND = -32601;
 const INVALID = -32602;
 const REFUSED = -32000;
-const MAX_MESSAGE = 1024 * 1024; // characters of what a frame sends at once
+const MAX_REQUEST = 1024 * 1024; // characters
+const MAX_NOTIFICATION = 16 * 1024; // characters
 const MAX_PENDING = 16; // requests of a frame that are under way
+const MAX_RATE = 100; // messages of a frame in a second
 
 const error = (code, message) => Object.assign(new Error(message), { code });
+
+/** The characters of a value as JSON; infinite where it's no JSON. */
+function sizeOf(value) {
+  try {
+    return (JSON.stringify(value) ?? "").length;
+  } catch {
+    return Infinity;
+  }
+}
 
 /** Whether an app may call a tool: by default, everybody may. */
 export const visibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", "app"]).includes("app");
@@ -28,6 +39,7 @@ export const visibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", 
  * @property {(context: object) => void} remember what the model should know
  * @property {(size: {width?: number, height?: number}) => void} resize
  * @property {(level: string, data: unknown) => void} log
+ * @property {(reason: string) => void} dropped a notification was dropped; of too many, once a second
  * @property {() => void} ready the app has begun
  */
 
@@ -37,6 +49,8 @@ export class Bridge {
   #host;
   #pending = 0;
   #next = 1;
+  #second = 0;
+  #rate = 0; // messages in that second
   #answers = new Map();
 
   /** @param {HTMLIFrameElement} frame @param {Host} host */
@@ -75,17 +89,30 @@ export class Bridge {
     if (!source || source !== this.#frame.contentWindow || data?.jsonrpc !== "2.0") return;
     const { id, method, params } = data;
     if (method === undefined) return this.#answers.get(id)?.(data);
-    if (id === undefined) return this.#hear(method, params ?? {});
+    const fast = this.#isTooFast();
+    if (id === undefined) {
+      if (fast) return this.#rate === MAX_RATE + 1 && this.#host.dropped(`An app sends at most ${MAX_RATE} messages a second.`);
+      if (sizeOf(params) > MAX_NOTIFICATION) return this.#host.dropped(`${String(method).slice(0, 80)} is larger than ${MAX_NOTIFICATION / 1024} KiB.`);
+      return this.#hear(method, params ?? {});
+    }
     if (typeof id !== "string" && typeof id !== "number") return;
     try {
+      if (fast) throw error(REFUSED, `An app sends at most ${MAX_RATE} messages a second.`);
       if (this.#pending >= MAX_PENDING) throw error(REFUSED, `An app has at most ${MAX_PENDING} requests under way.`);
-      if ((JSON.stringify(params) ?? "").length > MAX_MESSAGE) throw error(INVALID, "This message is too large.");
+      if (sizeOf(params) > MAX_REQUEST) throw error(INVALID, "This message is too large.");
       this.#pending += 1;
       const result = await this.#answer(method, params ?? {}).finally(() => (this.#pending -= 1));
       this.#post({ jsonrpc: "2.0", id, result: result ?? {} });
     } catch (problem) {
       this.#post({ jsonrpc: "2.0", id, error: { code: problem.code ?? REFUSED, message: problem.message } });
     }
+  }
+
+  #isTooFast() {
+    const second = Math.floor(performance.now() / 1_000);
+    if (second !== this.#second) [this.#second, this.#rate] = [second, 0];
+    this.#rate += 1;
+    return this.#rate > MAX_RATE;
   }
 
   #hear(method, params) {

@@ -1,13 +1,14 @@
 // An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin, under the policy
 // that the resource declares. What the app wants to do is asked here, and shown.
 
-import { element, labelOf } from "../dom.js";
+import { element, labelOf, pretty } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
 import { icon } from "../shell/icons.js";
 import { Bridge, MIME } from "./bridge.js";
 
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;
+const MAX_SHOWN = 16 * 1024; // characters of what an app said
 const HEIGHTS = [80, 900];
 const TEARDOWN_MS = 300;
 const DOMAIN = /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
@@ -60,9 +61,10 @@ function htmlOf({ contents = [] }, uri) {
  * @param {object} tool whose result it shows
  * @param {object} given its arguments
  * @param {object} result
- * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[]}} server
+ * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], own: boolean}} server `own` is this server, whose
+ *   hints count; a tool of another one always asks
  */
-export function appCard(tool, given, result, { request, tools }) {
+export function appCard(tool, given, result, { request, tools, own }) {
   const uri = appOf(tool);
   const allows = element("p", { className: "soft small" }, "Loading…");
   const asked = element("div", { className: "app-asks stack tight" });
@@ -75,7 +77,9 @@ export function appCard(tool, given, result, { request, tools }) {
 
   const note = (title, value) => {
     fold.hidden = false;
-    events.append(element("li", {}, element("strong", {}, title), ...(value === undefined ? [] : [jsonBlock(value, title)])));
+    const text = value === undefined ? "" : pretty(value);
+    const shown = text.length > MAX_SHOWN ? [element("pre", { className: "wrap", tabIndex: 0, "aria-label": title }, `${text.slice(0, MAX_SHOWN)}…`)] : text && [jsonBlock(value, title)];
+    events.append(element("li", {}, element("strong", {}, title), ...shown));
     if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
   };
 
@@ -106,7 +110,7 @@ export function appCard(tool, given, result, { request, tools }) {
     }),
     tool: (name) => tools().find((each) => each.name === name),
     call: async (wanted, values) => {
-      if (!wanted.annotations?.readOnlyHint) await requestConsent(`May it call ${wanted.name}?`, values, wanted.name);
+      if (!own || wanted.annotations?.readOnlyHint !== true) await requestConsent(`May it call ${wanted.name}?`, values, wanted.name);
       note(`Called ${wanted.name}`, values);
       return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
     },
@@ -127,7 +131,8 @@ export function appCard(tool, given, result, { request, tools }) {
     resize: ({ height }) => {
       if (Number.isFinite(height)) stage.firstChild.style.height = `${Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1])}px`;
     },
-    log: (level, data) => note(`Logged (${level})`, data),
+    log: (level, data) => note(`Logged (${level.slice(0, 20)})`, data),
+    dropped: (reason) => note("Sent something that was dropped", reason),
     ready: () => {
       bridge.notify("ui/notifications/tool-input", { arguments: given });
       bridge.notify("ui/notifications/tool-result", result);

@@ -102,7 +102,7 @@ function tool(item, values) {
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
     draw: (result) => drawContent(result.content ?? []),
-    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools() }) : null,
+    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools(), own: !session.via }) : null,
     extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
   });
 }
