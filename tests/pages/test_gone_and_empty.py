@@ -21,8 +21,8 @@ from processes import Shared, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
-LINKS = {"connect": "connect", "dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat", "old": "inspect#tool=greet",
-         "new": "inspect#tool=greet"}  # fmt: skip
+LINKS = {"connect": "connect", "dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat",
+         "old": "inspect#tool=greet", "new": "inspect#tool=greet"}  # fmt: skip
 INSPECTORS = {"old": "2025-11-25", "new": "2026-07-28"}
 _PAUSE = 0.02
 """Seconds between two rounds of calls: more than anybody reads along, and the browser has a core of its own."""

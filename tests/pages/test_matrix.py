@@ -69,7 +69,8 @@ def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
     for number in range(500):
         suffix = "_with_a_name_that_is_much_too_long_for_any_list_of_tools" if number % 50 == 7 else ""
         call(crowd, f"tool_{number:03d}{suffix}", {})
-    ready = {"connect": "#count-tools:has-text('507')", "inspect": "#kinds:has-text('507')", "dashboard": "#tool-tools .pager:has-text('of 5')",
+    ready = {"connect": "#count-tools:has-text('507')", "inspect": "#kinds:has-text('507')",
+             "dashboard": "#tool-tools .pager:has-text('of 5')",
              "docs": "#count:has-text('507')"}  # fmt: skip
     found: list[str] = []
     for name in pages_in("500 tools", *ready):
