@@ -37,10 +37,10 @@ def by_the_keys(issuer: str) -> Any:
 # endregion
 
 
-# region: introspected
+# region: introspection
 def by_asking(issuer: str, secret: str) -> Any:
     """The issuer is asked about each token, by a client that it knows."""
-    return auth.introspected(
+    return auth.introspection(
         issuer=issuer,
         audience="https://mcp.example.com/mcp",
         endpoint=f"{issuer}/introspect",

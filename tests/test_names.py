@@ -35,7 +35,7 @@ NOUNS = {
 """Names that look like participles, and why they stay."""
 OPEN_NAMES = {
     "Marked",
-    "Owed", "Refused", "Renewing", "Subscribing",
+    "Owed", "Subscribing",
     "_Asked", "_Described", "_Known", "_Listed", "_Signing", "_Unmounted",
 
     "extensions/events/_reading.py",
@@ -43,9 +43,9 @@ OPEN_NAMES = {
 }  # fmt: skip
 """Participles that still need a noun."""
 OPEN_DUPLICATES = {
-    "Answer", "Client", "Definition", "Delivery", "Event", "File",
-    "IdentityProvider", "Message", "Outbox",
-    "Result", "Store", "Subscription", "Upstream",
+    "Answer", "Definition", "Delivery", "Event", "File",
+    "Message", "Outbox",
+    "Result", "Store", "Subscription",
 }  # fmt: skip
 """Names of several public classes that still need one each."""
 

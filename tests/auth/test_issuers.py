@@ -178,7 +178,7 @@ def introspected(issuer: Issuer, **options: Any) -> Any:
     """A method that asks the issuer."""
     given = {"issuer": issuer.url, "audience": AUDIENCE, "endpoint": f"{issuer.url}/introspect",
              "client": "mill:stream", "secret": "s%cret/"}  # fmt: skip
-    return auth.introspected(**{**given, **options})
+    return auth.introspection(**{**given, **options})
 
 
 def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Elsewhere:
 
     async def finish(self, callback: Callback) -> User:
         """Who came back."""
-        assert callback.kept == b"nonce-7"
+        assert callback.state_data == b"nonce-7"
         code = callback.query.get("code", "")
         if code not in self.allowed:
             raise SignInFailed("<b> may not sign in here.")

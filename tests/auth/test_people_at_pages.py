@@ -14,7 +14,7 @@ from millstream._http.message import HttpRequest
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.provider import Provider
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.records import OAuthClient
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
 from wire import Reply
@@ -160,10 +160,10 @@ async def test_provider_limits_apply_to_pages() -> None:
     """Whoever is denied one scope does not have all of them; claims are those of tokens."""
 
     class Ours(Provider):
-        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(each for each in scopes if each != "secrets")
 
-        async def claims(self, user: User, client: Client) -> dict[str, object]:
+        async def claims(self, user: User, client: OAuthClient) -> dict[str, object]:
             return {"team": "books", "sub": "somebody else"}
 
     async with guarded(make_server(issuing(Known(), provider=Ours(), implied={"orders:write": ["more"]}))) as world:

@@ -100,7 +100,7 @@ async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch)
     known = SignedOut(await backing.worker(), {})
     for number in range(100):
         await known.add(f"jar {number}", "ada", float(number), 60)
-        known.met("ada", float(number))
+        known.note_use("ada", float(number))
     assert len(ended(known)) == len(known._heard) == len(known._met) == 10
     assert all([await known.has(f"jar {number}") for number in range(100)])
     await backing.close()

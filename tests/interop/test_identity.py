@@ -63,8 +63,8 @@ async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
     client, ours = provider.register(), provider.register()
     given = {"issuer": provider.url, "audience": OPAQUE, "endpoint": f"{provider.url}/token/introspection",
              "client": ours[0], "secret": ours[1]}  # fmt: skip
-    assert await auth.introspected(**given).identify(provider.token(client, OPAQUE)) is None
-    method = auth.introspected(**given, client_tokens=True)
+    assert await auth.introspection(**given).identify(provider.token(client, OPAQUE)) is None
+    method = auth.introspection(**given, client_tokens=True)
     async with guarded(make_server(method)) as world:
         token = provider.token(client, OPAQUE)
         reply = await world.call(token, "order", {"isbn": "1"})

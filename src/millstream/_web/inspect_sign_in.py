@@ -25,7 +25,7 @@ from millstream._server.calls.services import Services, principal_id
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._browser import cookie_of, is_own
-from millstream.auth._pages import arrived, turned_back
+from millstream.auth._pages import continue_page, turned_back
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import answer_of
@@ -138,7 +138,7 @@ class SignIns:
         except ClientError as exc:
             return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask the operator of that server.", 403)
         await self._keep(pending.key, held)
-        return arrived(request, "/inspect", b"")
+        return continue_page(request, "/inspect", b"")
 
     async def leave(self, request: HttpRequest, url: Url) -> Response:
         """Delete the tokens for a server: ``{"revoked": …}`` says whether their issuer has revoked them."""

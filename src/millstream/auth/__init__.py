@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.config import IssuerOptions
     from millstream.auth._authorization_server.login_methods import LoginMethod
     from millstream.auth._authorization_server.provider import Provider
-    from millstream.auth._authorization_server.records import Client
+    from millstream.auth._authorization_server.records import OAuthClient
     from millstream.auth._authorization_server.server import Issuer
     from millstream.auth._method import AuthMethod, Unbound
 
 __all__ = [
-    "client", "github", "google", "identity_provider", "introspected", "issuer", "jwt", "keys", "oidc", "upstream",
+    "client", "github", "google", "identity_provider", "introspection", "issuer", "jwt", "keys", "oidc", "upstream",
     "users",
 ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def oidc(
 
 
 @suggest_keywords
-def introspected(
+def introspection(
     *,
     issuer: str,
     audience: str,
@@ -207,7 +207,7 @@ def introspected(
         ValueError: an argument is missing or invalid.
 
     Example:
-        >>> auth.introspected(
+        >>> auth.introspection(
         ...     issuer="https://id.example.com",
         ...     audience="https://mcp.example.com/mcp",
         ...     endpoint="https://id.example.com/introspect",
@@ -223,7 +223,7 @@ def introspected(
     url = check_url(endpoint).geturl()
     if not (client and secret):
         raise ValueError(
-            "auth.introspected() requires the client and secret with which it authenticates at the endpoint"
+            "auth.introspection() requires the client and secret with which it authenticates at the endpoint"
         )
 
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
@@ -238,7 +238,7 @@ def issuer(
     url: str,
     *,
     users: "LoginMethod | Sequence[LoginMethod]",
-    clients: "Sequence[Client]" = (),
+    clients: "Sequence[OAuthClient]" = (),
     audience: str = "",
     resources: "Names" = (),
     scopes: "Names" = (),

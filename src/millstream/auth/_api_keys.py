@@ -70,7 +70,7 @@ class KeyMethod(AuthMethod):
         """Return a number that changes with the file, and when a key expires."""
         file, now = self._file, self._clock()
         self._taken = {name: at for name, at in self._taken.items() if abs(now - at) < _TOLD}
-        if file is not None and file.changed():
+        if file is not None and file.has_changed():
             before = file.keys
             self._epoch += self._read(file)
             self._taken |= {each.name: now for each in before if each not in file.keys}

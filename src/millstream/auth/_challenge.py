@@ -41,14 +41,14 @@ class ChallengeResponses:
         """Adds a link to the sign-in page for browsers."""
         self.scopes: frozenset[str] = frozenset(scopes)
 
-    def mounted(self, root: str) -> None:
+    def set_mount_path(self, root: str) -> None:
         """Record that the server is mounted below this path of an application, which doesn't serve our well-known
         paths.
         """
         if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
             self._metadata = metadata_url(self._resource, root)
 
-    def missing(self, request: HttpRequest) -> Response:
+    def for_missing(self, request: HttpRequest) -> Response:
         """Respond to a request without a credential."""
         text = "Sign in: send Authorization: Bearer and your key or token."
         page = self.form(request)
@@ -65,7 +65,7 @@ class ChallengeResponses:
             return plain_problem(401, "The token isn't valid, or no longer valid.", self._head("invalid_token", ()))
         return plain_problem(403, "The key isn't valid, or no longer valid.", _NO_STORE)
 
-    def malformed(self, text: str) -> Response:
+    def for_malformed(self, text: str) -> Response:
         """Respond to a malformed credential."""
         return plain_problem(400, text, self._head("invalid_request", ()))
 
@@ -80,14 +80,14 @@ class ChallengeResponses:
 
     def insufficient(self, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
-        return plain_problem(403, _lacking(needed), self._head("insufficient_scope", needed))
+        return plain_problem(403, _missing_scope_text(needed), self._head("insufficient_scope", needed))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the same error for one MCP method, with all scopes that a client should request now."""
         wanted = " ".join(sorted(self.scopes.union(needed)))
         return ProtocolError(
             INSUFFICIENT_SCOPE,
-            _lacking(needed),
+            _missing_scope_text(needed),
             {"error": "insufficient_scope", "scope": wanted},
             status=403,
             head=self._head("insufficient_scope", self.scopes.union(needed)),
@@ -102,7 +102,7 @@ class ChallengeResponses:
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
 
 
-def _lacking(needed: Collection[str]) -> str:
+def _missing_scope_text(needed: Collection[str]) -> str:
     names = " and ".join(sorted(needed))
     return f"Your key or token doesn't cover this. It needs the scope {names}."
 

@@ -49,9 +49,9 @@ class AuthGuard:
         "challenges",
         "clock",
         "methods",
+        "on_failure",
         "pool",
         "signed_out",
-        "told",
         "verdicts",
     )
 
@@ -65,7 +65,7 @@ class AuthGuard:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """Ordered so that credentials known here aren't sent elsewhere."""
-        self.told: Callable[[str], None] | None = None
+        self.on_failure: Callable[[str], None] | None = None
         """Called with the address of every invalid credential."""
         self.pool: StoreLimiter | None = None
         """Limiter that shares failures between workers."""
@@ -99,7 +99,7 @@ class AuthGuard:
             request.principal = found
             return await handler(request)
 
-        def protected(request: HttpRequest) -> Awaitable[Response | Sink | None]:
+        def authenticate(request: HttpRequest) -> Awaitable[Response | Sink | None]:
             # Ordinary calls take this path: no extra coroutine, one lookup.
             headers = request.headers
             verdict = known(headers.get(b"authorization", b""))
@@ -108,31 +108,31 @@ class AuthGuard:
             request.principal = verdict[0]
             return handler(request)
 
-        return ask if needed else protected
+        return ask if needed else authenticate
 
     async def __call__(self, request: HttpRequest) -> Principal | Response:
         """Return the principal, or the response that refuses."""
         if request.root_path:
-            self.challenges.mounted(request.root_path)
-        if _repeated(request):
-            return self.challenges.malformed("The Authorization header is repeated.")
+            self.challenges.set_mount_path(request.root_path)
+        if _is_repeated(request):
+            return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
             found = await self.ambient(request) if self.ambient is not None else None
-            return self.challenges.missing(request) if found is None else found
-        verdict = self._known(value)
+            return self.challenges.for_missing(request) if found is None else found
+        verdict = self._cached_verdict(value)
         return await self._judge(request, value) if verdict is None else verdict.principal
 
     async def _judge(self, request: HttpRequest, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
         if scheme.lower() != b"bearer":
-            return self.challenges.missing(request)
+            return self.challenges.for_missing(request)
         if not _CREDENTIAL.fullmatch(credential):
-            return self.challenges.malformed("The Authorization header has no token. Write Bearer and the token.")
+            return self.challenges.for_malformed("The Authorization header has no token. Write Bearer and the token.")
         # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
-        verdict, lacking = self._known(key), frozenset[str]()
+        verdict, lacking = self._cached_verdict(key), frozenset[str]()
         if verdict is not None:
             return verdict.principal
         try:
@@ -144,17 +144,17 @@ class AuthGuard:
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
         if verdict is None:
-            self.failed(request.peer)
+            self.record_failure(request.peer)
             return self.challenges.wrong()
         return self.challenges.insufficient(lacking) if lacking else verdict.principal
 
-    def _known(self, key: bytes) -> Verdict | None:
+    def _cached_verdict(self, key: bytes) -> Verdict | None:
         verdict = self.verdicts.get(key)
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     async def _look(self, key: bytes, credential: bytes) -> tuple[Verdict | None, frozenset[str]]:
         """Return the verdict on a credential, from the cache or its method, and the method's required scopes."""
-        verdict = self._known(key)
+        verdict = self._cached_verdict(key)
         if verdict is not None:
             return verdict, frozenset()
         found, lacking = await self.identify(credential.decode("ascii"))
@@ -167,7 +167,7 @@ class AuthGuard:
         return verdict, lacking
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a turn to verify a credential from an address; call `slow` and `failed` inside.
+        """Wait for a turn to verify a credential from an address; call `slow` and `record_failure` inside.
 
         Raises:
             Unavailable: earlier verifications take too long.
@@ -202,10 +202,10 @@ class AuthGuard:
         wait = self._failures.wait(key)
         return None if wait <= 0 else self.challenges.slow(report_headers(self._failures, key, wait))
 
-    def failed(self, address: str) -> None:
+    def record_failure(self, address: str) -> None:
         """Record an invalid credential of an address."""
-        if self.told is not None:
-            self.told(address)
+        if self.on_failure is not None:
+            self.on_failure(address)
         key, failures = peer_network(address), self._failures
         failures.take(key)
         if self.pool is not None:
@@ -213,8 +213,8 @@ class AuthGuard:
             self.pool.report(pace, lambda wait: failures.block(key, wait))
 
     def tell(self, told: Callable[[str], None]) -> None:
-        """Call `told` with the address of every invalid credential from now on."""
-        self.told = told
+        """Call `on_failure` with the address of every invalid credential from now on."""
+        self.on_failure = told
         for method in self.methods:
             method.tell(told)
 
@@ -251,7 +251,7 @@ class AuthGuard:
         return True
 
 
-def _repeated(request: HttpRequest) -> bool:
+def _is_repeated(request: HttpRequest) -> bool:
     """Return whether the header is repeated, because two parsers could each use a different one."""
     return (
         len(request.headers) != len(request.raw_headers)

@@ -9,8 +9,8 @@ from millstream._protocol.suggestions import suggest_keywords
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names
     from millstream.auth._authorization_server.allowlist import Allow
-    from millstream.auth._authorization_server.login_methods import IdentityProvider, Upstream
-    from millstream.auth._authorization_server.records import Client
+    from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider, UpstreamLogin
+    from millstream.auth._authorization_server.records import OAuthClient
     from millstream.auth._authorization_server.user_file import UserFile
 
 
@@ -41,7 +41,7 @@ def upstream(
     name: str = "",
     title: str = "",
     at: str = "",
-) -> "Upstream":
+) -> "UpstreamLogin":
     """Return an upstream for `issuer`, with which users sign in: Google, GitHub, or any OpenID provider.
 
     Register this server there as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
@@ -72,7 +72,7 @@ def upstream(
 
 
 @suggest_keywords
-def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "IdentityProvider":
+def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "TrustedIdentityProvider":
     """Return an identity provider for `issuer`, with which an organization admits its members without a login page.
 
     It issues a grant (ID-JAG) to a client in which a user has signed in, and your server exchanges the grant for a
@@ -102,7 +102,7 @@ def client(
     secret: str = "",
     jwks: "str | Mapping[str, Any]" = "",
     scopes: "Names" = (),
-) -> "Client":
+) -> "OAuthClient":
     """Return a preconfigured client for `issuer`.
 
     Args:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream.auth._locked_file import Stamp, locked, read_file, replace_file, stamp_of
+from millstream.auth._locked_file import Stamp, lock, read_file, replace_file, stamp_of
 
 PREFIX = "ms_"
 """Prefix by which scanners for leaked secrets recognize keys."""
@@ -119,7 +119,7 @@ class KeyFile:
             raise LocalError(f"{self.path} isn't a key file: {exc}") from exc
         self._seen = stamp
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Return whether the file has changed since it was read. A missing file has changed."""
         return self._seen is None or self._seen != stamp_of(self.path)
 
@@ -181,7 +181,7 @@ class KeyFile:
         return key
 
     def _change(self, change: "Callable[[tuple[StoredKey, ...]], tuple[StoredKey, ...]]") -> None:
-        with locked(self.path):
+        with lock(self.path):
             if self.path.exists():
                 self.load()
             keys = change(self.keys)

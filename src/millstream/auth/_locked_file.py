@@ -50,7 +50,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Generator[None, None, None]:
+def lock(path: Path) -> Generator[None, None, None]:
     """Lock the file for one writer, on systems with locks."""
     try:
         import fcntl  # noqa: PLC0415  not on Windows

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.answers import NO_STORE
-from millstream.auth._authorization_server.login_methods import Upstream, User
-from millstream.auth._authorization_server.records import AuthorizationRequest, Client
+from millstream.auth._authorization_server.login_methods import UpstreamLogin, User
+from millstream.auth._authorization_server.records import AuthorizationRequest, OAuthClient
 from millstream.auth._authorization_server.redirects import (
     form_target,
     is_app,
@@ -38,7 +38,7 @@ class ConsentPage(Struct, frozen=True):
 
     server: str
     """Name of the server."""
-    client: Client
+    client: OAuthClient
     authorization: AuthorizationRequest
     ticket: str
     words: Mapping[str, str]
@@ -46,7 +46,7 @@ class ConsentPage(Struct, frozen=True):
     user: User | None = None
     """User who is signed in in this browser."""
     passwords: bool = False
-    upstreams: tuple[Upstream, ...] = ()
+    upstreams: tuple[UpstreamLogin, ...] = ()
     notice: str = ""
     """Previous error."""
     typed: str = ""
@@ -86,7 +86,7 @@ def consent(shown: ConsentPage, status: int = 200, head: bytes = b"") -> Respons
     return render("consent.html", status, head, target=form_target(uri), **values)
 
 
-def _warning(client: Client, uri: str) -> str:
+def _warning(client: OAuthClient, uri: str) -> str:
     if is_loopback(uri):
         return "It runs on your computer, where any program could use that name. Continue only if you just started it."
     if not is_identified(uri):
@@ -148,7 +148,7 @@ def sign_in(
     )  # fmt: skip
 
 
-def arrived(request: HttpRequest, page: str, head: bytes) -> Response:
+def continue_page(request: HttpRequest, page: str, head: bytes) -> Response:
     """Return the page that continues to the one that the user wanted.
 
     For browsers that come from another site: they send a cookie with `SameSite=Strict` only when our own page links

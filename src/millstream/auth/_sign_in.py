@@ -23,7 +23,7 @@ from millstream.auth._authorization_server.answers import MAX_FORM
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
-from millstream.auth._pages import LoginOptions, arrived, sign_in
+from millstream.auth._pages import LoginOptions, continue_page, sign_in
 from millstream.auth._signed_out import SignedOut, kept_as
 from millstream.auth._verdicts import Verdict
 
@@ -82,11 +82,11 @@ class SignIn:
         self._host = next((each for each in people if each.recalls), None)
         self._leading: dict[str, PageMethod] = {}
         for each in people:
-            kind, bound = (_PERSON, _bound(each)) if each.recalls else (_KIND, b"")
+            kind, bound = (_PERSON, _cookie_binding(each)) if each.recalls else (_KIND, b"")
             each.landing = _SignInLanding(self, kind, bound)
             self._leading |= dict.fromkeys(each.logins, each)
         self._outs = Limiter("sign-out", _OUTS)
-        self._offered = _offered(server, guard.methods)
+        self._offered = _login_options(server, guard.methods)
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
@@ -126,12 +126,12 @@ class SignIn:
             kind, kept, bound, head = await self._take(request, given)
         except NotAdmitted as exc:
             if exc.wrong:
-                self._guard.failed(request.peer)
+                self._guard.record_failure(request.peer)
             return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", [""])[-1][:128])
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
-        sealed = self.sealed(kind, kept, bound, LIFETIME)
-        return _go(request, self.target(wanted), sealed, LIFETIME, head)
+        seal = self.seal(kind, kept, bound, LIFETIME)
+        return _go(request, self.target(wanted), seal, LIFETIME, head)
 
     async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
         """Redirect the user to an external login."""
@@ -146,7 +146,7 @@ class SignIn:
             return wanted
         return next((each for each in _FIRST if each in self._pages), min(self._pages))
 
-    def sealed(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
+    def seal(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
         """Return the value of a cookie."""
         until = int(self._clock() + seconds)
         return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
@@ -157,7 +157,7 @@ class SignIn:
         if host is not None and host.by_password and "key" not in given:
             name, password = given.get("name", [""])[-1], given.get("password", [""])[-1]
             kept, head = await host.admit(request, name, password)
-            return _PERSON, kept, _bound(host), head
+            return _PERSON, kept, _cookie_binding(host), head
         credential = given.get("key", [""])[-1].strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
@@ -168,9 +168,9 @@ class SignIn:
         """Handle `POST /sign-out`: delete the cookie, and invalidate all copies of it."""
         if not is_own(request):
             return _FOREIGN
-        sealed = _cookie(request)
-        if sealed:
-            await self._end(sealed, peer_network(request.peer))
+        seal = _cookie(request)
+        if seal:
+            await self._end(seal, peer_network(request.peer))
         return _go(request, PATH, "", 0)
 
     async def _end(self, sealed: str, address: str) -> None:
@@ -186,15 +186,15 @@ class SignIn:
 
     async def ambient(self, request: HttpRequest) -> Principal | Response | None:
         """Return the principal of a request's cookie; None if there's none, or it doesn't apply."""
-        sealed = _cookie(request)
-        if not sealed or not self._counts(request):
+        seal = _cookie(request)
+        if not seal or not self._counts(request):
             return None
-        known, verdicts = kept_as(sealed), self._guard.verdicts
+        known, verdicts = kept_as(seal), self._guard.verdicts
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():
             return verdict.principal
         try:
-            found, left = await self._open(sealed)
+            found, left = await self._open(seal)
         except Unavailable as exc:
             return self._guard.challenges.unavailable(str(exc))
         if found is None:
@@ -202,13 +202,13 @@ class SignIn:
         principal = found.principal
         principal = replace(principal, until=min(principal.until, self._clock() + left))
         verdicts.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
-        self._out.met(principal.id, principal.until)
+        self._out.note_use(principal.id, principal.until)
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:
         """Return the identity of a cookie, and its remaining lifetime in seconds."""
         host, ring = self._host, self._ring()
-        person = None if host is None else ring.open(_PERSON, sealed, _bound(host))
+        person = None if host is None else ring.open(_PERSON, sealed, _cookie_binding(host))
         plain = (ring.open(_KIND, sealed) or b"0:") if person is None else person
         until, _, kept = plain.partition(b":")
         left = int(until) - self._clock()
@@ -220,7 +220,7 @@ class SignIn:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
         # They may have signed out in the meantime, and this result is cached for a while.
-        return (None, 0) if self._out.heard(sealed) else (found, left)
+        return (None, 0) if self._out.was_notified(sealed) else (found, left)
 
     def _counts(self, request: HttpRequest) -> bool:
         """Return whether a request may be authenticated by a cookie at all."""
@@ -255,15 +255,15 @@ class _SignInLanding:
         if len(kept) > _MAX_CREDENTIAL:
             return self.refuse(request, page, "Your identity is too long for a cookie. Use a key or token instead.")
         seconds = int(min(seconds, LIFETIME))
-        sealed = self._sign_in.sealed(self._kind, kept, self._bound, seconds)
-        return arrived(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
+        sealed = self._sign_in.seal(self._kind, kept, self._bound, seconds)
+        return continue_page(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """See `Landing.refuse`."""
         return self._sign_in.refuse(request, page, text)
 
 
-def _offered(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
+def _login_options(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
     """Return the login methods to offer."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
@@ -276,7 +276,7 @@ def _offered(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
     )
 
 
-def _bound(host: AuthMethod) -> bytes:
+def _cookie_binding(host: AuthMethod) -> bytes:
     """Return the binding of cookies to a host, because another server with the same key has other users."""
     return " ".join(host.issuers).encode()
 

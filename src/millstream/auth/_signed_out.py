@@ -36,7 +36,7 @@ class SignedOut:
         """Owners and expiries since the last check; the oldest are dropped first."""
         self._met: dict[tuple[str, int], float] = {}
         """Owners with expiry, rounded to a second and exact. The oldest are dropped first."""
-        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._missed)
+        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._on_gap)
         """Unsubscribes from announcements."""
 
     async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
@@ -59,18 +59,18 @@ class SignedOut:
 
     async def has(self, cookie: str) -> bool:
         """Return whether the user of a cookie has signed out."""
-        if self.heard(cookie):
+        if self.was_notified(cookie):
             return True
         try:
             return await self._store.kv.get(f"signed-out:{_digest(cookie)}") is not None
         except LocalError:
             return False
 
-    def heard(self, cookie: str) -> bool:
+    def was_notified(self, cookie: str) -> bool:
         """Return whether this worker was notified recently, for example while it was checking the cookie."""
         return _digest(cookie) in self._heard
 
-    def met(self, id: str, until: float) -> None:
+    def note_use(self, id: str, until: float) -> None:
         """Record that a cookie is in use here; see `add` for the arguments."""
         _note(self._met, (id, round(until)), until)
 
@@ -84,10 +84,10 @@ class SignedOut:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
         _note(self._heard, name)
         _note(self._ended, (id, float(until)))
-        if (known := _named(name)) in self._verdicts:
+        if (known := _key(name)) in self._verdicts:
             del self._verdicts[known]
 
-    def _missed(self) -> None:
+    def _on_gap(self) -> None:
         """Handle possibly missed announcements: everything opened by cookies is closed, and the store is queried
         again.
         """
@@ -100,10 +100,10 @@ class SignedOut:
 
 def kept_as(cookie: str) -> bytes:
     """Return the key of a verdict on a cookie."""
-    return _named(_digest(cookie))
+    return _key(_digest(cookie))
 
 
-def _named(digest: str) -> bytes:
+def _key(digest: str) -> bytes:
     # Headers can't contain a zero byte, so the name can't be sent as a credential.
     return _MARK + digest.encode()
 

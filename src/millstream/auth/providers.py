@@ -5,20 +5,20 @@ from millstream.auth._authorization_server.login_methods import (
     Callback,
     LoginMethod,
     SignInFailed,
-    Upstream,
+    UpstreamLogin,
     User,
 )
-from millstream.auth._authorization_server.provider import Provider, Refused
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.provider import Provider, RegistrationDenied
+from millstream.auth._authorization_server.records import OAuthClient
 
 __all__ = [
     "AuthorizationRedirect",
     "Callback",
-    "Client",
     "LoginMethod",
+    "OAuthClient",
     "Provider",
-    "Refused",
+    "RegistrationDenied",
     "SignInFailed",
-    "Upstream",
+    "UpstreamLogin",
     "User",
 ]

@@ -16,8 +16,8 @@ from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.documents import client_of, judge_of
 from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.provider import Provider, Refused
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.provider import Provider, RegistrationDenied
+from millstream.auth._authorization_server.records import OAuthClient
 
 JSON = "application/json"
 
@@ -117,7 +117,7 @@ async def test_providers_limit_the_scopes_a_user_can_grant(desk: Desk) -> None:
     allowed = ["orders:read", "orders:write"]
 
     class Ours(Provider):
-        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(each for each in scopes if each in allowed)
 
     desk = Desk(desk.services.store, provider=Ours(), scopes=["shop:use"])
@@ -136,14 +136,14 @@ async def test_disabled_registration_has_no_path_and_no_metadata(desk: Desk) -> 
 
 
 async def test_providers_can_refuse_and_have_their_own_clients(desk: Desk) -> None:
-    """`Provider.registering` and `Provider.find_client`; `Provider.claims` go into tokens, the protocol's own stay."""
+    """`Provider.check_registration`, `find_client`, and `claims`, which add to tokens; the protocol's claims stay."""
 
     class Ours(Provider):
-        async def find_client(self, client_id: str) -> Client | None:
+        async def find_client(self, client_id: str) -> OAuthClient | None:
             return auth.client("ours", redirect_uris=[BACK]) if client_id == "ours" else None
 
-        async def registering(self, client: Client) -> None:
-            raise Refused("Ask the office.")
+        async def check_registration(self, client: OAuthClient) -> None:
+            raise RegistrationDenied("Ask the office.")
 
         async def claims(self, *_: Any) -> dict[str, object]:
             return {"tenant": 7, "sub": "root", "scope": "*"}

@@ -11,7 +11,7 @@ from identity_world import led_to
 from issuer_world import Issuer, issuing
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
-from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, Upstream, User
+from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, UpstreamLogin, User
 from millstream.auth._authorization_server.upstream_github import GitHubUpstream
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/github"
@@ -36,16 +36,16 @@ async def github() -> AsyncIterator[Issuer]:
         yield server
 
 
-def way(github: Issuer, *allow: str) -> Upstream:
+def way(github: Issuer, *allow: str) -> UpstreamLogin:
     """Our way to sign in there."""
     return auth.upstream("github", allow=allow, client_id="Iv1.0", client_secret="the secret", at=f"{github.url}/")
 
 
-async def sign_in(upstream: Upstream, **query: str) -> tuple[dict[str, str], User]:
+async def sign_in(upstream: UpstreamLogin, **query: str) -> tuple[dict[str, str], User]:
     """Somebody goes there and comes back: what the browser asked, and who it is."""
     away = await upstream.begin(CALLBACK, "st")
     return dict(parse_qsl(urlsplit(away.url).query)), await upstream.finish(
-        Callback(query or {"code": "c"}, CALLBACK, away.kept)
+        Callback(query or {"code": "c"}, CALLBACK, away.state_data)
     )
 
 

@@ -31,14 +31,14 @@ class Crowd:
 
     async def one(self, address: str = "x", name: str = "ada", *, right: bool = True) -> bool:
         """Try; whether it was let."""
-        async with self.attempts.trying(address, name) as may:
+        async with self.attempts.attempt(address, name) as may:
             if may:
                 self.inside += 1
                 self.most = max(self.most, self.inside)
                 await self.gate.wait()
                 self.inside -= 1
                 if not right:
-                    await self.attempts.failed(address, name)
+                    await self.attempts.record_failure(address, name)
         return may
 
     def send(self, count: int, **how: Any) -> list[asyncio.Task[bool]]:

@@ -21,10 +21,10 @@ from millstream.auth._authorization_server import upstream_http
 from millstream.auth._authorization_server.login_methods import (
     AuthorizationRedirect,
     Callback,
-    Renewing,
     Selective,
     SignInFailed,
-    Upstream,
+    UpstreamLogin,
+    UpstreamWithPrompt,
     User,
 )
 from patience import WAIT
@@ -52,7 +52,7 @@ class World:
         issuer.answers[CONFIGURATION] = self.about
         issuer.answers["/token"] = self._token
         options = {"allow": ["@example.com", "@kite.example"], "client_id": CLIENT, "client_secret": SECRET, **more}
-        self.way: Upstream = auth.upstream(issuer.url, **options)
+        self.way: UpstreamLogin = auth.upstream(issuer.url, **options)
         self.nonce = ""
 
     def _token(self, request: bytes) -> Any:
@@ -72,7 +72,7 @@ class World:
     async def sign_in(self, **query: str) -> User:
         """The person goes there and comes back."""
         away = await self.begin()
-        return await self.way.finish(Callback({"code": "c", **query}, CALLBACK, away.kept))
+        return await self.way.finish(Callback({"code": "c", **query}, CALLBACK, away.state_data))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_authorization_codes_are_bound_to_this_server(world: World) -> Non
     """OpenID Connect Core §3.1.2; RFC 7636; RFC 6749 §2.3.1. Names are compared in lower case."""
     away = await world.begin()
     asked = dict(parse_qsl(urlsplit(away.url).query))
-    user = await world.way.finish(Callback({"code": "c"}, CALLBACK, away.kept))
+    user = await world.way.finish(Callback({"code": "c"}, CALLBACK, away.state_data))
     assert (user.subject, user.name) == ("248289761001", "Ada")
     (form,) = world.forms
     assert away.url.startswith(f"{world.issuer.url}/auth?a=b&response_type=code&")
@@ -101,12 +101,12 @@ async def test_authorization_codes_are_bound_to_this_server(world: World) -> Non
 
 async def test_reauthentication_is_requested_from_the_issuer(world: World) -> None:
     """OpenID Connect Core §3.1.2.1. At Google, which has no such wish, people choose each time."""
-    assert isinstance(world.way, Renewing)
+    assert isinstance(world.way, UpstreamWithPrompt)
     away = await world.way.begin_anew(CALLBACK, "st", "login")
     assert parse_qs(urlsplit(away.url).query)["prompt"] == ["login"]
     assert "prompt" not in parse_qs(urlsplit((await world.begin()).url).query)
     google = auth.upstream("google", allow=["*"], client_id=CLIENT, client_secret=SECRET, at=world.issuer.url)
-    assert isinstance(google, Renewing)
+    assert isinstance(google, UpstreamWithPrompt)
     away = await google.begin_anew(CALLBACK, "st", "login")
     assert parse_qs(urlsplit(away.url).query)["prompt"] == ["select_account"]
 

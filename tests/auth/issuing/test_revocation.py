@@ -168,7 +168,7 @@ async def test_any_worker_continues_a_grant(shared: Backing) -> None:
 async def test_gap_in_revocations_rechecks_everything(desk: Desk) -> None:
     """The bus may be interrupted; the store is the truth."""
     guard = guard_of(desk)
-    desk.running._missed()
+    desk.running._on_gap()
     assert guard.refresh()
     assert not guard.refresh()
 

@@ -24,7 +24,7 @@ class Elsewhere:
         return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
 
     async def finish(self, callback: Callback) -> User:
-        assert callback.kept == b"nonce-7"
+        assert callback.state_data == b"nonce-7"
         assert callback.url == f"{URL}/sign-in/callback/elsewhere"
         if "error" in callback.query:
             raise SignInFailed("Elsewhere does not know you <b>.")

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import msgspec
 
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.login_methods import Selective, Upstream, User
-from millstream.auth._authorization_server.records import Client, Grant
+from millstream.auth._authorization_server.login_methods import Selective, UpstreamLogin, User
+from millstream.auth._authorization_server.records import Grant, OAuthClient
 
 LOCAL = ""
 """The login method of users with a password on this server."""
@@ -18,7 +18,7 @@ class Accounts:
     def __init__(self, config: IssuerConfig) -> None:
         self._config = config
         self.passwords = config.passwords
-        self.upstreams: Mapping[str, Upstream] = config.upstreams
+        self.upstreams: Mapping[str, UpstreamLogin] = config.upstreams
 
     async def check(self, name: str, password: str) -> User | None:
         """Return the user with a name and password."""
@@ -39,7 +39,7 @@ class Accounts:
         """Return the user who approved a grant. Scopes of an upstream's users were decided at login."""
         return self.still(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
 
-    async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+    async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scopes that the client can have: the default ones, and those that the user may grant."""
         allowed = {*self._config.scopes, *await self._config.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)

@@ -21,7 +21,7 @@ from millstream.auth._authorization_server.grants import Grants
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
 from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
-from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, Client, digest
+from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, OAuthClient, digest
 from millstream.auth._authorization_server.redirects import is_identified, named_by, shown_host
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.vault import Vault
@@ -43,7 +43,7 @@ class NotAClient(Exception):
 class NotGranted(Exception):
     """The request can't be granted, and the client receives an error response."""
 
-    def __init__(self, client: Client, redirect: str, answer: Response, text: str) -> None:
+    def __init__(self, client: OAuthClient, redirect: str, answer: Response, text: str) -> None:
         super().__init__(text)
         self.client = client
         self.redirect = redirect
@@ -80,7 +80,7 @@ class Targets:
             )
         return found or (self.own,)
 
-    def wanted(self, text: str) -> tuple[str, ...]:
+    def requested_scopes(self, text: str) -> tuple[str, ...]:
         """Return the known scopes of a request, with the default scopes.
 
         Raises:
@@ -104,7 +104,7 @@ class AuthorizationRequests:
         self._clients = clients
         self._targets = targets
 
-    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, AuthorizationRequest]:
+    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, AuthorizationRequest]:
         """Return the client and its authorization request.
 
         Raises:
@@ -119,7 +119,7 @@ class AuthorizationRequests:
                 raise OAuthError(
                     "access_denied", ("There is no sign-in page on this server. Use a grant of an identity provider.")
                 )
-            return client, self._asked(given, client, redirect, state, named)
+            return client, self._parse_request(given, client, redirect, state, named)
         except OAuthError as exc:
             echoed = None if "state" in given.repeated else state
             answer = self.refuse(redirect, echoed, exc.error, str(exc))
@@ -138,7 +138,7 @@ class AuthorizationRequests:
         echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
         return way_back(redirect, {**values, "state": echoed, "iss": self._config.url})
 
-    async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, str, bool]:
+    async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, str, bool]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
             raise NotAClient("The program that sent you here sent its name or its address twice.")
         try:
@@ -157,8 +157,8 @@ class AuthorizationRequests:
             )
         return client, redirect, True
 
-    def _asked(
-        self, given: Parameters, client: Client, redirect: str, state: str | None, named: bool
+    def _parse_request(
+        self, given: Parameters, client: OAuthClient, redirect: str, state: str | None, named: bool
     ) -> AuthorizationRequest:
         if given.repeated:
             raise OAuthError("invalid_request", "A parameter is repeated.")
@@ -183,7 +183,7 @@ class AuthorizationRequests:
             redirect,
             given.get("code_challenge"),
             self._targets.resources(given.all("resource")),
-            self._targets.wanted(given.get("scope")),
+            self._targets.requested_scopes(given.get("scope")),
             state,
             named,
             prompt,
@@ -239,7 +239,7 @@ class AuthorizationEndpoint:
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
 
-    async def _read(self, request: HttpRequest) -> tuple[Client, AuthorizationRequest] | NotGranted | Response:
+    async def _read(self, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest] | NotGranted | Response:
         try:
             return await self._requests.read(Parameters(request.query), self._clients.lookups.by(request))
         except (NotAClient, OAuthError) as exc:
@@ -266,7 +266,7 @@ class AuthorizationEndpoint:
         return (self._accounts.still(person.user, person.login), person.login) if person is not None else (None, LOCAL)
 
     async def _may_skip(
-        self, user: User, client: Client, authorization: AuthorizationRequest, scopes: tuple[str, ...]
+        self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
     ) -> bool:
         if not is_identified(authorization.redirect_uri):
             return False
@@ -275,12 +275,12 @@ class AuthorizationEndpoint:
             return False
         return await self._config.provider.remembers(user, client, scopes)
 
-    async def _agreed_to(self, user: User, client: Client) -> dict[str, tuple[str, ...]]:
+    async def _agreed_to(self, user: User, client: OAuthClient) -> dict[str, tuple[str, ...]]:
         """Return resource -> scopes that the user has granted the client there."""
         return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
-        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, user: User | None, *,
+        self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, user: User | None, *,
         said: str = "", name: str = "", status: int = 200, head: bytes = b"",
     ) -> Response:  # fmt: skip
         browser, cookie = self._tickets.browser(request)
@@ -320,7 +320,7 @@ class AuthorizationEndpoint:
             return await self._send_away(request, client, authorization, form.get("way"))
         return await self._agree(request, client, authorization, form)
 
-    async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> Client | None:
+    async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> OAuthClient | None:
         try:
             client = await self._clients.find(authorization.client, self._clients.lookups.by(request))
         except Unavailable:
@@ -328,7 +328,7 @@ class AuthorizationEndpoint:
         return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
 
     async def _agree(
-        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, form: Parameters
+        self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, form: Parameters
     ) -> Response:
         cookie = b""
         if "password" in form:
@@ -352,7 +352,7 @@ class AuthorizationEndpoint:
         return await self._finish(client, authorization, user, login, cookie)
 
     async def _finish(
-        self, client: Client, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
+        self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
     ) -> Response:
         """Complete the consent."""
         if await self._agreed.take(user.subject) > 0:
@@ -363,7 +363,7 @@ class AuthorizationEndpoint:
         agreed = await self._agreed_to(user, client)
         agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
         await self._vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
-        await self._clients.used(client)
+        await self._clients.renew(client)
         return await self._go_back(authorization, user, login, scopes, cookie)
 
     async def _go_back(
@@ -376,7 +376,7 @@ class AuthorizationEndpoint:
     # Upstreams
 
     async def _send_away(
-        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, name: str
+        self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, name: str
     ) -> Response:
         upstream = self._accounts.upstreams.get(name)
         if upstream is None:
@@ -404,7 +404,7 @@ class AuthorizationEndpoint:
         )
 
 
-def _agreed_key(user: User, client: Client) -> str:
+def _agreed_key(user: User, client: OAuthClient) -> str:
     """Return the key for consents of this account: another account of the same name, or a new password, starts
     afresh.
     """

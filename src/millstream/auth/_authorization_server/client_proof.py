@@ -20,7 +20,7 @@ from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import TOO_MANY, judge_of
 from millstream.auth._authorization_server.metadata import TOKEN
-from millstream.auth._authorization_server.records import Client, digest, fits
+from millstream.auth._authorization_server.records import OAuthClient, digest, fits
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._claims import LEEWAY
 from millstream.auth._jose import ASYMMETRIC, InvalidToken, PublicKey, read_header, read_keys, read_payload, verify
@@ -63,7 +63,7 @@ class ClientProof:
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
         """By URL and source. The oldest are dropped first, except those of the operator's clients."""
 
-    async def client(self, request: HttpRequest, form: Parameters) -> Client:
+    async def client(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         """Return the authenticated client.
 
         Raises:
@@ -75,7 +75,7 @@ class ClientProof:
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    async def _judge(self, request: HttpRequest, form: Parameters) -> Client:
+    async def _judge(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         key = peer_network(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
@@ -91,7 +91,7 @@ class ClientProof:
                 self._vault.refused(request.peer)
             raise
 
-    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
+    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client uses more than one authentication method. Use one.")
@@ -103,25 +103,25 @@ class ClientProof:
             return await self._by_secret(form.get("client_id"), secret, may_fetch)
         client = await self._find(form.get("client_id"), may_fetch)
         if client.method != "none":
-            raise _refused("This client has to authenticate.")
+            raise _invalid_client("This client has to authenticate.")
         return client
 
-    async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> Client:
+    async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> OAuthClient:
         try:
             client = await self._clients.find(client_id, may_fetch)
         except Unavailable as exc:
-            raise _refused(str(exc), scheme) from None
+            raise _invalid_client(str(exc), scheme) from None
         if client is None:
-            raise _refused("The client is unknown. Register it again.", scheme)
+            raise _invalid_client("The client is unknown. Register it again.", scheme)
         return client
 
-    async def _by_secret(self, client_id: str, secret: str, may_fetch: MayFetch, scheme: str = "") -> Client:
+    async def _by_secret(self, client_id: str, secret: str, may_fetch: MayFetch, scheme: str = "") -> OAuthClient:
         client = await self._find(client_id, may_fetch, scheme)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
-            raise _refused("The client's secret is wrong.", scheme)
+            raise _invalid_client("The client's secret is wrong.", scheme)
         return client
 
-    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
+    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> OAuthClient:
         if form.get("client_assertion_type") != ASSERTION:
             raise OAuthError("invalid_request", f"client_assertion_type must be {ASSERTION}.")
         assertion = form.get("client_assertion")
@@ -129,12 +129,12 @@ class ClientProof:
             header = read_header(assertion)
             claimed = _unverified_subject(assertion)
         except InvalidToken as exc:
-            raise _refused(f"The assertion is malformed. {exc}") from None
+            raise _invalid_client(f"The assertion is malformed. {exc}") from None
         if header.typ not in _TYPES:
-            raise _refused("The assertion is a JWT of another type.")
+            raise _invalid_client("The assertion is a JWT of another type.")
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
-            raise _refused("The assertion is not from this client.")
+            raise _invalid_client("The assertion is not from this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", report_headers(self._proofs, address, wait))
         for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
@@ -144,27 +144,29 @@ class ClientProof:
                 continue
             await self._judge_assertion(claims, client)
             return client
-        raise _refused("The assertion's signature is wrong.")
+        raise _invalid_client("The assertion's signature is wrong.")
 
-    async def _judge_assertion(self, claims: dict[str, Any], client: Client) -> None:
+    async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
         audience = claims.get("aud")
         if is_array(audience) and len(audience) == 1:
             audience = audience[0]
         if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
-            raise _refused("The assertion has another subject, issuer, or audience.")
+            raise _invalid_client("The assertion has another subject, issuer, or audience.")
         if not _is_number(until) or not now - LEEWAY < until < now + _LONGEST + LEEWAY:
-            raise _refused("The assertion has expired, or is valid for longer than ten minutes.")
+            raise _invalid_client("The assertion has expired, or is valid for longer than ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))
         if any(_is_number(each) and each > now + LEEWAY for each in begins):
-            raise _refused("The assertion is not valid yet.")
+            raise _invalid_client("The assertion is not valid yet.")
         if not isinstance(jti, str) or not jti:
-            raise _refused("The assertion has no jti, so it could be replayed.")
+            raise _invalid_client("The assertion has no jti, so it could be replayed.")
         # RFC 7523 §3, 7: each assertion is valid once.
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
-            raise _refused("The assertion has already been used.")
+            raise _invalid_client("The assertion has already been used.")
 
-    async def _keys_of(self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch) -> list[PublicKey]:
+    async def _keys_of(
+        self, client: OAuthClient, kid: str | None, algorithm: str, may_fetch: MayFetch
+    ) -> list[PublicKey]:
         if client.keys is not None:
             try:
                 return select_keys(read_keys(client.keys), kid, algorithm)
@@ -173,11 +175,11 @@ class ClientProof:
         if not client.keys_url:
             return []
         try:
-            return await self._fetched(client, may_fetch).find(kid, algorithm)
+            return await self._fetched_keys(client, may_fetch).find(kid, algorithm)
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    def _fetched(self, client: Client, may_fetch: MayFetch) -> FetchedKeys:
+    def _fetched_keys(self, client: OAuthClient, may_fetch: MayFetch) -> FetchedKeys:
         judge = self._judges[client.source]
         place = (client.keys_url, client.source)
         keys = self._keys.get(place)
@@ -203,7 +205,7 @@ def _slow(text: str, head: bytes) -> OAuthError:
     return OAuthError("temporarily_unavailable", text, 429, head)
 
 
-def _refused(text: str, scheme: str = "") -> OAuthError:
+def _invalid_client(text: str, scheme: str = "") -> OAuthError:
     head = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n' if scheme else b""
     return OAuthError("invalid_client", text, 401, head)
 
@@ -217,14 +219,14 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     """Return name and secret, decoded twice (RFC 6749 §2.3.1)."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() != b"basic":
-        raise _refused("The token endpoint requires the Basic scheme in the Authorization header.", "Basic")
+        raise _invalid_client("The token endpoint requires the Basic scheme in the Authorization header.", "Basic")
     try:
         name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
     except ValueError:
-        raise _refused("The Authorization header is malformed.", "Basic") from None
+        raise _invalid_client("The Authorization header is malformed.", "Basic") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
     if not mark or form.get("client_id") not in ("", name):
-        raise _refused("The Authorization header and the form name different clients.", "Basic")
+        raise _invalid_client("The Authorization header and the form name different clients.", "Basic")
     return name, secret
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import Documents, Lookups, is_document
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.records import OAuthClient
 from millstream.auth._authorization_server.vault import Vault
 
 UNUSED = 86_400.0
@@ -24,7 +24,7 @@ class Clients:
         self._vault = vault
         self._documents = documents
 
-    async def find(self, client_id: str, may_fetch: Callable[[], bool] = lambda: True) -> Client | None:
+    async def find(self, client_id: str, may_fetch: Callable[[], bool] = lambda: True) -> OAuthClient | None:
         """Return a client; None if the id is unknown.
 
         Args:
@@ -44,16 +44,16 @@ class Clients:
         if is_document(client_id):
             return await self._documents.find(client_id, may_fetch)
         for kind in ("oauth-client", "oauth-new"):
-            found = await self._vault.get(f"{kind}:{client_id}", Client)
+            found = await self._vault.get(f"{kind}:{client_id}", OAuthClient)
             if found is not None:
                 return found
         return None
 
-    async def add(self, client: Client) -> None:
+    async def add(self, client: OAuthClient) -> None:
         """Store a new registration. Floods of unused ones displace only each other."""
         await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
 
-    async def used(self, client: Client) -> None:
+    async def renew(self, client: OAuthClient) -> None:
         """Keep a client for longer, because a user has approved it or it refreshes a token."""
         if client.source == "registered":
             await self._vault.put(f"oauth-client:{client.id}", client, USED)

@@ -136,7 +136,7 @@ class CodeFlow:
         metadata = await self.metadata()
         self._check_issuer(metadata, callback.query)
         code = code_of(callback.query, self._title)
-        kept = msgspec.json.decode(callback.kept, type=_FlowState)
+        kept = msgspec.json.decode(callback.state_data, type=_FlowState)
         given = await self._exchange(metadata, code, callback.url, kept.verifier)
         return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
 

@@ -11,9 +11,14 @@ from msgspec import Struct
 from millstream._http.client.fetch import check_url
 from millstream._protocol.suggestions import refuse_unknown
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.login_methods import IdentityProvider, LoginMethod, Passwords, Upstream
+from millstream.auth._authorization_server.login_methods import (
+    LoginMethod,
+    Passwords,
+    TrustedIdentityProvider,
+    UpstreamLogin,
+)
 from millstream.auth._authorization_server.provider import Provider
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, digest
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, OAuthClient, digest
 from millstream.auth._authorization_server.redirects import check_redirect
 from millstream.auth._jose import from_pem, read_keys
 from millstream.auth._key_file import check_scopes
@@ -40,12 +45,12 @@ class IssuerConfig(Struct, frozen=True):
     """Scope -> description for users."""
     implied: Mapping[str, Collection[str]]
     passwords: Passwords | None
-    upstreams: Mapping[str, Upstream]
-    clients: Mapping[str, Client]
+    upstreams: Mapping[str, UpstreamLogin]
+    clients: Mapping[str, OAuthClient]
     registration: bool
     """Whether clients may register themselves."""
     provider: Provider
-    identities: Mapping[str, IdentityProvider] = {}
+    identities: Mapping[str, TrustedIdentityProvider] = {}
     """Identity providers whose grants are accepted, by issuer."""
 
     @property
@@ -81,7 +86,7 @@ _MIN_SECRET = 32
 def issuer_config(
     url: str,
     logins: Sequence[LoginMethod],
-    clients: Sequence[Client],
+    clients: Sequence[OAuthClient],
     *,
     audience: str,
     resources: Collection[str],
@@ -108,13 +113,13 @@ def issuer_config(
             f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
         )
     for each in logins:
-        known = isinstance(each, IdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
+        known = isinstance(each, TrustedIdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
         if isinstance(each, str) or not known:
             raise TypeError("users must be auth.users(file=…), auth.upstream(…), or a list of them.")
-    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, Client)]:
+    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
         raise TypeError(f"clients must be a list of auth.client(…), and {strange[0]!r} isn't one.")
-    upstreams = [each for each in logins if isinstance(each, Upstream)]
-    passwords = [each for each in logins if not isinstance(each, Upstream | IdentityProvider)]
+    upstreams = [each for each in logins if isinstance(each, UpstreamLogin)]
+    passwords = [each for each in logins if not isinstance(each, UpstreamLogin | TrustedIdentityProvider)]
     if not logins or len(passwords) > 1:
         raise ValueError("auth.issuer() needs a login method, and at most one file of users: users=auth.users(file=…)")
     for each in upstreams:
@@ -140,7 +145,7 @@ def issuer_config(
     )
 
 
-def provider_config(issuer: str, scopes: Collection[str]) -> IdentityProvider:
+def provider_config(issuer: str, scopes: Collection[str]) -> TrustedIdentityProvider:
     """Return an identity provider. Arguments are those of ``auth.identity_provider``.
 
     Raises:
@@ -151,13 +156,13 @@ def provider_config(issuer: str, scopes: Collection[str]) -> IdentityProvider:
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
     said = " ".join((issuer, *sorted(names))).encode()
-    return IdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+    return TrustedIdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
 
 
-def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, IdentityProvider]:
-    found: dict[str, IdentityProvider] = {}
+def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, TrustedIdentityProvider]:
+    found: dict[str, TrustedIdentityProvider] = {}
     for each in logins:
-        if not isinstance(each, IdentityProvider):
+        if not isinstance(each, TrustedIdentityProvider):
             continue
         if each.issuer.rstrip("/") == own.rstrip("/"):
             raise ValueError(
@@ -178,7 +183,7 @@ def client_config(
     secret: str,
     jwks: str | Mapping[str, Any],
     scopes: Collection[str],
-) -> Client:
+) -> OAuthClient:
     """Return a client. Arguments are those of ``auth.client``.
 
     Raises:
@@ -197,7 +202,7 @@ def client_config(
     if not (itself or redirect_uris):
         raise ValueError(f"The client {id} needs redirect_uris for signing in users, or a secret or keys.")
     keys = _keys(id, jwks) if jwks else None
-    return Client(
+    return OAuthClient(
         id,
         name=name or id,
         redirect_uris=redirect_uris,
@@ -224,7 +229,7 @@ def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
 class IssuerOptions(TypedDict, total=False):
     """See `millstream.auth.issuer`."""
 
-    clients: Sequence[Client]
+    clients: Sequence[OAuthClient]
     audience: str
     resources: Names
     scopes: Names

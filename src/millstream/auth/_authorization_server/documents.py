@@ -21,7 +21,7 @@ from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
-from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, Client
+from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, OAuthClient
 from millstream.auth._authorization_server.redirects import check_redirect
 from millstream.auth._jose import public_set
 from millstream.auth._method import Unavailable
@@ -76,11 +76,11 @@ class Documents:
         self._clock = clock
         self._judge = judge_of(here=here)
         # State
-        self._kept: OrderedDict[str, tuple[float, Client]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[float, OAuthClient]] = OrderedDict()
         """URL -> expiry and client; the oldest are dropped first."""
-        self._flight = SingleFlight[Client]()
+        self._flight = SingleFlight[OAuthClient]()
 
-    async def find(self, url: str, may_fetch: Callable[[], bool]) -> Client:
+    async def find(self, url: str, may_fetch: Callable[[], bool]) -> OAuthClient:
         """Return the client that a URL describes.
 
         Raises:
@@ -94,7 +94,7 @@ class Documents:
             raise Unavailable(TOO_MANY)
         return await self._flight.run(url, lambda: self._fetch(url))
 
-    async def _fetch(self, url: str) -> Client:
+    async def _fetch(self, url: str) -> OAuthClient:
         try:
             answer = await fetch(url, judge=self._judge, max_bytes=MAX_BYTES)
         except OutboundError as exc:
@@ -126,7 +126,7 @@ def check_id(url: str) -> None:
         raise Unavailable("The client id must be a URL with a path, without a fragment or dot segments.")
 
 
-def read_document(url: str, answer: FetchedDocument) -> Client:
+def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     """Return the client that a document describes.
 
     Raises:
@@ -151,7 +151,7 @@ def read_document(url: str, answer: FetchedDocument) -> Client:
 
 def client_of(
     id: str, said: Mapping[str, Any], source: str, *, methods: tuple[str, ...], default: str, secret_hash: str = ""
-) -> Client:
+) -> OAuthClient:
     """Return a client from its metadata (RFC 7591 §2).
 
     Raises:
@@ -177,7 +177,7 @@ def client_of(
     name = said.get("client_name")
     if said.get("dpop_bound_access_tokens", False) is not False:
         raise ValueError("Sender-constrained tokens (dpop_bound_access_tokens) aren't supported.")
-    return Client(
+    return OAuthClient(
         id,
         name=_plain(name) if isinstance(name, str) else "",
         redirect_uris=tuple(str(each) for each in uris),

@@ -18,9 +18,9 @@ from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import (
     REFRESH,
     AuthorizationRequest,
-    Client,
     Code,
     Grant,
+    OAuthClient,
     digest,
     fits,
     new_secret,
@@ -99,7 +99,7 @@ class Grants:
         """
         used = msgspec.structs.replace(kept, used=True)
         if kept.used or not await self._vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
-            raise await self._reused(kept.grant, kept.subject, "The code has already been used.")
+            raise await self._handle_reuse(kept.grant, kept.subject, "The code has already been used.")
         if kept.until < self._vault.clock():
             raise OAuthError("invalid_grant", "The code has expired.")
         client = await self._clients.find(kept.authorization.client)
@@ -145,12 +145,12 @@ class Grants:
             if raw is None or grant is None:
                 break
             if said.generation == grant.generation - 1:
-                if now - grant.rotated <= GRACE:
+                if now - grant.rotated_at <= GRACE:
                     return self._refresh_token(said.grant, grant.generation, said.secret)
                 raise OAuthError("invalid_grant", "A newer refresh token has replaced this one. Use that one.")
             if said.generation != grant.generation:
                 text = "The refresh token has already been used. Its grant and all of its tokens are revoked."
-                raise await self._reused(said.grant, grant.subject, text)
+                raise await self._handle_reuse(said.grant, grant.subject, text)
             after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated=now)
             if await self._vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
                 return self._refresh_token(said.grant, after.generation, said.secret)
@@ -161,7 +161,7 @@ class Grants:
 
     # Revocation
 
-    async def _reused(self, id: str, subject: str, text: str) -> TokenReuse:
+    async def _handle_reuse(self, id: str, subject: str, text: str) -> TokenReuse:
         raw = await self._vault.raw(_grant_key(id))
         there = raw is not None and read(raw, Grant) is not None
         ended = there and await self._vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
@@ -183,14 +183,14 @@ class Grants:
         await self._vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self._vault.clock() + 120))
         await self._vault.tell(ENDED, f"- {subject}".encode())
 
-    async def revoked(self, jti: str) -> bool:
+    async def is_revoked(self, jti: str) -> bool:
         """Return whether an access token without a grant was revoked."""
         return await self._vault.raw(f"oauth-revoked:{jti}") is not None
 
     # Access tokens
 
     async def access_token(
-        self, client: Client, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
+        self, client: OAuthClient, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
         grant: str = "", more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Return the access token part of a token response (RFC 6749 §5.1, RFC 9068)."""

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError
-from millstream.auth._authorization_server.login_methods import IdentityProvider
-from millstream.auth._authorization_server.records import Client, digest
+from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider
+from millstream.auth._authorization_server.records import OAuthClient, digest
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._claims import LEEWAY, is_time
 from millstream.auth._discovery import Discovery
@@ -46,7 +46,7 @@ class IdentityGrant(Struct, frozen=True):
 class Identities:
     """Verifies grants."""
 
-    def __init__(self, own: str, providers: Mapping[str, IdentityProvider], vault: Vault) -> None:
+    def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
         # Configuration
         self._own = own
         self._vault = vault
@@ -60,7 +60,7 @@ class Identities:
         """See `Fetching.prefetch`."""
         await prefetch_all(self._keys.values())
 
-    async def read(self, assertion: str, client: Client) -> IdentityGrant:
+    async def read(self, assertion: str, client: OAuthClient) -> IdentityGrant:
         """Return the content of a grant for a client.
 
         Args:
@@ -73,13 +73,13 @@ class Identities:
         try:
             issuer, claims = await self._open(assertion)
         except InvalidToken as exc:
-            raise _refused(f"The grant is malformed. {exc}") from None
+            raise _invalid_grant(f"The grant is malformed. {exc}") from None
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
         self._check(claims, client)
         if claims.get("cnf") is not None:
-            raise _refused("The grant is bound to a key, and proof of possession isn't supported.")
-        return _granted(issuer, claims)
+            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
+        return _read_grant(issuer, claims)
 
     async def count(self, granted: IdentityGrant) -> None:
         """Use up a grant, which is valid once.
@@ -89,39 +89,39 @@ class Identities:
         """
         seconds = granted.until - self._vault.clock() + 2 * LEEWAY
         if not await self._vault.exchange(granted.once, None, b"1", seconds):
-            raise _refused("The grant has already been used.")
+            raise _invalid_grant("The grant has already been used.")
 
     async def _open(self, assertion: str) -> tuple[str, dict[str, Any]]:
         header = read_header(assertion)
         if header.typ != _TYPE or header.alg not in ASYMMETRIC:
-            raise _refused(f"The grant must be a signed JWT of the type {_TYPE}.")
+            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
         issuer = read_payload(assertion).get("iss")
         keys = self._keys.get(issuer) if isinstance(issuer, str) else None
         if keys is None:
-            raise _refused("The grant is not from an identity provider that is accepted here.")
+            raise _invalid_grant("The grant is not from an identity provider that is accepted here.")
         for key in await keys.find(header.kid, header.alg):
             try:
                 return cast("str", issuer), verify(assertion, key, header.alg)
             except InvalidToken:
                 continue
-        raise _refused("The grant's signature is wrong.")
+        raise _invalid_grant("The grant's signature is wrong.")
 
-    def _check(self, claims: Mapping[str, Any], client: Client) -> None:
+    def _check(self, claims: Mapping[str, Any], client: OAuthClient) -> None:
         audience = claims.get("aud")
         if is_array(audience) and len(audience) == 1:
             audience = audience[0]
         if audience != self._own:
-            raise _refused("The grant is for another authorization server.")
+            raise _invalid_grant("The grant is for another authorization server.")
         if claims.get("client_id") != client.id:
-            raise _refused("The grant is for another client.")
+            raise _invalid_grant("The grant is for another client.")
         _check_time(claims, self._vault.clock())
         if not _is_text(claims.get("jti")):
-            raise _refused("The grant has no jti, so it could be replayed.")
+            raise _invalid_grant("The grant has no jti, so it could be replayed.")
         if not _is_text(claims.get("sub")):
-            raise _refused("The grant has no subject.")
+            raise _invalid_grant("The grant has no subject.")
         if "tenant" in claims:
             # Its subjects are unique only within the tenant, and anyone can create one at such a provider.
-            raise _refused(
+            raise _invalid_grant(
                 "The grant names a tenant. Only providers with a separate issuer per organization are accepted here."
             )
 
@@ -129,20 +129,20 @@ class Identities:
 def _check_time(claims: Mapping[str, Any], now: float) -> None:
     begins, until = claims.get("iat"), claims.get("exp")
     if not (is_time(begins) and is_time(until)):
-        raise _refused("The grant has no validity period.")
+        raise _invalid_grant("The grant has no validity period.")
     if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
-        raise _refused("The grant is not valid yet.")
+        raise _invalid_grant("The grant is not valid yet.")
     if until <= now - LEEWAY:
-        raise _refused("The grant has expired.")
+        raise _invalid_grant("The grant has expired.")
     if until - begins > _LONGEST:
-        raise _refused("The grant is valid for longer than ten minutes.")
+        raise _invalid_grant("The grant is valid for longer than ten minutes.")
 
 
-def _granted(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:
+def _read_grant(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:
     scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
     resources = [resource] if isinstance(resource, str) else resource
     if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
-        raise _refused("The grant's scope must be a string, and its resource one or more URLs.")
+        raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
     return IdentityGrant(
         issuer,
         f"{issuer}#{claims['sub']}",
@@ -158,5 +158,5 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
 
 
-def _refused(text: str) -> OAuthError:
+def _invalid_grant(text: str) -> OAuthError:
     return OAuthError("invalid_grant", text)

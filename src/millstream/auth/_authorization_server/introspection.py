@@ -36,7 +36,7 @@ class Introspection:
             return grant if grant is not None and self._accounts.again(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self._config.clients.get(client) or await self._config.provider.find_client(client)
-        return known is not None and not await self._grants.revoked(str(claims.get("jti")))
+        return known is not None and not await self._grants.is_revoked(str(claims.get("jti")))
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active: any token to a configured client, and to other clients only their own."""

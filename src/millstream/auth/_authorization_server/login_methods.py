@@ -1,13 +1,14 @@
 """The interface of login methods: how the authorization server finds out who is signing in.
 
 A login method either checks a name and password from our own page (`Passwords`, such as `user_file`), or redirects the
-browser to an `Upstream`: OpenID Connect, Google, GitHub.
+browser to an `UpstreamLogin`: OpenID Connect, Google, GitHub.
 
 To implement an upstream, write a class with `name`, `label`, `begin`, and `finish`. The authorization server does the
 rest: it asks for consent before it calls `begin`, creates `state` (random, single use, valid for ten minutes, bound to
 the browser by a cookie), serves the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there, and calls
-`finish`. Whatever `begin` has to remember, such as a nonce and a PKCE verifier, goes into `AuthorizationRedirect.kept`,
-which `finish` receives. An upstream keeps no state of its own, because another worker may call `finish`. ::
+`finish`. Whatever `begin` has to remember, such as a nonce and a PKCE verifier, goes into
+`AuthorizationRedirect.state_data`, which `finish` receives. An upstream keeps no state of its own, because another
+worker may call `finish`. ::
 
     class Example:
         name, label = "example", "Continue with Example"
@@ -52,7 +53,7 @@ class AuthorizationRedirect(Struct, frozen=True):
     """Where to redirect the browser."""
 
     url: str
-    kept: bytes = b""
+    state_data: bytes = b""
     """State for `finish`, at most 2 KiB; stored sealed."""
 
 
@@ -63,12 +64,12 @@ class Callback(Struct, frozen=True):
     """Query parameters: ``code`` or ``error``. No parameter is repeated, and `state` has been checked."""
     url: str
     """URL of the callback, as passed to `begin`."""
-    kept: bytes
+    state_data: bytes
     """State from `begin`."""
 
 
 @runtime_checkable
-class Upstream(Protocol):
+class UpstreamLogin(Protocol):
     """An external login."""
 
     name: str
@@ -94,7 +95,7 @@ class Upstream(Protocol):
 
 
 @runtime_checkable
-class Renewing(Upstream, Protocol):
+class UpstreamWithPrompt(UpstreamLogin, Protocol):
     """An upstream that supports a client's `prompt`: the user has to sign in again, or to select an account."""
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
@@ -106,7 +107,7 @@ class Renewing(Upstream, Protocol):
 
 
 @runtime_checkable
-class Selective(Upstream, Protocol):
+class Selective(UpstreamLogin, Protocol):
     """An upstream that can stop admitting a user who has signed in before."""
 
     def still(self, user: User) -> bool:
@@ -136,7 +137,7 @@ class Passwords(Protocol):
         ...
 
 
-class IdentityProvider(Struct, frozen=True):
+class TrustedIdentityProvider(Struct, frozen=True):
     """An organization's identity provider, which issues grants to clients of its members without a login page."""
 
     issuer: str
@@ -146,4 +147,4 @@ class IdentityProvider(Struct, frozen=True):
     """Number that changes with the scopes, which ends earlier grants."""
 
 
-LoginMethod = Upstream | Passwords | IdentityProvider
+LoginMethod = UpstreamLogin | Passwords | TrustedIdentityProvider

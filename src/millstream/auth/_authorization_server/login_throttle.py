@@ -58,7 +58,7 @@ class FailureLimiter:
         return len(self._trying) + len(self._waiting)
 
     @asynccontextmanager
-    async def trying(self, *keys: str) -> AsyncGenerator[bool, None]:
+    async def attempt(self, *keys: str) -> AsyncGenerator[bool, None]:
         """Yield whether an attempt is allowed, even if all attempts in progress fail. Waits for those, within
         limits.
         """
@@ -77,7 +77,7 @@ class FailureLimiter:
             if pool is not None and seats:
                 await pool.give_back(seats)
 
-    async def failed(self, *keys: str) -> None:
+    async def record_failure(self, *keys: str) -> None:
         """Count a failure."""
         pool = self._vault.pool
         for limiter, key in zip(self._failures, keys, strict=True):
@@ -108,10 +108,10 @@ class FailureLimiter:
     def _may(self, keys: Sequence[str]) -> _May:
         found = _May.NOW
         for limiter, key in zip(self._failures, keys, strict=True):
-            trying = self._trying.get((limiter.name, key), 0)
+            attempt = self._trying.get((limiter.name, key), 0)
             if limiter.wait(key) > 0:
                 return _May.NOT
-            if trying and limiter.remaining(key) <= trying:
+            if attempt and limiter.remaining(key) <= attempt:
                 found = _May.LATER
         return found
 
@@ -222,7 +222,7 @@ class LoginThrottle:
         network, lowered = peer_network(peer), name.casefold()[:128]
         limiter = self._devices if device else self._attempts
         keys = (device,) if device else (network, f"{network} {lowered}", lowered)
-        async with limiter.trying(*keys) as may:
+        async with limiter.attempt(*keys) as may:
             if not may:
                 return SLOW
             try:
@@ -230,5 +230,5 @@ class LoginThrottle:
             except SignInFailed as exc:
                 return str(exc)
             if user is None:
-                await limiter.failed(*keys)
+                await limiter.record_failure(*keys)
         return user or WRONG

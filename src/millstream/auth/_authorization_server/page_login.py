@@ -16,7 +16,7 @@ from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
 from millstream.auth._authorization_server.pending_logins import PendingLogin, PendingLogins
-from millstream.auth._authorization_server.records import Client, Grant
+from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.vault import pack, read
 from millstream.auth._claims import TokenRules, scopes_of
@@ -39,7 +39,7 @@ class PageLogin:
         self._there = there
         """All current scopes."""
         # For providers that check the client: no other client has the issuer's identifier as its id.
-        self._pages = Client(config.url, "The pages of this server")
+        self._pages = OAuthClient(config.url, "The pages of this server")
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""

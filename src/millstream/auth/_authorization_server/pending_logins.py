@@ -13,7 +13,7 @@ from millstream._http.message import Handler, HttpRequest, Response, peer_networ
 from millstream._limits.gcra import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, Renewing
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, UpstreamWithPrompt
 from millstream.auth._authorization_server.metadata import CALLBACK
 from millstream.auth._authorization_server.records import AuthorizationRequest, digest, new_secret
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
@@ -32,7 +32,7 @@ class PendingLogin(Struct, frozen=True, omit_defaults=True):
 
     browser: str
     login: str
-    kept: bytes
+    state_data: bytes
     authorization: AuthorizationRequest | None = None
     """The client's request that the user has consented to; None for logins without a client."""
     page: str = ""
@@ -83,13 +83,15 @@ class PendingLogins:
         state = new_secret()
         browser, cookie = self._tickets.browser(request)
         callback = self._callback(target.name)
-        if authorization is not None and authorization.renewal and isinstance(target, Renewing):
+        if authorization is not None and authorization.renewal and isinstance(target, UpstreamWithPrompt):
             redirect = await target.begin_anew(callback, state, authorization.renewal)
         else:
             redirect = await target.begin(callback, state)
-        if len(redirect.kept) > _MAX_KEPT:
-            raise ValueError(f"{target.name} stores {len(redirect.kept)} bytes, but only {_MAX_KEPT} are allowed.")
-        pending = PendingLogin(name_of(browser), target.name, redirect.kept, authorization, page)
+        if len(redirect.state_data) > _MAX_KEPT:
+            raise ValueError(
+                f"{target.name} stores {len(redirect.state_data)} bytes, but only {_MAX_KEPT} are allowed."
+            )
+        pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
         sealed = self._vault.seal(_PENDING_KIND, pending)
         await self._vault.put(f"oauth-pending:{digest(state)}", sealed.encode(), _PENDING_SECONDS, lossy=True)
         return pages.lead_on(redirect.url, target.label, cookie)
@@ -107,7 +109,7 @@ class PendingLogins:
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
             if not same_browser(pending.browser, self._tickets.known_browser(request)):
                 return pages.wrong("Start again", TOO_OLD, 403, up="../../")
-            return await arrive(request, pending, Callback(given.values(), self._callback(name), pending.kept))
+            return await arrive(request, pending, Callback(given.values(), self._callback(name), pending.state_data))
 
         return handle
 

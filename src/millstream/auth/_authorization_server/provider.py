@@ -16,40 +16,40 @@ from collections.abc import Mapping
 
 from millstream._protocol.principal import EVERYTHING
 from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.records import OAuthClient
 
 
-class Refused(Exception):
+class RegistrationDenied(Exception):
     """The request isn't allowed; the message is shown to the client."""
 
 
 class Provider:
     """Default decisions of the authorization server."""
 
-    async def find_client(self, client_id: str) -> Client | None:
+    async def find_client(self, client_id: str) -> OAuthClient | None:
         """Return a client from elsewhere, or None to look among those of ``auth.issuer(clients=…)``, metadata
         documents, and registrations.
         """
         return None
 
-    async def registering(self, client: Client) -> None:
+    async def check_registration(self, client: OAuthClient) -> None:
         """Check the registration of a client.
 
         Raises:
-            Refused: the client may not register.
+            RegistrationDenied: the client may not register.
         """
 
-    async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+    async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return which of these scopes a user may grant to a client. Called at consent and at each refresh."""
         return scopes if EVERYTHING in user.scopes else tuple(each for each in scopes if each in user.scopes)
 
-    async def remembers(self, user: User, client: Client, scopes: tuple[str, ...]) -> bool:
+    async def remembers(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> bool:
         """Return whether an earlier consent may be reused. If not, the consent page is shown.
 
         Called only if the redirect can't be intercepted, and the user has consented to these scopes.
         """
         return True
 
-    async def claims(self, user: User, client: Client) -> Mapping[str, object]:
+    async def claims(self, user: User, client: OAuthClient) -> Mapping[str, object]:
         """Return additional claims for access tokens; those of the protocol can't be replaced."""
         return {}

@@ -18,7 +18,7 @@ ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 """The grant type of identity providers (RFC 7523 §2.1)."""
 
 
-class Client(Struct, frozen=True, omit_defaults=True):
+class OAuthClient(Struct, frozen=True, omit_defaults=True):
     """A client: a program that requests tokens."""
 
     id: str
@@ -94,7 +94,7 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     """`User.since` of the user."""
     generation: int = 0
     """Generation of the current refresh token."""
-    rotated: float = 0.0
+    rotated_at: float = 0.0
 
 
 def new_secret() -> str:

@@ -14,8 +14,8 @@ from millstream.auth._authorization_server.answers import OAuthError, reply
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import RedirectRefused, client_of
-from millstream.auth._authorization_server.provider import Refused
-from millstream.auth._authorization_server.records import Client, digest, new_secret
+from millstream.auth._authorization_server.provider import RegistrationDenied
+from millstream.auth._authorization_server.records import OAuthClient, digest, new_secret
 from millstream.auth._authorization_server.vault import Vault
 
 RATE = Rate(100, 3600)
@@ -56,12 +56,12 @@ class RegistrationEndpoint:
                 f"mc_{new_secret()[:22]}", said, "registered",
                 methods=METHODS, default="client_secret_basic", secret_hash=digest(secret),
             )  # fmt: skip
-            await self._config.provider.registering(client)
+            await self._config.provider.check_registration(client)
         except RedirectRefused as exc:
             raise OAuthError("invalid_redirect_uri", str(exc)) from None
         except ValueError as exc:
             raise OAuthError("invalid_client_metadata", str(exc)) from None
-        except Refused as exc:
+        except RegistrationDenied as exc:
             raise OAuthError("access_denied", str(exc), 403) from None
         await self._clients.add(client)
         return reply(_describe(client, secret, int(self._vault.clock()), said), 201)
@@ -84,7 +84,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
         raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
 
-def _describe(client: Client, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
+def _describe(client: OAuthClient, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
     """Return the response to a registration (RFC 7591 §3.2.1). The secret is shown only now."""
     kind = said.get("application_type")
     members: dict[str, Any] = {

@@ -5,7 +5,7 @@ from millstream.auth._authorization_server.answers import OAuthError, form_of, r
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.grants import Grants
 from millstream.auth._authorization_server.introspection import Introspection
-from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.records import OAuthClient
 
 
 class Revocation:
@@ -29,7 +29,7 @@ class Revocation:
         except OAuthError as exc:
             return exc.response()
 
-    async def _revoke(self, client: Client, token: str) -> None:
+    async def _revoke(self, client: OAuthClient, token: str) -> None:
         found = await self._grants.find(token)
         if found is not None:
             said, grant = found

@@ -137,7 +137,7 @@ class RunningIssuer(PageMethod):
         self._changes = 0
         self._words = 0
         """Number of revocations announced."""
-        self._stop = vault.hear(ENDED, self._heard, self._missed)
+        self._stop = vault.hear(ENDED, self._on_announcement, self._on_gap)
 
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
@@ -208,11 +208,11 @@ class RunningIssuer(PageMethod):
         passwords = self._accounts.passwords
         return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
-    def _heard(self, data: bytes) -> None:
+    def _on_announcement(self, data: bytes) -> None:
         self._words += 1
         self._ended.add(f"{self._config.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
 
-    def _missed(self) -> None:
+    def _on_gap(self) -> None:
         self._words += 1
         self._ended.add(_ANYBODY)
 

@@ -16,7 +16,7 @@ from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.grants import Grants, TokenReuse
 from millstream.auth._authorization_server.identities import Identities
 from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, Grant
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 """Syntax of a code verifier, RFC 7636 §4.1."""
@@ -37,7 +37,7 @@ class TokenEndpoint:
         self._targets = targets
         self._accounts = accounts
         self._identities = identities
-        self._by_type: dict[str, Callable[[Client, Parameters], Awaitable[_Answer]]] = {
+        self._by_type: dict[str, Callable[[OAuthClient, Parameters], Awaitable[_Answer]]] = {
             CODE: self._from_code,
             REFRESH: self._from_refresh_token,
             CLIENT: self._from_client,
@@ -64,7 +64,7 @@ class TokenEndpoint:
                 self._grants.tell(request.peer)
             return exc.response()
 
-    async def _from_code(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:
         code = form.get("code")
         if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
             raise OAuthError("invalid_request", "Send code, and code_verifier of 43 to 128 characters.")
@@ -74,12 +74,12 @@ class TokenEndpoint:
         kept, raw = found
         check_redirect(kept.authorization.redirect_uri, form, named=kept.authorization.named_redirect)
         check_verifier(form, kept.authorization.challenge)
-        resources = self._narrowed(form, kept.authorization.resources)
+        resources = self._select_resources(form, kept.authorization.resources)
         id, grant, refresh = await self._grants.redeem(code, kept, raw)
-        await self._clients.used(client)
+        await self._clients.renew(client)
         return await self._answer(client, id, grant, grant.scopes, resources, refresh=refresh)
 
-    async def _from_refresh_token(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_refresh_token(self, client: OAuthClient, form: Parameters) -> _Answer:
         found = await self._grants.find(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown, or no longer valid. Sign in again.")
@@ -91,20 +91,20 @@ class TokenEndpoint:
         scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
-        resources = self._narrowed(form, grant.resources)
+        resources = self._select_resources(form, grant.resources)
         scopes = await self._accounts.grantable(user, client, scopes)
         refresh = await self._grants.rotate(said)
-        await self._clients.used(client)
+        await self._clients.renew(client)
         return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh)
 
-    async def _from_client(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_client(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
-        scopes = self._allowed(form.get("scope"), client.scopes)
+        scopes = self._grantable_scopes(form.get("scope"), client.scopes)
         resources = self._targets.resources(form.all("resource"))
         return await self._grants.access_token(client, client.id, scopes, resources)
 
-    async def _from_identity(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError(
                 "unauthorized_client", ("Only a client with a secret or keys can use grants of identity providers.")
@@ -115,7 +115,7 @@ class TokenEndpoint:
         said = await self._identities.read(assertion, client)
         provider = self._config.identities[said.provider]
         granted = self._targets.resources(said.resources)
-        resources = self._narrowed(form, granted)
+        resources = self._select_resources(form, granted)
         asked, there = form.get("scope").split(), self._targets.scopes()
         if asked and {*said.scopes, *self._config.scopes}.isdisjoint(asked):
             raise OAuthError("invalid_scope", "The identity provider's grant has none of these scopes.")
@@ -126,18 +126,18 @@ class TokenEndpoint:
         grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
         return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="")
 
-    def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         """Return the allowed scopes of a request, plus the default ones; all of them if the request names none. Clients
         often request every scope that a server lists, and the response says what they got (RFC 6749 §3.3).
         """
-        wanted = self._targets.wanted(asked) if asked else allowed
+        wanted = self._targets.requested_scopes(asked) if asked else allowed
         most = {*self._config.scopes, *allowed}
         if asked and most.isdisjoint(asked.split()):
             raise OAuthError("invalid_scope", "This client may not have these scopes.")
         return tuple(each for each in dict.fromkeys((*self._config.scopes, *wanted)) if each in most)
 
     async def _answer(
-        self, client: Client, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
+        self, client: OAuthClient, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
         refresh: str,
     ) -> _Answer:  # fmt: skip
         user = self._accounts.again(grant)
@@ -147,7 +147,7 @@ class TokenEndpoint:
         token = await self._grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 
-    def _narrowed(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
+    def _select_resources(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
         """Return the resources of the token: all granted ones, or those that the request names (RFC 8707 §2.2)."""
         if not form.all("resource"):
             return granted

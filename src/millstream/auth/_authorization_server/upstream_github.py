@@ -54,7 +54,7 @@ class GitHubUpstream:
         """Return the user who came back."""
         form = {
             "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
-            "code": code_of(callback.query, _TITLE), "code_verifier": callback.kept.decode(),
+            "code": code_of(callback.query, _TITLE), "code_verifier": callback.state_data.decode(),
         }  # fmt: skip
         given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
         # Errors have status 200 as well.

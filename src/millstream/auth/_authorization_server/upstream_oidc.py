@@ -76,7 +76,7 @@ class OpenIdUpstream:
         return await self._flow.begin(callback, state, _SCOPE)
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
-        """See `Renewing.begin_anew`."""
+        """See `UpstreamWithPrompt.begin_anew`."""
         return await self._flow.begin(callback, state, _SCOPE, prompt)
 
     async def finish(self, callback: Callback) -> User:

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from millstream._http.client.fetch import OutboundError, check_url
 from millstream.auth._authorization_server.allowlist import EMAIL, Allow, Allowlist
-from millstream.auth._authorization_server.login_methods import Upstream
+from millstream.auth._authorization_server.login_methods import UpstreamLogin
 from millstream.auth._authorization_server.metadata import CALLBACK
 from millstream.auth._authorization_server.upstream_github import HERE, ORGANIZATION, GitHubUpstream
 from millstream.auth._authorization_server.upstream_oidc import NamesOf, OpenIdUpstream, google_names, verified_names
@@ -46,7 +46,7 @@ KNOWN = {
 
 def upstream_of(
     who: str, *, allow: Allow, client_id: str, client_secret: str, name: str, title: str, at: str
-) -> Upstream:
+) -> UpstreamLogin:
     """Return an upstream. Arguments and errors are those of ``auth.upstream``."""
     known = KNOWN.get(who)
     if known is None:

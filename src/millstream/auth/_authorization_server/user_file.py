@@ -15,7 +15,7 @@ from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.passwords import Checks, hash_password
 from millstream.auth._key_file import check_scopes
-from millstream.auth._locked_file import Stamp, locked, read_file, replace_file, stamp_of
+from millstream.auth._locked_file import Stamp, lock, read_file, replace_file, stamp_of
 
 logger = logging.getLogger("millstream")
 
@@ -125,7 +125,7 @@ class UserFile:
         """
 
         def take(users: dict[str, StoredUser]) -> None:
-            _known(users, name)
+            _find_user(users, name)
             del users[name.casefold()]
 
         self._change(take)
@@ -140,12 +140,12 @@ class UserFile:
         hashed = hash_password(password)
 
         def put(users: dict[str, StoredUser]) -> None:
-            users[name.casefold()] = msgspec.structs.replace(_known(users, name), password=hashed, since=now)
+            users[name.casefold()] = msgspec.structs.replace(_find_user(users, name), password=hashed, since=now)
 
         self._change(put)
 
     def _change(self, change: Callable[[dict[str, StoredUser]], None]) -> None:
-        with locked(self.path):
+        with lock(self.path):
             if self.path.exists():
                 self.load()
             users = dict(self.users)
@@ -155,7 +155,7 @@ class UserFile:
             self.users = users
 
 
-def _known(users: dict[str, StoredUser], name: str) -> StoredUser:
+def _find_user(users: dict[str, StoredUser], name: str) -> StoredUser:
     found = users.get(name.casefold())
     if found is None:
         raise ValueError(f"There is no user {name!r}. See: millstream users list")

@@ -28,7 +28,7 @@ from millstream.auth._authorization_server.config import IssuerConfig, canonical
 from millstream.auth._authorization_server.documents import RedirectRefused, client_of
 from millstream.auth._authorization_server.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
 from millstream.auth._authorization_server.provider import Provider
-from millstream.auth._authorization_server.records import CODE, REFRESH, Client, digest, new_secret
+from millstream.auth._authorization_server.records import CODE, REFRESH, OAuthClient, digest, new_secret
 from millstream.auth._authorization_server.redirects import is_identified, shown_host
 from millstream.auth._authorization_server.registration import RATE, read_metadata
 from millstream.auth._authorization_server.token import check_redirect, check_verifier
@@ -214,7 +214,7 @@ class RunningProvider(VerifierMethod):
 
     # Clients
 
-    async def _theirs(self, client: Client) -> Any:
+    async def _theirs(self, client: OAuthClient) -> Any:
         found = await self._provider.get_client(client.id)
         if found is None:
             raise OAuthError("invalid_client", "The client is unknown. Register it again.", 401)
@@ -234,7 +234,7 @@ class RunningProvider(VerifierMethod):
         tokens = await give(client, await self._theirs(client), form)
         return reply(tokens.model_dump(mode="json", exclude_none=True))
 
-    async def _from_code(self, client: Client, theirs: Any, form: Parameters) -> Any:
+    async def _from_code(self, client: OAuthClient, theirs: Any, form: Parameters) -> Any:
         code = form.get("code")
         if not code:
             raise OAuthError("invalid_request", "code is missing.")
@@ -251,7 +251,7 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_grant", "The code has already been used.")
         return await self._provider.exchange_authorization_code(theirs, found)
 
-    async def _from_refresh_token(self, client: Client, theirs: Any, form: Parameters) -> Any:
+    async def _from_refresh_token(self, client: OAuthClient, theirs: Any, form: Parameters) -> Any:
         found = await self._provider.load_refresh_token(theirs, form.get("refresh_token"))
         ended = found is not None and found.expires_at and found.expires_at < time.time()
         if found is None or found.client_id != client.id or ended:
@@ -314,7 +314,7 @@ class RunningProvider(VerifierMethod):
 class _Targets(Targets):
     """Leaves scopes to the client's registration."""
 
-    def wanted(self, text: str) -> tuple[str, ...]:
+    def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
 
 
@@ -324,7 +324,7 @@ class _Known(Provider):
     def __init__(self, provider: Any) -> None:
         self._provider = provider
 
-    async def find_client(self, client_id: str) -> Client | None:
+    async def find_client(self, client_id: str) -> OAuthClient | None:
         """Return a client for our checks; None if it's unknown or its secret has expired."""
         theirs = await self._provider.get_client(client_id)
         if theirs is None:
@@ -335,7 +335,7 @@ class _Known(Provider):
             return None
         if secret or method != "none":
             method = "client_secret_post"  # a client without a secret never matches
-        return Client(
+        return OAuthClient(
             client_id,
             name=theirs.client_name or "",
             redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
@@ -346,7 +346,7 @@ class _Known(Provider):
         )
 
 
-def _credentials(client: Client, options: Any) -> dict[str, Any]:
+def _credentials(client: OAuthClient, options: Any) -> dict[str, Any]:
     now = int(time.time())
     made: dict[str, Any] = {
         "client_id": client.id,
