@@ -1,0 +1,108 @@
+"""Events of several workers on one store: subscribed at one, published at another, delivered once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions.event_shop import ADA, META, Failed, OrderPaid, make_shop
+from extensions.receiver import Receiver, receiving
+from fleet import Worker, real_fleet
+from millstream import Server
+from patience import WAIT
+from redis_parts import patient  # noqa: F401  for every test
+from store_parts import BACKINGS, Backing, backings
+
+SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=backings(SHARED))
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each store that several workers can share."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()
+
+
+@asynccontextmanager
+async def _two_workers(folder: Path, backing: Backing) -> AsyncIterator[tuple[Receiver, Worker, Worker]]:
+    async with receiving(folder) as receiver:
+
+        def make() -> Server:
+            return make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=lambda attempts: 0.01)
+
+        async with asyncio.timeout(WAIT), real_fleet(make, backing, 2) as (one, two):
+            yield receiver, one, two
+
+
+async def ask(worker: Worker, method: str, key: str = ADA, **params: Any) -> dict[str, Any]:
+    """The result of a request to one worker."""
+    headers = {
+        "accept": "application/json, text/event-stream",
+        "content-type": "application/json",
+        "mcp-protocol-version": "2026-07-28",
+        "mcp-method": method,
+        "authorization": f"Bearer {key}",
+    }
+    answer = await worker.ask(method, {**params, "_meta": META}, headers)
+    if "error" in answer:
+        raise Failed(answer["error"])
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+async def subscribe(worker: Worker, receiver: Receiver, name: str = "order.paid") -> dict[str, Any]:
+    """A webhook subscription, made at one worker."""
+    delivery = {"mode": "webhook", "url": receiver.url(), "secret": receiver.secret()}
+    return await ask(worker, "events/subscribe", name=name, delivery=delivery)
+
+
+async def test_a_webhook_of_one_worker_delivers_what_another_publishes(tmp_path: Path, backing: Backing) -> None:
+    """Each event once, whoever has the lease; a failed attempt comes again with the same id."""
+    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+        failed: set[str] = set()
+
+        def fail_once(message: Any) -> int:
+            first = message.id not in failed
+            failed.add(message.id)
+            return 500 if first and message.id == "evt_3" else 200
+
+        receiver.answer = fail_once
+        await subscribe(one, receiver)
+        for number in range(1, 11):
+            publisher = (two, one)[number % 2]
+            await publisher.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
+        await receiver.until(lambda: len({each.id for each in receiver.messages}) == 10)
+        await two.server.events.publish(OrderPaid("end"), id="evt_end")
+        await receiver.until(lambda: receiver.messages[-1].id == "evt_end" and len(receiver.messages) >= 12)
+        sent = [each.id for each in receiver.messages]
+        assert sorted(sent) == sorted([*(f"evt_{number}" for number in range(1, 11)), "evt_3", "evt_end"])
+
+
+async def test_an_event_published_on_two_workers_with_one_id_is_delivered_once(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """A source that repeats itself reaches any worker."""
+    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+        await subscribe(one, receiver)
+        await asyncio.gather(*(each.server.events.publish(OrderPaid("1"), id="evt_1") for each in (one, two, one, two)))
+        await one.server.events.publish(OrderPaid("2"), id="evt_2")
+        await receiver.until(lambda: any(each.id == "evt_2" for each in receiver.messages))
+        assert sorted(each.id for each in receiver.messages) == ["evt_1", "evt_2"]
+
+
+async def test_another_worker_goes_on_for_one_that_is_killed(tmp_path: Path, backing: Backing) -> None:
+    """At least once, always with the same id; nothing is lost."""
+    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+        await subscribe(two, receiver)
+        await one.server.events.publish(OrderPaid("1"), id="evt_1")
+        await receiver.until(lambda: len(receiver.messages) == 1)
+        one.runtime.dispatcher.stopping = True
+        await backing.kill(one.store.real)
+        for number in range(2, 6):
+            await two.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
+        wanted = {f"evt_{number}" for number in range(1, 6)}
+        await receiver.until(lambda: {each.id for each in receiver.messages} == wanted)
