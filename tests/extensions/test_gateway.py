@@ -1,16 +1,19 @@
 """Extensions of upstreams through a gateway."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cases import for_each
 from extensions.shop import NAME, Peer, Stock
-from millstream import Client, Server
+from millstream import Client, ProtocolError, Server
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream.client import Failure
+from millstream.extensions import MessageRequest, Next
 from millstream.gateway import UpstreamPolicy
+from millstream.middleware import Middleware
 from millstream.testing import connect
 from patience import WAIT
 
@@ -86,3 +89,100 @@ async def test_skills_pass_as_they_are() -> None:
         assert await client.read_skill(skill, "a.md") == b"text"
         listed = await client.request("resources/directory/read", {"uri": skill.root})
         assert len(listed["resources"]) == 2
+
+
+def _skilled(name: str, word: str) -> Server:
+    """An upstream with two skills; the second one has a file."""
+    server = Server(name)
+
+    @server.skill
+    def secret() -> str:
+        """Keep a secret."""
+        return f"{word}: hush."
+
+    @server.skill(files={"a.md": word})
+    def wrapping() -> str:
+        """Wrap a gift."""
+        return f"{word}: wrap it."
+
+    return server
+
+
+@for_each("revision", [NEW, OLD])
+async def test_skills_of_several_upstreams_are_merged_under_their_prefixes(revision: str) -> None:
+    """Listed, read by any of their methods, and checked against their digests, between all eras."""
+    server = front(("one", _skilled("one", "first")), ("two", _skilled("two", "second")), revision=revision)
+    async with asyncio.timeout(WAIT), Client(server) as client:
+        skills = {each.uri: each for each in await client.skills()}
+        assert sorted(skills) == [
+            f"skill://{prefix}/{name}/SKILL.md" for prefix in ("one", "two") for name in ("secret", "wrapping")
+        ]
+        for prefix, word in (("one", b"first"), ("two", b"second")):
+            skill = skills[f"skill://{prefix}/wrapping/SKILL.md"]
+            assert word + b": wrap it." in await client.read_skill(skill)
+            assert await client.read_skill(skill, "a.md") == word
+            found = await client.request("skills/get", {"uri": skill.uri})
+            assert found["skill"]["uri"] == skill.uri
+            listed = await client.request("resources/directory/read", {"uri": skill.root})
+            assert {each["uri"] for each in listed["resources"]} == {f"{skill.root}/a.md", skill.uri}
+        for method_name in ("skills/get", "resources/directory/read"):
+            with pytest.raises(Failure):
+                await client.request(method_name, {"uri": "skill://three/wrapping/SKILL.md"})
+
+
+async def test_a_policy_hides_skills_as_it_hides_their_files() -> None:
+    """What it denies isn't listed, and can't be asked for."""
+    policy = UpstreamPolicy(deny=("skill://secret/*",))
+    for prefix in ("", "shop"):
+        server = front(("shop", _skilled("shop", "word")), prefix=prefix, policy=policy)
+        root = f"skill://{prefix}/" if prefix else "skill://"
+        async with asyncio.timeout(WAIT), Client(server) as client:
+            assert [each.uri for each in await client.skills()] == [f"{root}wrapping/SKILL.md"]
+            with pytest.raises(Failure, match="No skill"):
+                await client.request("skills/get", {"uri": f"{root}secret/SKILL.md"})
+            with pytest.raises(Failure):
+                await client.read(f"{root}secret/SKILL.md")
+
+
+class _Broken(Middleware):
+    """An upstream that can't list its skills."""
+
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        """Refuse that method."""
+        if request.method == "skills/list":
+            raise ProtocolError(-31000, "Not now")
+        result: dict[str, Any] = await next(request)
+        return result
+
+
+async def test_an_upstream_that_fails_leaves_out_its_skills() -> None:
+    """The others are listed."""
+    broken = Server("broken", middleware=[_Broken()])
+
+    @broken.skill
+    def lost() -> str:
+        """Get lost."""
+        return "Somewhere."
+
+    server = front(("broken", broken), ("here", _skilled("here", "word")))
+    async with asyncio.timeout(WAIT), Client(server) as client:
+        assert {each.uri.split("/")[2] for each in await client.skills()} == {"here"}
+
+
+async def test_views_of_an_upstream_with_a_prefix_are_found_by_its_tools(tmp_path: Path) -> None:
+    """The tool names the view as the gateway serves it."""
+    shop = Server("shop")
+    (tmp_path / "table.html").write_text("<!doctype html>", "utf-8")
+    shop.app(str(tmp_path / "table.html"), uri="ui://orders/table")
+
+    @shop.tool(ui="ui://orders/table")
+    def orders() -> str:
+        """List the orders."""
+        return "none"
+
+    async with asyncio.timeout(WAIT), Client(front(("shop", shop))) as client:
+        assert "io.modelcontextprotocol/ui" in client.server_extensions
+        (tool,) = await client.tools()
+        assert tool.meta["ui"]["resourceUri"] == tool.meta["ui/resourceUri"] == "ui://shop/orders/table"
+        (read,) = await client.read(tool.meta["ui"]["resourceUri"])
+        assert read.text == "<!doctype html>"

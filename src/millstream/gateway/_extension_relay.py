@@ -2,7 +2,7 @@
 
 An extension passes if one upstream alone announces it, if that upstream has neither a prefix nor a policy, and if this
 server doesn't have the extension itself. A prefix would have to be put into params and results of unknown shape, and a
-policy has no rules for unknown methods.
+policy has no rules for unknown methods. Skills have a known shape, so those of all upstreams are merged.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -19,10 +19,13 @@ from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, Revision
+from millstream._protocol.skills import SKILLS
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.handlers.params import take_rounds
 from millstream.gateway._bridge import forward
+from millstream.gateway._merged_skills import Hides, MergedSkills
+from millstream.gateway._questions import UI
 from millstream.gateway._results import WrongShape, split_result
 from millstream.gateway._upstream import Upstream
 
@@ -38,8 +41,9 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 class ExtensionForwarding:
     """The extensions of a gateway's upstreams."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
+        self._skills = MergedSkills(hides, lambda: host.registry.private)
         self._announced: dict[str, Any] = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
@@ -68,6 +72,12 @@ class ExtensionForwarding:
         }
         if TASKS in claims and TASKS not in own:
             announced[TASKS] = {}  # the gateway makes its own tasks of theirs
+        merged = SKILLS in claims and SKILLS not in own and SKILLS not in found
+        self._skills.upstreams = tuple(claims[SKILLS]) if merged else ()
+        if merged:
+            announced[SKILLS] = self._skills.settings
+        if UI in claims and UI not in own:
+            announced.setdefault(UI, {})  # it has no methods: views are resources, and tools name them
         if announced != self._announced:
             self._announced.clear()
             self._announced.update(announced)
@@ -88,8 +98,12 @@ class ExtensionForwarding:
 
         With several upstreams, the identifier decides: ``com.example/stock`` has ``com.example/…`` and ``stock/…``.
         """
+        if method in _CORE:
+            return None
+        if (merged := self._skills.find(method)) is not None:
+            return merged
         upstreams = set(self._upstreams.values())
-        if method in _CORE or not upstreams:
+        if not upstreams:
             return None
         if len(upstreams) > 1:
             upstreams = {

@@ -10,6 +10,7 @@ from msgspec import Raw, Struct, structs
 from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
 from millstream._protocol.param_headers import find_annotations
@@ -27,6 +28,7 @@ from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway._bridge import forward, unanswered
 from millstream.gateway._catalog import Description
+from millstream.gateway._names import Names
 from millstream.gateway._results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
 
@@ -74,6 +76,24 @@ def _same(values: Any) -> Any:
     return values
 
 
+def _with_view(description: Description, names: Names) -> Description:
+    """Return the description of a tool with the prefix in the URI of its view, see ``io.modelcontextprotocol/ui``."""
+    meta = members(description.get("_meta"))
+    if not names.prefix or not meta:
+        return description
+    changed = dict(meta)
+    if isinstance(uri := meta.get(_OLD_VIEW), str):
+        changed[_OLD_VIEW] = names.uri(uri)
+    about = members(meta.get("ui"))
+    if isinstance(uri := about.get("resourceUri"), str):
+        changed["ui"] = {**about, "resourceUri": names.uri(uri)}
+    return {**description, "_meta": changed}
+
+
+_OLD_VIEW = "ui/resourceUri"
+"""Where hosts of 2025 look."""
+
+
 class UpstreamTool(Tool):
     """A tool of an upstream."""
 
@@ -111,7 +131,11 @@ class UpstreamTool(Tool):
         self.wraps: bool = isinstance(output, dict) and cast("dict[str, Any]", output).get("type") != "object"
         self._simple = str
         self.unclear = ""
-        self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
+        self._described = {
+            "inputSchema": {"type": "object", "properties": {}},
+            **_with_view(description, upstream.names),
+            "name": name,
+        }
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = self._call_head + bytes(arguments) + b"}"

@@ -88,7 +88,7 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         self._announce_ids(host)
-        self._extensions = ExtensionForwarding(host)
+        self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:
             make = Upstream if config.openapi is None else _api_upstream()
             upstream = self.upstreams[config.name] = make(
@@ -386,13 +386,18 @@ class GatewayPart:
             )
         logger.error("%s", text)
 
+    def _hides(self, upstream: Upstream, uri: str) -> bool:
+        """Return whether a URI belongs to another upstream, or is quarantined."""
+        own = upstream.names.original_uri(uri)
+        return own is None or self._claimant(upstream, "resources", uri) is not None or upstream.is_quarantined(own)
+
     def _unlisted(self, uri: str) -> Resource | None:
         """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
             if own_uri is None or "resources" not in upstream.catalog.capabilities:
                 continue
-            if self._claimant(upstream, "resources", uri) is not None or upstream.is_quarantined(own_uri):
+            if self._hides(upstream, uri):
                 continue
             rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
             if upstream.policy is None or rules is not None:
