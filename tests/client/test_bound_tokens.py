@@ -45,7 +45,7 @@ def test_proofs_follow_rfc_9449() -> None:
     digest = base64.urlsafe_b64encode(hashlib.sha256(b"abc").digest()).rstrip(b"=").decode()
     assert claims["ath"] == digest
     assert abs(claims["iat"] - time.time()) < 3600
-    again, bare = opened(ProofKey(key.kept).proof("GET", "https://a.example"))
+    again, bare = opened(ProofKey(key.pem).proof("GET", "https://a.example"))
     assert (again["jwk"], bare["htu"]) == (head["jwk"], "https://a.example/")
     assert bare["jti"] != claims["jti"]
     assert not {"ath", "nonce"} & bare.keys()
@@ -71,7 +71,7 @@ def test_challenges_show_dpop_support(challenge: str, offers: bool, nonce: bool)
 
 def test_nonces_are_kept_per_origin_and_bounded() -> None:
     """What one server says goes to no other; a header can't be broken by one."""
-    proofs, key = Proofs(), ProofKey().kept
+    proofs, key = Proofs(), ProofKey().pem
     assert proofs.learn("https://a.example/token", "one")
     assert proofs.learn("https://a.example/other", "one")
     assert not proofs.learn("https://a.example", "")
@@ -114,7 +114,7 @@ async def test_tokens_are_bound_if_both_servers_support_it() -> None:
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         url, credentials = parse(urls["mcp"]), oauth()
-        assert await credentials.challenged(url, 401, 'DPoP algs="ES256"')
+        assert await credentials.handle_challenge(url, 401, 'DPoP algs="ES256"')
         head, claims = opened(header_of(issuer.requests[-1], b"dpop"))
         assert (claims["htm"], claims["htu"]) == ("POST", f"{issuer.url}/token")
         sent = [await credentials.headers(url, "POST", "/mcp?x=1") for _ in range(2)]
@@ -134,7 +134,7 @@ async def test_unbound_tokens_are_sent_as_bearer(challenge: str, algorithms: lis
     given = {"access_token": "plain", "token_type": kind}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=algorithms) as (_, urls):
         credentials = oauth()
-        assert await credentials.challenged(parse(urls["mcp"]), 401, challenge)
+        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, challenge)
         assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer plain"}
 
 
@@ -150,17 +150,17 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
 
     async with authorization_server(wanting, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         credentials = oauth()
-        assert await credentials.challenged(parse(urls["mcp"]), 401, "DPoP")
+        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, "DPoP")
         assert issuer.asked["/token"] == 2
-        assert credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
-        assert credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
-        assert not credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="invalid_token"')
-        assert not credentials.heard(parse(urls["mcp"]), "", 'DPoP error="use_dpop_nonce"')
+        assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert not credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="invalid_token"')
+        assert not credentials.learn_nonce(parse(urls["mcp"]), "", 'DPoP error="use_dpop_nonce"')
         issuer.answers["/token"] = lambda _: (
             b'HTTP/1.1 400 Bad\r\nDPoP-Nonce: other\r\ncontent-length: 26\r\n\r\n{"error":"use_dpop_nonce"}'
         )
         with pytest.raises(AccessDenied, match="use_dpop_nonce"):
-            await oauth().challenged(parse(urls["mcp"]), 401, "DPoP")
+            await oauth().handle_challenge(parse(urls["mcp"]), 401, "DPoP")
         assert issuer.asked["/token"] == 4
 
 
@@ -176,7 +176,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         url, credentials = parse(urls["mcp"]), oauth()
-        assert await credentials.challenged(url, 401, "DPoP")
+        assert await credentials.handle_challenge(url, 401, "DPoP")
         issuer.answers["/mcp"], issuer.gate = wanting, asyncio.Event()
         pool = ConnectionPool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
         endpoint = Endpoint(url, {}, pool, credentials)
@@ -203,7 +203,7 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
             credentials = OAuth(store=MemoryTokenStore(), visit=lambda *_: pytest.fail("nobody is sent anywhere"))
         issuer.answers[path] = deep
         with pytest.raises(AccessDenied):
-            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.asked[path] >= 1
 
 
@@ -219,7 +219,7 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
 
         identity = IdentityProvider(home.url, id_token=fresh, client_id="desk-at-home")
         credentials = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32).managed_by(identity)
-        assert await credentials.challenged(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
         asked = parse_qs(home.requests[-1].partition(b"\r\n\r\n")[2].decode())
         assert asked == {
             "grant_type": ["urn:ietf:params:oauth:grant-type:token-exchange"], "requested_token_type": [JAG],
@@ -253,7 +253,7 @@ async def test_invalid_grants_are_not_sent(answer: Any) -> None:
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
         credentials = OAuth(store=MemoryTokenStore(), client_id="desk").managed_by(identity)
         with pytest.raises(AccessDenied, match="issued no grant for"):
-            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.asked["/token"] == 0
 
 
@@ -266,7 +266,7 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
         credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity(issuer.url, token=file))
         for said in ("first", "second"):
             file.write_text(f"{said}\n", "utf-8")
-            assert await credentials.challenged(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+            assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
             asked = parse_qs(issuer.requests[-1].partition(b"\r\n\r\n")[2].decode())
             assert asked == {
                 "grant_type": ["urn:ietf:params:oauth:grant-type:jwt-bearer"], "assertion": [said],
@@ -275,7 +275,7 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
         assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
         file.unlink()
         with pytest.raises(AccessDenied, match="identity can't be read"):
-            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
 
 
 async def test_workload_token_is_sent_only_to_its_issuer() -> None:
@@ -283,5 +283,5 @@ async def test_workload_token_is_sent_only_to_its_issuer() -> None:
     async with authorization_server(lambda _: {}) as (issuer, urls):
         credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))
         with pytest.raises(AccessDenied, match=r"is for https://login\.example"):
-            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.asked["/token"] == 0

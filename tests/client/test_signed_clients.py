@@ -140,7 +140,7 @@ async def test_every_request_has_a_fresh_assertion() -> None:
             "dpop_signing_alg_values_supported": ["ES256"],
         }  # fmt: skip
         credentials = OAuth(store=MemoryTokenStore(), client_id="nightly", as_itself=True).signing_with(pem(NIGHTLY))
-        assert await credentials.challenged(parse(f"{issuer.url}/mcp"), 401, "DPoP")
+        assert await credentials.handle_challenge(parse(f"{issuer.url}/mcp"), 401, "DPoP")
         assert len({*seen}) == 2
 
 
@@ -154,8 +154,8 @@ async def test_metadata_document_clients_sign_assertions() -> None:
         }  # fmt: skip
         about: dict[str, Any] = {"client_metadata_url": PAGE, "as_itself": True}
         url = parse(f"{issuer.url}/mcp")
-        assert await OAuth(store=MemoryTokenStore(), **about).signing_with(pem(NIGHTLY)).challenged(url, 401, "")
-        assert await OAuth(store=MemoryTokenStore(), **about).challenged(url, 401, "")
+        assert await OAuth(store=MemoryTokenStore(), **about).signing_with(pem(NIGHTLY)).handle_challenge(url, 401, "")
+        assert await OAuth(store=MemoryTokenStore(), **about).handle_challenge(url, 401, "")
         signing, bare = (request for request in issuer.requests if request.startswith(b"POST /token"))
         assert b"client_id=https%3A%2F%2Fclient.example%2Fabout.json" in signing
         assert b"client_assertion=" in signing

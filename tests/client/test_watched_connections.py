@@ -240,7 +240,7 @@ async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
         return await asked.end()
 
     async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
-        await true(lambda: client.conversation.incoming.wanted._waiters)  # type: ignore[attr-defined]
+        await true(lambda: client.conversation.incoming.subscribed._waiters)  # type: ignore[attr-defined]
         assert gets(server) == 5  # a client that doesn't watch costs no more
         async with client.watch(tools=True) as changes:
             assert await until_other_than_again(changes) == Change("tools")

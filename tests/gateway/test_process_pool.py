@@ -161,7 +161,7 @@ async def test_idle_processes_end_and_come_back(shell: Command) -> None:
             await until(lambda: not pool.running)
             assert not alive(first)
             assert int((await client.call("pid")).text) != first
-            pool.running[0].relay.wanted.set()
+            pool.running[0].relay.subscribed.set()
             pool.sweep(monotonic() + 61)
             assert not pool.running[0].closing
         assert upstream.describe().ended_idle == 1

@@ -132,7 +132,7 @@ class SignIns:
         held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
             async with asyncio.timeout(_PATIENCE):
-                await _client(request, held).bring(parse(pending.url), pending.asked, answer)
+                await _client(request, held).exchange_code(parse(pending.url), pending.asked, answer)
         except TimeoutError:
             return _turned_back(request, f"{_short(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:

@@ -39,7 +39,7 @@ from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
-from millstream.client._watches import Changes, wanted
+from millstream.client._watches import Changes, make_filter
 
 if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
@@ -138,17 +138,17 @@ class Client(ClientAliases):
     @property
     def server(self) -> Implementation:
         """Name and version of the server."""
-        return self.conversation.agreed.server
+        return self.conversation.negotiated.server
 
     @property
     def revision(self) -> str:
         """Date of the negotiated revision."""
-        return self.conversation.agreed.revision.date
+        return self.conversation.negotiated.revision.date
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
         """Capabilities of the server."""
-        return self.conversation.agreed.capabilities
+        return self.conversation.negotiated.capabilities
 
     @property
     def server_extensions(self) -> Mapping[str, Any]:
@@ -158,7 +158,7 @@ class Client(ClientAliases):
     @property
     def instructions(self) -> str:
         """Instructions of the server for a language model."""
-        return self.conversation.agreed.instructions
+        return self.conversation.negotiated.instructions
 
     @property
     def transport(self) -> str:
@@ -294,7 +294,7 @@ class Client(ClientAliases):
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         try:
-            result: ReadResourceResult = await self.conversation.cached(ask, _decode_read, fresh=fresh)
+            result: ReadResourceResult = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
         except Failure as exc:
             raise await self._suggest("resource", uri, exc) from None
         return result.contents
@@ -432,7 +432,7 @@ class Client(ClientAliases):
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds, with a ping, or with `server/discover` in revisions without one."""
-        method = "ping" if self.conversation.agreed.revision.handshake else "server/discover"
+        method = "ping" if self.conversation.negotiated.revision.handshake else "server/discover"
         await self.conversation.requests.ask(Ask(method=method, timeout=timeout, repeatable=True))
 
     async def set_log_level(self, level: str) -> None:
@@ -458,4 +458,4 @@ class Client(ClientAliases):
             prompts: whether to watch the list of prompts.
             resources: whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
-        return self.conversation.watch(wanted(uris, tools=tools, prompts=prompts, resources=resources))
+        return self.conversation.watch(make_filter(uris, tools=tools, prompts=prompts, resources=resources))

@@ -269,7 +269,7 @@ class Connector:
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
-            return await self._probe(transport, pinned, alone=True) or await self._refused(pinned)
+            return await self._probe(transport, pinned, alone=True) or await self._raise_unknown_version(pinned)
         # HTTP+SSE exists only in the handshake era.
         if not handshake and transport.name != "http+sse":
             agreement = await self._probe(transport, NEWEST)
@@ -287,7 +287,7 @@ class Connector:
                 ) from exc
             return agreement
 
-    async def _refused(self, revision: Revision) -> Negotiation:
+    async def _raise_unknown_version(self, revision: Revision) -> Negotiation:
         raise UnknownVersion(f"The server does not speak revision {revision.date}.")
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
@@ -315,7 +315,7 @@ class Connector:
             agreed = newest(offer.supported_versions)
             if agreed is None:
                 return None
-            transport.agreed(agreed)
+            transport.set_revision(agreed)
             return Negotiation(
                 revision=agreed, capabilities=offer.capabilities, server=_about(offer), instructions=offer.instructions
             )
@@ -336,7 +336,7 @@ class Connector:
             raise Failure(UNSUPPORTED_VERSION, "The server has no handshake", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
-        transport.agreed(agreed)
+        transport.set_revision(agreed)
         message, filters = notification_message("notifications/initialized"), self._listener.filters
         try:
             async with asyncio.timeout(self._timeout):

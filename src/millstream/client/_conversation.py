@@ -113,7 +113,7 @@ class Conversation:
     async def _restore(self, link: Connection) -> None:
         """Restore log level and subscriptions on a new handshake-era connection."""
         await self._watches.restore(link)
-        agreement = link.agreement
+        agreement = link.negotiated
         if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
             await self.requests.send(link, Ask(method="logging/setLevel", params=encode({"level": self.log_level})))
 
@@ -130,9 +130,9 @@ class Conversation:
         return link
 
     @property
-    def agreed(self) -> Negotiation:
+    def negotiated(self) -> Negotiation:
         """What the two sides have negotiated."""
-        return self.link.agreement
+        return self.link.negotiated
 
     @property
     def transport(self) -> Transport:
@@ -179,7 +179,7 @@ class Conversation:
         """Set the log level of the session."""
         if level not in LOG_LEVELS:
             raise ValueError(f"There is no log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
-        revision = self.agreed.revision
+        revision = self.negotiated.revision
         if not revision.handshake:
             raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
         await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
@@ -187,7 +187,7 @@ class Conversation:
 
     async def notify(self, method: str) -> None:
         """Send a notification without parameters, if the revision has it."""
-        if method in self.agreed.revision.notifications:
+        if method in self.negotiated.revision.notifications:
             await self.requests.tell(self.transport, notification_message(method), method)
 
     async def notify_custom(self, method: str, params: Mapping[str, Any]) -> None:
@@ -210,24 +210,26 @@ class Conversation:
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
             size = 0
 
-            def measured(data: bytes) -> L:
+            def decode_measured(data: bytes) -> L:
                 nonlocal size
                 size = len(data)
                 return decode(data)
 
             params = encode(PaginatedRequestParams(cursor))
-            if self.agreed.revision.requests.get(method, "") not in self.agreed.capabilities:
+            if self.negotiated.revision.requests.get(method, "") not in self.negotiated.capabilities:
                 return PaginatedResult(), [], 0  # the server has none, and would respond "method not found"
-            result = await self.cached(Ask(method=method, params=params, repeatable=True), measured, fresh=fresh)
+            result = await self.ask_cached(
+                Ask(method=method, params=params, repeatable=True), decode_measured, fresh=fresh
+            )
             return result, items(result), size
 
-        return self.listing(page)
+        return self.paginate(page)
 
-    def listing(self, page: Page[T]) -> PaginatedList[T]:
+    def paginate(self, page: Page[T]) -> PaginatedList[T]:
         """Return a list that fetches its pages by a function, within the limits of the client."""
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
-    async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
+    async def ask_cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
         """Return a result from the cache, or from the server if it's missing or `fresh`."""
         cache = self._cache
         found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None

@@ -52,14 +52,14 @@ class Auth(Protocol):
         """Return the credentials for the next request: URL, HTTP method, and the path and query as `target`."""
         ...
 
-    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Learn the nonce for proofs from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the
         request
         can be sent again.
         """
         ...
 
-    async def challenged(self, url: Url, status: int, challenge: str) -> bool:
+    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Get better credentials after a request was refused. Return False if there aren't any.
 
         Args:
@@ -122,18 +122,18 @@ class Endpoint:
                 return reply
             challenge = reply.header(b"www-authenticate")
             if self._auth is not None and b"dpop-nonce" in reply.headers:
-                refused = self._auth.heard(self.url, reply.header(b"dpop-nonce"), challenge)
+                refused = self._auth.learn_nonce(self.url, reply.header(b"dpop-nonce"), challenge)
                 if refused and reply.status == 401 and not again:
                     again = True
                     self._leave(reply)
                     continue
             if reply.status in (401, 403):
                 if asked or not await self._better(reply.status, challenge):
-                    raise denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                    raise access_denied(self.url, reply, challenge, has_auth=self._auth is not None)
                 asked = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
-                url = _redirected(url, method, reply, redirects)
+                url = _redirect_target(url, method, reply, redirects)
             else:
                 if redirects:
                     reply.moved = url
@@ -145,7 +145,7 @@ class Endpoint:
         if self._auth is None:
             return False
         with self._waiting():
-            return await self._auth.challenged(self.url, status, challenge)
+            return await self._auth.handle_challenge(self.url, status, challenge)
 
     @staticmethod
     def _leave(reply: HttpReply) -> None:
@@ -166,7 +166,7 @@ class Endpoint:
         await self._pool.close()
 
 
-def _redirected(url: Url, method: str, reply: HttpReply, count: int) -> Url:
+def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url:
     """Return the target of a redirect.
 
     Raises:
@@ -181,7 +181,7 @@ def _redirected(url: Url, method: str, reply: HttpReply, count: int) -> Url:
     return target
 
 
-def denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool) -> AccessDenied:
+def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool) -> AccessDenied:
     """Return the error for a 401 or 403, with what to do about it."""
     if reply.status == 401:
         if not has_auth:

@@ -209,7 +209,7 @@ class ClientEvents:
         offered = next((each.delivery for each in await self.list() if each.name == name), None)
         if offered is None:
             raise NotSupported(f"The server has no event {name!r}.")
-        if "push" in offered and not self._conversation.agreed.revision.handshake:
+        if "push" in offered and not self._conversation.negotiated.revision.handshake:
             return "push"
         if "poll" in offered:
             return "poll"

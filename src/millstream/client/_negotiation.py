@@ -29,7 +29,7 @@ class Connection(Struct):
     """A connection after negotiation."""
 
     transport: Transport
-    agreement: Negotiation
+    negotiated: Negotiation
     meta: bytes
     """The `_meta` members of every request, as JSON without braces."""
 

@@ -106,7 +106,9 @@ class Requests:
             again = self.last is not None
             if self.link is not None:
                 ended, self.link = self.link, None
-                self._incoming.interrupted(ended.transport, SessionLost("The next request reconnects, if possible."))
+                self._incoming.on_interruption(
+                    ended.transport, SessionLost("The next request reconnects, if possible.")
+                )
                 await ended.transport.close()
             link = self.link = self.last = await self._open(_RESTARTS if again else 0)
         if again and self.restored is not None:
@@ -146,7 +148,7 @@ class Requests:
             result = await self._once(ask, extra)
             if _ASKS_BACK not in result or not ask.rounds:
                 return result
-            required = _required(result)
+            required = _input_required(result)
             if required is None:
                 return result
             if not required.input_requests and required.request_state is None:
@@ -190,7 +192,7 @@ class Requests:
             # The server hasn't processed the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
             return await self.send(await self._renew(link), ask, extra)
         except ConnectionLost:
-            if not ask.repeatable or (link.agreement.revision.handshake and not link.transport.lost):
+            if not ask.repeatable or (link.negotiated.revision.handshake and not link.transport.lost):
                 raise
             link = await self._renew(link) if link.transport.lost else link
             return await self.send(link, ask, extra)
@@ -241,7 +243,7 @@ class Requests:
         return answer.result
 
 
-def _required(result: bytes) -> InputRequiredResult | None:
+def _input_required(result: bytes) -> InputRequiredResult | None:
     try:
         required = _decode_required(result)
     except (ValueError, RecursionError):

@@ -82,7 +82,7 @@ class ServerMessages:
 
     __slots__ = (
         "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "custom", "deadlines", "filters", "keep", "observer", "running", "wanted", "watchers",
+        "acknowledged", "custom", "deadlines", "filters", "keep", "observer", "running", "subscribed", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -111,7 +111,7 @@ class ServerMessages:
         self.watchers: set[Hear] = set()
         self.acknowledged: dict[int, asyncio.Event] = {}
         """Subscriptions that the server hasn't acknowledged yet, by id."""
-        self.wanted: asyncio.Event = asyncio.Event()
+        self.subscribed: asyncio.Event = asyncio.Event()
         self.keep: Callable[[Transport, ClientError | None], None] | None = None
         """Callbacks for interruptions."""
         self.observer: Callable[[Notification], object] | None = None
@@ -127,7 +127,7 @@ class ServerMessages:
             Flood: too many messages are waiting.
         """
         if message.id is not None:
-            self._asked(message, transport, request_id)
+            self._handle_request(message, transport, request_id)
             return
         if self.filters is not None:
             kept = self.filters.incoming(message)
@@ -147,7 +147,7 @@ class ServerMessages:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             _logger.debug("The server sent a %s that cannot be read.", message.method)
 
-    def interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+    def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
         if self.keep is not None:
             self.keep(transport, fault)
@@ -160,7 +160,7 @@ class ServerMessages:
 
     # Notifications
 
-    def _progressed(self, message: Envelope) -> None:
+    def _handle_progress(self, message: Envelope) -> None:
         params = _decode_progress(message.params)
         token = params.progress_token
         running = self.running.get(token) if isinstance(token, int) else None
@@ -169,11 +169,11 @@ class ServerMessages:
             if running.progress is not None:
                 self._tell(running.progress, params.progress, params.total, params.message)
 
-    def _logged(self, message: Envelope) -> None:
+    def _handle_log_message(self, message: Envelope) -> None:
         if self._on_log is not None:
             self._tell(self._on_log, _decode_log(message.params))
 
-    def _changed(self, message: Envelope) -> None:
+    def _handle_change(self, message: Envelope) -> None:
         kind = _CHANGES[message.method]
         if kind == "resource":
             updated = _decode_updated(message.params)
@@ -189,7 +189,7 @@ class ServerMessages:
         if self._on_change is not None:
             self._tell(self._on_change, change)
 
-    def _agreed(self, message: Envelope) -> None:
+    def _handle_acknowledgment(self, message: Envelope) -> None:
         subscription: Any = _decode_plain(message.params or b"{}").meta.get(SUBSCRIPTION_KEY)
         event = self.acknowledged.get(subscription) if isinstance(subscription, int) else None
         if event is not None:
@@ -234,7 +234,7 @@ class ServerMessages:
 
     # Questions
 
-    def _asked(self, message: Envelope, transport: Transport, request_id: int) -> None:
+    def _handle_request(self, message: Envelope, transport: Transport, request_id: int) -> None:
         if len(self._answering) >= _MAX_QUESTIONS:
             raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answering:
@@ -285,9 +285,9 @@ class ServerMessages:
                     running.release(now)
 
     _HANDLERS: ClassVar[Mapping[str, Callable[..., None]]] = {
-        "notifications/progress": _progressed,
-        "notifications/message": _logged,
-        "notifications/subscriptions/acknowledged": _agreed,
+        "notifications/progress": _handle_progress,
+        "notifications/message": _handle_log_message,
+        "notifications/subscriptions/acknowledged": _handle_acknowledgment,
         "notifications/cancelled": _withdrawn,
-        **dict.fromkeys(_CHANGES, _changed),
+        **dict.fromkeys(_CHANGES, _handle_change),
     }

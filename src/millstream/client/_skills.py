@@ -37,24 +37,24 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
     """Return the skills of a server; none of a server without the extension. Nothing else is read."""
 
     async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:
-        if not _announced(conversation):
+        if not _has_skills(conversation):
             return PaginatedResult(), [], 0
         size = 0
 
-        def measured(data: bytes) -> _Skills:
+        def decode_measured(data: bytes) -> _Skills:
             nonlocal size
             size = len(data)
             return _decode_list(data)
 
         ask = Ask(method="skills/list", params=encode(PaginatedRequestParams(cursor)), repeatable=True)
-        result: _Skills = await conversation.cached(ask, measured, fresh=fresh)
+        result: _Skills = await conversation.ask_cached(ask, decode_measured, fresh=fresh)
         return result, [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None], size
 
-    return conversation.listing(page)
+    return conversation.paginate(page)
 
 
-def _announced(conversation: Conversation) -> bool:
-    extensions: Any = conversation.agreed.capabilities.get("extensions")
+def _has_skills(conversation: Conversation) -> bool:
+    extensions: Any = conversation.negotiated.capabilities.get("extensions")
     return isinstance(extensions, dict) and SKILLS in extensions
 
 

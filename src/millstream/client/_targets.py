@@ -58,7 +58,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
     if isinstance(target, str):
         return _text(target.strip(), env, cwd)
     if isinstance(target, Mapping):
-        return _configured(target, "", "the configuration", env, cwd)
+        return _from_configuration(target, "", "the configuration", env, cwd)
     if isinstance(target, Sequence):
         return _command(target, env, cwd)
     if isinstance(target, TransportFactory) or hasattr(target, "running"):
@@ -104,7 +104,7 @@ def _check_no_file(text: str) -> None:
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
 
-def _missing(path: Path) -> TargetError:
+def _missing_file(path: Path) -> TargetError:
     names = [each.name for each in path.parent.glob(f"*{path.suffix}")]
     near = closest_name(path.name, names)
     hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
@@ -119,13 +119,13 @@ def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> C
 
 def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
     if not path.is_file():
-        raise _missing(path)
+        raise _missing_file(path)
     if path.suffix in _CONFIGURATION:
         try:
             given: Any = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as exc:
             raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
-        return _configured(given, name, str(path), env, cwd)
+        return _from_configuration(given, name, str(path), env, cwd)
     if path.suffix == ".py":
         text = path.read_text("utf-8", "replace")
         if _OURS.search(text):
@@ -161,7 +161,7 @@ def servers(configuration: Any, source: str = "The configuration") -> dict[str, 
     return dict(cast("Mapping[str, Any]", found))
 
 
-def _configured(given: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _from_configuration(given: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
     entries = servers(given, source)
     if not name:
         if len(entries) > 1:

@@ -109,7 +109,7 @@ class ClientTasks:
     @property
     def supported(self) -> bool:
         """Whether the server has tasks: ``if client.tasks.supported: …``."""
-        agreed = self._conversation.agreed
+        agreed = self._conversation.negotiated
         return not agreed.revision.handshake and TASKS in members(agreed.capabilities.get("extensions"))
 
     async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
@@ -123,7 +123,7 @@ class ClientTasks:
             Failure: the server responded with an error.
             ClientError: there was no response.
         """
-        meta = await self._declared()
+        meta = await self._extension_meta()
         raw = await self._conversation.call(tool, arguments or {}, None, timeout, declared=meta)
         if read("tools/call", _decode_kind, raw).result_type == "task":
             return read("tools/call", _decode_task, raw)
@@ -230,7 +230,7 @@ class ClientTasks:
     async def _ask(
         self, method: str, task_id: str, params: Mapping[str, Any], timeout: float, *, repeatable: bool
     ) -> bytes:
-        meta = await self._declared()
+        meta = await self._extension_meta()
         ask = Ask(
             method=method,
             params=encode({"taskId": task_id, **params}),
@@ -241,7 +241,7 @@ class ClientTasks:
         )
         return await self._conversation.requests.ask(ask)
 
-    async def _declared(self) -> bytes:
+    async def _extension_meta(self) -> bytes:
         """Return the `_meta` of a request that declares the extension.
 
         Raises:

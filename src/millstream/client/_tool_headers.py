@@ -52,11 +52,11 @@ def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Ma
     for param in known:
         text = _text(value_at(arguments, param.path))
         if text is not None:
-            headers[_spelled(param)] = encode_value(text)
+            headers[_header_name(param)] = encode_value(text)
     return headers
 
 
-def _spelled(param: ParamHeader) -> str:
+def _header_name(param: ParamHeader) -> str:
     return param.header.decode().title()
 
 

@@ -71,14 +71,14 @@ class Changes:
         link = await self._requests.connect()
         self._incoming.watchers.add(self._hear)
         try:
-            if link.agreement.revision.handshake:
+            if link.negotiated.revision.handshake:
                 self._watches.add(self)
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
             else:
                 agreed = asyncio.Event()
                 self._task = asyncio.create_task(self._keep_listening(agreed))
-                await self._confirmed(self._task, agreed)
+                await self._wait_for_acknowledgment(self._task, agreed)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -131,7 +131,7 @@ class Changes:
 
     async def restore(self, link: Connection) -> None:
         """Subscribe on a new connection."""
-        if self._task is None and not link.agreement.revision.handshake:  # the server was replaced by a newer one
+        if self._task is None and not link.negotiated.revision.handshake:  # the server was replaced by a newer one
             self._task = asyncio.create_task(self._keep_listening(asyncio.Event()))
         elif self._task is None:
             try:
@@ -154,7 +154,7 @@ class Changes:
 
     # Per-request era
 
-    async def _confirmed(self, task: asyncio.Task[None], agreed: asyncio.Event) -> None:
+    async def _wait_for_acknowledgment(self, task: asyncio.Task[None], agreed: asyncio.Event) -> None:
         first = asyncio.create_task(agreed.wait())
         try:
             done, _ = await asyncio.wait({first, task}, timeout=_AGREES, return_when=asyncio.FIRST_COMPLETED)
@@ -234,7 +234,7 @@ class Watches:
         self._failures = 0
         self._made = -math.inf
         """When the connection was last made again, in the loop's time."""
-        incoming.keep = self._interrupted
+        incoming.keep = self._on_interruption
 
     def of(self, wanted: SubscriptionFilter) -> Changes:
         """Return a new watcher."""
@@ -243,19 +243,19 @@ class Watches:
     def add(self, changes: Changes) -> None:
         """Add a watcher."""
         self._open.add(changes)
-        self._incoming.wanted.set()
+        self._incoming.subscribed.set()
         self._keep()
 
     def discard(self, changes: Changes) -> None:
         """Remove a watcher."""
         self._open.discard(changes)
         if not self._open and not self._always:
-            self._incoming.wanted.clear()
+            self._incoming.subscribed.clear()
 
     async def restore(self, link: Connection) -> None:
         """Subscribe on a new connection, and report that changes may have been missed."""
         if self._always:
-            self._incoming.wanted.set()
+            self._incoming.subscribed.set()
         try:
             async with self._lock:
                 if self._restored is link:
@@ -263,19 +263,19 @@ class Watches:
                 for changes in list(self._open):
                     await changes.restore(link)
                 before, self._restored = self._restored, link
-            if before is not None and before.agreement.revision.handshake:  # else, each watch reports this itself
+            if before is not None and before.negotiated.revision.handshake:  # else, each watch reports this itself
                 self._incoming.spread(Change("again"))
         finally:
             self._keep()  # it may be lost again, or only partly restored
 
     async def close(self) -> None:
         """Stop reconnecting."""
-        self._incoming.wanted.clear()
+        self._incoming.subscribed.clear()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def _interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+    def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         last = self._requests.last
         if last is None or last.transport is not transport:
             return  # it never opened
@@ -291,17 +291,17 @@ class Watches:
             changes.fail(fault)
         if self._always:
             _logger.warning("Changes at the server can no longer be received. %s", fault)
-        self._incoming.wanted.clear()
+        self._incoming.subscribed.clear()
 
     @property
     def _broken(self) -> bool:
         last = self._requests.last
-        if last is None or not last.agreement.revision.handshake:
+        if last is None or not last.negotiated.revision.handshake:
             return False
         return self._requests.link is not last or last.transport.lost or self._restored is not last
 
     def _keep(self) -> None:
-        if self._broken and self._incoming.wanted.is_set() and (self._task is None or self._task.done()):
+        if self._broken and self._incoming.subscribed.is_set() and (self._task is None or self._task.done()):
             self._task = self._background.start(self._connect())
 
     async def _connect(self) -> None:
@@ -309,7 +309,7 @@ class Watches:
         now = asyncio.get_running_loop().time
         if now() - self._made > _LONGEST_WAIT:
             self._failures = 0  # it lasted for a while
-        while self._broken and self._incoming.wanted.is_set():
+        while self._broken and self._incoming.subscribed.is_set():
             await asyncio.sleep(retry_pause(self._failures))
             self._failures += 1
             try:
@@ -332,7 +332,7 @@ def retry_pause(failures: int) -> float:
     return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
 
 
-def wanted(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:
+def make_filter(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:
     """Return the subscription filter for the arguments; without any, all lists."""
     everything = not (uris or tools or prompts or resources)
     return SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))

@@ -184,7 +184,7 @@ def _is_plain(call: "Call") -> bool:
 
 async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
-    source, requests = link.conversation.agreed.revision, link.conversation.requests
+    source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
     link.calls += 1
     started = link.last_used = monotonic()
@@ -289,7 +289,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         else:
             link = await _connect(call, upstream, abilities)
             link.calls += 1
-            source = link.conversation.agreed.revision
+            source = link.conversation.negotiated.revision
             if chosen and source.handshake:
                 await _set_level(upstream, link, chosen)
             ask = Ask(

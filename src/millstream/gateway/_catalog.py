@@ -192,7 +192,7 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
         BadAnswer: a list is malformed, endless, or too large.
         ClientError: there was no response.
     """
-    agreed = conversation.agreed
+    agreed = conversation.negotiated
     found = Catalog(
         revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
     )

@@ -517,7 +517,7 @@ class ProcessTransport(StdioTransport):
         """Return the seconds since it was last used; negative while in use."""
         if self.closing or self.exited.is_set() or not self.pid:
             return -1.0
-        if self._duplex.waiting or not self.writable.is_set() or self.relay.wanted.is_set():
+        if self._duplex.waiting or not self.writable.is_set() or self.relay.subscribed.is_set():
             return -1.0
         return now - self.last_used
 
@@ -544,13 +544,13 @@ class ProcessTransport(StdioTransport):
 
     # Events of the process
 
-    def heard(self, data: bytes) -> None:
+    def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         self.finish_boot()
         self._asked_at = 0.0
         self._given_up = 0
         before = self.relay.count
-        super().heard(data)
+        super().feed_stdout(data)
         self.last_used = now = monotonic()
         wait = max(
             self._output.take(data.count(b"\n"), now),
@@ -559,9 +559,9 @@ class ProcessTransport(StdioTransport):
         if wait:
             self._pause(1, wait)
 
-    def noted(self, data: bytes) -> None:
+    def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
-        super().noted(data)
+        super().feed_stderr(data)
         *lines, rest = (self._error_line + data).split(b"\n")
         for line in lines:
             self._processes.log.write(line, self.pid)
@@ -600,27 +600,27 @@ class ProcessTransport(StdioTransport):
 class ListenerRelay:
     """Passes messages of a process on to its current client."""
 
-    __slots__ = ("_listener", "count", "filters", "wanted")
+    __slots__ = ("_listener", "count", "filters", "subscribed")
 
     def __init__(self) -> None:
         self._listener: Listener | None = None
         self.count = 0
         """Number of messages so far that aren't responses."""
         self.filters: NotificationFilters | None = None  # a gateway's connections have no extensions
-        self.wanted: asyncio.Event = asyncio.Event()
+        self.subscribed: asyncio.Event = asyncio.Event()
 
     def attach(self, listener: Listener) -> None:
         self._listener = listener
-        self.wanted = listener.wanted
+        self.subscribed = listener.subscribed
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         self.count += 1
         if self._listener is not None:
             self._listener.receive(message, transport, request_id)
 
-    def interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+    def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         if self._listener is not None:
-            self._listener.interrupted(transport, fault)
+            self._listener.on_interruption(transport, fault)
 
 
 class _Flow:

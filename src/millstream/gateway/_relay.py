@@ -316,7 +316,7 @@ class Relays:
         """
         if method == "ping":
             return {}
-        source = self.conversation.agreed.revision
+        source = self.conversation.negotiated.revision
         while True:
             recipient = self.find(request_id)
             if recipient is None:

@@ -50,7 +50,7 @@ class ClientRegistrations:
 
     def known_at(self, issuer: IssuerMetadata) -> Registration:
         """Return our identity at an issuer that has issued tokens to us."""
-        return self._unregistered(issuer) or self._store.load().registrations.get(issuer.issuer, self.given)
+        return self._static_registration(issuer) or self._store.load().registrations.get(issuer.issuer, self.given)
 
     async def register_at(
         self, issuer: IssuerMetadata, redirect: str, outbound: Outbound, *, lasting: bool
@@ -60,7 +60,7 @@ class ClientRegistrations:
         Raises:
             AccessDenied: the issuer doesn't register us.
         """
-        ours = self._unregistered(issuer)
+        ours = self._static_registration(issuer)
         if ours is not None:
             return ours
         kept = self._store.load()
@@ -72,7 +72,7 @@ class ClientRegistrations:
         self._store.save(kept)
         return found
 
-    def _unregistered(self, issuer: IssuerMetadata) -> Registration | None:
+    def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
         """Return the identity that needs no dynamic registration, or None."""
         if self.given.client_id:
             return self.given

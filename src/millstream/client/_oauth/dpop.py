@@ -34,8 +34,8 @@ class Proofs:
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
 
         key = ProofKey()
-        self._keys[key.kept] = key
-        return key.kept
+        self._keys[key.pem] = key
+        return key.pem
 
     def headers(self, kept: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
         """Return the headers for a request with a proof; empty without a key, or if the key is unreadable."""

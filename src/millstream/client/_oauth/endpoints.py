@@ -76,12 +76,12 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
     except (ValueError, RecursionError):
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
-        raise _unregistered(issuer.issuer, reply.status)
+        raise _registration_error(issuer.issuer, reply.status)
     # The response of the registration doesn't say which key we sign with.
     return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
 
 
-def _unregistered(issuer: str, status: int) -> AccessDenied:
+def _registration_error(issuer: str, status: int) -> AccessDenied:
     if status == 404:
         return AccessDenied(
             f"There's no authorization server at {issuer}. The server may require an API key instead.", 401

@@ -117,7 +117,7 @@ class OAuth:
         self._identity = identity
         return self
 
-    def proving(self) -> "OAuth":
+    def with_dpop(self) -> "OAuth":
         """Request sender-constrained tokens (DPoP) wherever the issuer supports them. Each request then costs a
         signature.
         """
@@ -144,11 +144,11 @@ class OAuth:
         proof = self._proofs.headers(tokens.proof_key, method, url.origin + target, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
-    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Learn the nonce that a server requires in proofs."""
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
-    async def challenged(self, url: Url, status: int, challenge: str) -> bool:
+    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Get a token, or one with more scopes.
 
         Raises:
@@ -167,7 +167,9 @@ class OAuth:
     # Used by programs that can't block on the user, such as web pages
 
     async def ask(self, url: Url, status: int, challenge: str) -> PendingAuthorization:
-        """Return the authorization request for a user, after a server refused a request. Pass the redirect to `bring`.
+        """Return the authorization request for a user, after a server refused a request.
+
+        Pass the redirect to `exchange_code`.
 
         Raises:
             AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know this client.
@@ -176,10 +178,10 @@ class OAuth:
         resource, issuer = await self._place(url, asked)
         before = self._tokens(url)
         known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
-        wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
+        wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
 
-    async def bring(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
+    async def exchange_code(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Exchange the parameters of a redirect for tokens.
 
         Raises:
@@ -247,7 +249,7 @@ class OAuth:
         if before is not None and renewable and before.refresh_token and await self._renew(url, issuer, before, target):
             return
         known = before if same and status == 403 else None
-        wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
+        wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._outbound)
@@ -355,7 +357,7 @@ async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, ou
     return found
 
 
-def _wanted(
+def _requested_scopes(
     scope: str,
     asked: Mapping[str, str],
     resource: ProtectedResource | None,

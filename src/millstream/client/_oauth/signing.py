@@ -74,14 +74,14 @@ def check_key(pem: str) -> str:
 class ProofKey:
     """A P-256 key that tokens are bound to."""
 
-    def __init__(self, kept: str = "") -> None:
-        """Generate a key, or load one from `kept`.
+    def __init__(self, pem: str = "") -> None:
+        """Generate a key, or load one from `pem`.
 
         Raises:
-            ValueError: `kept` isn't such a key.
+            ValueError: `pem` isn't such a key.
         """
         try:
-            self._key = ECKey.import_key(kept) if kept else ECKey.generate_key("P-256")
+            self._key = ECKey.import_key(pem) if pem else ECKey.generate_key("P-256")
         except (JoseError, TypeError) as exc:
             raise ValueError("This isn't a private key.") from exc
         if not self._key.is_private or self._key.curve_name != "P-256":
@@ -90,7 +90,7 @@ class ProofKey:
         self._header = {"typ": "dpop+jwt", "alg": ES256, "jwk": jwk}
 
     @property
-    def kept(self) -> str:
+    def pem(self) -> str:
         """The private key as text."""
         return self._key.as_pem(private=True).decode()
 

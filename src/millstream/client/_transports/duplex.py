@@ -115,4 +115,4 @@ class Duplex:
             if not waiter.done():
                 waiter.set_exception(self.fault)
         if first:
-            self._listener.interrupted(self._transport, self.fault)
+            self._listener.on_interruption(self._transport, self.fault)

@@ -109,7 +109,7 @@ class HttpSseTransport:
         if not named.done():
             named.set_result(None)
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on, if the revision has one."""
         self._revision = revision
 

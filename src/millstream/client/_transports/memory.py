@@ -56,7 +56,7 @@ class MemoryTransport:
         while True:
             self._duplex.receive(await pipe.receive())
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: TransportRequest) -> Envelope:

@@ -74,13 +74,13 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
-            self._owner.heard(data)
+            self._owner.feed_stdout(data)
         else:
-            self._owner.noted(data)
+            self._owner.feed_stderr(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
-            self._owner.hushed()
+            self._owner.handle_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.show_rest()
@@ -137,7 +137,7 @@ class StdioTransport:
         return self._duplex.fault is not None
 
     @property
-    def said(self) -> str:
+    def last_stderr(self) -> str:
         """The last text that the process wrote to standard error."""
         return self._said.decode("utf-8", "replace").strip()
 
@@ -166,7 +166,7 @@ class StdioTransport:
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} could not be started: {exc.strerror or exc}.") from exc
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: TransportRequest) -> Envelope:
@@ -205,7 +205,7 @@ class StdioTransport:
         """Store the process, before any of its output arrives."""
         self._process = process
 
-    def heard(self, data: bytes) -> None:
+    def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         for line in self._lines.feed(data):
             if line is None:
@@ -225,7 +225,7 @@ class StdioTransport:
         if self._duplex.fault is not None:
             self._kill(signal.SIGTERM)
 
-    def noted(self, data: bytes) -> None:
+    def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
         self._said = (self._said + data)[-_KEPT:]
         if self._show is not None:
@@ -243,7 +243,7 @@ class StdioTransport:
             self._show(self._unshown.decode("utf-8", "replace"))
         self._unshown = b""
 
-    def hushed(self) -> None:
+    def handle_eof(self) -> None:
         """Handle the end of standard output. The process is probably exiting, so wait for its exit code and last
         output.
         """
@@ -253,7 +253,7 @@ class StdioTransport:
         """Return the error for callers once there's no more output."""
         code = self._process.get_returncode() if self._process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
-        last = _last_sentence(self.said)
+        last = _last_sentence(self.last_stderr)
         text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_LAST]}" if last else f"{ended}."
         fault = ConnectionLost(text, remedy="" if self._spoke else self._advice(code, last))
         self._duplex.end(fault)
@@ -271,7 +271,7 @@ class StdioTransport:
         """Kill the rest of the process group."""
         self._kill(signal.SIGKILL)
         self.exited.set()
-        self.hushed()  # a process that left the group may hold the pipes open
+        self.handle_eof()  # a process that left the group may hold the pipes open
 
     def _over(self, fault: ClientError) -> None:
         self._duplex.end(fault)

@@ -71,7 +71,7 @@ class StreamableTransport:
     async def open(self) -> None:
         """Do nothing: the first request connects."""
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on."""
         self._revision = revision
 
@@ -220,11 +220,11 @@ class StreamableTransport:
     async def _stand(self, stands: asyncio.Event) -> None:
         """Keep the stand-alone stream open. Servers without one respond with 405."""
         reader = EventReader(self._max)
-        wanted = self._listener.wanted
+        wanted = self._listener.subscribed
         now = asyncio.get_running_loop().time
         since = now()
         try:
-            while await self._stood(reader, stands):
+            while await self._read_standalone_stream(reader, stands):
                 if wanted.is_set() and now() - since > _LONGEST_WAIT:
                     reader.attempts = 0  # proxies close idle connections
                 if reader.attempts >= _ATTEMPTS - 1 and not wanted.is_set():
@@ -238,7 +238,7 @@ class StreamableTransport:
             stands.set()
             reader.close()
 
-    async def _stood(self, reader: EventReader, stands: asyncio.Event) -> bool:
+    async def _read_standalone_stream(self, reader: EventReader, stands: asyncio.Event) -> bool:
         """Read one connection to its end. Return False if the server has no such stream, or the session has expired."""
         try:
             await self._stand_once(reader, stands)
@@ -250,20 +250,20 @@ class StreamableTransport:
                 return False
             self.lost = gone
             reader.attempts = _ATTEMPTS  # retrying won't help now, but a later subscriber may succeed
-            self._listener.interrupted(self, exc)
+            self._listener.on_interruption(self, exc)
             return not gone
         return True
 
     async def _stand_once(self, reader: EventReader, stands: asyncio.Event) -> None:
         reply = await self._get(reader.last_event_id)
-        if reply.passing and (stands.is_set() or self._listener.wanted.is_set()):
+        if reply.passing and (stands.is_set() or self._listener.subscribed.is_set()):
             raise self._trouble(reply)
         if reply.status == 409 and stands.is_set():
             raise ConnectionLost("The server hasn't noticed yet that the previous stream broke.")
         if reply.stream is None or reply.status != 200:
             raise SessionLost("The session has expired on the server.")
         if reader.attempts and not reader.last_event_id:
-            self._listener.interrupted(self, None)
+            self._listener.on_interruption(self, None)
         stands.set()
         reader.attach(reply.stream)
         while (message := await reader.message()) is not None:

@@ -32,7 +32,7 @@ class TransportRequest(Struct, gc=False):
 class Listener(Protocol):
     """Receives what the server sends outside of responses."""
 
-    wanted: asyncio.Event
+    subscribed: asyncio.Event
     """Set while there are subscribers for messages outside of calls."""
     filters: NotificationFilters | None
     """Filters of notifications, if an extension has one."""
@@ -40,7 +40,7 @@ class Listener(Protocol):
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
         """Receive a request or notification, and the id of the request on whose stream it arrived, if there's one."""
 
-    def interrupted(self, transport: "Transport", fault: ClientError | None) -> None:
+    def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
         """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
 
 
@@ -64,7 +64,7 @@ class Transport(Protocol):
             ClientError: the connection failed.
         """
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Use the negotiated revision from now on."""
 
     async def exchange(self, request: TransportRequest) -> Envelope:

@@ -94,7 +94,7 @@ class WebSocketTransport:
         try:
             await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
         except AccessDenied as exc:
-            if not await auth.challenged(url, exc.status, exc.challenge):
+            if not await auth.handle_challenge(url, exc.status, exc.challenge):
                 raise
             await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
 
@@ -113,7 +113,7 @@ class WebSocketTransport:
                 proxy=None if proxy is None else proxy.address,
             )
         except InvalidStatus as exc:
-            raise _refused(url, exc.response) from exc
+            raise _refusal(url, exc.response) from exc
         except ssl.SSLCertVerificationError as exc:
             raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
@@ -149,7 +149,7 @@ class WebSocketTransport:
             self._duplex.end(ConnectionLost(f"The server closed the WebSocket{reason}."))
         await socket.close()
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: TransportRequest) -> Envelope:
@@ -183,7 +183,7 @@ class WebSocketTransport:
                 socket.transport.abort()
 
 
-def _refused(url: Url, reply: Response) -> ClientError:
+def _refusal(url: Url, reply: Response) -> ClientError:
     """Return the error for a response that doesn't open a WebSocket."""
     status = reply.status_code
     if status in (401, 403):

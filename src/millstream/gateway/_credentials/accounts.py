@@ -220,8 +220,8 @@ class PersonalCredentials(UpstreamCredentials):
         """Renew the token that was refused."""
         return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
 
-    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """See `Auth.heard`."""
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
+        """See `Auth.learn_nonce`."""
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
     # Questions
@@ -320,7 +320,7 @@ class PersonalCredentials(UpstreamCredentials):
         now = time.time()
         try:
             async with asyncio.timeout(PATIENCE):
-                await oauth.bring(self.url, asked, answer)
+                await oauth.exchange_code(self.url, asked, answer)
         except AccessDenied:
             # The authorization server may have dropped this client, so the next attempt registers again.
             await self._services.store.kv.delete(self._registration_place(base))

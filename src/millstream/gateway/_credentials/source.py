@@ -151,8 +151,8 @@ class UpstreamCredentials:
         """Replace credentials that the upstream has refused, and return whether there are new ones."""
         return False
 
-    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Learn a nonce for proofs. See `Auth.heard`."""
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
+        """Learn a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
     def _forwarded(self, call: "Call") -> dict[str, str]:
@@ -185,11 +185,11 @@ class LinkAuth:
         forwarded = self._caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
-    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """See `Auth.heard`."""
-        return self._credentials.heard(url, nonce, challenge)
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
+        """See `Auth.learn_nonce`."""
+        return self._credentials.learn_nonce(url, nonce, challenge)
 
-    async def challenged(self, url: Url, status: int, challenge: str) -> bool:
+    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
         try:
             return status == 401 and await self._credentials.replace_refused(self._caller, status, self._sent)

@@ -129,7 +129,7 @@ class ProgramTransport:
             self._duplex.deliver(envelope, caused_by)
         return self._duplex.fault is None
 
-    def agreed(self, revision: Revision) -> None:
+    def set_revision(self, revision: Revision) -> None:
         """Store the revision."""
         self._revision = revision
 
