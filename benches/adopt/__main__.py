@@ -39,10 +39,10 @@ VOLATILE = ("_meta", "resultType", "ttlMs", "cacheScope")
 
 PAGE_HEAD = """# Published servers
 
-`make adopt` starts these servers from PyPI behind Millstream, unchanged, in up to two ways: their command as an
-upstream, and, where the package has one, their own server object (`millstream run program.py`). In both ways their
-lists are identical to those that the server gives by itself on stdio, over Streamable HTTP, with a revision of each
-era. One tool is called, too. Without an account or a network, some tools reply with an error of their own.
+`make adopt` runs these servers from PyPI unchanged behind Millstream: their command as an upstream, and, if the package
+has one, their server object with `millstream run program.py`. Over Streamable HTTP, with a revision of each era, their
+lists are identical to those that the server returns on stdio, and one tool is called. Without an account or a network,
+some tools return an error of their own.
 
 | package | library | tools | resources | prompts | as a command | its object |
 |---|---|---|---|---|---|---|

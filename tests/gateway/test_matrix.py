@@ -169,8 +169,8 @@ def page() -> str:
     lines = [
         "# What passes the gateway",
         "",
-        "A client of any revision uses an upstream of any revision, on every transport that the two revisions have. A",
-        "cell says what a client of the revision on the left can't have from an upstream of the revision above.",
+        "A client of any revision can use an upstream of any revision, on every transport of the two revisions. A cell",
+        "lists what a client of the revision on the left doesn't get from an upstream of the revision at the top.",
         "",
         "| client ↓ upstream → | " + " | ".join(DATES) + " |",
         "|---|" + "---|" * len(DATES),
@@ -192,7 +192,7 @@ def page() -> str:
     }
     for transport, dates in TRANSPORTS.items():
         lines.append(f"| {names[transport]} | " + " | ".join("yes" if date in dates else "–" for date in DATES) + " |")
-    lines += ["", "## Features", "", "Each of these is tried with every pair:", ""]
+    lines += ["", "## Features", "", "Each of these is tested with every pair:", ""]
     lines += [f"- {name}" for name in FEATURES]
     return "\n".join(lines) + "\n"
 
