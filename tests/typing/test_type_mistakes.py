@@ -19,6 +19,8 @@ from processes import NODE
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MARK = "# wrong"
+CHECKERS_WAIT = 5 * WAIT
+"""Half a minute of processor time each, of cores that other tests use, too."""
 PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "index.js"
 
 pytestmark = [
@@ -36,7 +38,7 @@ def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
         [str(node), str(PYRIGHT), "--outputjson", *options],
         capture_output=True,
         text=True,
-        timeout=WAIT,
+        timeout=CHECKERS_WAIT,
         cwd=cwd,
         env=environment,
         check=False,
@@ -71,7 +73,7 @@ def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
         [sys.executable, "-m", "mypy", "--config-file", "", "--no-incremental", "mistakes.py"],
         capture_output=True,
         text=True,
-        timeout=WAIT,
+        timeout=CHECKERS_WAIT,
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(ROOT / "src")},
         check=False,
