@@ -9,6 +9,8 @@
     python -m benches.chaos --storm --store redis --subscribers 10000
                                                    they come back together: the store is read for all of them
     python -m benches.chaos --upstreams            a gateway whose upstreams are killed, hang, flood, lie, and change
+    python -m benches.chaos --upstreams --clients 1000 --workers 4 --store redis
+                                                   the same with many clients and several workers
 
 Clients of every revision and transport call meanwhile, and some connections lead through a proxy that cuts them, holds
 them up and closes one side of them.
@@ -35,29 +37,32 @@ from benches.chaos.own_redis import flush, own_redis
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
 from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
-from benches.chaos.upstreams import UpstreamReport, growth, torment
+from benches.chaos.upstreams import UpstreamReport, growth, left_behind, torment
 from benches.processes import raise_file_limit
 
 EVENTS_BESIDE = 50.0
 """Publications a second beside the calls of `--calls`."""
 READS = 100
 """What a storm may ask of the store."""
-CLIENTS = 10
-"""How many call upstreams that behave; a fifth as many call each of the others."""
-CALLS_EACH = 10.0
-"""Calls a second of each of them."""
+WORKERS = 4
+RATE = 2000.0
+"""Publications a second, or calls with `--calls`."""
+UPSTREAM_RATE = 100.0
+"""Calls a second to upstreams that behave."""
 
 
 def main() -> None:
     """Make one run and say what came out."""
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--workers", type=int, help="4; with --upstreams, 1")
     parser.add_argument(
         "--store", default="memory://", help="a URL; sqlite, redis, or nats for one that goes afterwards"
     )
     parser.add_argument("--subscribers", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --calls")
+    parser.add_argument(
+        "--rate", type=float, help="publications a second; calls, with --calls (2000) or --upstreams (100)"
+    )
     parser.add_argument("--channels", type=int, default=200)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
     parser.add_argument("--speakers", type=int, default=2, help="clients of each revision and transport")
@@ -69,6 +74,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
     parser.add_argument("--upstreams", action="store_true", help="torment the upstreams of a gateway")
+    parser.add_argument(
+        "--clients", type=int, default=10, help="clients of upstreams that behave; a fifth as many of each other one"
+    )
     given = parser.parse_args()
     raise_file_limit()
     gc.disable()  # millions of events are written down, and a walk over them all would delay what is timed
@@ -82,7 +90,7 @@ async def run(given: argparse.Namespace) -> int:
         log = Path(folder) / "server.log"
         async with (
             opened(given.store, Path(folder)) as (store, nodes),
-            cluster(log, workers=given.workers, store=store) as running,
+            cluster(log, workers=given.workers or WORKERS, store=store) as running,
         ):
             if given.calls:
                 await restart(running, report, given)
@@ -114,16 +122,22 @@ async def upstreams(given: argparse.Namespace) -> int:
     report = UpstreamReport()
     end = time.monotonic() + (given.minutes or 10.0) * 60
     with tempfile.TemporaryDirectory() as folder:
-        async with cluster(Path(folder) / "server.log", workers=1, program="gateway.py") as running:
+        log = Path(folder) / "server.log"
+        async with (
+            opened(given.store, Path(folder)) as (store, _),
+            cluster(log, workers=given.workers or 1, store=store, program="gateway.py") as running,
+        ):
             await torment(
                 running,
                 report,
-                clients=CLIENTS,
-                rate=CALLS_EACH,
+                clients=given.clients,
+                rate=(given.rate or UPSTREAM_RATE) / given.clients,
                 every=given.every,
                 until=lambda: time.monotonic() >= end,
             )
-    print(report)
+    left = left_behind(report)
+    report.wrong += [f"process {pid} of an upstream is left" for pid in left]
+    print(f"{report}\n{len(report.seen)} processes of upstreams, {len(left)} left")
     print(f"{growth(report):+.1f} MiB in ten minutes, by the second half of the run")
     for line in report.wrong[:20]:
         print(" ", line)
@@ -150,7 +164,7 @@ async def kill(
     end = time.monotonic() + (given.minutes or 10.0) * 60
     crowd = Crowd(
         subscribers=given.subscribers,
-        rate=given.rate,
+        rate=given.rate or RATE,
         channels=given.channels,
         proxied=given.proxied,
         speakers=given.speakers,
@@ -166,7 +180,7 @@ async def kill(
 async def restart(running: Cluster, report: Report, given: argparse.Namespace) -> None:
     """One rolling restart after the other, until there were enough calls."""
     end = time.monotonic() + given.minutes * 60 if given.minutes else math.inf
-    restarts = Restarts(running.port, report, requests=given.calls, rate=given.rate, end=end)
+    restarts = Restarts(running.port, report, requests=given.calls, rate=given.rate or RATE, end=end)
     crowd = Crowd(subscribers=given.subscribers, rate=EVENTS_BESIDE, channels=given.channels, speakers=given.speakers)
     await storm(running, report, crowd, until=lambda: restarts.done, harm=restarts.harm())
     print(restarts)

@@ -35,6 +35,8 @@ class Cluster:
     port: int
     process: asyncio.subprocess.Process
     log: Path
+    count: int
+    """Number of workers."""
 
     def workers(self) -> list[int]:
         """Process ids of the workers that live."""
@@ -152,7 +154,7 @@ async def cluster(
             stderr=sink,
             env={**_environment(), "CHAOS_STORE": store, **(environment or {})},
         )
-        running = Cluster(port, process, log)
+        running = Cluster(port, process, log, workers)
         try:
             await ready(running, workers)
             yield running

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benches.chaos.gateway import MISBEHAVING, STEADY, TIMEOUT
 from benches.chaos.run import PATIENCE, Cluster
+from benches.chaos.upstream import __file__ as program
 from benches.endurance import slope
 from benches.processes import family, resident
 from millstream import Client
@@ -21,11 +22,12 @@ from millstream.client import ClientError
 
 GOOD = ("", *STEADY)
 BAD = ("killed", "sessions", *MISBEHAVING)
-KILLED = (b"killed", b"sessions")
+KILLED = ([b"killed"], [b"sessions"])
 """The last words of the commands that are killed."""
 PROCESSES = 40
-"""More than all upstreams may have, with the worker, its watchdog, and the interpreter's own."""
+"""More than all upstreams of a worker may have, with the worker, its watchdog, and the interpreter's own."""
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+UPSTREAM = os.fsencode(program)
 SLACK = 60.0
 """Seconds beyond the timeout of an upstream after which a call counts as hanging."""
 
@@ -41,7 +43,9 @@ class UpstreamReport:
     kills: int = 0
     processes: list[int] = field(default_factory=list[int])
     memory: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
-    """Seconds and MiB of the gateway's own process."""
+    """Seconds, and MiB of the gateway's own processes together."""
+    seen: set[int] = field(default_factory=set[int])
+    """Process ids of all upstreams so far."""
     wrong: list[str] = field(default_factory=list[str])
 
     def __str__(self) -> str:
@@ -76,8 +80,9 @@ async def torment(
         for task in harm:
             task.cancel()
     report.wrong += [f"{name or 'own'} had no call" for name in GOOD + BAD if not report.calls[name]]
-    if max(report.processes) > PROCESSES:
-        report.wrong.append(f"{max(report.processes)} processes, more than {PROCESSES}")
+    limit = PROCESSES * running.count
+    if max(report.processes) > limit:
+        report.wrong.append(f"{max(report.processes)} processes, more than {limit}")
 
 
 async def _call(
@@ -126,7 +131,7 @@ async def _kill(running: Cluster, every: float, report: UpstreamReport) -> None:
     """SIGKILL for one process of those that are killed, again and again."""
     while True:
         await asyncio.sleep(every)
-        found = [pid for pid in family(running.process.pid) if _last_word(pid) in KILLED]
+        found = [pid for pid in family(running.process.pid) if _arguments(pid)[-1:] in KILLED]
         if found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(random.choice(found), signal.SIGKILL)
@@ -137,9 +142,23 @@ async def _measure(running: Cluster, report: UpstreamReport) -> None:
     """Count processes and memory each second."""
     begun = time.monotonic()
     while True:
-        report.processes.append(len(family(running.process.pid)))
-        report.memory.append((time.monotonic() - begun, resident(running.process.pid) / 2**20))
+        pids = family(running.process.pid)
+        upstreams = {pid for pid in pids if is_upstream(pid)}
+        report.seen |= upstreams
+        report.processes.append(len(pids))
+        used = sum(resident(pid) for pid in pids if pid not in upstreams)
+        report.memory.append((time.monotonic() - begun, used / 2**20))
         await asyncio.sleep(1)
+
+
+def left_behind(report: UpstreamReport) -> list[int]:
+    """Process ids of the upstreams that are still running."""
+    return sorted(filter(is_upstream, report.seen))
+
+
+def is_upstream(pid: int) -> bool:
+    """Whether a process is one of an upstream."""
+    return UPSTREAM in _arguments(pid)
 
 
 def growth(report: UpstreamReport) -> float:
@@ -147,8 +166,9 @@ def growth(report: UpstreamReport) -> float:
     return slope(report.memory[len(report.memory) // 2 :]) * 600
 
 
-def _last_word(pid: int) -> bytes:
+def _arguments(pid: int) -> list[bytes]:
+    """The command line of a process; empty if it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").rpartition(b"\0")[2]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
-        return b""
+        return []
