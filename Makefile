@@ -16,7 +16,7 @@ VERSIONS ?= 3.12 3.13 3.14
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 STORE ?=
 # What `make test` runs: by night, everything but what `make check` runs.
-DAY := not check$(if $(MILLSTREAM_NIGHTLY),, and not nightly)
+DAY := not check$(if $(NIGHTLY),, and not nightly)
 # What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server and not nightly and not check"
 MARKS ?= not server and not many and not nightly and not check
 VENV := .venv
@@ -76,7 +76,7 @@ busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes no
 	$(BIN)/python scripts/busy.py $(RUN)
 
 # The whole suite with many inputs, each of them new, and what only the night has time for; then the same as on a bad day.
-nightly: export MILLSTREAM_NIGHTLY = 1
+nightly: export NIGHTLY = 1
 nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every Python (MINUTES=10 CALLS=1000000 VERSIONS="3.12 3.13 3.14")
 	SESSION_MINUTES=60 $(MAKE) test
 	$(MAKE) busy RUN="make test"

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-NIGHTLY = os.environ.get("MILLSTREAM_NIGHTLY") == "1"
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
 _TIMES = 40
 
 

@@ -45,7 +45,7 @@ def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front), "MILLSTREAM_NIGHTLY": "1"},
+            env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front), "NIGHTLY": "1"},
             stdout=sink,
             check=False,
         )

@@ -77,8 +77,7 @@ def noted(folder: Path, name: str) -> list[tuple[int, int]]:
 
 async def kill_workers(folder: Path, tasks: int, kills: int) -> None:
     """Start tasks of both kinds, kill workers, and look at how each task ended."""
-    environment = {name: value for name, value in os.environ.items() if name != "MILLSTREAM_NIGHTLY"}
-    environment["MILLSTREAM_MAX_TASKS_PER_CALLER"] = "5000"
+    environment = {**os.environ, "MILLSTREAM_MAX_TASKS_PER_CALLER": "5000"}
     with workers(folder, 3, program=PROGRAM, env=environment) as served:
         client = client_on(served.port)
         limit = asyncio.Semaphore(20)
