@@ -16,12 +16,16 @@ SECONDS = 5.0
 """The time within which they come back."""
 MISSED = 3_000
 """Events that come meanwhile: more than a worker remembers."""
+READS = 100
+"""Reads that any number of subscribers may cost: each worker reads for all of its own. Heartbeats, one a second of each
+worker, come on top.
+"""
 _AT_ONCE = 200
 """Connections that are being made at a time, so that the first ones aren't the server's trouble."""
 
 
 async def return_together(running: Cluster, report: Report, *, subscribers: int, channels: int, redis: str) -> int:
-    """One storm; gives how many reads the store had."""
+    """One storm; gives how many reads the store had, heartbeats included."""
     names = [f"chaos.{number}" for number in range(channels)]
     listeners = [Listener(running.port, names[number % channels]) for number in range(subscribers)]
     log: list[Publication] = []
@@ -40,7 +44,7 @@ async def return_together(running: Cluster, report: Report, *, subscribers: int,
             while not any(getattr(item, "data", "") == newest[each.log.channel] for item in each.log.got[-1:]):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     report.seconds = time.monotonic() - began
-    after = await reads(redis)
+    asked = await reads(redis) - before
     await _end(tasks)
     publisher.close()
     report.published, report.acknowledged = len(log), sum(bool(each.place) for each in log)
@@ -48,7 +52,9 @@ async def return_together(running: Cluster, report: Report, *, subscribers: int,
         report.received += sum(hasattr(item, "place") for item in each.log.got)
         report.gaps += sum(not hasattr(item, "place") for item in each.log.got)
     report.wrong += check(log, [each.log for each in listeners])
-    return after - before
+    if asked - running.count * report.seconds > READS:
+        report.wrong.append(f"More than {READS} reads without heartbeats")
+    return asked
 
 
 async def _connect(listeners: list[Listener], seconds: float) -> list[asyncio.Task[None]]:
