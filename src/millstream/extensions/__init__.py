@@ -1,6 +1,6 @@
 """Extensions of MCP: methods, notifications, capabilities, and hooks, for servers and clients. See `Extension`.
 
-Everything public here follows the versions of the package: a change that breaks an extension needs a new major version.
+The public names of this package follow semantic versioning: a change that breaks extensions needs a new major version.
 
 Example:
     ``Server("shop", extensions=[Stock()])`` and ``Client(url, extensions=[Stock()])``

@@ -20,7 +20,7 @@ class CallContext(Context):
 
     @property
     def scopes(self) -> frozenset[str] | None:
-        """The scopes of the caller; None for one that may do everything, such as over standard input."""
+        """The caller's scopes; None for a caller without restrictions, such as one on standard input."""
         return granted_scopes(self._call)
 
     def stream(self) -> "ReplyStream":
@@ -31,7 +31,7 @@ class CallContext(Context):
 class ReplyStream:
     """The reply of a call as a stream, open until its client closes it or the server stops.
 
-    No limit of time holds for the call. It counts as a stream of its caller, as `subscriptions/listen` does.
+    The call has no timeout. It counts toward the caller's limit of open streams, as `subscriptions/listen` does.
 
     Example:
         ``async with ctx.stream() as stream:``, then ``await stream.send("com.example/sold", {"sku": "7"})`` and
@@ -49,7 +49,7 @@ class ReplyStream:
         """Open the stream.
 
         Raises:
-            ProtocolError: the caller, or the server, has too many streams open.
+            ProtocolError: the caller or the server has too many open streams.
         """
         call, services = self._call, self._call.services
         settings, streaming = services.settings, services.streaming
@@ -73,7 +73,7 @@ class ReplyStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the stream. The method's result follows."""
+        """End the stream, and then send the method's result."""
         self._release()
 
     def _release(self) -> None:
@@ -90,17 +90,17 @@ class ReplyStream:
 
     @property
     def closed(self) -> bool:
-        """Whether the client closed the stream, read too slowly, or the server stops."""
+        """Whether the stream ended: the client closed it or read too slowly, or the server is stopping."""
         return self._over.is_set()
 
     async def send(self, method: str, params: Any = None) -> None:
-        """Send a notification, and wait while the client reads more slowly than you send."""
+        """Send a notification. Wait if the client reads too slowly."""
         await self._call.send_to_caller(notification_message(method, params))
 
     def push(self, method: str, params: Any = None) -> bool:
         """Send a notification without waiting. Return False if the stream is closed.
 
-        A client that reads too slowly is cut off.
+        A client that reads too slowly is disconnected.
         """
         if not self.closed and not self._call.push_to_caller(notification_message(method, params)):
             self._over.set()

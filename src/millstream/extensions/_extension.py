@@ -19,7 +19,7 @@ _MARK = "_millstream_handler"
 
 
 class Marked(Struct, frozen=True):
-    """What a decorator says about a method of the class."""
+    """Settings of a method, from its decorator."""
 
     name: str
     side: Side
@@ -39,15 +39,15 @@ def method(
 ) -> Callable[[F], F]:
     """Answer a request: ``@method("com.example/stock")`` on a method of an `Extension`.
 
-    The function takes the params, as the type of its annotation, and a `Context` (on a client, a `Client`). Either may
-    be left out. It returns the members of the result as a mapping or Struct, or None for none. It may raise
+    The function receives the params, converted to its annotation, and a `Context` (on a client, a `Client`). Both
+    parameters are optional. It returns the result as a mapping or Struct, or None for an empty result. It may raise
     `ProtocolError`.
 
     Args:
-        name: of the method, such as ``com.example/stock``.
-        side: which side answers. Clients are asked in handshake revisions, and in rounds of `input_required`.
-        revisions: dates of the revisions that have it; all without any.
-        header: the member of the params that `Mcp-Name` repeats, in revisions with routing headers.
+        name: name of the method, such as ``com.example/stock``.
+        side: the side that answers. Servers can call clients in handshake revisions, and by `input_required` results.
+        revisions: dates of the revisions that have the method; all by default.
+        header: member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
         declared: refuse clients that don't declare the extension, with error -32021
             (-32602 in handshake revisions).
     """
@@ -57,12 +57,12 @@ def method(
 def notification(name: str, *, side: Side = "server", revisions: Collection[str] = ()) -> Callable[[F], F]:
     """Handle a notification: ``@notification("com.example/sold")`` on a method of an `Extension`.
 
-    The function is as for `method`; what it returns isn't used.
+    The function has the same parameters as for `method`. Its return value is ignored.
 
     Args:
-        name: of the notification.
-        side: which side receives it.
-        revisions: dates of the revisions that have it; all without any.
+        name: name of the notification.
+        side: the side that receives it.
+        revisions: dates of the revisions that have the notification; all by default.
     """
     return _marking(Marked(name, side, False, revisions))
 
@@ -76,10 +76,10 @@ def _marking(marked: Marked) -> Callable[[F], F]:
 
 
 class Extension(Middleware):
-    """An extension of MCP. Write a subclass, and give an object of it to a `Server`, a `Client`, or both.
+    """An extension of MCP. Write a subclass, and pass an instance to a `Server`, a `Client`, or both.
 
     The hooks of `Middleware` (`on_call`, `on_read`, `on_prompt`, `on_list`, `on_message`) run inside those of
-    ``Server(middleware=…)``, in the order of ``extensions=``. What no extension registers costs a call nothing.
+    ``Server(middleware=…)``, in the order of ``extensions=``. Hooks that no extension uses cost nothing.
 
     Example:
         ``class Stock(Extension): name = "com.example/stock"``, with
@@ -87,58 +87,59 @@ class Extension(Middleware):
     """
 
     name: str = ""
-    """The identifier, such as ``com.example/stock``: a domain of yours in reverse, and a name."""
+    """The identifier, such as ``com.example/stock``: your domain in reverse, a slash, and a name."""
     needs: Collection[str] = ()
-    """Identifiers of other extensions, and names of parts such as ``hub``, that this one needs."""
+    """Identifiers of the extensions that this one requires, and names of parts such as ``hub``."""
     settings: Mapping[str, Any] | None = {}
-    """What the server announces under `name`; None for nothing, where `open` decides."""
+    """Settings that the server announces under `name`. With None, `open` decides whether to announce the extension."""
     client_settings: Mapping[str, Any] = {}
-    """What the client declares under `name`."""
+    """Settings that the client declares under `name`."""
     revisions: Collection[str] = ()
-    """Dates of the revisions that have the extension; all without any."""
+    """Dates of the revisions that have the extension; all by default."""
     experimental: bool = False
-    """Announce and declare it under ``experimental`` as well, for peers that look there."""
+    """Whether to announce and declare the extension under ``experimental``, too, for older peers."""
 
     # On both sides
 
     def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
-        """See each notification that comes in or goes out: return it, a changed one, or None to drop it.
+        """Filter notifications in both directions: return the notification, a changed one, or None to drop it.
 
-        It runs for the notifications of MCP and of extensions, once for each peer, in the event loop, so it must not
-        block. If it raises, the notification is dropped. The first extension is outermost.
+        The filter is called for the notifications of MCP and of extensions, once for each peer. It runs in the event
+        loop and must not block. If it raises an exception, the notification is dropped. The first extension is
+        outermost.
         """
         return message
 
     # On a server
 
     def register(self, server: "Server") -> None:
-        """Register tools, resources, prompts, and routes. Called once, when the extension is given to a server."""
+        """Register tools, resources, prompts, and routes. Called once, when the extension is added to a server."""
 
     def unmet(self, server: "Server") -> str:
-        """Return what the configuration of the server lacks, or an empty string. Called at each start."""
+        """Return what the server's configuration lacks for this extension, or an empty string. Called at each start."""
         return ""
 
     async def open(self, host: "ServerHost") -> None:
-        """Register what runs: called each time the server starts, once for each event loop that it runs in.
+        """Register methods, tasks, and other running parts. Called at each start of the server, once per event loop.
 
         Raises:
-            Exception: the server doesn't start.
+            Exception: any exception prevents the start of the server.
         """
 
     async def close(self) -> None:
-        """Release what `open` took. Called only after `open` succeeded."""
+        """Release the resources that `open` acquired. Called only if `open` succeeded."""
 
     # On a client
 
     def connect(self, client: ClientHost) -> None:
-        """Register handlers that the decorators don't cover. Called once, when the extension is given to a client."""
+        """Register handlers that the decorators don't cover. Called once, when the extension is added to a client."""
 
     async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
-        """Wrap every request of the client: ``await next(request)`` gives the members of the result."""
+        """Wrap each request of the client. ``await next(request)`` sends it and returns the members of the result."""
         return await next(request)
 
     def bind_client(self, host: ClientHost) -> None:
-        """Declare the capability, and register what the decorators marked. A client calls this; don't override it."""
+        """Declare the capability, and register the decorated methods. Called by the client; don't override it."""
         for member in ("extensions", "experimental") if self.experimental else ("extensions",):
             host.capability(self.name, self.client_settings, member=member, revisions=self.revisions)
         for marked, handler in marked_methods(self, "client"):
@@ -151,12 +152,12 @@ class Extension(Middleware):
 
 
 def filters_notifications(extension: Extension) -> bool:
-    """Return whether an extension has a filter of notifications."""
+    """Return whether an extension overrides `filter_notification`."""
     return type(extension).filter_notification is not Extension.filter_notification
 
 
 def marked_methods(extension: Extension, side: Side) -> Iterator[tuple[Marked, Callable[..., Any]]]:
-    """Return what the decorators marked in the class of an extension, for one side."""
+    """Return the decorated methods of an extension's class for one side."""
     for attribute in dir(type(extension)):
         marked = getattr(getattr(type(extension), attribute, None), _MARK, None)
         if isinstance(marked, Marked) and marked.side == side:

@@ -1,4 +1,4 @@
-"""`ServerHost`: the running server, as an extension sees it."""
+"""`ServerHost`: the interface of the running server for extensions."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
@@ -62,13 +62,13 @@ class Subscription:
         """Called when the subscription ends."""
 
     def push(self, method: str, params: Mapping[str, Any] | None = None) -> bool:
-        """Send a notification with the id of the subscription. Return False if the subscription is over."""
+        """Send a notification with the id of the subscription. Return False if the subscription has ended."""
         given: Mapping[str, Any] = params or {}
         meta = {**given.get("_meta", {}), SUBSCRIPTION_KEY: self._call.id}
         return self._push(notification_message(method, {**given, "_meta": meta}))
 
     def end(self) -> None:
-        """Call `closes`. The server does this when the subscription ends."""
+        """Call `closes`. Called by the server when the subscription ends."""
         closes, self.closes = self.closes, []
         for close in closes:
             close()
@@ -76,11 +76,11 @@ class Subscription:
 
 BeginTask = Callable[[PendingCall], Awaitable[bytes] | None]
 OpenFilter = Callable[[Any, Subscription, CallContext], Awaitable[Any]]
-"""``open(wanted, subscription, ctx)`` returns what the server agrees to, as JSON; None for nothing."""
+"""``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to refuse it."""
 
 
 class ServerHost:
-    """The running server, as an extension can change it. See `Extension.open`."""
+    """The running server, to which an extension adds methods, capabilities, and tasks. See `Extension.open`."""
 
     def __init__(self, host: Host, name: str, revisions: Collection[str], *, experimental: bool) -> None:
         self._host = host
@@ -90,7 +90,7 @@ class ServerHost:
         self._required: dict[str, Any] = {"extensions": {name: {}}}
         host.services.peers.on(ExtensionBroadcast, self._broadcast_here, own=True)
 
-    # What the server has
+    # State of the server
 
     @property
     def settings(self) -> Settings:
@@ -99,22 +99,22 @@ class ServerHost:
 
     @property
     def map(self) -> Map:
-        """Values by key, each with a time to live, that all workers share. Begin keys with a kind of your own."""
+        """Values by key, each with a time to live, shared by all workers. Start keys with a prefix of your own."""
         return self._host.store.kv
 
     @property
     def log(self) -> Log:
-        """Streams of entries that all workers share. Begin names with a kind of your own."""
+        """Append-only streams of entries, shared by all workers. Start names with a prefix of your own."""
         return self._host.store.log
 
     @property
     def bus(self) -> Bus:
-        """Messages between the workers. Begin topics with a kind of your own. See also `on_workers_change`."""
+        """Messages between workers. Start topics with a prefix of your own. See also `on_workers_change`."""
         return self._host.store.bus
 
     @property
     def now(self) -> Callable[[], float]:
-        """The clock of the store, in seconds since 1970: all workers compare with it."""
+        """The store's clock, in seconds since 1970. Use it to compare times between workers."""
         return self._host.services.clock
 
     @property
@@ -129,35 +129,35 @@ class ServerHost:
 
     @property
     def hub(self) -> "Hub":
-        """The hub of the server, for an extension that has ``hub`` in `Extension.needs`.
+        """The server's hub, for extensions with ``hub`` in `Extension.needs`.
 
         Raises:
-            LocalError: the server serves no hub.
+            LocalError: the server has no hub.
         """
         if self._host.hub is None:
             raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs")
         return self._host.hub
 
     def seal(self, value: bytes, bound: str) -> bytes:
-        """Encrypt a value for the store with the keys of the server. Only `unseal` with the same `bound` reads it."""
+        """Encrypt a value with the server's keys, to store it. Only `unseal` with the same `bound` can decrypt it."""
         services = self._host.services
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
 
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
-        """Return the value that `seal` encrypted; None if the server has other keys now, or it was changed."""
+        """Return the value that `seal` encrypted; None if it was modified or the server's keys have changed."""
         return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
 
     def has_credential(self, principal: Principal) -> bool:
         """Return whether a principal may still have a valid credential.
 
-        False once its key was revoked or has expired. Tokens of an issuer only end at `Principal.until`: not every
-        worker knows of their revocation.
+        Return False once its key has been revoked or has expired. Tokens of an issuer count as valid until
+        `Principal.until`, because not every worker learns of their revocation.
         """
         guard = self._host.guard
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     async def alive(self, worker: str) -> bool:
-        """Return whether a worker of that name runs."""
+        """Return whether the worker with this name is running."""
         return await self._host.store.workers.alive(worker)
 
     @property
@@ -172,18 +172,18 @@ class ServerHost:
 
     @property
     def needs_key(self) -> bool:
-        """Whether callers need a key that the operator gives them, because no issuer of tokens is configured."""
+        """Whether callers need a key from the operator, because no token issuer is configured."""
         guard = self._host.guard
         return guard is not None and not any(each.issuers for each in guard.methods)
 
     @property
     def private(self) -> bool:
-        """Whether callers sign in: what one of them gets mustn't be cached for others."""
+        """Whether callers sign in, so that responses must not be cached for other callers."""
         return self._host.registry.private
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """What the server announces in the newest revision."""
+        """The capabilities that the server announces in the newest revision."""
         return self._host.registry.capabilities(ALL[-1])
 
     # The protocol
@@ -200,8 +200,8 @@ class ServerHost:
         """Answer a request. The arguments are those of the decorator `method`.
 
         Raises:
-            ValueError: MCP or another extension has the method.
-            TypeError: the handler takes something else than params and a context.
+            ValueError: MCP or another extension already defines the method.
+            TypeError: the handler has parameters other than params and a context.
         """
         run, required = with_decoded_params(handler, CallContext), self._required
 
@@ -224,8 +224,8 @@ class ServerHost:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
 
         Raises:
-            ValueError: MCP or another extension has it.
-            TypeError: the handler takes something else than params and a context.
+            ValueError: MCP or another extension already defines the notification.
+            TypeError: the handler has parameters other than params and a context.
         """
         run, chosen = with_decoded_params(handler, CallContext), self._chosen(revisions)
 
@@ -236,7 +236,7 @@ class ServerHost:
         self._host.extend(Registered("", {}, {}, chosen, notifications={name: hear}))
 
     def filter_notifications(self, each: NotificationFilter) -> None:
-        """Pass each notification through ``each(message)``: see `Extension.filter_notification`."""
+        """Add ``each(message)`` as a filter of notifications. See `Extension.filter_notification`."""
         services = self._host.services
         filters = services.notification_filters = services.notification_filters or NotificationFilters(
             log_failed_filter
@@ -253,13 +253,13 @@ class ServerHost:
     def capability(
         self, value: Mapping[str, Any], *, name: str = "", member: str = "extensions", revisions: Collection[str] = ()
     ) -> None:
-        """Announce a capability beside `Extension.settings`, which is announced anyway.
+        """Announce a capability in addition to `Extension.settings`.
 
         Args:
-            value: what clients read there.
-            name: of the capability; by default that of the extension.
-            member: of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
-            revisions: dates of the revisions that announce it; by default those of the extension.
+            value: value of the capability.
+            name: name of the capability; by default the extension's.
+            member: member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
+            revisions: dates of the revisions that announce it; by default the extension's.
         """
         key = name or self._name
         chosen = self._chosen(revisions)
@@ -272,15 +272,15 @@ class ServerHost:
         return self._host.registry.serves(method, BY_DATE[revision])
 
     def serve_document(self, path: str, make: Callable[[], bytes], media_type: str) -> None:
-        """Serve a document to everyone, and to pages of any origin, with an entity tag.
+        """Serve a public document with an entity tag, also to pages of other origins.
 
         Args:
-            path: such as ``/.well-known/catalog.json``.
-            make: returns the document. Called once, before HTTP is served.
-            media_type: of the document.
+            path: path of the document, such as ``/.well-known/catalog.json``.
+            make: function that returns the document. Called once, before HTTP is served.
+            media_type: media type of the document.
 
         Raises:
-            ValueError: the server has another page at the path.
+            ValueError: the path is taken.
         """
         self._host.shared_paths.add(path)
         self._host.on_http(
@@ -288,14 +288,14 @@ class ServerHost:
         )
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Show a figure in `/health` unless it's None, and its limit."""
+        """Add a figure and its limit to `/health`, unless the figure is None."""
         self._host.report(name, read, limit=limit)
 
-    # Calls of tools
+    # Tool calls
 
     @property
     def has_task_tools(self) -> bool:
-        """Whether the server has tools with ``task=``."""
+        """Whether any tool of the server has ``task=``."""
         return any(tool.task is not None for tool in self._host.registry.tools.values())
 
     def has_tool(self, name: str) -> bool:
@@ -303,10 +303,10 @@ class ServerHost:
         return name in self._host.registry.tools
 
     def on_task_call(self, begin: "BeginTask") -> None:
-        """Ask ``begin(call)`` before each call of a tool with ``task=`` runs.
+        """Call ``begin(call)`` before each call of a tool with ``task=``.
 
-        It returns None to let the call run, or an awaitable of the answer: what `PendingCall.run` returned, or
-        `CustomResult` raised. One extension can do so.
+        It returns None to let the call run as usual, or an awaitable that either returns the result of
+        `PendingCall.run` or raises `CustomResult`. Only one extension can register this hook.
         """
 
         def pending(call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> Awaitable[bytes] | None:
@@ -329,30 +329,30 @@ class ServerHost:
         responses: Mapping[str, bytes] | None = None,
         report: Callable[[bytes], object],
     ) -> CallRun:
-        """Return a run of a saved call, which begins with `CallRun.outcome`.
+        """Return a run of a saved call. Await `CallRun.outcome` to start it.
 
-        It is a `tools/call` without a connection: scopes, middleware, timeouts, metrics, and the audit log see it. The
-        gates of limits don't, because they saw the request that was saved; see `take_seats`.
+        The run is a `tools/call` without a connection. Scopes, middleware, timeouts, metrics, and the audit log apply.
+        Rate limits don't apply again, because they applied to the original request. See also `take_seats`.
 
         Args:
             saved: the call.
-            id: of the run, for logs and as its progress token.
-            state: `RunOutcome.state` of the run before.
-            responses: the answers to its questions, as JSON by key.
-            report: ``report(message)`` gets each progress and log message of the function as JSON-RPC.
+            id: id of the run, for logs and as its progress token.
+            state: `RunOutcome.state` of the previous run.
+            responses: answers to the previous run's questions, as JSON by key.
+            report: called as ``report(message)`` with each progress and log notification of the function, as JSON-RPC.
         """
         return make_run(self._host.dispatcher, saved, id, state, responses or {}, report)
 
     async def take_seats(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
-        """Take a seat of each limit, or of none. Seats of a worker that dies are free again.
+        """Take one seat of every limit, or none at all. If the worker dies, its seats become free.
 
         Args:
-            holder: an identifier, unique among the seats that the worker holds.
-            limits: of this extension.
-            call: also take the seats that this call would have as a request.
+            holder: identifier that is unique among the seats of this worker.
+            limits: limits of this extension.
+            call: also take the seats that this call would occupy as a request.
 
         Raises:
-            LimitReached: one has no seat left.
+            LimitReached: a limit has no free seat.
         """
         named = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
@@ -372,7 +372,7 @@ class ServerHost:
         return seats
 
     def leave_seats(self, seats: Seats) -> None:
-        """Give seats back, soon, without waiting."""
+        """Release seats in the background."""
         if seats:
             self._host.pool.leave(seats)
 
@@ -382,12 +382,12 @@ class ServerHost:
         """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
 
         Args:
-            member: of the filter.
-            open: ``await open(wanted, subscription, ctx)`` returns what the server agrees to; None for nothing.
+            member: name of the member.
+            open: ``await open(wanted, subscription, ctx)`` returns the accepted filter, or None to refuse it.
             declared: refuse clients that don't declare the extension, with error -32021.
 
         Raises:
-            ValueError: another extension has the member.
+            ValueError: another extension already handles the member.
         """
 
         async def serve(wanted: Any, call: Call, push: Callable[[bytes], bool]) -> tuple[Any, Callable[[], None]]:
@@ -402,13 +402,13 @@ class ServerHost:
     def broadcast(self, method: str, params: Any = None, *, everyone: bool = False) -> None:
         """Send a notification to the sessions of handshake revisions, on every worker, without waiting.
 
-        It travels on the stand-alone stream of Streamable HTTP, on HTTP+SSE, stdio, and WebSockets. Clients of
+        It's sent on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets. Clients of
         per-request revisions have no session: see `listen` and `CallContext.stream`.
 
         Args:
-            method: of the notification.
-            params: an object.
-            everyone: also to clients that didn't declare the extension.
+            method: method of the notification.
+            params: params of the notification.
+            everyone: also send it to clients that didn't declare the extension.
         """
         peers, name = self._host.services.peers, self._name
         message = ExtensionBroadcast(name, "" if everyone else name, notification_message(method, params))
@@ -419,7 +419,7 @@ class ServerHost:
 
     @property
     def listeners(self) -> int:
-        """How many sessions and streams of changes are open on this worker. Without any, a broadcast is lost here."""
+        """Number of sessions and change streams open on this worker. With 0, broadcasts have no recipient here."""
         return len(self._host.services.changes)
 
     def _broadcast_here(self, message: ExtensionBroadcast, worker: str) -> None:
@@ -441,7 +441,7 @@ class ServerHost:
         self._host.every_second(work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine beside the server. It's cancelled when the server closes."""
+        """Run a coroutine in the background until it returns or the server closes."""
         self._host.run(work)
 
     async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
@@ -449,7 +449,7 @@ class ServerHost:
         return await self._host.stack.enter_async_context(context)
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
-        """Await ``drain(seconds)`` when the server stops: end what is open within that time."""
+        """Await ``drain(seconds)`` when the server stops. It should finish open work within that time."""
         self._host.on_drain(drain)
 
     def on_close(self, close: Callable[[], object]) -> None:
@@ -457,11 +457,11 @@ class ServerHost:
         self._host.on_close(close)
 
     def on_workers_change(self, changed: Callable[[], None]) -> None:
-        """Call `changed` when workers join or leave, or when this one has another name."""
+        """Call `changed` when workers join or leave, or when this worker's name changes."""
         self.on_close(self._host.store.workers.watch(changed))
 
     def on_change(self, hear: Callable[[str], None]) -> None:
-        """Call ``hear(kind)`` when the list of tools, resources, or prompts changes. Any thread may do so."""
+        """Call ``hear(kind)`` when the list of tools, resources, or prompts changes, possibly from another thread."""
         self._host.on_change(hear)
 
 

@@ -1,4 +1,4 @@
-"""`JsonType`: JSON values of a declared type."""
+"""`JsonType`: conversion between JSON and a declared type."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from millstream._server.functions.outputs import encode
 
 
 class JsonType:
-    """A type as JSON: its schema, and values that are read and written by it.
+    """The JSON schema of a type, and conversion of its values from and to JSON.
 
-    The types are those of tools: msgspec Structs, dataclasses, TypedDicts, and with pydantic its models.
+    It supports the types that tools support: msgspec Structs, dataclasses, TypedDicts, and pydantic models.
 
     Raises:
-        TypeError: the type can't be described.
+        TypeError: the type has no JSON schema.
 
     Example:
         ``JsonType(Order).read(b'{"id": "7"}')`` is an ``Order``.
@@ -36,10 +36,10 @@ class JsonType:
         return {key: value for key, value in schema.items() if key != "default"}
 
     def read(self, written: bytes) -> Any:
-        """Return the value of its JSON.
+        """Return the value of JSON text.
 
         Raises:
-            ValueError: it's of another type. The text names each problem and its place.
+            ValueError: the JSON doesn't match the type. The message lists each problem with its location.
         """
         return read_value(self._engine, written)
 
@@ -48,6 +48,6 @@ class JsonType:
         """Return the JSON of a value.
 
         Raises:
-            TypeError: it can't be written as JSON.
+            TypeError: the value can't be encoded as JSON.
         """
         return encode(value)

@@ -20,7 +20,7 @@ class ExtensionPart:
     """Opens an extension with the server."""
 
     def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
-        """Take the server that the extension was given to; None for one that comes with the package."""
+        """Create the part. `server` is the server that has the extension; None for extensions of this package."""
         self.extension: Extension = extension
         self._server = server
 
@@ -31,14 +31,14 @@ class ExtensionPart:
 
     @property
     def needs(self) -> Collection[str]:
-        """What the extension needs."""
+        """Extensions and parts that the extension needs."""
         return self.extension.needs
 
     async def open(self, host: Host) -> None:
         """Announce the capability, and register the methods.
 
         Raises:
-            LocalError: the configuration of the server lacks something that the extension needs.
+            LocalError: the server's configuration lacks something that the extension needs.
         """
         extension = self.extension
         lacking = "" if self._server is None else extension.unmet(self._server)
@@ -73,8 +73,8 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
     """Return the extensions of a server.
 
     Raises:
-        TypeError: one isn't an object of a subclass of `Extension`.
-        ValueError: one has no identifier, or two have the same.
+        TypeError: an item isn't an instance of `Extension`.
+        ValueError: an identifier is missing or used twice.
     """
     if isinstance(extensions, str) or not isinstance(extensions, Sequence):
         raise TypeError(f"extensions is a list: extensions=[{type(extensions).__name__}(…)]")
@@ -96,7 +96,7 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
 
 
 def has_hooks(extension: Extension) -> bool:
-    """Return whether an extension has hooks around what the server does."""
+    """Return whether an extension overrides a middleware hook."""
     return any(_own(type(extension), hook) is not _own(Middleware, hook) for hook in _HOOKS)
 
 

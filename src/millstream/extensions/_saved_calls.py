@@ -1,4 +1,4 @@
-"""Calls of tools that an extension takes over: before they run, as data, and while they run."""
+"""Tool calls that an extension manages: pending, saved as data, and running."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,21 +20,21 @@ from millstream._server.features.tools import TaskRules, Tool
 
 
 class SavedCall(Struct, frozen=True):
-    """A call of a tool as data: any worker can run it with `ServerHost.run_call`."""
+    """A tool call as data. Any worker can run it with `ServerHost.run_call`."""
 
     tool: str
     params: bytes
-    """JSON: the name, the arguments, and `_meta`."""
+    """JSON of the name, the arguments, and `_meta`."""
     revision: str
     client: ClientInfo
     principal: Principal | None
     transport: str
     owner: str
-    """Whose share of the server's capacity it takes."""
+    """Owner whose share of the server's capacity the call uses."""
 
 
 class PendingCall:
-    """A call of a tool with ``task=``, whose arguments were read, before it runs. See `ServerHost.on_task_call`."""
+    """A call of a tool with ``task=`` that has been validated but not started. See `ServerHost.on_task_call`."""
 
     __slots__ = ("_call", "_run", "_tool")
 
@@ -51,7 +51,7 @@ class PendingCall:
 
     @property
     def client(self) -> ClientInfo:
-        """What the client declared."""
+        """Capabilities that the client declared."""
         return self._call.client
 
     @property
@@ -61,21 +61,21 @@ class PendingCall:
 
     @property
     def handshake(self) -> bool:
-        """Whether the revision of the caller has sessions."""
+        """Whether the caller's revision has sessions."""
         return self._call.revision.handshake
 
     @property
     def state(self) -> RoundState | None:
-        """The answers of earlier rounds, for `ServerHost.run_call`."""
+        """Answers of earlier rounds, for `ServerHost.run_call`."""
         return None if self._call.rounds is None else self._call.rounds.state(0)
 
     @property
     def responses(self) -> dict[str, bytes]:
-        """The answers of this round, as JSON by key."""
+        """Answers of this round, as JSON by key."""
         return {key: bytes(answer) for key, answer in (self._call.responses or {}).items()}
 
     async def run(self) -> bytes | None:
-        """Run the call, and return its answer; None if the function called ``ctx.start_task()`` instead."""
+        """Run the call and return its result; None if the function called ``ctx.start_task()``."""
         self._call.task = DEFERRED
         try:
             return await self._run(self._call, self._tool)
@@ -83,7 +83,7 @@ class PendingCall:
             return None
 
     def save(self) -> SavedCall:
-        """Return the call as data, without the answers."""
+        """Return the call as data, without the client's answers."""
         call, params = self._call, params_of(self._call)
         members = [b'"name":%b' % encode(call.name)]
         if bytes(params.arguments):
@@ -96,7 +96,7 @@ class PendingCall:
         )  # fmt: skip
 
     def keep_seats(self) -> Callable[[], object]:
-        """Keep what the limits gave this call after its end. Return a function that gives it back."""
+        """Keep the seats of this call after it ends. Return a function that releases them."""
         release, self._call.release = self._call.release, None
         return release or _nothing
 
@@ -108,9 +108,9 @@ class RunOutcome(Struct, frozen=True):
     """JSON; empty without a result."""
     error: ProtocolError | None = None
     requests: Mapping[str, bytes] = {}
-    """Questions that the function waits for, as JSON by key."""
+    """Questions that the function is waiting for, as JSON by key."""
     state: RoundState | None = None
-    """For the next run, with the answers to `requests`."""
+    """State for the next run, which also needs the answers to `requests`."""
 
 
 class CallRun:
@@ -123,7 +123,7 @@ class CallRun:
         self._call = call
 
     async def outcome(self) -> RunOutcome:
-        """Run the call in the present task, and return how it ended. A call that was cancelled has no outcome."""
+        """Run the call in the current task and return its outcome. A cancelled call has none."""
         call, task = self._call, asyncio.current_task()
         assert task is not None  # noqa: S101  it's the one that runs this
         if call.cancelled:  # before its first step
@@ -143,12 +143,12 @@ class CallRun:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was cancelled or halted."""
+        """Whether the run was cancelled or halted."""
         return self._call.cancelled
 
     @property
     def halted(self) -> bool:
-        """Whether it was stopped because this worker stops."""
+        """Whether the run was stopped because this worker is stopping."""
         return self._call.halted
 
     def cancel(self) -> None:
@@ -156,7 +156,7 @@ class CallRun:
         self._call.cancel()
 
     def halt(self) -> None:
-        """Stop the function because this worker stops."""
+        """Stop the function because this worker is stopping."""
         self._call.halt()
 
 
@@ -190,7 +190,7 @@ def make_run(
 
 
 class _ReportLine:
-    """The reply channel of a call that no client reads: what the function sends is reported."""
+    """The reply channel of a call without a client: notifications of the function go to `report`."""
 
     asks: bool = False
 
@@ -202,7 +202,7 @@ class _ReportLine:
         self._report(message)
 
     def push(self, message: bytes) -> bool:
-        """Discard the message: what isn't sent by the function isn't about the call."""
+        """Discard the message, because it isn't about the call."""
         return True
 
     async def interrupt(self, retry_ms: int | None) -> bool:
@@ -210,29 +210,29 @@ class _ReportLine:
         return False
 
     async def keep_alive(self) -> None:
-        """Do nothing: nobody waits for the reply."""
+        """Do nothing, because no client waits for the reply."""
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Never call back: the channel ends with the call."""
+        """Do nothing, because the channel ends with the call."""
         return _nothing
 
 
 class LimitReached(Exception):
-    """A limit has no seat left. See `ServerHost.take_seats`."""
+    """A limit has no free seat. See `ServerHost.take_seats`."""
 
     def __init__(self, name: str, key: str) -> None:
         super().__init__(f"The limit {name or 'of concurrent calls'} is reached")
         self.name: str = name
-        """Of the limit; empty for those of concurrent calls."""
+        """Name of the limit; empty for limits of concurrent calls."""
         self.key: str = key
 
 
 class SeatLimit(Struct, frozen=True):
-    """A limit of what may run at a time, on all workers together."""
+    """A limit of concurrent work on all workers together."""
 
     name: str
     key: str
-    """Whose limit it is, such as `SavedCall.owner`; empty for one of the whole server."""
+    """Owner of the limit, such as `SavedCall.owner`; empty for a limit of the whole server."""
     most: int
 
 
@@ -248,4 +248,4 @@ def _nothing() -> None:
 
 
 Seats = Sequence[Any]
-"""What `ServerHost.take_seats` took, for `ServerHost.leave_seats`."""
+"""Seats taken by `ServerHost.take_seats`, to release with `ServerHost.leave_seats`."""

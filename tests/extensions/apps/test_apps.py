@@ -102,10 +102,10 @@ async def test_a_tool_whose_view_is_missing_stops_the_start() -> None:
 def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
     server = Server("shop")
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"connect": ["api.example.com"]}, "an origin is like"),
-        ({"resources": ["https://a.example; script-src *"]}, "an origin is like"),
+        ({"connect": ["api.example.com"]}, "write origins such as"),
+        ({"resources": ["https://a.example; script-src *"]}, "write origins such as"),
         ({"permissions": ["usb"]}, "there is no 'usb'"),
-        ({"uri": "http://x"}, "begins with ui://"),
+        ({"uri": "http://x"}, "start it with ui://"),
     ]
     for options, text in mistakes:
         with pytest.raises(ValueError, match=text):

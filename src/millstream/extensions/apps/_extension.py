@@ -1,4 +1,4 @@
-"""`Apps`: views of a server as resources, with what they may load and use.
+"""`Apps`: HTML views as resources, with their content security policy and permissions.
 
 https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.mdx.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MIME_TYPE: Final = "text/html;profile=mcp-app"
 MAX_BYTES: Final = 8 * 1024 * 1024
-"""Of one view."""
+"""Maximum size of a view."""
 _ORIGIN = re.compile(r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]+(?::[0-9]{1,5})?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CSP = {
@@ -39,7 +39,7 @@ class AppOptions(TypedDict, total=False):
     """Options of ``mcp.app``."""
 
     connect: Sequence[str]
-    """Origins that the view sends requests to, such as ``https://api.example.com``. Without any, it can't."""
+    """Origins that the view can send requests to, such as ``https://api.example.com``; none by default."""
     resources: Sequence[str]
     """Origins that the view loads scripts, styles, images, and fonts from."""
     frames: Sequence[str]
@@ -47,11 +47,11 @@ class AppOptions(TypedDict, total=False):
     base_uris: Sequence[str]
     """Origins that the view may use as the base of its URLs."""
     permissions: Sequence[Permission]
-    """What the view asks the host for: ``camera``, ``microphone``, ``geolocation``, or ``clipboard-write``."""
+    """Permissions that the view requests: ``camera``, ``microphone``, ``geolocation``, or ``clipboard-write``."""
     domain: str
-    """The origin that the view runs at, in the form that a host has for it."""
+    """The origin of the view, in the format of the host."""
     border: bool
-    """Whether the host draws a border and a background. Without it, the host decides."""
+    """Whether the host draws a border and a background. By default, the host decides."""
     title: str
     description: str
 
@@ -68,11 +68,11 @@ class Apps(Extension):
         """URI of a view -> a tool that is linked to it."""
 
     def register(self, server: "Server") -> None:
-        """Keep the server, whose resources the views are."""
+        """Remember the server that serves the views as resources."""
         self._server = server
 
     def unmet(self, server: "Server") -> str:
-        """Return which view of a tool isn't there: hosts ask for it before they show a result."""
+        """Return an error if a tool links to a view that doesn't exist, because hosts couldn't show its results."""
         registry = server.registry
         for uri, tool in self._linked.items():
             known = uri in registry.resources or any(
@@ -83,10 +83,10 @@ class Apps(Extension):
         return ""
 
     def add(self, source: str, uri: str, options: AppOptions) -> None:
-        """Serve a view, or those of a folder.
+        """Serve a view, or all views of a folder.
 
         Raises:
-            ValueError: there is no such file or folder, the URI can't be one, or an option is wrong.
+            ValueError: the file or folder doesn't exist, or the URI or an option is invalid.
         """
         place = Path(source)
         meta = metadata_of(options)
@@ -94,13 +94,13 @@ class Apps(Extension):
             base = uri.rstrip("/") or f"ui://{_named(place.resolve().name)}"
             found = sorted(each for each in place.glob("*.html") if each.is_file())
             if not found:
-                raise ValueError(f"There is no .html file in {source!r}: each view is one")
+                raise ValueError(f"{source!r} contains no .html file. Each view is one HTML file")
             for each in found:
                 self._serve(each, f"{base}/{_named(each.stem)}", meta, options)
         elif place.is_file():
             self._serve(place, uri or f"ui://{_named(place.resolve().parent.name)}/{_named(place.stem)}", meta, options)
         else:
-            raise ValueError(f"There is no file or folder {source!r}, seen from {Path.cwd()}")
+            raise ValueError(f"There is no file or folder {source!r} in {Path.cwd()}")
 
     def _serve(self, place: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
         check_uri(uri)
@@ -113,7 +113,7 @@ class Apps(Extension):
         """Return the `_meta` of a tool with a view.
 
         Raises:
-            ValueError: the URI or the visibility can't be one.
+            ValueError: the URI or the visibility is invalid.
         """
         check_uri(uri)
         about: dict[str, Any] = {"resourceUri": uri}
@@ -124,10 +124,10 @@ class Apps(Extension):
 
 
 def check_visibility(visibility: Sequence[str]) -> list[str]:
-    """Return who a tool is for.
+    """Return the audience of a tool: the model, the app, or both.
 
     Raises:
-        ValueError: it's for neither the model nor the app.
+        ValueError: the visibility is invalid.
     """
     given = [visibility] if isinstance(visibility, str) else list(visibility)
     if not given or not set(given) <= {"model", "app"}:
@@ -136,21 +136,21 @@ def check_visibility(visibility: Sequence[str]) -> list[str]:
 
 
 def check_uri(uri: str) -> None:
-    """Make sure that a URI is one of a view.
+    """Check the URI of a view.
 
     Raises:
-        ValueError: it isn't.
+        ValueError: the URI is invalid.
     """
     if not uri.startswith("ui://") or len(uri) == len("ui://") or "{" in uri:
-        raise ValueError(f"The URI of a view begins with ui://, as in 'ui://orders/table', and not {uri!r}")
+        raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'")
 
 
 def metadata_of(options: AppOptions) -> dict[str, Any]:
     """Return the `_meta` of a view.
 
     Raises:
-        ValueError: an origin or a permission can't be one.
-        TypeError: there's no such option.
+        ValueError: an origin or a permission is invalid.
+        TypeError: an option doesn't exist.
     """
     unknown = set(options) - set(AppOptions.__annotations__)
     if unknown:
@@ -162,7 +162,7 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     permissions: dict[str, Any] = {}
     for each in options.get("permissions", ()):
         if each not in _PERMISSIONS:
-            raise ValueError(f"permissions: there is no {each!r}; use {', '.join(_PERMISSIONS)}")
+            raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}")
         permissions[_PERMISSIONS[each]] = {}
     if permissions:
         about["permissions"] = permissions
@@ -178,14 +178,14 @@ def _origins(option: str, origins: Any) -> list[str]:
     for each in (found := list(given)):
         if not _ORIGIN.fullmatch(each):
             raise ValueError(
-                f"{option}: an origin is like 'https://api.example.com' or 'https://*.example.com', not {each!r}"
+                f"{option} contains {each!r}: write origins such as 'https://api.example.com' or 'https://*.example.com'"
             )
     return found
 
 
 def _named(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"The name {name!r} can't be a part of a URI: use letters, digits, hyphens, and underscores")
+        raise ValueError(f"The name {name!r} isn't allowed in a URI: use letters, digits, hyphens, and underscores")
     return name
 
 
@@ -193,12 +193,12 @@ def read_view(path: Path) -> str:
     """Return the HTML of a view.
 
     Raises:
-        ValueError: it's too large, or not UTF-8.
+        ValueError: the file is too large, or isn't UTF-8.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"The view {path.name} has more than {MAX_BYTES:,} bytes")
+        raise ValueError(f"The view {path.name} is larger than {MAX_BYTES:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

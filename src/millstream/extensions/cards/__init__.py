@@ -1,4 +1,4 @@
-"""Server cards (SEP-2127, a draft): what a server is and where, for clients that don't know it yet."""
+"""Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover."""
 
 from millstream.extensions.cards._documents import CardError, CardIdentity, catalog, registry_entry, server_card
 from millstream.extensions.cards._extension import Cards

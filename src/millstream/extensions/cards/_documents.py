@@ -17,23 +17,23 @@ CARD_TYPE: Final = "application/mcp-server-card+json"
 CATALOG_TYPE: Final = "application/ai-catalog+json"
 CARD_SCHEMA: Final = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
 MAX_TEXT: Final = 100
-"""Characters of a title or description."""
+"""Maximum characters of a title or description."""
 _NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
 _MAX_NAME = 200
 _ABOUT = ("title", "websiteUrl", "icons")
 
 
 class CardError(ValueError):
-    """A document that can't be made. The message says what to set."""
+    """A document can't be generated. The message names the setting to change."""
 
 
 class CardIdentity(Struct, frozen=True):
-    """Under which name and at which address a server is known."""
+    """The public name and address of a server."""
 
     name: str
-    """``com.example.shop/bookshop``: the host backwards, and the name of the server."""
+    """``com.example.shop/bookshop``: the host in reverse, a slash, and the server's name."""
     url: str
-    """Of its MCP endpoint; empty where there's none."""
+    """URL of the MCP endpoint; empty if there is none."""
 
     @property
     def urn(self) -> str:
@@ -46,22 +46,24 @@ def identify(server: str, url: str, name: str = "") -> CardIdentity:
     """Return the identity of a server.
 
     Args:
-        server: its own name.
+        server: name of the server.
         url: public URL of its MCP endpoint, or empty.
-        name: its name in reverse DNS format; by default made of the URL and its own name.
+        name: name in reverse DNS format; by default derived from the URL and the server's name.
 
     Raises:
-        CardError: the URL or the name can't be one, or there's neither.
+        CardError: the URL or the name is invalid, or both are missing.
     """
     if url:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
             raise CardError(
-                f"card_url is {url!r}: write the public URL of the MCP endpoint, as https://example.com/mcp"
+                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp"
             )
         name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
-        raise CardError(f"The name is {name!r}: write one like com.example/{server or 'shop'}, the domain backwards")
+        raise CardError(
+            f"The name {name!r} is invalid. Use your domain in reverse, and a name: com.example/{server or 'shop'}"
+        )
     return CardIdentity(name, url.rstrip("/"))
 
 
@@ -70,16 +72,16 @@ def _publisher(host: str) -> str:
         ip_address(host)
     except ValueError:
         return ".".join(reversed(host.rstrip(".").split(".")))
-    raise CardError(f"card_url has the address {host}, of which no name can be made: set card_name as well")
+    raise CardError(f"card_url has the IP address {host}, which gives no name. Set card_name as well")
 
 
 def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
     """Return the card of a server.
 
     Args:
-        identity: its name and address.
-        about: name, version, title, and so on, as the server says itself.
-        needs_key: callers send a key that they have.
+        identity: public name and address of the server.
+        about: name, version, title, and so on, as the server describes itself.
+        needs_key: whether callers need a key.
     """
     remote: dict[str, Any] = {
         "type": "streamable-http",

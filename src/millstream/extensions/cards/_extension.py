@@ -1,4 +1,4 @@
-"""`Cards`: the card and the catalog of a server, at their paths."""
+"""`Cards`: serves the card and the catalog of a server at their well-known paths."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,20 +10,20 @@ from millstream.extensions.cards._documents import CARD_TYPE, CATALOG_TYPE, Card
 
 CATALOG_PATH = "/.well-known/ai-catalog.json"
 OLD_CARD_PATH = "/.well-known/mcp/server-card.json"
-"""Where earlier drafts had it."""
+"""Path in earlier drafts."""
 
 
 class Cards(Extension):
-    """Serves the documents of a server whose setting `card_url` says where it is."""
+    """Serves the card and the catalog of a server that has the setting `card_url`."""
 
     name = "io.modelcontextprotocol/server-card"
     settings = None
 
     async def open(self, host: ServerHost) -> None:
-        """Add the paths.
+        """Register the paths.
 
         Raises:
-            CardError: the settings don't say who the server is.
+            CardError: the settings lack the server's name or address.
         """
         settings = host.settings
         identity = identify(str(host.about["name"]), settings.card_url, settings.card_name)
