@@ -18,9 +18,11 @@ from jsonschema import Draft202012Validator
 
 from millstream import Field
 from millstream._protocol.errors import LocalError
+from millstream._server.functions import pydantic_engine
 from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.engine import decoder_of
 from millstream._server.functions.msgspec_engine import MsgspecEngine
+from millstream._server.functions.parameters import Parameter
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.pydantic_engine import PydanticEngine
 from millstream._server.functions.results import encode_result
@@ -200,3 +202,40 @@ def test_type_decoder_errors_name_the_path() -> None:
         decode(b'[{"number":0}]')
     with pytest.raises(msgspec.DecodeError):
         decode(b'[],"other":1')
+
+
+def test_argument_schemas_of_shared_types_are_those_of_pydantic() -> None:
+    """A function's schema is put together from its types, which are described once for all functions."""
+
+    class Kind(enum.Enum):
+        big = "big"
+
+    class Part(pydantic.BaseModel):
+        """A part."""
+
+        kind: Kind = Kind.big
+        size: int = pydantic.Field(3, ge=1, title="Size")
+
+    class Whole(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(title="Of parts")
+        parts: list[Part]
+
+    types = [Part, Whole, Kind, list[Part], Part | None, dict[str, Whole], bytes, Decimal, tuple[int, Part]]
+    for kind in types:
+        for default in (msgspec.NODEFAULT, None, "x"):
+            for annotation in (kind, Annotated[kind, Field(description="said")], Annotated[kind, Field(title="Said")]):
+                parameters = [
+                    Parameter("a", "a", annotation, default),
+                    Parameter("b", "other", int, msgspec.NODEFAULT),
+                ]
+                composed = pydantic_engine._composed_schema(parameters, forbid_unknown=True)
+                model = pydantic_engine._model_of("f", parameters, forbid_unknown=True)
+                assert composed == pydantic_engine._arguments_schema(model), annotation
+
+
+def test_unions_in_another_order_keep_their_order() -> None:
+    """Python takes `int | str` and `str | int` for equal."""
+    for returns, first in ((list[int | str], "integer"), (list[str | int], "string")):
+        schema = tool_with(int, returns).output_schema
+        assert schema is not None
+        assert schema["items"]["anyOf"][0]["type"] == first

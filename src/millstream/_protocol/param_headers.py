@@ -55,6 +55,8 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
         ValueError: An annotation breaks a rule for which clients drop the tool. The text names the location and the
             rule.
     """
+    if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
+        return ()
     found: dict[bytes, ParamHeader] = {}
     for where, path, schema in _positions("inputSchema", (), input_schema):
         if ANNOTATION not in schema:

@@ -27,6 +27,7 @@ from millstream._server.functions.outputs import (
     enc_hook,
     encode,
     is_structured,
+    once_per_type,
     output_error,
 )
 from millstream._server.functions.parameters import (
@@ -197,6 +198,7 @@ class MsgspecOutput:
         return data
 
 
+@once_per_type
 def output_of(annotation: Any) -> Output | None:
     """Return the output for a return type, or None if it isn't structured.
 

@@ -2,9 +2,10 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from pathlib import PurePath
-from typing import Annotated, Any, Protocol, cast, get_args, get_origin
+from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin
 
 import msgspec
 
@@ -13,6 +14,8 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.annotations import UNIONS
 
+R = TypeVar("R")
+_KEPT_TYPES = 512
 STRUCTURED = frozenset(("object", "array", "integer", "number", "boolean", "null"))
 
 
@@ -95,6 +98,25 @@ def _may_hold_content(annotation: Any) -> bool:
     if origin in (list, tuple):
         return any(part in (Any, object) for part in parts)
     return origin in (*UNIONS, Annotated) and any(_may_hold_content(part) for part in parts)
+
+
+def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
+    """Decorate a function of a type, so that it's computed once for all functions with that type.
+
+    Types that are equal but written differently, such as ``int | str`` and ``str | int``, are kept apart, because the
+    order shows in their schemas.
+    """
+    kept = lru_cache(_KEPT_TYPES)(lambda annotation, _: make(annotation))
+
+    @wraps(make)
+    def once(annotation: Any) -> R:
+        try:
+            hash(annotation)
+        except TypeError:  # for example of an `Annotated` with a list
+            return make(annotation)
+        return kept(annotation, repr(annotation))
+
+    return once
 
 
 def is_structured(schema: Schema) -> bool:

@@ -3,6 +3,7 @@
 It's loaded only for functions that need it, because pydantic is an extra.
 """
 
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -16,6 +17,7 @@ import pydantic
 import pydantic_core
 from msgspec import NODEFAULT, Meta, Struct
 from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticSerializationError, SchemaError, core_schema
 from typing_extensions import TypedDict
@@ -42,7 +44,14 @@ from millstream._server.functions.annotations import (
 from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
-from millstream._server.functions.outputs import Output, OutputError, enc_hook, is_structured, output_error
+from millstream._server.functions.outputs import (
+    Output,
+    OutputError,
+    enc_hook,
+    is_structured,
+    once_per_type,
+    output_error,
+)
 from millstream._server.functions.parameters import Parameter, finish_schema, unreadable
 from millstream._server.functions.problems import (
     Path,
@@ -96,7 +105,7 @@ class PydanticEngine:
     ) -> None:
         try:
             model = _model_of(name, parameters, forbid_unknown=forbid_unknown)
-            self.input_schema = _arguments_schema(model)
+            self.input_schema = _composed_schema(parameters, forbid_unknown=forbid_unknown) or _arguments_schema(model)
         except _UNREADABLE:
             for parameter in parameters:
                 _check_readable(name, parameter)
@@ -255,6 +264,77 @@ def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
     schema = _clean_schema(model.model_json_schema(schema_generator=SchemaGenerator), model.__name__)
     schema.setdefault("properties", {})
     return finish_schema(schema)
+
+
+def _composed_schema(parameters: list[Parameter], *, forbid_unknown: bool) -> Schema | None:
+    """Return what `_arguments_schema` returns, from schemas of types that many functions share; None if it can't."""
+    properties: dict[str, Schema] = {}
+    for parameter in parameters:
+        found = _property(parameter)
+        if found is None:
+            return None
+        properties[parameter.wire] = found
+    required = [each.wire for each in parameters if each.default is NODEFAULT]
+    return finish_schema(
+        {
+            **({"additionalProperties": False} if forbid_unknown else {}),
+            "properties": properties,
+            **({"required": required} if required else {}),
+            "type": "object",
+        }
+    )
+
+
+def _property(parameter: Parameter) -> Schema | None:
+    annotation, more = parameter.annotation, {}
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        if any(isinstance(each, FieldInfo) and not _is_about_the_type(each) for each in metadata):
+            return None
+        text = getattr(metadata[0], "description", None)
+        if len(metadata) == 1 and metadata[0] == Meta(description=text):
+            annotation, more = inner, {"description": text}
+    if parameter.default is not NODEFAULT:
+        if type(parameter.default) not in _PLAIN_DEFAULTS:
+            return None
+        more["default"] = parameter.default
+    schema = _type_schema(annotation)
+    return None if schema is None else {**schema, **more}
+
+
+_OF_FIELDS = (
+    "alias",
+    "deprecated",
+    "exclude",
+    "init",
+    "init_var",
+    "kw_only",
+    "serialization_alias",
+    "validation_alias",
+)
+
+
+def _is_about_the_type(field: FieldInfo) -> bool:
+    """Return whether a `pydantic.Field` says nothing that only a field of a model can have."""
+    return field.is_required() and all(getattr(field, name, None) is None for name in _OF_FIELDS)
+
+
+@once_per_type
+def _type_schema(annotation: Any) -> Schema | None:
+    """Return the schema of a type as an argument; None if it's recursive, or pydantic doesn't support the type."""
+    try:
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            schema = annotation.model_json_schema(schema_generator=SchemaGenerator)
+        else:
+            schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
+    except (RegistrationError, *_UNREADABLE):
+        return None
+    found = _clean_schema(schema, _UNNAMED.sub("_", getattr(annotation, "__name__", "")))
+    return found if "$defs" not in found else None
+
+
+_UNNAMED = re.compile(r"[^a-zA-Z0-9.\-_]")
+"""What pydantic doesn't keep of a class name."""
 
 
 def _clean_schema(schema: Schema, name: str = "") -> Schema:
@@ -451,6 +531,7 @@ class PydanticOutput:
         return data
 
 
+@once_per_type
 def output_of(annotation: Any) -> Output | None:
     """Return the output for a return type, or None if it isn't structured.
 
