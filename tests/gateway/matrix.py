@@ -42,8 +42,8 @@ class Exclusion(NamedTuple):
 
 
 EXCLUSIONS = (
-    Exclusion(("audio",), R2, "2024-11-05 has no audio: it becomes an embedded resource"),
-    Exclusion(("progress text",), R2, "2024-11-05 has no text in progress: numbers pass"),
+    Exclusion(("audio",), R2, "2024-11-05 has no audio: audio becomes an embedded resource"),
+    Exclusion(("progress text",), R2, "2024-11-05 has no progress messages: only numbers pass"),
     Exclusion(
         ("structured object", "resource link"),
         R3,
@@ -52,7 +52,7 @@ EXCLUSIONS = (
     Exclusion(
         ("form", "form with choices", "several questions at once", "question of a prompt", "question of a resource"),
         R3,
-        "Before 2025-06-18 there is no elicitation: the call ends with an error that says so",
+        "Before 2025-06-18 there is no elicitation: the call ends with an error",
     ),
     Exclusion(
         ("URL to open", "sampling with tools"),
