@@ -139,7 +139,6 @@ PAGES = {
     ),
     "docs/how-to/put-servers-behind-one-address.md": Page(
         untyped={
-            "shop.py": "tests/gateway/test_run_command.py calls its tools.",
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
             "millstream gateway servers.json": "tests/gateway/test_run_command.py serves the file and calls a tool.",
             "millstream list http": "tests/cli/test_client_commands.py runs these commands.",
