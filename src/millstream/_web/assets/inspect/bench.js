@@ -51,13 +51,16 @@ export function say(error) {
  * @property {((values: object, last: object | null) => void) | null} [save] keeps the call; `last` is what came of the
  *   newest run of it
  * @property {Node[]} [extra]
+ * @property {boolean} [begins] it runs as soon as it's there
+ * @property {string} [stops] what the button says that ends it
+ * @property {boolean} [raw] false where the result is nothing that came over the wire
  */
 
 /** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
 export function bench(work) {
-  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, save = null, copies = [], extra = [] } = work;
+  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, save = null, copies = [], extra = [], begins = false, stops = "Cancel" } = work;
   const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
-  const cancel = element("button", { type: "button", hidden: true }, icon("stop"), "Cancel");
+  const cancel = element("button", { type: "button", hidden: true }, icon("stop"), stops);
   const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
   const follow = element("button", { type: "button", "aria-pressed": "false", hidden: !watch }, icon("eye"), "Watch");
   const anew = element("button", { type: "button", className: "quiet", title: "Back to the defaults", hidden: !reset }, "Reset");
@@ -83,7 +86,7 @@ export function bench(work) {
     force.hidden = values !== null || !form || form.summary.hidden;
     if (values === null) return;
     const stop = (running = new AbortController());
-    cancel.onclick = () => stop.abort(new Error("Cancelled."));
+    cancel.onclick = () => stop.abort(Object.assign(new Error("Cancelled."), { byPerson: true }));
     cancel.hidden = false;
     // Not `disabled`: the focus comes back here when a question is answered.
     button.ariaDisabled = "true";
@@ -109,6 +112,7 @@ export function bench(work) {
   node.addEventListener("input", () => (force.hidden = true));
   force.addEventListener("click", () => start(true));
   follow.addEventListener("click", () => toggle(follow, node, status, work));
+  if (begins) queueMicrotask(() => node.isConnected && start(true));
   const title = element("div", { className: "row title" }, element("h2", { dir: "auto" }, heading), ...badges, element("span", { className: "spacer" }), ...(form?.toolbar ? [form.toolbar] : []));
   const header = element("header", { className: "stack tight" }, title, sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "", about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : "");
   return [element("article", { className: "card stack", "aria-label": heading }, header, node, ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])), status, output];
@@ -140,10 +144,11 @@ async function perform(output, work, values, signal) {
   output.hidden = false;
   await closeApps();
   const started = performance.now();
+  const place = (node) => output.append(node);
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
     const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
-    step.textContent = [message, total ? `${amount(value)} of ${amount(total)}` : amount(value)].filter(Boolean).join(", ");
+    step.textContent = [message, total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value)].filter(Boolean).join(", ");
   };
   let result = null;
   const outcome = (text, look, ...nodes) => {
@@ -154,7 +159,7 @@ async function perform(output, work, values, signal) {
   };
   try {
     const { method, params } = work.request(values);
-    result = await work.send(method, params, { progress, signal });
+    result = await work.send(method, params, { progress, place, signal });
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
@@ -183,11 +188,12 @@ function same(content, structured) {
 }
 
 /** What came of it, once: content, structured content with what is wrong with it, and everything as it came. */
-function results(result, { draw, outputSchema }) {
+function results(result, { draw, outputSchema, raw: came = true }) {
   const structured = result.structuredContent;
   const twice = same(result.content, structured);
   const shown = twice && !plain(bare(structured)) ? [] : [element("div", { className: "content" }, ...draw(result))];
   if (structured !== undefined || (outputSchema && result.isError !== true)) shown.push(check(structured, outputSchema, twice));
+  if (!came) return shown;
   const raw = element("details", {}, element("summary", {}, "Raw result"));
   raw.addEventListener("toggle", () => raw.open && raw.childElementCount === 1 && raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")), { once: true });
   return [...shown, raw];

@@ -2,74 +2,36 @@
 // from, and puts one of its items on the bench.
 
 import { appCard, appOf } from "../apps/view.js";
-import { element, labelOf, pretty } from "../dom.js";
-import { contents, nodes } from "../render/content.js";
+import { element, labelOf } from "../dom.js";
+import { contents } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
 import { schemaForm, textField } from "../schema/form.js";
-import { withoutSecrets } from "../schema/secrets.js";
 import { copyable } from "../shell/copy.js";
 import { bench } from "./bench.js";
-import { draft, forget } from "./drafts.js";
-import { curl, pythonCode, typescript } from "./exports.js";
-import { remember } from "./history.js";
-import * as links from "./links.js";
-import { keep, savedCalls, savedCard } from "./saved.js";
+import { draft } from "./drafts.js";
+import { EVENTS, eventCard, loadEvents } from "./events.js";
+import { badge, contentNodes, copies, drawContent, fact, folded, show } from "./item.js";
+import { savedCalls, savedCard } from "./saved.js";
 import { address, connected, request, session } from "./session.js";
-import { ownHeaders, roots, setRoots } from "./settings.js";
-import { asksToSignIn, signInCard } from "./sign-in.js";
+import { roots, setRoots } from "./settings.js";
+import { SKILLS, loadSkills, skillCard } from "./skills.js";
+import { TASKS, follow, knownTasks, taskCard } from "./tasks.js";
 import { complete, expand, variables } from "./templates.js";
 import { costOf, saidCost } from "./tokens.js";
 
 const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
 const watched = new Map(); // uri -> what to do when it changed
 
-let readUri = () => {};
-let redraw = () => {};
 let offeredTools = () => [];
 
-/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew;
- *  `tools()` are those of the server. */
-export function connectKinds({ open, redo, tools }) {
+/** `tools()` are those of the server. */
+export function connectKinds({ tools }) {
   offeredTools = tools;
-  readUri = open;
-  redraw = redo;
 }
 
 /** A resource changed. */
 export const updated = (uri) => watched.get(uri)?.();
-
-const badge = (text, look = "") => element("span", { className: `badge ${look}` }, text);
-
-const copies = (schema) => [
-  { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
-  { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
-  { title: "TypeScript", text: ({ method, params }) => typescript(address(), method, params, ownHeaders()) },
-  { title: "JSON", text: ({ params }) => pretty(params) },
-];
-
-/** Everything that a thing can be copied as, a link to this page with its values among it, but without its secrets. */
-const copiesOf = (kind, { name, inputSchema }, kept) => [...copies(inputSchema), { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
-
-const drawContent = (list) => (list.length ? list.flatMap((each) => nodes(each, readUri)) : [element("p", { className: "soft" }, "The result is empty.")]);
-
-/** A folded block of JSON, written out when it is opened. */
-function folded(title, ...blocks) {
-  const made = element("details", {}, element("summary", {}, title));
-  made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))));
-  return made;
-}
-
-/** Put it on the bench, fill in values, and remember what is run. */
-function show(kind, item, values, work) {
-  if (values) work.form?.write(values);
-  const kept = (given) => withoutSecrets(given, item.inputSchema);
-  const done = (given, { text, good, ms }) => remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
-  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, kept(given))) : null);
-  const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
-  const save = kind === "server" ? null : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
-  return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, save, send: request, ...work });
-}
 
 const completes = () => Boolean(session.server.capabilities?.completions);
 
@@ -100,7 +62,10 @@ function tool(item, values) {
     heading: item.title ? labelOf(item) : item.annotations?.title ?? item.name, sub: item.title && labelOf(item) !== item.name ? item.name : "", about: item.description, badges: [...badges, tokens],
     form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
-    send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
+    send: async (method, params, options) => {
+      const result = await request(method, params, { ...options, schema: item.inputSchema });
+      return result.resultType === "task" ? follow(result, item.name, options) : result;
+    },
     draw: (result) => drawContent(result.content ?? []),
     app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools(), own: !session.via }) : null,
     extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
@@ -136,7 +101,7 @@ function template(item, values) {
 
 function prompt(item, values) {
   const form = draft("prompts", item.name, [item.arguments, completes()], () => textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name }));
-  const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, readUri)));
+  const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...contentNodes([message.content].flat()));
   return show("prompts", item, values, {
     heading: item.title ?? item.name, about: item.description, form, read: form.read, verb: "Get",
     request: (given) => ({ method: "prompts/get", params: { name: item.name, arguments: given } }),
@@ -146,8 +111,6 @@ function prompt(item, values) {
 }
 
 // The server itself
-
-const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
 
 function about() {
   const { client, server, via } = session;
@@ -207,12 +170,16 @@ const SERVER_ITEMS = [
 
 const list = (method, key) => () => session.client.list(method, key);
 
-/** Everything there is, by kind. `needs` is the capability without which there is no list. */
+/** Everything there is, by kind. `needs` is the capability, and `extension` the extension, without which
+ *  there is no list. */
 export const KINDS = {
   tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool.", first: "A tool is a function that models call. This makes one:", example: '@mcp.tool\ndef greet(name: str) -> str:\n    """Say hello to somebody."""\n    return f"Hello, {name}!"' },
   resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource.", first: "A resource is something that clients read. This makes one:", example: '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"' },
   templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI.", first: "A template is a resource with variables in its URI. This makes one:", example: '@mcp.resource("shop://books/{isbn}")\ndef book(isbn: str) -> str:\n    """One book."""\n    return f"The book {isbn}"' },
   prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt.", first: "A prompt is a text that people start from. This makes one:", example: '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"' },
+  skills: { title: "Skills", needs: "", extension: SKILLS, load: loadSkills, show: skillCard, none: "Offer a folder with mcp.skills.", first: "A skill is a folder of instructions for models. This offers some:", example: 'mcp.skills("skills")' },
+  events: { title: "Events", needs: "", extension: EVENTS, load: loadEvents, show: eventCard, none: "Declare a class with @mcp.event.", first: "", example: "" },
+  tasks: { title: "Tasks", needs: "", extension: TASKS, load: async () => knownTasks(), show: taskCard, none: "Run a tool that the server makes a task of. Tasks that this tab started are listed here.", first: "", example: "" },
   saved: { title: "Saved", plural: "saved calls", needs: "", load: async () => savedCalls(), show: savedCard, none: "Run a tool, press “Save call”, and state what must hold in its result. All of them run with one click.", first: "", example: "" },
   server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "", first: "", example: "" },
 };

@@ -1,6 +1,6 @@
 // Deep links: `/inspect#tool=greet&args={"name":"Ada"}` opens a tool with its values filled in.
 
-const KINDS = { tool: "tools", resource: "resources", template: "templates", prompt: "prompts", server: "server", saved: "saved" };
+const KINDS = { tool: "tools", resource: "resources", template: "templates", prompt: "prompts", skill: "skills", event: "events", task: "tasks", server: "server", saved: "saved" };
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
 /** What an address asks for: `{kind, name, values}`; null where it asks for nothing. */

@@ -17,6 +17,7 @@ import { toast } from "../shell/toasts.js";
 import { cease, say } from "./bench.js";
 import { save } from "./exports.js";
 import { clearHistory, connectHistory } from "./history.js";
+import { connectItems } from "./item.js";
 import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
 import * as links from "./links.js";
 import { clearNotes, connectNotes, drawNotes, note, noteLog } from "./notes.js";
@@ -25,6 +26,7 @@ import { connectSaved, exportCalls, importCalls, outcomeOf, runAll, savedCalls, 
 import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
 import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
+import { TASKS, connectTasks, knownTasks, taskMark } from "./tasks.js";
 import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
@@ -67,7 +69,7 @@ function ordered(found) {
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
-  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, labelOf(item)), costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
+  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, labelOf(item)), kind === "tasks" ? taskMark(item) : costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
   head: (item) => "group" in item,
   choose: (item) => {
     if ("group" in item) return fold(item);
@@ -99,12 +101,21 @@ const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({
   open(name);
   view("list");
 });
+for (const [name, { extension }] of Object.entries(KINDS)) kinds.hide(name, Boolean(extension));
+
+/** Whether the server has an extension at this revision; tasks need one without a handshake. */
+function announces(extension) {
+  if (!extension) return true;
+  if (extension === TASKS && session.client?.handshake) return false;
+  return Boolean(session.server.capabilities?.extensions?.[extension] ?? session.server.capabilities?.experimental?.[extension]);
+}
 
 async function load(name) {
-  const { needs, load: fetchAll } = KINDS[name];
+  const { needs, extension, load: fetchAll } = KINDS[name];
   delete refused[name];
+  kinds.hide(name, !announces(extension));
   try {
-    offered[name] = needs && !session.server.capabilities?.[needs] ? [] : await fetchAll();
+    offered[name] = (needs && !session.server.capabilities?.[needs]) || !announces(extension) ? [] : await fetchAll();
   } catch (error) {
     // A list that the server refuses to give, such as that of templates: the others are there all the same.
     if (!(error instanceof RpcError)) throw error;
@@ -249,7 +260,7 @@ async function ready(mine) {
   if (asked) jump(asked);
   else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
   else open(kind);
-  if (!current()) open(kind);
+  if (!current()) open(announces(KINDS[kind].extension) ? kind : "tools");
   asked = null;
 }
 
@@ -314,6 +325,15 @@ function savedChanged(call) {
   if (!current()) open("saved");
 }
 
+/** The state of a task has changed, or there's a new one. */
+function tasksChanged() {
+  offered.tasks = knownTasks();
+  kinds.count("tasks", offered.tasks.length);
+  if (kind !== "tasks") return;
+  items.refresh();
+  drawItems();
+}
+
 const copyLink = () => copy(new URL(links.write(kind, current().name), location.href).href, "The link is copied.");
 
 $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
@@ -360,7 +380,7 @@ addEventListener("pageshow", (event) => event.persisted && connect().catch(() =>
 shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
 // In the form and in a question, the form itself listens.
 shortcut("mod+enter", "Run what's open", () => document.querySelector("dialog[open]") ? document.querySelector("#question[open] form")?.requestSubmit() : $("detail").querySelector("form")?.requestSubmit());
-Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => (open(name), view("list"), $("items").focus())));
+Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => announces(KINDS[name].extension) && (open(name), view("list"), $("items").focus())));
 commands(() => [
   ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),
   { title: "Reconnect", group: "This page", icon: "reload", run: again },
@@ -372,8 +392,9 @@ commands(() => [
 traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "") });
 connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
-connectKinds({
-  tools: () => offered.tools ?? [],
+connectKinds({ tools: () => offered.tools ?? [] });
+connectTasks({ change: tasksChanged });
+connectItems({
   open: (uri) => jump({ kind: "resources", name: uri, values: null }),
   redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus()),
 });

@@ -8,7 +8,8 @@ import { icon } from "../shell/icons.js";
 const HEADERS = "millstream.inspect.headers";
 const CAPABLE = "millstream.inspect.capabilities";
 const ROOTS = "millstream.inspect.roots";
-const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders" };
+const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders", tasks: "Tasks: wait for calls that the server makes tasks of" };
+const TASKS = "io.modelcontextprotocol/tasks";
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
 function load(store, key, otherwise) {
@@ -28,7 +29,7 @@ let changed = () => {};
 export const ownHeaders = () => ({ ...headers });
 
 /** What the client says it can do. */
-export const capabilities = () => ({ ...Object.fromEntries(able.map((name) => [name, name === "roots" ? { listChanged: true } : {}])), extensions: { [EXTENSION]: { mimeTypes: [MIME] } } });
+export const capabilities = () => ({ ...Object.fromEntries(able.filter((name) => name !== "tasks").map((name) => [name, name === "roots" ? { listChanged: true } : {}])), extensions: { [EXTENSION]: { mimeTypes: [MIME] }, ...(able.includes("tasks") ? { [TASKS]: {} } : {}) } });
 
 /** The roots that are told without asking: `{uri, name?}`. */
 export const roots = () => known;

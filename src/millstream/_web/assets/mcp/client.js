@@ -35,6 +35,7 @@ export class Client {
   #next = 1;
   #pending = new Map();
   #progress = new Map();
+  #notified = new Map(); // id of a request -> what is told of the notifications that belong to it
   #closed = new AbortController();
 
   /**
@@ -108,8 +109,9 @@ export class Client {
    *
    * @param {string} method
    * @param {object} params
-   * @param {{progress?: (params: object) => void, signal?: AbortSignal, schema?: object}} options `progress` is told of
-   *   each step; `signal` cancels; `schema` is that of the arguments, where some of them travel as headers
+   * @param {{progress?: (params: object) => void, notified?: (method: string, params: object) => void, signal?: AbortSignal, schema?: object}} options
+   *   `progress` is told of each step; `notified` of what else belongs to the request; `signal` cancels; `schema` is that
+   *   of the arguments, where some of them travel as headers
    */
   async request(method, params, options = {}) {
     if (this.handshake) return this.#round(method, params, options);
@@ -145,10 +147,11 @@ export class Client {
 
   // One request
 
-  async #round(method, params, { progress, signal, schema }) {
+  async #round(method, params, { progress, notified, signal, schema }) {
     const id = this.#next++;
     const message = { jsonrpc: "2.0", id, method, params: this.#params(params, progress ? id : undefined) };
     if (progress) this.#progress.set(id, progress);
+    if (notified) this.#notified.set(id, notified);
     const stop = AbortSignal.any([this.#closed.signal, ...(signal ? [signal] : [])]);
     const cancel = () => this.#cancel(id);
     signal?.addEventListener("abort", cancel, { once: true });
@@ -161,6 +164,7 @@ export class Client {
     } finally {
       signal?.removeEventListener("abort", cancel);
       this.#progress.delete(id);
+      this.#notified.delete(id);
       this.#pending.delete(id);
     }
   }
@@ -186,8 +190,10 @@ export class Client {
     else if (message.method === "notifications/progress") {
       this.#progress.get(message.params.progressToken)?.(message.params);
       this.#on.notified(message.method, message.params);
-    } else if (message.method) this.#on.notified(message.method, message.params ?? {});
-    else this.#pending.get(message.id)?.(message, how);
+    } else if (message.method) {
+      this.#notified.get(message.params?._meta?.[`${META}subscriptionId`])?.(message.method, message.params);
+      this.#on.notified(message.method, message.params ?? {});
+    } else this.#pending.get(message.id)?.(message, how);
   }
 
   /** A question of the handshake era: a request, whose answer is sent. */

@@ -1,7 +1,7 @@
 // What transports and the client share: errors, headers, waiting.
 
 export const META = "io.modelcontextprotocol/";
-const NAMED = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri" };
+const NAMED = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId" };
 
 /** An error that the server answered with. */
 export class RpcError extends Error {

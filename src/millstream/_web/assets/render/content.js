@@ -11,6 +11,7 @@ import { traceback } from "./traceback.js";
 import { views } from "./views.js";
 
 const MAX_RENDERED = 50_000;
+const FRONTMATTER = /^---\r?\n[^]*?\r?\n---\r?\n/; // only the source shows it
 
 const block = (text, label, nodes = [text], dir = "auto") => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
 
@@ -31,7 +32,7 @@ function several(...ways) {
 }
 
 const rendered = (text, label) =>
-  several(["Rendered", () => element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": label }, ...markdown(text))], ["Source", () => block(text, label)]);
+  several(["Rendered", () => element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": label }, ...markdown(text.replace(FRONTMATTER, "")))], ["Source", () => block(text, label)]);
 
 /** Text, as Markdown where it is or looks like it, as JSON where it is that. */
 function prose(text, label, mimeType = "") {

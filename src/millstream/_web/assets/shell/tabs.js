@@ -9,7 +9,7 @@ import { element } from "../dom.js";
  * @param {Array<{id: string, title: string, panel?: string}>} entries `panel` is the id of what the tab shows; panels
  *   of other tabs are hidden
  * @param {(id: string) => void} chosen
- * @returns {{choose: (id: string, tell?: boolean) => void, count: (id: string, text: string | number, look?: string) => void, current: () => string}}
+ * @returns {{choose: (id: string, tell?: boolean) => void, count: (id: string, text: string | number, look?: string) => void, hide: (id: string, hidden: boolean) => void, current: () => string}}
  */
 export function tabs(list, entries, chosen = () => {}) {
   let current = entries[0].id;
@@ -24,7 +24,7 @@ export function tabs(list, entries, chosen = () => {}) {
   );
   list.replaceChildren(...[...made.values()].map(({ tab }) => tab));
   list.addEventListener("keydown", (event) => {
-    const all = [...made.keys()];
+    const all = [...made.keys()].filter((id) => !made.get(id).tab.hidden);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] * (getComputedStyle(list).direction === "rtl" ? -1 : 1);
     const next = event.key === "Home" ? all[0] : event.key === "End" ? all.at(-1) : step ? all[(all.indexOf(current) + step + all.length) % all.length] : null;
     if (!next) return;
@@ -52,5 +52,6 @@ export function tabs(list, entries, chosen = () => {}) {
     if (node.textContent !== String(text)) node.textContent = text;
     node.className = `count ${look}`;
   };
-  return { choose, count, current: () => current };
+  const hide = (id, hidden) => (made.get(id).tab.hidden = hidden);
+  return { choose, count, hide, current: () => current };
 }

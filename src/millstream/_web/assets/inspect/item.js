@@ -1,0 +1,61 @@
+// What all kinds have in common: an item of a server on the bench, with what its form keeps, copies, and remembers.
+
+import { element, pretty } from "../dom.js";
+import { nodes } from "../render/content.js";
+import { jsonBlock } from "../render/json.js";
+import { withoutSecrets } from "../schema/secrets.js";
+import { copyable } from "../shell/copy.js";
+import { bench } from "./bench.js";
+import { forget } from "./drafts.js";
+import { curl, pythonCode, typescript } from "./exports.js";
+import { remember } from "./history.js";
+import * as links from "./links.js";
+import { keep } from "./saved.js";
+import { address, request, session } from "./session.js";
+import { ownHeaders } from "./settings.js";
+import { asksToSignIn, signInCard } from "./sign-in.js";
+
+let readUri = () => {};
+let redraw = () => {};
+
+/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew. */
+export function connectItems({ open, redo }) {
+  readUri = open;
+  redraw = redo;
+}
+
+export const badge = (text, look = "") => element("span", { className: `badge ${look}` }, text);
+export const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
+
+export const copies = (schema) => [
+  { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
+  { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
+  { title: "TypeScript", text: ({ method, params }) => typescript(address(), method, params, ownHeaders()) },
+  { title: "JSON", text: ({ params }) => pretty(params) },
+];
+
+/** Everything that a thing can be copied as, a link to this page with its values among it, but without its secrets. */
+const copiesOf = (kind, { name, inputSchema }, kept) => [...copies(inputSchema), { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
+
+/** The nodes of content blocks, with links that open resources. */
+export const contentNodes = (list) => list.flatMap((each) => nodes(each, readUri));
+
+export const drawContent = (list) => (list.length ? contentNodes(list) : [element("p", { className: "soft" }, "The result is empty.")]);
+
+/** A folded block of JSON, written out when it is opened. */
+export function folded(title, ...blocks) {
+  const made = element("details", {}, element("summary", {}, title));
+  made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))));
+  return made;
+}
+
+/** Put it on the bench, fill in values, and remember what is run. */
+export function show(kind, item, values, work) {
+  if (values) work.form?.write(values);
+  const kept = (given) => withoutSecrets(given, item.inputSchema);
+  const done = (given, { text, good, ms }) => remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
+  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, kept(given))) : null);
+  const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
+  const save = kind === "server" ? null : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
+  return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, save, send: request, ...work });
+}

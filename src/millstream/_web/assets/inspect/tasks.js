@@ -1,0 +1,123 @@
+// Tasks: calls that the server answers with an id, and goes on with. This page follows them by polls, answers their
+// questions, and lists those that it started, as long as the tab is open.
+
+import { element } from "../dom.js";
+import { RpcError, wait } from "../mcp/wire.js";
+import { icon } from "../shell/icons.js";
+import { badge, drawContent, fact, folded, show } from "./item.js";
+import { ask as answerOf } from "./questions.js";
+import { address, request } from "./session.js";
+
+export const TASKS = "io.modelcontextprotocol/tasks";
+const KEY = "millstream.inspect.tasks";
+const KEPT = 100;
+const PAUSES_MS = [50, 1_000, 30_000]; // between two polls: at least, by default, at most
+const LOOKS = { working: ["Working", ""], input_required: ["Asks you", "warn"], completed: ["Done", "good"], failed: ["Failed", "bad"], cancelled: ["Canceled", "warn"] };
+const OVER = ["completed", "failed", "cancelled"];
+
+/** @typedef {{server: string, name: string, tool: string, state: object}} Known `name` is the id of the task */
+
+/** @type {Known[]} */
+let known = [];
+let changed = () => {};
+
+/** `change()` is called when a task is new, or its state is another. */
+export function connectTasks({ change }) {
+  changed = change;
+  try {
+    known = JSON.parse(sessionStorage.getItem(KEY)) ?? [];
+  } catch {
+    known = [];
+  }
+}
+
+const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
+const words = ({ status, statusMessage }) => [titleOf({ status })[0], statusMessage].filter(Boolean).join(": ");
+
+/** The tasks of the server of now, the newest first, as the list shows them. */
+export const knownTasks = () => known.filter(({ server }) => server === address()).map((task) => Object.assign(task, { title: task.tool, description: words(task.state) }));
+
+/** Whether a task is over, and how: what its row in the list begins with. */
+export function taskMark({ state: { status } }) {
+  const shape = { completed: ["check", "good"], failed: ["close", "bad"], cancelled: ["stop", "soft"], input_required: ["help", "soft"] }[status] ?? ["reload", "soft"];
+  return element("span", { className: `mark ${shape[1]}` }, icon(shape[0]));
+}
+
+function keep(state, tool) {
+  let task = known.find(({ name, server }) => name === state.taskId && server === address());
+  if (!task) known.unshift((task = { server: address(), name: state.taskId, tool, state }));
+  const news = task.state.status !== state.status || task.state.statusMessage !== state.statusMessage;
+  const { result, ...rest } = state;
+  task.state = rest;
+  known.length = Math.min(known.length, KEPT);
+  try {
+    sessionStorage.setItem(KEY, JSON.stringify(known));
+  } catch {
+    // Storage is full or blocked: the list lasts as long as the page.
+  }
+  if (news || known[0] === task) changed();
+  return task;
+}
+
+/** Get a task until it's over; `told(state)` is called for each state. */
+async function poll(state, signal, told) {
+  const answered = new Set();
+  for (;;) {
+    told(state);
+    if (OVER.includes(state.status)) return state;
+    const questions = Object.entries(state.inputRequests ?? {}).filter(([key]) => !answered.has(key));
+    if (questions.length) {
+      const inputResponses = {};
+      for (const [key, question] of questions) {
+        answered.add(key);
+        inputResponses[key] = await answerOf(question.method, question.params ?? {}, signal);
+      }
+      await request("tasks/update", { taskId: state.taskId, inputResponses }, { signal });
+    }
+    await wait(Math.min(Math.max(state.pollIntervalMs ?? PAUSES_MS[1], PAUSES_MS[0]), PAUSES_MS[2]), signal);
+    state = await request("tasks/get", { taskId: state.taskId }, { signal });
+  }
+}
+
+/**
+ * Wait for the result of a task. If the person cancels, the task is canceled; if something else takes its place here,
+ * it goes on.
+ *
+ * @param {object} begun the task, as the call or `tasks/get` returned it
+ * @param {string} tool
+ * @param {{progress: (step: object) => void, place: (node: Node) => void, signal: AbortSignal}} options
+ */
+export async function follow(begun, tool, { progress, place, signal }) {
+  const about = element("p", { className: "row small task" });
+  place(about);
+  const told = (state) => {
+    keep(state, tool);
+    const [title, look] = titleOf(state);
+    about.replaceChildren(badge(title, look), element("span", { className: "soft" }, "Task"), element("code", { className: "one-line", dir: "ltr" }, state.taskId));
+    progress({ message: state.statusMessage ?? "It goes on if you leave this page." });
+  };
+  let ended;
+  try {
+    ended = await poll(begun, signal, told);
+  } catch (error) {
+    if (!signal.aborted || !signal.reason?.byPerson) throw error;
+    await request("tasks/cancel", { taskId: begun.taskId });
+    ended = await poll(await request("tasks/get", { taskId: begun.taskId }), AbortSignal.timeout(PAUSES_MS[2]), told);
+  }
+  if (ended.status === "failed") throw new RpcError(ended.error ?? { code: 0, message: "The task failed." });
+  if (ended.status === "cancelled") throw new Error("The task was canceled.");
+  return ended.result ?? {};
+}
+
+/** A task on the bench: it's followed at once. */
+export function taskCard(task) {
+  const { taskId, createdAt, lastUpdatedAt, ttlMs } = task.state;
+  const time = (text) => (text ? new Date(text).toLocaleString() : "–");
+  const facts = element("dl", { className: "facts" }, fact("Created", time(createdAt)), fact("Last change", time(lastUpdatedAt)), ...(ttlMs ? [fact("Kept until", time(Date.parse(createdAt) + ttlMs))] : []));
+  return show("tasks", task, null, {
+    heading: task.tool, sub: taskId, form: null, parts: [facts], read: () => ({}), verb: "Follow", copies: [], save: null, done: null, begins: true,
+    request: () => ({ method: "tasks/get", params: { taskId } }),
+    send: async (method, params, options) => follow(await request(method, params, { signal: options.signal }), task.tool, options),
+    draw: (result) => drawContent(result.content ?? []), extra: [folded("Last state", [task.state, "Last state"])],
+  });
+}
