@@ -9,6 +9,7 @@ from millstream import Server, ToolAnnotations
 mcp = Server("apps", serve="web")
 DECLARED = os.environ["DECLARED"]
 HTML = (Path(__file__).parent / "app.html").read_text("utf-8")
+OFFICIAL = (Path(__file__).parent / "official_app.html").read_text("utf-8")
 UI: dict[str, Any] = {"resourceUri": "ui://shop/table"}
 
 
@@ -39,3 +40,17 @@ async def table() -> str:
     for name in ("SERVER", "UNDECLARED", "DECLARED"):
         replaced = replaced.replace(f'"{name}/', f'"{os.environ[name]}/')
     return replaced
+
+
+@mcp.tool(ui="ui://shop/official", annotations=ToolAnnotations(read_only_hint=True))
+async def official(count: int = 3) -> dict[str, list[str]]:
+    """List the books in stock, for an app of the official library."""
+    return await stock(count)
+
+
+@mcp.resource(
+    "ui://shop/official", mime_type="text/html;profile=mcp-app", meta={"ui": {"csp": {"resourceDomains": [DECLARED]}}}
+)
+async def official_app() -> str:
+    """Show the stock, by the official library of apps."""
+    return OFFICIAL.replace('"DECLARED/', f'"{DECLARED}/')

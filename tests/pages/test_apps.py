@@ -1,13 +1,15 @@
 """Apps of a server in the inspector: what they show and ask, and what their frame can't reach."""
 
+import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, FrameLocator, Page, expect
+from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 
 from millstream._web.app_frame import policy
 from pages_world import fits
@@ -16,13 +18,20 @@ from processes import free_port, millstream, serving
 pytestmark = pytest.mark.server
 
 
+FOLDER = Path(__file__).parent
+LIBRARY = FOLDER / "node_modules" / "@modelcontextprotocol" / "ext-apps" / "dist" / "src" / "app-with-deps.js"
+
+
 class Open(BaseHTTPRequestHandler):
-    """Answers pages of every origin."""
+    """Answers pages of every origin; the official library of apps, or nothing."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("access-control-allow-origin", "*")
+        self.send_header("content-type", "text/javascript")
         self.end_headers()
+        if self.path == "/app-with-deps.js":
+            self.wfile.write(LIBRARY.read_bytes())
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -131,3 +140,59 @@ def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) ->
         assert httpx2.get(f"{shop}/inspect/app", params=query).status_code == status
     head = httpx2.get(f"{shop}/inspect/app").headers["content-security-policy"]
     assert "frame-ancestors 'self'" in head
+
+
+# The official library: @modelcontextprotocol/ext-apps
+
+
+def host(page: Page, address: str, tool: str, given: dict[str, object]) -> FrameLocator:
+    """Show the app of a tool in the official host: a page beside those of the server, so that it needs no CORS."""
+
+    def answer(route: Route) -> None:
+        path = urlsplit(route.request.url).path.removeprefix("/official/")
+        kind = "text/html" if path.endswith(".html") else "text/javascript"
+        route.fulfill(body=(FOLDER / path).read_bytes(), content_type=kind)
+
+    page.route(f"{address}/official/**", answer)
+    page.goto(f"{address}/official/official_host.html#{quote(json.dumps([tool, given]))}")
+    return page.frame_locator("#app")
+
+
+def test_the_official_host_shows_our_apps_and_calls_their_tools(shop: str, page: Page) -> None:
+    """Input, result, size, calls, and messages pass the AppBridge of ext-apps and the client of the official SDK."""
+    frame = host(page, shop, "stock", {"count": 2})
+    expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1"])
+    expect(frame.locator("#input")).to_have_text('{"count":2}')
+    expect(page.locator("#app")).to_have_css("height", "333px")
+    frame.get_by_role("button", name="Refresh").click()
+    expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])
+    frame.get_by_role("button", name="Say").click()
+    expect(page.locator("#said")).to_have_text("Order more books")
+
+
+def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, page: Page) -> None:
+    """`examples/charted.py`, whose view has no library."""
+    port = free_port()
+    command = ["sh", "-c", 'cd examples && exec "$@"', "sh", *millstream("charted.py", port)]
+    with serving(command, port, tmp_path / "log"):
+        frame = host(page, f"http://127.0.0.1:{port}", "sales", {"year": 2026})
+        expect(frame.get_by_text("Feb").first).to_be_visible()
+        page.goto("about:blank")
+
+
+def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: Page) -> None:
+    """The other way: the App class of ext-apps, loaded from a domain that the resource declares."""
+    page.goto(f"{shop}/inspect#tool=official")
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    frame = page.frame_locator(".app iframe")
+    expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
+    expect(frame.locator("#input")).to_have_text('{"count":3}')
+    for choice in ("Decline", "Approve"):
+        frame.get_by_role("button", name="Refresh").click()
+        page.get_by_role("group", name="May it call refresh?").get_by_role("button", name=choice).click()
+        expected = "The person didn't allow it." if choice == "Decline" else "millstream-inspect: 1"
+        expect(frame.locator("#answer")).to_contain_text(expected)
+    expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])
+    page.get_by_text("What the app did").click()
+    expect(page.locator(".app-events")).to_contain_text("Order more books")
+    expect(page.locator(".app-events")).to_contain_text("refreshed")
