@@ -104,7 +104,7 @@ def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"connect": ["api.example.com"]}, "write origins such as"),
         ({"resources": ["https://a.example; script-src *"]}, "write origins such as"),
-        ({"permissions": ["usb"]}, "there is no 'usb'"),
+        ({"permissions": ["usb"]}, "permissions contains 'usb'"),
         ({"uri": "http://x"}, "start it with ui://"),
     ]
     for options, text in mistakes:
