@@ -230,7 +230,7 @@ async def test_events_are_off_unless_a_program_names_the_draft() -> None:
         shop.event("count")(int)
     async with running(shop):
         for event, data in (("order.paid", {"order": 1}), ("nothing", {}), (object(), None)):
-            with pytest.raises(Exception, match=r"don't fit|No event"):
+            with pytest.raises(Exception, match=r"doesn't match|No event"):
                 await shop.events.publish(event, data)
-        with pytest.raises(Exception, match="takes at most"):
+        with pytest.raises(Exception, match="are allowed"):
             await shop.events.publish(OrderPaid("x" * 300_000))

@@ -1,7 +1,7 @@
-"""POST to URLs that callers chose, without letting them reach what only the server can reach.
+"""POST to URLs chosen by callers, guarded against server-side request forgery (SSRF).
 
-The name of the host is resolved for each request, every address of it is judged, no redirect is followed, and no proxy
-of the environment is used.
+Each request resolves the host name and checks every address. Redirects aren't followed, and proxy settings of the
+environment don't apply.
 """
 
 import ssl
@@ -22,7 +22,7 @@ def parse_url(text: str) -> Url:
     """Return the parts of a URL.
 
     Raises:
-        ValueError: it isn't an absolute URL, or it has a name or password.
+        ValueError: it isn't an absolute URL, or it contains a user name or password.
     """
     try:
         return parse(text)
@@ -31,19 +31,19 @@ def parse_url(text: str) -> Url:
 
 
 class PostReply(Struct, frozen=True):
-    """The answer to a POST."""
+    """The response to a POST."""
 
     status: int
     body: bytes
 
 
 class PostFailed(Exception):
-    """There was no answer."""
+    """There was no response."""
 
     def __init__(self, reason: Literal["connection_refused", "timeout", "tls_error"]) -> None:
         super().__init__(reason)
         self.reason: Literal["connection_refused", "timeout", "tls_error"] = reason
-        """A category, which says nothing about what an inner address answered."""
+        """Category of the failure. It reveals nothing about internal addresses."""
 
 
 async def post(
@@ -56,19 +56,19 @@ async def post(
     seconds: float = 5.0,
     max_bytes: int = 16 * 1024,
 ) -> PostReply:
-    """POST to a URL, and return the answer.
+    """POST to a URL and return the response.
 
     Args:
         url: see `parse_url`.
         headers: all except Host and Content-Length.
-        body: of the request.
-        judge: which addresses may be connected to; by default those of the public Internet.
-        tls: certificates to trust; those of the system by default.
-        seconds: time limit, connection included.
-        max_bytes: of the answer.
+        body: request body.
+        judge: function that says which addresses are allowed; by default public ones.
+        tls: context with the trusted certificates; the system's by default.
+        seconds: time limit, including the connection.
+        max_bytes: maximum size of the response.
 
     Raises:
-        PostFailed: there was no answer.
+        PostFailed: there was no response.
     """
     try:
         reply = await request(

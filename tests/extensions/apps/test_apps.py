@@ -118,7 +118,7 @@ def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.html isn't UTF-8"):
         server.app(folder / "bad.html")
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"There is no \.html file"):
+    with pytest.raises(ValueError, match=r"contains no \.html file"):
         server.app(folder / "empty")
     with pytest.raises(ValueError, match="visibility= is for tools with a view"):
         server.tool(visibility=["app"])(lambda: 1)

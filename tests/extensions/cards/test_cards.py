@@ -93,11 +93,11 @@ async def test_a_protected_server_has_a_public_card_that_names_the_key() -> None
 @pytest.mark.parametrize(
     ("url", "name", "problem"),
     [
-        ("shop.example.com/mcp", "", "write the public URL"),
-        ("https://user@shop.example.com/mcp", "", "write the public URL"),
-        ("https://shop.example.com/mcp?key=1", "", "write the public URL"),
-        ("https://192.0.2.7/mcp", "", "set card_name as well"),
-        (URL, "shop", "write one like com.example/"),
+        ("shop.example.com/mcp", "", "Set the public URL"),
+        ("https://user@shop.example.com/mcp", "", "Set the public URL"),
+        ("https://shop.example.com/mcp?key=1", "", "Set the public URL"),
+        ("https://192.0.2.7/mcp", "", "Set card_name as well"),
+        (URL, "shop", "a name: com.example/"),
     ],
 )
 async def test_settings_that_make_no_card_stop_the_start(url: str, name: str, problem: str) -> None:
@@ -126,7 +126,7 @@ def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
     named = run(str(program), "--dry-run", "--name", "com.example/books", "--json")
     assert "remotes" not in json.loads(named.stdout)
     assert named.stdout.count("\n") == 1
-    for arguments, text in (((), "mcp-publisher"), (("--dry-run",), "Give --url, --name, or both.")):
+    for arguments, text in (((), "mcp-publisher"), (("--dry-run",), "--url https")):
         refused = run(str(program), *arguments)
         assert refused.returncode != 0
         assert text in refused.stderr

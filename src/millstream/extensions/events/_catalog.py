@@ -23,13 +23,15 @@ class EventCatalog:
         """Declare an event type.
 
         Raises:
-            ValueError: there is one of that name, or of that payload class.
+            ValueError: the name or the payload class is taken.
         """
         if kind.name in self._by_name:
-            raise ValueError(f"There is an event {kind.name!r} already. Give this one another name")
+            raise ValueError(f"There already is an event {kind.name!r}. Choose another name")
         if kind.payload in self._by_payload:
             other = self._by_payload[kind.payload].name
-            raise ValueError(f"{kind.payload.__name__} is the payload of {other!r} already. Give {kind.name!r} its own")
+            raise ValueError(
+                f"{kind.payload.__name__} is already the payload of {other!r}. Define another class for {kind.name!r}"
+            )
         self._by_name[kind.name] = kind
         self._by_payload[kind.payload] = kind
 
@@ -40,14 +42,14 @@ class EventCatalog:
         return len(self._by_name)
 
     def named(self, name: str) -> EventType | None:
-        """Return the event type of a name, if there is one."""
+        """Return the event type with a name, or None."""
         return self._by_name.get(name)
 
     def of(self, event: Any) -> EventType:
-        """Return the event type of a name, or of a payload.
+        """Return the event type with a name, or of a payload.
 
         Raises:
-            LocalError: there is none.
+            LocalError: no such event is declared.
         """
         kind = self._by_name.get(event) if isinstance(event, str) else self._by_payload.get(type(event))
         if kind is None:
@@ -56,14 +58,14 @@ class EventCatalog:
         return kind
 
     def visible(self, name: str, scopes: frozenset[str] | None) -> EventType:
-        """Return an event type that a caller may use.
+        """Return an event type if the caller may use it.
 
         Args:
-            name: of the event.
-            scopes: of the caller; None for one that may do everything.
+            name: name of the event.
+            scopes: the caller's scopes; None for a caller without restrictions.
 
         Raises:
-            ProtocolError: NOT_FOUND; hidden event types are as those that don't exist.
+            ProtocolError: NOT_FOUND, also for event types that are hidden from the caller.
         """
         kind = self._by_name.get(name)
         if kind is None or not sees(kind, scopes):
@@ -71,11 +73,11 @@ class EventCatalog:
         return kind
 
     def allows_channel(self, principal: Principal | None, channel: str) -> bool:
-        """Return whether a peer may subscribe to a hub channel itself, where nothing is filtered."""
+        """Return whether a peer may subscribe directly to a hub channel, without the filters of events."""
         kind = self._by_name.get(channel)
         return kind is None or (not kind.has_match and sees(kind, scopes_of(principal)))
 
 
 def sees(kind: EventType, scopes: frozenset[str] | None) -> bool:
-    """Return whether scopes cover an event type; None covers everything."""
+    """Return whether scopes cover an event type; None covers all."""
     return scopes is None or kind.scopes <= scopes

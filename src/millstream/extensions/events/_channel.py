@@ -1,7 +1,7 @@
-"""A channel of Claude Code: a stdio server that turns the events of another server into messages for the session.
+"""A Claude Code channel: a stdio server that forwards another server's events to the session as messages.
 
-Claude Code starts the server, and listens if it announces ``claude/channel`` under ``experimental``. Each
-``notifications/claude/channel`` has text for the model, and attributes whose names are identifiers.
+Claude Code starts the server and listens if it announces ``claude/channel`` under ``experimental``. Each
+``notifications/claude/channel`` contains text for the model, and attributes with identifiers as names.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class ClaudeChannel(Extension):
         self._host: ServerHost | None = None
 
     async def open(self, host: ServerHost) -> None:
-        """Wait for the session, so that the first events aren't lost."""
+        """Wait for the session, so the first events aren't lost."""
         self._host = host
 
         def look(now: float) -> None:
@@ -74,15 +74,15 @@ def message_of(event: Event) -> dict[str, Any]:
 
 
 async def choose(client: Client, names: Sequence[str], arguments: Mapping[str, Any]) -> list[EventSubscription]:
-    """Return subscriptions to events of a server, not open yet.
+    """Return subscriptions to a server's events, not yet open.
 
     Args:
-        client: of the server.
-        names: of the events; all without any.
-        arguments: of each event that has them.
+        client: client of the server.
+        names: names of the events; all by default.
+        arguments: arguments for the events that have them.
 
     Raises:
-        ClientError: the server has no such event, or none has an argument.
+        ClientError: the server lacks an event, or no event has an argument.
     """
     listed = {each.name: each for each in await client.events.list()}
     for name in names:

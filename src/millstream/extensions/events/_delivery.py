@@ -1,8 +1,8 @@
 """Deliveries to webhooks: one worker at a time delivers the events of a type.
 
-The worker with the lease follows the hub channel. The store has the position up to which every event was attempted, and
-the events that an endpoint didn't take at the first attempt. So the next worker goes on where the last one stopped:
-after a crash it may repeat what was sent in the last second, with the same ``webhook-id``.
+The worker with the lease follows the hub channel. The store keeps the position up to which every event was attempted,
+and the events whose first attempt failed. The next worker continues from there. After a crash, it may repeat the
+deliveries of the last second, with the same ``webhook-id``.
 """
 
 import asyncio
@@ -34,18 +34,18 @@ from millstream.stores import Entry
 
 ATTEMPTS: Final = 5
 WINDOW: Final = 900.0
-"""Seconds after the first attempt, beyond which an event is given up."""
+"""Seconds after the first attempt before an event is dropped."""
 MAX_PENDING: Final = 100
-"""Events that one subscription may wait for. Of more, the oldest is given up, and the endpoint gets a `gap`."""
+"""Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
 MAX_QUEUED: Final = 20_000
-"""Deliveries that one worker holds. Beyond it, events stay in the hub."""
+"""Maximum pending deliveries of one worker. Further events stay in the hub."""
 IN_FLIGHT: Final = 64
 IN_FLIGHT_EACH: Final = 32
-"""For one host and port."""
+"""Maximum for one host and port."""
 _FIRST_DELAY: Final = 5.0
 _FLUSH: Final = 1.0
 _STATUS_EVERY: Final = 60.0
-"""Seconds between two notes that everything is fine."""
+"""Minimum seconds between two successful status updates."""
 _TURN: Final = 500
 
 _logger = logging.getLogger("millstream.events")
@@ -54,12 +54,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 def retry_delay(attempts: int) -> float:
-    """Return the seconds before the next attempt, with jitter: about 5, 20, 80, and 320."""
+    """Return the delay before the next attempt, with jitter: about 5, 20, 80, and 320 seconds."""
     return _FIRST_DELAY * float(4 ** (attempts - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  jitter
 
 
 class Target:
-    """A subscription, as the worker that delivers to it has it."""
+    """A subscription on the worker that delivers to it."""
 
     __slots__ = (
         "after", "arguments", "caught_up", "dirty", "gap", "host", "keys", "lock", "owed", "pending", "principal",
@@ -69,17 +69,17 @@ class Target:
     def __init__(self, record: Subscription, arguments: Arguments, after: int) -> None:
         self.arguments: Arguments = arguments
         self.after: int = after
-        """Events up to this offset are none of its business."""
+        """Events up to this offset aren't delivered."""
         self.url: Url = read_url(record.url)
         self.host: tuple[str, int] = (self.url.host, self.url.port)
         self.pending: dict[int, Delivery] = {}
-        """By offset, what the endpoint has not taken yet."""
+        """Offset -> event that the endpoint hasn't accepted yet."""
         self.caught_up: int = 0
-        """Deliveries of the replay that weren't attempted yet."""
+        """Number of replayed deliveries not attempted yet."""
         self.owed: frozenset[int] = frozenset()
-        """Offsets of the events that it was owed at the start. The replay of the channel repeats some of them."""
+        """Offsets of the events that were pending at the start. The replay of the channel repeats some of them."""
         self.gap: bool = False
-        """A `gap` is on its way."""
+        """Whether a `gap` is being sent."""
         self.removed: bool = False
         self.lock: asyncio.Lock = asyncio.Lock()
         self.status: Status = Status()
@@ -88,17 +88,17 @@ class Target:
         self.use(record)
 
     def use(self, record: Subscription) -> None:
-        """Take a new record of the same subscription."""
+        """Replace the record of the subscription."""
         self.record: Subscription = record
         self.principal: Principal = record.principal
         self.keys: tuple[bytes, ...] = tuple(read_secret(each) for each in (record.secret, record.old_secret) if each)
 
     def signing_keys(self, now: float) -> Sequence[bytes]:
-        """Return the keys that sign now."""
+        """Return the current signing keys."""
         return self.keys if now < self.record.old_until else self.keys[:1]
 
     def watermark(self, offset: int) -> int:
-        """Return the offset up to which everything is settled, once the event at `offset` is."""
+        """Return the offset up to which every event will be settled after the one at `offset`."""
         return min((each - 1 for each in self.pending if each < offset), default=offset)
 
 
@@ -124,9 +124,9 @@ class Delivery:
         self.first: float = 0.0
         """Unix time of the first attempt."""
         self.fresh: bool = True
-        """It counts among those that hold back the position of the event type."""
+        """Whether the position of the event type must wait for this delivery."""
         self.replayed = replayed
-        """It's of the replay that a subscription began with."""
+        """Whether it belongs to the initial replay of a subscription."""
         kind = "" if control is None else control["type"]
         self.id: str = f"msg_{kind}_{secrets.token_hex(12)}" if notice is None else notice.id
 
@@ -139,12 +139,12 @@ class Delivery:
 
 
 class Outbox:
-    """The deliveries that wait for their time, and those under way, of one worker.
+    """The scheduled and running deliveries of one worker.
 
     Args:
         sender: sends one message.
         clock: Unix time.
-        delay: seconds before the next attempt, by the number of attempts so far.
+        delay: returns the seconds before the next attempt, by the number of attempts so far.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class Outbox:
         self.clock: Callable[[], float] = clock
         self.delay: Callable[[int], float] = delay
         self._later: list[tuple[float, int, Delivery]] = []
-        """What isn't due yet, a heap."""
+        """Deliveries that aren't due yet, as a heap."""
         self._due: dict[tuple[str, int], deque[Delivery]] = {}
-        """Host and port -> what is due."""
+        """Host and port -> deliveries that are due."""
         self._size = 0
         self._number = 0
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -166,7 +166,7 @@ class Outbox:
         self._room.set()
 
     def add(self, delivery: Delivery, delay: float = 0.0) -> None:
-        """Send a message after some seconds."""
+        """Schedule a message after a delay in seconds."""
         self._size += 1
         if delay > 0:
             self._number += 1
@@ -182,7 +182,7 @@ class Outbox:
         await self._room.wait()
 
     async def run(self) -> None:
-        """Send what is due, until cancelled."""
+        """Send due deliveries until cancelled."""
         while True:
             self._news.clear()
             now = self.clock()
@@ -198,7 +198,7 @@ class Outbox:
                     await self._news.wait()
 
     def _start_due(self) -> None:
-        """Start what the limits allow, one delivery of each host in turn."""
+        """Start as many due deliveries as the limits allow, in turn by host."""
         started = True
         while started:
             started = False
@@ -247,13 +247,13 @@ class Outbox:
         await delivery.job.settle(delivery, answer)
 
     async def settled(self, job: "EventDelivery", seconds: float) -> None:
-        """Wait for the deliveries of a job that are under way, for so many seconds at most."""
+        """Wait for the running deliveries of a job, for a maximum number of seconds."""
         tasks = [task for task, delivery in self._flying.items() if delivery.job is job]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def close(self) -> None:
-        """Stop everything that is under way."""
+        """Stop all running deliveries."""
         tasks = list(self._flying)
         for task in tasks:
             task.cancel()
@@ -261,15 +261,15 @@ class Outbox:
 
 
 class EventDelivery:
-    """The deliveries of one event type, on one worker. It works while the worker has the lease.
+    """The deliveries of one event type on one worker, active while the worker has the lease.
 
     Args:
         kind: the event type.
-        hub: that carries the events.
-        subscriptions: in the store.
-        outbox: sends.
-        shared: other workers may have the lease.
-        has_credential: whether a principal may still have a valid credential.
+        hub: the hub of the events.
+        subscriptions: the store of subscriptions.
+        outbox: sends the deliveries.
+        shared: whether other workers may have the lease.
+        has_credential: returns whether a principal may still have a valid credential.
     """
 
     def __init__(
@@ -297,16 +297,16 @@ class EventDelivery:
         self._position = 0
         self._epoch = ""
         self._fresh: dict[int, int] = {}
-        """Offset -> first attempts that are still to come."""
+        """Offset -> number of first attempts still to come."""
         self._saved = ""
         self._counted = -1
         self._changed: set[str] = set()
         self._reload = False
         self._news = asyncio.Event()
         self._leased_until = 0.0
-        """By the clock of the loop."""
+        """Time on the event loop's clock."""
         self._lapsed = False
-        """A delivery was dropped because the lease was over."""
+        """Whether a delivery was dropped because the lease had ended."""
 
     async def run(self) -> None:
         """Deliver whenever this worker gets the lease, until cancelled."""
@@ -316,7 +316,7 @@ class EventDelivery:
             await asyncio.sleep(LEASE / 3 if not self._trouble.lasts else 1.0)
 
     def wants(self, delivery: Delivery) -> bool:
-        """Return whether a delivery is still to be sent by this worker."""
+        """Return whether this worker should still send a delivery."""
         target = delivery.target
         if self._is_over():
             self._lapsed = True
@@ -364,14 +364,14 @@ class EventDelivery:
             self._drop_all()
 
     async def save(self, seconds: float) -> None:
-        """Wait for what is under way, and note how far this worker came. Nothing further is started."""
+        """Wait for running deliveries and save the progress. No further deliveries start."""
         await self._outbox.settled(self, seconds)
         if self._targets and not self._is_over():
             with suppress(LocalError):
                 await self._flush()
 
     async def resign(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         if not self._is_over():
             with suppress(LocalError):
                 await self._subscriptions.resign(self.kind.name)
@@ -383,7 +383,7 @@ class EventDelivery:
         self._targets, self._fresh = {}, {}
 
     async def _begin(self) -> str:
-        """Load the subscriptions and what they're owed. Return the cursor to go on behind."""
+        """Load the subscriptions and their pending events. Return the cursor to continue from."""
         name, subscriptions = self.kind.name, self._subscriptions
         cursor = await subscriptions.position(name)
         if not cursor:
@@ -402,7 +402,7 @@ class EventDelivery:
         return cursor
 
     async def _resume(self, target: Target, owed: OwedEvents, events: dict[int, Notice | None]) -> None:
-        """Schedule the events that were sent without success by whichever worker."""
+        """Schedule the events whose earlier attempts failed, on any worker."""
         present, now = split_cursor(self.hub.place())[0], self._outbox.clock()
         if owed.epoch == present:
             target.owed = frozenset(each.offset for each in owed.events)
@@ -456,7 +456,7 @@ class EventDelivery:
             await self._adopt(record)
 
     async def _adopt(self, record: Subscription) -> Target | None:
-        """Begin to deliver to a subscription, and replay what it asked for."""
+        """Start delivering to a subscription, beginning with the replay it requested."""
         try:
             arguments = self.kind.read_arguments(record.arguments)
             target = Target(record, arguments, self._position)
@@ -479,7 +479,7 @@ class EventDelivery:
         return target
 
     async def _replay(self, target: Target) -> None:
-        """Queue the events between the cursor of a subscription and the position of this worker."""
+        """Queue the events between a subscription's cursor and this worker's position."""
         record, until = target.record, target.after
         cursor, more = record.since, True
 
@@ -497,7 +497,7 @@ class EventDelivery:
             await self._outbox.room()
 
     async def _terminate(self, target: Target) -> None:
-        """End a subscription that its principal may no longer have."""
+        """End a subscription whose principal lost access."""
         record = target.record
         error = {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}}
         await self._subscriptions.delete(record.name, record.id)
@@ -516,7 +516,7 @@ class EventDelivery:
     # Events
 
     async def _consume(self, feed: Feed) -> None:
-        """Queue a delivery for each event and each subscription that receives it."""
+        """Queue each event for every subscription that receives it."""
         gap = False
         while (notice := await feed.take()) is not None and notice.kind != "cut":
             if notice.kind == "gap":
@@ -536,10 +536,10 @@ class EventDelivery:
                 await self._spread(notice)
                 self._count_fresh(notice.offset, -1)
                 await self._outbox.room()
-        # The feed fell behind: begin again at the position that is saved.
+        # The feed fell behind: restart at the saved position.
 
     def _forget_epoch(self, epoch: str) -> None:
-        """The store lost data: offsets begin again. Endpoints get a `gap` for what they were owed."""
+        """The store lost data, and offsets restarted. Send endpoints a `gap` for their pending events."""
         self._epoch = epoch
         self._fresh.clear()
         for target in self._targets.values():
@@ -599,7 +599,7 @@ class EventDelivery:
             self._fresh.pop(offset, None)
 
     def _attempted(self, delivery: Delivery) -> None:
-        """A delivery no longer holds back the position: it was settled, or the store has it."""
+        """Let the position advance past a delivery that was settled or stored."""
         if not delivery.fresh:
             return
         delivery.fresh = False
@@ -611,7 +611,7 @@ class EventDelivery:
     # Outcomes
 
     async def settle(self, delivery: Delivery, answer: Answer) -> None:
-        """Note what became of an attempt, and schedule the next one if it failed."""
+        """Record the outcome of an attempt, and schedule the next one after a failure."""
         target, now = delivery.target, self._outbox.clock()
         self._note(target, answer, now)
         given_up = delivery.attempts >= ATTEMPTS or now - delivery.first > WINDOW
@@ -638,7 +638,7 @@ class EventDelivery:
             self._outbox.add(delivery, delay)
 
     async def _save_owed(self, target: Target, failed: Delivery | None = None, due: float = 0.0) -> bool:
-        """Write what a subscription is owed. Return False if the store can't."""
+        """Save the pending events of a subscription. Return False if the store is unavailable."""
         async with target.lock:
             if target.removed:
                 return True
@@ -666,7 +666,7 @@ class EventDelivery:
     # Upkeep
 
     async def _keep(self) -> None:
-        """Renew the lease, and note how far the deliveries came."""
+        """Renew the lease and save the progress."""
         trouble = LogOnce(
             _logger,
             f"The progress of webhooks of {self.kind.name!r} can't be kept, which is tried again",
@@ -680,7 +680,7 @@ class EventDelivery:
                 await self._flush()
 
     async def _flush(self) -> None:
-        """Write what has changed since the last time."""
+        """Save all changes since the last time."""
         name, subscriptions, now = self.kind.name, self._subscriptions, self._outbox.clock()
         offset = min(self._fresh) - 1 if self._fresh else self._position
         cursor = f"{self._epoch}.{offset}"
@@ -708,7 +708,7 @@ class EventDelivery:
             self._counted = count
 
     async def _begun(self, target: Target) -> None:
-        """Forget the cursor that a subscription began with: from now on the position of the event type counts."""
+        """Clear the initial cursor of a subscription. From now on, it has the position of the event type."""
         record, sealed = await self._subscriptions.get(self.kind.name, target.record.id)
         if record is None or not record.since:
             return
@@ -721,8 +721,8 @@ class WebhookDelivery:
     """The deliveries of all event types on one worker.
 
     Args:
-        jobs: one for each event type.
-        outbox: that they share.
+        jobs: one job for each event type.
+        outbox: their shared outbox.
     """
 
     def __init__(self, jobs: Sequence[EventDelivery], outbox: Outbox) -> None:
@@ -738,7 +738,7 @@ class WebhookDelivery:
         self._tasks = [loop.create_task(job.run()) for job in self._jobs]
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Stop, after waiting some seconds for what is under way. Idempotent."""
+        """Stop after waiting a few seconds for running deliveries. Idempotent."""
         if self._sending is None:
             return
         sending, self._sending = self._sending, None

@@ -1,6 +1,6 @@
-"""Error codes of the events extension, and the refusals that carry them.
+"""Error codes of the events extension, and functions that make its errors.
 
-The codes are those that SEP-3415 requests. They are provisional until the SEP is accepted.
+The codes are the ones that SEP-3415 requests, and provisional until it's accepted.
 """
 
 from typing import Any
@@ -15,36 +15,36 @@ CALLBACK_ENDPOINT_ERROR = -32027
 
 
 def invalid(why: str) -> ProtocolError:
-    """Return the refusal of a request that is wrong in itself."""
+    """Return the error for an invalid request."""
     return ProtocolError(INVALID_PARAMS, f"Invalid params: {why}")
 
 
 def unknown_event(name: str) -> ProtocolError:
-    """Return the refusal of an event type that doesn't exist, or that the caller may not see."""
+    """Return the error for an event type that doesn't exist or is hidden from the caller."""
     return ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}", {"kind": "event"})
 
 
 def unknown_subscription() -> ProtocolError:
-    """Return the refusal to end a subscription that doesn't exist."""
+    """Return the error for ending a subscription that doesn't exist."""
     return ProtocolError(NOT_FOUND, "There is no such subscription", {"kind": "subscription"})
 
 
 def forbidden(reason: str) -> ProtocolError:
-    """Return the refusal of a caller that may not subscribe."""
+    """Return the error for a caller without permission to subscribe."""
     return ProtocolError(FORBIDDEN, f"Forbidden: {reason}", {"reason": reason})
 
 
 def exhausted(limit: str, most: int | None = None) -> ProtocolError:
-    """Return the refusal where a limit of the server is reached."""
+    """Return the error for a limit of the server."""
     data: dict[str, Any] = {"limit": limit} if most is None else {"limit": limit, "max": most}
     return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server is reached: {limit}", data)
 
 
 def unsupported(feature: str, value: str) -> ProtocolError:
-    """Return the refusal of an option that the event type doesn't offer."""
+    """Return the error for an option that the event type doesn't support."""
     return ProtocolError(UNSUPPORTED, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
 
 
 def callback_failed(reason: str) -> ProtocolError:
-    """Return the refusal of a callback URL that failed its verification. The reason is a category, never an answer."""
+    """Return the error for a callback URL that failed verification. The reason is a category, never a response."""
     return ProtocolError(CALLBACK_ENDPOINT_ERROR, f"The callback endpoint failed: {reason}", {"reason": reason})

@@ -1,4 +1,4 @@
-"""Event types: a hub channel, a schema of the payload, and who may receive which events."""
+"""Event types: the hub channel, the schema of the payload, and the filter for subscriptions."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from millstream.extensions.events._errors import invalid
 from millstream.hub import check_channel
 
 MAX_BODY = 256 * 1024
-"""Bytes of an event as it's delivered. Receivers may refuse larger ones."""
+"""Maximum bytes of a delivered event. Receivers may refuse larger ones."""
 MAX_ARGUMENTS = 16 * 1024
-"""Bytes of the arguments of a subscription, as canonical JSON."""
+"""Maximum bytes of a subscription's arguments, as canonical JSON."""
 
 Match = Callable[[Any, Any, Principal | None], bool]
-"""``match(payload, arguments, principal)`` says whether a subscription receives an event. It must not block."""
+"""``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
 _logger = logging.getLogger("millstream.events")
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -29,47 +29,46 @@ _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
 class Arguments(Struct, frozen=True):
-    """The arguments of a subscription: as typed values, and as canonical JSON."""
+    """The arguments of a subscription, as typed values and as canonical JSON."""
 
     value: Any
-    """What `match` gets: an instance of the declared type, or a dictionary."""
+    """The value for `match`: an instance of the declared type, or a dictionary."""
     given: Mapping[str, Any]
     canonical: bytes
 
 
 class Occurrence(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One event as it's delivered.
+    """A delivered event.
 
     Example:
         ``async for event in client_events: print(event.name, event.data)``
     """
 
     event_id: str
-    """Identifies the event, for deduplication."""
+    """Id for deduplication."""
     name: str
     timestamp: str
-    """When it was published, ISO 8601."""
+    """Time of publication, in ISO 8601."""
     data: Any
     cursor: str | None = None
-    """The position behind the event, where the delivery has it."""
+    """The position after the event, if the delivery mode has cursors."""
 
 
 class EventType:
-    """One declared event type.
+    """A declared event type.
 
     Args:
-        name: of the event, and of the hub channel that carries it.
-        payload: the type of the data, an object.
-        arguments: the type of the arguments of subscriptions, an object; without it, any field of the payload is a
-            filter.
-        match: decides which subscriptions receive an event. Without it, each argument that is a field of the payload
-            has to equal it.
-        description: what clients show; the docstring of the payload by default.
-        scopes: that a caller needs to see the event type.
+        name: name of the event and of its hub channel.
+        payload: type of the data, an object.
+        arguments: type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
+        match: function that decides which subscriptions receive an event. By default, each argument must equal the
+            field of the payload with its name.
+        description: description for clients; by default the payload's docstring.
+        scopes: scopes that a caller needs to see the event type.
 
     Raises:
-        InvalidName: the name can't be a channel.
-        TypeError: one of the types is not an object, or can't be described.
+        InvalidName: the name isn't a valid channel name.
+        TypeError: a type isn't an object, or has no JSON schema.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class EventType:
 
     @property
     def has_match(self) -> bool:
-        """Whether a function of the program decides who receives an event."""
+        """Whether `match` was specified."""
         return self._match is not None
 
     def describe(self, delivery: list[str]) -> dict[str, Any]:
@@ -121,7 +120,7 @@ class EventType:
         """Return the arguments of a subscription.
 
         Raises:
-            ProtocolError: INVALID_PARAMS; the text names what doesn't fit.
+            ProtocolError: INVALID_PARAMS; the message names the invalid argument.
         """
         text = bytes(raw) or b"{}"
         if text == b"null":
@@ -150,27 +149,27 @@ class EventType:
         """Return the JSON of a payload.
 
         Raises:
-            LocalError: it isn't of the declared type, or it's too large to be delivered.
-            TypeError: it can't be written as JSON.
+            LocalError: it doesn't match the declared type, or it's too large.
+            TypeError: it can't be encoded as JSON.
         """
         written = JsonType.write(data)
         if len(written) + 2048 > MAX_BODY:
             limit = MAX_BODY - 2048
             raise LocalError(
-                f"The data of an event {self.name!r} takes at most {limit} bytes, not {len(written)}. "
+                f"The data of the event {self.name!r} has {len(written)} bytes; at most {limit} are allowed. "
                 "Publish an id, and let clients read the rest with a tool."
             )
         try:
             self.read(written)
         except ValueError as error:
-            raise LocalError(f"The data don't fit the event {self.name!r}: {error}") from error
+            raise LocalError(f"The data doesn't match the event {self.name!r}: {error}") from error
         return written
 
     def read(self, written: bytes) -> Any:
-        """Return the payload of its JSON, as the declared type.
+        """Return a payload of the declared type from JSON.
 
         Raises:
-            ValueError: it doesn't fit.
+            ValueError: the JSON doesn't match the type.
         """
         return self._type.read(written)
 
@@ -178,10 +177,10 @@ class EventType:
         """Return whether a subscription receives an event. A `match` that raises excludes it.
 
         Args:
-            payload: the event, as the declared type.
-            data: the same as JSON values.
-            arguments: of the subscription.
-            principal: who subscribed.
+            payload: the event's payload, of the declared type.
+            data: the payload as JSON values.
+            arguments: arguments of the subscription.
+            principal: the subscriber.
         """
         if self._match is None:
             return all(data.get(name) == value for name, value in arguments.given.items() if name in self._fields)

@@ -32,37 +32,37 @@ class EventOptions(TypedDict, total=False):
     """Options of ``@mcp.event``."""
 
     arguments: Any
-    """The class of the arguments of a subscription. Without it, every field of the payload is a filter."""
+    """Class of the subscriptions' arguments. By default, every field of the payload is a filter."""
     match: Match
-    """``match(payload, arguments, principal)`` says whether a subscription receives an event. It must not block.
+    """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block.
 
-    Without it, each argument that is a field of the payload has to equal it.
+    By default, each argument must equal the field of the payload with its name.
     """
     description: str
-    """What clients show; the docstring of the class by default."""
+    """Description for clients; by default the docstring of the class."""
     scopes: Collection[str]
     """Scopes that a caller needs to see the event type."""
 
 
 class Events(Extension):
-    """Events that clients subscribe to: by polls, streams, and signed webhooks.
+    """Events that clients receive by polling, by streams, or by signed webhooks.
 
-    The extension follows SEP-3415, a draft: names and codes may still change. It needs the hub.
+    The extension follows the draft SEP-3415, so names and codes may still change. It requires the hub.
 
     Args:
-        draft: the text that you agree to follow, ``"SEP-3415"``.
-        webhooks: deliver to callback URLs, for callers who have signed in.
-        recent_events_tool: also offer the tool `get_recent_events`.
-        poll_pause: seconds that clients wait between two polls.
-        max_ttl: seconds that a webhook subscription lives without a refresh, at most.
-        max_subscriptions: webhook subscriptions of all callers.
-        max_subscriptions_each: webhook subscriptions of one principal.
-        private_callbacks: also deliver to addresses that aren't public, such as those of your own network.
-        tls: certificates of callbacks to trust; those of the system by default.
-        retry_delay: seconds before the next attempt, by the number of attempts so far.
+        draft: ``"SEP-3415"``, to confirm that you want a draft.
+        webhooks: deliver to callback URLs of authenticated callers.
+        recent_events_tool: add the tool `get_recent_events`.
+        poll_pause: seconds between two polls of a client.
+        max_ttl: maximum seconds that a webhook subscription lives without a refresh.
+        max_subscriptions: maximum webhook subscriptions in total.
+        max_subscriptions_each: maximum webhook subscriptions of one principal.
+        private_callbacks: also deliver to private addresses, such as those of your own network.
+        tls: context with the trusted certificates of callbacks; the system's by default.
+        retry_delay: returns the seconds before the next attempt, by the number of attempts so far.
 
     Raises:
-        ValueError: another text, or a number that can't be.
+        ValueError: `draft` is another text, or a number is out of range.
 
     Example:
         ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``.
@@ -88,9 +88,11 @@ class Events(Extension):
         if draft not in get_args(Draft):
             raise ValueError(f'Events follows the draft SEP-3415, not {draft!r}. Write Events(draft="SEP-3415").')
         if max_ttl < MIN_TTL:
-            raise ValueError(f"max_ttl is {max_ttl:g}. A subscription lives {MIN_TTL:g} seconds at least.")
+            raise ValueError(f"max_ttl is {max_ttl:g}. It must be at least {MIN_TTL:g} seconds.")
         if max_subscriptions < 1 or max_subscriptions_each < 1:
-            raise ValueError("max_subscriptions and max_subscriptions_each are 1 or more. Turn webhooks off instead.")
+            raise ValueError(
+                "max_subscriptions and max_subscriptions_each must be at least 1. webhooks=False disables webhooks."
+            )
         self.catalog: EventCatalog = EventCatalog()
         self._webhooks = webhooks
         self._recent_events_tool = recent_events_tool
@@ -109,20 +111,20 @@ class Events(Extension):
     # Declarations
 
     def event(self, name: str, **options: Unpack[EventOptions]) -> Callable[[P], P]:
-        """Declare an event type, over the class of its payload: ``@mcp.event("order.paid")``. Returns the class.
+        """Declare an event type: ``@mcp.event("order.paid")`` on the class of its payload. Return the class.
 
-        Whatever is published on the hub channel of that name and fits the payload is an event of this type.
+        Each message on the hub channel with this name that matches the payload is an event of this type.
 
         Args:
-            name: of the event, and of the hub channel that carries it.
+            name: name of the event and of its hub channel.
             options: see `EventOptions`.
 
         Raises:
-            ValueError: there is an event of that name.
-            TypeError: a class can't be described, or isn't an object.
+            ValueError: the name is taken.
+            TypeError: a class isn't an object, or has no JSON schema.
         """
         if callable(name):
-            raise TypeError('event needs the name of the event: @mcp.event("order.paid")')
+            raise TypeError('event requires a name: @mcp.event("order.paid")')
 
         def declare(payload: P) -> P:
             self.catalog.add(
@@ -143,23 +145,25 @@ class Events(Extension):
         """Publish an event: ``await mcp.events.publish(OrderPaid(order="7"))``.
 
         Args:
-            event: an object of a payload class, or the name of the event with `data`.
+            event: an instance of a payload class, or the name of an event.
             data: the payload, if `event` is a name.
-            id: the upstream's own id of the event. An event with the same id within two minutes isn't published again.
+            id: id for deduplication. A second event with this id within two minutes isn't published.
 
         Raises:
-            LocalError: no such event is declared, the data don't fit, or the server isn't running.
+            LocalError: the event isn't declared, the data doesn't match it, or the server isn't running.
         """
         kind = self.catalog.of(event)
         written = kind.encode(data if isinstance(event, str) else event)
         if self._server is None:
-            raise LocalError("Give the extension to a server before you publish: Server(…, extensions=[events])")
+            raise LocalError(
+                "The extension has no server. Add it to one before you publish: Server(…, extensions=[events])"
+            )
         return await self._server.hub.publish(kind.name, written.decode(), id=id)
 
     # The server
 
     def register(self, server: "Server") -> None:
-        """Add the tool, if it's wanted."""
+        """Add the tool if `recent_events_tool` is set."""
         self._server = server
         if self._recent_events_tool:
             server.tool(tool_of(self.catalog, lambda: self._running.hub))
@@ -171,7 +175,7 @@ class Events(Extension):
         return self._host
 
     async def open(self, host: ServerHost) -> None:
-        """Register the methods, and begin to deliver."""
+        """Register the methods and start the deliveries."""
         hub, clock = host.hub, host.now
         self._host = host
         hub.admission.restrict(self.catalog.allows_channel)
@@ -217,7 +221,7 @@ class Events(Extension):
         return await self._reading.poll(params, _caller(ctx))
 
     async def stream(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/stream`: its notifications until the client leaves, and an empty result."""
+        """Answer `events/stream`: send notifications until the client disconnects, and then an empty result."""
         assert self._reading is not None  # noqa: S101  as above
         mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
         stream = self._reading.open_stream(params, _caller(ctx))

@@ -17,7 +17,7 @@ Kind = Literal["event", "gap", "place", "cut"]
 
 
 class Notice(Struct, frozen=True, array_like=True):
-    """What a channel says: an event, a gap before the next one, how far the worker has read, or the end."""
+    """An entry of a feed: an event, a gap before the next event, the worker's read position, or the end."""
 
     kind: Kind
     id: str
@@ -31,7 +31,7 @@ _decode = msgspec.msgpack.Decoder(Notice).decode
 
 
 def encode_notice(event: Event) -> bytes:
-    """Return an event of the hub as the bytes of a `Notice`."""
+    """Return a hub event, encoded as a `Notice`."""
     if event.channel:
         return _encode(Notice("event", event.id, event.offset, event.at, event.data or b""))
     kinds: dict[str | None, Kind] = {"gap": "gap", "cut": "cut"}
@@ -39,18 +39,18 @@ def encode_notice(event: Event) -> bytes:
 
 
 def position(hub: Hub, offset: int) -> str:
-    """Return the cursor of an offset in the present epoch."""
+    """Return the cursor of an offset in the current epoch."""
     return f"{hub.place().rpartition('.')[0]}.{offset}"
 
 
 def split_cursor(cursor: str) -> tuple[str, int]:
-    """Return the epoch and the offset of a cursor; offset -1 for one that isn't ours."""
+    """Return the epoch and the offset of a cursor; offset -1 if the cursor is invalid."""
     epoch, _, digits = cursor.rpartition(".")
     return epoch, int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
 
 
 class Feed:
-    """An outlet of the hub from which one task takes notices. The hub ends a feed that falls too far behind."""
+    """A hub outlet from which one task takes notices. The hub ends a feed that falls too far behind."""
 
     __slots__ = ("_buffered", "_callbacks", "_news", "_room", "_waiting", "closed")
 
@@ -64,24 +64,24 @@ class Feed:
 
     @property
     def buffered(self) -> int:
-        """Bytes that the task hasn't taken yet."""
+        """Bytes written but not taken yet."""
         return self._buffered
 
     def write(self, data: bytes) -> None:
-        """Take a notice."""
+        """Add a notice."""
         if not self.closed:
             self._waiting.append(data)
             self._buffered += len(data)
             self._news.set()
 
     async def drain(self) -> None:
-        """Wait until the task has taken most of what was written."""
+        """Wait until the task has taken most notices."""
         while self._buffered > _LOW_WATER and not self.closed:
             self._room.clear()
             await self._room.wait()
 
     def close(self) -> None:
-        """End the feed. What was written before can still be taken. Idempotent."""
+        """End the feed. Earlier notices can still be taken. Idempotent."""
         if not self.closed:
             self.closed = True
             self._news.set()
@@ -91,7 +91,7 @@ class Feed:
                 callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back at the end, or immediately after it."""
+        """Call `callback` once, when the feed ends, or immediately if it has ended."""
         if self.closed:
             callback()
         else:
@@ -112,13 +112,13 @@ class Feed:
 
 
 class Page:
-    """An outlet that collects some events, and closes when it has enough.
+    """A hub outlet that collects a page of events and then closes.
 
     Args:
-        hub: whose channel is read.
-        most: how many events to collect.
-        max_bytes: the data of all of them together, give or take one event.
-        accepts: says which events count.
+        hub: the hub of the channel.
+        most: maximum number of events.
+        max_bytes: approximate maximum bytes of their data.
+        accepts: returns whether to include an event.
     """
 
     __slots__ = (
@@ -134,19 +134,19 @@ class Page:
         self.closed: bool = False
         self.events: list[Notice] = []
         self.cursor: str = ""
-        """The position behind everything that was read."""
+        """The position after the last event read."""
         self.gap: bool = False
-        """Events before the first one are gone."""
+        """Whether events before the first one are missing."""
         self.more: bool = False
-        """There are further events behind `cursor`."""
+        """Whether there are more events after `cursor`."""
 
     @property
     def buffered(self) -> int:
-        """Nothing waits."""
+        """Always 0."""
         return 0
 
     def write(self, data: bytes) -> None:
-        """Take a notice."""
+        """Add a notice."""
         if self.closed:
             return
         notice = _decode(data)
@@ -165,10 +165,10 @@ class Page:
             self.cursor = position(self._hub, notice.offset)
 
     async def drain(self) -> None:
-        """Return at once."""
+        """Return immediately."""
 
     def close(self) -> None:
-        """Take no more. Idempotent."""
+        """Stop collecting. Idempotent."""
         if not self.closed:
             self.closed = True
             callbacks, self._callbacks = self._callbacks, []
@@ -176,7 +176,7 @@ class Page:
                 callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back at the end, or immediately after it."""
+        """Call `callback` once, when the feed ends, or immediately if it has ended."""
         if self.closed:
             callback()
         else:
@@ -192,7 +192,7 @@ async def read_page(
     max_bytes: int = 4 * 1024 * 1024,
     accepts: Callable[[Notice], bool] = lambda notice: True,
 ) -> Page:
-    """Return the events of a channel behind a cursor. An empty cursor stands for now."""
+    """Return the events of a channel after a cursor. An empty cursor means now."""
     page = Page(hub, most=most, max_bytes=max_bytes, accepts=accepts)
     await hub.follow(channel, page, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
     page.close()
@@ -200,7 +200,7 @@ async def read_page(
 
 
 def open_feed(hub: Hub, channel: str, cursor: str) -> tuple[Feed, "asyncio.Task[Any]"]:
-    """Return a feed of the events behind a cursor, and the task that brings it up to date.
+    """Return a feed of the events after a cursor, and the task that replays earlier events into it.
 
     The task replays as fast as the feed is read. Await it, or cancel it and close the feed.
     """

@@ -1,4 +1,4 @@
-"""`events/list`, `events/poll`, and `events/stream`, without what carries them."""
+"""`events/list`, `events/poll`, and `events/stream`, independent of the transport."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -17,22 +17,22 @@ from millstream.extensions.events._feed import Feed, Notice, open_feed, position
 from millstream.hub import Forbidden, Hub, TooMany
 
 MAX_EVENTS = 100
-"""Events of one page, whatever the client asks for."""
+"""Maximum events of one page."""
 PAGE_SIZE = 100
-"""Event types of one page of `events/list`."""
+"""Maximum event types of one page of `events/list`."""
 PREFIX = "notifications/events/"
 _MAX_AGE_MS = 10**15
-"""Beyond all history. JSON has integers that no float holds."""
+"""A period longer than any history. JSON integers can exceed floats."""
 
 _decode_data = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Caller(Struct, frozen=True):
-    """Who asks."""
+    """The caller of a method."""
 
     principal: Principal | None = None
     scopes: frozenset[str] | None = frozenset()
-    """None for a caller that may do everything."""
+    """None for a caller without restrictions."""
 
 
 class ListParams(Struct):
@@ -40,7 +40,7 @@ class ListParams(Struct):
 
 
 class ReadParams(Struct, rename="camel"):
-    """Of `events/poll` and `events/stream`."""
+    """Params of `events/poll` and `events/stream`."""
 
     name: str
     arguments: Raw = field(default_factory=lambda: Raw(b""))
@@ -50,12 +50,12 @@ class ReadParams(Struct, rename="camel"):
 
 
 class Reader:
-    """Which events of one subscription count, and how they're written.
+    """Filters and formats the events of one subscription.
 
     Args:
-        kind: of the events.
-        arguments: of the subscription.
-        principal: who subscribed.
+        kind: the event type.
+        arguments: arguments of the subscription.
+        principal: the subscriber.
         oldest: events published before this Unix time are skipped.
     """
 
@@ -67,10 +67,10 @@ class Reader:
         self._principal = principal
         self._oldest = oldest
         self.skipped: bool = False
-        """An event was too old."""
+        """Whether an event was too old."""
 
     def accepts(self, notice: Notice) -> bool:
-        """Return whether the subscription receives an event. One whose data don't fit the schema counts for none."""
+        """Return whether the subscription receives an event. Data that doesn't match the schema is ignored."""
         if notice.at < self._oldest:
             self.skipped = True
             return False
@@ -81,12 +81,12 @@ class Reader:
         return self._kind.matches(payload, data, self._arguments, self._principal)
 
     def occurrence(self, notice: Notice, cursor: str | None) -> dict[str, Any]:
-        """Return an event as it's delivered; without a cursor where the delivery has one of its own."""
+        """Return an event for delivery; without a cursor if the delivery has its own."""
         return occurrence(self._kind.name, notice, cursor)
 
 
 def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
-    """Return an event as it's delivered."""
+    """Return an event for delivery."""
     written = {"eventId": notice.id, "name": name, "timestamp": timestamp(notice.at), "data": Raw(notice.data)}
     return written if cursor is None else {**written, "cursor": cursor}
 
@@ -96,14 +96,14 @@ def _with_values(written: dict[str, Any]) -> dict[str, Any]:
 
 
 class EventReading:
-    """The methods that read events. They keep no state between requests.
+    """The methods that read events. They are stateless.
 
     Args:
         catalog: the event types.
-        hub: that carries the events.
+        hub: the hub of the events.
         clock: Unix time.
-        modes: the delivery modes that every event type has.
-        pause: seconds that clients wait between two polls.
+        modes: delivery modes of every event type.
+        pause: seconds between two polls of a client.
     """
 
     def __init__(
@@ -116,15 +116,15 @@ class EventReading:
         self._pause = pause
 
     def list_types(self, params: ListParams, caller: Caller, *, streams: bool = True) -> dict[str, Any]:
-        """Return one page of the event types that the caller sees, with the delivery modes that it can use.
+        """Return one page of the event types visible to the caller, with the available delivery modes.
 
         Args:
-            params: of the request.
-            caller: who asks. Webhooks are for those who have signed in.
-            streams: the revision has `events/stream`.
+            params: params of the request.
+            caller: the caller. Webhooks require a principal.
+            streams: whether the revision has `events/stream`.
 
         Raises:
-            ProtocolError: INVALID_PARAMS for a cursor that isn't ours.
+            ProtocolError: INVALID_PARAMS for an invalid cursor.
         """
         kinds = sorted((kind for kind in self._catalog if sees(kind, caller.scopes)), key=lambda each: each.name)
         after = params.cursor or ""
@@ -138,10 +138,10 @@ class EventReading:
         return {**listed, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else listed
 
     async def poll(self, params: ReadParams, caller: Caller) -> dict[str, Any]:
-        """Return the events behind a cursor, or the present cursor if none is given.
+        """Return the events after a cursor, or without one, only the current cursor.
 
         Raises:
-            ProtocolError: the caller may not, or the request doesn't fit.
+            ProtocolError: the caller lacks permission, or the request is invalid.
         """
         kind = self._catalog.visible(params.name, caller.scopes)
         reader = self._reader(kind, params, caller)
@@ -160,7 +160,7 @@ class EventReading:
         """Return the stream of one subscription.
 
         Raises:
-            ProtocolError: the caller may not, or the request doesn't fit.
+            ProtocolError: the caller lacks permission, or the request is invalid.
         """
         kind = self._catalog.visible(params.name, caller.scopes)
         reader = self._reader(kind, params, caller)
@@ -193,18 +193,18 @@ class EventStream:
         self._replay = replay
 
     def end(self) -> None:
-        """Take nothing more from the hub. The iteration ends."""
+        """Stop taking events from the hub, which ends the iteration."""
         self._feed.close()
 
     async def close(self) -> None:
-        """End, and release everything."""
+        """End the stream and release its resources."""
         self._feed.close()
         self._replay.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await self._replay
 
     async def __aiter__(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-        """Yield each notification as its method and its params, until the hub or `end` ends the stream."""
+        """Yield the method and params of each notification until the hub or `end` ends the stream."""
         hub, reader = self._hub, self._reader
         active = gap = False
         while (notice := await self._feed.take()) is not None:
@@ -228,7 +228,7 @@ class EventStream:
 
 
 def oldest(max_age_ms: int | None, cursor: str | None, now: float) -> float:
-    """Return the Unix time before which events aren't replayed.
+    """Return the Unix time of the oldest event to replay.
 
     Raises:
         ProtocolError: INVALID_PARAMS for a negative age.
@@ -241,7 +241,7 @@ def oldest(max_age_ms: int | None, cursor: str | None, now: float) -> float:
 
 
 def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None:
-    """Ask the authorization hook of the hub, and its caps.
+    """Check the hub's authorization hook and limits.
 
     Raises:
         ProtocolError: FORBIDDEN or OVERLOADED.

@@ -1,4 +1,4 @@
-"""The tool `get_recent_events`, for clients that are woken by an event and don't see its data."""
+"""The tool `get_recent_events`, for clients that are woken by an event but don't see its data."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from millstream.hub import Hub
 
 MOST = 50
 _SCANNED = 200
-"""Events of one channel that are looked at."""
+"""Maximum events of one channel to search."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
@@ -30,22 +30,22 @@ async def recent_events(
     arguments: dict[str, Any] | None = None,
     limit: int = 5,
 ) -> list[dict[str, Any]]:
-    """Return the newest events that a caller may see, newest first.
+    """Return the latest events that a caller may see, newest first.
 
     Args:
         catalog: the event types.
-        hub: that carries the events.
-        caller: who asks.
-        name: only of this event type.
-        event_id: only this event.
-        arguments: those of the subscription, with a name.
-        limit: how many, 1 to `MOST`.
+        hub: the hub of the events.
+        caller: the caller.
+        name: only events of this type.
+        event_id: only the event with this id.
+        arguments: arguments of the subscription; requires `name`.
+        limit: maximum number of events, from 1 to `MOST`.
 
     Raises:
-        ToolError: the arguments don't fit.
+        ToolError: the arguments are invalid.
     """
     if arguments and not name:
-        raise ToolError("arguments needs event_name: they belong to one event type.")
+        raise ToolError("arguments requires event_name, because they belong to one event type.")
     kinds = [kind for kind in catalog if sees(kind, caller.scopes) and name in ("", kind.name)]
     if name and not kinds:
         raise ToolError(f"There is no event {name[:200]!r}.")

@@ -37,11 +37,11 @@ from millstream.hub import Hub
 MIN_TTL: Final = 60.0
 DEFAULT_TTL: Final = 3600.0
 GRACE: Final = 900.0
-"""Seconds for which an old secret signs beside the new one."""
+"""Seconds during which the old secret also signs, after a rotation."""
 _CHALLENGES: Final = 16
-"""Verifications under way on a worker."""
+"""Maximum concurrent verifications on a worker."""
 _PER_HOST: Final = 300
-"""Verifications that a worker sends to one host in `_PERIOD` seconds."""
+"""Maximum verifications by a worker of one host in `_PERIOD` seconds."""
 _PERIOD: Final = 60.0
 _HOSTS: Final = 4096
 _ATTEMPTS: Final = 5
@@ -63,7 +63,7 @@ class DeliveryParams(Struct):
 
 
 class SubscribeParams(Struct, rename="camel"):
-    """Of `events/subscribe` and `events/unsubscribe`."""
+    """Params of `events/subscribe` and `events/unsubscribe`."""
 
     name: str
     delivery: DeliveryParams
@@ -78,10 +78,10 @@ class Subscribing:
 
     Args:
         catalog: the event types.
-        hub: that carries the events.
-        subscriptions: in the store.
+        hub: the hub of the events.
+        subscriptions: the store of subscriptions.
         sender: sends the challenges.
-        max_ttl: seconds that a subscription is granted at most.
+        max_ttl: maximum lifetime of a subscription, in seconds.
         clock: Unix time.
     """
 
@@ -103,13 +103,13 @@ class Subscribing:
         self._max_ttl = max_ttl
         self._verifying = 0
         self._challenged: dict[str, deque[float]] = {}
-        """Host -> when it was sent challenges."""
+        """Host -> times of its recent challenges."""
 
     async def subscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
-        """Create a subscription, or refresh the one with the same key.
+        """Create a subscription, or refresh the existing one with the same key.
 
         Raises:
-            ProtocolError: the caller may not, the request doesn't fit, a limit is reached, or the endpoint failed.
+            ProtocolError: no permission, an invalid request, a limit is reached, or the endpoint failed.
         """
         principal, kind, arguments, id = self._key(params, caller)
         url, secret = params.delivery.url, params.delivery.secret
@@ -150,7 +150,7 @@ class Subscribing:
         """End a subscription.
 
         Raises:
-            ProtocolError: NOT_FOUND; there is none with this key.
+            ProtocolError: NOT_FOUND; there is no subscription with this key.
         """
         principal, kind, _, id = self._key(params, caller)
         found = await self._subscriptions.delete(kind.name, id)
@@ -163,7 +163,7 @@ class Subscribing:
     def _key(self, params: SubscribeParams, caller: Caller) -> tuple[Principal, EventType, Arguments, str]:
         principal = caller.principal
         if principal is None:
-            raise forbidden("Webhooks need a caller who has signed in")
+            raise forbidden("Webhooks require an authenticated caller")
         kind = self._catalog.visible(params.name, caller.scopes)
         if params.delivery.mode != "webhook":
             raise unsupported("deliveryMode", params.delivery.mode[:50])
@@ -177,7 +177,7 @@ class Subscribing:
         )
 
     def _grant(self, ttl_ms: float | UnsetType | None) -> float:
-        """Return the seconds that a subscription is granted. The server never grants that it doesn't expire."""
+        """Return the lifetime of a subscription in seconds. Every subscription expires."""
         if ttl_ms is UNSET:
             return min(DEFAULT_TTL, self._max_ttl)
         if ttl_ms is None:
@@ -189,7 +189,7 @@ class Subscribing:
     async def _start(
         self, kind: EventType, arguments: Arguments, cursor: str, too_old: float, principal: Principal
     ) -> tuple[str, bool]:
-        """Return the cursor to begin behind, and whether events before it are missing."""
+        """Return the cursor to start after, and whether events before it are missing."""
         hub = self._hub
         if not cursor:
             return position(hub, split_cursor(hub.place())[1]), False
@@ -200,7 +200,7 @@ class Subscribing:
         return cursor, False
 
     async def _write(self, fresh: Subscription, now: float) -> Subscription | None:
-        """Write a subscription. Return the one that it refreshed."""
+        """Save a subscription. Return the one that it replaces."""
         for _ in range(_ATTEMPTS):
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh
@@ -211,7 +211,7 @@ class Subscribing:
         raise exhausted("subscriptions")
 
     async def _watermark(self, known: Subscription, since: str) -> str:
-        """Return the cursor up to which everything was taken or given up."""
+        """Return the cursor up to which every event was accepted or dropped."""
         if known.since:
             return known.since
         owed = (await self._subscriptions.owed([known.id])).get(known.id)
@@ -220,10 +220,10 @@ class Subscribing:
         return await self._subscriptions.position(known.name) or since
 
     async def _verify(self, url: str, secret: str, id: str) -> None:
-        """Have the endpoint confirm that it wants these deliveries.
+        """Verify that the endpoint agrees to receive deliveries.
 
         Raises:
-            ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED where there were too many challenges.
+            ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED after too many challenges.
         """
         where, now = read_url(url), asyncio.get_running_loop().time()
         challenged = self._challenged.setdefault(where.host, deque())

@@ -1,6 +1,6 @@
-"""Webhook subscriptions as the store keeps them. Any worker reads and writes them.
+"""Webhook subscriptions in the store, readable and writable by all workers.
 
-The record of a subscription is sealed, because it holds the secret of the receiver.
+The record of a subscription is sealed, because it contains the receiver's secret.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from millstream.stores import Entry, StoreFull
 
 VERIFIED_SECONDS: Final = 24 * 3600.0
 LEASE: Final = 15.0
-"""Seconds after which another worker may deliver what a silent one did."""
+"""Seconds after which another worker may take over the deliveries of an unresponsive one."""
 CHANGES: Final = "events:changes"
-"""The stream that says which subscriptions have changed."""
+"""The stream of changed subscriptions."""
 _CHANGES_KEPT: Final = 1_000
 _CHUNK: Final = 200
 _ATTEMPTS: Final = 20
@@ -33,7 +33,7 @@ class Subscription(Struct, frozen=True, array_like=True):
 
     id: str
     name: str
-    """Of the event type."""
+    """Name of the event type."""
     arguments: bytes
     """Canonical JSON."""
     url: str
@@ -45,21 +45,21 @@ class Subscription(Struct, frozen=True, array_like=True):
     client: str
     scopes: frozenset[str]
     since: str = ""
-    """The cursor to begin behind, until a worker has begun. The present one, or an older one for a replay."""
+    """The initial cursor: the current one, or an older one for a replay. Cleared once a worker has started."""
     oldest: float = 0.0
-    """Events before this Unix time aren't replayed."""
+    """Unix time of the oldest event to replay."""
     old_secret: str = ""
-    """Also signs, until `old_until`."""
+    """The previous secret, which also signs until `old_until`."""
     old_until: float = 0.0
 
     @property
     def principal(self) -> Principal:
-        """Who subscribed, with the scopes of then."""
+        """The subscriber, with the scopes at that time."""
         return Principal(self.subject, self.issuer, self.client, self.scopes)
 
 
 class Status(Struct, frozen=True, array_like=True):
-    """How the deliveries of a subscription go."""
+    """Delivery status of a subscription."""
 
     last_delivery: float = 0.0
     last_error: str = ""
@@ -67,17 +67,17 @@ class Status(Struct, frozen=True, array_like=True):
 
 
 class Owed(Struct, frozen=True, array_like=True):
-    """An event that an endpoint hasn't taken yet, although it was sent."""
+    """An event that was sent, but that the endpoint hasn't accepted."""
 
     offset: int
     attempts: int
     due: float
     first: float
-    """When it was sent first."""
+    """Unix time of the first attempt."""
 
 
 class OwedEvents(Struct, frozen=True, array_like=True):
-    """What one subscription is owed."""
+    """The pending events of one subscription."""
 
     epoch: str
     events: list[Owed]
@@ -91,7 +91,7 @@ _decode_held = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
 def subscription_id(principal: Principal, url: str, name: str, arguments: bytes) -> str:
-    """Return the id that follows from the key of a subscription. It is a routing handle, and no secret."""
+    """Return the id of a subscription, derived from its key. It's a routing handle, not a secret."""
     parts = (principal.bound, url.encode(), name.encode(), arguments)
     digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()
     return f"sub_{digest[:32]}"
@@ -102,8 +102,8 @@ class SubscriptionStore:
 
     Args:
         host: the running server.
-        most: subscriptions in all.
-        most_each: subscriptions of one principal.
+        most: maximum subscriptions in total.
+        most_each: maximum subscriptions of one principal.
     """
 
     def __init__(self, host: ServerHost, *, most: int, most_each: int) -> None:
@@ -120,7 +120,7 @@ class SubscriptionStore:
         return self._open(id, sealed), sealed
 
     async def replace(self, new: Subscription, before: bytes | None) -> bool:
-        """Write a subscription unless its record has changed since it was read. Return whether it was written.
+        """Save a subscription unless its record has changed since it was read. Return whether it was saved.
 
         Raises:
             ProtocolError: RESOURCE_EXHAUSTED; the store is full.
@@ -133,7 +133,7 @@ class SubscriptionStore:
             raise exhausted("subscriptions") from error
 
     async def delete(self, name: str, id: str) -> bool:
-        """Delete a subscription and what is owed to it. Return whether there was one."""
+        """Delete a subscription and its pending events. Return whether it existed."""
         kv = self._map
         found = await kv.delete(_key(name, id))
         await kv.delete(_owed_key(id))
@@ -141,7 +141,7 @@ class SubscriptionStore:
         return found
 
     async def all(self, name: str) -> list[Subscription]:
-        """Return the subscriptions of an event type. This walks the store."""
+        """Return the subscriptions of an event type. This scans the store."""
         keys = await self._map.keys(f"events:sub.{_tag(name)}.")
         found: list[Subscription] = []
         for start in range(0, len(keys), _CHUNK):
@@ -161,7 +161,7 @@ class SubscriptionStore:
     # Limits
 
     async def admit(self, principal: Principal, id: str, expires: float, names: Sequence[str]) -> None:
-        """Count a subscription of a principal, unless there are too many.
+        """Count a new subscription of a principal.
 
         Raises:
             ProtocolError: RESOURCE_EXHAUSTED.
@@ -185,7 +185,7 @@ class SubscriptionStore:
         raise exhausted("subscriptions")
 
     async def dismiss(self, principal: Principal, id: str) -> None:
-        """Count a subscription of a principal no longer."""
+        """Uncount a subscription of a principal."""
         kv, key = self._map, f"events:of.{principal.bound.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
@@ -198,36 +198,36 @@ class SubscriptionStore:
             await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
 
     async def count(self, names: Sequence[str]) -> int:
-        """Return how many subscriptions the event types have, as the workers that deliver them counted last."""
+        """Return the number of subscriptions by event type, as last counted by the delivering workers."""
         counts = await self._map.get_many([f"events:count.{_tag(name)}" for name in names])
         return sum(int(each) for each in counts if each is not None)
 
     async def put_count(self, name: str, count: int) -> None:
-        """Note how many subscriptions an event type has."""
+        """Save the number of subscriptions of an event type."""
         await self._map.put(f"events:count.{_tag(name)}", b"%d" % count, VERIFIED_SECONDS)
 
     # Verified endpoints
 
     async def is_verified(self, principal: Principal, url: str) -> bool:
-        """Return whether an endpoint has confirmed that it wants what a principal subscribes to."""
+        """Return whether an endpoint has confirmed the subscriptions of a principal."""
         return await self._map.get(_verified_key(principal, url)) is not None
 
     async def verified(self, principal: Principal, url: str) -> None:
-        """Note that an endpoint has confirmed."""
+        """Record that an endpoint has confirmed."""
         await self._map.put(_verified_key(principal, url), b"1", VERIFIED_SECONDS)
 
     # Progress of deliveries
 
     async def position(self, name: str) -> str:
-        """Return the cursor up to which an event type is delivered; empty at first."""
+        """Return the delivery position of an event type as a cursor; empty at first."""
         return (await self._map.get(f"events:cursor.{_tag(name)}") or b"").decode()
 
     async def put_position(self, name: str, cursor: str) -> None:
-        """Note the cursor up to which every event was taken, given up, or is owed."""
+        """Save the cursor up to which every event was accepted, dropped, or saved as pending."""
         await self._map.put(f"events:cursor.{_tag(name)}", cursor.encode(), 30 * VERIFIED_SECONDS)
 
     async def owed(self, ids: Sequence[str]) -> dict[str, OwedEvents]:
-        """Return what each subscription is owed, if it's owed anything."""
+        """Return the pending events of each subscription that has any."""
         found: dict[str, OwedEvents] = {}
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
@@ -237,7 +237,7 @@ class SubscriptionStore:
         return found
 
     async def put_owed(self, subscription: Subscription, epoch: str, events: list[Owed]) -> None:
-        """Note what a subscription is owed."""
+        """Save the pending events of a subscription."""
         if not events:
             await self._map.delete(_owed_key(subscription.id))
             return
@@ -245,12 +245,12 @@ class SubscriptionStore:
         await self._map.put(_owed_key(subscription.id), _encode(OwedEvents(epoch, events)), ttl)
 
     async def status(self, id: str) -> Status:
-        """Return how the deliveries of a subscription go."""
+        """Return the delivery status of a subscription."""
         value = await self._map.get(_status_key(id))
         return Status() if value is None else _decode_status(value)
 
     async def put_status(self, id: str, status: Status) -> None:
-        """Note how they go."""
+        """Save the delivery status of a subscription."""
         await self._map.put(_status_key(id), _encode(status), VERIFIED_SECONDS)
 
     # Leases
@@ -265,29 +265,29 @@ class SubscriptionStore:
         )
 
     async def resign(self, name: str) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         if self._host.shared:
             me = self._host.worker.encode()
             await self._map.compare_and_set(f"events:lease.{_tag(name)}", me, None, 1.0)
 
-    # News
+    # Changes
 
     async def tell(self, name: str, id: str) -> None:
-        """Tell the worker that delivers the events of a type that a subscription has changed."""
+        """Notify the delivering worker of an event type that a subscription has changed."""
         data = f"{name}\0{id}".encode()
         await self._host.log.append(CHANGES, data, ttl=VERIFIED_SECONDS, max_entries=_CHANGES_KEPT)
 
     def listen(self, hear: Callable[[Entry], None], interrupted: Callable[[], None]) -> Callable[[], None]:
-        """Call `hear` with each change, and `interrupted` where some may be missing. Return what ends that."""
+        """Call `hear` for each change, and `interrupted` if changes may be missing. Return a function that stops it."""
         return self._host.log.listen(CHANGES, hear, interrupted=interrupted)
 
     async def listening(self) -> None:
-        """Return when changes that any worker makes from now on are heard."""
+        """Wait until all future changes by any worker will be received."""
         await self._host.log.wait_until_listening(CHANGES)
 
 
 def rotated(before: Subscription, secret: str, until: float) -> Subscription:
-    """Return a subscription with a new secret, whose old one signs too until a Unix time."""
+    """Return a subscription with a new secret. The old one also signs, until a Unix time."""
     if secret == before.secret:
         return before
     return replace(before, secret=secret, old_secret=before.secret, old_until=until)

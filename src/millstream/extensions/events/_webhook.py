@@ -1,4 +1,4 @@
-"""One signed POST to a callback URL, as Standard Webhooks signs it.
+"""A signed POST to a callback URL, according to Standard Webhooks.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
 """
@@ -19,25 +19,25 @@ from millstream.extensions.http_post import Judge, PostFailed, Url, is_public, p
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  no secret: how each begins
 SECONDS = 5.0
-"""For one attempt, connection included."""
+"""Timeout of one attempt in seconds, including the connection."""
 MAX_URL = 2048
 
 Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "http_5xx", "challenge_failed"]
-"""Why an attempt failed: a category that says nothing about what an inner address answered."""
+"""Reasons for a failed attempt: categories that reveal nothing about internal addresses."""
 
 
 class Answer(Struct, frozen=True):
     """The result of one attempt."""
 
     status: int = 0
-    """Of HTTP; 0 without an answer."""
+    """HTTP status; 0 without a response."""
     reason: Reason = ""
-    """Empty if the endpoint took the message."""
+    """Reason for a failure; empty if the endpoint accepted the message."""
     body: bytes = b""
 
     @property
     def final(self) -> bool:
-        """Whether another attempt is useless: the endpoint took the message, or never will (410, 413)."""
+        """Whether to stop: the endpoint accepted the message, or never will (410, 413)."""
         return not self.reason or self.status in (410, 413)
 
 
@@ -62,7 +62,7 @@ def read_url(text: str) -> Url:
     """Return the parts of a callback URL.
 
     Raises:
-        ProtocolError: INVALID_PARAMS; it isn't an https URL, or it has a user name or a fragment.
+        ProtocolError: INVALID_PARAMS; it isn't an https URL, or it contains a user name or a fragment.
     """
     wrong = invalid("delivery.url must be an https URL without user name and fragment")
     if len(text) > MAX_URL or not text.isascii():
@@ -86,8 +86,8 @@ class WebhookSender:
     """Sends signed messages.
 
     Args:
-        judge: which addresses may be connected to.
-        tls: certificates to trust; those of the system by default.
+        judge: function that says which addresses are allowed.
+        tls: context with the trusted certificates; the system's by default.
     """
 
     __slots__ = ("_judge", "_tls")
@@ -99,15 +99,15 @@ class WebhookSender:
     async def send(
         self, url: Url, body: bytes, *, message_id: str, subscription: str, keys: Sequence[bytes], now: float
     ) -> Answer:
-        """POST a message, and return what became of it. It never raises because of the endpoint.
+        """POST a message and return the outcome. Failures of the endpoint don't raise.
 
         Args:
-            url: of the endpoint.
-            body: JSON.
-            message_id: the same for each attempt.
-            subscription: its id.
-            keys: to sign with, the newest first.
-            now: Unix time.
+            url: URL of the endpoint.
+            body: JSON body.
+            message_id: id of the message, the same for each attempt.
+            subscription: id of the subscription.
+            keys: signing keys, newest first.
+            now: current Unix time.
         """
         headers = {
             "content-type": "application/json",

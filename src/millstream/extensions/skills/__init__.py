@@ -1,7 +1,7 @@
 """Skills (``io.modelcontextprotocol/skills``): instructions for models, as folders or in code.
 
-``mcp.skills("skills/")`` serves folders with a `SKILL.md`, ``@mcp.skill`` makes a skill of a function, and
-``await client.skills()`` lists those of a server.
+``mcp.skills("skills/")`` serves folders with a `SKILL.md`, ``@mcp.skill`` defines a skill by a function, and
+``await client.skills()`` lists the skills of a server.
 """
 
 from millstream._protocol.skills import Skill, SkillResource

@@ -34,7 +34,7 @@ class _Uri(Struct):
 
 
 class Skills(Extension):
-    """Skills of a server. `Server.skills` and `Server.skill` add it: ``mcp.skills("skills/")``."""
+    """The skills of a server. `Server.skills` and `Server.skill` add this extension: ``mcp.skills("skills/")``."""
 
     name = SKILLS
     settings = {"directoryRead": True}  # noqa: RUF012  read only
@@ -48,14 +48,14 @@ class Skills(Extension):
         self._hints: dict[str, Any] = {}
 
     def register(self, server: "Server") -> None:
-        """Serve the files, all by one template."""
+        """Serve the files by one resource template."""
         self._server = server
         server.resource(_TEMPLATE, name="skills", description="Files of the skills of this server.")(
             self._read_resource
         )
 
     async def open(self, host: "ServerHost") -> None:
-        """Take the settings."""
+        """Read the settings."""
         self._page_size = host.settings.page_size
         scope = "private" if host.private else "public"
         self._hints = {"ttlMs": host.settings.list_ttl_ms, "cacheScope": scope}
@@ -66,7 +66,7 @@ class Skills(Extension):
         """Serve the skills of a folder.
 
         Raises:
-            ValueError: there's no such folder, no skill in it, or one that can't be served.
+            ValueError: the folder doesn't exist, contains no skill, or contains an invalid one.
         """
         skills = SkillFolder(folder, prefix)
         self._check_free(skills.snapshot().skills)
@@ -75,11 +75,11 @@ class Skills(Extension):
             self._list(skill, partial(self._read_resource, unquote(skill.uri.removeprefix("skill://"))))
 
     def add_function(self, function: F, **options: Unpack[SkillOptions]) -> F:
-        """Serve the skill that a function makes. Return the function.
+        """Serve the skill defined by a function. Return the function.
 
         Raises:
-            ValueError: it can't be served as it's written.
-            TypeError: the function takes arguments, or returns something else than text.
+            ValueError: the skill is invalid.
+            TypeError: the function takes arguments, or doesn't return text.
         """
         made = skill_of(function, options)
         self._check_free((made.skill.uri,))
@@ -90,10 +90,10 @@ class Skills(Extension):
     def _check_free(self, uris: Iterable[str]) -> None:
         for uri in uris:
             if self._find(uri) is not None:
-                raise SkillError(f"There is a skill {uri} already: give one of them a prefix")
+                raise SkillError(f"There already is a skill {uri}. Give one of them a prefix")
 
     def _list(self, skill: Skill, read: Callable[[], Any]) -> None:
-        """Show the `SKILL.md` among the resources, for clients that know nothing of skills."""
+        """List each `SKILL.md` as a resource, for clients without the skills extension."""
 
         async def read_skill() -> EmbeddedResource | None:
             found: EmbeddedResource | None = await read()
@@ -122,7 +122,7 @@ class Skills(Extension):
 
     @method("resources/directory/read")
     async def read_directory(self, params: _Uri) -> dict[str, Any]:
-        """Return a page of what is directly in a directory, sorted by name."""
+        """Return a page of the entries of a directory, sorted by name."""
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
@@ -137,7 +137,7 @@ class Skills(Extension):
         page = left[: self._page_size]
         return page, {"nextCursor": page[-1]} if len(page) < len(left) else {}
 
-    # What there is
+    # Contents
 
     def _all(self) -> dict[str, Skill]:
         found = {uri: each.skill for uri, each in self._functions.items()}
@@ -152,7 +152,7 @@ class Skills(Extension):
         return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
     def _files(self) -> dict[str, int | None]:
-        """Return the URI and size of every file; None for the size of what is made at each read."""
+        """Return the URI and size of every file; the size is None for generated content."""
         files: dict[str, int | None] = {}
         for folder in self._folders:
             files |= {uri: file.size for uri, file in folder.snapshot().files.items()}
@@ -162,7 +162,7 @@ class Skills(Extension):
         return files
 
     def _children(self, uri: str) -> dict[str, dict[str, Any]] | None:
-        """Return what is directly in a directory by URI; None if there's no such directory."""
+        """Return the entries of a directory by URI; None if it doesn't exist."""
         base = f"{uri}/"
         skills = self._all()
         found: dict[str, dict[str, Any]] = {}

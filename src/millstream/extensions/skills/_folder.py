@@ -1,7 +1,7 @@
 """Skills in a folder: every directory with a `SKILL.md`, and the files below it.
 
-The paths come from clients. A file is served only if it lies in the folder once every link is followed. Nothing whose
-name begins with a dot is served.
+Paths come from clients. A file is served only if it's inside the folder after all links are resolved. Names that start
+with a dot aren't served.
 """
 
 import logging
@@ -28,28 +28,28 @@ from millstream._protocol.skills import (
 )
 
 MAX_WALKED = 10_000
-"""Entries of a folder that are looked at. What comes after them isn't served."""
+"""Maximum entries of a folder to visit. Further ones aren't served."""
 FRESH_SECONDS = 1.0
-"""Seconds for which a walk is remembered, at least; a slow walk is remembered for ten times as long as it took."""
+"""Minimum seconds for which a listing is cached; a slow one is cached for ten times its duration."""
 _logger = logging.getLogger("millstream")
 
 
 class SkillError(ValueError):
-    """A skill that can't be served. The message names it, and says what is wrong."""
+    """A skill is invalid. The message names the skill and the problem."""
 
 
 class File(Struct, frozen=True):
-    """A file of a skill, as the last walk saw it."""
+    """A file of a skill, at the time of the last listing."""
 
     place: Path
     digest: str
     size: int
     stamp: tuple[int, int, int]
-    """Time of the last change, size, and inode: the digest holds while they stay the same."""
+    """Modification time, size, and inode. The digest is valid while they stay the same."""
 
 
 class Snapshot(Struct, frozen=True):
-    """What a folder has at one moment."""
+    """The contents of a folder at one moment."""
 
     skills: dict[str, Skill]
     """URI of the `SKILL.md` -> entry, sorted."""
@@ -58,24 +58,24 @@ class Snapshot(Struct, frozen=True):
 
 
 class SkillFolder:
-    """The skills below a place. Thread-safe."""
+    """The skills in a folder. Thread-safe."""
 
     __slots__ = ("_clock", "_lock", "_prefix", "_root", "_snapshot", "_until", "_warned")
 
     def __init__(self, folder: str, prefix: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the folder once.
+        """Read the folder.
 
         Args:
-            folder: of skills, or of one skill.
-            prefix: what the URIs begin with, after ``skill://``.
-            clock: seconds that only grow.
+            folder: folder of skills, or of one skill.
+            prefix: start of the URIs, after ``skill://``.
+            clock: monotonic clock in seconds.
 
         Raises:
-            ValueError: there's no such folder, no skill in it, or one that can't be served.
+            ValueError: the folder doesn't exist, contains no skill, or contains an invalid one.
         """
         place = Path(folder)
         if not place.is_dir():
-            raise SkillError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
+            raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}")
         self._root = place.resolve()
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._clock = clock
@@ -84,10 +84,10 @@ class SkillFolder:
         self._snapshot = self._look(Snapshot({}, {}), strict=True)
         self._until = clock() + FRESH_SECONDS
         if not self._snapshot.skills:
-            raise SkillError(f"There is no {SKILL_FILE} below {folder!r}: each skill is a folder with one")
+            raise SkillError(f"{folder!r} contains no skill. A skill is a folder with a {SKILL_FILE}")
 
     def snapshot(self) -> Snapshot:
-        """Return what the folder has now, or had a moment ago."""
+        """Return the contents of the folder, possibly cached."""
         with self._lock:
             if self._clock() >= self._until:
                 began = self._clock()
@@ -97,7 +97,7 @@ class SkillFolder:
             return self._snapshot
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        """Return the bytes and the media type of a file by the rest of its URI; None if there's none to be served."""
+        """Return the bytes and the media type of a file by the rest of its URI; None if it isn't served."""
         uri = f"skill://{quote(path)}"
         snapshot = self.snapshot()
         file = snapshot.files.get(uri)
@@ -109,7 +109,7 @@ class SkillFolder:
             return (data, media_type(place.name)) if len(data) <= MAX_BYTES else None
         return None
 
-    # The walk
+    # Listing
 
     def _look(self, before: Snapshot, *, strict: bool) -> Snapshot:
         walked = list(self._walk())
@@ -136,7 +136,7 @@ class SkillFolder:
         return str(root.relative_to(self._root.parent))
 
     def _walk(self) -> Iterator[Path]:
-        """Yield the files, by paths below the root as they're written, links included."""
+        """Yield the files by their paths below the root, with unresolved links."""
         left = MAX_WALKED
         for place, folders, names in os.walk(self._root):
             folders[:] = sorted(each for each in folders if not each.startswith("."))
@@ -149,7 +149,7 @@ class SkillFolder:
                     yield path
 
     def _find(self, path: Path) -> Path | None:
-        """Return the file that a path leads to; None if it's outside of the folder, hidden, or no file."""
+        """Return the file at a path; None if it's outside the folder, hidden, or not a file."""
         try:
             found = path.resolve()
             below = found.relative_to(self._root)
@@ -159,9 +159,9 @@ class SkillFolder:
 
     def _skill(self, root: Path, inside: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
         if len(inside) > MAX_FILES:
-            raise SkillError(f"it has {len(inside)} files, and hosts accept {MAX_FILES}")
+            raise SkillError(f"it has {len(inside)} files; hosts accept at most {MAX_FILES}")
         below = root.relative_to(self._root).as_posix()
-        # A folder that is itself a skill is known by its own name.
+        # A folder that is a skill itself has its own name.
         path = self._prefix + (self._root.name if below == "." else below)
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []
@@ -178,23 +178,23 @@ class SkillFolder:
     def _digest(self, path: Path, before: File | None, left: int) -> File:
         place = self._find(path)
         if place is None:
-            raise SkillError(f"{path.name} is gone")
+            raise SkillError(f"{path.name} no longer exists")
         about = place.stat()
         stamp = about.st_mtime_ns, about.st_size, about.st_ino
         if before is not None and before.stamp == stamp:
             return before
         if about.st_size > left:
-            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, and hosts accept no more")
+            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
         with place.open("rb") as file:
             data = file.read(left + 1)
         if len(data) > left:
-            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, and hosts accept no more")
+            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
         return File(path, digest_of(data), len(data), stamp)
 
     def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
         place = self._find(path)
         if place is None:
-            raise SkillError(f"{SKILL_FILE} is gone")
+            raise SkillError(f"{SKILL_FILE} no longer exists")
         try:
             frontmatter = read_frontmatter(place.read_bytes()[: MAX_BYTES + 1].decode())
         except UnicodeDecodeError as exc:
@@ -204,16 +204,16 @@ class SkillFolder:
 
 
 def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
-    """Make sure that a skill says what hosts need.
+    """Check the required members of a skill's frontmatter.
 
     Raises:
-        SkillError: the name or description is missing, or the name isn't that of the folder.
+        SkillError: the name or description is missing, or the name differs from the folder's.
     """
     name, description = frontmatter.get("name"), frontmatter.get("description")
     if problem := name_problem(name):
         raise SkillError(problem)
     if name != folder:
-        raise SkillError(f"its name is {name!r}, and its folder {folder!r}: they must be the same")
+        raise SkillError(f"its name is {name!r}, but its folder is {folder!r}. They must be the same")
     if not isinstance(description, str) or not description.strip():
         raise SkillError("its frontmatter has no description")
 

@@ -1,4 +1,4 @@
-"""Skills in code: a function that returns the instructions."""
+"""Skills in code: functions that return the instructions."""
 
 import inspect
 import re
@@ -20,47 +20,47 @@ class SkillOptions(TypedDict, total=False):
     """Options of ``@mcp.skill``."""
 
     name: str
-    """By default that of the function, with hyphens."""
+    """Name; by default the function's, with hyphens."""
     description: str
-    """By default the docstring."""
+    """Description; by default the docstring."""
     prefix: str
-    """What the URI begins with, after ``skill://``."""
+    """Start of the URI, after ``skill://``."""
     files: Mapping[str, str | bytes]
-    """Path -> content of the files beside `SKILL.md`."""
+    """Path -> content of the files next to `SKILL.md`."""
     frontmatter: Mapping[str, Any]
     """Further members of the frontmatter, such as ``license``."""
     dynamic: bool
-    """Call the function at each read. Such a skill has no manifest, and hosts may decline it."""
+    """Whether to call the function at each read. Such a skill has no manifest, and hosts may refuse it."""
 
 
 class FunctionSkill(Struct, frozen=True):
-    """A skill that a function makes."""
+    """A skill defined by a function."""
 
     skill: Skill
     content: Mapping[str, bytes]
-    """URI -> content, of what is made once."""
+    """URI -> content of static files."""
     make: Callable[[], Any] | None
-    """Makes the text of `SKILL.md` at each read; plain or asynchronous."""
+    """Generates `SKILL.md` at each read; plain or asynchronous."""
 
 
 def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSkill:
     """Return the skill of a function.
 
     Raises:
-        ValueError: it can't be served as it's written.
-        TypeError: the function takes arguments, or returns something else than text.
+        ValueError: the skill is invalid.
+        TypeError: the function takes arguments, or doesn't return text.
     """
     if not callable(function):
-        raise TypeError("@mcp.skill stands above a function that returns the instructions")
+        raise TypeError("@mcp.skill decorates a function that returns the instructions")
     if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
-        raise TypeError(f"{function.__name__}: the function of a skill takes no arguments")
+        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
     description = options.get("description") or inspect.getdoc(function) or ""
     frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
     try:
         check_frontmatter(frontmatter, name)
     except SkillError as exc:
-        raise SkillError(f"The skill {name!r} can't be served: {exc}") from exc
+        raise SkillError(f"The skill {name!r} is invalid: {exc}") from exc
     head = _head(frontmatter)
     prefix = options.get("prefix", "").strip("/")
     base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
@@ -74,7 +74,9 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
 
         return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
     if inspect.iscoroutinefunction(function):
-        raise TypeError(f"{name}: the text is made once, at the start, so the function is a plain one, or dynamic=True")
+        raise TypeError(
+            f"{name}: the function runs once, at the start, so it must be a plain function. Or set dynamic=True"
+        )
     content = {uri: (head + _text(function(), name)).encode(), **files}
     resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]
     return FunctionSkill(Skill(uri, frontmatter, resources), content, None)
@@ -82,7 +84,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
 
 def _text(body: Any, name: str) -> str:
     if not isinstance(body, str):
-        raise TypeError(f"{name}: the function of a skill returns its instructions as text, not {type(body).__name__}")
+        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}")
     return body if body.endswith("\n") else f"{body}\n"
 
 
@@ -90,13 +92,13 @@ def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, 
     content: dict[str, bytes] = {}
     for path, data in files.items():
         if not _FILE.fullmatch(path) or path == SKILL_FILE:
-            raise SkillError(f"The skill {name!r} can't have a file {path!r}: write a relative path, as in 'a/b.md'")
+            raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'")
         content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
     return content
 
 
 def _head(frontmatter: Mapping[str, Any]) -> str:
-    """Return frontmatter as YAML, of which JSON is a part."""
+    """Return frontmatter as JSON, which is valid YAML."""
     lines = "".join(f"{encode(name).decode()}: {_scalar(value)}\n" for name, value in frontmatter.items())
     return f"---\n{lines}---\n\n"
 

@@ -1,4 +1,4 @@
-"""`TasksExtension`: the tasks extension of a server, with its methods and its filter of `subscriptions/listen`."""
+"""`TasksExtension`: the tasks extension of a server, its methods, and its filter of `subscriptions/listen`."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ class UpdateParams(TaskParams, frozen=True, rename={"task_id": "taskId", "input_
 
 
 class TasksExtension(Extension):
-    """Serves tasks. A server has it if a tool allows them, or if it's a gateway, whose upstreams may make some."""
+    """Serves tasks. A server has this extension if a tool allows tasks, or if it's a gateway."""
 
     name: str = TASKS
     settings = None
@@ -48,15 +48,14 @@ class TasksExtension(Extension):
         self._followers: set[_Follower] = set()
 
     async def open(self, host: ServerHost) -> None:
-        """Announce the extension, and settle the tasks of workers that are gone.
+        """Announce the extension, and settle the tasks of dead workers.
 
         Raises:
-            ValueError: the server runs in another event loop, whose tasks the methods reach.
+            ValueError: the server already runs in another event loop.
         """
         if host.serves("tasks/get"):
             raise ValueError(
-                "This server runs in another event loop already: with tasks or upstreams, it can run in only one at a "
-                "time"
+                "This server already runs in another event loop. With tasks or upstreams, it runs in one at a time"
             )
         self._host = host
         self._records = TaskRecords(host)
@@ -74,7 +73,7 @@ class TasksExtension(Extension):
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
     async def close(self) -> None:
-        """Stop what still runs."""
+        """Stop running tasks."""
         for follower in list(self._followers):
             follower.stop()
         await self._runner.close()
@@ -82,7 +81,7 @@ class TasksExtension(Extension):
     # Calls
 
     def _begin(self, call: PendingCall) -> Awaitable[bytes] | None:
-        """Make a task of a call, if its client can have one."""
+        """Make a call a task if its client supports tasks."""
         return None if call.handshake or TASKS not in call.client.extensions else self._task(call)
 
     async def _task(self, call: PendingCall) -> bytes:
@@ -115,7 +114,7 @@ class TasksExtension(Extension):
     # Notifications
 
     async def _follow(self, wanted: Any, subscription: Subscription, ctx: Context) -> list[str]:
-        """Push the states of tasks. Returns the ids of those that the caller has."""
+        """Start pushing the states of tasks. Return the ids of the caller's tasks."""
         try:
             ids = list(dict.fromkeys(msgspec.convert(wanted, list[str])))
         except msgspec.ValidationError as exc:
@@ -136,7 +135,7 @@ class TasksExtension(Extension):
         self._followers.discard(follower)
 
     async def _known(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
-        """Return the names of the tasks that there are -> their ids."""
+        """Return the existing tasks, as names -> ids."""
         names = {name_of(each, principal): each for each in ids}
         return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
 
@@ -151,7 +150,7 @@ class TasksExtension(Extension):
 
 
 class _Follower:
-    """Pushes the states of some tasks to one subscription, the newest of each."""
+    """Pushes the latest states of tasks to one subscription."""
 
     __slots__ = ("_changed", "_changes", "_get", "_names", "_subscription", "_task")
 
@@ -162,28 +161,28 @@ class _Follower:
         self._subscription = subscription
         self._names = frozenset(names)
         self._changed = dict.fromkeys(names, True)
-        """Names of tasks whose state wasn't pushed yet, in order."""
+        """Names of tasks with a state to push, in order."""
         self._changes = asyncio.Event()
         self._changes.set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Push the states as they are, and each change from now on."""
+        """Push the current states and each later change."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        """Push no more."""
+        """Stop pushing."""
         if self._task is not None:
             self._task.cancel()
 
     def changed(self, name: str) -> None:
-        """Push the state of a task, if it's one of these."""
+        """Push the state of a task if the subscription includes it."""
         if name in self._names:
             self._changed[name] = True
             self._changes.set()
 
     def all_changed(self) -> None:
-        """Push the state of every task: changes may have been missed."""
+        """Push the state of every task, because changes may have been missed."""
         self._changed.update(dict.fromkeys(self._names, True))
         self._changes.set()
 

@@ -1,8 +1,7 @@
-"""Tasks in the store: one record with the state of each, one value with the call that it runs, and a marker for each
-task that a worker runs.
+"""Tasks in the store: for each task, a record of its state, the saved call, and a marker of the worker that runs it.
 
-A record changes only by compare-and-set, and one that is over never changes. So of several workers that settle a task
-at once, one succeeds, and a worker that was taken for dead can't overwrite what another one wrote.
+A record changes only by compare-and-set, and never after the task has ended. If several workers settle a task at the
+same time, one succeeds, and a worker that was presumed dead can't overwrite the result of another.
 """
 
 import secrets
@@ -24,13 +23,13 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
 CHANGED: Final = "tasks.changed"
-"""The topic on which workers announce the key of a task that has changed."""
+"""The topic on which workers announce the keys of changed tasks."""
 HANDED_OVER: Final = "-"
-"""The worker of a task that waits for one: no worker has this name."""
+"""Placeholder for the worker of a task that waits for one."""
 _ANONYMOUS: Final = "anonymous"
 _MAX_ID: Final = 64
 _ROOM: Final = bytes(512)
-"""Bytes that a record keeps free for its end, so that a full store can't refuse the end of a task."""
+"""Bytes reserved in a record for its final state, so a full store can't prevent a task from ending."""
 
 
 class TaskRecord(Struct, frozen=True, omit_defaults=True):
@@ -46,18 +45,18 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     status: str = WORKING
     message: str = ""
     worker: str = ""
-    """The worker that runs it; empty if none does."""
+    """Worker that runs the task; empty if none does."""
     attempts: int = 1
-    """How often it began because a worker had stopped."""
+    """Number of restarts after a worker stopped."""
     retry: bool = False
     state: RoundState | None = None
-    """The answers of earlier rounds, and the open questions."""
+    """Answers of earlier rounds, and the open questions."""
     requests: dict[str, bytes] = {}
-    """The questions that wait for an answer, as JSON by key."""
+    """Open questions, as JSON by key."""
     responses: dict[str, bytes] = {}
-    """The answers to the questions of this round, as JSON by key."""
+    """Answers of this round, as JSON by key."""
     payload: bytes = b""
-    """JSON: the result of a task that is completed, or the error of one that failed."""
+    """JSON of the result of a completed task, or of the error of a failed one."""
     room: bytes = _ROOM
 
     @property
@@ -67,11 +66,11 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
 
     @property
     def expires(self) -> float:
-        """When the task is deleted, in Unix time."""
+        """Unix time at which the task is deleted."""
         return self.created + self.ttl
 
     def describe(self, *, detailed: bool = True) -> dict[str, Any]:
-        """Return the members of the task on the wire: those that `tasks/get` has, or those of a new task."""
+        """Return the task in the wire format of `tasks/get`, or of a new task."""
         task: dict[str, Any] = {"taskId": self.id, "status": self.status}
         if self.message:
             task["statusMessage"] = self.message
@@ -91,7 +90,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
 
 
 Change = Callable[[TaskRecord], TaskRecord | None]
-"""``change(record)`` returns the record to write, or None to leave it as it is."""
+"""``change(record)`` returns the new record, or None to keep the old one."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(TaskRecord).decode
@@ -104,8 +103,8 @@ def new_id() -> str:
 
 
 def name_of(task_id: str, principal: Principal | None) -> str:
-    """Return the part that all keys of a task have in common. It follows from the principal, too, so the id of another
-    principal's task names no record.
+    """Return the common part of all keys of a task. It's derived from the id and the principal, so the id of another
+    principal's task finds no record.
     """
     share = _ANONYMOUS if principal is None else principal.bound.hex()
     return f"{share}.{task_id}"
@@ -131,8 +130,8 @@ class TaskRecords:
         """Store a new task that this worker runs.
 
         Raises:
-            StoreFull: there's no room for it.
-            StoreUnavailable: the store doesn't answer.
+            StoreFull: the store is full.
+            StoreUnavailable: the store doesn't respond.
         """
         await self.mark(name, record)
         try:
@@ -144,7 +143,7 @@ class TaskRecords:
             raise
 
     async def get(self, name: str) -> TaskRecord | None:
-        """Return a task, or None if there's none of this name."""
+        """Return the task with a name, or None."""
         if len(name.rpartition(".")[2]) > _MAX_ID:
             return None
         raw = await self._map.get(f"task:{name}")
@@ -154,22 +153,22 @@ class TaskRecords:
         return record if record.expires > self._clock() else None
 
     async def call_of(self, name: str) -> SavedCall | None:
-        """Return the call that a task runs."""
+        """Return the saved call of a task."""
         raw = await self._map.get(f"taskcall:{name}")
         return None if raw is None else _decode_call(raw)
 
     async def forget_call(self, name: str) -> None:
-        """Delete the call of a task that never runs again."""
+        """Delete the saved call of a task that won't run again."""
         await self._map.delete(f"taskcall:{name}")
 
     async def update(self, name: str, change: Change) -> TaskRecord | None:
-        """Change a task that isn't over, and announce it. Return what was written, or None if nothing was.
+        """Change a task that hasn't ended, and announce the change. Return the new record, or None without a change.
 
-        `change` runs again if another worker was faster.
+        `change` is called again if another worker changed the record in between.
 
         Raises:
-            StoreFull: there's no room for it.
-            StoreUnavailable: the store doesn't answer.
+            StoreFull: the store is full.
+            StoreUnavailable: the store doesn't respond.
         """
         kv = self._map
         attempt = 0
@@ -194,16 +193,16 @@ class TaskRecords:
     # Markers
 
     async def mark(self, name: str, record: TaskRecord) -> None:
-        """Note which worker runs a task. It's written before the record, so no task of a dead worker is missed."""
+        """Mark a task as run by this worker. The marker precedes the record, so no task of a dead worker is missed."""
         left = max(1.0, record.expires - self._clock())
         await self._map.put(f"taskrun:{record.worker}:{name}", b"", left)
 
     async def unmark(self, name: str, worker: str) -> None:
-        """Remove the note."""
+        """Delete the marker."""
         await self._map.delete(f"taskrun:{worker}:{name}")
 
     async def marked(self) -> Sequence[tuple[str, str]]:
-        """Return (worker, name) of every task that a worker runs or ran when it stopped."""
+        """Return the worker and name of every task that has a marker."""
         keys = await self._map.keys("taskrun:")
         found = (key.removeprefix("taskrun:").partition(":") for key in keys)
         return [(worker, name) for worker, _, name in found]

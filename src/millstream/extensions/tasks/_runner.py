@@ -1,7 +1,7 @@
-"""Runs tasks, and settles those of workers that stopped.
+"""Runs tasks, and settles the tasks of dead workers.
 
-A task runs in the worker that got its call. When that worker is gone, the others find what it ran by its markers: a
-task whose tool allows it runs again, and every other one fails with an error that says to call the tool again.
+A task runs in the worker that received its call. If that worker dies, the others find its tasks by their markers. A
+task runs again if its tool allows that. Otherwise it fails with an error that says to call the tool again.
 """
 
 import asyncio
@@ -45,15 +45,15 @@ from millstream.stores import StoreFull
 logger = logging.getLogger("millstream")
 
 CANCEL: Final = "tasks.cancel"
-"""The topic on which a worker gets the name of a task that it should stop."""
+"""The topic on which a worker receives the names of tasks to stop."""
 ORPHANS: Final = "tasks.orphans"
-"""The topic that tells all workers to look for tasks without a worker."""
+"""The topic that makes all workers look for tasks without a worker."""
 MAX_ATTEMPTS: Final = 3
-"""How often a task begins at most, so that one that kills its worker doesn't kill all of them."""
+"""Maximum starts of a task, so a task that kills its worker can't kill them all."""
 PAUSE: Final = 1.0
-"""Seconds until something that couldn't be done is tried again."""
+"""Seconds before a failed operation is retried."""
 _NOTE_EVERY: Final = 1.0
-"""Seconds between two status messages of a task."""
+"""Minimum seconds between two status messages of a task."""
 _STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
 _DRAINED = "The server stopped before this task was done. Call the tool again."
 _TOO_OFTEN = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
@@ -62,7 +62,7 @@ _TOO_LARGE = "The store has no room for the result of this task."
 
 
 class _Run:
-    """A task that runs here."""
+    """A task on this worker."""
 
     __slots__ = ("call", "lost", "name", "note", "noting", "record", "release", "saved", "seats", "task")
 
@@ -71,15 +71,15 @@ class _Run:
         self.record = record
         self.saved = saved
         self.seats = seats
-        """None until it has some: a task of a worker that is gone waits for them."""
+        """Seats of the task; None while a task of a dead worker waits for them."""
         self.call: CallRun
         self.task: asyncio.Task[None] | None = None
         self.lost = False
-        """Another worker may have settled it: the lease of this one was over."""
+        """Whether another worker may have settled the task, because this worker's lease had ended."""
         self.note = ""
         self.noting: asyncio.Task[None] | None = None
         self.release: Callable[[], object] | None = None
-        """Gives back the seats of the call that became this task."""
+        """Releases the seats of the call that became this task."""
 
     def owns(self, record: TaskRecord) -> bool:
         """Whether the record still says that this is the run of the task."""
@@ -91,11 +91,11 @@ class TaskRunner:
     """The tasks of one worker."""
 
     def __init__(self, host: ServerHost, records: TaskRecords) -> None:
-        """Nothing runs before `open`.
+        """Create a runner. `open` starts it.
 
         Args:
             host: runs the calls.
-            records: of the store.
+            records: tasks in the store.
         """
         # Configuration
         self._host = host
@@ -113,7 +113,7 @@ class TaskRunner:
         return len(self._running)
 
     def open(self) -> None:
-        """Listen to the other workers, and settle the tasks of those that are gone."""
+        """Listen to the other workers, and settle the tasks of dead ones."""
         host = self._host
         self._closing = False
         host.on_workers_change(self._workers_changed)
@@ -122,7 +122,7 @@ class TaskRunner:
         self._sweep_soon()
 
     async def drain(self, seconds: float) -> None:
-        """Stop what still runs, and settle it within that time."""
+        """Stop running tasks and settle them within the given time."""
         self._closing = True
         for run in list(self._running.values()):
             run.call.halt()
@@ -131,7 +131,7 @@ class TaskRunner:
             await asyncio.wait(waiting, timeout=seconds)
 
     async def close(self) -> None:
-        """End what `drain` has left."""
+        """End the tasks that `drain` left."""
         self._closing = True
         tasks = [*self._beside, *(run.task for run in self._running.values() if run.task is not None)]
         if self._sweeping is not None:
@@ -140,13 +140,13 @@ class TaskRunner:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # What clients ask for
+    # Requests of clients
 
     async def start(self, call: PendingCall) -> TaskRecord:
-        """Make a task of a call, and run it.
+        """Make a call a task and run it.
 
         Raises:
-            ProtocolError: too many tasks run, or the store has no room for one more.
+            ProtocolError: too many tasks are running, or the store is full.
         """
         self._check_open()
         task_id, now, saved = new_id(), self._host.now(), call.save()
@@ -176,11 +176,11 @@ class TaskRunner:
         return record
 
     async def answer(self, name: str, responses: Mapping[str, bytes]) -> bool:
-        """Take answers to the questions of a task, and run it once it has all of them. Return False if there's no such
-        task.
+        """Save answers to the questions of a task, and run it once all are answered. Return False if the task doesn't
+        exist.
 
         Raises:
-            ProtocolError: too many tasks run.
+            ProtocolError: too many tasks are running.
         """
         record = await self._records.get(name)
         if record is None:
@@ -221,7 +221,7 @@ class TaskRunner:
         return True
 
     async def cancel(self, name: str) -> bool:
-        """Cancel a task unless it's over. Return False if there's no such task."""
+        """Cancel a task unless it has ended. Return False if the task doesn't exist."""
         worker = ""
 
         def change(record: TaskRecord) -> TaskRecord:
@@ -243,7 +243,7 @@ class TaskRunner:
         return True
 
     async def get(self, name: str) -> TaskRecord | None:
-        """Return a task as it is now: one whose worker is gone is settled first."""
+        """Return the current state of a task. If its worker is dead, settle it first."""
         record = await self._records.get(name)
         if (
             record is not None
@@ -260,15 +260,15 @@ class TaskRunner:
             raise ProtocolError(OVERLOADED, "The server is stopping. Try again in a moment.", status=503)
 
     async def _take(self, holder: str, owner: str, saved: SavedCall | None = None) -> Seats:
-        """Return the seats of one more task.
+        """Take the seats of another task and return them.
 
         Args:
-            holder: the task.
-            owner: of the call.
-            saved: the call of a task that goes on, which has no seats of a request.
+            holder: id of the task.
+            owner: owner of the call.
+            saved: call of a resumed task, which has no seats of a request.
 
         Raises:
-            ProtocolError: RATE_LIMITED, if there are too many.
+            ProtocolError: RATE_LIMITED; too many tasks are running.
         """
         try:
             return await self._host.take_seats(holder, self._limits(owner), call=saved)
@@ -297,7 +297,7 @@ class TaskRunner:
         seats: Seats | None,
         release: Callable[[], object] | None = None,
     ) -> None:
-        """Run a task that this worker has claimed."""
+        """Run a task claimed by this worker."""
         run = self._running[name] = _Run(name, record, saved, seats)
         run.release = release
         run.call = self._host.run_call(
@@ -325,7 +325,7 @@ class TaskRunner:
                 run.release()
 
     async def _wait_for_seats(self, run: _Run) -> None:
-        """Take the seats of a task whose worker is gone, as soon as the limits have room for it."""
+        """Wait until the limits have free seats for the task of a dead worker, and take them."""
         limits = self._limits(run.saved.owner)
         while not run.call.cancelled:
             with suppress(LimitReached):
@@ -334,7 +334,7 @@ class TaskRunner:
             await asyncio.sleep(PAUSE)
 
     async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
-        """Write how a run ended, and try again while the store doesn't answer."""
+        """Save the outcome of a run, and retry while the store doesn't respond."""
         change = self._end(run, outcome)
         trouble = LogOnce(logger, "The end of a task can't be stored; trying again", "The ends of tasks are stored.")
         written: TaskRecord | None = None
@@ -366,7 +366,7 @@ class TaskRunner:
         return run.record.retry and (run.call.halted or run.lost)
 
     def _end(self, run: _Run, outcome: RunOutcome) -> Callable[[TaskRecord], TaskRecord | None]:
-        """Return the change that writes how a run ended."""
+        """Return the change of the record for the outcome of a run."""
         call, error = run.call, outcome.error
         if self._hands_over(run):
             return lambda record: msgspec.structs.replace(record, worker=HANDED_OVER) if run.owns(record) else None
@@ -399,7 +399,7 @@ class TaskRunner:
     # Status messages
 
     def _report(self, run: _Run, message: bytes) -> None:
-        """Store what the function reports, at most once in `_NOTE_EVERY` seconds; the newest message counts."""
+        """Save the latest status message of the function, at most once in `_NOTE_EVERY` seconds."""
         if not (text := status_text(message)):
             return
         run.note = text
@@ -426,7 +426,7 @@ class TaskRunner:
             run.call.cancel()
 
     def _look_at_all(self) -> None:
-        """Messages may have been lost: look whether a task that runs here was cancelled."""
+        """Check whether a running task was cancelled, because messages may have been lost."""
         if not self._closing:
             self._spawn(self._stop_cancelled())
 
@@ -451,7 +451,7 @@ class TaskRunner:
         task.add_done_callback(self._beside.discard)
 
     def _sweep_soon(self) -> None:
-        """Look for tasks whose worker is gone."""
+        """Look for tasks of dead workers."""
         self._sweeps = True
         if not self._closing and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
@@ -476,7 +476,7 @@ class TaskRunner:
                 await self._records.unmark(name, worker)
 
     async def _recover(self, worker: str, name: str) -> None:
-        """Settle a task that a worker ran which is gone: run it again, or let it fail."""
+        """Settle the task of a dead worker: run it again, or fail it."""
         record = await self._records.get(name)
         if record is None or record.over or record.worker != worker:
             return

@@ -1,4 +1,4 @@
-"""The status message of a task: what its function reports."""
+"""The status message of a task, from its function's notifications."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 _MAX_TEXT = 1_000
-"""Characters of a status message."""
+"""Maximum characters of a status message."""
 
 
 class _Params(Struct, frozen=True, gc=False):
@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(_Notification).decode
 
 
 def status_text(message: bytes) -> str:
-    """Return the status message for a notification of a function; empty if it has none."""
+    """Return the status message of a notification; empty if it has none."""
     sent = _decode(message)
     params = sent.params
     if sent.method == "notifications/message":
