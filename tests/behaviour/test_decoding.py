@@ -19,7 +19,7 @@ from millstream._protocol.messages import REQUESTS
 from millstream._protocol.revisions import BY_DATE
 
 CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
-    "ping": ({}, lambda result: result == ours.Result()),
+    "ping": ({}, lambda result: result == ours.EmptyResult()),
     "server/discover": (
         {},
         lambda result: result.instructions == "Ask for anything." and "tools" in result.capabilities,
@@ -35,15 +35,15 @@ CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
         lambda result: result.resource_templates[0].uri_template == "book://{isbn}/{page}",
     ),
     "resources/read": ({"uri": "note://bytes"}, lambda result: result.contents[0].blob == b"\x00\x01"),
-    "resources/subscribe": ({"uri": "note://one"}, lambda result: result == ours.Result()),
-    "resources/unsubscribe": ({"uri": "note://one"}, lambda result: result == ours.Result()),
+    "resources/subscribe": ({"uri": "note://one"}, lambda result: result == ours.EmptyResult()),
+    "resources/unsubscribe": ({"uri": "note://one"}, lambda result: result == ours.EmptyResult()),
     "prompts/list": ({}, lambda result: len(result.prompts) > 1),
     "prompts/get": ({"name": "greet", "arguments": {"name": "Ada"}}, lambda result: result.messages[0].role == "user"),
     "completion/complete": (
         {"ref": {"type": "ref/resource", "uri": "book://{isbn}/{page}"}, "argument": {"name": "isbn", "value": "11"}},
         lambda result: result.completion == ours.Completion(["111", "112"], 2, False),
     ),
-    "logging/setLevel": ({"level": "error"}, lambda result: result == ours.Result()),
+    "logging/setLevel": ({"level": "error"}, lambda result: result == ours.EmptyResult()),
 }
 ELSEWHERE = {"initialize": "the client of these tests has sent it", "subscriptions/listen": "it ends with its stream"}
 

@@ -135,7 +135,7 @@ class SubscriptionsListenRequestParams(Params):
 # What a server answers
 
 
-class Result(Wire, frozen=True, kw_only=True):
+class EmptyResult(Wire, frozen=True, kw_only=True):
     """A result without members, and the base of all others. Older revisions have only complete results."""
 
     result_type: str = "complete"
@@ -149,21 +149,21 @@ class InputRequest(Wire, frozen=True):
     params: Raw = Raw(b"{}")
 
 
-class InputRequiredResult(Result, frozen=True, kw_only=True):
+class InputRequiredResult(EmptyResult, frozen=True, kw_only=True):
     """A result that asks the client for input. The client repeats the request with the state and the answers."""
 
     input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
     request_state: str | None = None
 
 
-class CacheableResult(Result, frozen=True, kw_only=True):
+class CacheableResult(EmptyResult, frozen=True, kw_only=True):
     """A result that clients can cache. Without a hint it's stale immediately."""
 
     ttl_ms: int = 0
     cache_scope: Literal["public", "private"] = "private"
 
 
-class InitializeResult(Result, frozen=True, kw_only=True):
+class InitializeResult(EmptyResult, frozen=True, kw_only=True):
     """`initialize`."""
 
     protocol_version: str
@@ -260,7 +260,7 @@ class ListPromptsResult(PaginatedResult, frozen=True, kw_only=True):
     prompts: list[PromptDescription]
 
 
-class CallToolResult(Result, frozen=True, kw_only=True):
+class CallToolResult(EmptyResult, frozen=True, kw_only=True):
     """`tools/call`."""
 
     content: list[Content]
@@ -275,7 +275,7 @@ class ReadResourceResult(CacheableResult, frozen=True, kw_only=True):
     contents: list[ResourceContents]
 
 
-class GetPromptResult(Result, frozen=True, kw_only=True):
+class GetPromptResult(EmptyResult, frozen=True, kw_only=True):
     """`prompts/get`."""
 
     messages: list[Message]
@@ -295,7 +295,7 @@ class Completion(Wire, frozen=True):
     has_more: bool | None = None
 
 
-class CompleteResult(Result, frozen=True, kw_only=True):
+class CompleteResult(EmptyResult, frozen=True, kw_only=True):
     """`completion/complete`."""
 
     completion: Completion
@@ -304,20 +304,20 @@ class CompleteResult(Result, frozen=True, kw_only=True):
 REQUESTS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
     {
         "initialize": (InitializeRequestParams, InitializeResult),
-        "ping": (Params, Result),
+        "ping": (Params, EmptyResult),
         "server/discover": (Params, DiscoverResult),
         "tools/list": (PaginatedRequestParams, ListToolsResult),
         "tools/call": (CallToolRequestParams, CallToolResult),
         "resources/list": (PaginatedRequestParams, ListResourcesResult),
         "resources/templates/list": (PaginatedRequestParams, ListResourceTemplatesResult),
         "resources/read": (ReadResourceRequestParams, ReadResourceResult),
-        "resources/subscribe": (ResourceRequestParams, Result),
-        "resources/unsubscribe": (ResourceRequestParams, Result),
+        "resources/subscribe": (ResourceRequestParams, EmptyResult),
+        "resources/unsubscribe": (ResourceRequestParams, EmptyResult),
         "prompts/list": (PaginatedRequestParams, ListPromptsResult),
         "prompts/get": (GetPromptRequestParams, GetPromptResult),
         "completion/complete": (CompleteRequestParams, CompleteResult),
-        "logging/setLevel": (SetLevelRequestParams, Result),
-        "subscriptions/listen": (SubscriptionsListenRequestParams, Result),
+        "logging/setLevel": (SetLevelRequestParams, EmptyResult),
+        "subscriptions/listen": (SubscriptionsListenRequestParams, EmptyResult),
     }
 )
 """Client method -> its parameters and result, for every revision that has it."""

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Message, Role, SamplingContent, Text, Wire
-from millstream._protocol.messages import Json, Params, Result
+from millstream._protocol.messages import EmptyResult, Json, Params
 
 
 class ElicitRequestParams(Params, kw_only=True):
@@ -75,7 +75,7 @@ class ListRootsResult(Wire, frozen=True):
 
 QUESTIONS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
     {
-        "ping": (Params, Result),
+        "ping": (Params, EmptyResult),
         "roots/list": (Params, ListRootsResult),
         "sampling/createMessage": (CreateMessageRequestParams, SampleResult),
         "elicitation/create": (ElicitRequestParams, ElicitResult),

@@ -198,14 +198,14 @@ class PromptArgument(Wire):
     required: bool | None = None
 
 
-class _Listed(_WithMeta):
+class _ListItem(_WithMeta):
     name: str
     title: str | None = None
     description: str | None = None
     icons: list[Icon] | None = None
 
 
-class Tool(_Listed):
+class Tool(_ListItem):
     """A tool as clients see it."""
 
     inputSchema: dict[str, Any]
@@ -213,7 +213,7 @@ class Tool(_Listed):
     annotations: ToolAnnotations | None = None
 
 
-class Resource(_Listed):
+class Resource(_ListItem):
     """A resource as clients see it."""
 
     uri: Url
@@ -222,7 +222,7 @@ class Resource(_Listed):
     annotations: Annotations | None = None
 
 
-class ResourceTemplate(_Listed):
+class ResourceTemplate(_ListItem):
     """A resource template as clients see it."""
 
     uriTemplate: str
@@ -230,7 +230,7 @@ class ResourceTemplate(_Listed):
     annotations: Annotations | None = None
 
 
-class Prompt(_Listed):
+class Prompt(_ListItem):
     """A prompt as clients see it."""
 
     arguments: list[PromptArgument] | None = None

@@ -32,7 +32,7 @@ from millstream._protocol.errors import (
     ToolError,
 )
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import InputRequiredResult, Result
+from millstream._protocol.messages import EmptyResult, InputRequiredResult
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -77,7 +77,7 @@ from millstream.gateway._questions import (
 )
 from millstream.gateway._relay import Recipient, Relay
 from millstream.gateway._upstream import Upstream
-from millstream.gateway._upstream_tasks import KeptTask, read_created, read_task
+from millstream.gateway._upstream_tasks import StoredTask, read_created, read_task
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -105,7 +105,7 @@ _OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBS
 """`_meta` members that belong to the client's own connection."""
 
 _decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_type = msgspec.json.Decoder(Result).decode
+_decode_type = msgspec.json.Decoder(EmptyResult).decode
 _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
@@ -195,16 +195,16 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         else:
             result = await requests.send(current, ask)
         upstream.breaker.succeed(monotonic() - started)
-        if _ASKS_BACK in result and (asked := _required(result)) is not None:
+        if _ASKS_BACK in result and (asked := _input_required(result)) is not None:
             state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
             raise _Exchange(state, link, relay, ask, source).pass_on(asked)
     except Failure as exc:
         upstream.breaker.succeed(monotonic() - started)
-        raise _refused(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
+        raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
     except ClientError as exc:
         if isinstance(exc, _NO_SIGN_OF_LIFE):
             upstream.breaker.fail()
-        raise unanswered(call, upstream, exc) from None
+        raise no_response_error(call, upstream, exc) from None
     finally:
         link.calls -= 1
     return result
@@ -220,7 +220,7 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     meta = _metas.get(key)
     if meta is None:
         abilities = abilities_of(call)
-        meta = b"%b,%b" % (_envelope(source, abilities, ""), _passed(raw, call, upstream))
+        meta = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
         if len(raw) <= _MAX_META:
             if len(_metas) >= _MAX_METAS:
                 _metas.clear()
@@ -228,7 +228,7 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     return meta
 
 
-def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
+def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
 
     Raises:
@@ -259,11 +259,11 @@ async def _forward_with_credentials(
         return await _forward(call, upstream, method, params, name, headers)
     except AccessDenied as exc:
         if not await credentials.recover(call, exc):
-            raise unanswered(call, upstream, exc) from None
+            raise no_response_error(call, upstream, exc) from None
     try:
         return await _forward(call, upstream, method, params, name, headers)
     except AccessDenied as exc:
-        raise unanswered(call, upstream, exc) from None
+        raise no_response_error(call, upstream, exc) from None
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
@@ -301,17 +301,17 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         return result
     except Failure as exc:
         answered = True
-        raise _refused(state, exc, abilities, source) from None
+        raise _convert_error(state, exc, abilities, source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
-        raise unanswered(call, upstream, exc) from None
+        raise no_response_error(call, upstream, exc) from None
     except TooManyLinks as exc:
-        raise unanswered(call, upstream, exc) from None
+        raise no_response_error(call, upstream, exc) from None
     except ClientError as exc:
         if isinstance(exc, _NO_SIGN_OF_LIFE):
             breaker.fail(counts=not upstream.has_process_for_each)
-        raise unanswered(call, upstream, exc) from None
+        raise no_response_error(call, upstream, exc) from None
     finally:
         if link is not None:
             link.calls -= 1
@@ -389,7 +389,7 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
 def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> bytes:
     """Return the `_meta` members for the upstream: the client's, without those of its connection."""
     raw = raw_meta(call)
-    passed = _passed(raw, call, upstream)
+    passed = _forwarded_meta(raw, call, upstream)
     if source.handshake:
         return passed
     tasks = call.method == "tools/call" and upstream.has_tasks
@@ -428,7 +428,7 @@ class _Exchange:
     def run(self) -> Awaitable[bytes]:
         """Return the raw result."""
         if self._source.handshake:
-            return self._with_session() if self._call.revision.handshake else self._parked()
+            return self._with_session() if self._call.revision.handshake else self._forward_parked()
         if self._ask.method == "tools/call" and self._upstream.has_tasks:
             return self._with_task()
         return self._in_rounds() if self._call.revision.handshake else self._through()
@@ -445,7 +445,7 @@ class _Exchange:
         """Forward a call whose questions go to the client on the stream of its call."""
         return await self._send(self._relay)
 
-    async def _parked(self) -> bytes:
+    async def _forward_parked(self) -> bytes:
         """Forward a call whose questions are answered by the client's next request."""
         call, calls = self._call, self._upstream.parked
         kept = self._state.kept
@@ -480,7 +480,7 @@ class _Exchange:
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
             result = await self._send(self._relay, extra)
-            asked = _required(result)
+            asked = _input_required(result)
             if asked is None:
                 return result
             members: dict[str, Any] = {}
@@ -519,7 +519,7 @@ class _Exchange:
         if members:
             extra = encode(members)[1:-1]
         result = await self._send(self._relay, extra)
-        asked = _required(result)
+        asked = _input_required(result)
         if asked is None:
             return result
         raise self.pass_on(asked)
@@ -534,7 +534,7 @@ class _Exchange:
         """
         call, kept = self._call, self._state.kept
         if kept is not None and kept.kind == "task":
-            task = msgspec.json.decode(bytes(kept.value), type=KeptTask)
+            task = msgspec.json.decode(bytes(kept.value), type=StoredTask)
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked}
             if answers:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
@@ -543,13 +543,13 @@ class _Exchange:
         created = read_created(result)
         if created is None:
             return result
-        task = KeptTask(created.task_id, [])
+        task = StoredTask(created.task_id, [])
         if call.task == DEFERRED:
             self._state.keep("task", encode(task))
             raise TaskStart
         return await self._follow_task(task)
 
-    async def _follow_task(self, kept: KeptTask) -> bytes:
+    async def _follow_task(self, kept: StoredTask) -> bytes:
         call, asked, message, count = self._call, list(kept.asked), "", 0
         try:
             while True:
@@ -563,7 +563,7 @@ class _Exchange:
                 new = {key: each for key, each in task.input_requests.items() if key not in asked}
                 if new:
                     asked += new
-                    await self._ask_client(KeptTask(kept.id, asked), InputRequiredResult(input_requests=new))
+                    await self._ask_client(StoredTask(kept.id, asked), InputRequiredResult(input_requests=new))
                 await asyncio.sleep(task.pause)
         except asyncio.CancelledError:
             if not call.halted:  # the client gave up, and nobody else waits for it
@@ -572,7 +572,7 @@ class _Exchange:
                         await self._ask_task("tasks/cancel", kept.id, {})
             raise
 
-    async def _ask_client(self, task: KeptTask, asked: InputRequiredResult) -> None:
+    async def _ask_client(self, task: StoredTask, asked: InputRequiredResult) -> None:
         questions = self._questions(asked)
         if not self._call.revision.handshake:
             named = {key: {"method": each.method, "params": each.params} for key, each in questions}
@@ -682,7 +682,7 @@ class _State:
         rounds.settle(self._slot, self._slot, encode(_ForwardState(kind, self.upstream.config.name, Raw(value))))
 
 
-def _required(result: bytes) -> InputRequiredResult | None:
+def _input_required(result: bytes) -> InputRequiredResult | None:
     """Return the questions of a result; None if there aren't any.
 
     Raises:
@@ -704,13 +704,13 @@ def _required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _refused(state: _State, exc: Failure, abilities: bytes, source: Revision | None) -> BaseException:
+def _convert_error(state: _State, exc: Failure, abilities: bytes, source: Revision | None) -> BaseException:
     """Return the upstream's own error in the client's revision."""
     call, upstream = state.call, state.upstream
     if exc.code == URL_ELICITATION_REQUIRED:
         return _urls_required(state, exc, abilities)
     if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and the gateway
-        return unanswered(call, upstream, exc)
+        return no_response_error(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
     if missing and source is not None and not source.handshake:
         return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
@@ -739,7 +739,7 @@ def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseExcepti
                 for number, each in enumerate(urls, 1)
             }
         except ProtocolError:
-            return unanswered(call, upstream, exc)
+            return no_response_error(call, upstream, exc)
         questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
         return state.ask("urls", questions, encode(questions))
     places = " ".join(str(each.get("url", "")) for each in urls)
@@ -756,7 +756,7 @@ def unavailable(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
     return _unable(call, f"The server {upstream.config.name!r} behind this gateway isn't responding. Try again later.")
 
 
-def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
+def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
     """Return the error for a call without a response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     name = upstream.config.name

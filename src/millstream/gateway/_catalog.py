@@ -90,7 +90,7 @@ class Catalog(Struct, kw_only=True):
     prompts: dict[str, Description] = {}
     hints: dict[str, tuple[int, bool]] = {}
     """Kind -> milliseconds until its list is stale, and whether it's private. Kinds without hints are absent."""
-    taken: float = 0.0
+    taken_at: float = 0.0
     """Unix time of the copy."""
 
     @property
@@ -129,7 +129,7 @@ class StoredCatalog:
         self.shared: bool = store.shared
         """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
-        """Clock for `Catalog.taken`, in Unix time."""
+        """Clock for `Catalog.taken_at`, in Unix time."""
         self._content = b""
         """The copy that this worker read or wrote last."""
 

@@ -78,7 +78,7 @@ class Source:
         name = f"{'.'.join(where)}: " if where else ""
         return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
 
-    def written(self, where: KeyPath) -> str:
+    def source_text(self, where: KeyPath) -> str:
         """Return a value as written in the file for an error, without expanding variables, which may be secrets."""
         value = self.values
         for name in where:
@@ -193,7 +193,7 @@ def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
         start = 0
         if not quotes and not depth:
             header = re.match(r"\s*\[\[?", line)
-            names, start = _dotted(line, header.end() if header else 0)
+            names, start = _read_dotted_key(line, header.end() if header else 0)
             if header:
                 table = names
                 yield table, number
@@ -203,7 +203,7 @@ def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
         quotes, depth = _left_open(line[start:], quotes, depth)
 
 
-def _dotted(line: str, start: int) -> tuple[KeyPath, int]:
+def _read_dotted_key(line: str, start: int) -> tuple[KeyPath, int]:
     names: list[str] = []
     while (found := _KEY.match(line, start)) is not None:
         names.append(found[1] or found[2] or found[3] or "")
@@ -277,11 +277,11 @@ def _gateway(source: Source) -> GatewayConfig:
         if name == "settings":
             settings = {each.name: each for each in fields(Settings)}
             values[name] = {
-                key: _converted(source, source.expand(each, (name, key)), settings[key].type, (name, key))
+                key: _convert(source, source.expand(each, (name, key)), settings[key].type, (name, key))
                 for key, each in _table(source, value, (name,), settings).items()
             }
         elif name not in ("upstreams", "policy"):
-            values[name] = _converted(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
+            values[name] = _convert(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
     shared = _struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
     configs = [
         config
@@ -304,7 +304,7 @@ def _upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | No
         elif key == "auth":
             values[key] = _credentials(source, value, at)
         else:
-            values[key] = _converted(source, source.expand(value, at), options[key].type, at)
+            values[key] = _convert(source, source.expand(value, at), options[key].type, at)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
@@ -401,7 +401,7 @@ def _servers(source: Source) -> GatewayConfig:
         where = (found[0], name)
         table = _object(source, given, where)
         values = {
-            key: _converted(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
+            key: _convert(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
             for key, value in table.items()
             if key in options
         }
@@ -436,7 +436,7 @@ def _servers(source: Source) -> GatewayConfig:
 
 def _object(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
     if not is_object(given):
-        raise source.error(where, f"it must be a table of options, not {source.written(where)}")
+        raise source.error(where, f"it must be a table of options, not {source.source_text(where)}")
     return given
 
 
@@ -454,7 +454,7 @@ def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
     options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
     table = _table(source, given, where, options)
     values = {
-        options[key].name: _converted(source, value, options[key].type, (*where, key)) for key, value in table.items()
+        options[key].name: _convert(source, value, options[key].type, (*where, key)) for key, value in table.items()
     }
     missing = [name for name, each in options.items() if each.required and name not in table]
     if missing:
@@ -465,7 +465,7 @@ def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
         raise source.error(where, str(exc)) from exc
 
 
-def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
+def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
     """Convert a value to the type of its field."""
     structs = _structs(kind)
     if is_object(value) and structs:
@@ -476,7 +476,7 @@ def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
         expected = next((f"it must be {meta.description}" for meta in getattr(kind, "__metadata__", ())), str(exc))
-        raise source.error(where, f"{expected}, not {source.written(where)}") from None
+        raise source.error(where, f"{expected}, not {source.source_text(where)}") from None
 
 
 def _structs(kind: Any) -> list[Any]:

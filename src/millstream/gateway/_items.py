@@ -26,7 +26,7 @@ from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
-from millstream.gateway._bridge import forward, unanswered
+from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names
 from millstream.gateway._results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
@@ -223,7 +223,7 @@ class UpstreamPrompt(Prompt):
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = encode({"name": self.own_name, "arguments": arguments} if arguments else {"name": self.own_name})
-        return _asked(self.upstream, "prompts/get", params, self.own_name, call)
+        return _forward(self.upstream, "prompts/get", params, self.own_name, call)
 
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware receives results as a list of messages."""
@@ -301,7 +301,7 @@ def _uri_of(arguments: Any, call: Call) -> str:
 
 def _read(upstream: Upstream, uri: str, call: Call) -> Awaitable[Any]:
     own_uri = upstream.names.original_uri(uri)
-    return _asked(upstream, "resources/read", encode({"uri": own_uri}), own_uri or "", call)
+    return _forward(upstream, "resources/read", encode({"uri": own_uri}), own_uri or "", call)
 
 
 def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
@@ -424,7 +424,7 @@ _CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
 }
 
 
-def _asked(upstream: Upstream, method: str, params: bytes, own_name: str, call: Call) -> Awaitable[bytes]:
+def _forward(upstream: Upstream, method: str, params: bytes, own_name: str, call: Call) -> Awaitable[bytes]:
     return forward(call, upstream, method, params, own_name)
 
 
@@ -455,4 +455,4 @@ def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unreadable(call: Call, upstream: Upstream, exc: Exception) -> Exception:
-    return cast("Exception", unanswered(call, upstream, BadAnswer(f"The result is malformed: {exc}.")))
+    return cast("Exception", no_response_error(call, upstream, BadAnswer(f"The result is malformed: {exc}.")))

@@ -202,7 +202,7 @@ class Document:
         found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
         return self._with_definitions(found, given=True), True
 
-    def _hidden(self, schema: dict[str, Any]) -> frozenset[str]:
+    def _write_only(self, schema: dict[str, Any]) -> frozenset[str]:
         """Return the write-only properties of an object."""
         fields, _ = self._fields(schema)
         return frozenset(
@@ -227,31 +227,31 @@ class Document:
         """Return a schema with its definitions, without write-only properties if it's for a response (`given`)."""
         definitions: dict[str, Any] = {}
 
-        def moved(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
+        def move(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
             if is_array(node):
-                return [moved(each, hidden) for each in node]
+                return [move(each, hidden) for each in node]
             if not is_object(node):
                 return node
             if given and not isinstance(node.get("$ref"), str):
-                hidden |= self._hidden(node)
+                hidden |= self._write_only(node)
                 node = without(node, hidden)
             reference = node.get("$ref")
             if isinstance(reference, str) and reference.startswith(_COMPONENT):
                 name = reference.removeprefix(_COMPONENT)
                 if name not in definitions:
                     definitions[name] = {}
-                    definitions[name] = moved(self._resolve(node))
+                    definitions[name] = move(self._resolve(node))
                 return {**node, "$ref": f"#/$defs/{name}"}
-            made = _members(node, hidden, moved)
+            made = _members(node, hidden, move)
             if node.get("nullable") is True and isinstance(made.get("type"), str):
                 made["type"] = [made["type"], "null"]  # the form of 3.1
             return made
 
-        made = cast("dict[str, Any]", moved(schema))
+        made = cast("dict[str, Any]", move(schema))
         if not definitions:
             return made
         made = {**made, "$defs": definitions}
-        flat = inlined(made, most=_MOST_PARTS)
+        flat = inline(made, most=_MOST_PARTS)
         return made if "$defs" in flat else flat
 
 
@@ -296,7 +296,7 @@ def _content_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dic
     return "", {}
 
 
-def inlined(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, Any]:
+def inline(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, Any]:
     """Return a schema with its definitions inlined. Recursive ones stay definitions.
 
     Args:
@@ -394,7 +394,7 @@ class Api:
         for name, value in arguments.items():
             argument = operation.arguments.get(name)
             if argument is not None and value is not None:
-                parts[argument.place] |= _written(argument, value)
+                parts[argument.place] |= _encode_argument(argument, value)
         if parts["cookie"]:
             parts["header"]["cookie"] = "; ".join(
                 f"{name}={quote(str(value))}" for name, value in parts["cookie"].items()
@@ -446,7 +446,7 @@ def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in several]
 
 
-def _written(argument: Argument, value: Any) -> dict[str, Any]:
+def _encode_argument(argument: Argument, value: Any) -> dict[str, Any]:
     """Return one argument as encoded in the request."""
     if argument.place == "query":
         return _pairs(argument, value)

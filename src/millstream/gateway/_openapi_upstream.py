@@ -288,7 +288,7 @@ class ApiUpstream(Upstream):
             ToolError: there was no response.
         """
         if self._application is not None:
-            return await self._application.request(operation, arguments, self._forwarded(call))
+            return await self._application.request(operation, arguments, self._forwarded_headers(call))
         assert self._base is not None  # noqa: S101  there are no tools before
         credentials, auth = self.credentials, None
         if credentials is not None:
@@ -303,7 +303,7 @@ class ApiUpstream(Upstream):
                 return await api.request(operation, arguments)
             raise ToolError(f"The API rejected the credentials ({exc.status}).") from None
 
-    def _forwarded(self, call: Call) -> dict[str, str]:
+    def _forwarded_headers(self, call: Call) -> dict[str, str]:
         headers = call.headers or {}
         return {text: headers[name].decode("latin-1") for name, text in self._forward.items() if name in headers}
 
@@ -330,7 +330,7 @@ class ApiUpstream(Upstream):
         if self._application is None:
             self._base = self._base_of(document.url, origin)
         self.operations = found
-        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken=time()))
+        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken_at=time()))
         self._recover()
 
     async def _read(self) -> tuple[Document, Url | None]:

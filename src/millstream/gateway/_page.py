@@ -102,11 +102,11 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
     for reports in workers:
         for report in reports:
             before = found.get(report["name"])
-            found[report["name"]] = {**report, "workers": 1} if before is None else _merged(before, report)
+            found[report["name"]] = {**report, "workers": 1} if before is None else _merge(before, report)
     return list(found.values())
 
 
-def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     worse = min(one, other, key=lambda report: _WORST.index(report["state"]))
     merged = {
         **one,

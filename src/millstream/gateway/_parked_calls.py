@@ -27,7 +27,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_ASKED, ForwardedQuestion, project_answer
-from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, Outbox, ProgressStep, Relay
+from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, NotificationQueue, ProgressStep, Relay
 
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
@@ -111,9 +111,9 @@ class ParkedCall:
     def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
         """Start the call to the upstream."""
         self.task = asyncio.get_running_loop().create_task(exchange)
-        self.task.add_done_callback(self._ended)
+        self.task.add_done_callback(self._on_task_done)
 
-    def _ended(self, task: asyncio.Task[bytes]) -> None:
+    def _on_task_done(self, task: asyncio.Task[bytes]) -> None:
         self._news.set()
         if not task.cancelled():
             task.exception()  # or asyncio would log it as never retrieved
@@ -160,15 +160,15 @@ class ParkedCall:
     async def next(self) -> dict[str, Any] | None:
         """Wait for questions, and return them by key; None when the call has ended."""
         while not self.task.done():
-            if self._unanswered():
+            if self._open_questions():
                 await asyncio.sleep(0)  # questions that arrived together are asked together
                 self.round += 1
-                return self._unanswered()
+                return self._open_questions()
             self._news.clear()
             await self._news.wait()
         return None
 
-    def _unanswered(self) -> dict[str, Any]:
+    def _open_questions(self) -> dict[str, Any]:
         return {
             key: {"method": each.asked.method, "params": each.asked.params}
             for key, each in self._open.items()
@@ -384,10 +384,10 @@ class ParkedCalls:
         if kind == "asks":
             after, asks = _decode_asks(body)
             raise ask_client(asks, encode(after))
-        raise self._raised(call, kind, body)
+        raise self._to_exception(call, kind, body)
 
     @staticmethod
-    def _raised(call: Call, kind: str, body: bytes) -> Exception:
+    def _to_exception(call: Call, kind: str, body: bytes) -> Exception:
         """Convert the outcome of a call on another worker to an exception."""
         if kind == "lost":
             return unavailable(call, LOST)
@@ -476,7 +476,7 @@ class ParkedCalls:
                 if not await self._services.peers.send(worker, news):
                     raise LocalError("The worker that resumed a call has stopped.")
 
-        outbox = Outbox(send)
+        outbox = NotificationQueue(send)
         try:
             await send("woken", b"")
             parked.attach(outbox.put)

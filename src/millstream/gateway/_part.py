@@ -94,7 +94,7 @@ class GatewayPart:
             upstream = self.upstreams[config.name] = make(
                 config,
                 changed=self._register,
-                updated=self._updated,
+                updated=self._on_update,
                 parked=parked,
                 store=host.store,
                 server=self.definition.name,
@@ -106,7 +106,7 @@ class GatewayPart:
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self
-        host.registry.unlisted = self._unlisted
+        host.registry.unlisted = self._find_unlisted
         host.on_http(self._serve)
         host.check_ready(self._doubt)
         host.gateway = GatewayReports(self.upstreams, self._registered)
@@ -326,7 +326,7 @@ class GatewayPart:
                 continue
             try:
                 rules = None if upstream.policy is None else upstream.rules(kind, own_name)
-                added[name] = self._made(kind, upstream, name, own_name, description, rules)
+                added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
                 logger.warning("%s: %r is left out: %s", upstream.config.name, name, exc)
         if not removed and not added:
@@ -338,7 +338,7 @@ class GatewayPart:
             self._registered[kind, name] = upstream, wanted[name]
         return True
 
-    def _made(
+    def _make_item(
         self,
         kind: str,
         upstream: Upstream,
@@ -391,7 +391,7 @@ class GatewayPart:
         own = upstream.names.original_uri(uri)
         return own is None or self._claimant(upstream, "resources", uri) is not None or upstream.is_quarantined(own)
 
-    def _unlisted(self, uri: str) -> Resource | None:
+    def _find_unlisted(self, uri: str) -> Resource | None:
         """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
@@ -402,13 +402,13 @@ class GatewayPart:
             rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
             if upstream.policy is None or rules is not None:
                 about = {"uri": own_uri, "name": own_uri}
-                found: Resource = self._made("resources", upstream, uri, own_uri, about, rules)
+                found: Resource = self._make_item("resources", upstream, uri, own_uri, about, rules)
                 return found
         return None
 
     # Subscriptions
 
-    def _updated(self, uri: str) -> None:
+    def _on_update(self, uri: str) -> None:
         self._host.services.changes.emit(ServerChange("updated", uri))
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
@@ -429,7 +429,7 @@ class GatewayPart:
         for upstream in self.upstreams.values():
             mine = [own for uri in uris if (own := self._own_uri(upstream, uri))]
             if mine:
-                await upstream.watches.settled(mine, upstream.config.connect_timeout)
+                await upstream.watches.wait_until_settled(mine, upstream.config.connect_timeout)
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""

@@ -141,14 +141,14 @@ class Pins:
         """
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
-            seen = await self._seen([(kind, name) for kind, name, _ in pinned_items(catalog)])
+            seen = await self._read_pins([(kind, name) for kind, name, _ in pinned_items(catalog)])
             found: list[QuarantinedItem] = []
             for kind, name, definition in pinned_items(catalog):
                 mine, digest = accepted.get(kind, {}).get(name), digest_of(definition)
                 if mine is not None:
                     fits = digest_of(mine) == digest
                 elif (first := seen.get((kind, name))) is not None:
-                    fits, mine = first.startswith(digest), _kept(first)
+                    fits, mine = first.startswith(digest), _read_definition(first)
                 else:
                     fits = self._accepts and await self._see(kind, name, definition)
                 if not fits:
@@ -165,7 +165,7 @@ class Pins:
         instructions = "" if INSTRUCTIONS in left else catalog.instructions
         return msgspec.structs.replace(catalog, instructions=instructions, **lists), found
 
-    async def _seen(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+    async def _read_pins(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
         found: dict[tuple[str, str], bytes] = {}
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
@@ -189,7 +189,7 @@ class Pins:
         return f"pin:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def _kept(value: bytes) -> Description | None:
+def _read_definition(value: bytes) -> Description | None:
     """Return the definition stored with a digest; None if it was too large."""
     try:
         return _decode_definition(value[_DIGEST:])

@@ -283,14 +283,14 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             ToolError: the arguments aren't an object.
         """
         if is_object(arguments):
-            return self._filled(arguments, known)
+            return self._fill_in(arguments, known)
         try:
             given = _decode_object(arguments or b"{}")
         except (msgspec.DecodeError, RecursionError) as exc:
             raise ToolError("The arguments must be a JSON object.") from exc
-        return Raw(encode(self._filled(given, known)))
+        return Raw(encode(self._fill_in(given, known)))
 
-    def _filled(self, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    def _fill_in(self, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
         values = {**self.defaults, **given}
         if self.hidden:  # many programs ignore case in member names
             hidden = {name.casefold() for name in self.hidden}
@@ -469,13 +469,13 @@ class Policy:
             timeout=_last(found, "timeout", 0.0) if kind == "tools" else 0.0,
             title=_last(found, "title", ""),
             description=_last(found, "description", ""),
-            annotations=_merged(found, "annotations"),
-            defaults=_merged(found, "defaults"),
-            hidden=_merged(found, "hidden"),
+            annotations=_merge(found, "annotations"),
+            defaults=_merge(found, "defaults"),
+            hidden=_merge(found, "hidden"),
             budget=_budget(found) if kind == "tools" else 0,
             seconds=_last(found, "result_seconds", 0.0) or RESULT_SECONDS,
-            arguments=self._redactor(_joined(found, "redact_arguments")) if kind == "tools" else None,
-            results=self._redactor(_joined(found, "redact_results")),
+            arguments=self._redactor(_join(found, "redact_arguments")) if kind == "tools" else None,
+            results=self._redactor(_join(found, "redact_results")),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
         )
 
@@ -499,7 +499,7 @@ class Policy:
         spellings = _spellings(original)
         if not all(self.allows("resources", each) for each in spellings):
             return None
-        others = _normalized(spellings)  # they only count against access, so the upstream's own spelling stays allowed
+        others = _normalize(spellings)  # they only count against access, so the upstream's own spelling stays allowed
         if any(layer.denies(self._name_in(layer, "resources", each)) for layer in self._layers for each in others):
             return None
         found = [
@@ -511,7 +511,7 @@ class Policy:
         return ItemRules(
             scopes=frozenset(scope for rules in found for scope in rules.scopes),
             visible=_visibility(found),
-            results=self._redactor(_joined(found, "redact_results")),
+            results=self._redactor(_join(found, "redact_results")),
         )
 
     def _name_in(self, layer: "_Layer", kind: str, name: str) -> str:
@@ -580,7 +580,7 @@ def _spellings(uri: str) -> list[str]:
     return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
 
 
-def _normalized(uris: Collection[str]) -> list[str]:
+def _normalize(uris: Collection[str]) -> list[str]:
     """Return URIs with scheme and host in lower case (RFC 3986 §6.2.2.1), and file URIs in one form (RFC 8089)."""
     found: list[str] = []
     for uri in uris:
@@ -614,11 +614,11 @@ def _last(found: Sequence[CommonRules], name: str, default: Any) -> Any:
     return next((value for rules in reversed(found) if (value := getattr(rules, name, None))), default)
 
 
-def _merged(found: Sequence[CommonRules], name: str) -> dict[str, Any]:
+def _merge(found: Sequence[CommonRules], name: str) -> dict[str, Any]:
     return {key: value for rules in found for key, value in getattr(rules, name, {}).items()}
 
 
-def _joined(found: Sequence[CommonRules], name: str) -> tuple[str | Redaction, ...]:
+def _join(found: Sequence[CommonRules], name: str) -> tuple[str | Redaction, ...]:
     return tuple(dict.fromkeys(each for rules in found for each in getattr(rules, name, ())))
 
 

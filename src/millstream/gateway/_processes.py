@@ -246,14 +246,14 @@ class UpstreamProcesses:
 
     # Lifecycle
 
-    def started(self, transport: "ProcessTransport") -> None:
+    def record_start(self, transport: "ProcessTransport") -> None:
         """Record that a process has started."""
         self._counts["started"] += 1
         if self._memory_limit is not None:
             _limit_memory(transport.pid, self._memory_limit, self.name)
         self.pool.watchdog.add(transport.pid)
 
-    def ended(self, transport: "ProcessTransport") -> None:
+    def record_exit(self, transport: "ProcessTransport") -> None:
         """Record that a process has exited and was reaped."""
         self.pool.watchdog.discard(transport.pid)
         self.forget(transport)
@@ -499,7 +499,7 @@ class ProcessTransport(StdioTransport):
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
         """Record the start of the process."""
         super().process_started(process)
-        self._processes.started(self)
+        self._processes.record_start(self)
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
@@ -589,7 +589,7 @@ class ProcessTransport(StdioTransport):
         if self._error_line:
             self._processes.log.write(self._error_line, self.pid)
             self._error_line = b""
-        self._processes.ended(self)
+        self._processes.record_exit(self)
 
     async def close(self) -> None:
         """Close standard input, and terminate the process if it doesn't exit."""

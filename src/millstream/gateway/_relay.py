@@ -127,7 +127,7 @@ class Backlog:
         return method, params
 
 
-class Outbox:
+class NotificationQueue:
     """Sends notifications about one call in the background, in order."""
 
     __slots__ = ("_pump", "_send", "_waiting")
@@ -183,7 +183,7 @@ class Relay:
         self.abilities: bytes = abilities
         self.level: str = level
         self._least = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
-        self._outbox: Outbox | None = None
+        self._outbox: NotificationQueue | None = None
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
 
@@ -209,7 +209,7 @@ class Relay:
         except (msgspec.DecodeError, RecursionError):
             return
         if self._outbox is None:
-            self._outbox = Outbox(self._send)
+            self._outbox = NotificationQueue(self._send)
         self._outbox.put(method, params)
 
     def _wants(self, method: str, params: bytes) -> bool:

@@ -163,7 +163,7 @@ class SearchPart:
                 "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
             )
             host.on_close(partial(host.registry.remove, "tools", name))
-        host.registry.listed = self._listed
+        host.registry.listed = self._select_listed
         host.on_close(self._unlist)
         host.on_change(self._forget)
         host.gate(self._redirect)
@@ -180,7 +180,7 @@ class SearchPart:
             self._index = None
 
     @staticmethod
-    def _listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what lists contain: both tools, and the tagged ones."""
         if kind != "tools":
             return items
@@ -200,7 +200,7 @@ class SearchPart:
                 continue
             matches += 1
             if len(found) < max(1, min(arguments.limit, MAX_FOUND)):
-                found.append(_shown(tool))
+                found.append(_summarize(tool))
         if not found:
             return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
         result = {"tools": found, "matches": matches}
@@ -235,7 +235,7 @@ class SearchPart:
             call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
 
-def _shown(tool: Tool) -> dict[str, Any]:
+def _summarize(tool: Tool) -> dict[str, Any]:
     description = tool.describe()
     return {key: description[key] for key in ("name", "title", "description", "inputSchema") if key in description}
 

@@ -523,8 +523,8 @@ class Upstream:
         self._in_cycle = False
         if self._is_personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken = self._stored.time()
-        renew = found.taken - self.catalog.taken > catalog.STORED_SECONDS / 4
+        found.taken_at = self._stored.time()
+        renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
         await self._stored.save(found, renew=renew)
@@ -542,8 +542,8 @@ class Upstream:
                 )
             self.quarantined = quarantined
         before, self.catalog = self.catalog, found
-        if before.taken and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
-            self.changed_at = found.taken
+        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
+            self.changed_at = found.taken_at
         self._changed(self, announced)
         self.listed.set()
 
@@ -583,7 +583,7 @@ class Upstream:
     async def _adopt(self, seconds: float) -> bool:
         """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
         found = await self._stored.load() if self._stored.shared else None
-        if found is None or found.revision not in BY_DATE or self._stored.time() - found.taken > seconds / 2:
+        if found is None or found.revision not in BY_DATE or self._stored.time() - found.taken_at > seconds / 2:
             return False
         await self._offer(found)
         return True
@@ -637,7 +637,7 @@ class Upstream:
             "reason": self.reason,
             "breaker": "open" if self.breaker.is_open else "closed",
             "revision": found.revision,
-            "listed_at": found.taken,
+            "listed_at": found.taken_at,
             "changed_at": self.changed_at,
             "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
             "links": len(self.links),

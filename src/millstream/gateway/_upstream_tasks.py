@@ -14,7 +14,7 @@ _LONGEST_PAUSE: Final = 60.0
 _CREATED: Final = b'"task"'
 
 
-class KeptTask(Struct, frozen=True, array_like=True):
+class StoredTask(Struct, frozen=True, array_like=True):
     """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
 
     id: str

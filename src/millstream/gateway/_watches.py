@@ -70,7 +70,7 @@ class ResourceWatches:
             else:
                 self._end(older)
 
-    async def settled(self, uris: Collection[str], seconds: float) -> None:
+    async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
         """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -46,7 +46,7 @@ _PRAGMAS: Final = (
 )
 
 
-class File:
+class Database:
     """An open database."""
 
     def __init__(self, location: Location) -> None:

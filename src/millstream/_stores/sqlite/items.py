@@ -12,7 +12,7 @@ from millstream._stores.base import ShareFull, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
 from millstream._stores.memory.store import KEPT_BACK
 from millstream._stores.rates import MARK_BYTES, PART, share_of
-from millstream._stores.sqlite.file import File
+from millstream._stores.sqlite.file import Database
 
 _SWEEP: Final = 10.0
 """Seconds between scans for expired values."""
@@ -21,7 +21,7 @@ _SWEEP: Final = 10.0
 class Items:
     """The values of one file."""
 
-    def __init__(self, file: File, clock: Callable[[], float], max_bytes: int) -> None:
+    def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
         self._file = file
         self._clock = clock

@@ -11,7 +11,7 @@ from millstream._stores.base import PAGE_BYTES, Entry, Index, Position
 from millstream._stores.ephemeral import SplitLog, SplitMap
 from millstream._stores.memory.store import MemoryBackend
 from millstream._stores.memory.topics import Topics, never
-from millstream._stores.sqlite.file import File
+from millstream._stores.sqlite.file import Database
 from millstream._stores.sqlite.items import Items
 from millstream._stores.sqlite.location import Location
 from millstream._stores.sqlite.streams import Streams
@@ -113,7 +113,7 @@ class SqliteBackend:
         """
         ahead = time.time() - time.monotonic()
         clock = clock or (lambda: time.monotonic() + ahead)  # setting the system clock must not expire data
-        self._file = file = File(location)
+        self._file = file = Database(location)
         self._items = Items(file, clock, max_value_bytes)
         self._streams = Streams(file, clock, max_log_bytes)
         self._writer = SqliteWriter(file, self._load)

@@ -12,7 +12,7 @@ from typing import Final
 
 from millstream._stores.base import Entry, Gap, Index, Position, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
-from millstream._stores.sqlite.file import File
+from millstream._stores.sqlite.file import Database
 
 _SWEEP: Final = 10.0
 """Seconds between scans for expired streams."""
@@ -21,7 +21,7 @@ _SWEEP: Final = 10.0
 class Streams:
     """The streams of one file."""
 
-    def __init__(self, file: File, clock: Callable[[], float], max_bytes: int) -> None:
+    def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
         self._file = file
         self._clock = clock

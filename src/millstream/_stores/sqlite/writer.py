@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.sqlite.file import File
+from millstream._stores.sqlite.file import Database
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class _Job:
 class SqliteWriter:
     """A runner of jobs on one file, for one event loop."""
 
-    def __init__(self, file: File, load: Callable[[], None]) -> None:
+    def __init__(self, file: Database, load: Callable[[], None]) -> None:
         """Create a writer. `load` reads cached state from the file and runs in the thread."""
         # configuration
         self._file = file

@@ -91,7 +91,7 @@ class ServedProvider:
             upstreams={},
             clients={},
             registration=bool(getattr(registration, "enabled", False)),
-            provider=_Known(self._provider),
+            provider=_ProviderClients(self._provider),
         )
         return RunningProvider(self._provider, settings, plan, Vault(services))
 
@@ -318,7 +318,7 @@ class _Targets(Targets):
         return tuple(text.split())
 
 
-class _Known(Provider):
+class _ProviderClients(Provider):
     """The clients of a provider."""
 
     def __init__(self, provider: Any) -> None:

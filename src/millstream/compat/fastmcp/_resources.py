@@ -33,7 +33,7 @@ class ReadResourceContents(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
 
-class _Described:
+class _Description:
     """Base class of resources and templates: the description that clients see."""
 
     name: Any
@@ -58,7 +58,7 @@ class _Described:
         return {name: value for name, value in members.items() if value is not None}
 
 
-class Resource(_Described, BaseModel, abc.ABC):
+class Resource(_Description, BaseModel, abc.ABC):
     """Base class of all resources. Subclasses implement ``async def read(self) -> str | bytes``."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(validate_default=True, arbitrary_types_allowed=True)
@@ -193,7 +193,7 @@ class DirectoryResource(Resource):
         return json.dumps({"files": names}, indent=2)
 
 
-class ResourceTemplate(_Described):
+class ResourceTemplate(_Description):
     """A family of resources: the variables of its URI are the arguments of its function."""
 
     def __init__(

@@ -349,7 +349,7 @@ class FastMCP(Generic[LifespanT]):
         self._configure()
         return self._app(
             Route(self.settings.sse_path, endpoint=self.engine, methods=["GET"]),
-            Mount(self.settings.message_path, app=_Unmounted(self.engine)),
+            Mount(self.settings.message_path, app=_PathRestorer(self.engine)),
         )
 
     def _app(self, *routes: Any) -> Starlette:
@@ -430,7 +430,7 @@ class SessionManager:
         await self._engine(scope, receive, send)
 
 
-class _Unmounted:
+class _PathRestorer:
     """The server below a path of its own: restores the part that Starlette removed from the path."""
 
     def __init__(self, engine: Server) -> None:

@@ -101,7 +101,7 @@ class ConnectionsPage:
         routes = self._host.routes
         routes.add(PAGE, Route({"GET": self.show, "POST": self.take}, reserved=True))
         # The redirect comes from another site, without the cookie of the user's sign-in.
-        routes.add(CALLBACK, Route({"GET": self.returned}, public=True, reserved=True))
+        routes.add(CALLBACK, Route({"GET": self.handle_callback}, public=True, reserved=True))
         routes.add(METADATA, Route({"GET": self.describe}, public=True, reserved=True))
 
     # The page
@@ -155,7 +155,7 @@ class ConnectionsPage:
         await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
 
-    async def returned(self, request: HttpRequest) -> Response:
+    async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/callback`: store the answer of an authorization server. Each state is valid once."""
         try:
             answer = answer_of("?" + request.query[:_MAX_QUERY].decode("latin-1"))

@@ -149,7 +149,7 @@ class _Grant(
             raise ValueError("A client_secret requires its client_id.")
 
 
-class _Signing(_Grant, frozen=True, kw_only=True):
+class _MachineGrant(_Grant, frozen=True, kw_only=True):
     """Common options of the kinds without user interaction."""
 
     token_url: str = ""
@@ -172,7 +172,7 @@ class _Signing(_Grant, frozen=True, kw_only=True):
             raise ValueError("A private_key requires a client_id, and no client_secret.")
 
 
-class ClientCredentials(_Signing, frozen=True, kw_only=True, tag="client_credentials"):
+class ClientCredentials(_MachineGrant, frozen=True, kw_only=True, tag="client_credentials"):
     """The gateway's own access token, the same for all callers (RFC 6749 §4.4)."""
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class ClientCredentials(_Signing, frozen=True, kw_only=True, tag="client_credent
             raise ValueError("client_credentials requires a client_id, and a client_secret or a private_key.")
 
 
-class TokenExchange(_Signing, frozen=True, kw_only=True, tag="token_exchange"):
+class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchange"):
     """Each caller's own access token, exchanged for one for the upstream (RFC 8693)."""
 
     audience: str = ""

@@ -81,7 +81,7 @@ class UpstreamCredentials:
         Raises:
             ToolError: the upstream needs to identify the caller, who hasn't signed in.
         """
-        headers = self._forwarded(call)
+        headers = self._forwarded_headers(call)
         owner, told = self._identify(call)
         key = f"{owner}\n{_digest(headers)}" if headers else owner
         known = self._callers.get(key)
@@ -155,7 +155,7 @@ class UpstreamCredentials:
         """Learn a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
-    def _forwarded(self, call: "Call") -> dict[str, str]:
+    def _forwarded_headers(self, call: "Call") -> dict[str, str]:
         given = call.headers
         if not self._forward or not given:
             return {}

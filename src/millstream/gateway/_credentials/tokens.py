@@ -155,7 +155,7 @@ class SharedTokens:
             if len(self._cached) > _MAX_CACHED:
                 self._cached.popitem(last=False)
 
-    def _sealed(self, name: str, grant: StoredGrant) -> bytes:
+    def _seal(self, name: str, grant: StoredGrant) -> bytes:
         services = self._services
         plain = msgspec.msgpack.encode(grant)
         return services.ring.seal(_KIND, plain, services.nonce(), self._place(name).encode()).encode()
@@ -168,7 +168,7 @@ class SharedTokens:
     async def put(self, name: str, grant: StoredGrant) -> None:
         """Store a grant, replacing any other, and notify all workers."""
         await self._services.store.kv.put(
-            self._place(name), self._sealed(name, grant), self._life(grant), lossy=self._lossy
+            self._place(name), self._seal(name, grant), self._life(grant), lossy=self._lossy
         )
         await self._tell(name)
 
@@ -256,7 +256,7 @@ class SharedTokens:
 
     async def _write(self, name: str, raw: bytes | None, fresh: StoredGrant | None) -> StoredGrant | None:
         kv, place = self._services.store.kv, self._place(name)
-        sealed = None if fresh is None else self._sealed(name, fresh)
+        sealed = None if fresh is None else self._seal(name, fresh)
         ttl = 1.0 if fresh is None else self._life(fresh)
         if raw is None and sealed is None:
             return None

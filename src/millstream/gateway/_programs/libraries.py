@@ -29,7 +29,7 @@ def program_of(value: Any) -> Program:
         side, open = None, partial(_low_level, value)
     else:
         side = HttpSide(value.streamable_http_app())
-        open = partial(_low_level, _shown(side.low_level, known))
+        open = partial(_low_level, _check_low_level(side.low_level, known))
     unknown = side.unknown_middleware() if side is not None else []
     if unknown:
         raise ProgramError(
@@ -74,7 +74,7 @@ def _low_level_class() -> type:
     return cast("type", import_module("mcp.server.lowlevel").Server)
 
 
-def _shown(server: Any, known: str) -> Any:
+def _check_low_level(server: Any, known: str) -> Any:
     """Return `server` if it's a low-level server.
 
     Raises:
@@ -113,4 +113,4 @@ async def _fastmcp(server: Any, known: str) -> AsyncGenerator[ProgramServer]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(application.router.lifespan_context(application))
         # Known only now, because fastmcp 3 and newer create the session manager in the lifespan.
-        yield await stack.enter_async_context(_low_level(_shown(HttpSide(application).low_level, known)))
+        yield await stack.enter_async_context(_low_level(_check_low_level(HttpSide(application).low_level, known)))

@@ -17,11 +17,11 @@ BEATS = 4
 """Heartbeats of a worker per watchdog timeout."""
 
 
-class Message(Struct, frozen=True, tag_field="type", tag=str.lower):
+class WorkerMessage(Struct, frozen=True, tag_field="type", tag=str.lower):
     """Base class of the messages, tagged with the name of the class."""
 
 
-class Hello(Message, frozen=True, kw_only=True):
+class Hello(WorkerMessage, frozen=True, kw_only=True):
     """Parent to worker, sent first: its role."""
 
     worker: int
@@ -41,14 +41,14 @@ class Hello(Message, frozen=True, kw_only=True):
     """Address of the parent's store, if it serves one."""
 
 
-class Drain(Message, frozen=True):
+class Drain(WorkerMessage, frozen=True):
     """Parent to worker: finish running calls, and exit."""
 
     replaced: bool = False
     """Whether another process already accepts from the same socket."""
 
 
-class Force(Message, frozen=True):
+class Force(WorkerMessage, frozen=True):
     """Parent to worker: exit now."""
 
 
@@ -62,13 +62,13 @@ class WorkerState(Struct, frozen=True):
     """Number of times that it died and was replaced."""
 
 
-class WorkerStates(Message, frozen=True):
+class WorkerStates(WorkerMessage, frozen=True):
     """Parent to worker: the state of all workers, whenever it changes."""
 
     seats: list[WorkerState]
 
 
-class Ready(Message, frozen=True):
+class Ready(WorkerMessage, frozen=True):
     """Worker to parent: it accepts connections."""
 
     facts: Facts
@@ -80,15 +80,15 @@ class Ready(Message, frozen=True):
     """Seconds without a heartbeat after which it's killed; 0 for never."""
 
 
-class Alive(Message, frozen=True):
+class Alive(WorkerMessage, frozen=True):
     """Worker to parent, periodically with a watchdog: its event loop is running."""
 
 
-class Departure(Message, frozen=True):
+class Departure(WorkerMessage, frozen=True):
     """Worker to parent: it's exiting, and accepts no more connections."""
 
 
-class StartFailure(Message, frozen=True):
+class StartFailure(WorkerMessage, frozen=True):
     """Worker to parent: it can't start. Contains the parts of a `CommandError`."""
 
     what: str
