@@ -195,7 +195,7 @@ $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.jso
 
 .bench/go/official: benches/go/go.mod benches/go/go.sum $(wildcard benches/go/*/*.go)
 	@echo "Building the Go peers ..."
-	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs && touch $@
+	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs ./api && touch $@
 
 %/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
 	@echo "Installing the Node packages of $* ..."

@@ -177,7 +177,18 @@ RECORDED = {
     )
 }
 """The exact bytes of the official clients; see `benches.record`."""
-CASES |= FEW | RECORDED
+DEV_LAB = {
+    f"tmdev-{workers}": Case(
+        f"the TM Dev Lab layout, 50 users, {name}",
+        tuple(f"{each}-shop{suffix}" for each in ("ours", "rust", "mcp-go", "go", "mcp")),
+        {},
+        "shop",
+        connections=50,
+    )
+    for workers, name, suffix in ((1, "one core", ""), (4, "four workers on every core", "-4"))
+}
+"""Three tools that need Redis and an HTTP API; see `benches.shop`."""
+CASES |= FEW | RECORDED | DEV_LAB
 SIZES = (100, 1_000, 5_000, 10_000)
 BROADCASTS = {
     f"broadcast-{size}": Broadcast(

@@ -44,18 +44,30 @@ def drive(server: Running, kind: Kind, seconds: float, connections: int = CONNEC
         BenchError: an answer was wrong, missing or of another size than the examined ones.
     """
     examined = _wrk(server, kind, EXAMINED_SECONDS, connections, check=True)
-    counts = re.search(r"CHECKED right=(\d+) wrong=(\d+)", examined)
-    if counts is None or int(counts[1]) == 0 or int(counts[2]) > 0:
-        sample = re.search(r"SAMPLE (.*)", examined)
-        raise BenchError(f"wrong answers: {sample[1] if sample else examined.strip().splitlines()[-1]}")
+    _check_right(examined)
     cpu, begun = server.cpu(), time.perf_counter()
-    timed = _wrk(server, kind, seconds, connections, check=False)
+    # Requests of several sizes, which are slow, are examined in both passes.
+    timed = _wrk(server, kind, seconds, connections, check=bool(kind.more))
     cpu, spent = server.cpu() - cpu, time.perf_counter() - begun
     if "Non-2xx" in timed or "Socket errors" in timed:
         raise BenchError(f"failed answers: {timed.strip().splitlines()[-4:]}")
+    if kind.more:
+        _check_right(timed)
+        return _load(timed, cpu, spent)
     usual, now = bytes_per_answer(examined, connections), bytes_per_answer(timed, connections)
     if not agree(usual, now):
         raise BenchError(f"answers of {now[0]:.0f} to {now[1]:.0f} bytes, right are {usual[0]:.0f} to {usual[1]:.0f}")
+    return _load(timed, cpu, spent)
+
+
+def _check_right(text: str) -> None:
+    counts = re.search(r"CHECKED right=(\d+) wrong=(\d+)", text)
+    if counts is None or int(counts[1]) == 0 or int(counts[2]) > 0:
+        sample = re.search(r"SAMPLE (.*)", text)
+        raise BenchError(f"wrong answers: {sample[1] if sample else text.strip().splitlines()[-1]}")
+
+
+def _load(timed: str, cpu: float, spent: float) -> Load:
     rate = _number(r"Requests/sec: +([\d.]+)", timed)
     answers = _number(r"(\d+) requests in ", timed)
     return Load(rate, _latency(50, timed), _latency(99, timed), cpu / answers * 1e6, cpu / spent * 100)

@@ -12,6 +12,7 @@ from typing import Any
 from benches import broadcast, client_load, endurance, http_load, processes, startup, stdio_load
 from benches.cases import BROADCASTS, CASES, Case
 from benches.processes import BenchError, Running
+from benches.shop import Backend
 from benches.targets import TARGETS, present
 from benches.wire import KINDS
 
@@ -47,6 +48,7 @@ class Bench:
         self._folder = folder
         self._say = say
         self._servers: dict[str, Running] = {}
+        self._backend: Backend | None = None
         self.results: Results = {}
 
     def run(self, names: list[str], rounds: int) -> None:
@@ -65,6 +67,8 @@ class Bench:
         for server in self._servers.values():
             server.stop()
         self._servers.clear()
+        if self._backend is not None:
+            self._backend.close()
 
     def _round(self, name: str, target: str, figures: Figures, number: int) -> None:
         if figures.error:
@@ -98,17 +102,24 @@ class Bench:
             return asdict(client_load.over_stdio(target, self._seconds))
         if case.kind:
             kind = KINDS[case.kind]
-            return asdict(http_load.drive(self._server(target), kind, self._seconds, case.connections))
+            server = self._server(target, behind=case.kind == "shop")
+            return asdict(http_load.drive(server, kind, self._seconds, case.connections))
         command, environment = TARGETS[target].command(0), dict(TARGETS[target].environment)
         handshake = target != "bare-stdio"
         return asdict(stdio_load.drive(command, environment, self._seconds, handshake=handshake))
 
-    def _server(self, target: str) -> Running:
+    def _server(self, target: str, *, behind: bool = False) -> Running:
+        """Start a server once; `behind` is whether it needs the shop's Redis and API."""
         if target not in self._servers:
             port = processes.free_port()
             command, environment = TARGETS[target].command(port), dict(TARGETS[target].environment)
             log, first = self._folder / f"{target}.log", TARGETS[target].first
-            self._servers[target] = processes.start(command, environment, port, log, first=first)
+            core = processes.SERVER_CORE if TARGETS[target].pinned else ""
+            if behind:
+                self._backend = self._backend or Backend(self._folder)
+                self._backend.fill()
+                environment |= self._backend.environment
+            self._servers[target] = processes.start(command, environment, port, log, first=first, core=core)
         return self._servers[target]
 
 

@@ -41,6 +41,8 @@ class Target:
     program: Program | None = None
     """Where it's missing, the target is left out."""
     first: First = FIRST_CALL
+    pinned: bool = True
+    """Whether it has one core, or every one."""
 
 
 def _ours(*options: str) -> Callable[[int], list[str]]:
@@ -61,6 +63,16 @@ def _ours_asgi(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "benches.servers.ours:mcp", "--port", str(port), *options]
 
 
+def _ours_shop(workers: int) -> Callable[[int], list[str]]:
+    options = ["--no-sessions", "--log-level", "warning", "--workers", str(workers)]
+    return lambda port: [*RUN[:-1], str(SERVERS / "shop.py"), "--port", str(port), *options]
+
+
+def _sdk_shop(workers: int) -> Callable[[int], list[str]]:
+    """In this environment, which has the SDK, and the clients for Redis and HTTP."""
+    return lambda port: [sys.executable, "-m", "benches.servers.shop", str(port), str(workers)]
+
+
 def _python(script: str, *mode: str) -> Callable[[int], list[str]]:
     return lambda port: [PYTHON, str(SERVERS / script), *mode, str(port)]
 
@@ -77,9 +89,14 @@ def node() -> str:
 
 
 def _compiled(
-    name: str, program: Program, mode: str, *environment: tuple[str, str], first: First = FIRST_CALL
+    name: str,
+    program: Program,
+    mode: str,
+    *environment: tuple[str, str],
+    first: First = FIRST_CALL,
+    pinned: bool = True,
 ) -> Target:
-    return Target(name, lambda port: [str(program.path), mode, str(port)], environment, program, first)
+    return Target(name, lambda port: [str(program.path), mode, str(port)], environment, program, first, pinned)
 
 
 def present(name: str) -> bool:
@@ -108,6 +125,8 @@ MCP_GO = Program(PEERS / "go" / "mark3labs", "Go isn't installed or couldn't bui
 NCHAN = Program(Path("/usr/lib/nginx/modules/ngx_nchan_module.so"), "nginx and its module Nchan aren't installed")
 ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
 """One thread for goroutines, as the server has one core, and a heap that is collected a quarter as often."""
+FOUR = (("BENCH_WORKERS", "4"), ("GOMAXPROCS", "4"), ("GOGC", "400"))
+"""Four threads, which may use every core."""
 FORGETFUL = (
     *((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE")),
     ("MILLSTREAM_ASK_TIMEOUT", "5"),
@@ -164,6 +183,16 @@ TARGETS = {
     "fastapi-websocket": Target("FastAPI, Starlette's WebSockets", _python("fastapi_sse.py")),
     "nchan": Target("nginx + Nchan", _python("nchan.py"), program=NCHAN),
     "bare-sse": Target("bare uvloop", _python("bare_sse.py")),
+    "ours-shop": Target("millstream", _ours_shop(1), first=FIRST_SESSION),
+    "ours-shop-4": Target("millstream", _ours_shop(4), first=FIRST_SESSION, pinned=False),
+    "mcp-shop": Target("mcp 2.3.0", _sdk_shop(1), first=FIRST_SESSION),
+    "mcp-shop-4": Target("mcp 2.3.0", _sdk_shop(4), first=FIRST_SESSION, pinned=False),
+    "rust-shop": _compiled("Rust SDK 3.9", RUST, "stateless", first=FIRST_SESSION),
+    "rust-shop-4": _compiled("Rust SDK 3.9", RUST, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
+    "go-shop": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE, first=FIRST_SESSION),
+    "go-shop-4": _compiled("Go SDK 1.8", GO, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
+    "mcp-go-shop": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE, first=FIRST_SESSION),
+    "mcp-go-shop-4": _compiled("mcp-go 1.2", MCP_GO, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
     "ours-client": Target("millstream's client", lambda _: [sys.executable, str(CLIENTS), "ours"]),
     "mcp-client": Target("mcp 2.3.0's client", lambda _: [PYTHON, str(CLIENTS), "mcp"]),
     "bare-stdio": Target("bare stdio loop", _python("bare_stdio.py")),

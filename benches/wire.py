@@ -26,7 +26,8 @@ REQUESTS = Path(__file__).with_name("requests")
 
 @dataclass(frozen=True)
 class Kind:
-    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, or a number of tools."""
+    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, a number of tools, or what the
+    shop answers."""
 
     head: str
     body: str
@@ -95,6 +96,28 @@ INITIALIZE = (
     .encode()
 )
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
+
+
+USERS = 10
+"""How many users the requests of the shop name, in turn."""
+
+
+def _turn(user: str) -> list[str]:
+    """What one user of the shop sends, as in TM Dev Lab's second benchmark."""
+    handshake = _body("initialize", {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": CLIENT})
+    search = {"category": "Electronics", "min_price": 50.0, "max_price": 500.0, "limit": 10}
+    items = [{"product_id": 42, "quantity": 2}, {"product_id": 1337, "quantity": 1}]
+    requests: list[tuple[str, Mapping[str, object]]] = [
+        ("tools/call", {"name": "search_products", "arguments": search}),
+        ("tools/call", {"name": "get_user_cart", "arguments": {"user_id": user}}),
+        ("tools/call", {"name": "checkout", "arguments": {"user_id": user, "items": items}}),
+        ("tools/list", {}),
+    ]
+    return [body for each in requests for body in (handshake, INITIALIZED.decode(), _body(*each))]
+
+
+_TURNS = [body for number in range(1, USERS + 1) for body in _turn(f"user-{number:05d}")]
+KINDS["shop"] = Kind(COMMON, _TURNS[0], expect="shop", more=tuple(_TURNS[1:]))
 
 
 @dataclass(frozen=True)

@@ -189,10 +189,11 @@ def test_rival_names_show_locked_versions() -> None:
 
 
 def test_go_rivals_use_one_core_and_a_large_heap() -> None:
-    """Every server has one core; the collector runs a quarter as often as it does by itself."""
+    """Every pinned server has one core; the collector runs a quarter as often as it does by itself."""
     rivals = [target for target in TARGETS.values() if target.program in {targets.GO, targets.MCP_GO}]
-    assert len(rivals) == 8
-    assert all({("GOMAXPROCS", "1"), ("GOGC", "400")} <= set(target.environment) for target in rivals)
+    assert len(rivals) == 12
+    for each in rivals:
+        assert {("GOMAXPROCS", "1" if each.pinned else "4"), ("GOGC", "400")} <= set(each.environment)
 
 
 def test_report_replaces_only_its_own_tables() -> None:

@@ -1,4 +1,5 @@
 // mcp-go as a peer: `mark3labs (http|stateless|stdio) PORT`. It replies in JSON by itself; nothing is logged.
+// With BENCH_REDIS, it has the tools of the shop.
 package main
 
 import (
@@ -8,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+
+	"bench/shop"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
@@ -33,13 +36,36 @@ func another(name, description string, number int) server.ServerTool {
 	return server.ServerTool{Tool: tool, Handler: mcp.NewStructuredToolHandler(add)}
 }
 
-func main() {
+func offer[In any](name, about string, call func(context.Context, In) (string, error)) server.ServerTool {
+	handler := func(ctx context.Context, _ mcp.CallToolRequest, given In) (*mcp.CallToolResult, error) {
+		text, err := call(ctx, given)
+		return mcp.NewToolResultText(text), err
+	}
+	tool := mcp.NewTool(name, mcp.WithDescription(about), mcp.WithInputSchema[In]())
+	return server.ServerTool{Tool: tool, Handler: mcp.NewTypedToolHandler(handler)}
+}
+
+func build() *server.MCPServer {
 	bench := server.NewMCPServer("bench", "1")
+	if os.Getenv("BENCH_REDIS") != "" {
+		tools := shop.New()
+		bench.AddTools(
+			offer("search_products", "Search products by category and price.", tools.SearchProducts),
+			offer("get_user_cart", "Show the cart of a user.", tools.GetUserCart),
+			offer("checkout", "Order products.", tools.Order),
+		)
+		return bench
+	}
 	bench.AddTools(another("add", "Add two numbers.", 0))
 	count, _ := strconv.Atoi(os.Getenv("BENCH_TOOLS"))
 	for number := 1; number < count; number++ {
 		bench.AddTools(another(fmt.Sprintf("add_%d", number), fmt.Sprintf("Add two numbers and %d.", number), number))
 	}
+	return bench
+}
+
+func main() {
+	bench := build()
 	if os.Args[1] == "stdio" {
 		log.Fatal(server.ServeStdio(bench))
 	}

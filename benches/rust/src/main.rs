@@ -1,7 +1,7 @@
 //! The official Rust SDK as a peer: `bench (http|stateless|stdio) PORT`.
 //!
 //! It gets what makes it fastest: one thread, mimalloc, hyper without a router in front, and tools that are registered
-//! once instead of for each request. It replies in JSON where it can; in sessions it always streams, here without the
+//! once instead of for each request. With BENCH_REDIS, it has the tools of the shop, and BENCH_WORKERS sets its threads. It replies in JSON where it can; in sessions it always streams, here without the
 //! first event and the keep-alives that a stream has otherwise.
 
 use std::{convert::Infallible, env, error::Error, net::Ipv4Addr, sync::Arc};
@@ -20,7 +20,10 @@ use rmcp::{
     },
 };
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use shop::Shop;
+use tokio::{net::TcpListener, runtime::Builder};
+
+mod shop;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,8 +69,7 @@ fn build() -> Bench {
     Bench { tools: Arc::new(tools) }
 }
 
-async fn serve_http(sessions: bool, port: u16) -> Result<(), Box<dyn Error>> {
-    let bench = build();
+async fn serve_http<S: ServerHandler + Clone>(bench: S, sessions: bool, port: u16) -> Result<(), Box<dyn Error>> {
     let config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(sessions)
         .with_json_response(true)
@@ -86,14 +88,18 @@ async fn serve_http(sessions: bool, port: u16) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let workers: usize = env::var("BENCH_WORKERS").map_or(1, |text| text.parse().expect("a number"));
+    let mut threads = if workers > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let runtime = threads.worker_threads(workers).enable_all().build()?;
     let given: Vec<String> = env::args().collect();
     runtime.block_on(async {
         if given[1] == "stdio" {
             build().serve(stdio()).await?.waiting().await?;
             Ok(())
+        } else if env::var("BENCH_REDIS").is_ok() {
+            serve_http(Shop::connect().await?, given[1] != "stateless", given[2].parse()?).await
         } else {
-            serve_http(given[1] != "stateless", given[2].parse()?).await
+            serve_http(build(), given[1] != "stateless", given[2].parse()?).await
         }
     })
 }

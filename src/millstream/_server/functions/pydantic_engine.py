@@ -303,20 +303,14 @@ def _property(parameter: Parameter) -> Schema | None:
 
 
 _OF_FIELDS = (
-    "alias",
-    "deprecated",
-    "exclude",
-    "init",
-    "init_var",
-    "kw_only",
-    "serialization_alias",
-    "validation_alias",
-)
+    "alias", "deprecated", "exclude", "frozen", "init", "init_var", "kw_only", "serialization_alias",
+    "validate_default", "validation_alias",
+)  # fmt: skip
 
 
 def _is_about_the_type(field: FieldInfo) -> bool:
     """Return whether a `pydantic.Field` says nothing that only a field of a model can have."""
-    return field.is_required() and all(getattr(field, name, None) is None for name in _OF_FIELDS)
+    return field.is_required() and field.repr and all(getattr(field, name, None) is None for name in _OF_FIELDS)
 
 
 @once_per_type

@@ -1,0 +1,142 @@
+"""The TM Dev Lab benchmark's three tools, which need Redis and an HTTP API: ours, and by the official Python SDK.
+
+`millstream run shop.py` serves them, and so does `shop.py PORT WORKERS` with the SDK, uvloop, and JSON replies. Both
+use the same clients: redis-py with hiredis, and aiohttp.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import redis.asyncio
+from typing_extensions import TypedDict
+
+from millstream import Server
+
+
+class Connections:
+    """What the tools of a worker use."""
+
+    http: aiohttp.ClientSession
+    redis: Any
+
+
+here = Connections()
+
+
+@asynccontextmanager
+async def connect(_: object) -> AsyncIterator[None]:
+    """Connect to BENCH_API and BENCH_REDIS."""
+    async with (
+        aiohttp.ClientSession(os.environ["BENCH_API"], connector=aiohttp.TCPConnector(limit=200)) as here.http,
+        redis.asyncio.from_url(os.environ["BENCH_REDIS"], decode_responses=True) as here.redis,
+    ):
+        yield
+
+
+async def send(method: str, path: str, **more: Any) -> Any:
+    """Return what the API answers."""
+    async with here.http.request(method, path, **more) as reply:
+        return json.loads(await reply.read())
+
+
+class Item(TypedDict):
+    """One position of an order."""
+
+    product_id: int
+    quantity: int
+
+
+async def search_products(category: str, min_price: float, max_price: float, limit: int) -> str:
+    """Search products by category and price."""
+    query = {"category": category, "min_price": min_price, "max_price": max_price, "limit": limit}
+    found, popular = await asyncio.gather(
+        send("GET", "/products/search", params=query), here.redis.zrevrange("bench:popular", 0, 9)
+    )
+    ids = [int(name.partition(":")[2]) for name in popular]
+    ranks = {product: rank for rank, product in enumerate(ids, 1)}
+    kept = ("id", "sku", "name", "price", "rating")
+    products = [
+        {name: each[name] for name in kept} | {"popularity_rank": ranks.get(each["id"], 0)}
+        for each in found["products"]
+    ]
+    return json.dumps(
+        {
+            "category": category,
+            "total_found": found["total_found"],
+            "products": products,
+            "top10_popular_ids": ids,
+        }
+    )
+
+
+async def get_user_cart(user_id: str) -> str:
+    """Show the cart of a user."""
+    cart = await here.redis.hgetall(f"bench:cart:{user_id}")
+    items = json.loads(cart["items"])
+    _, history = await asyncio.gather(
+        send("GET", f"/products/{items[0]['product_id']}"), here.redis.lrange(f"bench:history:{user_id}", 0, 4)
+    )
+    shown = {"items": items, "item_count": len(items), "estimated_total": float(cart["total"])}
+    return json.dumps({"user_id": user_id, "cart": shown, "recent_history": [json.loads(entry) for entry in history]})
+
+
+async def checkout(user_id: str, items: list[Item]) -> str:
+    """Order products."""
+    entry = json.dumps({"user_id": user_id, "items": items, "ts": int(time.time())})
+    pipe = here.redis.pipeline(transaction=False)
+    pipe.incr(f"bench:ratelimit:user-{int(user_id.rpartition('-')[2]) % 100:05d}")
+    pipe.rpush(f"bench:history:{user_id}", entry)
+    pipe.zincrby("bench:popular", 1, f"product:{items[0]['product_id']}")
+    order, (calls, _, _) = await asyncio.gather(
+        send("POST", "/cart/calculate", json={"user_id": user_id, "items": items}), pipe.execute()
+    )
+    return json.dumps(
+        {
+            "order_id": order["order_id"],
+            "user_id": user_id,
+            "total": order["total"],
+            "items_count": len(items),
+            "rate_limit_count": calls,
+            "status": "confirmed",
+        }
+    )
+
+
+TOOLS = (search_products, get_user_cart, checkout)
+
+
+def build() -> Any:
+    """Return the application of the SDK."""
+    from mcp.server.mcpserver import MCPServer  # noqa: PLC0415  ours needs none of it
+
+    server = MCPServer("bench", log_level="WARNING", lifespan=connect)
+    for tool in TOOLS:
+        server.add_tool(tool, structured_output=False)
+    return server.streamable_http_app(json_response=True, stateless_http=True)
+
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(
+        "benches.servers.shop:build",
+        factory=True,
+        port=int(sys.argv[1]),
+        workers=int(sys.argv[2]),
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+        access_log=False,
+        ws="none",
+    )
+else:
+    mcp = Server("bench", version="1", lifespan=connect)
+    for tool in TOOLS:
+        mcp.tool(tool)
