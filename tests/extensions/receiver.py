@@ -57,6 +57,9 @@ class Receiver:
         self.answer: Callable[[Message], int | str] = lambda message: 200
         """The status for a message; text is the location of a redirect."""
         self.echoes = True
+        self.replies = asyncio.Event()
+        """Cleared, it keeps every message waiting for its answer. Challenges are answered."""
+        self.replies.set()
         self._news = asyncio.Event()
 
     def url(self, path: str = "/hook") -> str:
@@ -88,6 +91,8 @@ class Receiver:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             message = Message(headers, await reader.readexactly(int(headers["content-length"])))
             status, body, extra = self._reply(message)
+            if message.data.get("type") != "verification":
+                await self.replies.wait()
             length = f"content-length: {len(body)}\r\n"
             writer.write(f"HTTP/1.1 {status} Status\r\n{extra}{length}connection: close\r\n\r\n{body}".encode())
             await writer.drain()
@@ -107,8 +112,10 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving(folder: Path) -> AsyncGenerator[Receiver]:
-    """A receiver, open for the length of the block."""
-    certificate, key = self_signed(folder)
+    """A receiver, open for the length of the block. All of one folder have the same certificate."""
+    if not (folder / "c.pem").exists():
+        self_signed(folder)
+    certificate, key = str(folder / "c.pem"), str(folder / "k.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     receiver = Receiver(ssl.create_default_context(cafile=certificate))

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ import httpx2
 import pytest
 from msgspec import Struct
 
+from auth.issuing.test_sign_in_end_to_end import Person
+from auth_world import guarded
+from cases import for_each
 from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, key_of, make_shop, running
 from extensions.receiver import Message, Receiver, new_secret, receiving
+from issuing_world import Known
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
 from millstream.client import Failure
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryTokenStore
+from millstream.client._options import Options
 from millstream.extensions.events import Events
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
@@ -371,6 +378,72 @@ async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
             await shop.events.publish(OrderPaid("1"))
             _, delivered = await receiver.take(2)
             assert delivered.headers["x-mcp-subscription-id"] != ended["id"]
+
+
+async def test_slow_endpoints_of_one_principal_leave_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many hosts and subscriptions it has."""
+    monkeypatch.setattr("millstream.extensions.events._webhook.SECONDS", 20 * WAIT)
+    async with AsyncExitStack() as stack:
+        receiver, *slow = [await stack.enter_async_context(receiving(tmp_path)) for _ in range(4)]
+        shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=at_once)
+        world = await stack.enter_async_context(running(shop))
+        for each in slow:
+            each.replies.clear()
+            url, secret = each.url(), each.secret()
+            for number in range(32):
+                await world.client(BOB).subscribe(url, secret, name="order.noted", arguments={"above": number})
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        await world.shop.events.publish("order.noted", {"order": "1"})
+        await slow[0].take(1)
+        await world.shop.events.publish(OrderPaid("1"), id="evt_1")
+        (message,) = await receiver.take(1)
+        assert message.id == "evt_1"
+        for each in slow:
+            each.replies.set()
+        for each in slow:
+            await each.take(32)
+
+
+@for_each("granted", [True, False])
+async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, granted: bool) -> None:
+    """At the server's own issuer: by the grant that a person gave, or a token that a program has for itself."""
+    async with receiving(tmp_path) as receiver:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=at_once)
+        batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
+        issuer = auth.issuer(url, users=Known(), clients=[batch])
+        shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
+        shop.event("order.paid")(OrderPaid)
+        async with guarded(shop, port=port), httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
+            token, form = await (_sign_in(url) if granted else _own_token(http, url))
+            client = SepClient(http, f"{url}/mcp", token)
+            granted_until = await client.subscribe(receiver.url(), receiver.secret())
+            await events.publish(OrderPaid("1"), id="evt_1")
+            await receiver.take(1)
+            assert (await http.post(f"{url}/revoke", data={**form, "token": token})).status_code == 200
+            await receiver.until(lambda: receiver.messages[-1].data.get("type") == "terminated")
+            await events.publish(OrderPaid("2"), id="evt_2")
+            assert [each.data.get("type", each.id) for each in receiver.messages] == ["evt_1", "terminated"]
+            assert granted_until["id"] == receiver.messages[-1].headers["x-mcp-subscription-id"]
+
+
+async def _sign_in(url: str) -> tuple[str, dict[str, str]]:
+    """The token of a person, and what its program says to revoke it."""
+    kept = MemoryTokenStore()
+    async with Client(f"{url}/mcp", options=Options(auth=OAuth(store=kept, visit=Person().visit))) as client:
+        await client.ping()
+    (tokens,) = kept.load().tokens.values()
+    return tokens.access_token, {"client_id": kept.load().registrations[url].client_id}
+
+
+async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str, str]]:
+    """The token of a program, and what it says to revoke it."""
+    form = {"client_id": "batch", "client_secret": "s" * 40}
+    reply = await http.post(f"{url}/token", data={**form, "grant_type": "client_credentials"})
+    return reply.json()["access_token"], form
 
 
 async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> None:

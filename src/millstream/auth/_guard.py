@@ -50,6 +50,7 @@ class AuthGuard:
         "clock",
         "methods",
         "on_failure",
+        "on_revocation",
         "pool",
         "signed_out",
         "verdicts",
@@ -77,6 +78,8 @@ class AuthGuard:
         self.challenges: ChallengeResponses = challenges
         # State
         self.verdicts: Verdicts = Verdicts()
+        self.on_revocation: list[Callable[[], None]] = []
+        """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._checks = KeyedSemaphore(_AT_ONCE)
@@ -222,6 +225,17 @@ class AuthGuard:
         """Return whether a principal with this id may still have a credential."""
         return any(method.holds(id) for method in self.methods)
 
+    def revocation_id(self, principal: Principal) -> str:
+        """See `AuthMethod.revocation_id`."""
+        return next((found for method in self.methods if (found := method.revocation_id(principal))), "")
+
+    async def is_revoked(self, revocation_id: str) -> bool:
+        """See `AuthMethod.is_revoked`."""
+        for method in self.methods:
+            if await method.is_revoked(revocation_id):
+                return True
+        return False
+
     async def prefetch(self) -> None:
         """Fetch issuers' metadata and keys before they're needed, and log failures."""
         await prefetch_all(self.methods)
@@ -248,6 +262,8 @@ class AuthGuard:
         self._epochs = epochs
         self.verdicts.clear()
         header_lines.forget_credentials()
+        for hear in self.on_revocation:
+            hear()
         return True
 
 

@@ -98,6 +98,18 @@ class AuthMethod:
         """Return whether a principal with this id may still have a credential. If not, their streams are closed."""
         raise NotImplementedError
 
+    def revocation_id(self, principal: Principal) -> str:
+        """Return what `is_revoked` needs later about the present credential of a principal; empty if it can't tell."""
+        return ""
+
+    async def is_revoked(self, revocation_id: str) -> bool:
+        """Return whether a credential was revoked before its expiry.
+
+        Raises:
+            StoreUnavailable: the store doesn't answer.
+        """
+        return False
+
     def epoch(self) -> int:
         """Return a number that changes when a credential may have been revoked. Every guard with this method calls it
         once a second; it may check a file.

@@ -150,11 +150,29 @@ class ServerHost:
     def has_credential(self, principal: Principal) -> bool:
         """Return whether a principal may still have a valid credential.
 
-        Return False once its key has been revoked or has expired. Tokens of an issuer count as valid until
-        `Principal.until`, because not every worker learns of their revocation.
+        Return False once its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
         """
         guard = self._host.guard
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
+
+    def revocation_id(self, principal: Principal) -> str:
+        """Return what `is_revoked` needs later about the token of a principal; empty if this server can't tell."""
+        guard = self._host.guard
+        return "" if guard is None else guard.revocation_id(principal)
+
+    async def is_revoked(self, revocation_id: str) -> bool:
+        """Return whether a token of this server's own issuer was revoked before its expiry.
+
+        Raises:
+            StoreUnavailable: the store doesn't answer.
+        """
+        guard = self._host.guard
+        return bool(revocation_id) and guard is not None and await guard.is_revoked(revocation_id)
+
+    def on_revocation(self, hear: Callable[[], None]) -> None:
+        """Call `hear` when keys or tokens may have been revoked, on any worker."""
+        if self._host.guard is not None:
+            self._host.guard.on_revocation.append(hear)
 
     async def alive(self, worker: str) -> bool:
         """Return whether the worker with this name is running."""

@@ -9,11 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import msgspec
+
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.problems import plain_problem
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.accounts import Accounts
@@ -54,6 +57,8 @@ from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavaila
 logger = logging.getLogger("millstream")
 
 _TRIES = 8
+_REVOCABLE = ("grant_id", "jti", "client_id")
+"""Claims that tell whether a token was revoked."""
 _MAX_MET = 20_000
 _ANYBODY = ""
 """Placeholder instead of an id: something was revoked, but it's unknown whose."""
@@ -207,6 +212,20 @@ class RunningIssuer(PageMethod):
         self._just_ended, self._ended = self._ended, set()
         passwords = self._accounts.passwords
         return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
+
+    def revocation_id(self, principal: Principal) -> str:
+        """See `AuthMethod.revocation_id`: the grant of the token, or the token itself if it has none."""
+        if principal.issuer != self._config.url:
+            return ""
+        named = {name: principal.claims[name] for name in _REVOCABLE if name in principal.claims}
+        return f"{self._config.url} {encode(named).decode()}"
+
+    async def is_revoked(self, revocation_id: str) -> bool:
+        """See `AuthMethod.is_revoked`."""
+        issuer, _, named = revocation_id.partition(" ")
+        if issuer != self._config.url:
+            return False
+        return await self._introspection.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
 
     def _on_announcement(self, data: bytes) -> None:
         self._words += 1

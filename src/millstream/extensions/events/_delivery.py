@@ -11,9 +11,9 @@ import logging
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -48,6 +48,7 @@ _STATUS_EVERY: Final = 60.0
 """Minimum seconds between two successful status updates."""
 _TURN: Final = 500
 
+T = TypeVar("T")
 _logger = logging.getLogger("millstream.events")
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
@@ -155,12 +156,13 @@ class Outbox:
         self.delay: Callable[[int], float] = delay
         self._later: list[tuple[float, int, Delivery]] = []
         """Deliveries that aren't due yet, as a heap."""
-        self._due: dict[tuple[str, int], deque[Delivery]] = {}
-        """Host and port -> deliveries that are due."""
+        self._due: dict[tuple[str, int], dict[str, deque[Delivery]]] = {}
+        """Host and port -> principal -> deliveries that are due, the longest waiting first."""
         self._size = 0
         self._number = 0
         self._flying: dict[asyncio.Task[None], Delivery] = {}
         self._hosts: Counter[tuple[str, int]] = Counter()
+        self._owners: Counter[str] = Counter()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -172,7 +174,7 @@ class Outbox:
             self._number += 1
             heapq.heappush(self._later, (self.clock() + delay, self._number, delivery))
         else:
-            self._due.setdefault(delivery.target.host, deque()).append(delivery)
+            self._add_due(delivery)
         if self._size >= MAX_QUEUED:
             self._room.clear()
         self._news.set()
@@ -187,8 +189,7 @@ class Outbox:
             self._news.clear()
             now = self.clock()
             while self._later and self._later[0][0] <= now:
-                delivery = heapq.heappop(self._later)[2]
-                self._due.setdefault(delivery.target.host, deque()).append(delivery)
+                self._add_due(heapq.heappop(self._later)[2])
             self._start_due()
             if self._size < MAX_QUEUED:
                 self._room.set()
@@ -197,8 +198,12 @@ class Outbox:
                 async with asyncio.timeout(wait):
                     await self._news.wait()
 
+    def _add_due(self, delivery: Delivery) -> None:
+        target = delivery.target
+        self._due.setdefault(target.host, {}).setdefault(target.principal.id, deque()).append(delivery)
+
     def _start_due(self) -> None:
-        """Start as many due deliveries as the limits allow, in turn by host."""
+        """Start as many due deliveries as the limits allow, in turn by host and principal."""
         started = True
         while started:
             started = False
@@ -208,25 +213,36 @@ class Outbox:
                 started |= self._hosts[host] < IN_FLIGHT_EACH and self._start_one(host)
 
     def _start_one(self, host: tuple[str, int]) -> bool:
-        due = self._due[host]
-        while due:
-            delivery = due.popleft()
-            self._size -= 1
-            if not due:
-                del self._due[host]
-            if delivery.job.wants(delivery):
-                self._hosts[host] += 1
-                task = asyncio.get_running_loop().create_task(self._attempt(delivery))
-                self._flying[task] = delivery
-                task.add_done_callback(self._landed)
-                return True
-        return False
+        """Start the first delivery to a host whose principal may have another one under way.
+
+        A principal has fewer under way than there are free places, so slow endpoints of one never take the last place,
+        and those of several share the places equally.
+        """
+        owners, free = self._due.pop(host), IN_FLIGHT - len(self._flying)
+        found = None
+        while found is None and (owner := next((each for each in owners if self._owners[each] < free), None)):
+            due = owners.pop(owner)
+            while due and found is None:
+                delivery = due.popleft()
+                self._size -= 1
+                found = delivery if delivery.job.wants(delivery) else None
+            if due:
+                owners[owner] = due
+        if owners:
+            self._due[host] = owners
+        if found is None:
+            return False
+        self._hosts[host] += 1
+        self._owners[found.target.principal.id] += 1
+        task = asyncio.get_running_loop().create_task(self._attempt(found))
+        self._flying[task] = found
+        task.add_done_callback(self._landed)
+        return True
 
     def _landed(self, task: asyncio.Task[None]) -> None:
-        host = self._flying.pop(task).target.host
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
+        target = self._flying.pop(task).target
+        _count_down(self._hosts, target.host)
+        _count_down(self._owners, target.principal.id)
         self._news.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("A webhook delivery failed", exc_info=error)
@@ -260,6 +276,12 @@ class Outbox:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _count_down(counter: Counter[T], key: T) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
 class EventDelivery:
     """The deliveries of one event type on one worker, active while the worker has the lease.
 
@@ -270,6 +292,7 @@ class EventDelivery:
         outbox: sends the deliveries.
         shared: whether other workers may have the lease.
         has_credential: returns whether a principal may still have a valid credential.
+        is_revoked: see `ServerHost.is_revoked`.
     """
 
     def __init__(
@@ -281,10 +304,14 @@ class EventDelivery:
         *,
         shared: bool,
         has_credential: Callable[[Principal], bool],
+        is_revoked: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.kind = kind
         self.hub = hub
         self._has_credential = has_credential
+        self._is_revoked = is_revoked
+        self._rechecks = False
+        """Tokens may have been revoked."""
         self._shared = shared
         self._subscriptions = subscriptions
         self._outbox = outbox
@@ -314,6 +341,10 @@ class EventDelivery:
             with self._trouble:
                 await self._lead()
             await asyncio.sleep(LEASE / 3 if not self._trouble.lasts else 1.0)
+
+    def recheck(self) -> None:
+        """End the subscriptions whose tokens were revoked, soon."""
+        self._rechecks = True
 
     def wants(self, delivery: Delivery) -> bool:
         """Return whether this worker should still send a delivery."""
@@ -393,6 +424,7 @@ class EventDelivery:
         self._epoch, self._position = split_cursor(cursor)
         self._fresh, self._counted, self._lapsed = {}, -1, False
         records = await subscriptions.all(name)
+        self._rechecks = True
         owed = await subscriptions.owed([record.id for record in records])
         events: dict[int, Notice | None] = {}
         for record in records:
@@ -453,7 +485,9 @@ class EventDelivery:
         elif id in self._targets:
             self._targets[id].use(record)
         else:
-            await self._adopt(record)
+            target = await self._adopt(record)
+            if target is not None and record.credential and await self._is_revoked(record.credential):
+                await self._terminate(target)
 
     async def _adopt(self, record: Subscription) -> Target | None:
         """Start delivering to a subscription, beginning with the replay it requested."""
@@ -687,12 +721,13 @@ class EventDelivery:
         if cursor != self._saved:
             await subscriptions.put_position(name, cursor)
             self._saved = cursor
+        revoked = await self._revoked()
         for target in list(self._targets.values()):
             record = target.record
             if record.expires <= now:
                 self._changed.add(record.id)
                 self._news.set()
-            elif not self._has_credential(target.principal):
+            elif record.credential in revoked or not self._has_credential(target.principal):
                 await self._terminate(target)
             elif record.since and not target.caught_up and offset >= split_cursor(record.since)[1]:
                 await self._begun(target)
@@ -700,6 +735,18 @@ class EventDelivery:
                 target.dirty, target.status_at = False, now
                 await subscriptions.put_status(record.id, target.status)
         await self._note_count()
+
+    async def _revoked(self) -> set[str]:
+        """Return the credentials that were revoked, if any may have been since the last time."""
+        if not self._rechecks:
+            return set()
+        self._rechecks = False
+        credentials = {target.record.credential for target in self._targets.values()} - {""}
+        try:
+            return {each for each in credentials if await self._is_revoked(each)}
+        except BaseException:
+            self._rechecks = True
+            raise
 
     async def _note_count(self) -> None:
         count = len(self._targets)

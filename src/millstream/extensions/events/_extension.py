@@ -192,14 +192,27 @@ class Events(Extension):
         judge = allow_any if self._private_callbacks else is_public
         sender = WebhookSender(judge=judge, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
-        self._subscribing = Subscribing(self.catalog, hub, subscriptions, sender, max_ttl=self._max_ttl, clock=clock)
+        self._subscribing = Subscribing(
+            self.catalog,
+            hub,
+            subscriptions,
+            sender,
+            max_ttl=self._max_ttl,
+            clock=clock,
+            revocation_id=host.revocation_id,
+        )
         host.method("events/subscribe", self.subscribe)
         host.method("events/unsubscribe", self.unsubscribe)
         outbox = Outbox(sender, clock, self._retry_delay)
         jobs = [
-            EventDelivery(kind, hub, subscriptions, outbox, shared=host.shared, has_credential=host.has_credential)
+            EventDelivery(
+                kind, hub, subscriptions, outbox, shared=host.shared, has_credential=host.has_credential,
+                is_revoked=host.is_revoked,
+            )
             for kind in self.catalog
-        ]
+        ]  # fmt: skip
+        for job in jobs:
+            host.on_revocation(job.recheck)
         self._delivery = WebhookDelivery(jobs, outbox)
         self._delivery.open()
         host.on_drain(self._delivery.close)

@@ -83,6 +83,7 @@ class Subscribing:
         sender: sends the challenges.
         max_ttl: maximum lifetime of a subscription, in seconds.
         clock: Unix time.
+        revocation_id: see `ServerHost.revocation_id`.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Subscribing:
         *,
         max_ttl: float,
         clock: Callable[[], float],
+        revocation_id: Callable[[Principal], str],
     ) -> None:
         self._catalog = catalog
         self._hub = hub
@@ -101,6 +103,7 @@ class Subscribing:
         self._subscriptions = subscriptions
         self._sender = sender
         self._max_ttl = max_ttl
+        self._revocation_id = revocation_id
         self._verifying = 0
         self._challenged: dict[str, deque[float]] = {}
         """Host -> times of its recent challenges."""
@@ -131,7 +134,7 @@ class Subscribing:
             raise
         fresh = Subscription(
             id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
-            principal.client, principal.scopes, since, too_old,
+            principal.client, principal.scopes, since, too_old, credential=self._revocation_id(principal),
         )  # fmt: skip
         known = await self._write(fresh, now)
         await self._subscriptions.tell(kind.name, id)
@@ -205,7 +208,12 @@ class Subscribing:
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh
             if before is not None:
-                new = replace(rotated(before, fresh.secret, now + GRACE), expires=fresh.expires, scopes=fresh.scopes)
+                new = replace(
+                    rotated(before, fresh.secret, now + GRACE),
+                    expires=fresh.expires,
+                    scopes=fresh.scopes,
+                    credential=fresh.credential,
+                )
             if await self._subscriptions.replace(new, sealed):
                 return before
         raise exhausted("subscriptions")

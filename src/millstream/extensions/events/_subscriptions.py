@@ -51,6 +51,8 @@ class Subscription(Struct, frozen=True, array_like=True):
     old_secret: str = ""
     """The previous secret, which also signs until `old_until`."""
     old_until: float = 0.0
+    credential: str = ""
+    """Tells whether the token of the last refresh was revoked; see `ServerHost.is_revoked`."""
 
     @property
     def principal(self) -> Principal:
