@@ -151,7 +151,7 @@ class Grants:
             if said.generation != grant.generation:
                 text = "The refresh token has already been used. Its grant and all of its tokens are revoked."
                 raise await self._handle_reuse(said.grant, grant.subject, text)
-            after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated=now)
+            after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated_at=now)
             if await self._vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
                 return self._refresh_token(said.grant, after.generation, said.secret)
         raise OAuthError("invalid_grant", "The refresh token is no longer valid. Sign in again.")
