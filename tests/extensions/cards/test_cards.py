@@ -10,6 +10,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Info, Server, Settings, auth
+from millstream._app.gateway_server import server_of_file
 from millstream._protocol.revisions import NEWEST
 from millstream.extensions.cards import CardError
 from patience import WAIT
@@ -130,3 +131,16 @@ def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
         refused = run(str(program), *arguments)
         assert refused.returncode != 0
         assert text in refused.stderr
+
+
+async def test_a_gateway_has_a_card_of_its_own(tmp_path: Path) -> None:
+    """With the name and version of its file, whatever is behind it."""
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        f'name = "front"\nversion = "3"\n[settings]\ncard_url = "{URL}"\n'
+        '[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\nstart_timeout = 0.01\n'
+    )
+    server = server_of_file(file)
+    async with server.running():
+        card = json.loads((await ask(server, "GET", "/mcp/server-card")).body)
+    assert (card["name"], card["version"], card["remotes"][0]["url"]) == ("com.example.shop/front", "3", URL)

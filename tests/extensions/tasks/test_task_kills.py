@@ -75,10 +75,10 @@ def noted(folder: Path, name: str) -> list[tuple[int, int]]:
     )
 
 
-async def kill_workers(folder: Path, tasks: int, kills: int) -> None:
+async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> None:
     """Start tasks of both kinds, kill workers, and look at how each task ended."""
     environment = {**os.environ, "MILLSTREAM_MAX_TASKS_PER_CALLER": "5000"}
-    with workers(folder, 3, program=PROGRAM, env=environment) as served:
+    with workers(folder, count, program=PROGRAM, env=environment) as served:
         client = client_on(served.port)
         limit = asyncio.Semaphore(20)
 
@@ -124,5 +124,5 @@ async def test_tasks_of_a_killed_worker_fail_or_run_again(tmp_path: Path) -> Non
 
 @pytest.mark.nightly
 async def test_a_thousand_tasks_survive_two_killed_workers(tmp_path: Path) -> None:
-    """The same with many tasks."""
-    await kill_workers(tmp_path, tasks=1_000, kills=2)
+    """The same with many tasks, and four workers."""
+    await kill_workers(tmp_path, tasks=1_000, kills=2, count=4)
