@@ -41,8 +41,9 @@ class BlockingClient:
 
     def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:
         self._client = Client(target, **more)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-client", daemon=True)
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._run, name="millstream-client", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -78,4 +79,7 @@ class BlockingClient:
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+
+    def _run(self) -> None:
+        with self._runner:  # it cancels calls that Ctrl-C has left
+            self._loop.run_forever()

@@ -42,8 +42,9 @@ class ChatSession:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-chat", daemon=True)
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._run, name="millstream-chat", daemon=True)
         self._task: asyncio.Task[Any] | None = None
         self._agent: Agent | None = None
 
@@ -61,9 +62,6 @@ class ChatSession:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_END)
-            if not self._thread.is_alive():
-                self._loop.run_until_complete(self._loop.shutdown_default_executor())
-                self._loop.close()
 
     def in_main(self, ask: Callable[..., T]) -> Callable[..., Awaitable[T]]:
         """Return an awaitable for the agent's thread that asks the user in the main thread."""
@@ -167,7 +165,7 @@ class ChatSession:
                 if job is None:
                     if isinstance(stopping, TerminationSignal):
                         raise stopping
-                    if stopping is not None:  # even if the answer is complete, and only not shown yet
+                    if stopping is not None or future.cancelled():  # even if the answer is complete
                         raise AnswerStopped
                     return future.result()
                 if stopping is None:  # otherwise a blocked pipe would block again
@@ -182,12 +180,14 @@ class ChatSession:
 
     # Agent's thread
 
+    def _run(self) -> None:
+        with self._runner:  # it cancels what a closed pipe has left; a task finalized at exit can crash Python
+            self._loop.run_forever()
+
     async def _run_stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
         try:
             return await work
-        except asyncio.CancelledError:
-            raise AnswerStopped from None
         finally:
             self._task = None
 
