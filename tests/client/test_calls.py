@@ -17,7 +17,7 @@ from millstream.client._errors import BadAnswer, ClientError, Failure, NotSuppor
 from millstream.client._options import Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
-from patience import WAIT
+from patience import WAIT, skip
 
 HANDSHAKE = "2025-11-25"
 
@@ -123,10 +123,11 @@ async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
 
     async def slow(question: Question) -> dict[str, Any]:
         shown.set()
-        await asyncio.sleep(0.3)
+        skip(2 * WAIT)
+        await asyncio.sleep(0.01)  # timers that are due have run
         return {"street": "a", "copies": 1}
 
-    async with Client(mcp, revision=revision, elicit=slow, timeout=0.2) as client:
+    async with Client(mcp, revision=revision, elicit=slow, timeout=WAIT) as client:
         assert (await client.call("deliver")).text == "a, 1"
         assert shown.is_set()
 

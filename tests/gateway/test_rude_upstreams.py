@@ -19,7 +19,7 @@ from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
 from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
-from patience import WAIT
+from patience import WAIT, skip
 
 Json = dict[str, Any]
 Say = Callable[[Json], Awaitable[None]]
@@ -608,11 +608,12 @@ async def test_timeouts_pause_during_questions(up: str, down: str) -> None:
         return str((await ctx.elicit("Well?", FORM["requestedSchema"]))["x"])
 
     async def person(question: Question) -> Json:
-        await asyncio.sleep(0.75)
+        skip(WAIT / 2)
+        await asyncio.sleep(0.01)  # timers that are due have run
         return {"x": 1}
 
     mcp = Server("front")
-    mcp.upstream("there", there, prefix="", revision=up, start_timeout=WAIT, timeout=0.5)
+    mcp.upstream("there", there, prefix="", revision=up, start_timeout=WAIT, timeout=WAIT / 4)
     async with asyncio.timeout(WAIT), Client(mcp, revision=down, elicit=person) as client:
         assert texts(await request(client, "asks")) == "1"
 
