@@ -82,14 +82,14 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
     expect(page.locator(".app iframe")).to_have_css("height", "333px")
     for choice, rows in (("Decline", None), ("Approve", ["Counted 0", "Counted 1"])):
         frame.get_by_role("button", name="Refresh").click()
-        asked = page.get_by_role("group", name="May it call refresh?")
+        asked = page.get_by_role("group", name="Allow it to call refresh?")
         expect(asked).to_contain_text('"count": 2')
         assert fits(page) == []
         asked.get_by_role("button", name=choice).click()
         if rows:
             expect(frame.locator("#rows li")).to_have_text(rows)
         else:
-            expect(frame.locator("#answer")).to_have_text("The person didn't allow it.")
+            expect(frame.locator("#answer")).to_have_text("The user didn't allow it.")
     frame.get_by_role("button", name="Hidden tool").click()
     expect(frame.locator("#answer")).to_have_text("There is no tool secret for apps.")
     frame.get_by_role("button", name="Say").click()
@@ -189,8 +189,8 @@ def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: P
     expect(frame.locator("#input")).to_have_text('{"count":3}')
     for choice in ("Decline", "Approve"):
         frame.get_by_role("button", name="Refresh").click()
-        page.get_by_role("group", name="May it call refresh?").get_by_role("button", name=choice).click()
-        expected = "The person didn't allow it." if choice == "Decline" else "millstream-inspect: 1"
+        page.get_by_role("group", name="Allow it to call refresh?").get_by_role("button", name=choice).click()
+        expected = "The user didn't allow it." if choice == "Decline" else "millstream-inspect: 1"
         expect(frame.locator("#answer")).to_contain_text(expected)
     expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])
     page.get_by_text("What the app did").click()

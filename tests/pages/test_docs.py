@@ -67,7 +67,7 @@ def test_tools_are_found_by_search_keys_and_links(hub: str, open_page: OpenPage)
     page.get_by_label("Find a tool").fill("no such words")
     expect(page.get_by_text("No tool matches")).to_be_visible()
     page.get_by_label("Find a tool").fill("")
-    for link, text in (("tool-error", "Read its explanation."), ("tool=nobody", "There's no tool nobody"),
+    for link, text in (("tool-error", "but the tool failed"), ("tool=nobody", "This server has no tool nobody"),
                        ("problems-title", "When something is wrong")):  # fmt: skip
         page.evaluate("(link) => (location.hash = link)", link)
         expect(page.get_by_text(text)).to_be_in_viewport()
@@ -167,7 +167,7 @@ def test_resources_prompts_events_and_how_to_connect_have_their_sections(hub: st
     """Our choice: a server is more than its tools."""
     page = open_page(f"{hub}/docs")
     expect(page.get_by_label("URL of the server")).to_have_text(f"{hub}/mcp")
-    expect(page.get_by_role("link", name="How to connect each of them")).to_have_attribute("href", "./")
+    expect(page.get_by_role("link", name="How to connect each client")).to_have_attribute("href", "./")
     sections = page.get_by_role("navigation", name="Sections")
     for name, text in (
         ("Resources", "time://{area}/{city}"),

@@ -89,7 +89,7 @@ def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenP
     expect(pages["connect"].locator("#banner")).to_contain_text("can't be reached")
     for name in ("dashboard", "chat"):
         expect(pages[name].locator("#state")).to_have_text("Reconnecting…")
-        expect(pages[name].locator("#banner")).to_contain_text("This page goes on when it's back.")
+        expect(pages[name].locator("#banner")).to_contain_text("This page continues when it's back.")
     expect(docs.locator("#banner")).to_contain_text("can't be reached")
     expect(dashboard.locator("#verdict")).to_have_text("Unknown")  # a fixed defect: it stayed healthy
     run(docs)
@@ -132,7 +132,7 @@ def test_empty_servers_show_explanations(tmp_path: Path, open_page: OpenPage) ->
             expect(dashboard.get_by_role("tabpanel", name=name)).to_contain_text(text)
         expect(dashboard.get_by_role("tab", name="Audit")).to_be_hidden()
         pages = opened(address, open_page) | {"unused dashboard": dashboard}
-        expect(pages["chat"].get_by_text("It's quiet in here")).to_be_visible()
+        expect(pages["chat"].get_by_text("No messages yet")).to_be_visible()
         expect(pages["new"].locator("#no-items")).to_contain_text("No tools")
         assert wrong("empty", pages) == []
         expect(pages["new"].locator("#traffic").get_by_text("sent server/discover")).to_have_count(1)

@@ -75,7 +75,7 @@ def ordered(page: Page) -> Locator:
     """What asks for more rights, once somebody has tried what their list leaves out."""
     page.evaluate("(values) => (location.hash = `#server=Any request&args=${encodeURIComponent(values)}`)", ORDER)
     page.locator("#detail").get_by_role("button", name="Send").click()
-    card = page.get_by_role("form", name="This needs more rights")
+    card = page.get_by_role("form", name="This needs more scopes")
     expect(card).to_contain_text("orders:write")
     return card
 

@@ -99,7 +99,7 @@ def talked(page: Page) -> None:
 def long_channel(page: Page) -> None:
     """A channel with a name that is too long for any list."""
     page.evaluate("location.hash = 'channel=' + 'c'.repeat(120)")
-    expect(page.get_by_text("It's quiet in here")).to_be_visible()
+    expect(page.get_by_text("No messages yet")).to_be_visible()
 
 
 STATES: dict[str, list[Callable[[Page], None]]] = {

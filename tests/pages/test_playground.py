@@ -107,7 +107,7 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
         ask(page, "Burn it")
         card = page.locator(".answer").last.locator(".call")
         if press == "Decline":
-            expect(card.get_by_role("group", name="May burn run?")).to_contain_text("Burn a book.")
+            expect(card.get_by_role("group", name="Allow burn to run?")).to_contain_text("Burn a book.")
             assert fits(page) == []
             card.get_by_role("button", name=press).tap()
         elif press:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
     from millstream.auth._method import AuthMethod
 
-_STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
-"""Style sheets of the authorization server's pages."""
+_STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css", "/assets/vendor/inter.woff2")
+"""Style sheets and font of the authorization server's pages."""
 
 
 class AuthPart(OwnPart):

@@ -193,6 +193,6 @@ export function showState(badge, { state, reason, status = 0 }, now = null) {
   badge.textContent = WORDS[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
   if (state === "open") back();
-  else if (status === 401) lost("You're signed out. Sign in again to go on.", () => location.reload(), "Sign in");
-  else if (reason) lost(`${reason} ${state === "waiting" ? "This page goes on when it's back." : "This page goes on when you're back online."}`, state === "waiting" ? now : null);
+  else if (status === 401) lost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
+  else if (reason) lost(`${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`, state === "waiting" ? now : null);
 }

@@ -95,7 +95,7 @@ export function appCard(tool, given, result, { request, tools, own }) {
         });
         return button;
       };
-      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The person didn't allow it.")))];
+      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user didn't allow it.")))];
       const card = element("div", { className: "notice stack tight", role: "group", "aria-label": says }, element("p", { role: "status" }, element("strong", {}, "The app asks: "), says), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
       asked.append(card);
     });
@@ -110,7 +110,7 @@ export function appCard(tool, given, result, { request, tools, own }) {
     }),
     tool: (name) => tools().find((each) => each.name === name),
     call: async (wanted, values) => {
-      if (!own || wanted.annotations?.readOnlyHint !== true) await requestConsent(`May it call ${wanted.name}?`, values, wanted.name);
+      if (!own || wanted.annotations?.readOnlyHint !== true) await requestConsent(`Allow it to call ${wanted.name}?`, values, wanted.name);
       note(`Called ${wanted.name}`, values);
       return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
     },
@@ -120,7 +120,7 @@ export function appCard(tool, given, result, { request, tools, own }) {
     },
     open: async (url) => {
       if (!/^https?:\/\//i.test(url)) throw new Error("This page only opens web addresses.");
-      await requestConsent(`May it open ${url}?`);
+      await requestConsent(`Allow it to open ${url}?`);
       window.open(url, "_blank", "noopener,noreferrer");
       note(`Opened ${url}`);
     },
@@ -145,7 +145,7 @@ export function appCard(tool, given, result, { request, tools, own }) {
     open.delete(close);
     removeEventListener("millstream-theme", retheme);
     scheme.removeEventListener("change", retheme);
-    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "Something else takes its place." }, TEARDOWN_MS);
+    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "The page shows something else now." }, TEARDOWN_MS);
     bridge?.close();
     stage.replaceChildren();
   };

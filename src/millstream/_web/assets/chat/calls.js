@@ -66,7 +66,7 @@ export class Card {
       return button;
     };
     const buttons = element("div", { className: "row" }, choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet"));
-    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `May ${this.tool} run?` }, element("p", { role: "status" }, element("strong", {}, "May this run?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), buttons);
+    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status" }, element("strong", {}, "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), buttons);
     this.#body.append(this.#asked);
   }
 

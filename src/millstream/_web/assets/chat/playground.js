@@ -86,7 +86,7 @@ const HEARD = {
     write($("activity"), `${reason} Trying again in ${Math.ceil(seconds)} s.`);
   },
   approval: ({ id, kind, tool, description, arguments: given, text }) => {
-    write($("activity"), "The model waits for you.");
+    write($("activity"), "The model is waiting for you.");
     const card = new Card({ tool: kind === "sampling" ? "The server wants to ask the model" : tool, given: kind === "sampling" ? { text } : given });
     card.requestApproval(description, (decision) => {
       send({ type: "decide", id, decision });
@@ -97,7 +97,7 @@ const HEARD = {
     add(card.node);
   },
   question: ({ id, message, url, schema }) => {
-    write($("activity"), "A tool waits for you.");
+    write($("activity"), "A tool is waiting for you.");
     add(formCard({ id, message, url, schema }, (values) => send({ type: "fill", id, values })));
   },
   calling: ({ id, tool, arguments: given }) => {
@@ -120,12 +120,12 @@ const HEARD = {
     }
     card.settle({ text, outcome, milliseconds });
     turn.text = null;
-    write($("activity"), turn.cards.some((each) => each.waits) ? "The model waits for you." : "The model is thinking…");
+    write($("activity"), turn.cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…");
     stay();
   },
   sampled: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
   finished: ({ reason }) => {
-    const why = { rounds: "Stopped: the model called tools as often as one answer may.", tokens: "Stopped: the answer reached its limit of tokens.", length: "The model reached its own limit of length.", filtered: "The model's API filtered the answer." }[reason];
+    const why = { rounds: "Stopped: the model reached the limit of tool calls for one answer.", tokens: "Stopped: the answer reached its limit of tokens.", length: "The model reached its own limit of length.", filtered: "The model's API filtered the answer." }[reason];
     if (why) remark(why);
   },
   stopped: () => {

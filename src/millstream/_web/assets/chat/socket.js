@@ -156,7 +156,7 @@ export class Hub {
     if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
     const wait = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)] * (0.75 + Math.random() / 2);
     this.#timer = setTimeout(() => this.now(), wait);
-    this.#onState({ state: "waiting", ...(reason === "slow" ? { reason: "This page was too slow, and the server cut it off." } : await this.#why()) });
+    this.#onState({ state: "waiting", ...(reason === "slow" ? { reason: "This page was too slow, so the server disconnected it." } : await this.#why()) });
   }
 
   async #why() {

@@ -32,7 +32,7 @@ export function clients({ name, url, keys, oauth, near, tool }) {
   const short = shortName(name);
   const keyed = keys && !oauth; // a client that can sign in with a browser needs no key
   const header = keyed ? ` --header "Authorization: Bearer $${KEY}"` : "";
-  const first = keyed ? [{ text: "Put your key into a variable, so that it isn't in the history of your shell.", code: `read -rs ${KEY} && export ${KEY}` }] : [];
+  const first = keyed ? [{ text: "Put your key in a variable to keep it out of your shell's history.", code: `read -rs ${KEY} && export ${KEY}` }] : [];
   const signs = (how) => (oauth ? [{ text: how }] : []);
   const distant = (who) => (near ? [{ text: `${who} servers call yours, so the server needs a public HTTPS address first. Open this page at that address to get its URL.`, warn: true }] : []);
 
@@ -57,7 +57,7 @@ export function clients({ name, url, keys, oauth, near, tool }) {
       steps: near || keyed
         ? [
             ...first,
-            { text: "Write the server into Claude's configuration. The command shows the change first.", code: `millstream install ${quoted(url)} --client claude${header}` },
+            { text: "Add the server to Claude's configuration. The command shows the change first.", code: `millstream install ${quoted(url)} --client claude${header}` },
             { text: "Quit Claude Desktop and start it again." },
           ]
         : [

@@ -17,8 +17,8 @@ const NEAR = /^(localhost|.*\.localhost|127\..*|\[::1\]|10\..*|192\.168\..*|172\
 const PAGES = {
   inspect: ["Inspect", "Call tools, answer their questions, and see every message."],
   chat: ["Chat", "Talk with people, or with a model that uses the tools."],
-  docs: ["Docs", "Every tool as a plain HTTP operation."],
-  dashboard: ["Dashboard", "Calls, latency, streams, and the log, live."],
+  docs: ["Docs", "Every tool as a REST operation."],
+  dashboard: ["Dashboard", "Live calls, latency, streams, and log."],
   gateway: ["Gateway", "The servers behind this one."],
 };
 
@@ -54,7 +54,7 @@ function drawClients(name, tool) {
 
 function drawSignIn() {
   const { keys, oauth } = facts;
-  const says = oauth && keys ? "Callers sign in with OAuth, or send a key as Authorization: Bearer KEY." : oauth ? "Callers sign in with OAuth. Clients open a browser for it by themselves." : keys ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one." : "No sign-in: every program that reaches this address can call every tool.";
+  const says = oauth && keys ? "Callers sign in with OAuth, or send a key as Authorization: Bearer KEY." : oauth ? "Callers sign in with OAuth. Clients open a browser for this." : keys ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one." : "No sign-in: every program that reaches this address can call every tool.";
   $("sign-in").replaceChildren(icon(oauth || keys ? "person" : "eye"), element("span", {}, says));
 }
 
@@ -123,6 +123,6 @@ commands(() => [
   { title: "Copy the URL of the server", group: "This page", icon: "copy", run: () => $("address-copy").querySelector("button")?.click() },
   ...entries.map(({ id, title }) => ({ title: `Connect ${title}`, group: "Clients", icon: "next", run: () => document.getElementById(`tab-${id}`).click() })),
 ]);
-const attempt = () => start().catch((error) => lost(`This page couldn't ask the server what it offers. ${error.message}`, attempt));
+const attempt = () => start().catch((error) => lost(`This page couldn't load what the server offers. ${error.message}`, attempt));
 await attempt();
 watch();

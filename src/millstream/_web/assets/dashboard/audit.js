@@ -10,7 +10,7 @@ const who = ({ subject, address }) => subject || address || "–";
 const what = ({ method, target }) => (target ? `${method} ${target}` : method);
 
 const table = new LiveTable($("audit-table"), {
-  name: "Audit records", sort: "at", empty: ["No records", "The next call adds one, if it matches the filter."],
+  name: "Audit records", sort: "at", empty: ["No records", "The next call that matches the filter is listed here."],
   key: (record) => `${record.at} ${record.seq ?? ""} ${record.method} ${record.target ?? ""} ${record.address ?? ""}`,
   columns: [
     { id: "at", title: "When", down: true, sort: (record) => record.at, fill: (cell, record) => {

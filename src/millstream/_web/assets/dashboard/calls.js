@@ -11,7 +11,7 @@ import { LiveTable, cellBadge, cellButton } from "./table.js";
 
 const EVERY_MS = 2_000;
 export const OTHER = "_other";
-export const OTHER_SAYS = "Names that this server doesn't have, counted together: they come from callers, and each would need memory of its own.";
+export const OTHER_SAYS = "Names that this server doesn't have, counted together to save memory.";
 
 const title = (call) => (call.method === "tools/call" ? call.name || call.method : call.name ? `${call.method} ${call.name}` : call.method);
 const outcome = ({ outcome: word }) => word.replaceAll("_", " ");
@@ -29,7 +29,7 @@ function show(call) {
     // It was cut: shown as it is.
   }
   const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" }, ...colored(text ?? ""));
-  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "It had no arguments." : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size.");
+  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "The call had no arguments." : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size.");
   const close = element("button", { type: "submit" }, "Close");
   const parts = [element("h2", { id: "call-title", className: "one-line" }, title(call)), element("dl", { className: "facts" }, ...rows), element("h3", {}, "Arguments"), told];
   const foot = element("div", { className: "row end" });
@@ -62,7 +62,7 @@ function isOf(text, message) {
 
 const recent = new LiveTable($("recent"), {
   name: "Recent calls", sort: "at", search: $("call-filter"), pager: $("call-tools"),
-  empty: ["No calls yet", "The next call shows up here within two seconds."],
+  empty: ["No calls yet", "The next call appears here within two seconds."],
   key: (call) => call.key,
   words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
   fits: (call) => (!$("call-failed").checked || call.outcome !== "") && (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
@@ -89,7 +89,7 @@ const moment = (seconds) => {
 
 const errors = new LiveTable($("error-table"), {
   name: "Errors by message", sort: "count", search: $("error-filter"), pager: $("error-tools"),
-  empty: ["No errors", "What goes wrong is counted here by its message."],
+  empty: ["No errors", "Errors are counted here by message."],
   key: ({ outcome: word, message }) => `${word}\n${message}`,
   words: ({ message, tools, outcome: word }) => `${message} ${tools.join(" ")} ${word}`,
   columns: [
@@ -110,12 +110,12 @@ const errors = new LiveTable($("error-table"), {
 });
 
 const clients = new LiveTable($("clients"), {
-  name: "Clients", sort: "calls", empty: ["No clients yet", "Each program that calls is listed here, by the name it gives itself."],
+  name: "Clients", sort: "calls", empty: ["No clients yet", "Each calling program is listed here, by the name that it sends."],
   key: (client) => `${client.name}\n${client.version}`,
   columns: [
     { id: "name", title: "Name", head: true, wide: true, sort: (client) => client.name, fill: (cell, client) => {
       write(cell, client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)");
-      cell.title = client.name === OTHER ? "Further names than the 200 that are kept apart." : client.name;
+      cell.title = client.name === OTHER ? "All names beyond the first 200." : client.name;
     } },
     { id: "version", title: "Version", sort: (client) => client.version, fill: (cell, client) => write(cell, client.version || "–") },
     { id: "calls", title: "Calls", number: true, sort: (client) => client.calls, fill: (cell, client) => write(cell, count(client.calls)) },

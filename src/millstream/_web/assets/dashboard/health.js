@@ -2,7 +2,7 @@
 
 import { $, count, duration, element, figure, write } from "../dom.js";
 
-const LAST = "These are the last figures that came.";
+const LAST = "These are the last figures received.";
 const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // a share of fewer says nothing

@@ -53,7 +53,7 @@ const time = (id, name) => ({ id, title: name, number: true, sort: (row) => row[
 
 const tools = new LiveTable($("tools"), {
   name: "Tools and methods", sort: "errors", search: $("tool-filter"), pager: $("tool-tools"),
-  empty: ["No calls yet", "The first call of a tool shows up here within a second."],
+  empty: ["No calls yet", "The first call appears here within a second."],
   key, words: (row) => `${title(row)} ${row.method}`,
   columns: [
     { id: "name", title: "Name", head: true, wide: true, sort: title, fill: (cell, row) => {
@@ -62,7 +62,7 @@ const tools = new LiveTable($("tools"), {
       button.title = row.name === OTHER || row.method === OTHER ? OTHER_SAYS : title(row);
     } },
     { id: "calls", title: "Calls", number: true, hint: "Calls in this range", sort: (row) => row.calls, fill: (cell, row) => write(cell, count(row.calls)) },
-    { id: "errors", title: "Errors", number: true, hint: "What hurts first: errors, then p99, then calls", sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever], fill: (cell, row) => {
+    { id: "errors", title: "Errors", number: true, hint: "Errors first, then p99, then calls", sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever], fill: (cell, row) => {
       write(cell, count(row.errors));
       cell.classList.toggle("raised", row.errors > 0);
     } },

@@ -11,7 +11,7 @@ const moment = (seconds) => new Date(seconds * 1_000).toLocaleString(undefined, 
 
 const number = (id, title, value, shown) => ({ id, title, number: true, sort: value, fill: (cell, row) => write(cell, shown(row)) });
 const workers = new LiveTable($("workers"), {
-  name: "Workers", sort: "since", down: false, empty: ["No workers yet", "Each process that answers is listed here."], key: (row) => row.name,
+  name: "Workers", sort: "since", down: false, empty: ["No workers yet", "Each worker process is listed here."], key: (row) => row.name,
   columns: [
     { id: "host", title: "Host", head: true, wide: true, sort: (row) => row.host, fill: (cell, row) => {
       write(cell, row.host);
@@ -29,7 +29,7 @@ const workers = new LiveTable($("workers"), {
 /** A row for each worker. */
 export function drawWorkers(rows) {
   workers.show(rows);
-  write($("fleet"), rows.length > 1 ? `The figures above are those of all ${count(rows.length)} workers together. The log is that of the one that answers.` : "One process serves everything.");
+  write($("fleet"), rows.length > 1 ? `The figures above are for all ${count(rows.length)} workers together. The log is from the worker that serves this page.` : "One process serves everything.");
 }
 
 const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;

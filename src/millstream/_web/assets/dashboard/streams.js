@@ -11,7 +11,7 @@ const LATE = 64 * 1024; // a reader this far behind is drawn in red: at 512 KiB 
 const size = (bytes) => (bytes >= 1_048_576 ? `${figure(bytes / 1_048_576)} MiB` : bytes >= 1_024 ? `${figure(bytes / 1_024)} KiB` : `${bytes} B`);
 
 const readers = new LiveTable($("readers"), {
-  name: "Readers", sort: "waiting", empty: ["No readers", "Open streams are listed here, with what their readers haven't taken yet."],
+  name: "Readers", sort: "waiting", empty: ["No readers", "Open streams are listed here, with the data that their readers haven't received yet."],
   key: (reader) => `${reader.transport} ${reader.who} ${reader.channels} ${reader.number}`,
   columns: [
     { id: "who", title: "Who", head: true, sort: (reader) => reader.who, fill: (cell, reader) => {

@@ -36,7 +36,7 @@ export function drawResources({ resources, templates }, endpoint) {
   const draw = (each) => row([element("strong", {}, name(each.kind, each.name, each.title ?? each.name)), element("code", { dir: "auto" }, each.at), each.mimeType ? element("span", { className: "soft small" }, each.mimeType) : ""], about(each));
   const first = all.find((each) => each.kind === "resource")?.at ?? "scheme://name";
   return [
-    element("p", {}, "A client reads a resource by its URI. Where the URI has ", element("code", {}, "{variables}"), ", it puts values in their place."),
+    element("p", {}, "Clients read a resource by its URI. If the URI has ", element("code", {}, "{variables}"), ", it puts values in their place."),
     ...rows("Resources", all, draw),
     code("Read a resource in Python", `import asyncio\n\nfrom millstream import Client\n\n\nasync def main() -> None:\n    async with Client(${JSON.stringify(endpoint)}) as client:\n        for content in await client.read(${JSON.stringify(first)}):\n            print(content)\n\n\nasyncio.run(main())\n`),
   ];
@@ -46,16 +46,16 @@ export function drawResources({ resources, templates }, endpoint) {
 export function drawPrompts({ prompts }) {
   const argument = ({ name: wanted, required, description }) => element("li", {}, element("code", { dir: "auto" }, wanted), required ? element("span", { className: "badge accent" }, "required") : "", description ? element("span", { className: "soft small", dir: "auto" }, description) : "");
   const draw = (each) => row([element("strong", {}, name("prompt", each.name, each.title ?? each.name))], about(each), each.arguments?.length ? element("ul", { className: "prompt-arguments", "aria-label": `Arguments of ${each.name}` }, ...each.arguments.map(argument)) : "");
-  return [element("p", {}, "A prompt is a text that people start from: their application fills it in and sends it to the model."), ...rows("Prompts", prompts, draw)];
+  return [element("p", {}, "A prompt is a text to start from: the user's application fills it in and sends it to the model."), ...rows("Prompts", prompts, draw)];
 }
 
 /** The routes of the hub. */
 export function drawEvents(base) {
   const at = (path) => new URL(path, base).href;
   return [
-    element("p", {}, "Events reach everyone who listens to their channel, in order. A client that was away gets what it missed: ", element("code", {}, "EventSource"), " sends ", element("code", {}, "Last-Event-ID"), " by itself."),
+    element("p", {}, "Every listener of a channel gets its events in order. A client that was disconnected gets what it missed: ", element("code", {}, "EventSource"), " sends ", element("code", {}, "Last-Event-ID"), " by itself."),
     element("dl", { className: "facts" },
-      ...[["GET /events?channel=NAME", "An event stream; the channel may be given more than once."], ["POST /publish", "One event. It takes a program on the server's own machine, or a caller who may publish."], ["WebSocket /ws", "The same in both directions, and MCP as the subprotocol “mcp”."]].map(([term, says]) => element("div", {}, element("dt", {}, element("code", {}, term)), element("dd", {}, says)))),
+      ...[["GET /events?channel=NAME", "An event stream. The channel can be repeated."], ["POST /publish", "Publishes an event. Only programs on the server's machine and callers who may publish can use it."], ["WebSocket /ws", "Both directions, and MCP with the subprotocol “mcp”."]].map(([term, says]) => element("div", {}, element("dt", {}, element("code", {}, term)), element("dd", {}, says)))),
     code("Listen in a browser", `const stream = new EventSource(${JSON.stringify(at("events?channel=news"))});\nstream.onmessage = (event) => console.log(event.data);\n`),
     code("Listen in a terminal", `curl -N '${at("events?channel=news")}'\n`),
     code("Publish in a terminal", `curl ${at("publish")} \\\n  -H 'content-type: application/json' \\\n  -d '{"channel":"news","data":"Hello"}'\n`),

@@ -29,7 +29,7 @@ async function run(path, values, output, again) {
     const retry = element("button", { type: "button", className: "small" }, "Try again");
     retry.addEventListener("click", again);
     output.replaceChildren(element("div", { className: "notice bad row" }, element("p", { className: "grow" }, "The server can't be reached, so nothing was sent. Start it, or check your connection."), retry));
-    lost("The server can't be reached. This page goes on when it's back.");
+    lost("The server can't be reached. This page continues when it's back.");
     return;
   }
   const took = `${(performance.now() - started).toLocaleString(undefined, { maximumFractionDigits: 1 })} ms`;
@@ -106,12 +106,12 @@ export function draw({ name, path, operation }, root) {
   const completed = (values) => ({ ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])), ...values });
   const output = element("div", { className: "stack tight", role: "status", "aria-label": "Result" }, element("p", { className: "soft small" }, "Run the tool to see its result here."));
   const button = element("button", { className: "primary", type: "submit" }, "Run");
-  const fill = element("button", { type: "button", className: "quiet", hidden: fields.empty || !Object.keys(likely).length, title: "Fill the form in with values that fit" }, "Use sample values");
+  const fill = element("button", { type: "button", className: "quiet", hidden: fields.empty || !Object.keys(likely).length, title: "Fill in the form with valid sample values" }, "Use sample values");
   fill.addEventListener("click", () => {
     fields.write(likely);
     code.show(likely);
   });
-  const none = fields.empty ? element("p", { className: "soft" }, "It takes no arguments.") : "";
+  const none = fields.empty ? element("p", { className: "soft" }, "This tool takes no arguments.") : "";
   const form = element("form", { className: "stack tight", "aria-label": `Try ${name}` }, fields.toolbar, none, fields.node, fields.summary, element("div", { className: "row" }, button, fill));
   form.noValidate = true;
   const send = async () => {

@@ -81,7 +81,7 @@ function route(first = false) {
   else $("detail").replaceChildren();
   document.title = next ? `${next.name} · ${root.info.title}` : root.info.title;
   $("failure").hidden = wanted === null || Boolean(next);
-  $("failure").textContent = wanted !== null && !next ? `There's no tool ${wanted} on this server. Look it up in the list.` : "";
+  $("failure").textContent = wanted !== null && !next ? `This server has no tool ${wanted}. Look it up in the list.` : "";
   $("pane").scrollTop = 0;
   const place = !next && hash && hash !== "overview" && document.getElementById(hash);
   if (place && $("overview").contains(place)) {

@@ -71,7 +71,7 @@ async function load() {
 function tool({ name, description, tokens }) {
   return element("li", {},
     element("code", { dir: "auto" }, name),
-    element("span", { className: "soft small", title: "About what it costs a model" }, `${count(tokens)} tokens`),
+    element("span", { className: "soft small", title: "Estimated cost to a model" }, `${count(tokens)} tokens`),
     element("a", { className: "small", href: `inspect${address("tools", name)}`, "aria-label": `Try ${name}` }, "Try"),
     element("p", { className: "soft small about", dir: "auto" }, description));
 }
@@ -93,8 +93,8 @@ function drawFacts(row) {
     ...(processes && {
       Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
       "Their memory": processes.memory ? size(processes.memory) : "unknown",
-      "Connections that wait for one": count(processes.waiting),
-      "Started since the start": count(processes.started),
+      "Connections waiting for one": count(processes.waiting),
+      "Started so far": count(processes.started),
       Crashed: count(processes.crashed),
       "Ended while idle": count(processes.ended_idle),
       "Last crash": processes.last_error || "none",
@@ -118,7 +118,7 @@ function quarantined({ kind, name, accepted, offered }) {
     element("div", {}, element("h4", {}, title), element("pre", { tabIndex: 0, "aria-label": `${title}: ${name}`, dir: "ltr" }, ...lines.map((line) => element("span", { className: others.has(line) ? "line" : `line ${look}` }, line))));
   return element("article", { className: accepted ? "quarantined" : "quarantined alone", "aria-label": name },
     element("h3", { dir: "auto" }, `${KINDS[kind] ?? kind} ${name}`),
-    accepted ? block("Accepted", before, fresh, "removed") : element("p", { className: "soft small" }, "Its accepted definition isn't kept: only a digest of it is."),
+    accepted ? block("Accepted", before, fresh, "removed") : element("p", { className: "soft small" }, "Only a digest of the accepted definition is kept."),
     block("Offered now", now, accepted ? old : fresh, "added"),
     element("p", { className: "soft small" }, "To accept it, run ", element("code", { dir: "ltr" }, `millstream gateway accept FILE ${word(current.name)} ${word(name)}`)));
 }

@@ -1,7 +1,7 @@
 // The gateway: every upstream with its state and figures, asked for again and again while the page is looked at, and
 // the selected one with its tools and its quarantined definitions.
 
-import { $, count, duration, figure, write } from "../dom.js";
+import { $, count, duration, figure, reveal, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
 import { ask } from "../shell/asking.js";
 import { lost, back } from "../shell/connection.js";
@@ -27,7 +27,7 @@ const table = new LiveTable($("upstreams"), {
       button.ariaPressed = String(row.name === chosen());
       button.title = row.name;
     } },
-    { id: "state", title: "State", narrow: true, hint: "What needs a look first", down: true, sort: ({ state, quarantined, unanswered }) => [["ready", "disabled", "connecting", "degraded"].indexOf(state), quarantined, unanswered], fill: (cell, row) => {
+    { id: "state", title: "State", narrow: true, hint: "Problems first", down: true, sort: ({ state, quarantined, unanswered }) => [["ready", "disabled", "connecting", "degraded"].indexOf(state), quarantined, unanswered], fill: (cell, row) => {
       cellBadge(cell, upstreamState(row), LOOKS[row.state] ?? "");
       cell.title = row.reason;
     } },
@@ -41,7 +41,7 @@ const table = new LiveTable($("upstreams"), {
     number("p99", "p99", (row) => row.p99_ms, (row) => ms(row.p99_ms)),
     { ...number("processes", "Processes", running, (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–")), narrow: true },
     number("tools", "Tools", ({ items }) => items.tools, ({ items }) => count(items.tools)),
-    number("tokens", "Tokens", ({ tokens }) => tokens, ({ tokens }) => count(tokens), "About what the list of its tools costs a model"),
+    number("tokens", "Tokens", ({ tokens }) => tokens, ({ tokens }) => count(tokens), "Estimated cost of its list of tools to a model"),
     number("changed", "Changed", (row) => row.changed_at, (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"), "How long ago its lists changed"),
   ],
 });
@@ -68,7 +68,7 @@ function drawAll() {
   write($("verdict"), text);
   $("verdict").className = `badge ${look}`;
   const reasons = [
-    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. Calls get an error that says so at once.`,
+    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. ${down.length === 1 ? "Calls to it fail" : "Calls to them fail"} at once.`,
     held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`,
   ];
   write($("summary"), reasons.filter(Boolean).join(" "));
@@ -99,7 +99,7 @@ async function load() {
     drawChosen();
     refresh();
   } else if (!navigator.onLine || !(await answers())) {
-    lost("The server can't be reached. This page goes on when it's back.", load);
+    lost("The server can't be reached. This page continues when it's back.", load);
   }
   if (!document.hidden) timer = setTimeout(load, EVERY_MS);
 }
@@ -113,7 +113,10 @@ async function answers() {
 }
 
 document.addEventListener("visibilitychange", () => document.hidden || load());
-addEventListener("hashchange", drawChosen);
+addEventListener("hashchange", () => {
+  drawChosen();
+  if (chosen()) reveal($("chosen")); // on a phone, it stands below the list
+});
 shortcut("/", "Filter the upstreams", () => $("upstream-filter").focus());
 commands(() => upstreams.map((row) => ({ title: row.name, group: "Upstreams", icon: "next", run: () => choose(row) })));
 load();

@@ -71,7 +71,7 @@ export function bench(work) {
   };
   const as = copies.length ? [menu("Copy as", "copy", copies.map((each) => ({ title: each.title, run: () => copied(each) })))] : [];
   let last = null;
-  const keep = element("button", { type: "button", className: "quiet", title: "Keep this call, and state what must hold in its result", hidden: !save }, icon("add"), "Save call");
+  const keep = element("button", { type: "button", className: "quiet", title: "Keep this call, with checks of its result", hidden: !save }, icon("add"), "Save call");
   keep.addEventListener("click", () => {
     const values = read(true);
     if (values) save(values, last);

@@ -132,7 +132,7 @@ function rootsCard() {
   const form = schemaForm(ROOTS, { id: "argument" });
   form.write({ roots: roots() });
   return bench({
-    heading: "Roots", about: "The folders and files that the server may know of. If it asks for them, this page answers with these; with an empty list, it asks you.",
+    heading: "Roots", about: "Folders and files that you share with the server. If it asks for roots, this page answers with this list, or asks you if the list is empty.",
     form, read: (force) => form.read(force), verb: "Save",
     request: (values) => ({ method: "notifications/roots/list_changed", params: values }),
     send: async (method, values) => {
@@ -141,13 +141,13 @@ function rootsCard() {
       if (client.handshake) await client.notify(method);
       return { roots: roots() };
     },
-    draw: ({ roots: saved }) => [element("p", {}, saved.length ? `The server gets ${saved.length === 1 ? "this root" : `these ${saved.length} roots`} when it asks.` : "The server gets no roots; you're asked each time.")],
+    draw: ({ roots: saved }) => [element("p", {}, saved.length ? `The server gets ${saved.length === 1 ? "this root" : `these ${saved.length} roots`} when it asks.` : "The list is empty, so you're asked each time.")],
   });
 }
 
 function ping() {
   const method = session.client.handshake ? "ping" : "server/discover";
-  return bench({ heading: "Ping", about: `Find out whether the server answers, and how fast. At this revision that's ${method}.`, form: null, read: () => ({}), verb: "Ping", copies: copies(), request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
+  return bench({ heading: "Ping", about: `Check that the server responds, and measure how long it takes. This revision uses ${method}.`, form: null, read: () => ({}), verb: "Ping", copies: copies(), request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
 }
 
 const ANY = { type: "object", required: ["method"], properties: { method: { type: "string", minLength: 1, default: "tools/list", title: "method" }, params: { type: "object", default: {}, title: "params" } } };
@@ -155,17 +155,17 @@ const ANY = { type: "object", required: ["method"], properties: { method: { type
 function anything(item, values) {
   const form = draft("server", item.name, null, () => schemaForm(ANY, { id: "argument" }));
   return show("server", item, values, {
-    heading: item.name, about: "The page adds what the revision also needs: metadata, headers, the session.", form, read: (force) => form.read(force), verb: "Send",
+    heading: item.name, about: "The page adds the metadata, headers, and session that the revision needs.", form, read: (force) => form.read(force), verb: "Send",
     request: ({ method, params = {} }) => ({ method, params }), draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")],
   });
 }
 
 export const SERVER = { about: "About", roots: "Roots", ping: "Ping", any: "Any request" };
 const SERVER_ITEMS = [
-  { name: SERVER.about, description: "What the server says of itself", show: about },
+  { name: SERVER.about, description: "Name, version, and capabilities", show: about },
   { name: SERVER.any, description: "A method and its parameters", show: anything },
-  { name: SERVER.roots, description: "Folders that the server may know of", show: rootsCard },
-  { name: SERVER.ping, description: "Is it there, and how fast?", show: ping },
+  { name: SERVER.roots, description: "Folders that you share with the server", show: rootsCard },
+  { name: SERVER.ping, description: "Check that the server responds", show: ping },
 ];
 
 const list = (method, key) => () => session.client.list(method, key);
@@ -179,7 +179,7 @@ export const KINDS = {
   prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt.", first: "A prompt is a text that people start from. This makes one:", example: '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"' },
   skills: { title: "Skills", needs: "", extension: SKILLS, load: loadSkills, show: skillCard, none: "Offer a folder with mcp.skills.", first: "A skill is a folder of instructions for models. This offers some:", example: 'mcp.skills("skills")' },
   events: { title: "Events", needs: "", extension: EVENTS, load: loadEvents, show: eventCard, none: "Declare a class with @mcp.event.", first: "", example: "" },
-  tasks: { title: "Tasks", needs: "", extension: TASKS, load: async () => knownTasks(), show: taskCard, none: "Run a tool that the server makes a task of. Tasks that this tab started are listed here.", first: "", example: "" },
-  saved: { title: "Saved", plural: "saved calls", needs: "", load: async () => savedCalls(), show: savedCard, none: "Run a tool, press “Save call”, and state what must hold in its result. All of them run with one click.", first: "", example: "" },
+  tasks: { title: "Tasks", needs: "", extension: TASKS, load: async () => knownTasks(), show: taskCard, none: "Tasks that this tab started are listed here. A task begins when the server answers a tool call with one.", first: "", example: "" },
+  saved: { title: "Saved", plural: "saved calls", needs: "", load: async () => savedCalls(), show: savedCard, none: "Run a tool, press “Save call”, and say what its result must contain. “Run all” then checks every saved call.", first: "", example: "" },
   server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "", first: "", example: "" },
 };

@@ -185,7 +185,7 @@ function show(item, values = null) {
 function jump({ kind: name, name: wanted, values }) {
   const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
   const item = named ?? (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted) ? { name: wanted, uri: wanted, described: false, description: "A resource that isn't listed." } : null);
-  if (!item) return toast(`There's no ${wanted} among the ${name}.`, "bad");
+  if (!item) return toast(`${wanted} isn't in the list of ${name}.`, "bad");
   kind = name;
   kinds.choose(name, false);
   $("filter").value = "";

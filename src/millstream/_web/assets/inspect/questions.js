@@ -70,7 +70,7 @@ function put(question, signal) {
 }
 
 const refuse = (what) => () => {
-  throw Object.assign(new Error(`The person didn't ${what}.`), { code: -1 });
+  throw Object.assign(new Error(`The user didn't ${what}.`), { code: -1 });
 };
 
 function elicitation(params) {
@@ -88,7 +88,7 @@ function elicitation(params) {
 function link(params, common) {
   const safe = /^https?:\/\//i.test(params.url);
   const body = [
-    element("p", {}, "The server wants to send you to this address. Check it before you go:"),
+    element("p", {}, "The server wants you to open this address. Check it first:"),
     element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, params.url),
   ];
   const accept = () => {
@@ -136,7 +136,7 @@ function sampling(params) {
     return found && { role: "assistant", content: { type: "text", text: found.reply }, model: found.model ?? "person", stopReason: found.stopReason ?? "endTurn" };
   };
   return {
-    kind: "The server asks for a completion", title: "What does the model say?",
+    kind: "The server asks for a completion", title: "What should the model answer?",
     body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary],
     turn, accept, decline: refuse("allow the sampling"), cancel: refuse("answer"),
   };
@@ -148,7 +148,7 @@ function asked() {
   lines.setAttribute("aria-describedby", hint.id);
   const field = element("div", { className: "field" }, element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
   const accept = () => ({ roots: lines.value.split(/\s+/).filter(Boolean).map((uri) => ({ uri })) });
-  return { kind: "The server asks for roots", title: "Which folders may it know?", body: [field], accept, cancel: refuse("answer") };
+  return { kind: "The server asks for roots", title: "Which folders do you share?", body: [field], accept, cancel: refuse("answer") };
 }
 
 const KINDS = { "elicitation/create": elicitation, "sampling/createMessage": sampling, "roots/list": asked };

@@ -60,7 +60,7 @@ function store() {
   try {
     localStorage.setItem(KEY, JSON.stringify(all));
   } catch {
-    toast("The browser has no room for more calls. They last as long as this page.", "bad");
+    toast("The browser's storage is full. New calls last only as long as this page.", "bad");
   }
 }
 

@@ -8,7 +8,7 @@ import { icon } from "../shell/icons.js";
 const HEADERS = "millstream.inspect.headers";
 const CAPABLE = "millstream.inspect.capabilities";
 const ROOTS = "millstream.inspect.roots";
-const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders", tasks: "Tasks: wait for calls that the server makes tasks of" };
+const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders", tasks: "Tasks: follow calls that become tasks" };
 const TASKS = "io.modelcontextprotocol/tasks";
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
@@ -72,8 +72,8 @@ export function openSettings(focus = "") {
     "form", { className: "stack" },
     element("h2", { id: "settings-title" }, "Connection settings"),
     element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Key or token"), key, element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")),
-    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. A browser can't add headers to a WebSocket, and another server only gets those that start with Mcp-.")),
-    element("div", { className: "field", role: "group", "aria-label": "Capabilities" }, element("span", { className: "label" }, "What this client says it can do"), ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))),
+    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. Browsers can't add headers to a WebSocket. Other servers get only headers that start with Mcp-.")),
+    element("div", { className: "field", role: "group", "aria-label": "Capabilities" }, element("span", { className: "label" }, "Capabilities of this client"), ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))),
     error, element("div", { className: "row end" }, cancel, element("button", { type: "submit", className: "primary" }, "Save and reconnect")),
   );
   const dialog = element("dialog", { id: "settings", "aria-labelledby": "settings-title" }, form);

@@ -29,7 +29,7 @@ async function leave(server, wanted, hash) {
   const response = await fetch(route(server), { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
   if (!response.ok) throw await refused(response);
   const { url } = await response.json();
-  if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server names a place to sign in that isn't on the web.");
+  if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server's sign-in address isn't a web address.");
   forgetKey();
   sessionStorage.setItem(AWAY, JSON.stringify({ name: server.name, hash }));
   location.assign(url);
@@ -45,7 +45,7 @@ function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
     try {
       await leave(server, wanted(), hash);
     } catch (error) {
-      wrong.textContent = error.name === "TypeError" ? "The server of this page can't be reached. Try again when it's back." : error.message;
+      wrong.textContent = error.name === "TypeError" ? "This page's server can't be reached. Try again when it's back." : error.message;
       wrong.hidden = false;
       failed(error);
     }
@@ -67,7 +67,7 @@ export function signInCard(server, error, hash) {
   const scopes = more && missing.length ? missing : asked;
   const [client, clientField] = field("Client ID", "");
   const [secret, secretField] = field("Client secret", "Only if the client has one.", { type: "password" });
-  const [scope, scopeField] = field("Scopes", "With spaces between. Empty asks for what the server names.");
+  const [scope, scopeField] = field("Scopes", "Separate scopes by spaces. Leave this empty to request what the server suggests.");
   const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
   const go = element("button", { type: "submit", className: "primary" }, icon("person"), more ? "Sign in again" : "Sign in");
   const key = element("button", { type: "button", className: "quiet" }, "Use a key or token");
@@ -75,10 +75,10 @@ export function signInCard(server, error, hash) {
   const callback = new URL("inspect/callback", document.baseURI).href;
   const own = element(
     "details", {}, element("summary", {}, "Sign in as a client of your own"),
-    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only where the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, scopeField)),
+    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only if the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, scopeField)),
   );
-  const title = more ? "This needs more rights" : server.signed_in ? "Your sign-in has ended" : "This server asks you to sign in";
-  const why = more ? "You're signed in, but not for this. Sign in again to ask for what's missing. You come back here, with what you entered." : "You sign in at the server's own page, and then come back here. The tokens stay with this server: no page gets them.";
+  const title = more ? "This needs more scopes" : server.signed_in ? "Your sign-in has ended" : "This server asks you to sign in";
+  const why = more ? "You're signed in, but without the scopes that this needs. Sign in again to request them. You return to this form." : "You sign in on the server's own page, and then return here. The tokens stay on this page's server; no page sees them.";
   const form = element(
     "form", { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
     element("header", { className: "stack tight" }, element(more ? "h3" : "h2", {}, title), ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])),
@@ -112,7 +112,7 @@ async function signOut(server, done) {
     const { revoked } = await response.json();
     toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens are forgotten here, but couldn't be revoked.", "good");
   } catch (error) {
-    toast(error.name === "TypeError" ? "The server of this page can't be reached." : error.message, "bad");
+    toast(error.name === "TypeError" ? "This page's server can't be reached." : error.message, "bad");
   }
   done();
 }
@@ -120,7 +120,7 @@ async function signOut(server, done) {
 function openAccount(server, done) {
   const { who, issuer, scopes } = server.signed_in;
   const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
-  const [more, moreField] = field("Ask for more scopes", "With spaces between. Lists often leave out what you may not use.", { required: true });
+  const [more, moreField] = field("Ask for more scopes", "Separate scopes by spaces. Lists often leave out what you may not use.", { required: true });
   const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
   const close = element("button", { type: "button" }, "Close");
   const out = element("button", { type: "button", className: "quiet" }, "Sign out");

@@ -5,7 +5,7 @@
 import { count } from "../dom.js";
 
 const CHARACTERS = 4;
-const SAYS = "An estimate: four characters of name, description and schema are a token. Tokenizers differ by up to a third.";
+const SAYS = "An estimate: four characters of name, description, and schema per token. Tokenizers differ by up to a third.";
 
 const known = new WeakMap();
 

@@ -182,7 +182,7 @@ export class Client {
   /** Over HTTP of the per-request era, closing the stream is the cancellation. */
   #cancel(requestId) {
     if (!this.handshake && this.#transport.replies) return;
-    this.notify("notifications/cancelled", { requestId, reason: "Cancelled by the user." }).catch(() => {});
+    this.notify("notifications/cancelled", { requestId, reason: "Canceled by the user." }).catch(() => {});
   }
 
   #take(message, how) {
@@ -226,7 +226,7 @@ export class Client {
     }
   }
 
-  /** What the server says of itself now. Nobody asked for this, so it isn't among the messages. */
+  /** Name, version, and capabilities now. Nobody asked for this, so it isn't among the messages. */
   #says(signal) {
     const message = { jsonrpc: "2.0", id: 0, method: "server/discover", params: this.#params({}) };
     return new Promise((resolve, reject) => {

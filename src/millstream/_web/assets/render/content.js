@@ -77,7 +77,7 @@ function link(content, read) {
 const BLOCKS = {
   text: ({ text }) => prose(text, "Text"),
   image: ({ data, mimeType }) => binary(data, mimeType, "Image of the result"),
-  audio: ({ data, mimeType }) => binary(data, mimeType, "Sound of the result"),
+  audio: ({ data, mimeType }) => binary(data, mimeType, "Audio of the result"),
   resource: ({ resource: found }) => [about(found.uri, found.mimeType), ...resource(found)],
   resource_link: link,
 };

@@ -126,7 +126,7 @@ function items(value, schema, at, below) {
     const part = index < first.length ? first[index] : schema.items;
     if (part !== undefined) check(each, part, below(part, index));
   });
-  if (schema.contains !== undefined && schema.minContains !== 0 && !value.some((each) => fits(each, schema.contains, at))) at.say(at.path, "contains", "No item is as it must be.");
+  if (schema.contains !== undefined && schema.minContains !== 0 && !value.some((each) => fits(each, schema.contains, at))) at.say(at.path, "contains", "No item matches.");
 }
 
 function properties(value, schema, at, below) {
@@ -142,7 +142,7 @@ function properties(value, schema, at, below) {
     for (const part of matching) check(each, part, below(part, name));
     if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at)) at.say([...at.path, name], "propertyNames", "This name isn't allowed.");
     if (Object.hasOwn(own, name) || matching.length || schema.additionalProperties === undefined) continue;
-    if (schema.additionalProperties === false) at.say([...at.path, name], "additionalProperties", "The schema doesn't know this property.");
+    if (schema.additionalProperties === false) at.say([...at.path, name], "additionalProperties", "The schema doesn't have this property.");
     else check(each, schema.additionalProperties, below(schema.additionalProperties, name));
   }
 }

@@ -25,7 +25,7 @@ export async function ask(path, what) {
       settled(what);
       return found;
     }
-    const [reason, now, does] = WHY[response.status]?.(what) ?? [`The server couldn't give ${what} (${response.status}). This page asks again; the server's log may say why.`, null, ""];
+    const [reason, now, does] = WHY[response.status]?.(what) ?? [`The server couldn't give ${what} (${response.status}). This page tries again. The server's log may say why.`, null, ""];
     trouble(what, reason, now, does);
   } catch {
     // Nobody answers. The stream of the page says so, and this is asked again when it's back.

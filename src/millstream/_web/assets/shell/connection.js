@@ -63,7 +63,7 @@ export function watch(ms = BEAT_MS) {
       const response = await fetch("livez", { cache: "no-store" });
       if (response.ok) back();
     } catch {
-      lost("The server can't be reached. This page goes on when it's back.", look);
+      lost("The server can't be reached. This page continues when it's back.", look);
     }
   };
   setInterval(() => document.visibilityState === "visible" && look(), ms);

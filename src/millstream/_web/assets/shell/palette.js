@@ -59,7 +59,7 @@ export function openPalette(typed = "") {
     "aria-label": "Command", "aria-expanded": "true", "aria-controls": "palette-options", "aria-autocomplete": "list",
   });
   const options = element("div", { className: "options", id: "palette-options", role: "listbox", "aria-label": "Commands", tabIndex: -1 });
-  const none = element("p", { className: "none", role: "status", hidden: true }, "Nothing fits. Try fewer letters.");
+  const none = element("p", { className: "none", role: "status", hidden: true }, "No matches. Try fewer letters.");
   const dialog = element("dialog", { className: "palette", id: "palette", "aria-label": "Command palette" }, input, options, none);
   let shown = [];
   let at = 0;
