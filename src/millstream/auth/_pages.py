@@ -237,7 +237,8 @@ def render(
     forms = f"'self' {target}".strip()
     lines = (
         "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
-        f"content-security-policy: default-src 'none'; style-src 'self'; font-src 'self'; {images}form-action {forms}; base-uri 'none'; "
+        f"content-security-policy: default-src 'none'; style-src 'self'; font-src 'self'; {images}"
+        f"form-action {forms}; base-uri 'none'; "
         # Without an Origin, which other referrer policies take away, the server couldn't tell whose form this is.
         "frame-ancestors 'none'\r\nreferrer-policy: same-origin\r\ncross-origin-opener-policy: same-origin\r\n"
     ).encode("ascii")

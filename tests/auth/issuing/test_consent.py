@@ -27,8 +27,8 @@ async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
         assert each in page.text
     policy = page.headers["content-security-policy"]
     assert policy == (
-        "default-src 'none'; style-src 'self'; font-src 'self'; form-action 'self' https://app.example.com; base-uri 'none'; "
-        "frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; font-src 'self'; form-action 'self' https://app.example.com; "
+        "base-uri 'none'; frame-ancestors 'none'"
     )
     assert page.headers["x-frame-options"] == "DENY"
     assert page.headers["cache-control"] == "no-store"
