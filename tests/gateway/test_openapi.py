@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from millstream import Client, Server
-from millstream.gateway._openapi import Kind, RouteMap
+from millstream.gateway import RouteKind, RouteMap
 from patience import WAIT
 
 NOTHING = {"200": {"description": "ok"}}
@@ -123,8 +123,8 @@ async def test_operations_become_tools_and_resources() -> None:
 
     http = httpx2.AsyncClient(base_url="http://shop/api", transport=httpx2.MockTransport(api))
     routes = [
-        RouteMap(pattern=r"^/inside", kind=Kind.EXCLUDE),
-        RouteMap(methods=["GET"], pattern=r"^/shel", kind=Kind.RESOURCE),
+        RouteMap(pattern=r"^/inside", kind=RouteKind.EXCLUDE),
+        RouteMap(methods=["GET"], pattern=r"^/shel", kind=RouteKind.RESOURCE),
     ]
     mcp = Server.from_openapi(SPEC, http, name="shop", names={"fail": "break_it"}, routes=routes)
     async with Client(mcp, timeout=WAIT) as client:
@@ -244,8 +244,8 @@ def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
 async def test_function_selects_the_kind_of_each_operation() -> None:
     """`choose` gets each operation; None keeps its kind."""
 
-    def choose(operation: Any, kind: Kind) -> Kind | None:
-        return Kind.EXCLUDE if operation.path.startswith("/secret") else None
+    def choose(operation: Any, kind: RouteKind) -> RouteKind | None:
+        return RouteKind.EXCLUDE if operation.path.startswith("/secret") else None
 
     mcp = Server.from_fastapi(shop(), choose=choose)
     async with Client(mcp, timeout=WAIT) as client:

@@ -482,7 +482,7 @@ class Server(ServerAliases):
             spec: the OpenAPI document, version 3.0 or 3.1, as a dict.
             client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
             name: name that clients show.
-            options: `routes`, `names`, and `choose`; see `millstream.gateway._openapi.register`.
+            options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`.
 
         Raises:
             ValueError: the document is invalid, or has no server and `client` isn't given.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         static_headers,
         token_exchange,
     )
-    from millstream.gateway._openapi import OpenApi
+    from millstream.gateway._openapi import OpenApi, RouteKind, RouteMap
     from millstream.gateway._policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
     from millstream.gateway._redaction import Redaction
     from millstream.gateway._upstream import UpstreamConfig
@@ -25,6 +25,8 @@ _HOMES = {
     "PromptPolicy": "_policy",
     "Redaction": "_redaction",
     "ResourcePolicy": "_policy",
+    "RouteKind": "_openapi",
+    "RouteMap": "_openapi",
     "Secret": "_credentials.options",
     "ToolPolicy": "_policy",
     "UpstreamConfig": "_upstream",
@@ -42,6 +44,8 @@ __all__ = [
     "PromptPolicy",
     "Redaction",
     "ResourcePolicy",
+    "RouteKind",
+    "RouteMap",
     "Secret",
     "ToolPolicy",
     "UpstreamConfig",

@@ -334,7 +334,7 @@ _REFUSED, _TOO_MANY = 400, 429
 _PATIENCE = 30.0
 
 
-class Kind(Enum):
+class RouteKind(Enum):
     """What an operation becomes."""
 
     TOOL = "tools"
@@ -345,7 +345,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class RouteMap:
-    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=Kind.RESOURCE)``.
+    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``.
 
     Args:
         methods: HTTP methods, in upper case; empty for all.
@@ -357,7 +357,7 @@ class RouteMap:
     methods: Sequence[str] = ()
     pattern: str = ""
     tags: frozenset[str] | set[str] = field(default_factory=frozenset[str])
-    kind: Kind = Kind.TOOL
+    kind: RouteKind = RouteKind.TOOL
 
     def matches(self, operation: Operation) -> bool:
         """Return whether it applies to an operation."""
@@ -569,7 +569,7 @@ def register(
     *,
     routes: Sequence[RouteMap] = (),
     names: Mapping[str, str] | None = None,
-    choose: Callable[[Operation, Kind], Kind | None] | None = None,
+    choose: Callable[[Operation, RouteKind], RouteKind | None] | None = None,
 ) -> None:
     """Register the operations of an OpenAPI document.
 
@@ -592,12 +592,12 @@ def register(
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
         if choose is not None:
             kind = choose(operation, kind) or kind
-        if kind is Kind.EXCLUDE:
+        if kind is RouteKind.EXCLUDE:
             continue
         own = operation.name(names or {})
         name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in taken)
         taken.add(name)
-        if kind is Kind.TOOL:
+        if kind is RouteKind.TOOL:
             catalog.add("tools", name, OperationTool(operation, name, api))
         else:
             item = _resource(operation, name, api)
@@ -687,4 +687,4 @@ def is_application(document: Any) -> bool:
     return callable(getattr(document, "openapi", None))
 
 
-__all__ = ["Kind", "OpenApi", "Operation", "RouteMap", "register"]
+__all__ = ["OpenApi", "Operation", "RouteKind", "RouteMap", "register"]
