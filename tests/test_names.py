@@ -1,6 +1,6 @@
 """Names of classes and modules as tests: one name for one thing, and nouns. The rules are our choice.
 
-The tests read the sources with `ast`. The lists of open names only shrink: remove a name when you've renamed its class.
+The tests read the sources with `ast`.
 """
 
 import ast
@@ -33,21 +33,6 @@ NOUNS = {
     "testing.py": "the usual name of a module for tests",
 }
 """Names that look like participles, and why they stay."""
-OPEN_NAMES = {
-    "Marked",
-    "Owed", "Subscribing",
-    "_Asked",
-
-    "extensions/events/_reading.py",
-    "extensions/events/_subscribing.py",
-}  # fmt: skip
-"""Participles that still need a noun."""
-OPEN_DUPLICATES = {
-    "Answer", "Definition", "Delivery", "Event",
-
-    "Subscription",
-}  # fmt: skip
-"""Names of several public classes that still need one each."""
 
 
 def is_participle(word: str) -> bool:
@@ -67,13 +52,13 @@ def classes() -> tuple[tuple[str, str], ...]:
 
 def test_no_class_is_named_by_a_bare_participle() -> None:
     names = {name for name, _ in classes() if re.fullmatch(r"_?[A-Z][a-z]+", name)}
-    assert {name for name in names if is_participle(name.strip("_").lower())} - set(NOUNS) - OPEN_NAMES == set()
+    assert {name for name in names if is_participle(name.strip("_").lower())} - set(NOUNS) == set()
 
 
 def test_no_module_is_named_by_a_bare_participle() -> None:
     folders = [path.parent for path in PACKAGE.rglob("__init__.py")]
     paths = [path for path in (*PACKAGE.rglob("*.py"), *folders) if is_participle(path.stem.strip("_"))]
-    assert {path.relative_to(PACKAGE).as_posix() for path in paths} - set(NOUNS) - OPEN_NAMES == set()
+    assert {path.relative_to(PACKAGE).as_posix() for path in paths} - set(NOUNS) == set()
 
 
 def test_no_two_public_classes_share_a_name() -> None:
@@ -82,5 +67,5 @@ def test_no_two_public_classes_share_a_name() -> None:
     for name, path in classes():
         if not name.startswith("_") and not path.startswith("compat/"):
             files.setdefault(name, set()).add(path)
-    shared = {name: sorted(paths) for name, paths in files.items() if len(paths) > 1 and name not in OPEN_DUPLICATES}
+    shared = {name: sorted(paths) for name, paths in files.items() if len(paths) > 1}
     assert shared == {}

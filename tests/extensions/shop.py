@@ -11,13 +11,13 @@ from millstream.extensions import (
     ClientHost,
     CustomResult,
     Extension,
+    ListenSubscription,
     ListRequest,
     MessageRequest,
     Next,
     Outgoing,
     OutgoingRequest,
     ServerHost,
-    Subscription,
     method,
     notification,
 )
@@ -48,7 +48,7 @@ class Stock(Extension):
         self.copies = {"1": 7}
         self.host: ServerHost
         self.closed = 0
-        self.subscriptions: list[Subscription] = []
+        self.subscriptions: list[ListenSubscription] = []
         self.open_streams = 0
         self.heard = asyncio.Event()
         """Set when a notification of a client was handled."""
@@ -123,7 +123,7 @@ class Stock(Extension):
         self.copies[query.isbn] -= 1 if ctx.client.extensions[NAME]["push"] else 0
         self.heard.set()
 
-    async def watch(self, wanted: Any, subscription: Subscription, ctx: CallContext) -> Any:
+    async def watch(self, wanted: Any, subscription: ListenSubscription, ctx: CallContext) -> Any:
         """Serve a member of the filter of a subscription."""
         self.subscriptions.append(subscription)
         subscription.closes.append(lambda: self.subscriptions.remove(subscription))

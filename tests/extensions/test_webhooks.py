@@ -300,7 +300,7 @@ async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
 
 async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that stops refreshing ends it."""
-    monkeypatch.setattr("millstream.extensions.events._subscribing.MIN_TTL", 0.05)
+    monkeypatch.setattr("millstream.extensions.events._webhook_methods.MIN_TTL", 0.05)
     async with delivering(tmp_path) as (world, receiver):
         client = world.client()
         short = await client.subscribe(receiver.url("/short"), receiver.secret(), ttlMs=50)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         ToolFailed,
         UnknownVersion,
     )
-    from millstream.client._events import Event, EventSubscription
+    from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._oauth.flow import OAuth
     from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
@@ -79,7 +79,6 @@ __all__ = [
     "ClientError",
     "ConnectFailed",
     "ConnectionLost",
-    "Event",
     "EventSubscription",
     "Failure",
     "FileTokenStore",
@@ -93,6 +92,7 @@ __all__ = [
     "Options",
     "Question",
     "Result",
+    "ServerEvent",
     "SessionLost",
     "SkillMismatch",
     "StoredCredentials",

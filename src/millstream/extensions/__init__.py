@@ -16,7 +16,7 @@ from millstream._stores.workers import back_off
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._context import CallContext, ReplyStream
 from millstream.extensions._extension import Extension, method, notification
-from millstream.extensions._host import ServerHost, Subscription
+from millstream.extensions._host import ListenSubscription, ServerHost
 from millstream.extensions._json_type import JsonType
 from millstream.extensions._saved_calls import (
     CallRun,
@@ -37,6 +37,7 @@ __all__ = [
     "JsonType",
     "LimitReached",
     "ListRequest",
+    "ListenSubscription",
     "LogOnce",
     "MessageRequest",
     "Next",
@@ -51,7 +52,6 @@ __all__ = [
     "SeatLimit",
     "Seats",
     "ServerHost",
-    "Subscription",
     "TaskRules",
     "back_off",
     "method",

@@ -18,7 +18,7 @@ Side = Literal["server", "client"]
 _MARK = "_millstream_handler"
 
 
-class Marked(Struct, frozen=True):
+class HandlerMark(Struct, frozen=True):
     """Settings of a method, from its decorator."""
 
     name: str
@@ -51,7 +51,7 @@ def method(
         declared: refuse clients that don't declare the extension, with error -32021
             (-32602 in handshake revisions).
     """
-    return _marking(Marked(name, side, True, revisions, header, declared))
+    return _mark(HandlerMark(name, side, True, revisions, header, declared))
 
 
 def notification(name: str, *, side: Side = "server", revisions: Collection[str] = ()) -> Callable[[F], F]:
@@ -64,10 +64,10 @@ def notification(name: str, *, side: Side = "server", revisions: Collection[str]
         side: the side that receives it.
         revisions: dates of the revisions that have the notification; all by default.
     """
-    return _marking(Marked(name, side, False, revisions))
+    return _mark(HandlerMark(name, side, False, revisions))
 
 
-def _marking(marked: Marked) -> Callable[[F], F]:
+def _mark(marked: HandlerMark) -> Callable[[F], F]:
     def mark(function: F) -> F:
         setattr(function, _MARK, marked)
         return function
@@ -156,9 +156,9 @@ def filters_notifications(extension: Extension) -> bool:
     return type(extension).filter_notification is not Extension.filter_notification
 
 
-def marked_methods(extension: Extension, side: Side) -> Iterator[tuple[Marked, Callable[..., Any]]]:
+def marked_methods(extension: Extension, side: Side) -> Iterator[tuple[HandlerMark, Callable[..., Any]]]:
     """Return the decorated methods of an extension's class for one side."""
     for attribute in dir(type(extension)):
         marked = getattr(getattr(type(extension), attribute, None), _MARK, None)
-        if isinstance(marked, Marked) and marked.side == side:
+        if isinstance(marked, HandlerMark) and marked.side == side:
             yield marked, getattr(extension, attribute)

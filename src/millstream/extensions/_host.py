@@ -50,7 +50,7 @@ EVERY_REVISION: Final = frozenset(revision.date for revision in ALL)
 _decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
 
 
-class Subscription:
+class ListenSubscription:
     """One open `subscriptions/listen` whose filter has a member of an extension."""
 
     __slots__ = ("_call", "_push", "closes")
@@ -75,7 +75,7 @@ class Subscription:
 
 
 BeginTask = Callable[[PendingCall], Awaitable[bytes] | None]
-OpenFilter = Callable[[Any, Subscription, CallContext], Awaitable[Any]]
+OpenFilter = Callable[[Any, ListenSubscription, CallContext], Awaitable[Any]]
 """``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to refuse it."""
 
 
@@ -236,7 +236,7 @@ class ServerHost:
             return encode(result)[1:-1]
 
         named = {name: header} if header else {}
-        self._host.extend(Registered("", {}, {name: answer}, self._chosen(revisions), named=named))
+        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), named=named))
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
@@ -245,7 +245,7 @@ class ServerHost:
             ValueError: MCP or another extension already defines the notification.
             TypeError: the handler has parameters other than params and a context.
         """
-        run, chosen = with_decoded_params(handler, CallContext), self._chosen(revisions)
+        run, chosen = with_decoded_params(handler, CallContext), self._effective_revisions(revisions)
 
         async def hear(call: Call) -> None:
             if call.revision.date in chosen:
@@ -280,7 +280,7 @@ class ServerHost:
             revisions: dates of the revisions that announce it; by default the extension's.
         """
         key = name or self._name
-        chosen = self._chosen(revisions)
+        chosen = self._effective_revisions(revisions)
         self._host.extend(
             Registered(member, {key: value}, {}, chosen) if member else Registered(key, {**value}, {}, chosen)
         )
@@ -327,11 +327,13 @@ class ServerHost:
         `PendingCall.run` or raises `CustomResult`. Only one extension can register this hook.
         """
 
-        def pending(call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> Awaitable[bytes] | None:
+        def begin_pending(
+            call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]
+        ) -> Awaitable[bytes] | None:
             return begin(PendingCall(call, tool, run)) if tool.task is not None and not call.task else None
 
         services = self._host.services
-        services.tasks = pending
+        services.tasks = begin_pending
 
         def forget() -> None:
             services.tasks = None
@@ -411,7 +413,7 @@ class ServerHost:
         async def serve(wanted: Any, call: Call, push: Callable[[bytes], bool]) -> tuple[Any, Callable[[], None]]:
             if declared:
                 self._check_declared(call, self._required)
-            subscription = Subscription(call, push)
+            subscription = ListenSubscription(call, push)
             agreed = await open(wanted, subscription, CallContext(call))
             return agreed, subscription.end
 
@@ -444,7 +446,7 @@ class ServerHost:
         if message.source == self._name:
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
 
-    def _chosen(self, revisions: Collection[str]) -> frozenset[str]:
+    def _effective_revisions(self, revisions: Collection[str]) -> frozenset[str]:
         return frozenset(revisions) if revisions else self._revisions
 
     def _check_declared(self, call: Call, required: Mapping[str, Any]) -> None:

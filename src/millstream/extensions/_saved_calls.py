@@ -236,11 +236,11 @@ class SeatLimit(Struct, frozen=True):
     most: int
 
 
-class _Asked(Struct, gc=False):
+class _RoundAnswers(Struct, gc=False):
     requests: dict[str, Raw] = msgspec.field(default={}, name="inputRequests")
 
 
-_decode_asked = msgspec.json.Decoder(_Asked).decode
+_decode_asked = msgspec.json.Decoder(_RoundAnswers).decode
 
 
 def _nothing() -> None:

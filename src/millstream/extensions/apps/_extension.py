@@ -91,14 +91,19 @@ class Apps(Extension):
         place = Path(source)
         meta = metadata_of(options)
         if place.is_dir():
-            base = uri.rstrip("/") or f"ui://{_named(place.resolve().name)}"
+            base = uri.rstrip("/") or f"ui://{_check_name(place.resolve().name)}"
             found = sorted(each for each in place.glob("*.html") if each.is_file())
             if not found:
                 raise ValueError(f"{source!r} contains no .html file. Each view is one HTML file")
             for each in found:
-                self._serve(each, f"{base}/{_named(each.stem)}", meta, options)
+                self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
         elif place.is_file():
-            self._serve(place, uri or f"ui://{_named(place.resolve().parent.name)}/{_named(place.stem)}", meta, options)
+            self._serve(
+                place,
+                uri or f"ui://{_check_name(place.resolve().parent.name)}/{_check_name(place.stem)}",
+                meta,
+                options,
+            )
         else:
             raise ValueError(f"There is no file or folder {source!r} in {Path.cwd()}")
 
@@ -183,7 +188,7 @@ def _origins(option: str, origins: Any) -> list[str]:
     return found
 
 
-def _named(name: str) -> str:
+def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"The name {name!r} isn't allowed in a URI: use letters, digits, hyphens, and underscores")
     return name

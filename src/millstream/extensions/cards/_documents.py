@@ -90,7 +90,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
     }
     if needs_key:
         remote["headers"] = [_KEY]
-    return {"$schema": CARD_SCHEMA, **_described(identity, about), "remotes": [remote]}
+    return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
 
 
 _KEY: Final = {
@@ -101,7 +101,7 @@ _KEY: Final = {
 }
 
 
-def _described(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
+def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
     text = str(about.get("description") or about.get("title") or about["name"])
     found = {name: about[name] for name in _ABOUT if about.get(name)}
     if "title" in found:
@@ -121,7 +121,7 @@ def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
 
 def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
     """Return the `server.json` of a server for the MCP registry."""
-    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_described(identity, about)}
+    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
     if repository:
         host = urlsplit(repository).hostname or ""
         entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}

@@ -41,7 +41,7 @@ class EventCatalog:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def named(self, name: str) -> EventType | None:
+    def get(self, name: str) -> EventType | None:
         """Return the event type with a name, or None."""
         return self._by_name.get(name)
 

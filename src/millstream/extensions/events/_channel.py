@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from millstream.client import Client, ClientError, Event, EventSubscription
+from millstream.client import Client, ClientError, EventSubscription, ServerEvent
 from millstream.extensions import Extension, ServerHost
 
 METHOD = "notifications/claude/channel"
@@ -67,7 +67,7 @@ class ClaudeChannel(Extension):
             self._host.broadcast(METHOD, params, everyone=True)
 
 
-def message_of(event: Event) -> dict[str, Any]:
+def message_of(event: ServerEvent) -> dict[str, Any]:
     """Return the params of the notification for an event."""
     meta = {"event": event.name, "event_id": event.event_id, "timestamp": event.timestamp}
     return {"content": msgspec.json.encode(event.data).decode(), "meta": meta}

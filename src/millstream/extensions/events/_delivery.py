@@ -23,11 +23,18 @@ from millstream._protocol.principal import Principal
 from millstream.extensions import LogOnce
 from millstream.extensions.events._catalog import sees
 from millstream.extensions.events._errors import FORBIDDEN
+from millstream.extensions.events._event_methods import occurrence
 from millstream.extensions.events._event_type import MAX_BODY, Arguments, EventType
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
-from millstream.extensions.events._reading import occurrence
-from millstream.extensions.events._subscriptions import LEASE, Owed, OwedEvents, Status, Subscription, SubscriptionStore
-from millstream.extensions.events._webhook import Answer, WebhookSender, read_secret, read_url
+from millstream.extensions.events._subscriptions import (
+    LEASE,
+    Status,
+    SubscriptionStore,
+    UndeliveredEvent,
+    UndeliveredEvents,
+    WebhookSubscription,
+)
+from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
 from millstream.hub import Hub
 from millstream.stores import Entry
@@ -67,13 +74,13 @@ class Target:
         "record", "removed", "status", "status_at", "url",
     )  # fmt: skip
 
-    def __init__(self, record: Subscription, arguments: Arguments, after: int) -> None:
+    def __init__(self, record: WebhookSubscription, arguments: Arguments, after: int) -> None:
         self.arguments: Arguments = arguments
         self.after: int = after
         """Events up to this offset aren't delivered."""
         self.url: Url = read_url(record.url)
         self.host: tuple[str, int] = (self.url.host, self.url.port)
-        self.pending: dict[int, Delivery] = {}
+        self.pending: dict[int, OutgoingMessage] = {}
         """Offset -> event that the endpoint hasn't accepted yet."""
         self.caught_up: int = 0
         """Number of replayed deliveries not attempted yet."""
@@ -88,9 +95,9 @@ class Target:
         self.dirty: bool = False
         self.use(record)
 
-    def use(self, record: Subscription) -> None:
+    def use(self, record: WebhookSubscription) -> None:
         """Replace the record of the subscription."""
-        self.record: Subscription = record
+        self.record: WebhookSubscription = record
         self.principal: Principal = record.principal
         self.keys: tuple[bytes, ...] = tuple(read_secret(each) for each in (record.secret, record.old_secret) if each)
 
@@ -103,7 +110,7 @@ class Target:
         return min((each - 1 for each in self.pending if each < offset), default=offset)
 
 
-class Delivery:
+class OutgoingMessage:
     """One message for one subscription."""
 
     __slots__ = ("attempts", "control", "first", "fresh", "id", "job", "notice", "replayed", "target")
@@ -154,20 +161,20 @@ class Outbox:
         self._sender = sender
         self.clock: Callable[[], float] = clock
         self.delay: Callable[[int], float] = delay
-        self._later: list[tuple[float, int, Delivery]] = []
+        self._later: list[tuple[float, int, OutgoingMessage]] = []
         """Deliveries that aren't due yet, as a heap."""
-        self._due: dict[tuple[str, int], dict[str, deque[Delivery]]] = {}
+        self._due: dict[tuple[str, int], dict[str, deque[OutgoingMessage]]] = {}
         """Host and port -> principal -> deliveries that are due, the longest waiting first."""
         self._size = 0
         self._number = 0
-        self._flying: dict[asyncio.Task[None], Delivery] = {}
+        self._flying: dict[asyncio.Task[None], OutgoingMessage] = {}
         self._hosts: Counter[tuple[str, int]] = Counter()
         self._owners: Counter[str] = Counter()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
-    def add(self, delivery: Delivery, delay: float = 0.0) -> None:
+    def add(self, delivery: OutgoingMessage, delay: float = 0.0) -> None:
         """Schedule a message after a delay in seconds."""
         self._size += 1
         if delay > 0:
@@ -198,7 +205,7 @@ class Outbox:
                 async with asyncio.timeout(wait):
                     await self._news.wait()
 
-    def _add_due(self, delivery: Delivery) -> None:
+    def _add_due(self, delivery: OutgoingMessage) -> None:
         target = delivery.target
         self._due.setdefault(target.host, {}).setdefault(target.principal.id, deque()).append(delivery)
 
@@ -236,10 +243,10 @@ class Outbox:
         self._owners[found.target.principal.id] += 1
         task = asyncio.get_running_loop().create_task(self._attempt(found))
         self._flying[task] = found
-        task.add_done_callback(self._landed)
+        task.add_done_callback(self._on_delivery_done)
         return True
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
+    def _on_delivery_done(self, task: asyncio.Task[None]) -> None:
         target = self._flying.pop(task).target
         _count_down(self._hosts, target.host)
         _count_down(self._owners, target.principal.id)
@@ -247,14 +254,14 @@ class Outbox:
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("A webhook delivery failed", exc_info=error)
 
-    async def _attempt(self, delivery: Delivery) -> None:
+    async def _attempt(self, delivery: OutgoingMessage) -> None:
         now, target = self.clock(), delivery.target
         delivery.first = delivery.first or now
         delivery.attempts += 1
         body = delivery.body()
         if len(body) > MAX_BODY:
             _logger.warning("The event %s of %r is too large for webhooks", delivery.id, delivery.job.kind.name)
-            answer = Answer(413, "http_4xx")
+            answer = AttemptResult(413, "http_4xx")
         else:
             answer = await self._sender.send(
                 target.url, body, message_id=delivery.id, subscription=target.record.id,
@@ -262,7 +269,7 @@ class Outbox:
             )  # fmt: skip
         await delivery.job.settle(delivery, answer)
 
-    async def settled(self, job: "EventDelivery", seconds: float) -> None:
+    async def wait_for(self, job: "EventDelivery", seconds: float) -> None:
         """Wait for the running deliveries of a job, for a maximum number of seconds."""
         tasks = [task for task, delivery in self._flying.items() if delivery.job is job]
         if tasks:
@@ -346,7 +353,7 @@ class EventDelivery:
         """End the subscriptions whose tokens were revoked, soon."""
         self._rechecks = True
 
-    def wants(self, delivery: Delivery) -> bool:
+    def wants(self, delivery: OutgoingMessage) -> bool:
         """Return whether this worker should still send a delivery."""
         target = delivery.target
         if self._is_over():
@@ -375,7 +382,7 @@ class EventDelivery:
         tasks: list[asyncio.Task[Any]] = []
         feed: Feed | None = None
         try:
-            await self._subscriptions.listening()
+            await self._subscriptions.wait_until_listening()
             cursor = await self._begin()
             feed, replay = open_feed(self.hub, self.kind.name, cursor)
             loop = asyncio.get_running_loop()
@@ -396,7 +403,7 @@ class EventDelivery:
 
     async def save(self, seconds: float) -> None:
         """Wait for running deliveries and save the progress. No further deliveries start."""
-        await self._outbox.settled(self, seconds)
+        await self._outbox.wait_for(self, seconds)
         if self._targets and not self._is_over():
             with suppress(LocalError):
                 await self._flush()
@@ -425,7 +432,7 @@ class EventDelivery:
         self._fresh, self._counted, self._lapsed = {}, -1, False
         records = await subscriptions.all(name)
         self._rechecks = True
-        owed = await subscriptions.owed([record.id for record in records])
+        owed = await subscriptions.undelivered([record.id for record in records])
         events: dict[int, Notice | None] = {}
         for record in records:
             target = await self._adopt(record)
@@ -433,7 +440,7 @@ class EventDelivery:
                 await self._resume(target, owed[record.id], events)
         return cursor
 
-    async def _resume(self, target: Target, owed: OwedEvents, events: dict[int, Notice | None]) -> None:
+    async def _resume(self, target: Target, owed: UndeliveredEvents, events: dict[int, Notice | None]) -> None:
         """Schedule the events whose earlier attempts failed, on any worker."""
         present, now = split_cursor(self.hub.place())[0], self._outbox.clock()
         if owed.epoch == present:
@@ -445,7 +452,7 @@ class EventDelivery:
             if notice is None:
                 self._tell_gap(target, each.offset)
                 continue
-            delivery = Delivery(self, target, notice)
+            delivery = OutgoingMessage(self, target, notice)
             delivery.attempts, delivery.first, delivery.fresh = each.attempts, each.first, False
             target.pending[each.offset] = delivery
             self._outbox.add(delivery, max(0.0, each.due - now))
@@ -489,7 +496,7 @@ class EventDelivery:
             if target is not None and record.credential and await self._is_revoked(record.credential):
                 await self._terminate(target)
 
-    async def _adopt(self, record: Subscription) -> Target | None:
+    async def _adopt(self, record: WebhookSubscription) -> Target | None:
         """Start delivering to a subscription, beginning with the replay it requested."""
         try:
             arguments = self.kind.read_arguments(record.arguments)
@@ -526,7 +533,7 @@ class EventDelivery:
                 self._tell_gap(target, page.events[0].offset - 1 if page.events else until)
             for notice in page.events:
                 target.caught_up += 1
-                self._queue(target, Delivery(self, target, notice, replayed=True))
+                self._queue(target, OutgoingMessage(self, target, notice, replayed=True))
             cursor, more = page.cursor, page.more and split_cursor(page.cursor)[1] < until
             await self._outbox.room()
 
@@ -537,14 +544,14 @@ class EventDelivery:
         await self._subscriptions.delete(record.name, record.id)
         await self._subscriptions.dismiss(record.principal, record.id)
         self._remove(record.id)
-        self._outbox.add(Delivery(self, target, None, control={"type": "terminated", "error": error}))
+        self._outbox.add(OutgoingMessage(self, target, None, control={"type": "terminated", "error": error}))
 
     def _remove(self, id: str) -> None:
         target = self._targets.pop(id, None)
         if target is not None:
             target.removed = True
             for delivery in target.pending.values():
-                self._attempted(delivery)
+                self._release_position(delivery)
             target.pending.clear()
 
     # Events
@@ -599,7 +606,7 @@ class EventDelivery:
                 and self.kind.matches(payload, data, target.arguments, target.principal)
             ):
                 self._count_fresh(notice.offset, 1)
-                self._queue(target, Delivery(self, target, notice))
+                self._queue(target, OutgoingMessage(self, target, notice))
             if not number % _TURN:
                 await asyncio.sleep(0)
 
@@ -610,11 +617,11 @@ class EventDelivery:
             return False
         return self.kind.matches(payload, data, target.arguments, target.principal)
 
-    def _queue(self, target: Target, delivery: Delivery) -> None:
+    def _queue(self, target: Target, delivery: OutgoingMessage) -> None:
         assert delivery.notice is not None  # noqa: S101  control messages aren't counted
         if len(target.pending) >= MAX_PENDING:
             oldest = min(target.pending)
-            self._attempted(target.pending.pop(oldest))
+            self._release_position(target.pending.pop(oldest))
             self._tell_gap(target, oldest)
         target.pending[delivery.notice.offset] = delivery
         self._outbox.add(delivery)
@@ -623,7 +630,7 @@ class EventDelivery:
         if not target.gap:
             target.gap = True
             control = {"type": "gap", "cursor": position(self.hub, offset)}
-            self._outbox.add(Delivery(self, target, None, control=control))
+            self._outbox.add(OutgoingMessage(self, target, None, control=control))
 
     def _count_fresh(self, offset: int, by: int) -> None:
         count = self._fresh.get(offset, 0) + by
@@ -632,7 +639,7 @@ class EventDelivery:
         else:
             self._fresh.pop(offset, None)
 
-    def _attempted(self, delivery: Delivery) -> None:
+    def _release_position(self, delivery: OutgoingMessage) -> None:
         """Let the position advance past a delivery that was settled or stored."""
         if not delivery.fresh:
             return
@@ -644,7 +651,7 @@ class EventDelivery:
 
     # Outcomes
 
-    async def settle(self, delivery: Delivery, answer: Answer) -> None:
+    async def settle(self, delivery: OutgoingMessage, answer: AttemptResult) -> None:
         """Record the outcome of an attempt, and schedule the next one after a failure."""
         target, now = delivery.target, self._outbox.clock()
         self._note(target, answer, now)
@@ -660,7 +667,7 @@ class EventDelivery:
         was_owed = not delivery.fresh
         if answer.final or given_up:
             del target.pending[delivery.notice.offset]
-            self._attempted(delivery)
+            self._release_position(delivery)
             if was_owed:
                 await self._save_owed(target)
             return
@@ -668,16 +675,16 @@ class EventDelivery:
         saved = await self._save_owed(target, delivery, now + delay)
         if target.pending.get(delivery.notice.offset) is delivery and not target.removed:
             if saved:
-                self._attempted(delivery)
+                self._release_position(delivery)
             self._outbox.add(delivery, delay)
 
-    async def _save_owed(self, target: Target, failed: Delivery | None = None, due: float = 0.0) -> bool:
+    async def _save_owed(self, target: Target, failed: OutgoingMessage | None = None, due: float = 0.0) -> bool:
         """Save the pending events of a subscription. Return False if the store is unavailable."""
         async with target.lock:
             if target.removed:
                 return True
             owed = [
-                Owed(offset, each.attempts, due if each is failed else self._outbox.clock(), each.first)
+                UndeliveredEvent(offset, each.attempts, due if each is failed else self._outbox.clock(), each.first)
                 for offset, each in target.pending.items()
                 if not each.fresh or each is failed
             ]
@@ -688,7 +695,7 @@ class EventDelivery:
                 return False
             return True
 
-    def _note(self, target: Target, answer: Answer, now: float) -> None:
+    def _note(self, target: Target, answer: AttemptResult, now: float) -> None:
         before = target.status
         if answer.reason:
             target.status = replace(before, last_error=answer.reason, failed_since=before.failed_since or now)
@@ -730,7 +737,7 @@ class EventDelivery:
             elif record.credential in revoked or not self._has_credential(target.principal):
                 await self._terminate(target)
             elif record.since and not target.caught_up and offset >= split_cursor(record.since)[1]:
-                await self._begun(target)
+                await self._clear_initial_cursor(target)
             if target.dirty:
                 target.dirty, target.status_at = False, now
                 await subscriptions.put_status(record.id, target.status)
@@ -754,7 +761,7 @@ class EventDelivery:
             await self._subscriptions.put_count(self.kind.name, count)
             self._counted = count
 
-    async def _begun(self, target: Target) -> None:
+    async def _clear_initial_cursor(self, target: Target) -> None:
         """Clear the initial cursor of a subscription. From now on, it has the position of the event type."""
         record, sealed = await self._subscriptions.get(self.kind.name, target.record.id)
         if record is None or not record.since:

@@ -29,18 +29,18 @@ def unknown_subscription() -> ProtocolError:
     return ProtocolError(NOT_FOUND, "There is no such subscription", {"kind": "subscription"})
 
 
-def forbidden(reason: str) -> ProtocolError:
+def forbidden_error(reason: str) -> ProtocolError:
     """Return the error for a caller without permission to subscribe."""
     return ProtocolError(FORBIDDEN, f"Forbidden: {reason}", {"reason": reason})
 
 
-def exhausted(limit: str, most: int | None = None) -> ProtocolError:
+def limit_error(limit: str, most: int | None = None) -> ProtocolError:
     """Return the error for a limit of the server."""
     data: dict[str, Any] = {"limit": limit} if most is None else {"limit": limit, "max": most}
     return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server is reached: {limit}", data)
 
 
-def unsupported(feature: str, value: str) -> ProtocolError:
+def unsupported_error(feature: str, value: str) -> ProtocolError:
     """Return the error for an option that the event type doesn't support."""
     return ProtocolError(UNSUPPORTED, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
 

@@ -33,7 +33,7 @@ class Arguments(Struct, frozen=True):
 
     value: Any
     """The value for `match`: an instance of the declared type, or a dictionary."""
-    given: Mapping[str, Any]
+    values: Mapping[str, Any]
     canonical: bytes
 
 
@@ -183,7 +183,7 @@ class EventType:
             principal: the subscriber.
         """
         if self._match is None:
-            return all(data.get(name) == value for name, value in arguments.given.items() if name in self._fields)
+            return all(data.get(name) == value for name, value in arguments.values.items() if name in self._fields)
         try:
             return bool(self._match(payload, arguments.value, principal))
         except Exception:

@@ -11,12 +11,12 @@ from millstream._protocol.revisions import PER_REQUEST
 from millstream.extensions import CallContext, Extension, ServerHost
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._delivery import EventDelivery, Outbox, WebhookDelivery, retry_delay
+from millstream.extensions.events._event_methods import Caller, EventMethods, ListParams, ReadParams
 from millstream.extensions.events._event_type import EventType, Match
-from millstream.extensions.events._reading import Caller, EventReading, ListParams, ReadParams
 from millstream.extensions.events._recent import tool_of
-from millstream.extensions.events._subscribing import MIN_TTL, SubscribeParams, Subscribing
 from millstream.extensions.events._subscriptions import SubscriptionStore
 from millstream.extensions.events._webhook import WebhookSender
+from millstream.extensions.events._webhook_methods import MIN_TTL, SubscribeParams, WebhookMethods
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import PublishResult
 
@@ -104,8 +104,8 @@ class Events(Extension):
         self._retry_delay = retry_delay
         self._server: Server | None = None
         self._host: ServerHost | None = None
-        self._reading: EventReading | None = None
-        self._subscribing: Subscribing | None = None
+        self._reading: EventMethods | None = None
+        self._subscribing: WebhookMethods | None = None
         self._delivery: WebhookDelivery | None = None
 
     # Declarations
@@ -182,7 +182,7 @@ class Events(Extension):
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")
-        self._reading = EventReading(self.catalog, hub, clock, modes, pause=self._poll_pause)
+        self._reading = EventMethods(self.catalog, hub, clock, modes, pause=self._poll_pause)
         host.capability({}, name="events", member="")  # where clients of the earlier sketch look
         host.method("events/list", self.list_types)
         host.method("events/poll", self.poll)
@@ -192,7 +192,7 @@ class Events(Extension):
         judge = allow_any if self._private_callbacks else is_public
         sender = WebhookSender(judge=judge, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
-        self._subscribing = Subscribing(
+        self._subscribing = WebhookMethods(
             self.catalog,
             hub,
             subscriptions,

@@ -7,9 +7,9 @@ import msgspec
 from millstream import Context, ToolError
 from millstream._protocol.errors import ProtocolError
 from millstream.extensions.events._catalog import EventCatalog, sees
+from millstream.extensions.events._event_methods import Caller, Reader, check_admission, occurrence
 from millstream.extensions.events._event_type import EventType
 from millstream.extensions.events._feed import Notice
-from millstream.extensions.events._reading import Caller, Reader, check_admission, occurrence
 from millstream.hub import Hub
 
 MOST = 50
@@ -52,7 +52,7 @@ async def recent_events(
     found: list[tuple[float, dict[str, Any]]] = []
     for kind in kinds:
         found += [
-            (notice.at, _described(kind, notice))
+            (notice.at, _describe(kind, notice))
             for notice in await _newest(kind, hub, caller, arguments or {})
             if event_id in ("", notice.id)
         ]
@@ -74,7 +74,7 @@ async def _newest(kind: EventType, hub: Hub, caller: Caller, arguments: dict[str
     return [notice for notice in notices if reader.accepts(notice)]
 
 
-def _described(kind: EventType, notice: Notice) -> dict[str, Any]:
+def _describe(kind: EventType, notice: Notice) -> dict[str, Any]:
     return {**occurrence(kind.name, notice, None), "data": _decode(notice.data)}
 
 

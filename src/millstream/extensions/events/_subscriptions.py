@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from millstream._protocol.principal import Principal
 from millstream.extensions import ServerHost
-from millstream.extensions.events._errors import exhausted
+from millstream.extensions.events._errors import limit_error
 from millstream.stores import Entry, StoreFull
 
 VERIFIED_SECONDS: Final = 24 * 3600.0
@@ -28,7 +28,7 @@ _CHUNK: Final = 200
 _ATTEMPTS: Final = 20
 
 
-class Subscription(Struct, frozen=True, array_like=True):
+class WebhookSubscription(Struct, frozen=True, array_like=True):
     """One webhook subscription."""
 
     id: str
@@ -68,7 +68,7 @@ class Status(Struct, frozen=True, array_like=True):
     failed_since: float = 0.0
 
 
-class Owed(Struct, frozen=True, array_like=True):
+class UndeliveredEvent(Struct, frozen=True, array_like=True):
     """An event that was sent, but that the endpoint hasn't accepted."""
 
     offset: int
@@ -78,17 +78,17 @@ class Owed(Struct, frozen=True, array_like=True):
     """Unix time of the first attempt."""
 
 
-class OwedEvents(Struct, frozen=True, array_like=True):
+class UndeliveredEvents(Struct, frozen=True, array_like=True):
     """The pending events of one subscription."""
 
     epoch: str
-    events: list[Owed]
+    events: list[UndeliveredEvent]
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_subscription = msgspec.msgpack.Decoder(Subscription).decode
+_decode_subscription = msgspec.msgpack.Decoder(WebhookSubscription).decode
 _decode_status = msgspec.msgpack.Decoder(Status).decode
-_decode_owed = msgspec.msgpack.Decoder(OwedEvents).decode
+_decode_owed = msgspec.msgpack.Decoder(UndeliveredEvents).decode
 _decode_held = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
@@ -116,12 +116,12 @@ class SubscriptionStore:
 
     # Subscriptions
 
-    async def get(self, name: str, id: str) -> tuple[Subscription | None, bytes | None]:
+    async def get(self, name: str, id: str) -> tuple[WebhookSubscription | None, bytes | None]:
         """Return a subscription, and its sealed record for `replace`."""
         sealed = await self._map.get(_key(name, id))
         return self._open(id, sealed), sealed
 
-    async def replace(self, new: Subscription, before: bytes | None) -> bool:
+    async def replace(self, new: WebhookSubscription, before: bytes | None) -> bool:
         """Save a subscription unless its record has changed since it was read. Return whether it was saved.
 
         Raises:
@@ -132,7 +132,7 @@ class SubscriptionStore:
         try:
             return await self._map.compare_and_set(_key(new.name, new.id), before, sealed, ttl)
         except StoreFull as error:
-            raise exhausted("subscriptions") from error
+            raise limit_error("subscriptions") from error
 
     async def delete(self, name: str, id: str) -> bool:
         """Delete a subscription and its pending events. Return whether it existed."""
@@ -142,10 +142,10 @@ class SubscriptionStore:
         await kv.delete(_status_key(id))
         return found
 
-    async def all(self, name: str) -> list[Subscription]:
+    async def all(self, name: str) -> list[WebhookSubscription]:
         """Return the subscriptions of an event type. This scans the store."""
         keys = await self._map.keys(f"events:sub.{_tag(name)}.")
-        found: list[Subscription] = []
+        found: list[WebhookSubscription] = []
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
             for key, sealed in zip(chunk, await self._map.get_many(chunk), strict=True):
@@ -154,7 +154,7 @@ class SubscriptionStore:
                     found.append(subscription)
         return found
 
-    def _open(self, id: str, sealed: bytes | None) -> Subscription | None:
+    def _open(self, id: str, sealed: bytes | None) -> WebhookSubscription | None:
         if sealed is None:
             return None
         plain = self._host.unseal(sealed, id)
@@ -174,17 +174,17 @@ class SubscriptionStore:
             held = {} if before is None else {each: at for each, at in _decode_held(before).items() if at > now}
             if id not in held:
                 if len(held) >= self._most_each:
-                    raise exhausted("subscriptions", self._most_each)
+                    raise limit_error("subscriptions", self._most_each)
                 if await self.count(names) >= self._most:
-                    raise exhausted("subscriptions", self._most)
+                    raise limit_error("subscriptions", self._most)
             held[id] = expires
             try:
                 if await kv.compare_and_set(key, before, _encode(held), max(held.values()) - now + 1.0):
                     return
             except StoreFull as error:
-                raise exhausted("subscriptions") from error
+                raise limit_error("subscriptions") from error
             await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
-        raise exhausted("subscriptions")
+        raise limit_error("subscriptions")
 
     async def dismiss(self, principal: Principal, id: str) -> None:
         """Uncount a subscription of a principal."""
@@ -214,7 +214,7 @@ class SubscriptionStore:
         """Return whether an endpoint has confirmed the subscriptions of a principal."""
         return await self._map.get(_verified_key(principal, url)) is not None
 
-    async def verified(self, principal: Principal, url: str) -> None:
+    async def mark_verified(self, principal: Principal, url: str) -> None:
         """Record that an endpoint has confirmed."""
         await self._map.put(_verified_key(principal, url), b"1", VERIFIED_SECONDS)
 
@@ -228,9 +228,9 @@ class SubscriptionStore:
         """Save the cursor up to which every event was accepted, dropped, or saved as pending."""
         await self._map.put(f"events:cursor.{_tag(name)}", cursor.encode(), 30 * VERIFIED_SECONDS)
 
-    async def owed(self, ids: Sequence[str]) -> dict[str, OwedEvents]:
+    async def undelivered(self, ids: Sequence[str]) -> dict[str, UndeliveredEvents]:
         """Return the pending events of each subscription that has any."""
-        found: dict[str, OwedEvents] = {}
+        found: dict[str, UndeliveredEvents] = {}
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             for id, value in zip(chunk, await self._map.get_many([_owed_key(id) for id in chunk]), strict=True):
@@ -238,13 +238,13 @@ class SubscriptionStore:
                     found[id] = _decode_owed(value)
         return found
 
-    async def put_owed(self, subscription: Subscription, epoch: str, events: list[Owed]) -> None:
+    async def put_owed(self, subscription: WebhookSubscription, epoch: str, events: list[UndeliveredEvent]) -> None:
         """Save the pending events of a subscription."""
         if not events:
             await self._map.delete(_owed_key(subscription.id))
             return
         ttl = max(1.0, subscription.expires - self._host.now())
-        await self._map.put(_owed_key(subscription.id), _encode(OwedEvents(epoch, events)), ttl)
+        await self._map.put(_owed_key(subscription.id), _encode(UndeliveredEvents(epoch, events)), ttl)
 
     async def status(self, id: str) -> Status:
         """Return the delivery status of a subscription."""
@@ -283,12 +283,12 @@ class SubscriptionStore:
         """Call `hear` for each change, and `interrupted` if changes may be missing. Return a function that stops it."""
         return self._host.log.listen(CHANGES, hear, interrupted=interrupted)
 
-    async def listening(self) -> None:
+    async def wait_until_listening(self) -> None:
         """Wait until all future changes by any worker will be received."""
         await self._host.log.wait_until_listening(CHANGES)
 
 
-def rotated(before: Subscription, secret: str, until: float) -> Subscription:
+def rotate_secret(before: WebhookSubscription, secret: str, until: float) -> WebhookSubscription:
     """Return a subscription with a new secret. The old one also signs, until a Unix time."""
     if secret == before.secret:
         return before

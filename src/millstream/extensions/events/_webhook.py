@@ -26,7 +26,7 @@ Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "
 """Reasons for a failed attempt: categories that reveal nothing about internal addresses."""
 
 
-class Answer(Struct, frozen=True):
+class AttemptResult(Struct, frozen=True):
     """The result of one attempt."""
 
     status: int = 0
@@ -98,7 +98,7 @@ class WebhookSender:
 
     async def send(
         self, url: Url, body: bytes, *, message_id: str, subscription: str, keys: Sequence[bytes], now: float
-    ) -> Answer:
+    ) -> AttemptResult:
         """POST a message and return the outcome. Failures of the endpoint don't raise.
 
         Args:
@@ -120,7 +120,7 @@ class WebhookSender:
         try:
             reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=SECONDS)
         except PostFailed as failed:
-            return Answer(reason=failed.reason)
+            return AttemptResult(reason=failed.reason)
         if 200 <= reply.status < 300:
-            return Answer(reply.status, "", reply.body)
-        return Answer(reply.status, "http_5xx" if reply.status >= 500 else "http_4xx")
+            return AttemptResult(reply.status, "", reply.body)
+        return AttemptResult(reply.status, "http_5xx" if reply.status >= 500 else "http_4xx")

@@ -122,7 +122,7 @@ class SkillFolder:
                 skill = self._skill(root, inside, before, files)
                 skills[skill.uri] = skill
             except (SkillError, FrontmatterError, OSError) as exc:
-                self._refuse(f"The skill {self._shown(root)} can't be served: {exc}", strict=strict)
+                self._refuse(f"The skill {self._relative_path(root)} can't be served: {exc}", strict=strict)
         return Snapshot(dict(sorted(skills.items())), files)
 
     def _refuse(self, problem: str, *, strict: bool) -> None:
@@ -132,7 +132,7 @@ class SkillFolder:
             self._warned.add(problem)
             _logger.warning("%s", problem)
 
-    def _shown(self, root: Path) -> str:
+    def _relative_path(self, root: Path) -> str:
         return str(root.relative_to(self._root.parent))
 
     def _walk(self) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from millstream import Context, Principal, ProtocolError
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, LocalError
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import PER_REQUEST
-from millstream.extensions import CustomResult, Extension, PendingCall, ServerHost, Subscription
+from millstream.extensions import CustomResult, Extension, ListenSubscription, PendingCall, ServerHost
 from millstream.extensions.tasks._records import CHANGED, TaskRecord, TaskRecords, name_of
 from millstream.extensions.tasks._runner import TaskRunner
 
@@ -69,7 +69,7 @@ class TasksExtension(Extension):
         host.on_task_call(self._begin)
         runner.open()
         host.on_drain(runner.drain)
-        host.on_close(host.bus.subscribe(CHANGED, self._changed, interrupted=self._all_changed))
+        host.on_close(host.bus.subscribe(CHANGED, self._on_change, interrupted=self._all_changed))
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
     async def close(self) -> None:
@@ -113,7 +113,7 @@ class TasksExtension(Extension):
 
     # Notifications
 
-    async def _follow(self, wanted: Any, subscription: Subscription, ctx: Context) -> list[str]:
+    async def _follow(self, wanted: Any, subscription: ListenSubscription, ctx: Context) -> list[str]:
         """Start pushing the states of tasks. Return the ids of the caller's tasks."""
         try:
             ids = list(dict.fromkeys(msgspec.convert(wanted, list[str])))
@@ -122,7 +122,7 @@ class TasksExtension(Extension):
         most = self._host.settings.max_subscriptions
         if len(ids) > most:
             raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {most} tasks")
-        known = await self._known(ids, ctx.principal)
+        known = await self._existing(ids, ctx.principal)
         if known:
             follower = _Follower(self._runner.get, subscription, known)
             self._followers.add(follower)
@@ -134,15 +134,15 @@ class TasksExtension(Extension):
         follower.stop()
         self._followers.discard(follower)
 
-    async def _known(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
+    async def _existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
         """Return the existing tasks, as names -> ids."""
         names = {name_of(each, principal): each for each in ids}
         return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
 
-    def _changed(self, data: bytes) -> None:
+    def _on_change(self, data: bytes) -> None:
         name = data.decode()
         for follower in self._followers:
-            follower.changed(name)
+            follower.notify(name)
 
     def _all_changed(self) -> None:
         for follower in self._followers:
@@ -155,7 +155,10 @@ class _Follower:
     __slots__ = ("_changed", "_changes", "_get", "_names", "_subscription", "_task")
 
     def __init__(
-        self, get: Callable[[str], Awaitable[TaskRecord | None]], subscription: Subscription, names: Collection[str]
+        self,
+        get: Callable[[str], Awaitable[TaskRecord | None]],
+        subscription: ListenSubscription,
+        names: Collection[str],
     ) -> None:
         self._get = get
         self._subscription = subscription
@@ -175,7 +178,7 @@ class _Follower:
         if self._task is not None:
             self._task.cancel()
 
-    def changed(self, name: str) -> None:
+    def notify(self, name: str) -> None:
         """Push the state of a task if the subscription includes it."""
         if name in self._names:
             self._changed[name] = True

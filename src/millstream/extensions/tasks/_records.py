@@ -201,7 +201,7 @@ class TaskRecords:
         """Delete the marker."""
         await self._map.delete(f"taskrun:{worker}:{name}")
 
-    async def marked(self) -> Sequence[tuple[str, str]]:
+    async def running_tasks(self) -> Sequence[tuple[str, str]]:
         """Return the worker and name of every task that has a marker."""
         keys = await self._map.keys("taskrun:")
         found = (key.removeprefix("taskrun:").partition(":") for key in keys)

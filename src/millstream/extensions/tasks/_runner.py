@@ -344,7 +344,7 @@ class TaskRunner:
                     written = await self._finish(run, change)
                 except StoreFull:
                     logger.warning("%s: the store has no room for the result of the task", run.saved.tool)
-                    change = _failing(run, OVERLOADED, _TOO_LARGE)
+                    change = _fail_if_owned(run, OVERLOADED, _TOO_LARGE)
                     continue
             if not trouble.lasts:
                 break
@@ -371,11 +371,11 @@ class TaskRunner:
         if self._hands_over(run):
             return lambda record: msgspec.structs.replace(record, worker=HANDED_OVER) if run.owns(record) else None
         if run.lost:
-            return _failing(run, INTERNAL_ERROR, _STOPPED)
+            return _fail_if_owned(run, INTERNAL_ERROR, _STOPPED)
         if call.halted:
-            return _failing(run, OVERLOADED, _DRAINED)
+            return _fail_if_owned(run, OVERLOADED, _DRAINED)
         if error is not None:
-            return _failing(run, error.code, error.message, error.data)
+            return _fail_if_owned(run, error.code, error.message, error.data)
         if outcome.requests:
             state, requests = outcome.state, dict(outcome.requests)
             return lambda record: (
@@ -411,7 +411,7 @@ class TaskRunner:
     async def _write_notes(self, run: _Run) -> None:
         while run.note:
             text, run.note = run.note, ""
-            change = partial(_noted, run, text)
+            change = partial(_set_message, run, text)
             try:
                 await self._records.update(run.name, change)
             except LocalError:
@@ -468,7 +468,7 @@ class TaskRunner:
 
     async def _sweep_once(self) -> None:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
-        for worker, name in await self._records.marked():
+        for worker, name in await self._records.running_tasks():
             if worker not in alive:
                 alive[worker] = await self._host.alive(worker)
             if not alive[worker]:
@@ -493,7 +493,7 @@ class TaskRunner:
             return
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self._records.update(
-            name, lambda record: _failed(record, INTERNAL_ERROR, text) if record.worker == worker else None
+            name, lambda record: _fail(record, INTERNAL_ERROR, text) if record.worker == worker else None
         )
         await self._records.forget_call(name)
 
@@ -519,11 +519,11 @@ class TaskRunner:
         self._run(name, claimed, saved, None)
 
 
-def _noted(run: _Run, text: str, record: TaskRecord) -> TaskRecord | None:
+def _set_message(run: _Run, text: str, record: TaskRecord) -> TaskRecord | None:
     return msgspec.structs.replace(record, message=text) if run.owns(record) else None
 
 
-def _failed(record: TaskRecord, code: int, message: str, data: Any = None) -> TaskRecord:
+def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> TaskRecord:
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data
@@ -533,8 +533,8 @@ def _failed(record: TaskRecord, code: int, message: str, data: Any = None) -> Ta
     )  # fmt: skip
 
 
-def _failing(run: _Run, code: int, message: str, data: Any = None) -> Callable[[TaskRecord], TaskRecord | None]:
-    return lambda record: _failed(record, code, message, data) if run.owns(record) else None
+def _fail_if_owned(run: _Run, code: int, message: str, data: Any = None) -> Callable[[TaskRecord], TaskRecord | None]:
+    return lambda record: _fail(record, code, message, data) if run.owns(record) else None
 
 
 async def _quietly(work: Any) -> None:

@@ -15,20 +15,20 @@ from millstream._protocol.principal import Principal
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._errors import (
     callback_failed,
-    exhausted,
-    forbidden,
+    forbidden_error,
     invalid,
+    limit_error,
     unknown_subscription,
-    unsupported,
+    unsupported_error,
 )
+from millstream.extensions.events._event_methods import Caller, Reader, check_admission, oldest
 from millstream.extensions.events._event_type import Arguments, EventType, timestamp
 from millstream.extensions.events._feed import position, read_page, split_cursor
-from millstream.extensions.events._reading import Caller, Reader, check_admission, oldest
 from millstream.extensions.events._subscriptions import (
     Status,
-    Subscription,
     SubscriptionStore,
-    rotated,
+    WebhookSubscription,
+    rotate_secret,
     subscription_id,
 )
 from millstream.extensions.events._webhook import WebhookSender, read_secret, read_url
@@ -73,7 +73,7 @@ class SubscribeParams(Struct, rename="camel"):
     ttl_ms: float | UnsetType | None = UNSET
 
 
-class Subscribing:
+class WebhookMethods:
     """The methods that change webhook subscriptions.
 
     Args:
@@ -126,13 +126,13 @@ class Subscribing:
         try:
             if not await self._subscriptions.is_verified(principal, url):
                 await self._verify(url, secret, id)
-                await self._subscriptions.verified(principal, url)
+                await self._subscriptions.mark_verified(principal, url)
             since, truncated = await self._start(kind, arguments, params.cursor or "", too_old, principal)
         except BaseException:
             if known is None:
                 await self._subscriptions.dismiss(principal, id)
             raise
-        fresh = Subscription(
+        fresh = WebhookSubscription(
             id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
             principal.client, principal.scopes, since, too_old, credential=self._revocation_id(principal),
         )  # fmt: skip
@@ -146,7 +146,7 @@ class Subscribing:
             **granted,
             "cursor": await self._watermark(known, since),
             "truncated": False,
-            "deliveryStatus": _described(status),
+            "deliveryStatus": _describe_status(status),
         }
 
     async def unsubscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
@@ -166,10 +166,10 @@ class Subscribing:
     def _key(self, params: SubscribeParams, caller: Caller) -> tuple[Principal, EventType, Arguments, str]:
         principal = caller.principal
         if principal is None:
-            raise forbidden("Webhooks require an authenticated caller")
+            raise forbidden_error("Webhooks require an authenticated caller")
         kind = self._catalog.visible(params.name, caller.scopes)
         if params.delivery.mode != "webhook":
-            raise unsupported("deliveryMode", params.delivery.mode[:50])
+            raise unsupported_error("deliveryMode", params.delivery.mode[:50])
         read_url(params.delivery.url)
         arguments = kind.read_arguments(params.arguments)
         return (
@@ -202,27 +202,27 @@ class Subscribing:
             return (position(hub, page.events[0].offset - 1) if page.events else page.cursor), True
         return cursor, False
 
-    async def _write(self, fresh: Subscription, now: float) -> Subscription | None:
+    async def _write(self, fresh: WebhookSubscription, now: float) -> WebhookSubscription | None:
         """Save a subscription. Return the one that it replaces."""
         for _ in range(_ATTEMPTS):
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh
             if before is not None:
                 new = replace(
-                    rotated(before, fresh.secret, now + GRACE),
+                    rotate_secret(before, fresh.secret, now + GRACE),
                     expires=fresh.expires,
                     scopes=fresh.scopes,
                     credential=fresh.credential,
                 )
             if await self._subscriptions.replace(new, sealed):
                 return before
-        raise exhausted("subscriptions")
+        raise limit_error("subscriptions")
 
-    async def _watermark(self, known: Subscription, since: str) -> str:
+    async def _watermark(self, known: WebhookSubscription, since: str) -> str:
         """Return the cursor up to which every event was accepted or dropped."""
         if known.since:
             return known.since
-        owed = (await self._subscriptions.owed([known.id])).get(known.id)
+        owed = (await self._subscriptions.undelivered([known.id])).get(known.id)
         if owed is not None and owed.events:
             return f"{owed.epoch}.{min(each.offset for each in owed.events) - 1}"
         return await self._subscriptions.position(known.name) or since
@@ -238,7 +238,7 @@ class Subscribing:
         while challenged and challenged[0] <= now - _PERIOD:
             challenged.popleft()
         if len(challenged) >= _PER_HOST or self._verifying >= _CHALLENGES:
-            raise exhausted("verifications")
+            raise limit_error("verifications")
         challenged.append(now)
         if len(self._challenged) > _HOSTS:
             self._challenged.pop(next(iter(self._challenged)))
@@ -265,7 +265,7 @@ class Subscribing:
             raise callback_failed("challenge_failed")
 
 
-def _described(status: Status) -> dict[str, Any]:
+def _describe_status(status: Status) -> dict[str, Any]:
     described: dict[str, Any] = {
         "active": True,
         "lastDeliveryAt": timestamp(status.last_delivery) if status.last_delivery else None,

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, ProtocolError
 from millstream._protocol.principal import Principal
 from millstream.extensions.events._catalog import EventCatalog, sees
-from millstream.extensions.events._errors import forbidden, invalid
+from millstream.extensions.events._errors import forbidden_error, invalid
 from millstream.extensions.events._event_type import Arguments, EventType, timestamp
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
 from millstream.hub import Forbidden, Hub, TooMany
@@ -95,7 +95,7 @@ def _with_values(written: dict[str, Any]) -> dict[str, Any]:
     return {**written, "data": _decode_data(written["data"])}
 
 
-class EventReading:
+class EventMethods:
     """The methods that read events. They are stateless.
 
     Args:
@@ -128,7 +128,7 @@ class EventReading:
         """
         kinds = sorted((kind for kind in self._catalog if sees(kind, caller.scopes)), key=lambda each: each.name)
         after = params.cursor or ""
-        if after and self._catalog.named(after) is None:
+        if after and self._catalog.get(after) is None:
             raise invalid("unknown cursor")
         rest = [kind for kind in kinds if kind.name > after]
         page = rest[:PAGE_SIZE]
@@ -249,6 +249,6 @@ def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None
     try:
         hub.admission.subscribe([channel], principal=principal, direct=False)
     except Forbidden as error:
-        raise forbidden(str(error)) from error
+        raise forbidden_error(str(error)) from error
     except TooMany as error:
         raise ProtocolError(OVERLOADED, str(error), status=503) from error
