@@ -28,7 +28,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: anything.oidc(ISSUER, audiance=AUDIENCE),
         "auth.oidc has no option 'audiance'; did you mean 'audience'?",
     ),
-    "introspected url": (lambda: anything.introspected(endpont=ISSUER), "did you mean 'endpoint'?"),
+    "introspected url": (lambda: anything.introspection(endpont=ISSUER), "did you mean 'endpoint'?"),
     "issuer user": (lambda: anything.issuer(URL, user=PEOPLE), "did you mean 'users'?"),
     "users files": (lambda: anything.users(files="users.json"), "auth.users has no option 'files'"),
     "upstream allowed": (lambda: anything.upstream("google", allowed=["*"]), "did you mean 'allow'?"),

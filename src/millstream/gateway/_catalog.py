@@ -168,7 +168,7 @@ class StoredCatalog:
 
 
 def _comparable(catalog: Catalog) -> bytes:
-    return hashlib.sha256(_canonical(structs.replace(catalog, taken=0.0))).digest()
+    return hashlib.sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
