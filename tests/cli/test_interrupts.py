@@ -83,6 +83,22 @@ threading.Thread(target=send, daemon=True).start()
 sys.argv[0] = "millstream"
 from millstream._cli import main; main()
 """
+BEFORE_THE_ANSWER = """
+import asyncio, os, signal, sys, threading, time
+
+begin, begun = asyncio.run_coroutine_threadsafe, []
+
+def slow(work, loop):
+    begun.append(work)
+    if len(begun) == 2:
+        loop.call_soon_threadsafe(time.sleep, 1)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return begin(work, loop)
+
+asyncio.run_coroutine_threadsafe = slow
+sys.argv[0] = "millstream"
+from millstream._cli import main; main()
+"""
 ENDS = {"Ctrl-C": 130, "SIGTERM": -signal.SIGTERM, "hangup": -signal.SIGHUP}
 UGLY = ("Traceback", "Task was destroyed", "never awaited", "Exception ignored")
 
@@ -323,6 +339,13 @@ def test_signal_ends_a_wait_that_it_does_not_interrupt(start: Start, model: Scri
         with listener.accept()[0] as waiting:
             assert waiting.recv(1)
             end(request)
+
+
+@pytest.mark.server
+def test_signal_ends_an_answer_that_has_not_begun(start: Start, model: ScriptedModel) -> None:
+    """Connecting is the first thing that the agent's thread does. A fixed defect: the cancellation was lost."""
+    begin = partial(start, start=[sys.executable, "-c", BEFORE_THE_ANSWER])  # type: ignore[call-arg]
+    assert chat(begin, model, "-m", "go").ended() == ENDS["SIGTERM"]
 
 
 def test_signal_ends_a_read_that_swallows_its_exception() -> None:

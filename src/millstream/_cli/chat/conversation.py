@@ -45,7 +45,6 @@ class ChatSession:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run, name="millstream-chat", daemon=True)
-        self._task: asyncio.Task[Any] | None = None
         self._agent: Agent | None = None
 
     def __enter__(self) -> Self:
@@ -156,7 +155,8 @@ class ChatSession:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work in the other thread, and show its output and ask its questions in this one."""
-        future = asyncio.run_coroutine_threadsafe(self._run_stoppable(work), self._loop)
+        stoppable = _Stoppable()
+        future = asyncio.run_coroutine_threadsafe(stoppable.run(work), self._loop)
         future.add_done_callback(lambda _: self._jobs.put(None))
         stopping: KeyboardInterrupt | None = None
         while True:
@@ -176,7 +176,7 @@ class ChatSession:
                 if stopping is not None:
                     raise
                 stopping = exc
-                self._loop.call_soon_threadsafe(self._stop)
+                self._loop.call_soon_threadsafe(stoppable.stop)
 
     # Agent's thread
 
@@ -184,21 +184,29 @@ class ChatSession:
         with self._runner:  # it cancels what a closed pipe has left; a task finalized at exit can crash Python
             self._loop.run_forever()
 
-    async def _run_stoppable(self, work: Coroutine[Any, Any, T]) -> T:
-        self._task = asyncio.current_task()
-        try:
-            return await work
-        finally:
-            self._task = None
-
-    def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
     async def _show(self, begin: Callable[[], Answer]) -> None:
         async with aclosing(begin()) as events:
             async for event in events:
                 self._jobs.put(partial(self._screen.show, event))
+
+
+class _Stoppable:
+    """Work in the agent's thread that can be stopped, also before it begins."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._stopped = False
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        self._task = asyncio.current_task()
+        if self._stopped and self._task is not None:
+            self._task.cancel()
+        return await work
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _settle(answer: "Future[Any]", ask: Callable[..., Any], what: tuple[Any, ...]) -> None:
