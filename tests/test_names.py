@@ -33,10 +33,27 @@ NOUNS = {
     "testing.py": "the usual name of a module for tests",
 }
 """Names that look like participles, and why they stay."""
+FUNCTIONS = {
+    "cut": "an infinitive, too",
+    "feed": "an infinitive that ends in -ed",
+    "missing": "`__missing__` of dict",
+    "nothing": "a noun: the callback that does nothing",
+    "proceed": "an infinitive that ends in -ed",
+    "put": "an infinitive, too",
+    "running": "the public context manager: `async with server.running():`",
+    "string": "a noun: the reader of a JSON string",
+    "succeed": "an infinitive that ends in -ed",
+    "warning": "a public method with the name of the level, as in logging",
+}
+"""Functions whose names look like participles, and why they stay. A property may have any name."""
 
 
 def is_participle(word: str) -> bool:
     return word in IRREGULAR or re.fullmatch(r"\w{2,}(?:ed|ing)", word) is not None
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("property" in ast.unparse(each) or ast.unparse(each).endswith(".setter") for each in node.decorator_list)
 
 
 @cache
@@ -59,6 +76,20 @@ def test_no_module_is_named_by_a_bare_participle() -> None:
     folders = [path.parent for path in PACKAGE.rglob("__init__.py")]
     paths = [path for path in (*PACKAGE.rglob("*.py"), *folders) if is_participle(path.stem.strip("_"))]
     assert {path.relative_to(PACKAGE).as_posix() for path in paths} - set(NOUNS) == set()
+
+
+def test_no_function_is_named_by_a_bare_participle() -> None:
+    found = {
+        f"{node.name} in {path.relative_to(PACKAGE).as_posix()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and is_participle(node.name.strip("_"))
+        and "_" not in (name := node.name.strip("_"))
+        and name not in FUNCTIONS
+        and not is_property(node)
+    }
+    assert found == set()
 
 
 def test_no_two_public_classes_share_a_name() -> None:

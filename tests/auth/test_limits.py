@@ -45,9 +45,9 @@ def test_bursts_are_followed_by_the_steady_rate() -> None:
     clock.now += 0.1001
     assert limiter.take("a") == 0.0
     assert limiter.take("a") > 5.9
-    assert limiter.remaining("a") == 0
+    assert limiter.count_remaining("a") == 0
     clock.now += 60
-    assert limiter.remaining("a") == 10
+    assert limiter.count_remaining("a") == 10
 
 
 @for_each("seconds", [1, 60, 86400])

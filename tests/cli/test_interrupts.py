@@ -359,7 +359,7 @@ def test_signal_ends_a_read_that_swallows_its_exception() -> None:
     before = signal.getsignal(signal.SIGALRM)
     with ending.ending_in_order():
         for read in (swallow, partial(time.sleep, WAIT)):
-            with pytest.raises(ending.TerminationSignal), ending.reading():
+            with pytest.raises(ending.TerminationSignal), ending.interrupt_reads():
                 read()
     assert signal.getsignal(signal.SIGALRM) == before
 

@@ -3,7 +3,7 @@
 import sys
 from getpass import getpass
 
-from millstream._cli.signals import reading
+from millstream._cli.signals import interrupt_reads
 
 
 def confirm(question: str) -> bool:
@@ -29,7 +29,7 @@ def ask(prompt: str) -> str:
     """
     sys.stderr.write(prompt)
     sys.stderr.flush()
-    with reading():
+    with interrupt_reads():
         line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -43,7 +43,7 @@ def ask_password() -> str:
         EOFError: the input has ended.
     """
     while True:
-        with reading():
+        with interrupt_reads():
             password = getpass("Password: ", stream=sys.stderr)
             if password and password == getpass("Repeat for confirmation: ", stream=sys.stderr):
                 return password

@@ -85,7 +85,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:
-        _fail(_missing(exc) or " ".join(str(exc).split()), arguments, exc.command_chain or ())
+        _fail(_missing_argument(exc) or " ".join(str(exc).split()), arguments, exc.command_chain or ())
     except (CycloptsError, UsageError) as exc:
         _fail(" ".join(str(exc).split()), arguments)
     except EOFError:  # Ctrl-D at a question
@@ -112,7 +112,7 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
-def _missing(error: "MissingArgumentError") -> str:
+def _missing_argument(error: "MissingArgumentError") -> str:
     """Return the error for a missing argument; empty if it's the value of an option."""
     if error.keyword is not None or error.argument is None or not error.command_chain:
         return ""

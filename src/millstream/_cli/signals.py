@@ -69,7 +69,7 @@ class _Signals:
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGALRM: interrupt a blocked event loop, or a read that has swallowed the exception of a signal."""
         self._handled = True
-        if not self._pending() or time.monotonic() - self._since < _STUCK:
+        if not self._has_pending() or time.monotonic() - self._since < _STUCK:
             return
         self.reading = False
         if self._telling is not None:
@@ -77,7 +77,7 @@ class _Signals:
             self._telling = None
         raise self.as_error()
 
-    def _pending(self) -> bool:
+    def _has_pending(self) -> bool:
         """Return whether the last signal hasn't ended anything yet."""
         return self._telling is not None or (self.reading and self.number != 0)
 
@@ -89,14 +89,14 @@ class _Signals:
             if set(received) == {signal.SIGALRM}:
                 continue
             self._handled = False
-            while not over.wait(_AGAIN) and (not self._handled or self._pending()):
+            while not over.wait(_AGAIN) and (not self._handled or self._has_pending()):
                 signal.pthread_kill(main, signal.SIGALRM)
 
     def as_error(self) -> KeyboardInterrupt:
         """Return the exception for the last signal."""
         return KeyboardInterrupt() if self.number == signal.SIGINT else TerminationSignal()
 
-    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Let signals cancel this task. Threads that it leaves behind aren't awaited."""
         import asyncio  # noqa: PLC0415  `millstream --help` needs none
 
@@ -121,7 +121,7 @@ def ending_in_order() -> Generator[None, None, None]:
         yield
         return
     ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    with _repeated():
+    with _repeat_signals():
         before = {
             each: signal.signal(each, _signals.receive) for each in ends if signal.getsignal(each) != signal.SIG_IGN
         }
@@ -140,7 +140,7 @@ def ending_in_order() -> Generator[None, None, None]:
 
 
 @contextmanager
-def _repeated() -> Generator[None, None, None]:
+def _repeat_signals() -> Generator[None, None, None]:
     """Let no signal inside the block wait for the end of a system call, where a thread can be interrupted."""
     if not hasattr(signal, "pthread_kill"):
         yield
@@ -167,7 +167,7 @@ def _repeated() -> Generator[None, None, None]:
 
 
 @contextmanager
-def reading() -> Generator[None, None, None]:
+def interrupt_reads() -> Generator[None, None, None]:
     """Let every signal end a read from the terminal inside the block.
 
     Raises:
@@ -199,7 +199,7 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     _signals.number = 0
     try:
-        done = asyncio.run(_signals.during(work))
+        done = asyncio.run(_signals.run(work))
     except BaseException:
         if _signals.number:
             raise _signals.as_error() from None

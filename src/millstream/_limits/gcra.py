@@ -86,7 +86,7 @@ class Limiter:
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
-    def remaining(self, key: str) -> int:
+    def count_remaining(self, key: str) -> int:
         """Return the remaining allowance of a key."""
         now = self.clock()
         return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
@@ -102,7 +102,7 @@ class Limiter:
 
 def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
     """Return header lines with a caller's limit and the time to wait."""
-    return rate_lines(limiter.name, limiter.rate, limiter.remaining(key), wait)
+    return rate_lines(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
 
 def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:

@@ -104,7 +104,7 @@ class SharedLimiter:
             known.stale = now + self.rate.seconds / self.rate.count * known.tokens
             known.remaining += known.tokens
 
-    def remaining(self, key: str) -> int:
+    def count_remaining(self, key: str) -> int:
         """Return the remaining allowance of a key, as far as this worker knows."""
         known = self._known.get(key)
         return self.rate.count if known is None else max(0, int(known.remaining))

@@ -60,7 +60,7 @@ class NotificationFilters:
         """Remove a filter."""
         self._filters.remove(each)
 
-    def incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
+    def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
         """Return a notification of the peer as it counts, or None."""
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
@@ -68,7 +68,7 @@ class NotificationFilters:
         method, params = passed
         return msgspec.structs.replace(message, method=method, params=encode(params))
 
-    def outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
+    def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
         """Return a notification to the peer as it's sent, or empty bytes. Requests and answers stay as they are."""
         if not message.startswith(_HEAD):
             return message

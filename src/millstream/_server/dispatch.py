@@ -381,7 +381,7 @@ def _send_late(call: Call) -> Callable[[bytes], Awaitable[None]]:
 
     async def send(message: bytes) -> None:
         filters = call.services.notification_filters
-        if filters is None or (message := filters.outgoing(message, call.principal)):
+        if filters is None or (message := filters.filter_outgoing(message, call.principal)):
             await call.open_line().send(message)
 
     return send

@@ -262,7 +262,7 @@ class ClientConnection:
 
     def _notify(self, message: bytes) -> None:
         filters = self._dispatcher.services.notification_filters
-        if filters is None or (message := filters.outgoing(message, self._principal)):
+        if filters is None or (message := filters.filter_outgoing(message, self._principal)):
             self._write(message)
 
     def finish(self, then: Callable[[], None]) -> None:

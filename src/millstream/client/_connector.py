@@ -340,7 +340,7 @@ class Connector:
         message, filters = notification_message("notifications/initialized"), self._listener.filters
         try:
             async with asyncio.timeout(self._timeout):
-                if filters is None or (message := filters.outgoing(message)):
+                if filters is None or (message := filters.filter_outgoing(message)):
                     await transport.send(message, "notifications/initialized")
         except TimeoutError as exc:
             raise NoAnswer(f"The server did not complete the handshake within {self._timeout:g} seconds.") from exc

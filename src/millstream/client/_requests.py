@@ -205,7 +205,7 @@ class Requests:
             ClientError: it couldn't be sent.
         """
         filters = self._incoming.filters
-        if filters is not None and not (message := filters.outgoing(message)):
+        if filters is not None and not (message := filters.filter_outgoing(message)):
             return
         try:
             async with asyncio.timeout(self._timeout):

@@ -130,7 +130,7 @@ class ServerMessages:
             self._handle_request(message, transport, request_id)
             return
         if self.filters is not None:
-            kept = self.filters.incoming(message)
+            kept = self.filters.filter_incoming(message)
             if kept is None:
                 return
             message = kept

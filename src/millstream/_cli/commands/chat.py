@@ -23,7 +23,7 @@ from millstream._cli.chat.slash import Rows
 from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
 from millstream._cli.console import ask
 from millstream._cli.output import nobody_reads
-from millstream._cli.signals import INTERRUPTED, reading
+from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
@@ -216,7 +216,7 @@ def _read_line(prompt: str) -> str:
     """Read a line from the user. The prompt isn't written to files and pipes."""
     if not sys.stdout.isatty():
         return ask(prompt)
-    with reading():
+    with interrupt_reads():
         return input(prompt)
 
 

@@ -126,7 +126,7 @@ def call(
             tools = {each.name: each for each in await client.tools()}
             fields = members(tools[tool].input_schema.get("properties")) if tool in tools else {}
             open_ = [each for each in fields if each not in {**values, **given}]
-            raise unknown("tool", tool, list(tools)) or _unnamed(bare, tool, open_)
+            raise unknown("tool", tool, list(tools)) or _unnamed_error(bare, tool, open_)
         if given:
             found = next((each for each in await client.tools() if each.name == tool), None)
             schemas = members(found.input_schema.get("properties")) if found is not None else {}
@@ -228,7 +228,7 @@ def prompt(
         if bare:
             prompts = {each.name: each.arguments or () for each in await client.prompts()}
             open_ = [each.name for each in prompts.get(name, ()) if each.name not in given]
-            raise unknown("prompt", name, list(prompts)) or _unnamed(bare, name, open_)
+            raise unknown("prompt", name, list(prompts)) or _unnamed_error(bare, name, open_)
         try:
             result = await client.prompt(name, given)
         except Failure as exc:
@@ -244,7 +244,7 @@ def prompt(
     with_client(options.client, work)
 
 
-def _unnamed(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
+def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
     """Return the error for arguments without names, with those that they are probably meant for."""
     named = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
     remedy = f": {item} {shlex.join(named)}" if len(named) == len(words) else ""

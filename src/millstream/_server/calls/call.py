@@ -210,13 +210,13 @@ class Call(Struct, eq=False, kw_only=True):
         if self.over:
             return
         filters = self.services.notification_filters
-        if filters is None or (message := filters.outgoing(message, self.principal)):
+        if filters is None or (message := filters.filter_outgoing(message, self.principal)):
             await self.open_line().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
         """Send a message without waiting. Return False if the reply channel is closed."""
         filters = self.services.notification_filters
-        if filters is not None and not (message := filters.outgoing(message, self.principal)):
+        if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
             return True
         return self.open_line().push(message)
 

@@ -333,7 +333,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
     filters = call.services.notification_filters
-    if filters is not None and not (notification := filters.outgoing(notification, call.principal)):
+    if filters is not None and not (notification := filters.filter_outgoing(notification, call.principal)):
         return
     if call.token is not None:
         await call.open_line().send(notification)

@@ -127,7 +127,7 @@ class Services:
     def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
         """Return a notification of a client as the filters of extensions leave it, or None to drop it."""
         filters = self.notification_filters
-        return message if filters is None else filters.incoming(message, principal)
+        return message if filters is None else filters.filter_incoming(message, principal)
 
     def open(self) -> None:
         """Start receiving messages of other workers."""

@@ -84,7 +84,7 @@ class _StandaloneStream:
         """Write a notification."""
         if self._sink is not None:
             filters = self._services.notification_filters
-            if filters is None or (message := filters.outgoing(message, self._principal)):
+            if filters is None or (message := filters.filter_outgoing(message, self._principal)):
                 self._sink.write(sse.encode_message(message, self.mark()))
         elif len(self._early) < _MAX_HELD:
             self._early.append(message)

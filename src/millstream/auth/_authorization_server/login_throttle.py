@@ -111,7 +111,7 @@ class FailureLimiter:
             attempt = self._trying.get((limiter.name, key), 0)
             if limiter.wait(key) > 0:
                 return _May.NOT
-            if attempt and limiter.remaining(key) <= attempt:
+            if attempt and limiter.count_remaining(key) <= attempt:
                 found = _May.LATER
         return found
 

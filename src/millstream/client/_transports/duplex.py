@@ -60,7 +60,7 @@ class Duplex:
         with contextlib.suppress(ClientError):  # the connection has ended, and the request with it
             message = notification_message("notifications/cancelled", {"requestId": request_id})
             filters = self._listener.filters
-            if filters is None or (message := filters.outgoing(message)):
+            if filters is None or (message := filters.filter_outgoing(message)):
                 await self._write(message)
 
     def receive(self, data: bytes) -> None:

@@ -289,7 +289,7 @@ class StreamableTransport:
     async def _say_cancelled(self, request_id: int) -> None:
         method = "notifications/cancelled"
         message, filters = notification_message(method, {"requestId": request_id}), self._listener.filters
-        if filters is None or (message := filters.outgoing(message)):
+        if filters is None or (message := filters.filter_outgoing(message)):
             with contextlib.suppress(ClientError):  # it no longer matters
                 await self.send(message, method)
 

@@ -432,7 +432,7 @@ class EventDelivery:
         self._fresh, self._counted, self._lapsed = {}, -1, False
         records = await subscriptions.all(name)
         self._rechecks = True
-        owed = await subscriptions.undelivered([record.id for record in records])
+        owed = await subscriptions.find_undelivered([record.id for record in records])
         events: dict[int, Notice | None] = {}
         for record in records:
             target = await self._adopt(record)
@@ -728,7 +728,7 @@ class EventDelivery:
         if cursor != self._saved:
             await subscriptions.put_position(name, cursor)
             self._saved = cursor
-        revoked = await self._revoked()
+        revoked = await self._find_revoked()
         for target in list(self._targets.values()):
             record = target.record
             if record.expires <= now:
@@ -743,7 +743,7 @@ class EventDelivery:
                 await subscriptions.put_status(record.id, target.status)
         await self._note_count()
 
-    async def _revoked(self) -> set[str]:
+    async def _find_revoked(self) -> set[str]:
         """Return the credentials that were revoked, if any may have been since the last time."""
         if not self._rechecks:
             return set()

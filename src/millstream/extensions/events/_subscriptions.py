@@ -228,7 +228,7 @@ class SubscriptionStore:
         """Save the cursor up to which every event was accepted, dropped, or saved as pending."""
         await self._map.put(f"events:cursor.{_tag(name)}", cursor.encode(), 30 * VERIFIED_SECONDS)
 
-    async def undelivered(self, ids: Sequence[str]) -> dict[str, UndeliveredEvents]:
+    async def find_undelivered(self, ids: Sequence[str]) -> dict[str, UndeliveredEvents]:
         """Return the pending events of each subscription that has any."""
         found: dict[str, UndeliveredEvents] = {}
         for start in range(0, len(ids), _CHUNK):

@@ -222,7 +222,7 @@ class WebhookMethods:
         """Return the cursor up to which every event was accepted or dropped."""
         if known.since:
             return known.since
-        owed = (await self._subscriptions.undelivered([known.id])).get(known.id)
+        owed = (await self._subscriptions.find_undelivered([known.id])).get(known.id)
         if owed is not None and owed.events:
             return f"{owed.epoch}.{min(each.offset for each in owed.events) - 1}"
         return await self._subscriptions.position(known.name) or since

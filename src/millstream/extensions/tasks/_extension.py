@@ -122,7 +122,7 @@ class TasksExtension(Extension):
         most = self._host.settings.max_subscriptions
         if len(ids) > most:
             raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {most} tasks")
-        known = await self._existing(ids, ctx.principal)
+        known = await self._find_existing(ids, ctx.principal)
         if known:
             follower = _Follower(self._runner.get, subscription, known)
             self._followers.add(follower)
@@ -134,7 +134,7 @@ class TasksExtension(Extension):
         follower.stop()
         self._followers.discard(follower)
 
-    async def _existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
+    async def _find_existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
         """Return the existing tasks, as names -> ids."""
         names = {name_of(each, principal): each for each in ids}
         return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
