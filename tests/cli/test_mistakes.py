@@ -222,6 +222,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     # mistake, what happened, what to do
     (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
     (lambda: exec("from millstream import McpError"), "has no McpError", "ToolError"),  # noqa: S102
+    (lambda: exec("from millstream import BlockingClient"), "has no BlockingClient", "millstream.client"),  # noqa: S102
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
     (lambda: program().asgi, "no attribute 'asgi'", "app = mcp"),  # type: ignore[attr-defined]
@@ -243,6 +244,8 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("oder")), "oder", "did you mean 'order'?"),
     (client_of(lambda client: client.call("order")), "missing 'isbn'", '"isbn": string'),
     (client_of(lambda client: client.call("order", isbn=1)), "'isbn' must be a string", '"isbn": string'),
+    (client_of(lambda client: client.call("order", "1")), "Arguments have names", "call('order', name='1')"),
+    (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with Client"),

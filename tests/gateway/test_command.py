@@ -52,6 +52,23 @@ async def test_mcp_servers_file_works_over_stdio(tmp_path: Path) -> None:
         assert (await client.call("two_search_books", words="x")).data == ["The book of x"]
 
 
+def test_start_message_counts_items_of_upstreams(tmp_path: Path) -> None:
+    """A fixed defect: it was written before the upstreams had answered, and said that there were none."""
+    shop, port, log = tmp_path / "shop.py", free_port(), tmp_path / "log"
+    shop.write_text(
+        'from millstream import Server\nmcp = Server("s")\nmcp.tool(name="buy")(lambda: "")\nmcp.run("stdio")'
+    )
+    command = json.dumps([sys.executable, str(shop)])
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"[upstreams.shop]\ncommand = {command}\nstart_timeout = {WAIT}\nconnect_timeout = {WAIT}\n")
+    with serving([*COMMAND, str(file), "--port", str(port)], port, log):
+        pass
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert [line["message"] for line in lines if "ready" in line["message"]] == ["The upstream shop is ready: 1 tool"]
+    (counts,) = [line["counts"] for line in lines if "counts" in line]
+    assert (counts["upstreams"], counts["tools"]) == (1, 1)
+
+
 def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
     program, file, lock = tmp_path / "shop.py", tmp_path / "gateway.toml", tmp_path / "gateway.lock"
     empty = tmp_path / "empty.toml"

@@ -242,7 +242,7 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
     path = tmp_path / "loud.sh"
     loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
     path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))
-    caplog.set_level(logging.INFO, "millstream.gateway._processes")
+    caplog.set_level(logging.INFO, "millstream.gateway.processes")
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("printer", Command(("sh", str(path))))
         assert await call(upstream)

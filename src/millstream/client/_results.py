@@ -34,6 +34,14 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         except BadAnswer:
             return f"Result({self.text!r})"
 
+    def __getitem__(self, key: object) -> Any:
+        """Explain where the value is.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"A Result isn't the value. Write result.data[{key!r}], or call(…, into=dict)[{key!r}]")
+
     @property
     def text(self) -> str:
         """Text of all text blocks, one per line."""

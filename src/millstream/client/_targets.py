@@ -166,7 +166,12 @@ def _from_configuration(given: Any, name: str, source: str, env: Mapping[str, st
     if not name:
         if len(entries) > 1:
             first = next(iter(entries))
-            raise TargetError(f"{source} has several servers: {', '.join(entries)}. Name one: {source}#{first}")
+            together = (
+                f", or serve all at one address: millstream gateway {source}" if source.endswith(".json") else "."
+            )
+            raise TargetError(
+                f"{source} has several servers: {', '.join(entries)}. Name one: {source}#{first}{together}"
+            )
         name = next(iter(entries))
     if name not in entries:
         raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")

@@ -28,7 +28,7 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
 
-_logger = logging.getLogger("millstream.gateway._processes")
+_logger = logging.getLogger("millstream.gateway.processes")
 
 _STARTS = 4
 """Maximum processes that boot at once; more would only slow each other down."""

@@ -542,6 +542,10 @@ class Upstream:
                 )
             self.quarantined = quarantined
         before, self.catalog = self.catalog, found
+        if not before.taken_at:
+            counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
+            has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
+            logger.info("The upstream %s is ready: %s", self.config.name, has or "it offers nothing")
         if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
             self.changed_at = found.taken_at
         self._changed(self, announced)

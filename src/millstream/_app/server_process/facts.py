@@ -66,7 +66,10 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
             f"{origin}/{page}"
             for page in pages_of(definition.parts, served=not warned, gateway=bool(definition.upstreams))
         ],
-        counts={kind: len(getattr(registry, kind)) for kind in kinds},
+        counts={
+            **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),
+            **{kind: len(getattr(registry, kind)) for kind in kinds},
+        },
         protections=protections(settings, signed_in=definition.protected),
         curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
         call=call(origin + settings.path, registry.tools, signed_in=_variable(definition)),
