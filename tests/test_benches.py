@@ -29,7 +29,6 @@ def figures(*rates: float) -> Figures:
 
 @for_each("kind", KINDS.values(), ids=KINDS)
 def test_bench_requests_have_matching_ids(kind: Kind) -> None:
-    """The load generator checks an answer by its id alone: the sum is the id plus one."""
     request = json.loads(kind.body.replace("@", "1000001"))
     assert request["id"] == 1000001
     assert kind.expect != "sum" or request["params"]["arguments"] == {"a": 1000001, "b": 1}
@@ -47,7 +46,7 @@ def test_bench_requests_have_matching_ids(kind: Kind) -> None:
     ],
 )
 def test_response_size_is_estimated(examined: tuple[int, int], timed: tuple[int, int], fine: bool) -> None:
-    """A fixed defect: 64 half-read streams in a thousand answers looked like answers of another size."""
+    """Regression: half-read streams counted as answers of another size."""
     first, second = (
         http_load.bytes_per_answer(f"Requests/sec: 1\nTOTALS answers={answers} bytes={read}\n")
         for answers, read in (examined, timed)
@@ -58,12 +57,10 @@ def test_response_size_is_estimated(examined: tuple[int, int], timed: tuple[int,
 
 
 def test_stdio_lines_have_unique_ids() -> None:
-    """Our choice: load uses unique request ids."""
     assert [json.loads(line)["id"] for line in call_lines(7, 3)] == [7, 8, 9]
 
 
 def test_cases_name_known_targets() -> None:
-    """Ours comes first, and a budget is about a server that the case measures."""
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith(("ours", "adopted"))
@@ -72,7 +69,6 @@ def test_cases_name_known_targets() -> None:
 
 
 def test_broadcast_cases_name_known_targets() -> None:
-    """Our choice: peers run beside us in one go, and budgets are about servers that the case measures."""
     for case in BROADCASTS.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith(("ours", "adopted"))
@@ -81,7 +77,6 @@ def test_broadcast_cases_name_known_targets() -> None:
 
 
 def test_broadcast_budget_uses_ratios_and_memory() -> None:
-    """Our choice: at 5,000 subscribers, 80 % of a bare loop, five times the peer, 8 KiB each."""
     rounds = {"ours-hub": (130_000, 8.5), "bare-sse": (150_000, 0.5), "fastapi": (30_000, 50.0)}
     results = {
         "broadcast-5000": {
@@ -92,7 +87,6 @@ def test_broadcast_budget_uses_ratios_and_memory() -> None:
 
 
 def test_endurance_without_figures_fails() -> None:
-    """A stalled reader that was not cut, or a run that broke off, must not look like a success."""
     failed = {"ours-hub": Figures(error="the stalled reader was not cut as slow")}
     results = {"stalled": failed, "mixed": failed}
     assert [(verdict.measured, verdict.kept) for verdict in report.verdicts(results)] == [("no figure", False)] * 2
@@ -100,13 +94,11 @@ def test_endurance_without_figures_fails() -> None:
 
 
 def test_memory_slope_is_a_linear_fit() -> None:
-    """One high sample at the end is not a leak; what rises steadily is."""
     assert slope([(float(second), 40.0 + second / 100) for second in range(60)]) == pytest.approx(0.01)
     assert slope([(0.0, 40.0)]) == 0.0
 
 
 def test_ratios_are_medians_over_rounds() -> None:
-    """Our choice: a machine that is slow for one round is slow for both sides of it."""
     results = {"session": {"ours": figures(200, 2000, 90), "mcp": figures(10, 50, 1), "fastmcp": figures(1, 1, 1)}}
     (verdict,) = report.verdicts(results)
     assert verdict.measured == "40.0×"
@@ -115,7 +107,6 @@ def test_ratios_are_medians_over_rounds() -> None:
 
 
 def test_servers_without_figures_fail_the_budget() -> None:
-    """A benchmark that measured nothing must not look like a success."""
     results = {"session": {"ours": Figures(error="did not start"), "mcp": figures(10), "fastmcp": figures(1)}}
     (verdict,) = report.verdicts(results)
     assert verdict.measured == "no figure"
@@ -124,7 +115,6 @@ def test_servers_without_figures_fail_the_budget() -> None:
 
 
 def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
-    """On a machine that others use too, rates say how much of it each server got; processor times say what it took."""
     ours, rust = Figures([{"rate": 50.0, "cpu_us": 10.0}]), Figures([{"rate": 100.0, "cpu_us": 15.0}])
     results = {"call": {"ours": ours, "rust": rust}}
     (verdict,) = report.verdicts(results)
@@ -138,7 +128,6 @@ def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
 
 
 def test_table_rows_have_a_cell_per_column() -> None:
-    """A row that is shorter or longer than its head is not shown as a row."""
     failed = {name: Figures(error="did not start") for name in ("ours", "rust")}
     text = report.tables({"call": failed, "broadcast-100": {"ours-hub": failed["ours"], "nchan": figures(1)}})
     for table in text.split("\n\n"):
@@ -147,7 +136,6 @@ def test_table_rows_have_a_cell_per_column() -> None:
 
 
 def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has neither cargo nor Go nor nginx gets every other row, and is told what is missing."""
     for name, target in targets.TARGETS.items():
         if target.program is not None:
             absent = replace(target.program, path=Path("nowhere"))
@@ -164,7 +152,7 @@ def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyP
 
 
 def test_rival_locks_have_versions_and_checksums() -> None:
-    """docs/decisions/0001, for Rust and Go: every package is pinned, and the registry is the builder's business."""
+    """docs/decisions/0001."""
     folder = processes.ROOT / "benches"
     wanted = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]
     locked = tomllib.loads((folder / "rust" / "lock").read_text("utf-8"))["package"]
@@ -189,7 +177,6 @@ def test_rival_names_show_locked_versions() -> None:
 
 
 def test_go_rivals_use_one_core_and_a_large_heap() -> None:
-    """Every pinned server has one core; the collector runs a quarter as often as it does by itself."""
     rivals = [target for target in TARGETS.values() if target.program in {targets.GO, targets.MCP_GO}]
     assert len(rivals) == 12
     for each in rivals:
@@ -197,7 +184,6 @@ def test_go_rivals_use_one_core_and_a_large_heap() -> None:
 
 
 def test_report_replaces_only_its_own_tables() -> None:
-    """Every supported version keeps its rows on the page, whichever is measured last."""
     page = "# Performance\n"
     for python, text in [("3.11", "one"), ("3.14", "two"), ("3.11", "three"), ("3.14", "four")]:
         page = command.placed(page, python, f"{text}\n")

@@ -56,32 +56,28 @@ def load(program: Path, port: int, *options: str) -> dict[str, Any]:
 
 
 def test_every_event_reaches_every_stream_once_and_in_order(program: Path, port: int) -> None:
-    """Our choice: broadcasts are delivered to all exactly once in order; here 100 subscribers and 50 events."""
+    """Broadcasts are delivered to all exactly once in order; here 100 subscribers and 50 events."""
     found = load(program, port, "--subscribers", "100", "--events", "50", "--window", "8")
     assert (found["events"], found["deliveries"]) == (50, 5000)
 
 
 def test_every_event_reaches_every_websocket_once_and_in_order(program: Path, port: int) -> None:
-    """The same on `/ws`, where each subscriber asks for the channel."""
     found = load(program, port, "--ws", "--subscribers", "100", "--events", "50", "--window", "8")
     assert (found["events"], found["deliveries"]) == (50, 5000)
 
 
 def test_long_events_arrive_whole(program: Path, port: int) -> None:
-    """An event is one event, whatever the sockets make of it."""
     found = load(program, port, "--subscribers", "10", "--events", "20", "--size", "200000")
     assert found["deliveries"] == 200
 
 
 def test_broadcasts_and_calls_do_not_interfere(program: Path, port: int) -> None:
-    """The load test of the seeds: streams, and calls at a fixed rate, some of which broadcast."""
     found = load(program, port, "--subscribers", "100", "--seconds", "1", "--rate", "50", "--calls", "100", "--tool")
     assert (found["calls"], found["deliveries"]) == (100, 100 * found["events"])
     assert 0 < found["events"] <= 50  # what is due when the second is over isn't sent any more
 
 
 def test_stalled_readers_are_cut_as_slow(program: Path, port: int) -> None:
-    """Our choice: a slow subscriber is cut with a named reason; the others do not feel it."""
     options = ("--subscribers", "20", "--stalled", "1", "--events", "400", "--size", "65536")
     found = load(program, port, *options)
     assert (found["slow"], found["deliveries"]) == (1, 8000)
@@ -98,7 +94,6 @@ def test_stalled_readers_are_cut_as_slow(program: Path, port: int) -> None:
     ids=["one left out", "one twice", "one again later", "a stream that ends"],
 )
 def test_load_program_detects_server_errors(program: Path, written: dict[int, list[int]], fault: str) -> None:
-    """The judge is judged: this server writes, for the n-th publication, the events that the table says."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [str(program), "--port", str(listener.getsockname()[1]), "--subscribers", "1", "--events", "4"]
         listener.settimeout(WAIT)
@@ -114,7 +109,6 @@ def test_load_program_detects_server_errors(program: Path, written: dict[int, li
 
 @pytest.mark.parametrize(("status", "fine"), [(201, True), (202, True), (400, False)])
 def test_events_are_posted_unchanged_without_json(program: Path, status: int, fine: bool) -> None:
-    """Nchan gives on what it gets, and says 201 or 202; what is refused is no event."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         command = [str(program), "--port", port, "--subscribers", "1", "--events", "4", "--raw"]

@@ -125,7 +125,6 @@ async def through_connection(server: Server) -> list[str]:
 
 @for_each(("way", "calls", "most"), [("asgi", through_asgi, 11), ("own", through_connection, 10)])
 async def test_calls_stay_within_the_python_call_budget(way: str, calls: Callable[[Server], Any], most: int) -> None:
-    """Our choice: eleven by ASGI, ten by our own connection."""
     server, _ = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)
@@ -134,7 +133,6 @@ async def test_calls_stay_within_the_python_call_budget(way: str, calls: Callabl
 
 
 async def test_lists_take_the_fast_path() -> None:
-    """Our choice: fifteen calls, the nine below the endpoint's handler among them."""
     server, _ = make_server()
 
     async def ask() -> None:
@@ -151,7 +149,6 @@ async def test_lists_take_the_fast_path() -> None:
 
 @for_each("calls", [through_asgi, through_connection])
 async def test_known_keys_cost_one_python_call(calls: Callable[[Server], Any]) -> None:
-    """Our choice: a warm credential is one look-up, and every short cut stays on."""
     counts: list[list[str]] = []
     header_lines.forget_credentials()  # those of other tests: so many are kept, and no more
     for key in ("", "a-key-for-the-budget"):
@@ -173,7 +170,6 @@ NOW_AND_THEN = ("MessageLog._begin", "PerSecond.turn")
 async def test_limits_metrics_and_access_log_cost_one_call_each(
     calls: Callable[[Server], Any], key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our choice: what every server on a network has is next to nothing beside the call itself."""
     # What is done now and then isn't done while the calls are counted, however long that takes.
     monkeypatch.setattr(messages, "FLUSH_SECONDS", 3600.0)
     monkeypatch.setattr(process, "INTERVAL", 3600.0)
@@ -197,7 +193,6 @@ async def test_limits_metrics_and_access_log_cost_one_call_each(
 async def test_at_most_seven_frames_reach_the_function(
     calls: Callable[[Server], Any],
 ) -> None:
-    """Our choice: the way of a call is short enough to be read in one traceback."""
     server, stacks = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)

@@ -25,13 +25,11 @@ sys.exit(7 if stopped and went_on else 1)
 
 
 def test_busy_pauses_and_resumes_a_command() -> None:
-    """Our choice: a server that is silent for some seconds is what the tests must bear."""
     command = [sys.executable, "-c", SEES_ITS_CHILD_STOP_AND_GO_ON]
     assert run(command, seed=1, between=(0.0, 0.01), seconds=0.01) == 7
 
 
 def test_busy_pauses_only_descendants() -> None:
-    """Our choice: whatever else runs on the machine is somebody else's."""
     nested = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['cat'], check=True)"]
     with (
         subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger,
@@ -52,7 +50,7 @@ def test_busy_pauses_only_descendants() -> None:
 
 @for_each("meanwhile", [False, True], ids=["before", "meanwhile"])
 def test_busy_does_not_resume_processes_stopped_by_others(meanwhile: bool) -> None:
-    """A fixed defect: a worker that a test had stopped answered, and wasn't replaced."""
+    """Regression: a worker stopped by a test was resumed, and wasn't replaced."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as command:
         if not meanwhile:
             command.send_signal(signal.SIGSTOP)

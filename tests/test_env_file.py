@@ -12,7 +12,6 @@ from millstream.agent._configuration import Configuration
 
 
 def test_env_files_are_read_like_python_dotenv() -> None:
-    """Quotes, comments, and `export`; nothing is expanded."""
     for text, value in (
         ("A=b", "b"),
         ("export A = b ", "b"),
@@ -30,13 +29,11 @@ def test_env_files_are_read_like_python_dotenv() -> None:
 
 
 def test_multiline_values_are_followed_by_the_next_entry() -> None:
-    """As private keys are written."""
     key = "-----BEGIN KEY-----\nabc=\n-----END KEY-----\n"
     assert read_env(f'KEY="{key}"\nexport NEXT=1\n') == {"KEY": key, "NEXT": "1"}
 
 
 def test_invalid_lines_are_named_and_not_shown() -> None:
-    """It may be a secret."""
     for text, message in (
         ("A=1\nnonsense\n", "Line 2 of .env isn't NAME=VALUE."),
         ("A='1\n2'\n\n=3", "Line 4 of .env isn't NAME=VALUE."),
@@ -51,7 +48,6 @@ def test_invalid_lines_are_named_and_not_shown() -> None:
 
 
 def test_commands_read_env_files_the_same_way(tmp_path: Path) -> None:
-    """`run --env-file` and `chat --env-file` have the same rules for quotes."""
     path = tmp_path / ".env"
     path.write_text('API_KEY="a\\"b"\nOTHER=\'x\ny\'\n')
     assert read_file(path) == read_env_file(path) == {"API_KEY": 'a"b', "OTHER": "x\ny"}

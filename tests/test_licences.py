@@ -59,7 +59,7 @@ def is_allowed(expression: str) -> bool:
 
 
 def test_runtime_dependencies_have_allowed_licenses() -> None:
-    """Our choice: Apache-2.0 for us, nothing stricter than MPL-2.0 below us."""
+    """Apache-2.0 for us, nothing stricter than MPL-2.0 below us."""
     refused: dict[str, str] = {}
     packages = locked()
     assert {"msgspec", "httptools", "cyclopts"} <= set(packages)
@@ -75,7 +75,6 @@ def test_runtime_dependencies_have_allowed_licenses() -> None:
 
 
 def test_license_expressions_are_parsed() -> None:
-    """SPDX: OR offers a choice, AND asks for both."""
     assert is_allowed("GPL-3.0-only OR MIT")
     assert is_allowed("(Apache-2.0 OR GPL-2.0-only) AND BSD-3-Clause")
     assert is_allowed("(GPL-3.0-only OR GPL-2.0-only) AND BSD-3-Clause") is False

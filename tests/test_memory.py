@@ -127,13 +127,11 @@ def least_growth(process: Process, work: Callable[[], object]) -> int:
 
 
 def test_ten_thousand_idle_sessions_take_under_one_mebibyte(process: Process) -> None:
-    """A session is its id: nothing of it stays in the process."""
     open_sessions(process, WARM_UP)
     assert least_growth(process, lambda: open_sessions(process, SESSIONS)) < TOLERANCE
 
 
 def test_ten_thousand_closed_streams_leave_no_memory(process: Process) -> None:
-    """A stream costs while it is open."""
     sessions = open_sessions(process, SESSIONS)
     open_streams(process, sessions[:WARM_UP])
     assert least_growth(process, lambda: open_streams(process, sessions)) < TOLERANCE

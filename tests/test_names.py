@@ -93,7 +93,6 @@ def test_no_function_is_named_by_a_bare_participle() -> None:
 
 
 def test_no_two_public_classes_share_a_name() -> None:
-    """`compat` mirrors the names of other libraries."""
     files: dict[str, set[str]] = {}
     for name, path in classes():
         if not name.startswith("_") and not path.startswith("compat/"):

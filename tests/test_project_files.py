@@ -29,7 +29,6 @@ def workflow() -> dict[str, Any]:
 
 
 def test_workflow_runs_documented_commands() -> None:
-    """Our choice: CI does nothing that you can't do with the same words."""
     steps = [step for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step]
     commands = [step["run"] for step in steps if not step["run"].startswith("choco ")]
     assert {command.split()[0] for command in commands} == {"make"}
@@ -38,7 +37,6 @@ def test_workflow_runs_documented_commands() -> None:
 
 
 def test_workflow_covers_every_python_and_system() -> None:
-    """What the classifiers promise is what is tried."""
     jobs = workflow()["jobs"]
     promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
     assert jobs["test"]["strategy"]["matrix"]["python"] == promised
@@ -49,7 +47,6 @@ def test_workflow_covers_every_python_and_system() -> None:
 
 @for_each("page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"])
 def test_contributing_page_names_existing_commands(page: str) -> None:
-    """A command that is gone is the first thing that a newcomer meets."""
     named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
     assert named
     assert named <= TARGETS
@@ -57,14 +54,13 @@ def test_contributing_page_names_existing_commands(page: str) -> None:
 
 @for_each("page", ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"])
 def test_project_file_links_resolve(page: str) -> None:
-    """The other pages have this test in tests/docs."""
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 @for_each("form", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
 def test_issue_forms_are_valid(form: Path) -> None:
-    """https://docs.github.com/communities: a name, a description, and fields with an id and a label each."""
+    """https://docs.github.com/communities"""
     content = loaded(form)
     assert content["name"]
     assert content["description"]
@@ -74,7 +70,6 @@ def test_issue_forms_are_valid(form: Path) -> None:
 
 
 def test_pre_commit_hooks_match_make_check() -> None:
-    """The same tools in the same versions: a hook that differs is a fight."""
     (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"
     for hook in repository["hooks"]:
@@ -84,6 +79,5 @@ def test_pre_commit_hooks_match_make_check() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    """What the index says, and what the program says."""
     assert PROJECT["version"] == millstream.__version__
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")

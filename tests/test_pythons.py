@@ -35,7 +35,6 @@ def ask(machine: Path, version: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("place", ["python{}", "pyenv/versions/{}.7/bin/python"])
 def test_installed_pythons_are_used(machine: Path, place: str) -> None:
-    """Our choice: PATH and pyenv come before anything is fetched."""
     python = machine / place.format(VERSION)
     python.parent.mkdir(parents=True, exist_ok=True)
     python.symlink_to(sys.executable)
@@ -43,13 +42,11 @@ def test_installed_pythons_are_used(machine: Path, place: str) -> None:
 
 
 def test_other_python_versions_are_not_used(machine: Path) -> None:
-    """A wrapper such as pyenv's may stand on PATH under the name of a Python that isn't installed."""
     (machine / "python3.99").symlink_to(sys.executable)
     assert ask(machine, "3.99").returncode == 1
 
 
 def test_missing_pythons_are_named_in_one_line(machine: Path) -> None:
-    """The command says what is missing and fails."""
     found = ask(machine, "3.99")
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith("Python 3.99 is missing: ")
@@ -59,7 +56,6 @@ def test_missing_pythons_are_named_in_one_line(machine: Path) -> None:
 
 @pytest.mark.parametrize("version", ["", "3", "latest", "3.14.1", "../3.14"])
 def test_python_versions_have_two_numbers(machine: Path, version: str) -> None:
-    """The name becomes a folder that the script empties, so nothing else may pass."""
     found = ask(machine, version)
     assert (found.returncode, found.stdout) == (1, "")
     assert "Write two numbers, like 3.14." in found.stderr

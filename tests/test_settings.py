@@ -65,18 +65,17 @@ def test_code_takes_precedence_over_the_environment() -> None:
     ],
 )
 def test_invalid_values_name_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
-    """A fixed defect: such values were taken, or failed at the first request."""
+    """Regression: invalid values were accepted, or failed at the first request."""
     assert refusal(**{name: text}) == f"MILLSTREAM_{name} cannot be {text!r}. It must be {expected}."
 
 
 def test_unknown_variables_suggest_the_nearest_name() -> None:
-    """A fixed defect: a misspelled variable changed nothing and said nothing."""
+    """Regression: a misspelled variable was silently ignored."""
     assert refusal(HEARTBEET="3") == "Unknown setting MILLSTREAM_HEARTBEET. Did you mean MILLSTREAM_HEARTBEAT?"
     assert refusal(XYZ="3") == "Unknown setting MILLSTREAM_XYZ."
 
 
 def test_workers_variable_is_refused_naming_the_option() -> None:
-    """Our choice: it belongs to the process, and one parent decides it. Nobody could read what to use instead."""
     what = "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."
     assert refusal(WORKERS="4") == f"Unknown setting MILLSTREAM_WORKERS. {what}"
     with pytest.raises(TypeError, match="How many processes serve isn't a setting"):
@@ -84,7 +83,6 @@ def test_workers_variable_is_refused_naming_the_option() -> None:
 
 
 def test_kubernetes_service_variables_are_ignored() -> None:
-    """Service links: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables."""
     linked = {
         "MILLSTREAM_SERVICE_HOST": "10.0.0.11",
         "MILLSTREAM_SERVICE_PORT": "8000",
@@ -100,7 +98,6 @@ def test_kubernetes_service_variables_are_ignored() -> None:
 
 @for_each("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
 def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
-    """The same rules for code; it is no fault of the environment then."""
     with pytest.raises(ValueError, match=next(iter(given))) as caught:
         Settings.load({}, **given)
     assert not isinstance(caught.value, VariableError)
@@ -121,7 +118,7 @@ def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
     ],
 )
 def test_settings_in_code_are_validated(given: Any, expected: str) -> None:
-    """A fixed defect: `Settings(max_calls=0)` made a server that refuses every call."""
+    """Regression: `Settings(max_calls=0)` made a server that refuses every call."""
     with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         Settings(**given)
     assert not isinstance(caught.value, VariableError)
@@ -130,7 +127,6 @@ def test_settings_in_code_are_validated(given: Any, expected: str) -> None:
 
 
 def test_equivalent_values_are_normalized() -> None:
-    """Lists and whole numbers are what people write."""
     settings = Settings(allowed_hosts=["a.example"], heartbeat=2)  # type: ignore[arg-type]  # on purpose
     assert settings == Settings(allowed_hosts=("a.example",), heartbeat=2.0)
     assert (type(settings.allowed_hosts), type(settings.heartbeat)) == (tuple, float)
@@ -138,14 +134,13 @@ def test_equivalent_values_are_normalized() -> None:
 
 @for_each("text", ["abc", "", "-1", "1.5"])
 def test_invalid_connection_caps_are_refused_by_name(text: str) -> None:
-    """A fixed defect: it was ignored, and the server ran without the cap that somebody relied on."""
+    """Regression: the variable was ignored, and the server ran without the cap."""
     with pytest.raises(VariableError) as caught:
         Settings.load({"MAX_CONNECTIONS": text})
     assert str(caught.value) == f"MAX_CONNECTIONS cannot be {text!r}. It must be a whole number, 0 or more."
 
 
 def test_unprefixed_max_connections_caps_the_hub() -> None:
-    """Seed 001 sets it; what is said more exactly counts."""
     assert Settings.load({"MAX_CONNECTIONS": "1000"}) == Settings(hub_connections=1000)
     both = {"MILLSTREAM_HUB_CONNECTIONS": "5", "MAX_CONNECTIONS": "1000"}
     assert Settings.load(both).hub_connections == 5
@@ -153,7 +148,6 @@ def test_unprefixed_max_connections_caps_the_hub() -> None:
 
 
 def test_hub_limits_follow_the_settings() -> None:
-    """A default that is written in two places is two defaults some day."""
     assert HubLimits.of(Settings()) == HubLimits()
     assert HubLimits.of(Settings(max_connections=9)).max_connections == 9
     assert HubLimits.of(Settings(max_connections=9, hub_connections=3)).max_connections == 3
@@ -166,14 +160,14 @@ def test_defaults_are_valid_variable_values() -> None:
 
 
 def test_command_line_overrides_are_validated() -> None:
-    """A fixed defect: `--path mcp` was taken, and nothing answered there."""
+    """Regression: `--path mcp` was accepted, but the path didn't work."""
     server = Server("paths", settings=Settings())
     with pytest.raises(ValueError, match="path"):
         server.definition.configure(path="mcp")
 
 
 def test_address_comes_from_argument_then_environment() -> None:
-    """docs/reference/settings.md. A fixed defect: the two variables were refused."""
+    """docs/reference/settings.md."""
     said = {"MILLSTREAM_HOST": "0.0.0.0", "MILLSTREAM_PORT": "9000"}  # noqa: S104
     assert address(None, None, said) == ("0.0.0.0", 9000)  # noqa: S104
     assert address("::1", 0, said) == ("::1", 0)
@@ -183,7 +177,6 @@ def test_address_comes_from_argument_then_environment() -> None:
 
 @for_each("text", ["http", "-1", "65536", "80.0"])
 def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
-    """Our choice: nobody listens where nobody looks."""
     with pytest.raises(VariableError, match="MILLSTREAM_PORT cannot be"):
         address(None, None, {"MILLSTREAM_PORT": text})
     with pytest.raises(VariableError, match="MILLSTREAM_HOST is empty"):
@@ -191,5 +184,5 @@ def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
 
 
 def test_log_levels_are_case_insensitive() -> None:
-    """A fixed defect: `DEBUG` was refused in code."""
+    """Regression: `DEBUG` was refused in code."""
     assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]

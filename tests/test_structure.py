@@ -147,12 +147,10 @@ def loaded_by(*argv: str, given: bytes = b"") -> tuple[set[str], bytes]:
 
 
 def test_every_package_has_a_layer() -> None:
-    """One without could import whatever it likes."""
     assert {layer_of(path) for path in sources("src")} - set(LAYERS) == set()
 
 
 def test_imports_point_down() -> None:
-    """Our choice: a layer knows only those before it."""
     upward: list[str] = []
     for path in sources("src"):
         own = LAYERS.index(layer_of(path))
@@ -171,9 +169,6 @@ BEYOND_THE_INTERFACE = {
 
 
 def test_shipped_extensions_use_the_public_interface_only() -> None:
-    """Our choice: what they can do, an extension of a program's own can do. Types of the protocol have no public names
-    of their own.
-    """
     inside: list[str] = []
     for path in sources("src/millstream/extensions"):
         folders = path.relative_to(PACKAGE / "extensions").parts[:-1]
@@ -188,7 +183,6 @@ def test_shipped_extensions_use_the_public_interface_only() -> None:
 
 
 def test_imports_have_no_cycles() -> None:
-    """Our choice: imports for type checkers and inside functions count, since who reads one must read all."""
     graph = module_graph()
     waiting = {module: set(targets) for module, targets in graph.items()}
     while free := {module for module, targets in waiting.items() if not targets & set(waiting)}:
@@ -216,7 +210,7 @@ def module_graph() -> dict[str, set[str]]:
 
 
 def test_protocol_package_does_no_io() -> None:
-    """Our choice: no event loop, socket, file, clock, random source or logger under `protocol/`."""
+    """No event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
     for path in sources("src/millstream/_protocol"):
         used = {name.split(".")[0] for name in imported(path)}
@@ -224,7 +218,6 @@ def test_protocol_package_does_no_io() -> None:
 
 
 def test_optional_dependencies_are_imported_in_one_package() -> None:
-    """Keep each extra behind one package, which says how to install it."""
     users: dict[str, set[str]] = {}
     for path in sources("src"):
         for name in {name.split(".")[0] for name in imported(path)} & OPTIONAL - {"pydantic"}:
@@ -233,26 +226,23 @@ def test_optional_dependencies_are_imported_in_one_package() -> None:
 
 
 def test_core_installation_has_no_optional_dependency() -> None:
-    """Our choice: extras are extras; a library that loads pydantic by itself costs every server 10 MiB."""
     lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
     assert set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) & OPTIONAL == set()
 
 
 def test_modules_have_docstrings() -> None:
-    """Our choice: a module starts with a docstring."""
+    """A module starts with a docstring."""
     silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 
 def test_module_names_are_specific() -> None:
-    """Our choice; `stores/base.py` is the one exception."""
     names = {str(path.relative_to(ROOT)) for path in sources(*PROGRAM_FOLDERS) if path.stem in NAMELESS}
     folders = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_dir() and path.name in NAMELESS}
     assert (names | folders) - {"src/millstream/_stores/base.py"} == set()
 
 
 def test_revision_dates_appear_only_in_the_table() -> None:
-    """Our choice: code asks a revision what it does, never which one it is. Docstrings may name dates."""
     found: list[str] = []
     for path in sources("src"):
         if path == PACKAGE / "_protocol" / "revisions.py":
@@ -267,7 +257,6 @@ def test_revision_dates_appear_only_in_the_table() -> None:
 
 
 def test_public_names_match_all() -> None:
-    """Our choice: adding a public name is a decision, such as docs/decisions/0016."""
     assert len(millstream.__all__) <= 31
     assert len(set(millstream.__all__)) == len(millstream.__all__)
     for name in millstream.__all__:
@@ -279,13 +268,11 @@ def test_public_names_match_all() -> None:
 
 
 def test_importing_the_server_loads_few_modules() -> None:
-    """Our choice: what the author of a server pays before the first line of their own runs."""
     names = ", ".join(name for name in millstream.__all__ if name != "Client")
     assert modules_after(f"from millstream import {names}") <= 260
 
 
 def test_importing_the_client_loads_few_modules() -> None:
-    """Our choice: no server's code beyond what an in-memory call needs, and no library but the parsers."""
     assert modules_after("from millstream import Client") <= 230
     loaded, _ = loaded_by("-c", "from millstream import Client")
     assert not loaded & {"cryptography", "h11", "rich", "starlette", "cyclopts", "uvicorn", "uvloop", "websockets"}
@@ -305,7 +292,6 @@ def modules_after(statement: str) -> int:
 
 
 def test_importing_the_package_loads_no_third_party_module() -> None:
-    """Our choice: the import is lazy."""
     loaded, _ = loaded_by("-c", "import millstream")
     assert not loaded & {"msgspec", "starlette", "uvicorn", "cryptography", "httpx2", "cyclopts", "rich", "websockets"}
 
@@ -318,14 +304,13 @@ PROGRAMS = {
 
 @for_each("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_stdio_servers_import_no_http_server(program: tuple[str, ...]) -> None:
-    """Our choice: stdio is started once per conversation, often on a laptop; it pays only for itself."""
     loaded, printed = loaded_by(*program, given=HANDSHAKE)
     assert b'"serverInfo"' in printed
     assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2", "jsonschema_rs"}
 
 
 def test_files_name_no_machine_path_or_registry() -> None:
-    """docs/decisions/0001: people install through mirrors; a path of one machine means nothing on another."""
+    """docs/decisions/0001."""
     hosts = [r"pypi\.(?:org|io)", r"pythonhosted\.", r"npmjs\.", r"deb\.debian\.", r"crates\.io"]
     paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
     forbidden = re.compile("|".join(hosts + paths))
@@ -346,7 +331,6 @@ def test_files_name_no_machine_path_or_registry() -> None:
 
 @for_each("folder", ["src", "tests"])
 def test_citations_refer_to_repository_documents(folder: str) -> None:
-    """Our choice: cite the specification ("MCP 2025-11-25, server/tools"), an RFC, or say that the choice is ours."""
     papers = ("DESIGN", "FACTS", "DEFECTS", "STYLE", "LAYOUT", "CONFORMANCE", "[Tt]he issue", "Issue")
     forbidden = re.compile(rf"\b(?:{'|'.join(papers)})(?![\w.-])|\b(?:[Dd]igest|[Dd]esign|[Ii]ssue) (?:§ ?)?\d")
     here = Path(__file__)
@@ -362,9 +346,6 @@ def test_citations_refer_to_repository_documents(folder: str) -> None:
 
 
 def test_dependencies_have_security_floors() -> None:
-    """Older releases of Starlette have published holes. Nothing has a ceiling that would bind the application around us
-    (docs/decisions/0017).
-    """
     floors = dependencies()
     assert {name: bound for name, bound in floors.items() if ">=" not in bound} == {}
     assert floors.get("starlette", ">=1.3.1") == ">=1.3.1"
@@ -372,7 +353,6 @@ def test_dependencies_have_security_floors() -> None:
 
 
 def test_core_dependencies_are_imported() -> None:
-    """The package installs what it uses. uvloop is loaded by name."""
     used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert {re.split(r"[>=<; ]", item)[0] for item in project["dependencies"]} - used <= {

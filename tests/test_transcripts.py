@@ -82,7 +82,6 @@ def keep(file: Path, played: str) -> None:
 
 @pytest.mark.parametrize(("file", "way"), CASES)
 async def test_both_sides_match_the_transcript(file: Path, way: str, request: pytest.FixtureRequest) -> None:
-    """Our choice: what a specification author reads is what happens."""
     script = FILES[file]
     servers = {"memory": memory, "stdio": stdio}
     opened = servers[way]() if way in servers else http(file.stem, lane=way == "lane")
@@ -95,7 +94,6 @@ async def test_both_sides_match_the_transcript(file: Path, way: str, request: py
 
 
 def test_every_revision_has_transcripts() -> None:
-    """Our choice: each of the five revisions and each transport that it has."""
     plain, streamable = ["messages", "sse"], ["http", "http-json", "http-sessionless"]
     expected = {
         "2024-11-05": plain,

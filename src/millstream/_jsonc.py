@@ -205,7 +205,7 @@ class _Reader:
         try:
             value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
         except ValueError:
-            raise self._error("a string that isn't one") from None
+            raise self._error("an invalid string") from None
         return str(value)
 
     def _object(self, depth: int) -> Node:

@@ -1,8 +1,8 @@
 """Parts: features that plug into a server, and the `Host` they open on.
 
-A part has a name, says which other parts it needs, and registers everything it does on the host: routes, JSON-RPC
-methods, capabilities, observers, gates, periodic work, and readiness checks. What no part registers costs a call
-nothing.
+A part has a name, lists the other parts it needs, and registers everything it does on the host: routes, JSON-RPC
+methods, capabilities, observers, gates, periodic work, and readiness checks. Features that no part registers add
+nothing to a call.
 """
 
 import asyncio
@@ -182,7 +182,7 @@ class Host:
         """The guard of every path, if callers sign in."""
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
-        """Describes the upstreams; None where there are none."""
+        """Describes the upstreams, or None without upstreams."""
         # What parts register
         self.routes: RouteRegistry = RouteRegistry()
         self.sockets: dict[str, Socket] = {}

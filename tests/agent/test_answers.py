@@ -43,7 +43,6 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, Scrip
 
 
 async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
-    """And the model is told what the servers want it to know."""
     with ScriptedModel(says("Good morning.")) as api:
         async with Agent(model(api), [make()], system="Be brief.") as agent:
             events = await heard(agent.say("Hello"))
@@ -59,7 +58,6 @@ async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
 
 
 async def test_model_calls_a_tool_and_receives_its_result() -> None:
-    """Two rounds; the next question has all of it before it."""
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), repeats("It costs "), says("Bye")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.say("How much?"))
@@ -76,7 +74,6 @@ async def test_model_calls_a_tool_and_receives_its_result() -> None:
 
 
 async def test_calls_of_a_round_run_concurrently() -> None:
-    """Both wait for the person at once if they're asked one after the other, and both results are sent."""
     asked: list[str] = []
 
     def approve(request: Approval) -> bool:
@@ -103,7 +100,6 @@ async def test_only_read_only_tools_run_without_approval() -> None:
 
 
 async def test_approval_shows_the_call() -> None:
-    """Server, tool and arguments."""
     seen: list[Approval] = []
 
     async def approve(request: Approval) -> bool:
@@ -123,7 +119,6 @@ async def test_approval_shows_the_call() -> None:
      ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "can't be encoded")],
 )  # fmt: skip
 async def test_malformed_arguments_are_reported_to_the_model(arguments: str, words: str) -> None:
-    """It can correct itself, and the conversation keeps nothing that an API would stumble over."""
     result, api = await returned(("price", arguments))
     assert result.outcome == "invalid"
     assert words in result.text
@@ -132,7 +127,6 @@ async def test_malformed_arguments_are_reported_to_the_model(arguments: str, wor
 
 
 async def test_unknown_tools_are_reported_to_the_model() -> None:
-    """With those that do; a name that no API takes is replaced in the conversation."""
     result, api = await returned(("shop/prices now", "{}"))
     assert result.outcome == "invalid"
     assert "price, burn" in result.text
@@ -140,7 +134,6 @@ async def test_unknown_tools_are_reported_to_the_model() -> None:
 
 
 async def test_tool_errors_are_reported_to_the_model() -> None:
-    """In the words of the server."""
     result, _ = await returned(("price", '{"isbn": 7}'))
     assert result.outcome == "error"
     assert "isbn" in result.text
@@ -149,7 +142,6 @@ async def test_tool_errors_are_reported_to_the_model() -> None:
 
 
 async def test_content_of_every_kind_reaches_the_model() -> None:
-    """Text in the tool's message, pictures and sounds in one behind it."""
     result, api = await returned(("show", "{}"))
     assert result.text.splitlines() == [
         "words", "[resource book://1 (one): the first]", "[resource note://1]", "a note", "[resource zip://1]",
@@ -169,7 +161,6 @@ async def test_long_results_are_truncated_with_a_notice() -> None:
 
 
 async def test_progress_arrives_while_a_tool_runs() -> None:
-    """Between the call and its result."""
     with ScriptedModel(calls(("count", "")), says("So.")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.say("Count"))
@@ -179,7 +170,6 @@ async def test_progress_arrives_while_a_tool_runs() -> None:
 
 
 async def test_user_fills_in_forms() -> None:
-    """Who knows which server asks."""
     asked: list[tuple[str, str]] = []
 
     async def elicit(server: str, question: Question) -> dict[str, Any]:
@@ -192,7 +182,6 @@ async def test_user_fills_in_forms() -> None:
 
 
 async def test_sampling_requires_approval() -> None:
-    """The same model answers, and hears nothing of the conversation."""
     requests: list[Approval] = []
 
     def approve(request: Approval) -> bool:
@@ -210,20 +199,17 @@ async def test_sampling_requires_approval() -> None:
 
 
 async def test_refused_sampling_is_reported_to_the_server() -> None:
-    """By the error that the specification has for it."""
     result, _ = await returned(("review", "{}"), approve=lambda request: False)
     assert result.outcome == "error"
     assert "did not allow" in result.text
 
 
 async def test_servers_see_the_roots() -> None:
-    """And no other folder."""
     result, _ = await returned(("folders", "{}"), roots=["file:///books"])
     assert result.text == "file:///books"
 
 
 async def test_tools_of_several_servers_are_separated() -> None:
-    """Each name says where it belongs, and every name is one that an API takes."""
     wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
     with ScriptedModel(wanted, says("So.")) as api:
         async with Agent(model(api), {"north": make(), "south": make()}) as agent:
@@ -234,14 +220,12 @@ async def test_tools_of_several_servers_are_separated() -> None:
 
 
 async def test_servers_with_equal_names_are_numbered() -> None:
-    """Nobody can tell them apart otherwise."""
     with ScriptedModel() as api:
         async with Agent(model(api), [make(), make(), ServerAt(make(), "mine")]) as agent:
             assert [server.name for server in agent.servers] == ["shop", "shop-2", "mine"]
 
 
 async def test_tools_with_unusual_names_can_be_called() -> None:
-    """By a name that APIs take."""
     with ScriptedModel() as api:
         async with Agent(model(api), [make()]) as agent:
             name = next(tool.name for tool in await agent.tools() if tool.description.name.startswith("weird"))
@@ -250,7 +234,6 @@ async def test_tools_with_unusual_names_can_be_called() -> None:
 
 
 async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
-    """A model that always wants another call is stopped."""
     script = [calls(("count", "")) for _ in range(3)]
     with ScriptedModel(*script, says("Enough.")) as api:
         async with Agent(model(api), [make()], limits=Limits(max_rounds=3)) as agent:
@@ -259,14 +242,12 @@ async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
 
 
 async def test_token_limit_ends_the_answer() -> None:
-    """Those of all rounds count."""
     with ScriptedModel(calls(("count", ""), tokens=60), calls(("count", ""), tokens=60)) as api:
         async with Agent(model(api), [make()], limits=Limits(max_tokens=100)) as agent:
             assert (await heard(agent.say("Count")))[-1] == AnswerEnd("tokens", 2, 120)
 
 
 async def test_truncated_and_filtered_replies_are_marked() -> None:
-    """The model's own limits."""
     with ScriptedModel(says("Long", stop="length"), says("Bad", stop="content_filter")) as api:
         async with Agent(model(api)) as agent:
             assert (await heard(agent.say("Tell")))[-1] == AnswerEnd("length", 1, 10)
@@ -274,7 +255,6 @@ async def test_truncated_and_filtered_replies_are_marked() -> None:
 
 
 async def test_resources_named_in_a_question_are_attached() -> None:
-    """What isn't a server of ours is just text, and the end of a sentence isn't part of a URI."""
     with ScriptedModel(says("Nice."), says("Fine.")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.say("Read @shop:book://7, me@shop:x:y and @other:book://7."))
@@ -285,7 +265,6 @@ async def test_resources_named_in_a_question_are_attached() -> None:
 
 
 async def test_unreadable_resources_stop_the_question() -> None:
-    """Nothing is sent to the model, and the conversation is as before."""
     with ScriptedModel(says("Yes.")) as api:
         async with Agent(model(api), [make()]) as agent:
             with pytest.raises(ContextError, match="shop can't provide nothing://7"):
@@ -297,7 +276,6 @@ async def test_unreadable_resources_stop_the_question() -> None:
 
 
 async def test_prompts_can_be_used_as_questions() -> None:
-    """With its arguments."""
     with ScriptedModel(says("Great book!"), says("Again!")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.prompt("pitch", {"title": "Emma"}))
@@ -314,7 +292,6 @@ async def test_prompts_can_be_used_as_questions() -> None:
 
 
 async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
-    """The next question finds a result for each call."""
     with ScriptedModel(calls(("forever", "{}"), ("price", '{"isbn": ""}')), says("As you like.")) as api:
         async with Agent(model(api), [make()]) as agent:
             async with asyncio.timeout(WAIT):
@@ -327,7 +304,6 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
 
 
 async def test_text_before_a_stop_is_kept() -> None:
-    """The model sees where it was interrupted; a cancelled reader stops the answer as well."""
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:
             async for each in agent.say("A story"):
@@ -350,7 +326,6 @@ async def test_text_before_a_stop_is_kept() -> None:
 
 
 async def test_only_one_answer_runs_at_a_time() -> None:
-    """Two would mix up the conversation."""
     with ScriptedModel(says("One.")) as api:
         async with Agent(model(api)) as agent:
             first = agent.say("One")
@@ -361,7 +336,6 @@ async def test_only_one_answer_runs_at_a_time() -> None:
 
 
 async def test_transcript_is_json_lines(tmp_path: Any) -> None:
-    """One object for each thing that happened, in a file that only its owner reads; others are safe."""
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
         async with Agent(model(api), [make()]) as agent:
             await heard(agent.say("How much?"))
@@ -382,7 +356,6 @@ async def test_transcript_is_json_lines(tmp_path: Any) -> None:
 
 
 async def test_unreachable_server_closes_the_others() -> None:
-    """One sentence, and nothing is left open."""
     with ScriptedModel() as api:
         agent = Agent(model(api), [make(), f"http://127.0.0.1:{free_port()}/mcp"])
         with pytest.raises(ConnectFailed, match="There is no server at"):
@@ -391,13 +364,11 @@ async def test_unreachable_server_closes_the_others() -> None:
 
 
 def test_servers_can_be_given_as_a_list() -> None:
-    """A single text would be taken apart into letters."""
     with ScriptedModel() as api, pytest.raises(AgentError, match=r"servers=\['shop.py'\]"):
         Agent(model(api), "shop.py")
 
 
 def test_approval_shows_the_server_address_and_not_its_name() -> None:
-    """It comes from the address, the program, or the file; a server in this process keeps its own."""
     names = {
         "https://github.evil.example/mcp": "github.evil.example",
         "http://user:secret@127.0.0.1:8000/mcp": "127.0.0.1:8000",

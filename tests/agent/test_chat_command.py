@@ -60,7 +60,6 @@ def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -
 
 
 def test_standard_output_has_only_the_answer(tmp_path: Path) -> None:
-    """Calls are lines with tabs on standard error; the model was asked as the options say."""
     script = (calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
     done = chat(SHOP, "-m", "How much?", "--system", "Be brief.", "--model", "other", folder=tmp_path, script=script)
     assert (done.status, done.out) == (0, "It costs 4\n")
@@ -70,13 +69,11 @@ def test_standard_output_has_only_the_answer(tmp_path: Path) -> None:
 
 
 def test_question_can_come_through_a_pipe(tmp_path: Path) -> None:
-    """All of it, as one question."""
     done = chat(SHOP, folder=tmp_path, script=(says("Yes."),), given="Two\nlines\n")
     assert (done.out, done.asked[0].last["content"]) == ("Yes.\n", "Two\nlines")
 
 
 def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
-    """With a resource beside the question."""
     script = (calls(("burn", '{"isbn": "1"}')), says("Gone."))
     done = chat(SHOP, "-m", "Burn @shop:book://1", "--json", "--yes", folder=tmp_path, script=script)
     events = [json.loads(line) for line in done.out.splitlines()]
@@ -88,14 +85,12 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
 
 
 def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
-    """And how to allow it is said."""
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
-    assert "burn wasn't allowed, because there's no terminal to ask on. --yes allows everything." in done.err
+    assert "burn wasn't allowed, because there's no terminal to confirm it. --yes allows everything." in done.err
     assert done.asked[1].last["content"].startswith("The user didn't allow")
 
 
 def test_rounds_are_limited(tmp_path: Path) -> None:
-    """And it's said what to do."""
     script = tuple(calls(("count", "")) for _ in range(2))
     done = chat(SHOP, "-m", "Count", "--max-rounds", "2", folder=tmp_path, script=script)
     assert "progress\t1/2 half" in done.err
@@ -103,7 +98,6 @@ def test_rounds_are_limited(tmp_path: Path) -> None:
 
 
 def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> None:
-    """Every server of a file, under its name."""
     entry = {"command": COMMAND[0], "args": [*COMMAND[1:], "run", SHOP, "--transport", "stdio"]}
     entry["env"] = {"PYTHONPATH": str(ROOT / "tests")}  # type: ignore[assignment]
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"north": entry, "south": entry}}))
@@ -122,7 +116,7 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 @pytest.mark.parametrize("path", ["", "/mcp"])
 def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
-    """Seed 000: the configuration alone says where the server is; an address without a path means its `/sse`."""
+    """Seed 000."""
     dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     script = TIME, repeats("It is ")
     with ScriptedModel(*script) as api:
@@ -147,7 +141,6 @@ def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> 
 
 
 def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> None:
-    """Another port is another server: it refuses, and the exit status says that it's about access."""
     dotenv = f"MCP_SERVER_URL=http://localhost:1\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     url = f"http://localhost:{clock.port()}/mcp"
     done = chat(url, "-m", "Time?", folder=tmp_path, dotenv=dotenv)
@@ -176,7 +169,6 @@ def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> No
 def test_failures_are_one_sentence_and_a_status(
     arguments: list[str], more: dict[str, str], status: int, words: str, tmp_path: Path
 ) -> None:
-    """It says what to do."""
     port = str(free_port())
     env = {name: value.replace("{port}", port) for name, value in more.items()}
     filled = [word.replace("{port}", port) for word in arguments]
@@ -187,14 +179,12 @@ def test_failures_are_one_sentence_and_a_status(
 
 
 def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
-    """For programs that read nothing else."""
     done = chat(SHOP, "-m", "Hello", "--json", folder=tmp_path, script=(BUSY_FOR_GOOD,))
     assert json.loads(done.out.splitlines()[-1])["type"] == "failed"
     assert done.status == 1
 
 
 def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
-    """It would wait for ever otherwise. A fixed defect: it said "Invalid value", although no option had one."""
     said = "There's no question, and no terminal to type one on. Ask with -m TEXT, or send text through a pipe."
     done = chat(SHOP, folder=tmp_path)
     assert (done.status, done.out, done.err) == (2, "", f"Error: {said}\n")
@@ -203,7 +193,6 @@ def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
 
 
 def test_closed_output_ends_the_command(tmp_path: Path) -> None:
-    """As with `| head`: no traceback."""
     with ScriptedModel(says("word " * 50_000, pieces=50)) as api:
         process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)
         assert process.stdout is not None
@@ -216,7 +205,6 @@ def test_closed_output_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_one_question(tmp_path: Path) -> None:
-    """With the status of an interrupted program, and without a server left behind."""
     with ScriptedModel(hangs("Wait for it")) as api:
         process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)
         assert process.stdout is not None

@@ -61,7 +61,6 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_answers_are_readable(chat: Chat, columns: int) -> None:
-    """Markdown as text, nothing wider than the terminal, no address behind another text, nothing that steers it."""
     wanted = calls(("price", '{"isbn": "9780"}'), ("fail", "{}"), text="Let me see.")
     shown = chat(wanted, says(PAGE, pieces=40), columns=columns)
     shown.until("test-model with 11 tools of shop", ">")
@@ -84,7 +83,6 @@ def test_answers_are_readable(chat: Chat, columns: int) -> None:
 
 
 def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
-    """No is what Enter means."""
     burn = calls(("burn", '{"isbn": "1"}'))
     shown = chat(burn, says("Kept."), burn, says("Burnt."), burn, says("Burnt again."))
     shown.until("\n>")
@@ -102,7 +100,6 @@ def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
 
 
 def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
-    """With the defaults of the server."""
     shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
     shown.until("\n>")
     shown.type("Send it")
@@ -122,7 +119,6 @@ def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
 
 
 def test_ctrl_c_stops_an_answer_and_twice_exits(chat: Chat) -> None:
-    """What was said stays, the conversation goes on, and Ctrl-C at the prompt has to be meant."""
     shown = chat(hangs("Wait for it"), calls(("forever", "{}")), calls(("burn", '{"isbn": "1"}')), says("Still here."))
     shown.until("\n>")
     shown.type("Hello")
@@ -146,7 +142,6 @@ def test_ctrl_c_stops_an_answer_and_twice_exits(chat: Chat) -> None:
 
 
 def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
-    """Tools, prompts, resources, the transcript, and what isn't one."""
     shown = chat(says("Praised."), says("Read."), breaks_off("Half"), says("Whole."))
     shown.until("\n>")
     shown.type("/help")
@@ -178,7 +173,6 @@ def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
 
 
 def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``millstream chat … 2>log`` at a terminal: lines are plain then, and the model's control characters stay out."""
     leader, follower = os.openpty()
     with open(leader, "rb", buffering=0) as seen, open(follower, "w") as terminal:  # noqa: PTH123  descriptors
         monkeypatch.setattr(sys, "stdout", terminal)
@@ -188,7 +182,6 @@ def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_tool_names_cannot_add_lines_to_approvals() -> None:
-    """Whoever names a tool could else write the question."""
     shown: list[str] = []
 
     class Seen(PlainScreen):

@@ -26,7 +26,6 @@ def configured(environment: dict[str, str] | None = None, file: dict[str, str] |
 
 
 def test_configuration_files_have_names_and_values() -> None:
-    """By the rules of `millstream._env_file`."""
     assert FILE["DEFAULT_MODEL"] == "qwen3-next:80b"
     assert FILE["MCP_SERVER_URL"] == "http://localhost:9000"
     assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"
@@ -41,25 +40,21 @@ def test_seed_configuration_selects_its_model() -> None:
 
 
 def test_openai_variables_select_the_model() -> None:
-    """Whose URL is OpenAI's."""
     assert configured({"OPENAI_API_KEY": "sk"}, {"DEFAULT_MODEL": "gpt"}).model().url == "https://api.openai.com/v1"
 
 
 def test_environment_takes_precedence_over_the_file() -> None:
-    """A folder from somebody else would read the conversation otherwise."""
     chosen = configured({"OPENAI_API_KEY": "sk-mine"}).model()
     assert chosen.url == "https://api.openai.com/v1"
 
 
 def test_model_names_can_select_a_provider() -> None:
-    """Unless an OpenAI-compatible API is configured, whose models may have colons in their names."""
     chosen = configured({"ANTHROPIC_API_KEY": "sk"}, {}).model("anthropic:claude-sonnet-4-5")
     assert (chosen.name, chosen.url) == ("claude-sonnet-4-5", "anthropic")
     assert configured().model("mistral:7b").url == "https://api.example.com/v1"
 
 
 def test_azure_variables_select_the_model() -> None:
-    """With a version."""
     azure = {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com", "AZURE_OPENAI_API_KEY": "k", "DEFAULT_MODEL": "d"}
     with pytest.raises(ConfigurationError, match="OPENAI_API_VERSION"):
         configured(azure, {}).model()
@@ -75,13 +70,11 @@ def test_azure_variables_select_the_model() -> None:
     ],
 )
 def test_missing_configuration_is_named(environment: dict[str, str], words: str) -> None:
-    """One sentence that says what to set."""
     with pytest.raises(ConfigurationError, match=words):
         configured(environment, {}).model()
 
 
 def test_seed_configuration_selects_its_server() -> None:
-    """Its client adds `/sse` to the address."""
     server = configured().server()
     assert server is not None
     assert server.target == "http://localhost:9000/sse"
@@ -95,7 +88,6 @@ def test_seed_configuration_selects_its_server() -> None:
 
 
 def test_server_keys_are_sent_only_to_that_server() -> None:
-    """Another host or port is somebody else."""
     own = configured()
     assert own.headers_for("http://127.0.0.1:9000/mcp") == {"Authorization": "Bearer my secret # key"}
     for url in ("http://localhost:9001/mcp", "https://localhost:9000/mcp", "http://evil.example:9000", "http://[", "x"):
@@ -103,7 +95,6 @@ def test_server_keys_are_sent_only_to_that_server() -> None:
 
 
 def test_files_cannot_redirect_keys_of_the_environment() -> None:
-    """A folder from somebody else may hold one: the address comes from the file, and the key doesn't."""
     stolen = {"OPENAI_API_KEY": "sk-mine"}
     with pytest.raises(ConfigurationError, match="same place"):
         configured(stolen, {"OPENAI_BASE_URL": "https://evil.example/v1", "DEFAULT_MODEL": "m"}).model()
@@ -114,7 +105,6 @@ def test_files_cannot_redirect_keys_of_the_environment() -> None:
 
 
 def test_missing_file_is_an_error_only_if_requested(tmp_path: Path) -> None:
-    """`.env` may be there or not."""
     assert Configuration.load(tmp_path / ".env", {}).get("API_KEY") == ""
     with pytest.raises(ConfigurationError, match="can't be read: No such file"):
         Configuration.load(tmp_path / "other.env", {}, required=True)

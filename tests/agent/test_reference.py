@@ -18,14 +18,12 @@ ROWS = {
 
 
 def test_every_public_name_is_listed() -> None:
-    """What isn't listed isn't found."""
     words = set(re.findall(r"\w+", PAGE))
     assert set(millstream.agent.__all__) <= words
     assert {name for name in millstream.agent.__all__ if not hasattr(millstream.agent, name)} == set()
 
 
 def test_every_argument_and_member_of_the_agent_is_listed() -> None:
-    """And no other."""
     assert set(inspect.signature(Agent).parameters) <= set(ROWS)
     named = {name.partition("(")[0] for name in re.findall(r"`agent\.([\w(]+)", PAGE)}
     own = set(re.findall(r"self\.([a-z]\w*)\b(?:: [^=]+)? = |self\.([a-z]\w*), ", inspect.getsource(Agent.__init__)))
@@ -34,13 +32,11 @@ def test_every_argument_and_member_of_the_agent_is_listed() -> None:
 
 
 def test_every_limit_has_its_default() -> None:
-    """As in the code."""
     listed = {name: ROWS[name][1] for name in Limits.__struct_fields__}
     assert listed == {name: f"`{getattr(Limits(), name):g}`" for name in Limits.__struct_fields__}
 
 
 def test_every_event_and_error_is_listed() -> None:
-    """With its members."""
     kinds = [kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.AgentEvent)]
     for kind in kinds[1:]:
         assert {f"`{name}`" for name in kind.__struct_fields__} <= set(
@@ -51,7 +47,6 @@ def test_every_event_and_error_is_listed() -> None:
 
 
 def test_model_and_server_arguments_are_listed() -> None:
-    """Once each."""
     for made in (LanguageModel, ServerAt):
         line = next(line for line in PAGE.splitlines() if line.startswith(f"`{made.__name__}("))
         assert set(inspect.signature(made).parameters) <= set(re.findall(r"\w+", line.partition("`:")[0]))

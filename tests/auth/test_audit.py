@@ -30,7 +30,6 @@ def written(path: Path, *methods: str) -> AuditLog:
 
 
 async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None:
-    """On every transport; arguments, results and credentials are not in it."""
     path = tmp_path / "audit.jsonl"
     async with guarded(make_server(audit_log=str(path))) as world:
         await world.call(ALICE, "order", {"isbn": "9780261103573"})
@@ -59,7 +58,6 @@ async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:
-    """One chain."""
     path = tmp_path / "a"
     assert written(path).hash == START
     first = written(path, "a", "b")
@@ -69,7 +67,6 @@ def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_audit_log(tmp_path: Path) -> None:
-    """Workers of one server each have a file."""
     path = tmp_path / "a"
     one, two = AuditLog(path), AuditLog(path)
     try:
@@ -99,7 +96,6 @@ def change(lines: list[bytes], what: str) -> list[bytes]:
                                   "two lines changed places", "a line of another log", "an empty line", "no end",
                                   "no JSON"])  # fmt: skip
 def test_tampering_with_the_audit_log_is_detected(tmp_path: Path, what: str) -> None:
-    """The chain."""
     path = tmp_path / "a"
     written(path, "one", "two", "three", "four")
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True), what)))
@@ -108,7 +104,6 @@ def test_tampering_with_the_audit_log_is_detected(tmp_path: Path, what: str) -> 
 
 
 def test_recomputed_hashes_are_detected_in_the_next_line(tmp_path: Path) -> None:
-    """It would take all lines that follow to be written anew, and then the last hash differs."""
     path, other = tmp_path / "a", tmp_path / "b"
     written(path, "one", "two", "three")
     written(other, "one", "six")
@@ -121,7 +116,6 @@ def test_recomputed_hashes_are_detected_in_the_next_line(tmp_path: Path) -> None
 
 @given(st.text(max_size=60), st.text(max_size=600))
 def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathFactory, one: str, two: str) -> None:
-    """Log injection: names of tools and subjects are others' to choose."""
     path = tmp_path_factory.mktemp("audit") / "a"
     log = AuditLog(path)
     for text in (one, two, f'{one}","hash":"{two}', f"{one}\r\n{two}\x00"):
@@ -132,7 +126,7 @@ def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathF
 
 
 def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
-    """A fixed defect: the next line joined it, and the chain looked as if somebody had changed the file."""
+    """Regression: the next line was appended to the partial line, which looked like tampering."""
     path = tmp_path / "a"
     log = AuditLog(path)
     log.write(AuditEntry("now", "one"))
@@ -153,7 +147,6 @@ def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_not_continued_as_audit_log(tmp_path: Path) -> None:
-    """What was written after it would hide that something happened."""
     path = tmp_path / "a"
     for text in (b"x\n", b'{"hash":"x"}\n', b"half a line"):
         path.write_bytes(text)
@@ -165,7 +158,6 @@ def test_foreign_files_are_not_continued_as_audit_log(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_audit_command_verifies_a_log(tmp_path: Path) -> None:
-    """Exit status 1 when it is not, or when its end is another one than was noted."""
     path = tmp_path / "a"
     last = written(path, "one", "two").hash
     start = [sys.executable, "-c", "from millstream._cli import main; main()", "audit", "verify", str(path)]
@@ -212,14 +204,12 @@ async def test_newest_records_require_the_watch_scope(tmp_path: Path) -> None:
 
 
 async def test_dashboard_reports_a_missing_audit_log() -> None:
-    """The page leaves the section out."""
     async with guarded() as world:
         reply = await world.ask(ROOT, "GET", "/dashboard/audit")
         assert json.loads(reply.body) == {"kept": False, "records": []}
 
 
 def test_only_the_end_of_a_long_audit_log_is_read(tmp_path: Path) -> None:
-    """A log grows for years, and somebody may have written into it."""
     path = tmp_path / "a"
     written(path, *(f"m{number}" for number in range(4000)))
     with path.open("ab") as file:

@@ -42,8 +42,8 @@ async def ping(wire: Wire, credential: str) -> None:
 
 @pytest.mark.many
 async def test_callers_with_many_credentials_evict_their_own() -> None:
-    """A fixed defect: everybody else's were looked into again with each request, and behind an address that guesses,
-    refused.
+    """Regression: the credentials of others were verified again with each request, and refused behind a throttled
+    address.
     """
     method = Counting()
     people = [f"person{number}.0" for number in range(20)]
@@ -61,7 +61,6 @@ async def test_callers_with_many_credentials_evict_their_own() -> None:
 
 @for_each("spread", [False, True], ids=["one", "all different"])
 def test_credential_cache_evicts_the_oldest(spread: bool) -> None:
-    """Our choice: a share is for when it's full, so one busy program may have all of it."""
     verdicts = Verdicts()
     values = [b"%d" % number for number in range(5000)]
     for number, value in enumerate(values):
@@ -72,7 +71,6 @@ def test_credential_cache_evicts_the_oldest(spread: bool) -> None:
 
 
 def test_evicted_credentials_are_not_counted() -> None:
-    """A principal that is kept again, forgotten or cleared has no more than what is there."""
     verdicts = Verdicts()
     for number in range(300):
         verdicts.keep(b"%d" % (number % 7), Verdict(Principal(f"s{number % 3}"), 1.0))

@@ -29,7 +29,7 @@ async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
 async def test_unreachable_issuer_is_reported_at_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A fixed defect: the server started without a word, and its tokens were refused later."""
+    """Regression: the server started without a warning and refused the issuer's tokens later."""
     async with issuing() as issuer:
         url = issuer.url
     text = await warned(auth.oidc(url, audience=AUDIENCE), caplog)
@@ -41,7 +41,6 @@ async def test_unreachable_issuer_is_reported_at_start(
     ("path", "said"), [("/tenant", "answered 404"), ("", "has no jwks_uri"), ("/other", "the issuer is")]
 )
 async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One that isn't there, that gives no keys, or that calls itself something else."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION] = {"issuer": issuer.url}
         issuer.answers[f"/other{CONFIGURATION}"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
@@ -51,7 +50,6 @@ async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: p
 
 
 async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """``auth.jwt(jwks=URL)``."""
     async with issuing() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
         text = await warned(method, caplog)
@@ -59,7 +57,7 @@ async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixtu
 
 
 async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """A fixed defect: it was cut without a word, and the tokens of some of its keys were refused."""
+    """Regression: the set was truncated without a warning, so some tokens were refused."""
     async with issuing() as issuer:
         issuer.answers["/keys"] = many_keys(257)
         text = await warned(auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys"), caplog)
@@ -67,7 +65,6 @@ async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptur
 
 
 async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """Google, or whatever stands in for it."""
     async with issuing() as issuer:
         issuer.answers.clear()
         people = auth.upstream(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
@@ -78,7 +75,6 @@ async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptu
 async def test_late_issuer_is_contacted_by_the_first_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Both are started at once, and the issuer is slower: what failed at the start delays nobody."""
     async with issuing() as issuer:
         answers = dict(issuer.answers)
         issuer.answers.clear()
@@ -92,7 +88,6 @@ async def test_late_issuer_is_contacted_by_the_first_token(
 
 
 async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """And the first token waits for nothing."""
     async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
         look_ahead(world.runtime)
         await until(lambda: not world.runtime.sweep._pending)
@@ -102,7 +97,6 @@ async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.L
 
 
 async def test_server_stops_while_waiting_for_an_issuer() -> None:
-    """One that takes connections and says nothing."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
         async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
@@ -123,7 +117,7 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
     ],
 )
 def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str) -> None:
-    """A fixed defect: it named the variable of a key where only tokens count."""
+    """Regression: it named the variable for a key where only tokens are accepted."""
     server = Server("shop", auth=methods("http://127.0.0.1:9"))
     shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000).curl
     assert f'--oauth2-bearer "{variable}"' in shown

@@ -46,7 +46,7 @@ async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/accept-tokens.md: the issuer is one of the test's own."""
+    """docs/how-to/accept-tokens.md."""
     page = (ROOT / "docs" / "how-to" / "accept-tokens.md").read_text("utf-8")
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
     async with issuing() as issuer:
@@ -63,7 +63,7 @@ async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPa
 
 
 async def test_tokens_page_examples_work() -> None:
-    """docs/how-to/accept-tokens.md: by the keys, and by asking; each with a good token and one for another server."""
+    """docs/how-to/accept-tokens.md."""
     async with issuing() as issuer:
         said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
         issuer.answers["/introspect"] = lambda request: json_answer({"active": b"opaque" in request, **said})
@@ -80,7 +80,7 @@ async def test_tokens_page_examples_work() -> None:
 async def test_authorization_server_page_commands_work(
     tmp_path: Path,
 ) -> None:
-    """docs/how-to/run-an-authorization-server.md: the commands, the server's part, and the job's."""
+    """docs/how-to/run-an-authorization-server.md."""
     page = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("utf-8")
     for command in re.findall(r"^\$ (openssl .*)$", page, re.MULTILINE):
         run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, timeout=WAIT)
@@ -108,7 +108,6 @@ async def test_limits_page_example_works() -> None:
 
 
 def test_pages_quote_real_messages() -> None:
-    """What they call functions, scopes and settings."""
     pages = "".join((ROOT / "docs" / "how-to" / f"{name}.md").read_text("utf-8") for name in (
         "protect-with-keys", "accept-tokens", "limit-callers", "keep-an-audit-log", "serve-https",
     ))  # fmt: skip

@@ -35,7 +35,6 @@ def paths(world: Guarded) -> list[tuple[str, str]]:
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_every_path_except_probes_and_assets_requires_a_credential(lane: bool) -> None:
-    """Our choice: a path is open by name or not at all, so that no new one is forgotten."""
     async with guarded(lane=lane) as world:
         for method, path in paths(world):
             reply = await world.ask(None, method, path)
@@ -50,7 +49,7 @@ async def test_every_path_except_probes_and_assets_requires_a_credential(lane: b
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
 async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bool) -> None:
-    """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
+    """Regression: with ``--path /sign-in/mcp``, callers without credentials could call every tool."""
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
     async with guarded(lane=lane, **served) as world:
         asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
@@ -66,7 +65,6 @@ async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bo
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
-    """The first wish of our users: a key that does not match is 403. A missing one is 401 (RFC 6750 §3)."""
     async with guarded(lane=lane) as world:
         for method, path in paths(world):
             if not path.startswith(OPEN):
@@ -77,7 +75,6 @@ async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_functions_see_the_principal_on_every_transport(lane: bool) -> None:
-    """`ctx.principal`."""
     async with guarded(lane=lane) as world:
         for key, name in ((ALICE, "alice"), (BOB, "bob"), (ROOT, "key")):
             for _ in range(3):  # cold, warm, and by what the lane remembers of heads
@@ -106,7 +103,7 @@ MALFORMED = {
 
 @for_each(("value", "status"), MALFORMED.values(), ids=MALFORMED)
 async def test_malformed_credentials_are_refused(value: str, status: int) -> None:
-    """RFC 6750 §3.1: a malformed request is 400, another scheme is asked to use this one."""
+    """RFC 6750 §3.1."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/mcp", b"{}", content_type="application/json", authorization=value)
         assert reply.status == status
@@ -120,9 +117,7 @@ async def test_authorization_scheme_is_case_insensitive(name: str) -> None:
 
 
 async def test_header_spelling_variants_are_not_cached_separately() -> None:
-    """A fixed defect: whoever had a key could push everybody else's out of the memory, by sending theirs with ever more
-    blanks. Those of everybody else were looked into again then, and behind an address that guesses, refused.
-    """
+    """Regression: a caller could evict the cached credentials of others by adding spaces to the header."""
     async with guarded() as world:
         guard = world.runtime.guard
         assert guard is not None
@@ -135,7 +130,6 @@ async def test_header_spelling_variants_are_not_cached_separately() -> None:
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
 async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[str, str]) -> None:
-    """A proxy in front may have looked at the other one."""
     async with guarded(lane=lane) as world:
         assert (await world.post(ALICE, PING)).status == 200
         fields = pairs({"host": "127.0.0.1", "content-type": "application/json"})
@@ -146,7 +140,6 @@ async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[
 
 
 async def test_keys_in_query_or_other_headers_are_ignored() -> None:
-    """Tokens never stand in a URL: logs and histories keep those."""
     async with guarded() as world:
         for path in (f"/docs?access_token={ALICE}", f"/docs?key={ALICE}", f"/events?token={ALICE}"):
             assert (await world.ask(None, "GET", path, accept="text/event-stream")).status == 401
@@ -155,7 +148,7 @@ async def test_keys_in_query_or_other_headers_are_ignored() -> None:
 
 
 async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
-    """RFC 6455 §4.2.2: the handshake is answered with the challenge."""
+    """RFC 6455 §4.2.2."""
     async with guarded() as world:
         for key, status in ((None, 401), ("wrong", 403)):
             with pytest.raises(InvalidStatus) as refused:
@@ -166,7 +159,6 @@ async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
 
 @pytest.mark.minutes
 def test_wrong_credentials_are_counted_per_minute() -> None:
-    """Our choice. Other tests count by the day."""
     assert {_guard._FAILURES, client_proof._FAILURES} == {Rate(30, 60)}
     assert [(each.count, each.seconds) for each in (login_throttle._FAILURES, login_throttle._NAMED)] == [
         (10, 60),
@@ -175,7 +167,6 @@ def test_wrong_credentials_are_counted_per_minute() -> None:
 
 
 async def test_wrong_keys_throttle_the_address_but_not_known_callers() -> None:
-    """Our choice: 30, then 429 with the time to wait, before anything is looked up."""
     async with guarded() as world:
         assert (await world.post(ALICE, PING)).status == 200
         statuses = [(await world.post(f"wrong{number}", PING)).status for number in range(32)]
@@ -207,7 +198,7 @@ class Asks(AuthMethod):
 
 @for_each("form", [False, True], ids=["header", "form"])
 async def test_concurrent_guesses_are_throttled(form: bool) -> None:
-    """A fixed defect: all that came before the first one was known to be wrong were looked into."""
+    """Regression: all concurrent guesses were verified before the first failure counted."""
     method = Asks()
     async with guarded(make_server([method])) as world:
 
@@ -227,7 +218,6 @@ async def test_concurrent_guesses_are_throttled(form: bool) -> None:
 
 
 async def test_concurrent_valid_credentials_are_all_accepted() -> None:
-    """Behind one address may be a whole company, whose tokens the server doesn't know after a restart."""
     method = Asks()
     async with guarded(make_server([method])) as world:
         calls = [asyncio.ensure_future(world.post(f"good-{number}", PING)) for number in range(80)]
@@ -239,8 +229,8 @@ async def test_concurrent_valid_credentials_are_all_accepted() -> None:
 
 
 async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: guesses that the issuer said nothing about held up everybody else of the address, and stood in
-    the queue when whoever had sent them was gone.
+    """Regression: guesses that the issuer didn't answer blocked other callers of the address, even after the guesser
+    had disconnected.
     """
     method = Asks()
     said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
@@ -262,14 +252,12 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
 
 
 async def test_oversized_credentials_are_refused_unread() -> None:
-    """16 KiB are enough for any token."""
     async with guarded() as world:
         assert (await world.post("k" * 20_000, PING)).status == 403
         assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]
 
 
 async def test_auth_methods_are_tried_in_order() -> None:
-    """`auth=[…]` combines."""
     both = [auth.keys(named={"one": "first-key"}), auth.keys(named={"two": "second-key"})]
     async with guarded(make_server(both)) as world:
         for key, name in (("first-key", "one"), ("second-key", "two")):
@@ -279,20 +267,17 @@ async def test_auth_methods_are_tried_in_order() -> None:
 
 @for_each("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
 def test_ineffective_auth_is_refused_at_construction(wrong: Any) -> None:
-    """An empty list would look like protection."""
     with pytest.raises(TypeError, match="auth"):
         Server("s", auth=wrong, settings=Settings())
 
 
 @for_each("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
 def test_unsendable_keys_are_refused_at_construction(key: str) -> None:
-    """It would lock everybody out, or, when it is empty, let everybody in."""
     with pytest.raises(ValueError, match="key"):
         auth.keys(key)
 
 
 async def test_servers_without_auth_add_no_frame_and_no_import() -> None:
-    """Our choice: pay only when asked."""
     server = Server("open", settings=Settings())
     async with server.running() as runtime:
         assert runtime.guard is None

@@ -30,7 +30,6 @@ def signed(issuer: Issuer, **changes: Any) -> str:
 
 
 async def test_issuer_keys_are_discovered() -> None:
-    """One fetch of each, when the first token comes."""
     async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
         assert issuer.asked.total() == 0
         for number in range(3):
@@ -40,7 +39,6 @@ async def test_issuer_keys_are_discovered() -> None:
 
 
 async def test_unknown_key_ids_cause_one_fetch() -> None:
-    """Anybody can make up key ids; issuers must not be flooded through us."""
     async with issuing() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         assert await method.identify(signed(issuer)) is not None
@@ -50,7 +48,6 @@ async def test_unknown_key_ids_cause_one_fetch() -> None:
 
 
 async def test_concurrent_callers_share_a_fetch() -> None:
-    """Single flight."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
@@ -84,7 +81,6 @@ async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
 
 
 async def test_new_issuer_keys_are_found_after_the_pause() -> None:
-    """Issuers rotate keys: an unknown id fetches the set again, every half minute at most."""
     async with issuing() as issuer:
         issuer.answers["/keys"] = key_set("RS256")
         keys, clock = await kept_keys(issuer)
@@ -98,7 +94,6 @@ async def test_new_issuer_keys_are_found_after_the_pause() -> None:
 
 
 async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
-    """The set is fetched again when it is old; with it changes the epoch, by which guards forget."""
     async with issuing() as issuer:
         keys, clock = await kept_keys(issuer)
         assert len(await keys.find("es", "ES256")) == 1
@@ -109,7 +104,6 @@ async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
 
 
 async def test_known_keys_work_for_a_day_during_an_outage() -> None:
-    """And then nobody can say any more who is who: 503, not 401, because a new token would not help."""
     async with issuing() as issuer:
         keys, clock = await kept_keys(issuer)
         assert len(await keys.find("es", "ES256")) == 1
@@ -122,7 +116,6 @@ async def test_known_keys_work_for_a_day_during_an_outage() -> None:
 
 
 async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
-    """The methods of a list do not wait for each other."""
     async with issuing() as issuer:
         issuer.answers.clear()
         both = [auth.oidc(issuer.url, audience=AUDIENCE), auth.keys("a-key-that-works")]
@@ -135,7 +128,7 @@ async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
 @for_each("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
 async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, Any]) -> None:
-    """RFC 8414 §3.3, mix-up."""
+    """RFC 8414 §3.3."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION] |= changes
         with pytest.raises(Unavailable):
@@ -144,7 +137,6 @@ async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, 
 
 
 def test_metadata_is_fetched_from_the_specified_urls() -> None:
-    """RFC 8414 §3 puts the well-known part in front of the path, OpenID Connect behind it."""
     assert places("https://a.example/tenant/") == [
         "https://a.example/tenant/.well-known/openid-configuration",
         "https://a.example/.well-known/oauth-authorization-server/tenant",
@@ -154,7 +146,6 @@ def test_metadata_is_fetched_from_the_specified_urls() -> None:
 
 
 async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
-    """Ten seconds of pause."""
     async with issuing() as issuer:
         clock = Clock()
         discovery = Discovery(issuer.url, ask_issuer, clock=clock)
@@ -193,7 +184,7 @@ def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:
 
 
 async def test_introspection_results_are_cached() -> None:
-    """RFC 7662 §2; the server signs in there by Basic, encoded as RFC 6749 §2.3.1 has it."""
+    """RFC 7662 §2."""
     async with issuing() as issuer:
         answers(issuer, {"opaque+/=": {**claims(iss=None), "active": True}})
         async with guarded(make_server(introspected(issuer))) as world:
@@ -208,7 +199,7 @@ async def test_introspection_results_are_cached() -> None:
 
 
 async def test_known_credentials_are_not_introspected() -> None:
-    """A fixed defect: whoever ran the endpoint got every key that was good here, since it was asked first."""
+    """Regression: every key was sent to the introspection endpoint, because it was asked first."""
     async with issuing() as issuer:
         answers(issuer, {"opaque": {**claims(iss=None), "active": True}})
         signed = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
@@ -229,7 +220,6 @@ async def test_known_credentials_are_not_introspected() -> None:
     {"token_type": 7}, {"sub": None}, {"sub": ""},
 ])  # fmt: skip
 async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
-    """Active, for this server, until a time, of this issuer."""
     async with issuing() as issuer:
         said: dict[str, Any] = {**claims(iss=None), "active": True, **changes}
         answers(issuer, {"t": {name: value for name, value in said.items() if value is not None}})
@@ -237,7 +227,6 @@ async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
 
 
 async def test_tokens_without_subject_need_an_option() -> None:
-    """`sub` is optional (RFC 7662 §2.2): an issuer that never says it would make one caller of a client's users."""
     async with issuing() as issuer:
         said = {"active": True, **claims(iss=None, sub=None, client_id="desk")}
         answers(issuer, {"nobody": said, "named": {**said, "username": "ada"}, "person": {**said, "sub": "ada"}})
@@ -248,7 +237,6 @@ async def test_tokens_without_subject_need_an_option() -> None:
 
 
 async def test_introspection_failure_gets_503() -> None:
-    """A new token would not help."""
     async with issuing() as issuer:
         for bad in (
             b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n",
@@ -262,7 +250,6 @@ async def test_introspection_failure_gets_503() -> None:
 
 
 async def test_concurrent_introspections_are_limited() -> None:
-    """64 questions at a time; those who send the same token share one."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
         answers(issuer, {})
@@ -280,7 +267,7 @@ async def test_concurrent_introspections_are_limited() -> None:
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
-    """RFC 9728 §3; both places satisfy every client."""
+    """RFC 9728 §3."""
     async with issuing() as issuer:
         method = auth.oidc(issuer.url, audience="https://mcp.example.com/shop/mcp", scopes=["mcp:use"])
         async with guarded(make_server(method), lane=lane) as world:
@@ -313,7 +300,7 @@ async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
 
 
 async def test_authorization_server_metadata_is_at_the_origin_for_old_clients() -> None:
-    """MCP 2025-03-26, basic/authorization: its clients look nowhere else."""
+    """MCP 2025-03-26, basic/authorization."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION]["token_endpoint"] = f"{issuer.url}/token"
         async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
@@ -325,7 +312,6 @@ async def test_authorization_server_metadata_is_at_the_origin_for_old_clients() 
 
 
 async def test_servers_with_only_keys_have_no_metadata() -> None:
-    """There is no authorization server to send anybody to."""
     async with guarded() as world:
         for path in ("/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server"):
             assert (await world.ask(None, "GET", path)).status == 404

@@ -58,7 +58,6 @@ def shop(tmp_path: Path) -> str:
 def test_keys_from_command_line_and_environment_protect_a_server(
     shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the first of our users wrote it: ``--auth-key``, ``MCP_SERVER_AUTH_KEY``, 403 for one that does not match."""
     for given in (["--auth-key", "my_secret_key"], []):
         if not given:
             monkeypatch.setenv("MCP_SERVER_AUTH_KEY", "my_secret_key")
@@ -73,7 +72,6 @@ def test_keys_from_command_line_and_environment_protect_a_server(
 
 
 def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) -> None:
-    """The server looks at the file once a second."""
     first, said = keys(tmp_path, "add", "first", "--scope", "orders:write", "--days", "30")
     assert "shown only now" in said
     port, file = free_port(), str(tmp_path / "millstream-keys.json")
@@ -113,21 +111,18 @@ def until(port: int, key: str, wanted: int) -> None:
     ],
 )
 def test_invalid_key_commands_are_explained(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
-    """Without a traceback."""
     _, said = keys(tmp_path, *arguments, fails=True)
     assert text in said
     assert "Traceback" not in said
 
 
 def test_key_names_are_unique(tmp_path: Path) -> None:
-    """Two keys of one name would be one caller."""
     keys(tmp_path, "add", "ci")
     _, said = keys(tmp_path, "add", "ci", fails=True)
     assert "already" in said
 
 
 def test_keys_can_be_listed_as_json(tmp_path: Path) -> None:
-    """For programs; the key itself comes only from the command that makes it."""
     added = json.loads(keys(tmp_path, "add", "ada", "--scope", "a", "--json")[0])
     rotated = json.loads(keys(tmp_path, "rotate", "ada", "--grace", "2", "--json")[0])
     assert (added["name"], rotated["graceHours"]) == ("ada", 2)

@@ -27,7 +27,6 @@ def kept(tmp_path: Path) -> KeyFile:
 
 
 def test_keys_are_stored_as_hashes_in_an_owner_only_file(kept: KeyFile) -> None:
-    """Whoever reads the file learns nothing that signs in."""
     key = kept.add("ci", ("orders:write",), 1.0, 2.0)
     text = kept.path.read_text("utf-8")
     assert key.startswith(PREFIX)
@@ -39,26 +38,23 @@ def test_keys_are_stored_as_hashes_in_an_owner_only_file(kept: KeyFile) -> None:
 
 
 def test_generated_keys_are_unique(kept: KeyFile) -> None:
-    """They are random."""
     assert len({kept.add(f"k{number}", (), 0.0, None) for number in range(50)}) == 50
 
 
 @for_each("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
 def test_key_names_that_could_confuse_a_log_are_refused(kept: KeyFile, name: str) -> None:
-    """It becomes the principal's subject."""
     with pytest.raises(ValueError, match="name"):
         kept.add(name, (), 0.0, None)
 
 
 @for_each("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
 def test_scopes_that_would_break_a_challenge_are_refused(kept: KeyFile, scope: str) -> None:
-    """RFC 6749 §3.3; scopes stand quoted in ``WWW-Authenticate``."""
+    """RFC 6749 §3.3."""
     with pytest.raises(ValueError, match="scope"):
         kept.add("x", (scope,), 0.0, None)
 
 
 def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
-    """Each reads the file under the lock before it writes."""
     path = tmp_path / "keys.json"
     first, second = KeyFile(path), KeyFile(path)
     first.add("one", (), 0.0, None)
@@ -70,7 +66,6 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
 
 @for_each("mode", [0o620, 0o602, 0o666])
 def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> None:
-    """They could add a key."""
     kept.path.chmod(mode)
     with pytest.raises(LocalError, match="chmod 600"):
         kept.load()
@@ -78,7 +73,6 @@ def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> N
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])
 def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
-    """A server that starts with half a file would lock people out, or let them in."""
     path = tmp_path / "keys.json"
     path.write_text(text, "utf-8")
     path.chmod(0o600)
@@ -89,7 +83,6 @@ def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
 
 
 async def test_expired_keys_are_refused(tmp_path: Path) -> None:
-    """And so is one that has just expired: what was found before is asked again."""
     file, now = KeyFile(tmp_path / "keys.json"), [100.0]
     key = file.add("brief", (), 0.0, 200.0)
     method = KeyMethod((), KeyFile(file.path), clock=lambda: now[0])
@@ -104,7 +97,6 @@ async def test_expired_keys_are_refused(tmp_path: Path) -> None:
 
 
 async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: KeyFile) -> None:
-    """No restart; a rotated key is the same caller, whose session goes on."""
     async with guarded(make_server(auth.keys(file=kept.path))) as world:
         guard = world.runtime.guard
         assert guard is not None
@@ -122,7 +114,6 @@ async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: Ke
 
 
 async def test_rotated_keys_work_only_during_their_grace(tmp_path: Path) -> None:
-    """Callers need time to get the new one; one that expires anyway does not live longer for it."""
     file, now = KeyFile(tmp_path / "keys.json"), [0.0]
     old = file.add("ci", ("a",), 0.0, None)
     new = file.rotate("ci", 0.0, 60.0)
@@ -138,7 +129,6 @@ async def test_rotated_keys_work_only_during_their_grace(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("path", ["/events", "/mcp/sse/me", "/sse", "/mcp"])
 async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
-    """Within a second: the server looks at the file once a second."""
     key, other = kept.add("ci", (), 0.0, None), kept.add("other", (), 0.0, None)
     async with guarded(make_server(auth.keys(file=kept.path))) as world:
         streams = []
@@ -164,7 +154,6 @@ async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
 
 
 async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody may have deleted it because a key leaked. It is said once, and the keys are back with the file."""
     key = kept.add("ci", (), 0.0, None)
     saved = kept.path.read_bytes()
     async with guarded(make_server(auth.keys(file=kept.path))) as world:
@@ -183,7 +172,6 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
 
 
 async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
-    """A server answers in several event loops, and its methods are shared between them."""
     key = kept.add("ci", (), 0.0, None)
     method = auth.keys(file=kept.path)
     async with guarded(make_server(method)) as one, guarded(make_server(method)) as two:
@@ -198,6 +186,5 @@ async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
 
 
 def test_key_file_contains_only_required_members(kept: KeyFile) -> None:
-    """It is read by people, too."""
     (first,) = json.loads(kept.path.read_text("utf-8"))["keys"]
     assert first.keys() == {"name", "hash", "created"}

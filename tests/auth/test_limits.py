@@ -34,7 +34,6 @@ class Clock:
 
 
 def test_bursts_are_followed_by_the_steady_rate() -> None:
-    """GCRA: the whole allowance at once, then one for each share of the time."""
     clock = Clock()
     limiter = Limiter("x", Rate.of("10/minute"), clock=clock)
     assert [limiter.take("a") for _ in range(10)] == [0.0] * 10
@@ -52,7 +51,7 @@ def test_bursts_are_followed_by_the_steady_rate() -> None:
 
 @for_each("seconds", [1, 60, 86400])
 def test_bursts_with_fractional_shares_allow_the_whole_count(seconds: int) -> None:
-    """A fixed defect: sums of fractions came out a little too large, and the last call of a burst was refused."""
+    """Regression: rounding errors made the last call of a burst fail."""
     for count in range(1, 400):
         limiter = Limiter("x", Rate(count, seconds), clock=Clock())
         assert sum(limiter.wait("a") == 0.0 and limiter.take("a") == 0.0 for _ in range(count + 1)) == count
@@ -84,7 +83,6 @@ def test_any_interval_allows_at_most_burst_plus_refill(
 
 
 def test_prefetched_tokens_are_used_and_renewed() -> None:
-    """The store has refilled it by then: using it later would let more through than the rate allows."""
     clock = Clock()
     limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
     first = limiter.pace("a", "n", 1.0)
@@ -100,7 +98,6 @@ def test_prefetched_tokens_are_used_and_renewed() -> None:
 
 
 def test_rate_table_is_bounded() -> None:
-    """Anybody can come from many addresses."""
     clock = Clock()
     limiter = Limiter("x", Rate.of("2/second"), clock=clock, max_keys=100)
     for number in range(1000):
@@ -113,7 +110,6 @@ def test_rate_table_is_bounded() -> None:
 
 @for_each("text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"])
 def test_invalid_rates_are_refused(text: str) -> None:
-    """With what one looks like."""
     with pytest.raises(ValueError, match="100/minute"):
         Rate.of(text)
 
@@ -123,7 +119,6 @@ def test_invalid_rates_are_refused(text: str) -> None:
     ("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix", "unix"),
 ])  # fmt: skip
 def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> None:
-    """Whoever has one of them has 2**64."""
     assert peer_network(address) == counted
     assert HttpRequest("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
@@ -159,7 +154,6 @@ def check(reply: Any, policy: str, count: int) -> None:
 
 
 async def test_tool_limits_apply_per_caller() -> None:
-    """429 in both eras, with the id of the request."""
     async with guarded(limited()) as world:
         for key in (ALICE, BOB):
             assert (await world.call(key, "rare")).status == 200
@@ -173,7 +167,6 @@ async def test_tool_limits_apply_per_caller() -> None:
 
 
 async def test_limits_apply_to_rest_and_sockets() -> None:
-    """The same gate for every transport."""
     async with guarded(limited()) as world:
         for _ in range(2):
             assert (await world.call(BOB, "rare")).status == 200
@@ -191,7 +184,6 @@ async def test_limits_apply_to_rest_and_sockets() -> None:
 
 
 async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
-    """If one limit refuses, none is charged."""
     async with guarded(limited(limit_calls="5/minute")) as world:
         assert (await world.call(ALICE, "dear")).status == 200
         check_left = await world.call(ALICE, "dear")
@@ -209,7 +201,6 @@ async def ask_pings(world: Guarded, key: str, number: int) -> list[int]:
 
 
 async def test_requests_can_be_limited_per_caller_and_address() -> None:
-    """Several people behind one address share what the address may do."""
     async with guarded(limited(limit_requests="3/minute")) as world:
         assert await ask_pings(world, ALICE, 4) == [200, 200, 200, 429]
         assert await ask_pings(world, BOB, 1) == [200]
@@ -220,7 +211,6 @@ async def test_requests_can_be_limited_per_caller_and_address() -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
-    """And a header that anybody can send changes nothing about it."""
     async with wired(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
         statuses = []
         for number in range(4):
@@ -231,7 +221,7 @@ async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
 
 
 async def test_socket_messages_count_for_their_address() -> None:
-    """A fixed defect: JSON-RPC on a WebSocket had no address, so no limit of an address held there."""
+    """Regression: JSON-RPC messages on a WebSocket had no address, so address limits didn't apply."""
     async with guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
         await socket.recv()
         said = []
@@ -242,7 +232,7 @@ async def test_socket_messages_count_for_their_address() -> None:
 
 
 async def test_streams_and_publications_count_as_requests() -> None:
-    """A fixed defect: only calls were limited, so a caller could open streams and publish without end."""
+    """Regression: only calls were limited, so callers could open streams and publish without limits."""
     async with guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
         await socket.recv()
         json_body = {"content_type": "application/json"}
@@ -260,7 +250,6 @@ async def test_streams_and_publications_count_as_requests() -> None:
 
 
 async def test_stdio_parents_have_only_tool_limits() -> None:
-    """It has the server to itself; what stands behind a tool may still have a limit."""
     server = limited(limit_requests="1/minute", limit_calls="1/minute")
     async with connect(server) as client:
         for _ in range(2):
@@ -272,7 +261,6 @@ async def test_stdio_parents_have_only_tool_limits() -> None:
 
 
 async def test_gate_exists_only_with_limits() -> None:
-    """Pay only when asked."""
     server = Server("s", settings=Settings())
     async with guarded(server) as world:
         assert world.runtime.dispatcher.gate is None
@@ -294,7 +282,6 @@ async def test_gate_exists_only_with_limits() -> None:
     ],
 )
 def test_invalid_limits_are_refused_at_registration(options: Any) -> None:
-    """The message says what one looks like."""
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match=r"limit|cost|concurrency"):
         server.tool(**options)(lambda: "x")
@@ -308,7 +295,6 @@ def test_invalid_limits_are_refused_at_registration(options: Any) -> None:
 
 
 async def test_concurrency_limits_apply_on_every_transport() -> None:
-    """What ends makes room, however it ends; another caller has room of their own, unless the tool itself is full."""
     server = make_server(limit_concurrency=2)
     go = asyncio.Event()
 
@@ -343,7 +329,6 @@ async def test_concurrency_limits_apply_on_every_transport() -> None:
 
 
 async def test_quotas_last_a_day_and_survive_a_restart(tmp_path: Path) -> None:
-    """With a store that outlasts it; the headers say how long."""
     for round in range(2):
         server = make_server(limit_quota="2/day")
         server.definition.store = f"sqlite:///{tmp_path}/store.db"

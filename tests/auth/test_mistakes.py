@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 
 @for_each("name", MISTAKES)
 def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
-    """A fixed defect: Python said that an argument was unexpected, and one string was taken for its letters."""
+    """Regression: Python only reported an unexpected argument, and a single string was split into letters."""
     make, said = MISTAKES[name]
     with pytest.raises(TypeError, match=re.escape(said)):
         make()
@@ -95,7 +95,6 @@ def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
 
 @for_each("kind", ["tool", "prompt", "resource"])
 def test_scopes_given_as_one_string_are_refused(kind: str) -> None:
-    """``@mcp.tool(scopes="orders:write")``."""
     server: Any = Server("shop")
     given = {"resource": ("shop://a",)}.get(kind, ())
     with pytest.raises(TypeError, match="scopes"):

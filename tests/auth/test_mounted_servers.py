@@ -36,7 +36,6 @@ async def ask(app: Any, method: str, path: str, credential: str | None = None) -
 
 
 async def test_tokens_are_bound_to_their_mounted_server() -> None:
-    """Each has an audience of its own (RFC 8707)."""
     app = application()
     for own, other in (("books", "news"), ("news", "books")):
         found = token(claims(aud=f"{ORIGIN}/{own}/mcp"))
@@ -47,7 +46,7 @@ async def test_tokens_are_bound_to_their_mounted_server() -> None:
 @for_each("name", ["books", "news"])
 @for_each("credential", [None, "wrong"])
 async def test_mounted_servers_reference_existing_metadata(name: str, credential: str | None) -> None:
-    """A fixed defect: the address was at the root of the application, which knows nothing of it."""
+    """Regression: the metadata URL pointed to the root of the application, which doesn't serve it."""
     app = application()
     refused = await ask(app, "POST", f"/{name}/mcp", credential)
     assert refused.status == 401

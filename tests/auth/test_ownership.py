@@ -40,7 +40,6 @@ async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) ->
 
 
 async def test_fast_path_checks_the_session_owner() -> None:
-    """The table of verified ids is one for all callers."""
     call = request("tools/call", {"name": "who", "arguments": {}})
     async with guarded() as world:
         session = await world.initialize(ALICE)
@@ -50,7 +49,6 @@ async def test_fast_path_checks_the_session_owner() -> None:
 
 
 async def test_streams_are_resumed_only_by_their_owner() -> None:
-    """`Last-Event-ID` names a stream of a session, and the session is bound."""
     async with guarded() as world:
         session = await world.initialize(ALICE)
         params = {"name": "counts", "arguments": {}, "_meta": {"progressToken": 1}}
@@ -97,7 +95,6 @@ async def streamed(world: Guarded, key: str, client_id: str) -> None:
 
 
 async def test_mailboxes_are_separate_for_each_caller() -> None:
-    """A stranger who knows the id listens to a mailbox of their own, as with an id that nobody has."""
     async with guarded() as world:
         await streamed(world, ALICE, "desk")  # waits in the mailbox
         thief = await world.send(BOB, "GET", "/mcp/sse/desk", **STREAM)
@@ -117,7 +114,6 @@ async def test_mailboxes_are_separate_for_each_caller() -> None:
 
 
 async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
-    """What a client id becomes inside cannot be said from outside."""
     inner = f"{Principal('alice', client='alice').bound.hex()}/desk"
     async with guarded() as world:
         paths = [f"/mcp/sse/{inner}", f"/mcp/sse/{inner.replace('/', '%2F')}"]
@@ -128,7 +124,6 @@ async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
 
 
 async def test_presence_cannot_be_forged() -> None:
-    """Presence tells them apart, and each leaves by themselves."""
     async with guarded() as world:
         path = "/events?channel=room&client_id=desk&name=Me"
         peers = [await world.send(key, "GET", path, **STREAM) for key in (ALICE, BOB)]
@@ -147,7 +142,6 @@ async def test_presence_cannot_be_forged() -> None:
 
 
 async def test_questions_are_answered_only_by_their_session() -> None:
-    """The id of a question is a small number; the session of the answer has to be that of the question."""
     async with guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}})).encode()
@@ -181,7 +175,6 @@ async def test_request_state_is_bound_to_its_caller() -> None:
 
 
 async def test_calls_are_cancelled_only_by_their_session() -> None:
-    """Request ids are small numbers, too."""
     async with guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, "same")).encode()
@@ -198,7 +191,6 @@ async def test_calls_are_cancelled_only_by_their_session() -> None:
 
 
 def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
-    """`id` is issuer and subject; what is owned goes by the client, too."""
     desk, phone = (
         Principal("ada", "https://issuer.example", "desk"),
         Principal("ada", "https://issuer.example", "phone"),

@@ -102,7 +102,6 @@ async def world() -> Any:
 
 
 async def test_external_login_returns_to_the_requested_page(world: World) -> None:
-    """A page of ours leads on: the browser wouldn't send a cookie with SameSite=Strict behind a foreign redirect."""
     shown = await world.ask("GET", "/dashboard")
     assert b'<button name="way" value="elsewhere">Continue with Elsewhere</button>' in shown.body
     away = await world.away("/dashboard")
@@ -121,13 +120,11 @@ async def test_external_login_returns_to_the_requested_page(world: World) -> Non
 
 
 async def test_page_permissions_follow_the_allowlist_entry(world: World) -> None:
-    """As with a client; the dashboard takes a scope that Eve doesn't have."""
     await world.back(await world.away(), "eve")
     assert [await world.opened(page) for page in ("/docs", "/chat", "/dashboard")] == [200, 200, 403]
 
 
 async def test_users_not_on_the_allowlist_see_the_reason_and_get_no_cookie(world: World) -> None:
-    """The text is escaped."""
     landed = await world.back(await world.away("/chat"), "mallory")
     assert landed.status == 403
     assert b"&lt;b&gt; may not sign in here." in landed.body
@@ -136,7 +133,6 @@ async def test_users_not_on_the_allowlist_see_the_reason_and_get_no_cookie(world
 
 
 async def test_callbacks_are_bound_to_the_browser(world: World) -> None:
-    """Login CSRF: otherwise somebody could have you work in their account."""
     away = await world.away()
     mine, world.jar = world.jar, {}
     assert (await world.back(away)).status == 403
@@ -147,14 +143,12 @@ async def test_callbacks_are_bound_to_the_browser(world: World) -> None:
 
 
 async def test_login_buttons_work_only_on_our_page(world: World) -> None:
-    """Nobody else starts the trip; and a form over plain http from elsewhere isn't taken at all."""
     for foreign in ({"origin": "https://evil.example"}, {"origin": "null"}):
         reply = await world.ask("POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, **foreign)
         assert (reply.status, b"url=" in reply.body) == (403, False)
 
 
 async def test_page_login_state_is_single_use(world: World) -> None:
-    """Also not with a parameter twice."""
     away = await world.away()
     assert (await world.ask("GET", "/sign-in/callback/elsewhere?state=made-up&code=grace")).status == 400
     assert (await world.ask("GET", "/sign-in/callback/elsewhere?code=grace")).status == 400
@@ -167,13 +161,11 @@ async def test_page_login_state_is_single_use(world: World) -> None:
 
 @for_each("wanted", ["https://evil.example", "//evil.example", "/mcp", "", "javascript:alert(1)"])
 async def test_page_login_redirects_only_to_pages(world: World, wanted: str) -> None:
-    """No open redirect."""
     landed = await world.back(await world.away(wanted))
     assert led_to(landed) == "/connect"
 
 
 async def test_removed_users_and_expired_cookies_are_signed_out(world: World) -> None:
-    """`Selective.still` is asked again; nothing of the upstream is."""
     await world.back(await world.away())
     assert await world.opened() == 200
     world.upstream.allowed.discard("grace")
@@ -190,7 +182,6 @@ async def test_removed_users_and_expired_cookies_are_signed_out(world: World) ->
 
 
 async def test_upstream_outage_is_shown_on_the_form(world: World) -> None:
-    """And another way can be used."""
     world.upstream.works = False
     reply = await world.away()
     assert (reply.status, b"Elsewhere isn&#39;t responding" in reply.body) == (503, True)
@@ -199,7 +190,6 @@ async def test_upstream_outage_is_shown_on_the_form(world: World) -> None:
 
 
 async def test_form_on_another_host_name_links_to_the_right_one(world: World) -> None:
-    """The cookie that binds the trip would be of that name, and the way back leads to the issuer's own."""
     other = f"localhost:{urlsplit(world.url).port}"
     reply = await world.ask(
         "POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, host=other, origin=f"http://{other}"
@@ -208,7 +198,6 @@ async def test_form_on_another_host_name_links_to_the_right_one(world: World) ->
 
 
 async def test_issuer_and_external_page_login_can_be_combined() -> None:
-    """Their callbacks would be the same."""
     foreign: dict[str, Any] = {"audience": "http://127.0.0.1:8000/mcp", "client_id": "a"}
     first, second = (auth.oidc(f"https://{each}.example.com", **foreign) for each in ("one", "two"))
     async with guarded(make_server([auth.issuer("http://127.0.0.1:8000", users=Elsewhere()), first])) as world:

@@ -57,7 +57,6 @@ async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
 
 
 async def test_login_form_matches_the_auth_methods() -> None:
-    """A name and password, an account elsewhere, a key or token; and it says where people can't be sent."""
     google = auth.upstream("google", allow=["*"], client_id="a", client_secret="b")
     foreign: dict[str, Any] = {"audience": f"{ISSUER}/mcp"}
     assert await asked(issuing(Known())) == (True, False, False, False)
@@ -70,7 +69,6 @@ async def test_login_form_matches_the_auth_methods() -> None:
 
 
 async def test_password_login_opens_pages_within_scopes() -> None:
-    """Everything is everything; without millstream:watch nobody sees the dashboard."""
     people = Known()
     people.people["eve"] = ("watch the mill", User("eve", "Eve", ("millstream:watch",)))
     async with guarded(make_server([issuing(people), auth.keys(ROOT)])) as world:
@@ -87,7 +85,6 @@ async def test_password_login_opens_pages_within_scopes() -> None:
 
 
 async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
-    """As that of a key: neither a bearer token nor what the form takes, and for this origin only."""
     async with guarded(make_server(issuing(Known()))) as world:
         reply = await send(world, ADA)
         cookie, *flags = reply.headers[b"set-cookie"].decode().split("; ")
@@ -105,7 +102,6 @@ async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
 
 @pytest.mark.usefixtures("quick_hashes")
 async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path) -> None:
-    """Within a second; who has the new password comes back."""
     file = UserFile(tmp_path / "users.json")
     file.add("ada", ADA["password"], ("*",), 1.0)
     async with guarded(make_server(issuing(auth.users(file=file.path)))) as world:
@@ -123,7 +119,6 @@ async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path
 
 
 async def test_new_login_keeps_no_stream_of_the_old_password() -> None:
-    """The server looks once a second for whom it still holds; by then they are somebody else, and known again."""
     store = MemoryStore()
     await store.open()
     desk = Desk(store)
@@ -144,7 +139,6 @@ async def test_new_login_keeps_no_stream_of_the_old_password() -> None:
 
 
 async def test_wrong_passwords_share_one_counter() -> None:
-    """Ten a minute of one address; then not even the right one is looked at."""
     async with guarded(make_server([issuing(Known()), auth.keys(ROOT)])) as world:
         statuses = [(await send(world, {"name": "ada", "password": f"wrong{number}"})).status for number in range(11)]
         assert statuses == [403] * 10 + [429]
@@ -157,8 +151,6 @@ async def test_wrong_passwords_share_one_counter() -> None:
 
 
 async def test_provider_limits_apply_to_pages() -> None:
-    """Whoever is denied one scope does not have all of them; claims are those of tokens."""
-
     class Ours(Provider):
         async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(each for each in scopes if each != "secrets")

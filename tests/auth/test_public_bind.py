@@ -31,7 +31,6 @@ def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
 
 @for_each("host", PUBLIC + HERE)
 def test_auth_or_explicit_consent_allows_a_public_bind(host: str) -> None:
-    """Each of the ways to say it."""
     for server in (
         Server("s", auth=auth.keys(LONG), settings=Settings()),
         Server("s", settings=Settings(auth_key=LONG)),
@@ -42,14 +41,12 @@ def test_auth_or_explicit_consent_allows_a_public_bind(host: str) -> None:
 
 @for_each("host", HERE)
 def test_loopback_bind_needs_no_auth(host: str) -> None:
-    """Only programs of this machine reach it."""
     check_public(Server("s", settings=Settings()).definition, host)
     check_public(Server("s", settings=Settings(auth_key="short")).definition, host)
 
 
 @for_each("host", PUBLIC)
 def test_guessable_keys_are_refused_on_a_public_bind(host: str) -> None:
-    """16 characters, as of `my_secret_key` there are fewer."""
     with pytest.raises(CommandError, match="too short"):
         check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
 
@@ -57,13 +54,11 @@ def test_guessable_keys_are_refused_on_a_public_bind(host: str) -> None:
 @for_each("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
 @for_each("value", ["", " "])
 def test_placeholder_variables_stop_the_start(name: str, value: str) -> None:
-    """``MCP_SERVER_AUTH_KEY=${KEY}`` with no KEY would otherwise serve everybody."""
     with pytest.raises(VariableError, match=f"{name} is empty"):
         Settings.load({name: value})
 
 
 def test_prefixed_key_variable_takes_precedence() -> None:
-    """`MCP_SERVER_AUTH_KEY` is what clients are configured by, too."""
     assert Settings.load({"MCP_SERVER_AUTH_KEY": "a"}).auth_key == "a"
     assert Settings.load({"MCP_SERVER_AUTH_KEY": "a", "MILLSTREAM_AUTH_KEY": "b"}).auth_key == "b"
 
@@ -74,7 +69,6 @@ def test_prefixed_key_variable_takes_precedence() -> None:
     ["-c", "import runpy; runpy.run_path('FILE')['mcp'].run('http', host='0.0.0.0')"],
 ])  # fmt: skip
 def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp_path: Path) -> None:
-    """Both ways to start a server."""
     file = tmp_path / "shop.py"
     file.write_text("from millstream import Server\nmcp = Server('shop')\n", "utf-8")
     command = [sys.executable, *(part.replace("FILE", str(file)) for part in program)]
@@ -86,7 +80,7 @@ def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp
 
 @for_each("depth", [1, 2])
 async def test_mounting_does_not_remove_authentication(depth: int) -> None:
-    """A fixed defect: its tools were there for everybody, and nothing said so."""
+    """Regression: the tools of the mounted server were public, without a warning."""
     inner = Server("inner", auth=auth.keys(LONG), settings=Settings())
     outer = inner
     for number in range(depth):

@@ -32,7 +32,6 @@ async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tupl
 @for_each("modern", [True, False], ids=["per-request", "handshake"])
 @for_each("method", LISTS)
 async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) -> None:
-    """Prepared lists are kept for many callers: none of them sees another one's."""
     hidden = LISTS[method][2]
     async with guarded() as world:
         for _ in range(2):
@@ -45,7 +44,6 @@ async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) 
 
 
 async def test_cursors_and_changes_do_not_leak_hidden_items() -> None:
-    """A cursor names the last item of a page, and a change clears what was prepared."""
     server = make_server(page_size=1)
     async with guarded(server) as world:
 
@@ -84,7 +82,7 @@ USES = {
 
 @for_each("method", USES)
 async def test_missing_scopes_get_403_with_the_required_scopes(method: str) -> None:
-    """MCP 2025-11-25, basic/authorization: Scope Challenge Handling; 403 is for all revisions that know HTTP's."""
+    """MCP 2025-11-25, basic/authorization."""
     params, scope, name = USES[method]
     challenge = f'Bearer error="insufficient_scope", scope="{scope}"'.encode()
     async with guarded() as world:
@@ -102,7 +100,6 @@ async def test_missing_scopes_get_403_with_the_required_scopes(method: str) -> N
 
 
 async def test_scopes_are_checked_before_arguments() -> None:
-    """What is wrong with them would say what the tool takes."""
     async with guarded() as world:
         for arguments in ({}, {"isbn": 1}, {"nonsense": True}):
             reply = await world.post(BOB, request("tools/call", {"name": "order", "arguments": arguments}))
@@ -117,7 +114,6 @@ async def test_scopes_are_checked_before_arguments() -> None:
 
 
 async def test_rest_and_openapi_follow_the_scopes() -> None:
-    """`/openapi.json` is made for those who see the same tools."""
     async with guarded() as world:
         for _ in range(2):
             for key, sees in ((ROOT, True), (BOB, False), (ALICE, True)):
@@ -135,7 +131,6 @@ async def test_rest_and_openapi_follow_the_scopes() -> None:
 
 
 async def test_sockets_follow_the_scopes_of_their_caller() -> None:
-    """The dialect, and JSON-RPC on the same socket."""
     async with guarded() as world:
         for key, works in ((ALICE, True), (BOB, False)):
             async with world.socket(key) as socket:
@@ -148,7 +143,6 @@ async def test_sockets_follow_the_scopes_of_their_caller() -> None:
 
 
 async def test_subscriptions_require_read_scopes() -> None:
-    """In a session it is refused; on a stream of 2026-07-28 it is left out of what is acknowledged."""
     async with guarded() as world:
         session = await world.initialize(BOB)
         reply = await world.post(BOB, request("resources/subscribe", {"uri": "secret://x"}), mcp_session_id=session)
@@ -165,7 +159,6 @@ async def test_subscriptions_require_read_scopes() -> None:
 
 
 async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
-    """Our choice: a scope that nobody checks would be a promise that nobody keeps."""
     server = Server("open", settings=Settings())
 
     @server.tool(scopes=["orders:write"])
@@ -183,14 +176,12 @@ async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
 
 @for_each("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
 def test_invalid_scopes_are_refused_at_registration(scopes: Any) -> None:
-    """They stand in a header."""
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match="scopes"):
         server.tool(scopes=scopes)(lambda: "x")
 
 
 async def test_operator_pages_and_publishing_have_their_own_scopes() -> None:
-    """The dashboard shows the log; who may call tools need not see it."""
     async with guarded() as world:
         for path in ("/dashboard", "/metrics"):
             assert (await world.ask(ROOT, "GET", path)).status == 200

@@ -31,7 +31,6 @@ async def cookie(world: Guarded, key: str = ROOT) -> str:
 
 
 async def test_pages_show_the_form_before_login() -> None:
-    """401 with the form for people, problem details for programs."""
     async with guarded() as world:
         for page in ("/dashboard", "/chat", "/inspect", "/docs", "/connect"):
             reply = await world.ask(None, "GET", page, accept="text/html,*/*")
@@ -50,7 +49,6 @@ async def test_pages_show_the_form_before_login() -> None:
 
 
 async def test_login_sets_a_strict_http_only_cookie() -> None:
-    """HttpOnly and SameSite=Strict; `Secure` wherever browsers keep such a cookie."""
     async with guarded() as world:
         reply = await sign_in(world)
         assert (reply.status, reply.headers[b"location"]) == (303, b"/dashboard")
@@ -71,7 +69,6 @@ async def test_login_sets_a_strict_http_only_cookie() -> None:
                                     "dashboard",
                                     "/dashboard\r\nx: y", "/dashboard/../x", "javascript:alert(1)"])  # fmt: skip
 async def test_login_redirects_only_to_pages(wanted: str) -> None:
-    """No open redirect."""
     async with guarded() as world:
         reply = await sign_in(world, wanted=wanted)
         assert reply.headers[b"location"] == b"/connect"
@@ -80,7 +77,6 @@ async def test_login_redirects_only_to_pages(wanted: str) -> None:
 
 @for_each("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
 async def test_form_does_not_repeat_submitted_values(wanted: str) -> None:
-    """Only the name of a page does."""
     async with guarded() as world:
         reply = await sign_in(world, key="wrong", wanted=wanted)
         assert reply.status == 403
@@ -99,7 +95,6 @@ FOREIGN: list[dict[str, str]] = [
 
 @for_each("headers", FOREIGN)
 async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> None:
-    """Nobody signs you in as somebody else (login CSRF), nor out."""
     async with guarded() as world:
         body = urlencode({"key": ROOT}).encode()
         for path in ("/sign-in", "/sign-out"):
@@ -124,7 +119,6 @@ async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> 
     ],
 )
 async def test_cookie_works_only_for_same_origin_requests(method: str, path: str, headers: dict[str, str]) -> None:
-    """A browser sends it unasked; that is what cross-site request forgery lives on."""
     async with guarded() as world:
         reply = await world.ask(None, method, path, PING, cookie=await cookie(world), **JSON, **headers)
         assert reply.status in (401, 403)
@@ -132,7 +126,7 @@ async def test_cookie_works_only_for_same_origin_requests(method: str, path: str
 
 
 async def test_dashboard_requests_work_with_the_cookie() -> None:
-    """A defect once: the page opened, and what it fetched said 401, so that its charts stayed empty."""
+    """Regression: the page opened, but its requests got 401, so the charts stayed empty."""
     async with guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)
         for path in ("/dashboard/history?seconds=60", "/dashboard/calls", "/dashboard/readers"):
@@ -161,7 +155,6 @@ async def test_page_calls_work_with_the_cookie() -> None:
 
 @for_each("path", ["/sse", "/metrics", "/messages/?session_id=x"])
 async def test_cookie_is_refused_elsewhere(path: str) -> None:
-    """Programs send their key."""
     async with guarded() as world:
         method = "POST" if "mess" in path or "tools" in path else "GET"
         reply = await world.ask(None, method, path, b"{}", cookie=await cookie(world), accept=POST["accept"], **OWN)
@@ -170,7 +163,6 @@ async def test_cookie_is_refused_elsewhere(path: str) -> None:
 
 @for_each("place", [0, 5, -1])
 async def test_changed_forged_and_duplicate_cookies_are_ignored(place: int) -> None:
-    """It is sealed. Two of a name may be one of a neighbour domain's making."""
     async with guarded() as world:
         jar = await cookie(world)
         name, _, value = jar.partition("=")
@@ -182,7 +174,6 @@ async def test_changed_forged_and_duplicate_cookies_are_ignored(place: int) -> N
 
 
 async def test_cookie_value_is_not_a_bearer_token() -> None:
-    """Not as a bearer token, and not under the name by which it is kept."""
     async with guarded() as world:
         value = (await cookie(world)).partition("=")[2]
         assert (await world.ask(None, "GET", "/docs", cookie=f"millstream={value}")).status == 200
@@ -191,13 +182,11 @@ async def test_cookie_value_is_not_a_bearer_token() -> None:
 
 
 async def test_cookie_does_not_override_a_wrong_authorization() -> None:
-    """A presented credential that is not valid never makes a caller."""
     async with guarded() as world:
         assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
 
 
 async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
-    """What it stands for is looked at, not what it says."""
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("ada", ("*",), 0.0, None)
     async with guarded(make_server(auth.keys(file=file.path))) as world:
@@ -210,7 +199,6 @@ async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
 
 
 async def test_wrong_keys_in_the_form_count_as_guesses() -> None:
-    """The form is no way around the limit."""
     async with guarded() as world:
         statuses = [(await sign_in(world, key=f"wrong{number}")).status for number in range(31)]
         assert statuses == [403] * 30 + [429]
@@ -218,7 +206,6 @@ async def test_wrong_keys_in_the_form_count_as_guesses() -> None:
 
 
 async def test_signing_out_deletes_the_cookie() -> None:
-    """And leads back to the form."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-out", b"", **OWN)
         assert (reply.status, reply.headers[b"location"]) == (303, b"/sign-in")
@@ -226,7 +213,6 @@ async def test_signing_out_deletes_the_cookie() -> None:
 
 
 async def test_remote_login_requires_https() -> None:
-    """The key would travel in the clear, and browsers keep no `Secure` cookie of such a page."""
     async with guarded(make_server(allowed_hosts=("mcp.example.com",))) as world:
         fields = {"host": "mcp.example.com", "origin": "http://mcp.example.com", "sec-fetch-site": "same-origin",
                   "content-type": FORM["content_type"]}  # fmt: skip
@@ -237,7 +223,6 @@ async def test_remote_login_requires_https() -> None:
 
 
 async def test_pages_see_the_scopes_of_the_user() -> None:
-    """Bob may call tools, and not watch the server."""
     async with guarded() as world:
         bob, alice = await cookie(world, BOB), await cookie(world, ALICE)
         assert (await world.ask(None, "GET", "/dashboard", cookie=bob)).status == 403
@@ -248,13 +233,13 @@ async def test_pages_see_the_scopes_of_the_user() -> None:
 
 
 async def test_login_forms_with_too_many_fields_are_refused() -> None:
-    """A fixed defect: it was answered with 500."""
+    """Regression: they got status 500."""
     async with guarded() as world:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
 async def test_large_login_forms_are_refused_unread() -> None:
-    """A fixed defect: reading 4 MB of escapes took a second, and nobody else was served meanwhile."""
+    """Regression: decoding 4 MB of escapes blocked the server for a second."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)

@@ -236,7 +236,6 @@ WAYS: list[Callable[[World], Awaitable[None]]] = [
 
 @pytest.mark.parametrize("kind", ["four workers", "two servers with Redis"])
 async def test_login_can_continue_on_another_worker(tmp_path: Path, kind: str) -> None:
-    """Our choice: nothing of it is in one process only. Each way is gone several times, by whatever workers."""
     async with servers(tmp_path, kind) as world:
         for way in WAYS * TIMES:
             await way(world)

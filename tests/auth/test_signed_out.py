@@ -24,7 +24,6 @@ def ended(known: SignedOut) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("kind", backings(["memory", "sqlite", "local", "redis"]))
 async def test_sign_out_applies_to_all_workers(kind: str) -> None:
-    """What another worker believed of the cookie is forgotten, and it's told once whose streams end."""
     backing: Backing = BACKINGS[kind]()
     first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
     here = SignedOut(first, {kept_as("jar"): "known"})
@@ -47,7 +46,6 @@ async def test_sign_out_applies_to_all_workers(kind: str) -> None:
 async def test_sign_outs_apply_locally_during_a_store_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody is kept out of the dashboard by an outage; and it's said that others don't know."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()
 
@@ -67,7 +65,7 @@ async def test_sign_outs_apply_locally_during_a_store_outage(
 async def test_missed_sign_outs_restart_cookie_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fixed defect: after an interruption, the streams of a copy went on for twelve hours. Others come back."""
+    """Regression: after an interruption, streams of copied cookies stayed open for up to twelve hours."""
     bus, told = type(MemoryStore().bus), {}
 
     def subscribing(self: Any, topic: str, receive: Any, *, interrupted: Any = None) -> Any:
@@ -94,7 +92,6 @@ async def test_missed_sign_outs_restart_cookie_streams(
 
 
 async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store has the rest."""
     monkeypatch.setattr("millstream.auth._signed_out._MAX_HEARD", 10)
     backing = BACKINGS["memory"]()
     known = SignedOut(await backing.worker(), {})
@@ -107,7 +104,6 @@ async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_sign_outs_are_rate_limited_per_user() -> None:
-    """Somebody with a key could fill the store with cookies; the browser loses its cookie in any case."""
     async with guarded() as world:
         assert world.runtime.guard is not None
         assert world.runtime.guard.signed_out is not None
@@ -119,9 +115,7 @@ async def test_sign_outs_are_rate_limited_per_user() -> None:
 
 
 async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
-    """A fixed defect: after sixty requests with cookies that were made up, or somebody's own, a copy of any cookie of
-    that address went on to count.
-    """
+    """Regression: after sixty forged cookies, copies of signed-out cookies of that address stayed valid."""
     async with guarded() as world:
         jar, mine = await cookie(world), [await cookie(world, BOB) for _ in range(61)]
         for sent in [f"{jar}x"] * 61 + mine:
@@ -134,7 +128,7 @@ async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
 async def test_request_in_progress_is_refused_after_sign_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fixed defect: what was found out before they signed out was believed for a minute after."""
+    """Regression: a check that started before the sign-out was cached for a minute."""
     async with guarded() as world:
         jar = await cookie(world)
         values = type(world.runtime.services.store.kv)
@@ -157,7 +151,6 @@ async def test_request_in_progress_is_refused_after_sign_out(
 
 
 async def test_foreign_cookies_are_not_remembered() -> None:
-    """Anybody can send one; and one from another site is not looked at."""
     async with guarded() as world:
         jar = await cookie(world)
         for sent in ("millstream=made-up", "millstream=", "other=x", f"{jar}x"):

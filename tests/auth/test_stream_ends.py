@@ -62,7 +62,6 @@ def pass_time(world: Guarded, seconds: float) -> None:
 
 @for_each("kind", KEPT)
 async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
-    """Not before, nor does the one beside it whose token lasts. Clocks may differ by as much as for calls."""
     async with world_of_tokens() as world:
         short, long = await open_stream(world, lasting(600), kind), await open_stream(world, lasting(6000), kind)
         assert len(world.runtime.streams) == 2
@@ -78,7 +77,7 @@ async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
 
 
 async def test_store_clock_skew_ends_no_stream() -> None:
-    """Fixed defect: this machine's clock took the token again, and so the stream ended again and again."""
+    """Regression: this machine's clock was used again, so the stream ended repeatedly."""
     async with world_of_tokens() as world:
         stream = await open_stream(world, lasting(600), "/mcp")
         world.runtime.services.clock = lambda: time.time() + 700
@@ -89,7 +88,6 @@ async def test_store_clock_skew_ends_no_stream() -> None:
 
 @for_each("speaks", ["", "mcp"])
 async def test_sockets_end_with_their_token(speaks: str) -> None:
-    """1008, and a reason that says what to do."""
     async with world_of_tokens() as world:
         async with world.socket(lasting(600), speaks) as socket:
             pass_time(world, 700)
@@ -98,7 +96,6 @@ async def test_sockets_end_with_their_token(speaks: str) -> None:
 
 
 async def test_running_calls_finish_after_their_token_expires() -> None:
-    """Its caller had the right to begin it; a stream of a session is read on with the next token."""
     async with world_of_tokens() as world:
         session = await world.initialize(lasting(600))
         given = {name.replace("-", "_"): value for name, value in POST.items()}
@@ -127,7 +124,6 @@ async def test_running_calls_finish_after_their_token_expires() -> None:
 
 
 async def test_streams_end_with_their_cookie() -> None:
-    """Those of the pages: a cookie lives for twelve hours, and no longer than its key or token."""
     async with world_of_tokens() as world:
         for seconds, passes in ((600, 700), (10**6, 12 * 3600 + 1)):
             jar = await cookie(world, lasting(seconds))
@@ -143,7 +139,7 @@ async def test_streams_end_with_their_cookie() -> None:
 
 
 async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
-    """A fixed defect: a copy of the cookie went on to count for twelve hours, streams included."""
+    """Regression: a copied cookie stayed valid for twelve hours, including its streams."""
     async with guarded() as world:
         copied, other = await cookie(world), await cookie(world)
         opened = await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=copied)
@@ -161,7 +157,6 @@ async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
 
 
 async def test_streams_of_rotated_keys_end_after_the_grace(tmp_path: Path) -> None:
-    """The name goes on to be valid: by the new key."""
     file = KeyFile(tmp_path / "keys.json")
     old = file.add("ci", (), 0.0, None)
     new = file.rotate("ci", 0.0, time.time() + 600)
@@ -173,7 +168,6 @@ async def test_streams_of_rotated_keys_end_after_the_grace(tmp_path: Path) -> No
 
 
 async def test_closed_streams_leave_nothing_behind() -> None:
-    """With one token that lasts for a year."""
     async with world_of_tokens() as world:
         key = lasting(3e7)
         for _ in range(150):

@@ -165,7 +165,7 @@ async def listening(world: World) -> AsyncIterator[tuple[list[Guarded], Listenin
 
 
 async def test_token_revocation_ends_its_streams_on_all_workers(world: World) -> None:
-    """RFC 7009 §2.1: at once, on all servers. One worker is told, and the others hear of it."""
+    """RFC 7009 §2.1."""
     async with listening(world) as (servers, opened):
         client, given = await asyncio.to_thread(world.tokens)
         await opened.open(servers, given["access_token"])
@@ -175,7 +175,6 @@ async def test_token_revocation_ends_its_streams_on_all_workers(world: World) ->
 
 
 async def test_key_revocation_ends_its_streams_on_all_workers(world: World) -> None:
-    """Each worker reads the file."""
     async with listening(world) as (servers, opened):
         await opened.open(servers, world.key["short"])
         await opened.open_as_page(servers, await cookie(servers[0], world.key["short"]))
@@ -185,7 +184,7 @@ async def test_key_revocation_ends_its_streams_on_all_workers(world: World) -> N
 
 
 async def test_key_replacement_ends_its_streams_on_all_workers(world: World) -> None:
-    """A fixed defect: the name stayed valid, so whoever had stolen the old key went on listening."""
+    """Regression: the name stayed valid, so streams opened with the stolen key stayed open."""
     async with listening(world) as (servers, opened):
         await opened.open(servers, world.key["changing"])
         world.keys.rotate("changing", time.time(), 0.0)
@@ -194,7 +193,6 @@ async def test_key_replacement_ends_its_streams_on_all_workers(world: World) -> 
 
 @for_each("name", ["removed", "another-password"])
 async def test_lost_permission_ends_page_streams(world: World, name: str) -> None:
-    """All workers read the file; a new password ends what the old one has opened."""
     async with listening(world) as (servers, opened):
         form = urlencode({"name": name, "password": "correct horse", "next": "/dashboard"}).encode()
         reply = await servers[0].ask(None, "POST", "/sign-in", form, **FORM, **OWN)

@@ -110,7 +110,7 @@ def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> No
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
 def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
-    """A fixed defect: it took requests in plain text, and whoever spoke TLS got an error."""
+    """Regression: it expected plain text, so TLS clients got an error."""
     cert, key = make(tmp_path, "x")
     options = ("--tls-cert", cert, "--tls-key", key)
     with workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:
@@ -125,7 +125,9 @@ def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
 def test_missing_tls_handshake_times_out(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    """A fixed defect: it was asyncio's minute, for any number of connections, since no cap counts them so early."""
+    """Regression: asyncio's default of a minute applied, and the connection cap doesn't count connections before the
+    handshake.
+    """
     with shop(tmp_path, *workers, MILLSTREAM_HEADER_TIMEOUT="1") as (port, _):
         begun = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as silent:
@@ -136,7 +138,7 @@ def test_missing_tls_handshake_times_out(tmp_path: Path, workers: tuple[str, ...
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
 def test_shutdown_does_not_wait_for_tls_close(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    """A fixed defect: with one idle browser, each stop took a second more, and looked like an error in the log."""
+    """Regression: one idle browser delayed each stop by a second and logged an error."""
     with shop(tmp_path, *workers) as (port, process), secured(port) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -148,7 +150,6 @@ def test_shutdown_does_not_wait_for_tls_close(tmp_path: Path, workers: tuple[str
 
 
 def test_partial_certificate_renewal_is_not_loaded(tmp_path: Path) -> None:
-    """The two files are written one after the other."""
     cert, key = make(tmp_path, "old")
     certificate = Certificate(cert, key)
     assert not certificate.renew()
@@ -167,12 +168,10 @@ def test_partial_certificate_renewal_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_old_versions_of_tls_are_not_spoken(tmp_path: Path) -> None:
-    """1.2 and up."""
     assert Certificate(*make(tmp_path, "x")).context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 def test_invalid_certificates_stop_the_start(tmp_path: Path) -> None:
-    """No such file, no pair, a passphrase that nobody could type."""
     cert, key = make(tmp_path, "x")
     other = tmp_path / "other"
     other.mkdir()
@@ -187,8 +186,8 @@ def test_invalid_certificates_stop_the_start(tmp_path: Path) -> None:
 
 
 async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A fixed defect: TLS ends with a word of each side. Whoever held back theirs stayed for half a minute more, and
-    each sweep failed at them.
+    """Regression: a client that didn't close its side of TLS stayed connected for 30 seconds, and every sweep raised an
+    error.
     """
     app = guard_table({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
@@ -201,7 +200,7 @@ async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: p
 
 
 async def test_shutdown_ignores_closed_tls_connections(tmp_path: Path) -> None:
-    """A fixed defect: asyncio's TLS can't be closed twice, and the sweep failed at whoever still was there then."""
+    """Regression: asyncio can't close a TLS transport twice, so the sweep failed."""
     app = guard_table({("POST", "/echo"): echo}, Settings())
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)

@@ -97,7 +97,6 @@ async def still_works(wire: Wire, era: str, headers: dict[str, str]) -> None:
 @for_each("era", ERAS)
 @for_each("name", NOT_JSON)
 async def test_invalid_json_is_a_parse_error_and_keeps_the_session(wire: Wire, era: str, name: str) -> None:
-    """400 -32700 without an id: nothing of an unreadable message can be named."""
     headers = await headers_of(wire, era)
     reply = await wire.post(NOT_JSON[name], headers)
     assert reply.error == (400, -32700, NO_ID)
@@ -107,7 +106,6 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_session(wire: Wire, e
 @for_each("era", ERAS)
 @for_each("name", NOT_A_MESSAGE)
 async def test_invalid_messages_are_refused_and_keep_the_session(wire: Wire, era: str, name: str) -> None:
-    """400 -32600 without an id (JSON-RPC 2.0 §5: none where the request is invalid), never a silent 202."""
     headers = await headers_of(wire, era)
     reply = await wire.post(NOT_A_MESSAGE[name], headers)
     assert reply.error == (400, -32600, NO_ID)
@@ -133,7 +131,6 @@ async def test_nesting_deeper_than_64_is_refused(wire: Wire, name: str) -> None:
 
 
 async def test_last_duplicate_envelope_key_wins(wire: Wire) -> None:
-    """Our choice, and what every reader of the body sees."""
     body = b'{"jsonrpc":"1.0","jsonrpc":"2.0","id":1,"id":"two","method":"tools/list","method":"ping"}'
     reply = await wire.post(body, await wire.initialize())
     assert (reply.status, reply.message) == (200, {"jsonrpc": "2.0", "id": "two", "result": {}})

@@ -24,7 +24,7 @@ async def alive(wire: Wire, headers: dict[str, str]) -> None:
 @for_each("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
 @for_each("method", ["POST", "GET", "DELETE"])
 async def test_unknown_session_ids_get_404(wire: Wire, method: str, session: str) -> None:
-    """MCP 2025-11-25, basic/transports, the table of session errors."""
+    """MCP 2025-11-25, basic/transports."""
     headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
     reply = await wire.ask(method, "/mcp", headers, body)
@@ -32,7 +32,7 @@ async def test_unknown_session_ids_get_404(wire: Wire, method: str, session: str
 
 
 async def test_deleted_sessions_get_404_and_others_stay(wire: Wire) -> None:
-    """MCP 2025-11-25, basic/transports: terminated is as unknown."""
+    """MCP 2025-11-25, basic/transports."""
     gone, other = await wire.initialize(), await wire.initialize()
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
     assert (await wire.post(request("ping"), gone)).error == (404, -32001, request("ping")["id"])
@@ -41,14 +41,13 @@ async def test_deleted_sessions_get_404_and_others_stay(wire: Wire) -> None:
 
 
 async def test_version_without_a_session_gets_400(wire: Wire) -> None:
-    """Our choice, the one rule of leniency: a version header says that the client knows sessions."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
     assert reply.error == (400, -32600, request("tools/list")["id"])
 
 
 @for_each("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
 async def test_invalid_version_header_gets_400_and_keeps_the_session(wire: Wire, version: str) -> None:
-    """MCP 2025-11-25, basic/transports: MUST since 2025-06-18."""
+    """MCP 2025-11-25, basic/transports."""
     headers = await wire.initialize()
     reply = await wire.post(request("ping"), {**headers, "mcp-protocol-version": version})
     assert reply.error[:2] == (400, -32600)
@@ -56,7 +55,7 @@ async def test_invalid_version_header_gets_400_and_keeps_the_session(wire: Wire,
 
 
 async def test_second_initialize_gets_400_and_keeps_the_session(wire: Wire) -> None:
-    """MCP 2025-11-25, basic/transports: practice of the reference SDKs."""
+    """MCP 2025-11-25, basic/transports."""
     headers = await wire.initialize()
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     assert (await wire.post(request("initialize", params, 7), headers)).error == (400, -32600, 7)
@@ -68,14 +67,12 @@ async def test_second_initialize_gets_400_and_keeps_the_session(wire: Wire) -> N
     [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}],
 )
 async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire, params: dict[str, Any]) -> None:
-    """Our choice: parameters may be absent as a whole, but not halfway."""
     reply = await wire.post(request("initialize", params, 7))
     assert reply.error[1:] == (-32602, 7)
     assert b"mcp-session-id" not in reply.headers
 
 
 async def test_capabilities_may_contain_large_numbers(wire: Wire) -> None:
-    """JSON has such numbers. Fixed defect: they were 500, since the session's record could not hold them."""
     headers = await wire.initialize(capabilities={"experimental": {"x": {"n": 10**30}}})
     await alive(wire, headers)
 
@@ -88,14 +85,14 @@ async def test_initialize_with_a_per_request_header_is_a_mismatch(wire: Wire) ->
 
 
 async def test_response_without_a_session_gets_400(wire: Wire) -> None:
-    """MCP 2026-07-28, basic/versioning: there is nothing that it could answer."""
+    """MCP 2026-07-28, basic/versioning."""
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error[:2] == (400, -32600)
 
 
 async def test_late_responses_are_accepted_and_ignored(wire: Wire) -> None:
-    """A fixed defect: it got 400, and official clients gave up the whole connection. A client cannot know that the
-    server stopped waiting: https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
+    """Regression: it got 400, and official clients closed the connection. See
+    https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
     """
     headers = await wire.initialize()
     for answer in ({"id": 7, "result": {}}, {"id": "x", "error": {"code": -1, "message": "no"}}):
@@ -105,13 +102,12 @@ async def test_late_responses_are_accepted_and_ignored(wire: Wire) -> None:
 
 
 async def test_responses_without_a_session_are_refused(wire: Wire) -> None:
-    """Nobody can have asked."""
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error == (400, -32600, "none")
 
 
 async def test_version_errors_contain_the_text_that_clients_match(wire: Wire) -> None:
-    """A fixed defect: official SDKs search the text for "Unsupported protocol version"."""
+    """Regression: official SDKs search the text for "Unsupported protocol version"."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": "1999-01-01"})
     assert reply.error[0] == 400
     assert "Unsupported protocol version" in reply.message["error"]["message"]
@@ -143,9 +139,7 @@ PARAMS: dict[str, tuple[str, Any, int]] = {
 
 @for_each("name", PARAMS)
 async def test_invalid_params_get_200_with_code_and_id(wire: Wire, name: str) -> None:
-    """JSON-RPC 2.0, section 5.1 and 2026-07-28, basic/transports/streamable-http: in the handshake era the error is
-    the answer of a request that was understood.
-    """
+    """JSON-RPC 2.0."""
     method, params, code = PARAMS[name]
     headers = await wire.initialize()
     reply = await wire.post(request(method, params, "seven"), headers)
@@ -158,7 +152,7 @@ async def test_invalid_params_get_200_with_code_and_id(wire: Wire, name: str) ->
 async def test_invalid_arguments_are_protocol_errors_on_older_revisions(
     wire: Wire, revision: str, arguments: Any
 ) -> None:
-    """MCP 2025-11-25, changelog; the text says what to mend."""
+    """MCP 2025-11-25, changelog."""
     headers = await wire.initialize(revision)
     reply = await wire.post(request("tools/call", {"name": "add", "arguments": arguments}), headers)
     if revision == LATEST_HANDSHAKE:
@@ -193,7 +187,7 @@ async def test_unsupported_batches_get_400(wire: Wire, revision: str) -> None:
 
 
 async def test_invalid_batch_messages_get_their_own_error(wire: Wire) -> None:
-    """JSON-RPC 2.0 §6: the others are answered; a notification and an answer are not."""
+    """JSON-RPC 2.0 §6."""
     headers = await wire.initialize("2025-03-26")
     batch = [
         request("ping", id="a"), 1, {"jsonrpc": "2.0", "id": None, "method": "ping"}, request("nothing", id="b"),
@@ -210,7 +204,7 @@ async def test_invalid_batch_messages_get_their_own_error(wire: Wire) -> None:
     "batch", [[request("initialize", {"protocolVersion": "2025-03-26"})], [request("ping", id=n) for n in range(51)]]
 )
 async def test_batches_with_initialize_or_too_many_messages_get_400(wire: Wire, batch: list[Any]) -> None:
-    """MCP 2025-11-25, basic and the cap of the settings."""
+    """MCP 2025-11-25."""
     headers = await wire.initialize("2025-03-26")
     assert (await wire.post(batch, headers)).error == (400, -32600, "none")
     await alive(wire, headers)
@@ -224,7 +218,7 @@ async def test_batches_with_initialize_or_too_many_messages_get_400(wire: Wire, 
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None],
 )
 async def test_bodies_not_declared_as_json_get_415(wire: Wire, content_type: str | None) -> None:
-    """MCP 2026-07-28, basic/versioning: before the body is looked at, so that no form of a web page gets through."""
+    """MCP 2026-07-28, basic/versioning."""
     headers = await wire.initialize()
     given = {name: value for name, value in headers.items() if name != "content-type"}
     reply = await wire.post(request("ping"), given if content_type is None else {**given, "content-type": content_type})
@@ -234,14 +228,12 @@ async def test_bodies_not_declared_as_json_get_415(wire: Wire, content_type: str
 
 @for_each("encoding", ["gzip", "br", "deflate, gzip"])
 async def test_compressed_bodies_get_415(wire: Wire, encoding: str) -> None:
-    """Our choice: a bomb is never opened."""
     reply = await wire.post(request("ping"), {**POST, "content-encoding": encoding})
     assert reply.error == (415, -32600, "none")
 
 
 @for_each("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
 async def test_unusable_accept_headers_get_406(wire: Wire, accept: str) -> None:
-    """Only where a reply could not be read."""
     headers = await wire.initialize()
     assert (await wire.post(request("ping"), {**headers, "accept": accept})).error == (406, -32600, "none")
     await alive(wire, headers)
@@ -260,7 +252,6 @@ async def test_unusable_accept_headers_get_406(wire: Wire, accept: str) -> None:
     ],
 )
 async def test_usable_accept_headers_are_served(wire: Wire, accept: str | None) -> None:
-    """Our choice: strict checks break older clients."""
     headers = {name: value for name, value in (await wire.initialize()).items() if name != "accept"}
     reply = await wire.post(request("ping"), headers if accept is None else {**headers, "accept": accept})
     assert (reply.status, reply.message["result"]) == (200, {})
@@ -275,7 +266,7 @@ async def test_get_without_event_stream_accept_gets_406(wire: Wire, accept: str)
 
 @for_each("path", ["/mcp", "/sse"])
 async def test_browsers_get_an_explanation_of_the_endpoint(wire: Wire, path: str) -> None:
-    """A fixed defect: browsers take anything, so they got a stream, and loaded an empty page without end."""
+    """Regression: browsers accept any type, so they got a stream and showed an empty page."""
     accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
     reply = await wire.ask("GET", path, {"host": "localhost", "accept": accept})
     assert reply.status == 406
@@ -284,7 +275,6 @@ async def test_browsers_get_an_explanation_of_the_endpoint(wire: Wire, path: str
 
 @for_each("last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000])
 async def test_unknown_event_ids_get_400(wire: Wire, last: str) -> None:
-    """Our choice: unknown, foreign or of an older epoch."""
     headers = await wire.initialize()
     reply = await wire.ask("GET", "/mcp", {**headers, "accept": "text/event-stream", "last-event-id": last})
     assert reply.error == (400, -32600, "none")
@@ -293,7 +283,7 @@ async def test_unknown_event_ids_get_400(wire: Wire, last: str) -> None:
 
 @for_each("method", ["PUT", "PATCH", "HEAD", "TRACE"])
 async def test_other_http_methods_get_405(wire: Wire, method: str) -> None:
-    """RFC 9110 §15.5.6: with the methods that are allowed."""
+    """RFC 9110 §15.5.6."""
     reply = await wire.ask(method, "/mcp", HOST)
     assert reply.status == 405
     assert b"POST" in reply.headers[b"allow"]
@@ -311,7 +301,6 @@ async def test_bodies_over_the_limit_get_413(way: str) -> None:
 
 
 async def test_short_keys_stop_the_start() -> None:
-    """A setting is the operator's mistake: told at start-up, instead of a 500 for everybody's `initialize`."""
     with pytest.raises((ValueError, LocalError), match="secret"):
         async with make_shop(key="short").running():
             pass

@@ -54,7 +54,6 @@ META_CASES: dict[str, Any] = {
 @for_each("name", META_CASES)
 @for_each("method", ["tools/list", "tools/call"])
 async def test_incomplete_envelopes_are_invalid_params(wire: Wire, method: str, name: str) -> None:
-    """Step a: 400 -32602 with the request's id, also where the headers are good."""
     params = {"name": "add", "arguments": {"a": 2, "b": 3}} if method == "tools/call" else {}
     headers = routing(method, "add" if method == "tools/call" else "")
     reply = await wire.post(request(method, {**params, "_meta": META_CASES[name]}, 7), headers)
@@ -63,7 +62,7 @@ async def test_incomplete_envelopes_are_invalid_params(wire: Wire, method: str, 
 
 @for_each("params", [None, {}, {"name": "add"}])
 async def test_missing_envelope_error_names_the_keys(wire: Wire, params: Any) -> None:
-    """MCP 2026-07-28, basic/versioning: modern but malformed."""
+    """MCP 2026-07-28, basic/versioning."""
     reply = await wire.post(request("tools/call", params, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
     assert VERSION in reply.message["error"]["message"]
@@ -101,7 +100,7 @@ async def test_missing_and_different_routing_headers_are_mismatches(wire: Wire, 
 
 @for_each("name", ["mcp-protocol-version", "mcp-method", "mcp-name"])
 async def test_duplicate_routing_headers_are_mismatches(wire: Wire, name: str) -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http, practice: two readers could take two values."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     fields = [(key.encode(), value.encode()) for key, value in ADD_HEADERS.items()]
     repeated = (name.encode(), ADD_HEADERS[name].encode())
     reply = await wire.post(ADD, [*fields, repeated])
@@ -130,7 +129,6 @@ async def test_different_parameter_headers_are_mismatches(wire: Wire, region: st
 
 @for_each("version", ["2099-01-01", "2025-11-25", "draft", ""])
 async def test_unsupported_version_error_lists_supported_ones(wire: Wire, version: str) -> None:
-    """Step c: 400 -32022 with data; a handshake version inside an envelope is one of them."""
     body = request("tools/list", {"_meta": envelope(version)}, 7)
     reply = await wire.post(body, {**routing("tools/list"), "mcp-protocol-version": version})
     assert reply.error == (400, -32022, 7)
@@ -139,7 +137,6 @@ async def test_unsupported_version_error_lists_supported_ones(wire: Wire, versio
 
 @for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
 async def test_methods_of_other_revisions_get_404(wire: Wire, method: str) -> None:
-    """Step d: 404 -32601, told apart from a missing endpoint by its body."""
     assert (await wire.post(enveloped(method, id=7), routing(method))).error == (404, -32601, 7)
 
 
@@ -167,7 +164,6 @@ PARAMS: dict[str, tuple[str, str, Any]] = {
 
 @for_each("name", PARAMS)
 async def test_invalid_params_errors_carry_the_id(wire: Wire, name: str) -> None:
-    """Step g; Our choice: with 200, so that no client takes it for another era."""
     method, target, params = PARAMS[name]
     reply = await wire.post(enveloped(method, params, 7), routing(method, target))
     assert reply.error == (200, -32602, 7)
@@ -175,7 +171,6 @@ async def test_invalid_params_errors_carry_the_id(wire: Wire, name: str) -> None
 
 @for_each("target", [1, None, {}, []])
 async def test_names_must_be_strings(wire: Wire, target: Any) -> None:
-    """Before the headers can be compared with it."""
     reply = await wire.post(enveloped("tools/call", {"name": target}, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
 
@@ -236,7 +231,6 @@ async def test_session_ids_are_ignored_and_never_issued(wire: Wire) -> None:
 
 
 async def test_header_check_uses_the_value_of_the_call(wire: Wire) -> None:
-    """Of duplicate keys the last wins, for the check as for the call."""
     text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7))
     twice = text.replace('"name": "add"', '"name": "sampler", "name": "add"').encode()
     assert (await wire.post(twice, ADD_HEADERS)).message["result"]["content"][0]["text"] == "5"
@@ -263,7 +257,7 @@ async def second_round(wire: Wire, state: str, key: str, **params: Any) -> Reply
 
 @for_each("change", ["flip", "cut", "grow", "other arguments"])
 async def test_changed_and_foreign_state_is_invalid_params(wire: Wire, change: str) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: attacker-controlled; the good state still works afterwards."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     state, key = await first_round(wire)
     middle = len(state) // 2
     changed = {
@@ -278,7 +272,7 @@ async def test_changed_and_foreign_state_is_invalid_params(wire: Wire, change: s
 
 
 async def test_expired_state_is_invalid_params(wire: Wire) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: bound to a time, by the server's clock."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     state, key = await first_round(wire)
     services = wire.runtime.services
     clock = services.clock
@@ -291,7 +285,6 @@ async def test_expired_state_is_invalid_params(wire: Wire) -> None:
     "answer", [None, 1, {}, {"action": "maybe"}, {"action": "accept"}, {"action": "accept", "content": {"name": 1}}]
 )
 async def test_invalid_answers_are_reported_and_keep_the_state(wire: Wire, answer: Any) -> None:
-    """An answer is input as every other: an error that names it, or the question again, never a crash."""
     state, key = await first_round(wire)
     reply = await second_round(wire, state, key, inputResponses={key: answer})
     message = reply.message
@@ -301,7 +294,6 @@ async def test_invalid_answers_are_reported_and_keep_the_state(wire: Wire, answe
 
 
 async def test_large_numbers_do_not_break_state_binding(wire: Wire) -> None:
-    """The state is bound to the arguments; unknown ones are part of them."""
     for number in (b"1e999", b"-1e999", b"1" * 400, b"1e-999"):
         text = json.dumps(
             enveloped("tools/call", {"name": "ask", "arguments": {"topic": "x", "y": "NUMBER"}}, 7, elicitation={})

@@ -14,7 +14,7 @@ ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
 @for_each("method", ["tools/call", "tools/list"])
 @for_each("era", ["per request", "handshake"])
 async def test_stream_only_clients_get_406_without_streaming(way: str, method: str, era: str) -> None:
-    """MCP 2026-07-28, basic/versioning. Fixed defect: it was 500."""
+    """MCP 2026-07-28, basic/versioning."""
     async with wired(make_shop(json_only=True), way) as wire:
         params = ADD if method == "tools/call" else {}
         if era == "handshake":
@@ -27,7 +27,6 @@ async def test_stream_only_clients_get_406_without_streaming(way: str, method: s
 
 
 async def test_subscriptions_stream_without_streaming_replies() -> None:
-    """Our choice: `json_only` is about replies, and a subscription has none until it ends."""
     async with wired(make_shop(json_only=True), "asgi") as wire:
         headers = {**routing("subscriptions/listen"), "accept": STREAM_ONLY}
         reply = await wire.post(enveloped("subscriptions/listen", {"notifications": {}}), headers)
@@ -36,7 +35,7 @@ async def test_subscriptions_stream_without_streaming_replies() -> None:
 
 
 async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> None:
-    """MCP 2025-11-25, basic/transports. Fixed defect: it was JSON."""
+    """MCP 2025-11-25, basic/transports."""
     headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
     reply = await wire.post([request("ping", id="a"), request("tools/call", ADD, 2)], headers)
     assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
@@ -45,7 +44,6 @@ async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> No
 
 
 async def test_batches_of_stream_only_clients_get_406_without_streaming() -> None:
-    """The same for the array: nothing of it runs."""
     async with wired(make_shop(json_only=True), "asgi") as wire:
         headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
         assert (await wire.post([request("ping")], headers)).error == (406, -32600, "none")
@@ -53,7 +51,7 @@ async def test_batches_of_stream_only_clients_get_406_without_streaming() -> Non
 
 @for_each("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
 async def test_messages_with_method_and_result_are_invalid(wire: Wire, extra: dict[str, Any]) -> None:
-    """JSON-RPC 2.0 §4, §5: a request has no result. Fixed defect: it was served, in both eras."""
+    """JSON-RPC 2.0 §4."""
     modern = await wire.post({**enveloped("tools/call", ADD), **extra}, routing("tools/call", "add"))
     assert modern.error[:2] == (400, -32600)
     session = await wire.initialize()

@@ -67,14 +67,12 @@ async def alive(stream: Stream) -> None:
 
 @for_each("name", NOT_JSON)
 async def test_invalid_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
-    """400 -32700: nothing goes to the stream."""
     assert (await stream.wire.post(NOT_JSON[name], path=stream.path)).error == (400, -32700, "none")
     await alive(stream)
 
 
 @for_each("name", NOT_A_MESSAGE)
 async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -> None:
-    """-32600 on the stream, where the answers of this transport are, or as the reply of the POST."""
     reply = await stream.wire.post(NOT_A_MESSAGE[name], path=stream.path)
     if reply.status == 202:
         message = json.loads(await stream.event())
@@ -86,7 +84,6 @@ async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -
 
 @for_each("name", SHALLOW)
 async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
-    """As over every transport."""
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
 
 
@@ -101,9 +98,7 @@ async def test_posts_without_an_open_stream_get_400_or_404(way: str, session: st
 
 
 async def test_wrong_media_types_and_sizes_keep_the_session(stream: Stream) -> None:
-    """MCP 2024-11-05, basic/transports#http-with-sse: 413 for what is too large; 415 and 406 as on the other
-    transport.
-    """
+    """MCP 2024-11-05, basic/transports#http-with-sse."""
     wire = stream.wire
     assert (await wire.post(request("ping"), {**POST, "content-type": "text/plain"}, stream.path)).status == 415
     assert (await wire.post(request("ping"), HOST, stream.path)).status == 415
@@ -134,7 +129,6 @@ async def test_invalid_per_request_messages_are_answered_on_the_stream(stream: S
 
 
 async def test_per_request_messages_are_served_on_http_sse(stream: Stream) -> None:
-    """Our choice, in docs/reference/features.md: the era is told by the message, not by what carries it."""
     answer = (await stream.ask(request("tools/list", {"_meta": envelope()}, 5)))[1]
     assert answer["result"]["resultType"] == "complete"
     await alive(stream)

@@ -91,7 +91,6 @@ async def test_invalid_json_line_is_a_parse_error_and_keeps_the_process(pipes: P
 
 @for_each("name", NOT_A_MESSAGE)
 async def test_invalid_message_lines_get_invalid_request(pipes: Pipes, name: str) -> None:
-    """-32600 without an id, as over HTTP."""
     await pipes.write(json.dumps(NOT_A_MESSAGE[name]).encode() + b"\n" + PING)
     messages = [await pipes.answer(), await pipes.answer()]
     messages.sort(key=lambda message: "result" in message)  # a refused batch is answered by a task of its own
@@ -101,7 +100,6 @@ async def test_invalid_message_lines_get_invalid_request(pipes: Pipes, name: str
 
 @for_each("name", SHALLOW)
 async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
-    """As over every transport."""
     await pipes.write(SHALLOW[name] + b"\n")
     assert (await pipes.answer())["result"] == {}
 
@@ -133,7 +131,6 @@ async def test_crlf_and_blank_lines_are_accepted(pipes: Pipes) -> None:
 
 @for_each("size", [LIMIT + 1, 5 * LIMIT])
 async def test_overlong_line_is_one_parse_error(pipes: Pipes, size: int) -> None:
-    """What is too long is skipped to its end, in bounded memory."""
     await pipes.write(b"x" * size)
     message = await pipes.answer()
     assert (message["error"]["code"], message.get("id", "none")) == (-32700, "none")
@@ -148,7 +145,7 @@ async def test_lines_at_the_limit_are_read(pipes: Pipes) -> None:
 
 
 async def test_invalid_messages_get_the_errors_of_their_era(pipes: Pipes) -> None:
-    """MCP 2026-07-28, basic/versioning: the era is chosen for each message."""
+    """MCP 2026-07-28, basic/versioning."""
     lines = {
         -32022: request("tools/list", {"_meta": envelope("2099-01-01")}, "c"),
         -32601: request("ping", {"_meta": envelope()}, "d"),
@@ -165,7 +162,6 @@ async def test_invalid_messages_get_the_errors_of_their_era(pipes: Pipes) -> Non
 
 @pytest.mark.server
 def test_every_invalid_line_gets_a_response() -> None:
-    """Nothing but messages on stdout, no traceback on stderr, and exit code 0 at the end of input."""
     lines = [*LINES.values(), *(json.dumps(value).encode() for value in NOT_A_MESSAGE.values())]
     given = b"\n".join([*lines, PING])
     start = "from millstream._cli import main; main()"

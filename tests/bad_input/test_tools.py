@@ -26,7 +26,6 @@ async def call(wire: Wire, era: str, name: str, arguments: Any = None) -> tuple[
 
 @for_each("era", ERAS)
 async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
-    """`ToolError`: the whole text, as a result with `isError`."""
     status, message = await call(wire, era, "refuses")
     assert status == 200
     assert message["result"]["isError"] is True
@@ -37,7 +36,6 @@ async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
 async def test_other_failures_return_an_incident_and_are_logged(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our choice: the peer sees an identifier, the operator finds the traceback under it."""
     with caplog.at_level(logging.ERROR, "millstream"):
         status, message = await call(wire, era, "breaks")
     assert (status, message["result"]["isError"]) == (200, True)
@@ -54,7 +52,6 @@ async def test_other_failures_return_an_incident_and_are_logged(
 async def test_results_that_violate_their_schema_are_internal_errors(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our fault, not the model's: a protocol error, opaque outside."""
     with caplog.at_level(logging.ERROR, "millstream"):
         status, message = await call(wire, era, "lies")
     assert (status, message["error"]["code"]) == (200, -32603)
@@ -68,7 +65,7 @@ async def test_results_that_violate_their_schema_are_internal_errors(
 async def test_results_that_violate_hand_written_schemas_are_internal_errors(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fixed defect: of such a schema only the type of the root was compared."""
+    """Regression: only the type of the schema's root was compared."""
     with caplog.at_level(logging.ERROR, "millstream"):
         status, message = await call(wire, era, "promises")
     assert (status, message["error"]["code"]) == (200, -32603)
@@ -88,9 +85,7 @@ async def test_results_that_violate_hand_written_schemas_are_internal_errors(
 async def test_hand_written_and_generated_schemas_refuse_the_same_way(
     wire: Wire, era: str, arguments: Any, text: str
 ) -> None:
-    """A fixed defect: they were not checked. MCP 2025-11-25, server/tools: an error of the protocol first, later
-    text for the model.
-    """
+    """Regression: handwritten schemas weren't checked."""
     status, message = await call(wire, era, "packs", arguments)
     whole = f"Invalid arguments for tool 'packs': {text}. Expected: {{\"items\": array of object}}"
     assert status == 200

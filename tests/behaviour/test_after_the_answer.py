@@ -66,7 +66,7 @@ def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
 
 
 async def test_no_messages_about_a_call_follow_its_response() -> None:
-    """A fixed defect: a task that a tool left running sent progress and logs behind the result."""
+    """Regression: a task that a tool left running sent progress and logs after the result."""
     mcp, left = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -79,7 +79,7 @@ async def test_no_messages_about_a_call_follow_its_response() -> None:
 
 
 async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
-    """A fixed defect: the person went on looking at a form that nobody waited for."""
+    """Regression: the client kept showing a form without a pending call."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -93,7 +93,6 @@ async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
 
 
 async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
-    """The same, when the time is over."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         wire.runtime.services.questions._timeout = 0.0
@@ -154,7 +153,7 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
 
 @for_each(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
 async def test_open_questions_are_withdrawn_before_the_response(tool: str, questions: int) -> None:
-    """Fixed: the client went on showing forms whose answers nobody could read."""
+    """Regression: the client kept showing forms of finished calls."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -175,7 +174,7 @@ async def test_open_questions_are_withdrawn_before_the_response(tool: str, quest
 
 @for_each("way", ["asgi", "lane"])
 async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> None:
-    """Fixed: as above. The answer of a call stays the last message of its stream."""
+    """Regression: the call's response must stay the last message of its stream."""
     mcp, left, go = forgetful()
     async with wired(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -188,7 +187,7 @@ async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> 
 
 
 async def test_cancelling_a_call_withdraws_its_questions() -> None:
-    """Fixed: only those that the function itself was waiting for were."""
+    """Regression: only questions that the function itself awaited were withdrawn."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -200,7 +199,7 @@ async def test_cancelling_a_call_withdraws_its_questions() -> None:
 
 
 async def test_losing_a_connection_ends_its_questions() -> None:
-    """Fixed: in a task that a function left behind, one took room for ten minutes."""
+    """Regression: a question in a background task used its slot for ten minutes."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -212,7 +211,7 @@ async def test_losing_a_connection_ends_its_questions() -> None:
 
 
 async def test_questions_after_the_call_raise_an_error() -> None:
-    """Fixed: the question was never sent, and took room until its time was over."""
+    """Regression: the question was never sent, but used its slot until the timeout."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -224,7 +223,7 @@ async def test_questions_after_the_call_raise_an_error() -> None:
 
 
 async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
-    """A fixed defect: `tools/call` got -32602, as if its own arguments had been wrong."""
+    """Regression: `tools/call` got -32602, as if its own arguments were invalid."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -235,7 +234,7 @@ async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
 
 
 async def test_subscription_ended_by_the_server_is_cancelled_after_its_result() -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28: a server that tears it down says so on a connection."""
+    """https://modelcontextprotocol.io/specification/2026-07-28"""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = Talk(wire)
@@ -259,7 +258,7 @@ def grown_old(wire: Wire) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) -> None:
-    """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the stream just closed."""
+    """MCP 2026-07-28, subscriptions."""
     mcp, _ = chatty()
     async with wired(mcp, way) as wire:
         message, headers = enveloped("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
@@ -275,7 +274,6 @@ async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) 
 
 
 async def test_expired_streams_end_despite_their_subscription() -> None:
-    """What the server was asked for, such as a hook that hangs, doesn't keep it open longer than to the next look."""
     hangs = asyncio.Event()
 
     class Hanging(Middleware):
@@ -301,7 +299,6 @@ async def test_expired_streams_end_despite_their_subscription() -> None:
 
 
 async def test_subscriptions_on_an_expired_http_sse_stream_end_with_results() -> None:
-    """The same, where one stream carries several."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         path, stream = await opened_sse(wire)
@@ -316,8 +313,8 @@ async def test_subscriptions_on_an_expired_http_sse_stream_end_with_results() ->
 
 
 async def test_event_ids_differ_between_streams_of_a_session() -> None:
-    """A fixed defect: both began at the same id. https://modelcontextprotocol.io/specification/2025-11-25: they must
-    be unique across the streams of a session.
+    """Regression: both started at the same id. See https://modelcontextprotocol.io/specification/2025-11-25: event ids
+    must be unique across the streams of a session.
     """
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:

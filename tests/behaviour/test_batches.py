@@ -26,7 +26,7 @@ async def answered(client: Client, batch: list[Any]) -> Any:
 
 @every("batches")
 async def test_batch_responses_are_sent_together(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-06-18, changelog: an array with an answer for each request, none for notifications."""
+    """MCP 2025-06-18, changelog."""
     client = await connect(combination)
     note = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
     answers = await answered(client, [call("a", "text"), note, call(90001, "add", a=1, b=2), call("c", "no such")])
@@ -41,7 +41,7 @@ async def test_batch_responses_are_sent_together(connect: Connect, combination: 
 async def test_invalid_batch_items_get_errors_beside_other_responses(
     connect: Connect, combination: Combination
 ) -> None:
-    """JSON-RPC 2.0, section 6: each item stands for itself."""
+    """JSON-RPC 2.0, section 6."""
     client = await connect(combination)
     answers = await answered(client, [1, call("b", "text"), {"jsonrpc": "1.0", "id": 3, "method": "ping"}])
     assert [answer.get("error", {}).get("code") for answer in answers] == [-32600, None, -32600]
@@ -64,8 +64,8 @@ async def streamed(client: Client, batch: list[Json]) -> dict[Any, Json]:
 
 @every("batches", "notifications")
 async def test_calls_in_a_batch_report_progress(connect: Connect, combination: Combination) -> None:
-    """A fixed gap: notifications were dropped. MCP 2025-11-25, basic/transports: requests may be answered on a
-    stream, batch or not.
+    """Regression: notifications were dropped. MCP 2025-11-25, basic/transports: requests may be answered on a stream,
+    batch or not.
     """
     client = await connect(combination)
     talking = call("a", "steps")
@@ -85,7 +85,7 @@ async def test_calls_in_a_batch_report_progress(connect: Connect, combination: C
 
 @every("batches", "questions", "notifications")
 async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination: Combination) -> None:
-    """A fixed gap: questions were refused. In a session their answers come with other requests."""
+    """Regression: questions in a batch were refused."""
 
     def answer(method: str, params: Json) -> Json:
         assert method == "sampling/createMessage"
@@ -103,7 +103,7 @@ async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination:
 
 @every("batches", "resumption")
 async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: what followed an event on that stream, each message once."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     talking = call("a", "steps")
     talking["params"]["_meta"] = {"progressToken": 1}
@@ -119,7 +119,6 @@ async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combi
 
 @every("batches")
 async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect, combination: Combination) -> None:
-    """Our choice: a client that takes JSON only gets the array."""
     if not combination.http:
         return
     client = await connect(combination)
@@ -134,7 +133,7 @@ async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect,
 
 @every("batches")
 async def test_batches_of_notifications_get_no_response(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: 202, without a body."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     await client.link.send([{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}] * 2)
     assert (await client.call("text")).text == "plain"
@@ -143,9 +142,7 @@ async def test_batches_of_notifications_get_no_response(connect: Connect, combin
 
 @every("batches")
 async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic and 2026-07-28, basic/versioning: empty, with an initialize, with a message of the
-    newest revision, or too long.
-    """
+    """MCP 2025-11-25, basic and 2026-07-28, basic/versioning."""
     client = await connect(combination)
     newest: Json = call("n", "text")
     newest["params"]["_meta"] = {

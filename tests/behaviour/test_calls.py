@@ -20,7 +20,7 @@ STRUCTURED = {
 
 
 def test_exclusions_have_a_reason_and_match_a_combination() -> None:
-    """Our choice: exclusions are data with a reason."""
+    """Exclusions are data with a reason."""
     for need, revision, transport, reason in EXCLUSIONS:
         assert reason, need
         assert any(revision in ("*", each.revision) and transport in ("*", each.transport) for each in ALL), need
@@ -28,7 +28,7 @@ def test_exclusions_have_a_reason_and_match_a_combination() -> None:
 
 @every()
 async def test_server_info_has_name_and_version(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/lifecycle and 2026-07-28, basic: by initialize, or by server/discover."""
+    """MCP 2025-11-25, basic/lifecycle and 2026-07-28, basic."""
     client = await connect(combination)
     if combination.handshake:
         assert client.initialized["protocolVersion"] == combination.revision
@@ -48,7 +48,7 @@ async def test_server_info_has_name_and_version(connect: Connect, combination: C
 
 @every("handshake")
 async def test_ping_returns_an_empty_result(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/utilities/ping: promptly, with an empty result."""
+    """MCP 2025-11-25, basic/utilities/ping."""
     client = await connect(combination)
     assert (await client.request("ping")).result == {}
 
@@ -56,7 +56,7 @@ async def test_ping_returns_an_empty_result(connect: Connect, combination: Combi
 @every("requests of its own")
 @for_each("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
 async def test_removed_methods_are_not_found(connect: Connect, combination: Combination, method: str) -> None:
-    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: 404 over HTTP."""
+    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     reply = await client.request(method)
     assert reply.error["code"] == -32601
@@ -65,7 +65,7 @@ async def test_removed_methods_are_not_found(connect: Connect, combination: Comb
 
 @every("handshake")
 async def test_methods_of_other_revisions_are_not_found(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: in the stream, or with status 200."""
+    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     for method in ("server/discover", "subscriptions/listen", "no/such"):
         reply = await client.request(method)
@@ -75,7 +75,6 @@ async def test_methods_of_other_revisions_are_not_found(connect: Connect, combin
 
 @every()
 async def test_text_results_are_one_text_block(connect: Connect, combination: Combination) -> None:
-    """Our choice: natural return values."""
     result = (await (await connect(combination)).call("text")).result
     assert result["content"] == [{"type": "text", "text": "plain"}]
     assert "structuredContent" not in result
@@ -87,7 +86,7 @@ async def test_text_results_are_one_text_block(connect: Connect, combination: Co
 async def test_values_are_structured_if_the_revision_supports_it(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """MCP 2025-06-18, server/tools: none, objects only with others wrapped, any JSON; the same JSON as text on each."""
+    """MCP 2025-06-18, server/tools."""
     value = STRUCTURED[tool]
     reply = await (await connect(combination)).call(tool)
     assert [block["type"] for block in reply.result["content"]] == ["text"]
@@ -105,7 +104,6 @@ async def test_values_are_structured_if_the_revision_supports_it(
 async def test_a_tool_without_a_python_function_is_listed_and_called(
     connect: Connect, combination: Combination
 ) -> None:
-    """Our choice: the registry takes whatever describes itself, reads arguments and runs."""
     client = await connect(combination)
     pages = await client.pages("tools/list", "tools")
     (tool,) = [each for page in pages for each in page if each["name"] == "weigh"]
@@ -119,7 +117,7 @@ async def test_a_tool_without_a_python_function_is_listed_and_called(
 
 @every()
 async def test_none_results_have_empty_content(connect: Connect, combination: Combination) -> None:
-    """Our choice: `None` is a result without content, not a null."""
+    """`None` is a result without content, not a null."""
     result = (await (await connect(combination)).call("nothing")).result
     assert result["content"] == []
     assert "structuredContent" not in result
@@ -127,7 +125,6 @@ async def test_none_results_have_empty_content(connect: Connect, combination: Co
 
 @every()
 async def test_bytes_become_an_image_or_embedded_resource(connect: Connect, combination: Combination) -> None:
-    """Our choice: bytes are content by themselves."""
     client = await connect(combination)
     picture = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
     assert (await client.call("picture_bytes")).result["content"] == [picture]
@@ -146,7 +143,7 @@ def sound(revision: str) -> tuple[str, str]:
 
 @every()
 async def test_content_is_converted_for_older_revisions(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-06-18, changelog: audio since 2025-03-26, resource links since 2025-06-18."""
+    """MCP 2025-06-18, changelog."""
     client = await connect(combination)
     kind, data = sound(combination.revision)
     (block,) = (await client.call("audio")).result["content"]
@@ -165,7 +162,6 @@ async def test_content_is_converted_for_older_revisions(connect: Connect, combin
 
 @every()
 async def test_tools_may_return_explicit_results(connect: Connect, combination: Combination) -> None:
-    """Our choice: `ToolResult` sets content, structured content and `_meta` apart from each other."""
     reply = await (await connect(combination)).call("spelled_out")
     assert reply.text == "done"
     assert reply.result["_meta"]["example.com/cost"] == 2
@@ -174,7 +170,6 @@ async def test_tools_may_return_explicit_results(connect: Connect, combination: 
 
 @every()
 async def test_context_describes_client_and_transport(connect: Connect, combination: Combination) -> None:
-    """Our choice: revision, client and session are on the context."""
     client = await connect(combination)
     text = (await client.call("who")).text
     assert f'"revision":"{combination.revision}"' in text.replace(" ", "")
@@ -199,7 +194,7 @@ async def test_results_carry_the_members_of_their_era(connect: Connect, combinat
 
 @every("requests of its own", "streamable http")
 async def test_parameter_headers_must_match_their_arguments(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: absent or different is 400 -32020."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     client = await connect(combination)
     params = {"name": "routed", "arguments": {"region": "eu"}}
     good = await client.request("tools/call", params, headers={"mcp-param-region": "eu"})
@@ -211,6 +206,6 @@ async def test_parameter_headers_must_match_their_arguments(connect: Connect, co
 
 @every("handshake")
 async def test_parameter_headers_are_not_required_of_older_clients(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: the handshake era ignores them."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     assert (await client.call("routed", region="eu")).text == "eu"

@@ -23,7 +23,7 @@ async def begun(client: Client, tool: str, key: str) -> int:
 
 @every("explicit cancel")
 async def test_cancelled_calls_stop_without_a_response(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/utilities/cancellation: stop the work, send no response; unknown ids are ignored."""
+    """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
     key = f"cancel {combination}"
     sent = await begun(client, "waits", key)
@@ -36,9 +36,7 @@ async def test_cancelled_calls_stop_without_a_response(connect: Connect, combina
 
 @every("explicit cancel", over=("memory",))
 async def test_cancellation_directly_after_the_request_counts(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/utilities/cancellation: both may arrive in one read, as here; the gate is open, so that
-    a call not stopped is answered.
-    """
+    """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
     key = f"right behind {combination}"
     await client.call("open_gate", key=key)
@@ -52,7 +50,7 @@ async def test_cancellation_directly_after_the_request_counts(connect: Connect, 
 
 @every("explicit cancel")
 async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
-    """Our choice: a thread runs on, with `ctx.cancelled` set."""
+    """A thread runs on, with `ctx.cancelled` set."""
     client = await connect(combination)
     key = f"thread {combination}"
     sent = await begun(client, "waits_in_thread", key)
@@ -64,7 +62,7 @@ async def test_threads_see_the_cancellation(connect: Connect, combination: Combi
 
 @every("handshake", "explicit cancel", "questions", "elicitation")
 async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/utilities/cancellation: the question dies with its call, and a late answer is ignored."""
+    """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
     await client.until(lambda: client.asked)
@@ -76,9 +74,7 @@ async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, co
 
 @every("requests of its own", "streamable http")
 async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/cancellation: closing the connection is the cancel, whether the reply is a
-    stream already or not.
-    """
+    """MCP 2026-07-28, basic/patterns/cancellation."""
     client = await connect(combination)
     for meta in ({}, {"progressToken": 1}):
         key = f"gone {combination} {len(meta)}"
@@ -95,7 +91,7 @@ async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect,
 
 @every("handshake session", "streamable http", "resumption")
 async def test_disconnect_does_not_cancel_session_calls(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/cancellation: the call belongs to the server; its result waits in the log."""
+    """MCP 2026-07-28, basic/patterns/cancellation."""
     client = await connect(combination)
     key = f"stays {combination}"
     message: Json = {
@@ -112,7 +108,7 @@ async def test_disconnect_does_not_cancel_session_calls(connect: Connect, combin
 
 @every("requests of its own", "streamable http")
 async def test_cancellation_does_not_affect_other_callers(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/versioning: a notification of the newest revision cancels nothing over HTTP."""
+    """MCP 2026-07-28, basic/versioning."""
     client = await connect(combination)
     key = f"touch {combination}"
     sent = await begun(client, "waits", key)

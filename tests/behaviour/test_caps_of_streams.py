@@ -43,14 +43,13 @@ async def add(wire: Wire) -> int:
 
 
 async def test_open_subscriptions_do_not_count_as_calls() -> None:
-    """Fixed defect: as many subscriptions as calls may run, and every call was 503."""
+    """Regression: enough open subscriptions made every call fail with 503."""
     async with wired(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
         assert await add(wire) == 200
         assert (await wire.post(request("tools/list"))).status == 200
 
 
 async def test_excess_subscriptions_get_503_with_retry_after() -> None:
-    """Our choice: what is refused for want of room says when to come back."""
     async with wired(make_shop(max_streams=4), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         async with listening(wire, 2):
@@ -71,7 +70,7 @@ STREAMS = {
 
 @for_each("kind", STREAMS)
 async def test_one_address_gets_at_most_half_of_the_streams(kind: str) -> None:
-    """A fixed defect: anonymous callers were one caller, and one of them could hold every stream that there is."""
+    """Regression: all anonymous callers counted as one caller, so one of them could use every stream."""
     method, path, headers, message = STREAMS[kind]
     body = b"" if message is None else json.dumps(message).encode()
     mcp = Server("shop", serve="hub", settings=Settings(max_streams=4))
@@ -100,7 +99,6 @@ async def test_one_address_gets_at_most_half_of_the_streams(kind: str) -> None:
 
 
 async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
-    """Any number of subscriptions share one WebSocket, so they are counted by themselves."""
     async with make_shop(max_streams=4).running() as runtime:
         sent: list[bytes] = []
 
@@ -124,7 +122,6 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
 
 
 def test_principals_and_callers_without_address_have_the_principal_cap() -> None:
-    """`max_streams_per_principal` means what it did."""
     somebody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
     nobody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE)
     of_a_pipe = HttpRequest("GET", "/", (), {})
@@ -148,7 +145,7 @@ class Slow(Middleware):
 
 
 async def test_subscriptions_waiting_for_a_hook_count_as_streams() -> None:
-    """Fixed defect: they were counted before they waited, so other streams could take their room twice."""
+    """Regression: they were counted before they waited, so other streams could use their space."""
     slow = Slow()
     mcp = Server("shop", settings=Settings(max_streams=4), middleware=[slow])
     stock(mcp)
@@ -189,7 +186,7 @@ def reporting(release: asyncio.Event) -> Server:
 
 
 async def test_call_streams_do_not_count_as_other_streams() -> None:
-    """Fixed defect: they had no part in the cap of streams, yet used it up."""
+    """Regression: they weren't part of the stream cap, but used it up."""
     release = asyncio.Event()
     async with wired(reporting(release), "asgi") as wire:
         headers = await wire.initialize()

@@ -17,9 +17,7 @@ KINDS = ("tools", "prompts", "resources")
 @every("session")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_list_changes_are_announced(connect: Connect, combination: Combination, kind: str) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: on the stand-alone stream, or inside subscriptions/listen with
-    its tag.
-    """
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     subscription = await client.watch()
     since = len(client.notes)
@@ -31,7 +29,7 @@ async def test_list_changes_are_announced(connect: Connect, combination: Combina
 
 @every("session")
 async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: resources/subscribe, or the filter of subscriptions/listen."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     watched, also = order(), order()
     subscription = await client.watch(watched, also)
@@ -48,7 +46,7 @@ async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combi
 
 @every("session")
 async def test_updates_of_static_resources_are_delivered(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: how its URI came about makes no difference."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     await client.watch("note://one")
     await client.call("touch", uri="note://one")
@@ -73,23 +71,21 @@ async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Com
 
 @every("handshake session")
 async def test_subscriptions_to_unknown_resources_are_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, server/resources: as reading it would be."""
+    """MCP 2026-07-28, server/resources."""
     client = await connect(combination)
     assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
 
 
 @every(over=("sessionless",), until="2025-11-25")
 async def test_subscriptions_need_a_session(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: impossible where nothing is remembered."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     assert "error" in (await client.request("resources/subscribe", {"uri": "note://one"})).message
 
 
 @every("requests of its own")
 async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: the acknowledgement carries the honoured subset and the id of
-    the request, with its type.
-    """
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     wanted = {"toolsListChanged": True, "promptsListChanged": False, "taskIds": ["x"], "resourceSubscriptions": []}
     sent = await client.start("subscriptions/listen", {"notifications": wanted}, id="an id")
@@ -108,9 +104,7 @@ async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connec
 
 @every("requests of its own")
 async def test_two_subscriptions_receive_their_own_updates(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: several at once are allowed; each message carries the id of its
-    own.
-    """
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     one, two = order(), order()
     first = await client.watch(one, kinds=())
@@ -125,7 +119,7 @@ async def test_two_subscriptions_receive_their_own_updates(connect: Connect, com
 
 @every("requests of its own")
 async def test_subscriptions_without_a_known_target_end_at_once(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions, practice: acknowledge with nothing and complete."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
     assert reply.of("notifications/subscriptions/acknowledged")[0]["notifications"] == {}
@@ -142,7 +136,7 @@ async def test_subscriptions_need_a_filter(connect: Connect, combination: Combin
 
 @every("requests of its own", "our process")
 async def test_stopping_server_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: the response with the id of the subscription, then the end."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     sent = await client.watch()
     await (await client.server.start()).drain(WAIT)
@@ -153,7 +147,7 @@ async def test_stopping_server_ends_subscriptions_with_a_result(connect: Connect
 
 @every("requests of its own", "our process")
 async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: what an ASGI server's shutdown does, which knows no drain."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     sent = await client.watch()
     await client.server.stop()
@@ -164,7 +158,6 @@ async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Con
 async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
     connect: Connect, combination: Combination
 ) -> None:
-    """Our choice: 406 where a reply could not be read; a subscription is a stream in every case."""
     client = await connect(combination)
     params = client.params({"notifications": {"toolsListChanged": True}})
     message = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
@@ -175,7 +168,7 @@ async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
 
 @every("requests of its own", "explicit cancel")
 async def test_notification_cancels_a_subscription(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: over stdio; nothing is heard afterwards."""
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     sent = await client.watch()
     await client.notify("notifications/cancelled", {"requestId": sent})
@@ -188,9 +181,7 @@ async def test_notification_cancels_a_subscription(connect: Connect, combination
 
 @every("requests of its own", "streamable http")
 async def test_subscriptions_stream_even_if_calls_reply_with_json(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/subscriptions: over HTTP the answer is always an event stream, without event
-    ids.
-    """
+    """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     sent = await client.watch()
     stream = client.streamable.streams[sent]

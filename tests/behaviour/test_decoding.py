@@ -50,7 +50,6 @@ ELSEWHERE = {"initialize": "the client of these tests has sent it", "subscriptio
 
 @every("session")
 async def test_results_of_every_method_decode(connect: Connect, combination: Combination) -> None:
-    """Both sides of the protocol stand in one place; here they meet."""
     client = await connect(combination)
     methods = set(BY_DATE[combination.revision].requests) - set(ELSEWHERE)
     for method in sorted(methods):
@@ -62,7 +61,6 @@ async def test_results_of_every_method_decode(connect: Connect, combination: Com
 
 @every("handshake")
 async def test_discovery_results_decode(connect: Connect, combination: Combination) -> None:
-    """`initialize`: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#initialization."""
     client = await connect(combination)
     told = msgspec.json.decode(json.dumps(client.initialized), type=ours.InitializeResult)
     assert told.protocol_version == combination.revision

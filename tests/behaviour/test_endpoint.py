@@ -47,7 +47,7 @@ GETS: list[tuple[dict[str, str], int]] = [
 
 @for_each(("headers", "status"), GETS, ids=str)
 async def test_get_errors_name_the_missing_header(http: Http, headers: dict[str, str], status: int) -> None:
-    """Our choice: 405 for 2026-07-28, 400 without a session."""
+    """405 for 2026-07-28, 400 without a session."""
     reply = await http.fetch("GET", "/mcp", headers)
     assert reply.status == status
     if status == 405:
@@ -55,7 +55,6 @@ async def test_get_errors_name_the_missing_header(http: Http, headers: dict[str,
 
 
 async def test_bare_get_opens_a_stream_of_the_first_revision(http: Http) -> None:
-    """Our choice: so that clients of 2024-11-05 work with the one address too."""
     said: list[Any] = []
     link = await SseLink(http, lambda message, request, status: said.append(message)).open("/mcp")
     assert link.path.startswith("/messages/?session_id=")
@@ -64,7 +63,7 @@ async def test_bare_get_opens_a_stream_of_the_first_revision(http: Http) -> None
 
 @for_each("method", ["GET", "DELETE"])
 async def test_sessionless_endpoint_allows_only_post(sessionless: Http, method: str) -> None:
-    """Our choice: 405, with the methods that are allowed."""
+    """405, with `Allow`."""
     reply = await sessionless.fetch(method, "/mcp", EVENTS)
     assert reply.status == 405
     assert "POST" in reply.headers["allow"]
@@ -81,7 +80,6 @@ async def test_delete_needs_a_session(http: Http, headers: dict[str, str], statu
 
 @for_each("method", ["PUT", "PATCH", "HEAD"])
 async def test_other_methods_are_not_allowed(http: Http, method: str) -> None:
-    """RFC 9110 15.5.6: 405 names what is allowed."""
     reply = await http.fetch(method, "/mcp", JSON)
     assert reply.status == 405
     assert {"GET", "POST", "DELETE"} <= set(reply.headers["allow"].replace(" ", "").split(","))
@@ -94,13 +92,12 @@ async def test_message_path_allows_only_post(http: Http, method: str) -> None:
 
 
 async def test_messages_for_unknown_streams_are_refused(http: Http) -> None:
-    """MCP 2024-11-05, basic/transports#http-with-sse, practice: 400 without an id, 404 for one that is unknown."""
+    """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert (await http.fetch("POST", "/messages/", JSON, b"{}")).status == 400
     assert (await http.fetch("POST", "/messages/?session_id=x", JSON, b"{}")).status == 404
 
 
 async def test_trailing_slash_is_served_without_a_redirect(http: Http) -> None:
-    """Our choice: `/mcp/` is `/mcp`."""
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     assert (await http.fetch("POST", "/mcp/", JSON, body)).status == 200
 
@@ -134,7 +131,7 @@ BAD_BODIES: list[tuple[str, bytes, int]] = [
 @for_each(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_invalid_bodies_get_400_with_a_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
-    """Our choice: never a 500, a hang or a silent 202."""
+    """Never a 500, a hang or a silent 202."""
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, body)
     message = json.loads(await reply.body())
     assert (reply.status, message["error"]["code"]) == (400, code)
@@ -144,7 +141,7 @@ async def test_invalid_bodies_get_400_with_a_code(http: Http, headers: dict[str,
 @for_each("method", ["tools/call", "initialize", "server/discover"])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_requests_without_an_id_are_not_ignored(http: Http, headers: dict[str, str], method: str) -> None:
-    """Our choice: on `/mcp` a request needs an id, and never a silent 202."""
+    """On `/mcp` a request needs an id, and never a silent 202."""
     body = {"jsonrpc": "2.0", "method": method, "params": {"name": "text", "_meta": ENVELOPE if headers else {}}}
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers, "mcp-method": method}, json.dumps(body).encode())
     assert reply.status == 400
@@ -152,7 +149,7 @@ async def test_requests_without_an_id_are_not_ignored(http: Http, headers: dict[
 
 
 async def test_unknown_notifications_are_accepted_and_ignored(http: Http) -> None:
-    """JSON-RPC 2.0, section 4.1: there is nobody to tell."""
+    """JSON-RPC 2.0, section 4.1."""
     body = b'{"jsonrpc":"2.0","method":"notifications/no_such"}'
     assert (await http.fetch("POST", "/mcp", JSON, body)).status == 202
 
@@ -171,19 +168,16 @@ async def test_unknown_notifications_are_accepted_and_ignored(http: Http) -> Non
     ids=str,
 )
 async def test_media_types_are_checked_first(http: Http, headers: dict[str, str], status: int) -> None:
-    """Our choice; leniency: `Accept` may be absent or broad."""
     assert (await http.fetch("POST", "/mcp", headers, ping())).status == status
 
 
 async def test_reply_is_an_event_if_only_events_are_accepted(http: Http) -> None:
-    """Our choice: a client that accepts event streams only is answered by one."""
     reply = await http.fetch("POST", "/mcp", {**JSON, "accept": "text/event-stream"}, ping())
     (event,) = [event async for event in reply.events()]
     assert (reply.status, json.loads(event.data)["result"]) == (200, {})
 
 
 async def test_a_body_over_the_limit_is_413(http: Http) -> None:
-    """Our choice: bodies up to 4 MiB."""
     assert (await http.fetch("POST", "/mcp", JSON, b" " * (4 * 1024 * 1024 + 1))).status == 413
 
 
@@ -223,7 +217,6 @@ async def test_first_failing_check_decides_the_error(
 
 @pytest.mark.parametrize("transport", [marked(each, each) for each in ("memory", "stdio", "sse")])
 async def test_invalid_line_gets_an_error_and_the_connection_stays_open(connect: Connect, transport: str) -> None:
-    """Our choice: over stdio too, a parse error is answered and the process lives on."""
     client = await connect(Combination("2024-11-05", transport))
     for bad in ("ping", {"jsonrpc": "1.0", "id": 1, "method": "ping"}, {"jsonrpc": "2.0", "id": 1.5, "method": "ping"}):
         count = len(client.stray)

@@ -20,7 +20,7 @@ BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a
 async def test_invalid_arguments_are_reported_to_the_model(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
 ) -> None:
-    """MCP 2025-11-25, changelog: a protocol error before 2025-11-25, a text for the model from then on."""
+    """MCP 2025-11-25, changelog."""
     reply = await (await connect(combination)).call("add", **arguments)
     if combination.revision < "2025-11-25":
         assert reply.error["code"] == -32602
@@ -40,7 +40,7 @@ async def test_arguments_must_be_an_object(connect: Connect, combination: Combin
 
 @every()
 async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/tools and 2025-11-25, server/prompts: -32602, on every revision."""
+    """MCP 2025-11-25, server/tools and 2025-11-25, server/prompts."""
     client = await connect(combination)
     for method in ("tools/call", "prompts/get"):
         reply = await client.request(method, {"name": "no such", "arguments": {}})
@@ -59,7 +59,7 @@ async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Conn
 
 @every()
 async def test_missing_params_are_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, schema: a request without what it needs is -32602."""
+    """MCP 2026-07-28, schema."""
     client = await connect(combination)
     for method in ("resources/read", "completion/complete"):
         assert (await client.request(method)).error["code"] == -32602
@@ -68,7 +68,7 @@ async def test_missing_params_are_refused(connect: Connect, combination: Combina
 
 @every()
 async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/tools: `isError`, not a protocol error."""
+    """MCP 2025-11-25, server/tools."""
     assert (await (await connect(combination)).call("fails")).failure == "Nothing left in stock."
 
 
@@ -77,7 +77,6 @@ async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination:
 async def test_failures_are_logged_and_callers_get_only_an_incident(
     connect: Connect, combination: Combination, tool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our choice: the peer sees the identifier; a result that its schema forbids is an internal error."""
     caplog.set_level(logging.ERROR)
     client = await connect(combination)
     reply = await client.call(tool)
@@ -99,7 +98,6 @@ async def test_failures_are_logged_and_callers_get_only_an_incident(
 async def test_failing_prompts_and_resources_return_only_an_incident(
     connect: Connect, combination: Combination
 ) -> None:
-    """Our choice: an internal error, for there is no `isError`."""
     client = await connect(combination)
     for method, params in (("prompts/get", {"name": "broken"}), ("resources/read", {"uri": "note://broken"})):
         reply = await client.request(method, params)
@@ -110,13 +108,11 @@ async def test_failing_prompts_and_resources_return_only_an_incident(
 
 @every()
 async def test_tool_timeout_is_an_error_for_the_model(connect: Connect, combination: Combination) -> None:
-    """Our choice: tool timeouts."""
     assert "sleeps" in (await (await connect(combination)).call("sleeps")).failure
 
 
 @every()
 async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: Combination) -> None:
-    """Our choice: a timeout answers at once; the slot frees only when the thread ends; a full pool refuses."""
     client = await connect(combination)
     key = f"late {combination}"
     async with asyncio.timeout(WAIT):
@@ -143,7 +139,6 @@ async def test_tool_error_names_the_missing_client_capability(connect: Connect, 
 
 @every("handshake", "session")
 async def test_missing_capability_is_refused_in_the_handshake_era(connect: Connect, combination: Combination) -> None:
-    """Our choice: `requires` means the same on every revision that knows what the client can do."""
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"
     unable = await connect(combination, capabilities={})

@@ -156,9 +156,6 @@ def opaque(result: Json) -> bool:
 async def test_any_exception_of_a_tool_gets_a_response(
     wire: Wire, name: str, arguments: Json, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our choice: a tool that raises is an opaque error, never a hang; fixed: StopIteration, SystemExit,
-    cancellation.
-    """
     for _ in range(2):
         result = await call(wire, name, arguments=arguments)
         assert opaque(result), result
@@ -179,7 +176,7 @@ async def test_any_exception_of_a_tool_gets_a_response(
     ],
 )
 async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
-    """Fixed: a future does not carry StopIteration, so the caller waited for ever."""
+    """Regression: a future can't carry StopIteration, so the caller waited forever."""
     name = str(params.get("uri") or params.get("name") or "")
     async with asyncio.timeout(WAIT):
         reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
@@ -187,7 +184,7 @@ async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: J
 
 
 async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
-    """Fixed: the whole batch was dropped."""
+    """Regression: the whole batch was dropped."""
     async with wired(make_server(), "lane") as wire:
         headers = await wire.initialize("2025-03-26")
         bad = request("tools/call", {"name": "waits_for_a_cancelled_task"}, 1)
@@ -199,7 +196,7 @@ async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
 
 
 async def test_connection_transports_answer_cancelled_tools() -> None:
-    """Fixed: stdio never answered it; the memory pipe is the same connection."""
+    """Regression: stdio never answered the call."""
     async with make_server().running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
         for name in ("waits_for_a_cancelled_task", "exits", "asks_in_a_group"):
@@ -212,14 +209,12 @@ async def test_connection_transports_answer_cancelled_tools() -> None:
 
 @for_each(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
 async def test_single_failure_of_a_task_group_is_unwrapped(wire: Wire, kind: str, text: str) -> None:
-    """Our choice: `ToolError` is text for the model; where in the function it was raised does not matter."""
     result = await call(wire, "refused_in_a_group", arguments={"kind": kind})
     assert result["isError"] is True
     assert result["content"][0]["text"] == text
 
 
 async def test_questions_of_a_task_group_share_one_round(wire: Wire) -> None:
-    """Our choice: write once, ask on every revision; fixed: the group reached the transport, which never answered."""
     asked = await call(wire, "asks_in_a_group", {"elicitation": {}})
     assert asked["resultType"] == "input_required"
     messages = {key: each["params"]["message"] for key, each in asked["inputRequests"].items()}
@@ -232,16 +227,13 @@ async def test_questions_of_a_task_group_share_one_round(wire: Wire) -> None:
 
 
 async def test_failure_takes_precedence_over_a_question(wire: Wire) -> None:
-    """Our choice: a call that has failed already asks nobody."""
     result = await call(wire, "asks_and_fails", {"elicitation": {}})
     assert result["content"][0]["text"] == "fix the city"
 
 
 @for_each("way", ["cancelled", "timeout"])
 async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None:
-    """Our choice: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed
-    out.
-    """
+    """Cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed out."""
     mcp = make_server(max_threads=1)
     ended = threading.Semaphore(0)
 
@@ -263,7 +255,7 @@ async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None
             pipe.send(json.dumps(request("tools/call", {"name": "asks"}, number)).encode())
             async with asyncio.timeout(WAIT):
                 while "elicitation/create" not in (told := (await pipe.receive()).decode()):
-                    assert re.search("did not finish|busy", told)  # a thread may ask after the timeout
+                    assert re.search("didn't finish|busy", told)  # a thread may ask after the timeout
                     pipe.send(json.dumps(request("tools/call", {"name": "asks"}, number)).encode())
                 if way == "cancelled":
                     gone = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
@@ -272,14 +264,14 @@ async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None
                 assert taken_back["method"] == "notifications/cancelled"
                 assert taken_back["params"]["requestId"] == json.loads(told)["id"]
                 if way == "timeout":
-                    assert "did not finish" in str(json.loads(await pipe.receive()))
+                    assert "didn't finish" in str(json.loads(await pipe.receive()))
                 assert await asyncio.to_thread(ended.acquire, timeout=WAIT)
             await until(lambda: runtime.services.threads._free == 1 and not len(runtime.services.questions))
         await pipe.close()
 
 
 async def test_slots_are_released_when_the_function_ends() -> None:
-    """Our choice: a function in a thread cannot be stopped, so its slot is taken until it ends."""
+    """A function in a thread cannot be stopped, so its slot is taken until it ends."""
     threads, begun, gate = Threads(1), threading.Event(), threading.Event()
 
     def works() -> None:
@@ -301,7 +293,7 @@ async def test_slots_are_released_when_the_function_ends() -> None:
 def test_function_that_outlives_its_server_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Fixed: its callback met a closed loop; that it still runs is said when the server stops."""
+    """Regression: its callback ran on a closed loop."""
     begun, gate = threading.Event(), threading.Event()
     workers: list[threading.Thread] = []
 

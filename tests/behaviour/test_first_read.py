@@ -11,7 +11,7 @@ from wire import LATEST_HANDSHAKE, WAIT, request
 
 
 async def test_requests_sent_with_initialize_use_its_session() -> None:
-    """Fixed defect: the session began only after the messages behind it had been taken."""
+    """Regression: the session started only after the following messages had been processed."""
     mcp = make_shop()
 
     @mcp.tool

@@ -10,7 +10,7 @@ from cases import for_each
 from millstream import Context, Server
 from wire import POST, Reply, Wire, enveloped, opened_sse, request, routing, wired
 
-STOPPED = "The server stopped before this call was done. Try again"
+STOPPED = "The server stopped before the call was complete. Try again."
 
 
 def endless() -> Server:
@@ -65,7 +65,7 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
 
 @for_each("way", ["asgi", "lane"])
 async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
-    """Fixed: the connection was cut, and the client couldn't tell that from a failure of the network."""
+    """Regression: the connection was cut, which looked like a network failure."""
     async with wired(endless(), way) as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
         assert reply.error == (200, -32000, 1)
@@ -74,7 +74,7 @@ async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> None:
-    """Fixed: as above. The era has a code of its own for a server that can't do it now."""
+    """Regression: the per-request era has its own code for a server that is stopping."""
     async with wired(endless(), way) as wire:
         message = enveloped("tools/call", {"name": "waits"})
         reply = await drained(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
@@ -82,7 +82,7 @@ async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> Non
 
 
 async def test_stream_ends_with_an_error_on_shutdown() -> None:
-    """Fixed: it ended after `retry`, without an answer, and there was none to come back for."""
+    """Regression: the stream ended without a response."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize()
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
@@ -91,7 +91,7 @@ async def test_stream_ends_with_an_error_on_shutdown() -> None:
 
 
 async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
-    """Fixed: the stream ended, and the client went on showing its form."""
+    """Regression: the stream ended while the client was still showing the form."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks"), headers)))
@@ -101,14 +101,13 @@ async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
 
 
 async def test_result_returned_during_shutdown_is_sent() -> None:
-    """Our choice: the client waits for it, as it hasn't cancelled the call."""
     async with wired(endless(), "asgi") as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
         assert reply.message["result"]["content"][0]["text"] == "half of it"
 
 
 async def test_question_during_shutdown_raises_an_error() -> None:
-    """Fixed: its question went out, and neither that nor the call got an answer."""
+    """Regression: neither the question nor the call got an answer."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
@@ -117,7 +116,7 @@ async def test_question_during_shutdown_raises_an_error() -> None:
 
 
 async def test_cancelled_calls_send_no_questions() -> None:
-    """Fixed: a form appeared for a call that its client had given up."""
+    """Regression: a form appeared for a call that its client had given up."""
     async with wired(endless(), "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(call("asks_again"))
@@ -129,7 +128,7 @@ async def test_cancelled_calls_send_no_questions() -> None:
 
 
 async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
-    """MCP 2025-11-25, cancellation: a cancelled request gets no response, whatever happens later."""
+    """MCP 2025-11-25, cancellation."""
     mcp, stubborn = endless(), asyncio.Event()
 
     @mcp.tool
@@ -156,7 +155,7 @@ async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
 
 
 async def test_http_sse_calls_are_answered_before_the_stream_ends() -> None:
-    """Fixed: the stream ended, and nothing said what became of the calls."""
+    """Regression: the stream ended without responses to running calls."""
     async with wired(endless(), "asgi") as wire:
         path, stream = await opened_sse(wire)
         for message in (request("initialize", INITIALIZE, 0), call("waits", 1), call("asks", 2)):

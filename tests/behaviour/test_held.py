@@ -66,7 +66,7 @@ async def initialized(runtime: Runtime, peer: str) -> Client:
 
 
 async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
-    """A fixed defect: ten thousand of them could hold a gigabyte of what they watch, for as long as they were open."""
+    """Regression: ten thousand connections could use a gigabyte for watched URIs."""
     async with room_for_little() as runtime:
         one, two = [await initialized(runtime, "203.0.113.1") for _ in range(2)]
         other = await initialized(runtime, "198.51.100.1")
@@ -80,7 +80,6 @@ async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
 
 
 async def test_watch_quota_limits_all_callers_together() -> None:
-    """And hears that it's others who fill it."""
     async with room_for_little() as runtime:
         clients = [await initialized(runtime, f"203.0.113.{number}") for number in range(5)]
         said = [await client.subscribe(name) for name in "ab" for client in clients]
@@ -92,7 +91,6 @@ async def test_watch_quota_limits_all_callers_together() -> None:
 
 
 async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
-    """Their URIs stay for as long as the stream."""
     listen = {"notifications": {"resourceSubscriptions": [f"shop://books/{'x' * 6_000}"]}}
     async with room_for_little() as runtime:
         client = Client(runtime, "203.0.113.1")
@@ -105,7 +103,6 @@ async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
 
 
 async def test_watches_of_a_closed_connection_are_not_counted() -> None:
-    """A thread may go on when its client has left, and nobody would give the bytes back."""
     async with room_for_little() as runtime:
         client = await initialized(runtime, "203.0.113.1")
         session = client.connection.session
@@ -116,7 +113,6 @@ async def test_watches_of_a_closed_connection_are_not_counted() -> None:
 
 
 async def test_caller_without_an_address_gets_the_whole_watch_quota() -> None:
-    """On stdio there is nobody else."""
     async with room_for_little() as runtime:
         client = await initialized(runtime, "")
         assert [await client.subscribe(str(number)) for number in range(6)] == [""] * 6

@@ -82,7 +82,7 @@ SENDERS: dict[str, tuple[Send, int]] = {
 @for_each("way", ["asgi", "lane"])
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
 async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
-    """A fixed defect: calls were counted and their bodies were not, and each may hold 14 MiB."""
+    """Regression: calls were counted and their bodies were not, and each may hold 14 MiB."""
     mcp, release = holding(serve=("rest",))
     async with wired(mcp, way) as wire:
         session = await wire.initialize()
@@ -106,7 +106,6 @@ async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: 
 
 
 async def test_websocket_calls_count_toward_the_body_budget() -> None:
-    """The same budget; and a fixed defect: what ran on a WebSocket was never counted for its address."""
     async with world(max_body=SIZE, max_call_bytes=1) as app, app.client() as socket:
         await hear(socket)
         bodies = app.runtime.services.bodies
@@ -121,7 +120,6 @@ async def test_websocket_calls_count_toward_the_body_budget() -> None:
 
 
 async def test_single_connection_can_use_the_whole_budget() -> None:
-    """stdio and in memory: there is nobody to share with."""
     mcp, release = holding()
     async with mcp.running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
@@ -136,7 +134,7 @@ async def test_single_connection_can_use_the_whole_budget() -> None:
 
 
 async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
-    """A fixed defect: a task that is cancelled before its first step has no `finally`, and its call stayed."""
+    """Regression: a task cancelled before its first step runs no `finally`, so its call stayed registered."""
     mcp, _ = holding()
     async with mcp.running() as runtime:
         sent: list[bytes] = []
@@ -155,7 +153,6 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
 
 
 async def test_duplicate_ids_are_refused_and_not_counted() -> None:
-    """The call that has the id keeps its bytes; the other one never had any."""
     mcp, release = holding()
     async with wired(mcp, "asgi") as wire:
         session = await wire.initialize()
@@ -171,7 +168,6 @@ async def test_duplicate_ids_are_refused_and_not_counted() -> None:
 
 
 async def test_open_subscriptions_release_their_body_budget() -> None:
-    """It holds nothing of its body, so it must not keep others out."""
     mcp, _ = holding()
     async with wired(mcp, "lane") as wire:
         wire.server.tool(len)
@@ -185,7 +181,6 @@ async def test_open_subscriptions_release_their_body_budget() -> None:
 
 
 def test_one_owner_gets_half_of_the_budget() -> None:
-    """Our choice: as for the count of calls."""
     budget = ByteBudget(100)
     assert budget.take("a", 50)
     assert not budget.take("a", 1)

@@ -32,7 +32,7 @@ def narrow(wire: Wire) -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_result_larger_than_the_event_log_arrives_but_cannot_be_resumed(way: str) -> None:
-    """Fixed defect: the stream was cut, or the reply was 500."""
+    """Regression: the stream was cut, or the reply was 500."""
     async with wired(make_server(), way) as wire:
         narrow(wire)
         headers = await wire.initialize()

@@ -37,9 +37,7 @@ async def test_pages_form_the_whole_list_in_order(connect: Connect, combination:
 
 @every()
 async def test_unknown_cursors_are_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/utilities/pagination: -32602, also for the empty one, which is a value and not its
-    absence.
-    """
+    """MCP 2025-11-25, server/utilities/pagination."""
     client = await connect(combination)
     for cursor in ("no cursor", "", "MTA"):
         for method in MEMBERS:
@@ -88,7 +86,7 @@ async def test_resource_and_prompt_descriptions_match_the_revision(connect: Conn
 
 @every()
 async def test_lists_are_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, server/tools: it may depend on the credential, not on what was asked before."""
+    """MCP 2026-07-28, server/tools."""
     client = await connect(combination)
     before = await listed(client, "tools/list")
     await client.call("text")

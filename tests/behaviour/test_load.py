@@ -58,7 +58,7 @@ def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
 
 
 async def test_sessionless_calls_end_with_their_connection() -> None:
-    """A fixed defect: nobody could read its result any more, and it filled the server for as long as it ran."""
+    """Regression: the call kept running and used a slot, although its result couldn't be read."""
     mcp, _, journal = holding()
     async with wired(mcp, "lane") as wire:
         assert wire.running is not None
@@ -75,7 +75,7 @@ async def test_sessionless_calls_end_with_their_connection() -> None:
 
 
 async def test_session_calls_outlive_their_connection() -> None:
-    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports: a disconnect is no cancellation."""
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports"""
     mcp, release, journal = holding()
     async with wired(mcp, "lane") as wire:
         headers = await wire.initialize()
@@ -101,7 +101,7 @@ async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.
 
 
 async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
-    """A fixed defect: one anonymous peer could take all of it. A caller is a principal, or an address."""
+    """Regression: one anonymous peer could use all slots. A caller is a principal or an address."""
     mcp, release, _ = holding(max_calls=8)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize()
@@ -132,7 +132,7 @@ async def test_overload_code_is_outside_the_reserved_range() -> None:
 
 
 async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: all that came while the store looked for sessions were let in."""
+    """Regression: all calls that arrived while the store looked up sessions were admitted."""
     waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
 
     async def find_late(self: HttpSessions, request: HttpRequest) -> Session:
@@ -156,7 +156,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
 
 @for_each("way", ["asgi", "lane"])
 async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
-    """A fixed defect: with every slot waiting for a person, the answer and the cancellation got 503."""
+    """Regression: if every slot waited for a user, the answers and cancellations got 503."""
     mcp, _, _ = holding(max_calls=2)
     async with wired(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -180,7 +180,7 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_full_server_answers_pings(way: str) -> None:
-    """A fixed defect: they got 503, and clients take a ping without an answer for a server that's gone."""
+    """Regression: pings got 503, so clients considered the server dead."""
     mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
     async with wired(mcp, way) as wire:
         headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
@@ -204,7 +204,6 @@ async def test_full_server_answers_pings(way: str) -> None:
 
 
 async def test_full_server_answers_pings_on_a_connection() -> None:
-    """As the last one, on what stdio, HTTP+SSE and WebSockets have in common."""
     mcp, release, _ = holding(max_calls=1)
     async with mcp.running() as runtime:
         sent = list[bytes]()
@@ -229,7 +228,6 @@ async def test_full_server_answers_pings_on_a_connection() -> None:
 
 
 async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hook may hold them for long, and a connection brings any number."""
     monkeypatch.setattr("millstream._server.load.SPARE", 2)
     mcp, _, _ = holding(max_calls=1)
     async with mcp.running() as runtime:
@@ -247,7 +245,7 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
-    """A fixed defect: a thousand questions that one peer had abandoned, and nobody could be asked for ten minutes."""
+    """Regression: one peer could abandon a thousand questions, which blocked all questions for ten minutes."""
     mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -273,7 +271,7 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
 
 
 async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
-    """A fixed defect: all anonymous clients shared one count, and one of them could use it up for a day."""
+    """Regression: all anonymous clients shared one counter, which one client could use up for a day."""
     async with wired(make_shop(max_deletes=1), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
         assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204
@@ -284,7 +282,7 @@ async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
 
 
 async def test_finished_calls_release_their_slot_at_once() -> None:
-    """A fixed defect: calls of the last quarter of a second still counted, and quick ones were refused."""
+    """Regression: finished calls counted for another quarter of a second, so short calls were refused."""
     mcp, release, _ = holding(max_calls=20)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize()
@@ -301,7 +299,7 @@ async def test_finished_calls_release_their_slot_at_once() -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_cancelled_call_that_returns_gets_no_response(way: str) -> None:
-    """A fixed defect: a tool that swallowed the cancellation had its result sent to a caller who had given up."""
+    """Regression: a tool that ignored the cancellation had its result sent to the caller."""
     mcp, started = make_shop(), asyncio.Event()
 
     @mcp.tool

@@ -14,7 +14,7 @@ PROGRESS, LOG = "notifications/progress", "notifications/message"
 async def test_progress_carries_the_token_of_its_request_and_increases(
     connect: Connect, combination: Combination, token: Any
 ) -> None:
-    """MCP 2025-11-25, basic/utilities/progress: 0 and the empty string are tokens; values must increase."""
+    """MCP 2025-11-25, basic/utilities/progress."""
     reply = await (await connect(combination)).call("steps", meta={"progressToken": token})
     assert reply.text == "stepped"
     notes = reply.of(PROGRESS)
@@ -27,7 +27,7 @@ async def test_progress_carries_the_token_of_its_request_and_increases(
 
 @every()
 async def test_progress_is_sent_only_on_request(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/utilities/progress: only with a token."""
+    """MCP 2025-11-25, basic/utilities/progress."""
     reply = await (await connect(combination)).call("steps")
     assert reply.text == "stepped"
     assert reply.notes == []
@@ -35,7 +35,6 @@ async def test_progress_is_sent_only_on_request(connect: Connect, combination: C
 
 @every()
 async def test_calls_without_a_stream_still_return_their_result(connect: Connect, combination: Combination) -> None:
-    """Our choice: JSON-only mode."""
     client = await connect(combination)
     assert (await client.call("steps", meta={"progressToken": 1})).text == "stepped"
     assert (await client.call("logs")).text == "logged"
@@ -43,7 +42,7 @@ async def test_calls_without_a_stream_still_return_their_result(connect: Connect
 
 @every("notifications", "handshake session")
 async def test_sessions_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, server/utilities/logging: `logging/setLevel` holds for the session."""
+    """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
     assert (await client.request("logging/setLevel", {"level": "debug"})).result == {}
     reply = await client.call("logs")
@@ -61,7 +60,7 @@ async def test_sessions_receive_logs_from_their_level(connect: Connect, combinat
 
 @every("notifications", "requests of its own")
 async def test_requests_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, server/utilities/logging: without a level there are no logs at all."""
+    """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
     level = "io.modelcontextprotocol/logLevel"
     assert (await client.call("logs")).notes == []
@@ -75,7 +74,6 @@ async def test_requests_receive_logs_from_their_level(connect: Connect, combinat
 async def test_streaming_tools_send_each_value_and_return_the_last(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Our choice: each `yield` is progress with its text; the last one is the result too."""
     reply = await (await connect(combination)).call(tool, meta={"progressToken": "t"}, upto=3)
     notes = reply.of(PROGRESS)
     assert [note["progress"] for note in notes] == [1, 2, 3]
@@ -89,7 +87,6 @@ async def test_streaming_tools_send_each_value_and_return_the_last(
 async def test_streaming_tools_without_a_token_return_the_last_value(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Our choice: a caller without a token sees the result only; nothing yielded is empty content."""
     client = await connect(combination)
     reply = await client.call(tool, upto=2)
     assert (reply.text, reply.notes) == ("at 2", [])
@@ -98,7 +95,7 @@ async def test_streaming_tools_without_a_token_return_the_last_value(
 
 @every("notifications")
 async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: one message, one stream; each carries the token of its own request."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"apart {combination}"
     slow = await client.start(
@@ -117,7 +114,7 @@ async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect,
 
 @every("streamable http")
 async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, combination: Combination) -> None:
-    """Our choice: the reply turns into a stream at the first notification."""
+    """The reply turns into a stream at the first notification."""
     client = await connect(combination)
     plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
         {"name": "text", "arguments": {}})})  # fmt: skip
@@ -138,5 +135,5 @@ async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, c
 
 @every()
 async def test_def_tools_run_in_a_thread(connect: Connect, combination: Combination) -> None:
-    """Our choice: a blocking tool must never stall other clients."""
+    """A blocking tool must never stall other clients."""
     assert (await (await connect(combination)).call("thread_name")).text == "false"

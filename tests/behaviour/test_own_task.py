@@ -92,7 +92,6 @@ def opaque(result: Json) -> bool:
 
 
 async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
-    """stdio, HTTP+SSE and in memory."""
     async with make_server().running() as runtime, asyncio.timeout(WAIT):
         for name in TOOLS:
             pipe = MemoryPipe(runtime.dispatcher)
@@ -110,7 +109,7 @@ async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
 
 @for_each("name", TOOLS)
 async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> None:
-    """A fixed defect: the connection was cut instead of answered. Here it's asked twice, with a call beside it."""
+    """Regression: the connection was cut instead of answered."""
     mcp, release = make_server(), asyncio.Event()
 
     @mcp.tool
@@ -138,7 +137,6 @@ async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> No
 
 @for_each("name", ["cancels_itself", "is_cancelled_by_its_helper"])
 async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(name: str) -> None:
-    """Our choice: the task is not ours, and whoever cancelled it may be its owner, who waits for the cancellation."""
     mcp = make_server()
     async with wired(mcp, "asgi") as wire:
         sent: list[dict[str, Any]] = []
@@ -165,7 +163,6 @@ async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(n
 
 
 async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
-    """The socket goes on."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for name, tool in TOOLS.items():
@@ -177,7 +174,6 @@ async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
 
 
 async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
-    """The sibling: a cancellation by who owns the task stays one."""
     mcp, seen = make_server(), list[str]()
 
     @mcp.tool
@@ -204,7 +200,7 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
 
 
 async def test_cancelled_call_that_fails_gets_no_response() -> None:
-    """A fixed defect: only results of cancelled calls were held back, and errors were sent."""
+    """Regression: only results of cancelled calls were held back, and errors were sent."""
     mcp, started = make_server(), asyncio.Event()
 
     @mcp.tool

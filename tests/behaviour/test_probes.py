@@ -46,7 +46,6 @@ def fail(runtime: Runtime) -> None:
 
 
 async def test_health_shows_figures_and_their_limits() -> None:
-    """What an operator looks for. Names are stable: alerts are made of them."""
     settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
     async with server.running() as runtime:
@@ -74,7 +73,6 @@ async def test_health_shows_figures_and_their_limits() -> None:
 
 
 async def test_health_counts_open_streams_by_transport() -> None:
-    """Which transport holds them is the first question when there are many."""
     server = Server("shop", serve="hub")
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     inbox.put_nowait({"type": "http.request"})
@@ -91,7 +89,6 @@ async def test_health_counts_open_streams_by_transport() -> None:
 
 
 async def test_health_counts_connections_of_the_own_server() -> None:
-    """Under a foreign one nobody knows; the figure is absent then, not wrong."""
     foreign, server = Server("shop"), Server("shop")
     async with foreign.running():
         assert "connections" not in await facts(foreign)
@@ -103,9 +100,7 @@ async def test_health_counts_connections_of_the_own_server() -> None:
 
 
 async def test_unreachable_store_degrades_health_only() -> None:
-    """Fixed defect: readiness ended, so one pause of a store took every worker out of the balancer, although plain
-    calls need none. The reason is in the log alone.
-    """
+    """Regression: readiness failed, so a short outage of the store removed every worker from the load balancer."""
     server = Server("shop", serve="metrics")
     server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:
@@ -132,7 +127,6 @@ async def test_draining_server_reports_it() -> None:
 
 
 async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a tick came too late is what every call waits for besides its own work."""
     monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     async with Server("shop").running() as runtime:
         now = iter(range(0, 1_000_000, 3))
@@ -143,7 +137,6 @@ async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.Monk
 
 
 async def test_every_fact_of_the_server_is_listed() -> None:
-    """Who makes an alert of one must find what it means."""
     table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     server = Server("shop", serve="all")

@@ -8,7 +8,7 @@ from wire import enveloped, routing, wired
 
 
 async def test_progress_must_be_finite() -> None:
-    """Fixed defect: NaN and infinity went out as null, which the schema of every revision forbids."""
+    """Regression: NaN and infinity were sent as null, which the schema forbids."""
     mcp = make_shop()
 
     @mcp.tool

@@ -33,7 +33,6 @@ def always(answer: Json) -> Any:
 async def test_forms_return_a_value_of_the_requested_type(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
-    """Our choice: dataclass, Struct, pydantic model or schema, on every revision that has elicitation."""
     content, expected = FORMS[kind]
     client = await connect(combination, answer=always({"action": "accept", "content": content}))
     assert (await client.call("asks", kind=kind)).text == expected
@@ -47,14 +46,14 @@ async def test_forms_return_a_value_of_the_requested_type(
 
 @every("questions", "elicitation")
 async def test_def_tools_can_ask_questions(connect: Connect, combination: Combination) -> None:
-    """Our choice: `SyncContext` has the same methods, blocking."""
+    """`SyncContext` has the same methods, blocking."""
     client = await connect(combination, answer=always(POINT))
     assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
 
 
 @every("questions", "elicitation")
 async def test_prompts_can_ask_questions(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: `prompts/get` may be answered by a question."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination, answer=always(POINT))
     result = (await client.request("prompts/get", {"name": "asking"})).result
     assert result["messages"][0]["content"]["text"] == "About 5"
@@ -62,7 +61,6 @@ async def test_prompts_can_ask_questions(connect: Connect, combination: Combinat
 
 @every("questions", "elicitation")
 async def test_declining_and_dismissing_are_distinguished(connect: Connect, combination: Combination) -> None:
-    """Our choice: `Declined` and `Cancelled` on every revision; uncaught they end the call with an error."""
     declining = await connect(combination, answer=always({"action": "decline"}))
     assert (await declining.call("asks", kind="point")).text == "declined"
     assert "declined" in (await declining.call("insists")).failure
@@ -80,9 +78,7 @@ async def test_declining_and_dismissing_are_distinguished(connect: Connect, comb
 async def test_malformed_answers_do_not_reach_the_function(
     connect: Connect, combination: Combination, answer: Json
 ) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: -32602 for what is structurally invalid; older revisions may say it in
-    the result.
-    """
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination, answer=always(answer))
     message = (await client.call("insists")).message
     if combination.handshake:
@@ -93,7 +89,7 @@ async def test_malformed_answers_do_not_reach_the_function(
 
 @every("questions", "elicitation", "handshake")
 async def test_client_errors_fail_the_call(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, client/elicitation: an error response is an answer."""
+    """MCP 2025-11-25, client/elicitation."""
 
     def refuse(method: str, params: Json) -> Json:
         raise Refuse(-32603, "no window")
@@ -107,9 +103,7 @@ async def test_client_errors_fail_the_call(connect: Connect, combination: Combin
 async def test_clients_without_the_capability_are_not_asked(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: -32021 with what is missing and status 400; before that an error for the
-    model that names it.
-    """
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     missing, name = CAPABILITY[tool]
     client = await connect(combination, capabilities={})
     reply = await client.call(tool)
@@ -143,9 +137,7 @@ async def test_missing_elicitation_in_a_revision_is_explained(connect: Connect, 
 
 @every("questions", "url elicitation")
 async def test_url_elicitation_returns_consent(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, client/elicitation: accepting is consent to open it; `elicitationId` only where the revision
-    has it.
-    """
+    """MCP 2025-11-25, client/elicitation."""
     client = await connect(combination, answer=always({"action": "accept"}))
     assert (await client.call("asks_url")).text == "agreed"
     ((method, params),) = client.asked
@@ -158,7 +150,7 @@ async def test_url_elicitation_returns_consent(connect: Connect, combination: Co
 
 @every("session", since="2025-11-25", until="2025-11-25", over=("json",))
 async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, client/elicitation: -32042 of 2025-11-25, where the line cannot carry a request."""
+    """MCP 2025-11-25, client/elicitation."""
     error = (await (await connect(combination)).call("asks_url")).error
     assert error["code"] == -32042
     assert error["data"]["elicitations"][0]["url"] == "https://example.com/pay"
@@ -169,7 +161,7 @@ async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combin
 async def test_sessionless_calls_that_ask_get_an_explanation(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Our choice: impossible without a session, and it must fail cleanly."""
+    """Impossible without a session, and it must fail cleanly."""
     text = (await (await connect(combination)).call(tool)).failure
     assert combination.transport == "sessionless" or "initialize" not in text, "the client has a session"
 
@@ -189,7 +181,7 @@ async def test_sampling_returns_the_response_of_the_clients_model(connect: Conne
 async def test_sampling_with_tools_works_if_the_revision_supports_it(
     connect: Connect, combination: Combination
 ) -> None:
-    """MCP 2025-11-25, changelog: since 2025-11-25, and only for clients that declare them."""
+    """MCP 2025-11-25, changelog."""
     use = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
     client = await connect(combination, answer=always({**SAMPLE, "content": [use], "stopReason": "toolUse"}))
     reply = await client.call("samples_with_tools")
@@ -205,7 +197,7 @@ async def test_sampling_with_tools_works_if_the_revision_supports_it(
 
 @every("questions", since="2025-11-25")
 async def test_sampling_with_tools_requires_the_capability(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: capabilities are mode-precise."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
     reply = await client.call("samples_with_tools")
@@ -225,7 +217,7 @@ async def test_roots_return_the_folders_of_the_client(connect: Connect, combinat
 
 @every("questions", "elicitation")
 async def test_several_questions_share_one_round(connect: Connect, combination: Combination) -> None:
-    """Our choice: `ctx.ask`; the keywords are the keys."""
+    """`ctx.ask`; the keywords are the keys."""
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])
     reply = await client.call("asks_all")

@@ -29,7 +29,7 @@ async def completed(client: Client, ref: Json, name: str, value: str, **known: s
 
 @every()
 async def test_resources_return_text_or_bytes(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/resources: `text` or `blob`, with its URI and media type."""
+    """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
     assert await read(client, "note://one") == {"uri": "note://one", "mimeType": "text/plain", "text": "hello"}
     blob = base64.b64encode(b"\x00\x01").decode()
@@ -40,7 +40,6 @@ async def test_resources_return_text_or_bytes(connect: Connect, combination: Com
 
 @every()
 async def test_template_variables_are_converted(connect: Connect, combination: Combination) -> None:
-    """Our choice: templates with typed parameters; what does not fit is -32602."""
     client = await connect(combination)
     assert (await read(client, "book://111/6"))["text"] == "111 page 7"
     assert (await read(client, "book://a%20b/0"))["text"] == "a b page 1"
@@ -52,7 +51,7 @@ async def test_template_variables_are_converted(connect: Connect, combination: C
 
 @every()
 async def test_non_ascii_uris_can_be_read(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: such a name travels in the Base64 sentinel of `Mcp-Name`."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     assert (await client.request("resources/read", {"uri": "note://é"})).error["data"] == {"uri": "note://é"}
 
@@ -80,7 +79,7 @@ async def test_invalid_prompt_arguments_are_a_protocol_error(
 
 @every()
 async def test_prompt_messages_match_the_revision(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-06-18, changelog: for prompts as for tools."""
+    """MCP 2025-06-18, changelog."""
     result = (await (await connect(combination)).request("prompts/get", {"name": "show"})).result
     first, sound, link = result["messages"]
     assert [each["role"] for each in result["messages"]] == ["user", "user", "assistant"]
@@ -92,9 +91,7 @@ async def test_prompt_messages_match_the_revision(connect: Connect, combination:
 
 @every()
 async def test_completion_uses_a_function_or_the_type(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/utilities/completion and 2025-06-18, changelog: served on every revision; the context
-    only since 2025-06-18.
-    """
+    """MCP 2025-11-25, server/utilities/completion and 2025-06-18, changelog."""
     client = await connect(combination)
     greet = {"type": "ref/prompt", "name": "greet"}
     assert await completed(client, greet, "name", "A") == ["Ada", "Alan"]
@@ -108,7 +105,7 @@ async def test_completion_uses_a_function_or_the_type(connect: Connect, combinat
 
 @every()
 async def test_completion_of_unknown_references_is_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, server/utilities/completion: -32602."""
+    """MCP 2025-11-25, server/utilities/completion."""
     client = await connect(combination)
     for ref, name in (
         ({"type": "ref/prompt", "name": "none"}, "name"),
@@ -122,7 +119,6 @@ async def test_completion_of_unknown_references_is_refused(connect: Connect, com
 
 @every()
 async def test_mounted_servers_respond_under_their_prefix(connect: Connect, combination: Combination) -> None:
-    """Our choice: `mcp.mount(other, prefix="stock")`."""
     client = await connect(combination)
     assert (await client.call("stock_count", item="nails")).text == "7 nails"
     prompt = (await client.request("prompts/get", {"name": "stock_describe", "arguments": {"item": "a nail"}})).result
@@ -136,7 +132,6 @@ async def test_mounted_servers_respond_under_their_prefix(connect: Connect, comb
 
 @every("session")
 async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, combination: Combination) -> None:
-    """Our choice: the URI is the one that clients of the outer server know."""
     client = await connect(combination)
     await client.watch("shelf://stock/a")
     await client.call("stock_refill")
@@ -144,7 +139,6 @@ async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, comb
 
 
 async def test_items_registered_after_mounting_are_offered(connect: Connect) -> None:
-    """Our choice: mounted now and later; completions as all else."""
     outer, inner = Server("outer", settings=Settings()), Server("inner", settings=Settings())
     outer.mount(inner, prefix="in")
 

@@ -43,13 +43,11 @@ async def subscribe(mcp: Server, headers: dict[str, str], name: str, how: str = 
     return refused(await asked(mcp, request(f"resources/{how}", uri), headers, "127.0.0.1"))
 
 
-YOURS = "Your sessions use too much memory. End those that you don't need, or try again later"
+YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."
 
 
 async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
-    """A fixed defect: its subscriptions filled all of it, and no other session, new or old, could subscribe or set a
-    log level for a day.
-    """
+    """Regression: subscriptions of one address used all records, so other sessions couldn't subscribe for a day."""
     mcp = make_shop()
 
     @mcp.resource("note://{name}")
@@ -94,7 +92,6 @@ async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
 
 
 async def test_session_ids_contain_no_address() -> None:
-    """Our choice, as for limits. One customer of IPv6 has one share, and no address has none."""
     mcp = make_shop()
     async with wired(mcp, "asgi") as wire:
         for peer in ("2001:db8::1", "2001:db8::2", ELSEWHERE, ""):
@@ -110,7 +107,6 @@ async def test_session_ids_contain_no_address() -> None:
 async def test_one_caller_gets_at_most_half_of_the_capability_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where one caller had it all, nobody else could declare what the specification doesn't know."""
     monkeypatch.setattr("millstream._transports.streamable.sessions._CAPABILITIES_ROOM", 300)
     mcp = make_shop()
     async with wired(mcp, "asgi") as wire:

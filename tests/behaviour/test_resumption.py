@@ -43,7 +43,7 @@ def meaning(events: list[Event]) -> list[Json]:
 
 @every("resumption")
 async def test_resume_continues_after_any_event(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: replay what followed on that stream, each once, in order."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     assert [note.get("method", "result") for note in meaning(whole)] == ["notifications/progress"] * 3 + ["result"]
@@ -61,7 +61,6 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
 
 @every("resumption")
 async def test_resume_of_a_running_call_receives_later_events(connect: Connect, combination: Combination) -> None:
-    """Our choice: the call goes on, and its result waits in the log or goes out as it comes."""
     client = await connect(combination)
     for late in (False, True):
         key = f"cut {combination} {late}"
@@ -82,9 +81,7 @@ async def test_resume_of_a_running_call_receives_later_events(connect: Connect, 
 
 @every("resumption")
 async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports, one message, one stream: what comes after a resume goes to the new
-    connection only.
-    """
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"taken up {combination}"
     older = await client.streamable.post(request("waits", key=key))
@@ -99,7 +96,6 @@ async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, com
 
 @every("resumption")
 async def test_resume_after_the_last_event_is_empty(connect: Connect, combination: Combination) -> None:
-    """Our choice: a stream that is over ends at once."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     stream = await resumed(client, whole[-1].id)
@@ -109,7 +105,6 @@ async def test_resume_after_the_last_event_is_empty(connect: Connect, combinatio
 
 @every("resumption")
 async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combination: Combination) -> None:
-    """Our choice: unknown, foreign or of an older epoch is 400, while the session lives."""
     client, stranger = await connect(combination), await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     foreign = whole[0].id
@@ -124,9 +119,7 @@ async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combi
 
 @every("resumption")
 async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports, polling: `retry`, then the end of the connection; only where the revision
-    has it.
-    """
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"polled {combination}"
     polling = combination.revision == "2025-11-25"
@@ -150,7 +143,7 @@ async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, co
 
 @every("requests of its own", "streamable http", "notifications")
 async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: `close_stream` does nothing there."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"stays open {combination}"
     await client.call("open_gate", key=key)
@@ -161,7 +154,6 @@ async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect
 
 @every("resumption", since="2025-11-25")
 async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect, combination: Combination) -> None:
-    """Our choice: only messages of a call are logged, questions among them."""
     client = await connect(combination)
     exchange = await client.streamable.post(request("insists"))
     before = await some(exchange, 2)
@@ -178,7 +170,6 @@ async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect,
 
 @every("resumption")
 async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Combination) -> None:
-    """Our choice: one stand-alone stream a session; the older is closed."""
     client = await connect(combination)
     watched = order()
     await client.request("resources/subscribe", {"uri": watched})
@@ -195,7 +186,7 @@ async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Com
 
 @every("resumption")
 async def test_resumed_stand_alone_stream_receives_missed_messages(connect: Connect, combination: Combination) -> None:
-    """Our choice: hints are not logged; each list and each subscribed resource may have changed."""
+    """Hints are not logged; each list and each subscribed resource may have changed."""
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://3"})
     stream = await resumed(client, None)

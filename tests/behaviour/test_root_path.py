@@ -14,7 +14,7 @@ from wire import opened_sse, wired
 
 
 async def test_urls_begin_with_the_root_path() -> None:
-    """A fixed defect: clients of HTTP+SSE sent to a path that the proxy doesn't have."""
+    """Regression: clients of HTTP+SSE sent to a path that the proxy doesn't have."""
     server = Server("shop", serve="rest", settings=Settings(root_path="/ai"))
     async with wired(server, "asgi") as wire:
         path, stream = await opened_sse(wire)
@@ -24,7 +24,6 @@ async def test_urls_begin_with_the_root_path() -> None:
 
 
 async def test_own_server_applies_the_root_path() -> None:
-    """On a socket, where no ASGI server tells the path."""
     server, port = Server("shop", settings=Settings(root_path="/ai")), free_port()
     serving = asyncio.create_task(server.run_async(port=port))
     try:

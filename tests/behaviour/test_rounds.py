@@ -52,7 +52,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 @every("questions", "elicitation")
 @for_each("tool", ["asks_twice", "asks_twice_in_thread"])
 async def test_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
-    """Our choice: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
+    """`ctx.once` keeps its value across the rounds of a call; another call has its own."""
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
     assert (await client.call(tool, key=key)).text == "5 1 7"
@@ -63,7 +63,7 @@ async def test_effects_between_questions_run_once(connect: Connect, combination:
 
 @every("requests of its own")
 async def test_questions_of_a_round_have_their_keys(connect: Connect, combination: Combination) -> None:
-    """Our choice: a question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
+    """A question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
     client = await connect(combination)
     questions, state = await first_round(client, "asks_twice", key=f"keys {combination}")
     assert list(questions) == ["first"]
@@ -74,7 +74,7 @@ async def test_questions_of_a_round_have_their_keys(connect: Connect, combinatio
 
 @every("requests of its own")
 async def test_missing_answers_are_requested_again(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: ask again rather than fail."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     again = await resend(client, "insists", {}, state)
@@ -83,7 +83,6 @@ async def test_missing_answers_are_requested_again(connect: Connect, combination
 
 @every("requests of its own")
 async def test_answers_count_without_a_state(connect: Connect, combination: Combination) -> None:
-    """Our choice: with or without `requestState`; those of earlier rounds come only from the state."""
     client = await connect(combination)
     questions, _ = await first_round(client, "insists")
     reply = await resend(client, "insists", dict.fromkeys(questions, POINT), None)
@@ -92,7 +91,7 @@ async def test_answers_count_without_a_state(connect: Connect, combination: Comb
 
 @every("requests of its own")
 async def test_changed_state_is_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: reject on failure; -32602."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     answers = dict.fromkeys(questions, POINT)
@@ -107,7 +106,7 @@ async def test_changed_state_is_refused(connect: Connect, combination: Combinati
 
 @every("requests of its own")
 async def test_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
-    """Our choice: bound to method, name and arguments."""
+    """Bound to method, name and arguments."""
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
     other_arguments = await resend(client, "asks_twice", {"first": POINT}, state, key="two")
@@ -123,7 +122,7 @@ async def test_state_of_another_call_is_refused(connect: Connect, combination: C
 
 @every("requests of its own", "our process")
 async def test_expired_state_is_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: a short expiry inside the state."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     services = (await client.server.start()).services
@@ -136,7 +135,6 @@ async def test_expired_state_is_refused(connect: Connect, combination: Combinati
 
 @every("requests of its own")
 async def test_changed_questions_are_asked_again_with_later_ones(connect: Connect, combination: Combination) -> None:
-    """Our choice: its answer and the later ones are dropped."""
     client = await connect(combination, answer=by_message)
     reply = await client.call("changes_its_mind", key=f"mind {combination}")
     assert reply.text == "5 7"
@@ -145,7 +143,6 @@ async def test_changed_questions_are_asked_again_with_later_ones(connect: Connec
 
 @every("requests of its own")
 async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Combination) -> None:
-    """Our choice: `max_rounds`, with room for any sensible conversation."""
     client = await connect(combination, answer=lambda method, params: POINT)
     reply = await client.call("never_content", key=f"never {combination}")
     assert reply.error["code"] == -32602
@@ -154,7 +151,6 @@ async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Co
 
 @every("requests of its own", "our process")
 async def test_state_is_encrypted(connect: Connect, combination: Combination) -> None:
-    """Our choice: sealed, not only signed."""
     client = await connect(combination)
     key = f"hidden {combination}"
     _, state = await first_round(client, "asks_twice", key=key)
@@ -168,7 +164,7 @@ async def test_state_is_encrypted(connect: Connect, combination: Combination) ->
 
 @every("requests of its own")
 async def test_only_three_methods_can_return_input_required(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: extra members of other requests are ignored."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     reply = await client.request("tools/list", {"inputResponses": {}, "requestState": "x"})
     assert reply.result["resultType"] == "complete"
@@ -176,7 +172,7 @@ async def test_only_three_methods_can_return_input_required(connect: Connect, co
 
 @for_each("way", ["asgi", "lane"])
 async def test_oversized_state_fails_the_call(way: str) -> None:
-    """A fixed defect: the error escaped from the dispatcher, and over a connection nobody was answered."""
+    """Regression: the error escaped the dispatcher, and connections got no response."""
     mcp = Server("large", settings=Settings(key="k" * 40))
 
     @mcp.tool
@@ -222,7 +218,7 @@ FORGED = "A" * 80
 @for_each("way", ["asgi", "lane", "pipe"])
 @for_each("method", ["tools/call", "prompts/get", "resources/read"])
 async def test_forged_state_is_refused_before_the_function_runs(way: str, method: str) -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: a state that fails verification must be rejected. A fixed defect."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[str]()
 
     def buy() -> str:
@@ -248,7 +244,6 @@ async def test_forged_state_is_refused_before_the_function_runs(way: str, method
 
 
 async def test_calls_without_a_state_take_the_fast_path() -> None:
-    """What a retry costs is paid by retries alone: such a call isn't prepared, and is verified."""
     mcp = Server("shop", settings=Settings(key="k" * 40))
 
     @mcp.tool
@@ -286,8 +281,6 @@ async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
 
 
 async def test_functions_can_change_their_arguments_between_questions() -> None:
-    """It does so in every round; the state is bound to what the client sent."""
-
     async def asks(items: list[int], ctx: Context) -> str:
         items.sort()
         answer = await ctx.elicit("Go on?", str)
@@ -298,7 +291,7 @@ async def test_functions_can_change_their_arguments_between_questions() -> None:
 
 
 async def test_varying_default_arguments_do_not_block_a_call() -> None:
-    """A fixed defect: the state was bound to what became of the arguments, and such a call never ended."""
+    """Regression: the state was bound to the decoded arguments, so such a call never ended."""
 
     async def asks(order: Order, tags: set[str], ctx: Context) -> str:
         return f"{order.id != ''} {sorted(tags)} {await ctx.elicit('Go on?', str)}"
@@ -308,7 +301,7 @@ async def test_varying_default_arguments_do_not_block_a_call() -> None:
 
 @for_each("way", ["asgi", "lane", "pipe"])
 async def test_state_binds_the_approved_arguments(way: str) -> None:
-    """A fixed defect: a field that its model doesn't write was no part of what the state was bound to."""
+    """Regression: a field that the model doesn't serialize wasn't bound."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()
 
     @mcp.tool
@@ -343,8 +336,6 @@ async def test_state_binds_the_approved_arguments(way: str) -> None:
 
 
 async def test_state_binds_large_arguments() -> None:
-    """They aren't kept while a function runs, and neither is their hash made twice."""
-
     async def asks(text: str, ctx: Context) -> str:
         return f"{len(text)} {await ctx.elicit('Go on?', str)}"
 
@@ -353,7 +344,7 @@ async def test_state_binds_large_arguments() -> None:
 
 
 async def test_tools_with_model_and_path_arguments_can_ask() -> None:
-    """A fixed defect: the state could not be bound to what msgspec alone doesn't write, and the reply was a 500."""
+    """Regression: the state couldn't be bound to values that msgspec can't encode, so the call got 500."""
 
     async def asks(book: Book, path: Path, ctx: Context) -> str:
         return f"{book.title} {path} {await ctx.elicit('Go on?', str)}"
@@ -362,7 +353,7 @@ async def test_tools_with_model_and_path_arguments_can_ask() -> None:
 
 
 async def test_tools_with_unserializable_arguments_can_ask() -> None:
-    """A fixed defect: the error escaped from the dispatcher."""
+    """Regression: the error escaped from the dispatcher."""
 
     async def asks(path: Annotated[str, pydantic.AfterValidator(Unwritten)], ctx: Context) -> str:
         return f"{type(path).__name__} {await ctx.elicit('Go on?', str)}"

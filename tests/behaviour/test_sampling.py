@@ -29,7 +29,7 @@ UNBALANCED = {
 async def test_unbalanced_tool_results_are_refused_in_the_function(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
-    """A fixed defect: servers MUST answer each tool use by one tool result, in a message with nothing else."""
+    """Regression: each tool use must be answered by one tool result, in a message without other content."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     text = (await client.call("samples_conversation", kind=kind)).text
     assert text.startswith("refused: ")
@@ -39,7 +39,7 @@ async def test_unbalanced_tool_results_are_refused_in_the_function(
 
 @every("questions")
 async def test_conversations_with_tools_need_a_supporting_revision(connect: Connect, combination: Combination) -> None:
-    """A fixed defect: before 2025-11-25 no message holds tool uses, whether or not the question offers tools."""
+    """Regression: before 2025-11-25, messages can't contain tool uses."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
     if combination.revision < "2025-11-25":
@@ -58,7 +58,7 @@ async def test_conversations_with_tools_need_a_supporting_revision(connect: Conn
 
 @every("questions", since="2025-11-25")
 async def test_conversations_with_tools_need_the_client_capability(connect: Connect, combination: Combination) -> None:
-    """A fixed defect: tool results need `sampling.tools` as tools do."""
+    """Regression: tool results also need `sampling.tools`."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
     assert client.asked == []
@@ -72,7 +72,7 @@ async def test_conversations_with_tools_need_the_client_capability(connect: Conn
 async def test_messages_with_several_blocks_are_split_for_older_revisions(
     connect: Connect, combination: Combination
 ) -> None:
-    """A fixed defect: before 2025-11-25 `content` is one block, and a list broke the schema."""
+    """Regression: before 2025-11-25 `content` is one block, and a list broke the schema."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     assert (await client.call("samples_conversation", kind="blocks")).text == "word"
     ((_, params),) = client.asked
@@ -88,7 +88,7 @@ async def test_messages_with_several_blocks_are_split_for_older_revisions(
 
 @every("questions")
 async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combination: Combination) -> None:
-    """A fixed defect: 2024-11-05 has text and images only, and nothing else can stand for a sound."""
+    """Regression: 2024-11-05 only has text and images."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="audio")
     if combination.revision < "2025-03-26":
@@ -100,7 +100,7 @@ async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combi
 
 @every()
 async def test_prompt_messages_have_one_block(connect: Connect, combination: Combination) -> None:
-    """A fixed defect: lists of blocks and tool uses are for sampling; in a prompt they broke the schema."""
+    """Regression: lists of blocks and tool uses are only for sampling, and broke the schema of prompts."""
     client = await connect(combination)
     told = (await client.request("prompts/get", {"name": "in_blocks"})).result["messages"]
     assert [(each["role"], each["content"]["text"]) for each in told] == [
@@ -110,5 +110,4 @@ async def test_prompt_messages_have_one_block(connect: Connect, combination: Com
 
 
 def test_every_conversation_of_the_table_is_tested() -> None:
-    """Those that no test names would prove nothing."""
     assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "audio"}

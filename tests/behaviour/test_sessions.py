@@ -33,7 +33,7 @@ async def code(reply: Exchange) -> tuple[int, int]:
 
 @every("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
 async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports and our choice: at most 400 characters from 0x21 to 0x7E."""
+    """MCP 2025-11-25."""
     first, second = await connect(combination), await connect(combination)
     ids = {first.streamable.session, second.streamable.session}
     assert len(ids) == 2
@@ -44,9 +44,7 @@ async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combin
 
 @every("handshake session", over=STREAMS)
 async def test_deleted_sessions_are_not_found(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: DELETE ends it, and every later request is 404, so that the client
-    initializes again.
-    """
+    """MCP 2025-11-25, basic/transports."""
     client, other = await connect(combination), await connect(combination)
     await client.link.standing()
     session = client.streamable.session
@@ -65,7 +63,7 @@ async def test_deleted_sessions_are_not_found(connect: Connect, combination: Com
 
 @every("handshake session", over=STREAMS)
 async def test_unknown_session_ids_are_not_found(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: unknown, forged and cut ids look the same: 404."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     good = client.streamable.session
     forged = good[:40] + ("A" if good[40] != "A" else "B") + good[41:]
@@ -76,7 +74,6 @@ async def test_unknown_session_ids_are_not_found(connect: Connect, combination: 
 
 @every("handshake session", over=STREAMS)
 async def test_requests_without_a_session_id_are_refused(connect: Connect, combination: Combination) -> None:
-    """Our choice, leniency: with a version header and no session id 400; with neither it is served by itself."""
     client = await connect(combination)
     reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
     assert await code(reply) == (400, -32600)
@@ -96,7 +93,7 @@ async def test_version_header_must_match_the_session(connect: Connect, combinati
 
 @every("handshake", "session")
 async def test_second_initialize_is_refused(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports, practice: -32600."""
+    """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     error = (await client.request("initialize", OPENING)).error
     assert error["code"] == -32600
@@ -105,7 +102,7 @@ async def test_second_initialize_is_refused(connect: Connect, combination: Combi
 
 @every("handshake", "session")
 async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic: the second is refused, the first goes on."""
+    """MCP 2025-11-25, basic."""
     client = await connect(combination)
     key = f"reuse {combination}"
     sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
@@ -125,7 +122,6 @@ async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Com
 
 @every("handshake session", over=("lane",))
 async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
-    """Our choice: a session is its id; streams of the older store are gone, which a 404 tells."""
     client = await connect(combination, server=world.build())
     headers = {**JSON, **client.streamable.headers()}
     session_of: Json = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "who", "arguments": {}}}
@@ -155,7 +151,7 @@ async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange,
 
 @every("streamable http", since="2025-11-25", over=STREAMS)
 async def test_initialize_tolerates_listed_deviations(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/lifecycle, and leniency, which is our choice: what a simple script sends is served."""
+    """MCP 2025-11-25, basic/lifecycle."""
     client = await connect(combination)
     reply, message = await opened(client, None)
     assert message["result"]["protocolVersion"] == "2025-03-26"
@@ -175,16 +171,13 @@ async def test_initialize_tolerates_listed_deviations(connect: Connect, combinat
 
 @every(over=("sessionless",), until="2025-11-25")
 async def test_sessionless_servers_announce_no_session_features(connect: Connect, combination: Combination) -> None:
-    """MCP 2025-11-25, basic/transports: subscriptions and unsolicited messages are impossible there, so the
-    handshake must not offer them.
-    """
+    """MCP 2025-11-25, basic/transports."""
     capabilities = (await connect(combination)).initialized["capabilities"]
     assert "subscribe" not in capabilities["resources"]
     assert not any(capabilities[kind].get("listChanged") for kind in ("tools", "prompts", "resources"))
 
 
 async def test_short_keys_stop_the_start() -> None:
-    """Our choice: a wrong setting is told to whoever starts the server, not to its first client as a 500."""
     server = world.build(key="short")
     with pytest.raises(ValueError, match="32 characters"):
         async with server.running():
@@ -193,7 +186,7 @@ async def test_short_keys_stop_the_start() -> None:
 
 @every("requests of its own", "streamable http")
 async def test_newest_revision_has_no_sessions(connect: Connect, combination: Combination) -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: a session id is ignored, never minted, never echoed."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     for session in ("", "nonsense"):
         client.streamable.session = session

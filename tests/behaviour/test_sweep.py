@@ -42,7 +42,7 @@ def call(tool: str) -> bytes:
 
 @pytest.mark.server
 async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
-    """A fixed defect: the sweep waited for the slow peer, and silent calls of others never became streams."""
+    """Regression: the sweep waited for the slow peer, so silent calls of others never became streams."""
     port = free_port()
     settings = {"MILLSTREAM_SILENCE": "1", "MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
     with patch.dict(os.environ, settings), serving(millstream(SERVER, port), port, tmp_path / "log"):
@@ -62,7 +62,7 @@ async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) 
 
 
 async def test_automatic_progress_needs_a_silent_heartbeat() -> None:
-    """A fixed defect: a heartbeat between two reports of a lively tool put a step of its own between them."""
+    """Regression: a heartbeat between two progress reports added a step of its own."""
     mcp, told, go_on = Server("lively"), asyncio.Event(), asyncio.Event()
 
     @mcp.tool
@@ -87,7 +87,6 @@ async def test_automatic_progress_needs_a_silent_heartbeat() -> None:
 
 
 async def test_automatic_progress_only_increases() -> None:
-    """Our choice: values increase and stay below what the tool reports next."""
     mcp, told, go_on = Server("silent"), asyncio.Event(), asyncio.Event()
 
     @mcp.tool
@@ -118,7 +117,7 @@ async def test_automatic_progress_only_increases() -> None:
 
 
 async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A fixed defect: an exception from a call's line ended the sweep, and with it every heartbeat and time limit."""
+    """Regression: an exception ended the sweep, and with it all heartbeats and time limits."""
     monkeypatch.setattr(sweeps, "TICK", 0)
     mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0, silence=0)), [0], [0], asyncio.Event()
 
@@ -163,7 +162,7 @@ async def no_touch() -> None:
 
 
 async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """A fixed defect: ``time.sleep`` in an ``async def`` tool kept every client waiting, and nobody was told why."""
+    """Regression: ``time.sleep`` in an ``async def`` tool blocked all clients without a warning."""
     mcp = Server("shop", settings=Settings())
     async with mcp.running() as runtime:
         sweep = runtime.sweep
@@ -174,7 +173,7 @@ async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFi
         for now in (100.0, 101.0, 100.0 + sweeps.QUIET):
             sweep.report_stall(now)
     text = (
-        "Nothing could run for 2.5 seconds. If an `async def` function calls something that blocks, such as "
-        "time.sleep or requests, make it a `def` function: those run in threads"
+        "The event loop was blocked for 2.5 seconds. If an `async def` function calls blocking code, "
+        "such as time.sleep or requests, make it a `def` function, which runs in a thread."
     )
     assert [each.getMessage() for each in caplog.records] == [text, text]

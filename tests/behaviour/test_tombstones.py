@@ -33,7 +33,7 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
 
 
 async def test_tombstones_last_until_the_session_would_end() -> None:
-    """Fixed defect: with a record_ttl shorter than session_ttl a deleted session came back to life."""
+    """Regression: with a record_ttl below session_ttl, a deleted session became valid again."""
     clock = Clock()
     async with wired(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
         rule_time(wire, clock)
@@ -56,7 +56,7 @@ async def retire(server: Server, wire: Wire) -> None:
 
 
 async def test_session_records_survive_an_idle_close() -> None:
-    """Fixed defect: the next request found a new store, in which a deleted session was alive."""
+    """Regression: the next request used a new store, in which a deleted session was valid."""
     server = make_shop()
     async with wired(server, "asgi") as wire:
         gone, kept = await wire.initialize(capabilities={"experimental": {"z": {}}}), await wire.initialize()

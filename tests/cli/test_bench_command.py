@@ -22,7 +22,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 def test_percentiles_are_within_one_percent() -> None:
-    """Compared with all values, sorted."""
     tally, source = LatencyTally(), random.Random(7)
     values = sorted(source.lognormvariate(-6, 1) for _ in range(20_000))
     for value in values:
@@ -38,7 +37,6 @@ def test_percentiles_are_within_one_percent() -> None:
 
 
 def test_percentiles_accept_one_value_and_none() -> None:
-    """A server that never answered has no percentiles."""
     tally = LatencyTally()
     assert (tally.spread(10), tally.percentile(99)) == ([], 0.0)
     tally.add(0.0)
@@ -47,13 +45,11 @@ def test_percentiles_accept_one_value_and_none() -> None:
 
 @for_each(("seconds", "text"), [(0.0001234, "0.123 ms"), (0.0123, "12.3 ms"), (0.2346, "235 ms"), (2, "2 s")])
 def test_durations_have_three_digits(seconds: float, text: str) -> None:
-    """As people read them."""
     assert format_duration(seconds) == text
 
 
 @pytest.mark.server
 async def test_bench_counts_every_call(server: Shared) -> None:
-    """In JSON for programs."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     words = ["--tool", "count", "a=1", "b=2", "--connections", "3", "--seconds", "0.2", "--json"]
     code, out, error = await run("bench", url, *words)
@@ -67,7 +63,6 @@ async def test_bench_counts_every_call(server: Shared) -> None:
 
 @pytest.mark.server
 async def test_bench_groups_errors_by_message(server: Shared) -> None:
-    """And the status says that there were some."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     code, out, error = await run("bench", url, "--tool", "fail", "--seconds", "0.1", "--connections", "1")
     assert code == 1
@@ -79,7 +74,6 @@ async def test_bench_groups_errors_by_message(server: Shared) -> None:
 
 
 async def test_dead_server_is_not_called_in_a_tight_loop() -> None:
-    """A connection that breaks waits before its next call."""
     asked: list[str] = []
 
     async def die(request: Asked) -> None:

@@ -74,7 +74,6 @@ def at_terminal(*arguments: str, columns: int = 80) -> str:
 
 
 def test_overview_lists_every_command() -> None:
-    """It's written by hand, so that it's there at once."""
     named = {name for group in COMMANDS.values() for name in group} - {"help"}
     assert named == set(MODULES)
     assert {name.partition(" ")[0] for name, _ in commands()} == named
@@ -100,14 +99,12 @@ def test_every_command_has_json_output_and_an_example() -> None:
 
 @for_each("name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench"])
 def test_server_commands_share_connection_options(name: str) -> None:
-    """They come from one place, and stand behind the command's own, before --json."""
     shared = ["--header", "--auth", "--login", "--env", "--revision", "--timeout", "--json"]
     assert options(dict(commands())[name])[-len(shared) :] == shared
 
 
 @pytest.mark.server
 def test_help_loads_no_command_line_library() -> None:
-    """A person waits for it: 200 ms at most, most of which is Python's own start."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
         capture_output=True,
@@ -123,7 +120,6 @@ def test_help_loads_no_command_line_library() -> None:
 
 @pytest.mark.server
 def test_client_commands_import_no_server() -> None:
-    """Nor the framework of one."""
     program = "import sys; sys.argv[1:] = ['list', 'http://127.0.0.1:1/mcp']\nfrom millstream._cli import main\n"
     check = "try: main()\nexcept SystemExit: print(*[n for n in sys.modules if n in ('millstream._app', 'uvicorn')])"
     done = subprocess.run(
@@ -137,53 +133,44 @@ class TestInAPipe:
     """What programs read."""
 
     def test_list_is_lines_with_tabs(self) -> None:
-        """Kind, name, description."""
         lines = [line.split("\t") for line in printed("list", SHOP).splitlines()]
         assert ["tool", "order", "Order a book."] in lines
         assert ["template", "book://{isbn}", "One book."] in lines
         assert ["prompt", "pitch", "Praise a book."] in lines
 
     def test_list_prints_json_on_request(self) -> None:
-        """As on the wire."""
         found = as_json("list", SHOP)
         assert set(found) == {"tools", "resources", "resourceTemplates", "prompts"}
         assert found["tools"][0]["inputSchema"]["type"] == "object"
 
     def test_list_shows_skills(self) -> None:
-        """Of a server that has some."""
         everything = str(ROOT / "examples" / "everything.py")
         skill = "skill://pdf-processing/SKILL.md"
         assert f"skill\t{skill}\tExtract, fill, and assemble PDF documents." in printed("list", everything).splitlines()
         assert skill in [each["uri"] for each in as_json("list", everything)["skills"]]
 
     def test_call_converts_values_by_schema(self) -> None:
-        """A number that is a text stays one."""
         assert json.loads(printed("call", SHOP, "order", "isbn=9780", "copies=2")) == {"isbn": "9780", "copies": 2}
         result = as_json("call", SHOP, "count", "a=1", "b=2")
         assert (result["isError"], result["content"][0]["text"]) == (False, "3")
 
     def test_call_reads_json_from_standard_input(self) -> None:
-        """For other programs."""
         assert printed("call", SHOP, "count", "--input", "-", given='{"a": 1, "b": 2}') == "3\n"
 
     def test_progress_is_written_to_standard_error(self) -> None:
-        """A line a step."""
         done = run("call", SHOP, "slowly", "steps=2")
         assert (done.stdout, done.stderr) == ("done\n", "progress 1/2\nprogress 2/2\n")
 
     def test_read_and_prompt_print_text(self) -> None:
-        """As it is."""
         assert printed("read", SHOP, "book://7") == "Book 7\n"
         assert printed("prompt", SHOP, "pitch", "title=Emma") == "user: Praise Emma, warm.\n"
 
     def test_read_writes_a_file(self, tmp_path: Path) -> None:
-        """With nothing added."""
         target = tmp_path / "book"
         printed("read", SHOP, "book://7", "--output", str(target))
         assert target.read_bytes() == b"Book 7"
 
     def test_info_ping_and_tokens_print_figures(self) -> None:
-        """Each has JSON as well."""
         about = as_json("info", SHOP)
         assert (about["name"], about["transport"]) == ("shop", "stdio")
         assert "version" not in about, "a fixed defect: a server without one had the version 0"
@@ -210,7 +197,6 @@ class TestInAPipe:
     ],
 )
 def test_failures_are_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
-    """Programs go by the status, people by the line."""
     done = run(*(word.replace("{port}", str(free_port())) for word in arguments))
     assert done.returncode == status, done.stderr
     assert words in done.stderr
@@ -220,7 +206,6 @@ def test_failures_are_one_line_and_a_status(arguments: list[str], status: int, w
 @pytest.mark.server
 @for_each("columns", [80, 120])
 def test_tables_fit_the_terminal(columns: int) -> None:
-    """No line is longer than the terminal, and the columns have names."""
     seen = at_terminal("list", SHOP, columns=columns)
     lines = seen.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     assert lines[0].split() == ["KIND", "NAME", "DESCRIPTION"]
@@ -230,7 +215,6 @@ def test_tables_fit_the_terminal(columns: int) -> None:
 
 @pytest.mark.server
 def test_progress_bar_disappears_at_the_end() -> None:
-    """The result stands on a line of its own."""
     seen = at_terminal("call", SHOP, "slowly", "steps=2")
     assert "█" in seen
     assert seen.rstrip().endswith("done")
@@ -245,7 +229,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 @pytest.mark.server
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> None:
-    """Fixed defect: with the newest revision it waited forever for a change that can't come."""
+    """Regression: with the newest revision it waited forever for a change that can't come."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     done = subprocess.run(
         [*COMMAND, "watch", url, "shop://newz", "--count", "1", "--revision", revision],
@@ -257,7 +241,6 @@ def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> Non
 
 @pytest.mark.server
 def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
-    """And ends after as many as were asked for."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     watching = subprocess.Popen(
         [*COMMAND, "watch", url, "shop://news", "--count", "1"], stdout=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
@@ -276,7 +259,6 @@ def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
 
 @pytest.mark.server
 def test_unknown_names_suggest_the_nearest() -> None:
-    """The server's own sentence doesn't say what there is."""
     done = run("call", SHOP, "ordr")
     assert (done.returncode, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
     done = run("prompt", SHOP, "zzz")
@@ -286,7 +268,6 @@ def test_unknown_names_suggest_the_nearest() -> None:
 
 @pytest.mark.server
 def test_questions_without_a_terminal_are_explained() -> None:
-    """`Missing required client capability` tells a person nothing."""
     done = run("call", SHOP, "deliver")
     assert (done.returncode, done.stderr) == (
         1,
@@ -295,7 +276,6 @@ def test_questions_without_a_terminal_are_explained() -> None:
 
 
 def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
-    """Our choice: `call` and `list` pass on the standard error of a program, and never mix it into their output."""
     path = tmp_path / "failing.py"
     path.write_text(
         "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"
@@ -323,7 +303,7 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
 
 
 async def test_doctor_certificate_check_has_a_timeout() -> None:
-    """A fixed defect: `--timeout` didn't count for it, so whoever spoke no TLS was waited for a minute."""
+    """Regression: `--timeout` didn't apply, so a server without TLS blocked the command for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
         with pytest.raises(ConnectFailed, match=r"sent no certificate within 0\.05 seconds\. Use http://"):
@@ -332,7 +312,6 @@ async def test_doctor_certificate_check_has_a_timeout() -> None:
 
 @pytest.mark.server
 def test_doctor_reports_each_step(server: Shared) -> None:
-    """What is well, and at which step it ends."""
     url = f"http://127.0.0.1:{server.port()}"
     well = as_json("doctor", f"{url}/mcp")
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
@@ -349,4 +328,4 @@ def test_doctor_reports_each_step(server: Shared) -> None:
     assert done.stdout.count("Check the path") == 1, "a fixed defect: the step said it, and so did its remedy"
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
     assert done.returncode == 3
-    assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check host and port")
+    assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check the host and port")

@@ -11,7 +11,6 @@ from patience import WAIT
 
 
 def test_completion_scripts_contain_commands_and_options() -> None:
-    """The whole program, though a command loads only itself."""
     for shell in ("bash", "zsh", "fish"):
         done = CliRunner().invoke(program("completion"), ["completion", shell])
         assert done.exit_code == 0, done.output
@@ -19,7 +18,6 @@ def test_completion_scripts_contain_commands_and_options() -> None:
 
 
 def test_bash_completes_commands_and_choices(tmp_path: Path) -> None:
-    """With the function that the script defines."""
     script = CliRunner().invoke(program("completion"), ["completion", "bash"]).stdout
     (tmp_path / "script").write_text(script, "utf-8")
     for words, wanted in ((["in"], {"init", "install", "info"}), (["run", "--re"], {"--reload"})):
@@ -36,7 +34,6 @@ def test_bash_completes_commands_and_choices(tmp_path: Path) -> None:
 
 
 def test_completion_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the shell that the person has."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SHELL", "/bin/bash")
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)

@@ -54,13 +54,11 @@ class TestJson:
     """https://code.visualstudio.com/docs/languages/json#_json-with-comments"""
 
     def test_comments_tabs_and_trailing_commas_are_kept(self) -> None:
-        """An entry is written as its neighbors are."""
         after = jsonc.put(VSCODE, ("servers", "shop"), {"command": "run"})
         assert added(VSCODE, after) == ['\t\t"shop": {', '\t\t\t"command": "run"', "\t\t},"]
         assert jsonc.take(after, ("servers", "shop")) == VSCODE
 
     def test_new_entry_adds_a_comma_and_keeps_comments(self) -> None:
-        """A comment says something about the entry that it stands behind."""
         text = '{\n  "mcpServers": {\n    "a": {} // mine\n  }\n}\n'
         after = jsonc.put(text, ("mcpServers", "b"), {})
         assert after == '{\n  "mcpServers": {\n    "a": {}, // mine\n    "b": {}\n  }\n}\n'
@@ -82,7 +80,6 @@ class TestJson:
         ],
     )  # fmt: skip
     def test_documents_keep_their_style(self, before: str, after: str) -> None:
-        """Indentation, line ends, one line or many, a mark of the byte order."""
         assert jsonc.put(before, ("m", "x"), 1) == after
 
     @for_each(
@@ -91,18 +88,15 @@ class TestJson:
          '{"a": tru}', "{'a': 1}", '{"a": 01x}', "[" * 5000],
     )  # fmt: skip
     def test_broken_documents_are_refused(self, text: str) -> None:
-        """With the line of it."""
         with pytest.raises(JsonSyntaxError, match="line 1"):
             jsonc.put(text, ("m", "x"), 1)
 
     def test_parents_that_are_not_objects_are_refused(self) -> None:
-        """Somebody means something by it."""
         with pytest.raises(JsonSyntaxError, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)
 
     @given(st.data())
     def test_edits_do_not_change_other_content(self, data: st.DataObject) -> None:
-        """Whatever it holds and however it's indented; and it can be taken out again."""
         names = st.text(max_size=3)
         values = st.recursive(
             st.none() | st.booleans() | st.integers() | names,
@@ -140,7 +134,6 @@ class TestToml:
     """https://toml.io/en/v1.0.0"""
 
     def test_tables_are_added_and_removed(self) -> None:
-        """Comments, order, and style of the rest stay."""
         after = put_toml(CODEX, ("mcp_servers", "shop"), {**ENTRY, "env": {"A B": "é"}})
         assert tomllib.loads(after)["mcp_servers"]["shop"] == {**ENTRY, "env": {"A B": "é"}}
         assert all(line in ("", *CODEX.splitlines()) or "shop" in line or "=" in line for line in after.splitlines())
@@ -148,19 +141,16 @@ class TestToml:
         assert tomllib.loads(remove_toml(after, ("mcp_servers", "shop"))) == tomllib.loads(CODEX)
 
     def test_tables_are_replaced_in_place(self) -> None:
-        """With the tables below it."""
         after = put_toml(CODEX, ("mcp_servers", "other"), {"url": "https://example.com/mcp"})
         assert "npx" not in after
         assert "# what I see" in after
         assert tomllib.loads(after)["mcp_servers"] == {"other": {"url": "https://example.com/mcp"}}
 
     def test_names_are_quoted_if_needed(self) -> None:
-        """A dot would be a level."""
         after = put_toml("", ("mcp_servers", "a.b"), {"url": "x\x7f"})
         assert tomllib.loads(after) == {"mcp_servers": {"a.b": {"url": "x\x7f"}}}
 
     def test_unusual_documents_keep_their_meaning(self) -> None:
-        """Inline tables, dotted keys, and headers inside strings."""
         for text in (
             "mcp_servers = { other = { command = 'x' } }\n",
             "mcp_servers.shop.command = 'x'\n",
@@ -174,7 +164,6 @@ class TestToml:
             }
 
     def test_broken_documents_are_refused(self) -> None:
-        """And left as they are."""
         for text in ("mcp_servers = 1\n", "[mcp_servers.shop\n", "a = 1\na = 2\n"):
             with pytest.raises(JsonSyntaxError):
                 put_toml(text, ("mcp_servers", "shop"), ENTRY)
@@ -201,21 +190,18 @@ class TestYaml:
     """https://yaml.org/spec/1.2.2/"""
 
     def test_entries_are_appended_and_removed(self) -> None:
-        """Comments and style of the rest stay."""
         after = put_yaml(GOOSE, ("extensions", "shop"), ENTRY)
         assert len(added(GOOSE, after)) == 5
         assert yaml_entry(after, ("extensions", "shop")) == ENTRY
         assert remove_yaml(after, ("extensions", "shop")) == GOOSE
 
     def test_entries_are_replaced_in_place(self) -> None:
-        """The other entry stays, with its comments."""
         after = put_yaml(GOOSE, ("extensions", "developer"), {"a": 1})
         assert yaml_entry(after, ("extensions", "developer")) == {"a": 1}
         assert yaml_entry(after, ("extensions", "other")) == {"cmd": "npx", "args": ["-y", "other"]}
         assert "# paid by work" in after
 
     def test_documents_keep_their_style(self) -> None:
-        """Indentation and line ends."""
         for before, after in (
             ("", "extensions:\n  x:\n    a: 1\n"),
             ("a: 1", "a: 1\nextensions:\n  x:\n    a: 1\n"),
@@ -226,7 +212,6 @@ class TestYaml:
             assert put_yaml(before, ("extensions", "x"), {"a": 1}) == after
 
     def test_unsafe_edits_are_refused(self) -> None:
-        """Broken, or something else than a mapping."""
         for text in ("extensions: [1]\n", "extensions:\n  - x\n", "extensions:\n\tx: 1\n", "{a: 1\n", "- 1\n"):
             with pytest.raises(JsonSyntaxError):
                 put_yaml(text, ("extensions", "x"), {"a": 1})
@@ -236,5 +221,4 @@ class TestYaml:
     ("take", "text"), [(jsonc.take, DESKTOP), (remove_toml, CODEX), (remove_yaml, GOOSE), (remove_yaml, "a: 1\n")]
 )
 def test_removing_a_missing_entry_changes_nothing(take: Callable[[str, Any], str], text: str) -> None:
-    """Nor is it an error."""
     assert take(text, ("mcpServers", "nothing")) == text

@@ -138,7 +138,7 @@ async def test_unreachable_agent_is_logged_once_and_retried(
     await until(lambda: len(tries) > 3)
     await kept.close()
     assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
-        "The server can't register with Consul, and will retry",
+        "The server can't register with Consul; retrying",
         "The server couldn't be deregistered from Consul, which removes it later",
     ]
 

@@ -63,7 +63,6 @@ def asks_bad() -> None:
 def test_control_characters_do_not_reach_the_terminal(
     show: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They could rewrite what stands there, or fill the clipboard."""
     with at_a_terminal(monkeypatch) as read:
         show()
         shown = read()

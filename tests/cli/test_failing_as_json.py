@@ -65,7 +65,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_failures_as_json_have_message_and_status(
     typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit status is the same as without --json, and standard error says nothing more."""
     status, says = FAILURES[typed]
     monkeypatch.setattr(sys, "argv", ["millstream", *typed.split(), "--json"])
     with pytest.raises(SystemExit) as ended:
@@ -94,7 +93,6 @@ def test_usage_errors_name_the_help(
 
 
 def test_every_command_with_json_is_in_the_table() -> None:
-    """A command that's added later has to say here how it fails."""
     ours = {"run", "dev"}  # their --json is about what the server answers
     own = {"chat", "doctor", "version"}  # these say it in their own objects, or can only be used wrongly
     found: set[str] = set()

@@ -51,7 +51,6 @@ def at_terminal(*words: str, cwd: Path) -> str:
 
 @pytest.mark.server
 def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> None:
-    """Our choice: a pipe gets plain text, one line a row, and JSON as it came."""
     (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
     assert "order(isbn, copies: integer=1)" in at_terminal("list", "shop.py", cwd=tmp_path)
     called = at_terminal("call", "shop.py", "order", "isbn=1", cwd=tmp_path)
@@ -73,7 +72,7 @@ def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> No
 
 @pytest.mark.server
 def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
-    """A fixed defect: the client tried both eras, and printed the error of both, and its last line again."""
+    """Regression: the client tried both eras and printed both errors."""
     (tmp_path / "ours.py").write_text("from millstream import Server\nimport no_such_package")
     (tmp_path / "script.py").write_text("import no_such_package")
     for name in ("ours.py", "script.py"):
@@ -85,7 +84,7 @@ def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_server_on_stdio_says_what_it_waits_for(tmp_path: Path) -> None:
+def test_stdio_servers_print_that_they_wait_for_a_client(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
     end, terminal = pty.openpty()
     command = [*START, "run", "shop.py", "--transport", "stdio"]
@@ -99,7 +98,6 @@ def test_a_server_on_stdio_says_what_it_waits_for(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
-    """MCP_SERVER_AUTH_KEY goes to servers of this machine, and to the one of MCP_SERVER_URL."""
     (tmp_path / "shop.py").write_text(
         SHOP.format(auth='__import__("millstream.auth").auth.keys("secret-key-of-the-shop")')
     )
@@ -124,7 +122,6 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
-    """Our choice: broadcasts, latency, and memory."""
     port = free_port()
     with serving(millstream("examples/hub.py", port, "--serve", "hub,metrics"), port, tmp_path / "log"):
         command = [*START, "bench", f"http://127.0.0.1:{port}/mcp", "--listeners", "5", "--seconds", "0.2", "--json"]
@@ -137,7 +134,6 @@ def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
 
 
 def test_invalid_answers_are_explained_and_asked_again() -> None:
-    """Then the question is asked again, instead of the call ending."""
     for value, field, words in (
         ("x", {"type": "integer"}, "a whole number"),
         (True, {"type": "integer"}, "a whole number"),
@@ -153,7 +149,6 @@ def test_invalid_answers_are_explained_and_asked_again() -> None:
 
 
 def test_names_with_spaces_can_be_installed(tmp_path: Path) -> None:
-    """An entry for any application has a name that all of them take."""
     path = tmp_path / "shop.py"
     path.write_text(SHOP.format(auth=None))
     words = ["install", str(path), "--client", "json", "--name", "My Analytics Server"]
@@ -163,7 +158,6 @@ def test_names_with_spaces_can_be_installed(tmp_path: Path) -> None:
 
 
 def test_official_inspector_names_the_required_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends without a word on Node.js 20."""
     for name, text in (("npx", "exit 0"), ("node", "echo v20.11.1")):
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\n{text}\n")

@@ -62,13 +62,13 @@ WRONG: list[tuple[list[str], int, str]] = [
     ),
     (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
     (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
-    (["list", "notes.txt"], 3, "notes.txt is not a program. Use a .py, .js, or .json file, a command, or a URL."),
+    (["list", "notes.txt"], 3, "notes.txt isn't a program. Use a .py, .js, or .json file, a command, or a URL."),
     (["list", "x" * 5000], 3, "There is no program"),
     (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),
-    (["list", "http://127.0.0.1:x/mcp"], 3, "its port is not a number from 0 to 65535."),
-    (["list", "http://127.0.0.1:99999/mcp"], 3, "its port is not a number from 0 to 65535."),
-    (["list", "http://127.0.0.1:{port}/mcp"], 3, "nothing listens on that port. Check host and port, and that the"),
-    (["list", "wss://127.0.0.1:{port}/ws"], 3, "nothing listens on that port. Check host and port, and that the"),
+    (["list", "http://127.0.0.1:x/mcp"], 3, "its port isn't a number from 0 to 65535."),
+    (["list", "http://127.0.0.1:99999/mcp"], 3, "its port isn't a number from 0 to 65535."),
+    (["list", "http://127.0.0.1:{port}/mcp"], 3, "nothing listens on that port. Check the host and port, and that the"),
+    (["list", "wss://127.0.0.1:{port}/ws"], 3, "nothing listens on that port. Check the host and port, and that the"),
     (["ping", SHOP, "--timeout", "0"], 2, "0 is not more than 0"),
     (["ping", SHOP, "--timeout", "nan"], 2, "nan is not a finite number"),
     (["chat", SHOP, "-m", "x", "--timeout", "-1"], 2, "-1 is not more than 0"),
@@ -115,7 +115,6 @@ def test_errors_say_what_to_do(arguments: list[str], status: int, words: str, he
 @pytest.mark.server
 @for_each("name", ["first", "second"])
 def test_client_commands_select_one_of_several_servers(name: str, here: Path) -> None:
-    """As ``millstream run FILE:OBJECT`` does; ``#`` does the same as in a configuration file."""
     (here / "two.py").write_text(TWO)
     for mark in ":#":
         assert json.loads(run("info", f"two.py{mark}{name}", "--json")[1])["name"] == name
@@ -126,7 +125,6 @@ def test_client_commands_select_one_of_several_servers(name: str, here: Path) ->
 
 @pytest.mark.server
 def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
-    """Of a certificate that the system doesn't know, the sentence says how to name it."""
     certificate, key = self_signed(tmp_path)
     port = free_port()
     command = millstream(SHOP, port, "--serve", "hub", "--tls-cert", certificate, "--tls-key", key)
@@ -141,14 +139,12 @@ def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_tls_key_without_certificate_stops_the_start() -> None:
-    """It served plain http, and said nothing."""
     done = start("run", SHOP, "--tls-key", "key.pem", "--port", "0", stdout=subprocess.PIPE)
     assert done.returncode == 1
-    assert b"There is a key for TLS, but no certificate." in done.stderr
+    assert b"The TLS certificate is missing." in done.stderr
 
 
 def test_missing_template_resources_show_the_server_error(here: Path) -> None:
-    """A server may have more to say than that it doesn't know the URI."""
     (here / "shop.py").write_text(
         "from millstream import Server, ToolError\n"
         'mcp = Server("shop")\n'
@@ -163,7 +159,6 @@ def test_missing_template_resources_show_the_server_error(here: Path) -> None:
 
 @pytest.mark.server
 def test_doctor_fails_for_empty_servers(here: Path) -> None:
-    """The exit status is that of the first step that failed; this step said FAIL, and the status was 0."""
     (here / "empty.py").write_text('from millstream import Server\nmcp = Server("empty")\n')
     code, out, _ = run("doctor", "empty.py", "--json")
     found = json.loads(out)
@@ -171,21 +166,18 @@ def test_doctor_fails_for_empty_servers(here: Path) -> None:
 
 
 def test_doctor_says_what_to_do_once() -> None:
-    """The sentence of the error and the remedy are two lines, not the same twice."""
     _, out, _ = run("doctor", f"http://127.0.0.1:{free_port()}/mcp")
-    assert out.count("Check host and port") == 1
+    assert out.count("Check the host and port") == 1
 
 
 @for_each("name", sorted(MODULES))
 def test_every_command_has_help(name: str) -> None:
-    """``--help``, ``-h`` and ``help COMMAND``."""
     assert run(name, "-h") == run(name, "--help")
     assert run(name, "-h")[0] == 0
 
 
 @pytest.mark.server
 def test_help_accepts_a_command_name() -> None:
-    """And ``--help`` before a command is the help of all."""
     shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
     assert b"Usage: millstream keys add" in shown
     assert start("--help", "list", stdout=subprocess.PIPE).stdout.decode() == overview()
@@ -201,7 +193,6 @@ PRINTING = [["--help"], ["version"], ["list", "--help"], ["list", SHOP], ["compl
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 @for_each("arguments", PRINTING, ids=" ".join)
 def test_full_disk_is_one_sentence(arguments: list[str]) -> None:
-    """Also where Python finds it out only at the end."""
     with Path("/dev/full").open("wb") as full:
         done = start(*arguments, stdout=full)
     assert done.returncode == 1
@@ -211,7 +202,6 @@ def test_full_disk_is_one_sentence(arguments: list[str]) -> None:
 @pytest.mark.server
 @for_each("arguments", PRINTING, ids=" ".join)
 def test_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
-    """``millstream … | head``."""
     reader, writer = os.pipe()
     os.close(reader)
     done = start(*arguments, stdout=writer)
@@ -232,7 +222,6 @@ def test_closed_streams_are_tolerated(arguments: list[str]) -> None:
 
 @pytest.mark.server
 def test_unencodable_characters_are_replaced_or_escaped(tmp_path: Path) -> None:
-    """Pipes of old systems take few letters; the help has some that aren't among them."""
     (tmp_path / "shop.py").write_text('from millstream import Server\nmcp = Server("Bücher")\n', "utf-8")
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
     assert start("--help", stdout=subprocess.PIPE, env=plain).stdout.decode("ascii") == overview().replace("…", "?")
@@ -243,7 +232,6 @@ def test_unencodable_characters_are_replaced_or_escaped(tmp_path: Path) -> None:
 
 @for_each("command", ["keys", "users"])
 def test_piped_lists_are_tab_separated(command: str, here: Path) -> None:
-    """As all tables do: programs cut them."""
     for name in ("ada", "Bob"):
         assert run(command, "add", name, "--scope", "orders", typed="correct horse battery\n")[0] == 0
     lines = run(command, "list")[1].splitlines()
@@ -251,8 +239,7 @@ def test_piped_lists_are_tab_separated(command: str, here: Path) -> None:
 
 
 async def test_library_errors_say_what_to_do() -> None:
-    """Programs show it to people."""
-    with pytest.raises(ConnectFailed, match=r"nothing listens on that port\. Check host and port") as raised:
+    with pytest.raises(ConnectFailed, match=r"nothing listens on that port\. Check the host and port") as raised:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass
-    assert raised.value.remedy == "Check host and port, and that the server runs."
+    assert raised.value.remedy == "Check the host and port, and that the server is running."

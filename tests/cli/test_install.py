@@ -129,7 +129,6 @@ def command_value(text: str) -> Any:
 def test_install_writes_the_entry_of_every_application(
     key: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On each system, in a file with other things in it, which stay; then `--undo` brings the file back."""
     system = System(kind=("linux", "macos", "windows")[place], home=tmp_path)
     monkeypatch.setattr(command, "system_here", lambda: system)
     path = tmp_path / PLACES[key][place]
@@ -150,7 +149,6 @@ def test_install_writes_the_entry_of_every_application(
 
 @for_each("key", APPLICATIONS)
 def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
-    """Nobody but the person may read a new file: it may hold keys."""
     assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
     path = home / PLACES[key][0]
     assert written(key, path.read_text("utf-8")) == ENTRIES[key][0]
@@ -162,7 +160,6 @@ def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
 @pytest.mark.parametrize("key", APPLICATIONS)
 @pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
 def test_broken_files_are_refused_and_unchanged(key: str, broken: bytes, home: Path) -> None:
-    """The message says where it's broken, and how to go on."""
     path = home / PLACES[key][0]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(broken)
@@ -175,7 +172,6 @@ def test_broken_files_are_refused_and_unchanged(key: str, broken: bytes, home: P
 
 
 def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--dry-run` only shows; a pipe can't be asked; a person can say no."""
     path = home / PLACES["claude"][0]
     path.parent.mkdir(parents=True)
     path.write_text(BEFORE["claude"], "utf-8")
@@ -192,7 +188,6 @@ def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pyt
 
 
 def test_install_reports_as_json(home: Path) -> None:
-    """And the same again is no change."""
     first = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
     again = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
@@ -204,7 +199,6 @@ def test_install_reports_as_json(home: Path) -> None:
 
 
 def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
-    """Switches of the application, and variables that aren't given anew."""
     path = home / ".gemini" / "settings.json"
     assert install(str(SHOP), "--client", "gemini", "--yes", "-v", "KEY=1").exit_code == 0
     text = path.read_text("utf-8").replace('"command"', '"trust": true,\n      "command"')
@@ -215,7 +209,6 @@ def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
 
 
 def test_goose_entries_have_lowercase_names(home: Path) -> None:
-    """By that, it finds the extension that a person switches off."""
     assert install(str(SHOP), "--client", "goose", "--name", "Shop", "--yes").exit_code == 0
     assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
 
@@ -236,7 +229,6 @@ URL_IN_CODEX = (
     ids=["a URL", "a command"],
 )
 def test_entries_for_other_servers_start_empty(before: str, target: str, entry: dict[str, Any], home: Path) -> None:
-    """Codex doesn't start at all where a URL has a `cwd`, or a command has a bearer token."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
     path.write_text(before, "utf-8")
@@ -245,7 +237,6 @@ def test_entries_for_other_servers_start_empty(before: str, target: str, entry: 
 
 
 def test_user_additions_are_kept_for_the_same_server(home: Path) -> None:
-    """A file keeps its settings, and a URL those of its origin."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
     path.write_text(COMMAND_IN_CODEX, "utf-8")
@@ -255,7 +246,6 @@ def test_user_additions_are_kept_for_the_same_server(home: Path) -> None:
 
 
 def test_other_hosts_inherit_no_credentials(home: Path) -> None:
-    """`github.evil.example` gets the name `github`, and nothing that was meant for the real one."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
     path.write_text('[mcp_servers.github]\nurl = "https://github.example/mcp"\nbearer_token_env_var = "KEY"\n', "utf-8")
@@ -265,7 +255,6 @@ def test_other_hosts_inherit_no_credentials(home: Path) -> None:
 
 
 def test_undo_keeps_later_changes(home: Path) -> None:
-    """Only the one entry becomes what it was."""
     path = home / ".codex" / "config.toml"
     path.parent.mkdir()
     path.write_text(BEFORE["codex"], "utf-8")
@@ -279,7 +268,6 @@ def test_undo_keeps_later_changes(home: Path) -> None:
 
 
 def test_file_modes_and_links_are_kept(home: Path) -> None:
-    """Files of settings are often links into a repository."""
     real = home / "dotfiles.json"
     real.write_text("{}", "utf-8")
     real.chmod(0o640)
@@ -305,7 +293,6 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
 
 
 def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> None:
-    """Options win."""
     file = tmp_path / "my.env"
     file.write_text("# mine\nexport A='1 2'\nB=\"x\\ny\" # two\nC = plain  # three\n\nD=#\n", "utf-8")
     install(str(SHOP), "--client", "cursor", "--yes", "-f", str(file), "-v", "A=3")
@@ -329,7 +316,7 @@ def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
 
 @for_each("client", ["cursor", "goose"])
 def test_installing_again_merges_variables(client: str, home: Path, tmp_path: Path) -> None:
-    """A new value wins, and variables that aren't in the file stay."""
+    """New values replace old ones, and other variables are kept."""
     file = tmp_path / "my.env"
     file.write_text("B=3\nC=4\n", "utf-8")
     for options in (["-v", "A=1", "-v", "B=2"], ["-f", str(file)], []):
@@ -340,7 +327,6 @@ def test_installing_again_merges_variables(client: str, home: Path, tmp_path: Pa
 
 
 def test_project_files_are_supported(home: Path, folder: Path) -> None:
-    """Where the application knows any."""
     assert install(str(SHOP), "--client", "vscode", "--project", "--yes").exit_code == 0
     assert "shop" in command_value((folder / ".vscode" / "mcp.json").read_text("utf-8"))["servers"]
     assert isinstance(install(str(SHOP), "--client", "claude", "--project", "--yes").exception, CommandError)
@@ -361,7 +347,6 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
     ],
 )
 def test_invalid_installs_are_one_sentence(arguments: list[str], words: str, home: Path) -> None:
-    """And nothing is written."""
     done = install(*arguments, "--yes")
     assert isinstance(done.exception, CommandError)
     assert words in done.exception.what
@@ -369,7 +354,6 @@ def test_invalid_installs_are_one_sentence(arguments: list[str], words: str, hom
 
 
 def test_single_installed_application_is_the_default(home: Path) -> None:
-    """With two, it has to be named."""
     (home / ".cursor").mkdir()
     assert "Cursor has shop now" in install(str(SHOP), "--yes").output
     (home / ".gemini").mkdir()
@@ -379,7 +363,6 @@ def test_single_installed_application_is_the_default(home: Path) -> None:
 
 
 def test_missing_uv_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages on top of an environment are uv's work."""
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     monkeypatch.setenv("PATH", str(home))
     done = install(str(SHOP), "--client", "cursor", "--with", "pandas", "--yes")
@@ -388,7 +371,6 @@ def test_missing_uv_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_packages_run_with_uv_in_this_environment(home: Path) -> None:
-    """With absolute paths, since an application knows neither folder nor PATH."""
     done = install(str(SHOP), "--client", "json", "--with", "pandas", "--with-editable", str(home))
     entry = json.loads(done.stdout)["mcpServers"]["shop"]
     assert Path(entry["command"]).is_absolute()
@@ -399,7 +381,6 @@ def test_packages_run_with_uv_in_this_environment(home: Path) -> None:
 
 
 def test_printed_configuration_works_with_our_client(home: Path) -> None:
-    """The entry reaches the server."""
     configuration = json.loads(install(str(SHOP), "--client", "json").stdout)
     place = find(configuration, env={}, cwd=None)
     assert isinstance(place, Command)
@@ -413,12 +394,10 @@ def test_printed_configuration_works_with_our_client(home: Path) -> None:
      ("my shop v1.2.py", "my-shop-v1-2"), ("Läden.py", "L-den"), ("店.py", "server")],
 )  # fmt: skip
 def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
-    """Unless somebody says so. Codex and Claude Code take letters, digits, - and _, and nothing else."""
     assert launch.name_of(target) == name
 
 
 def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
-    """A script of another SDK runs by itself."""
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")
     python = launch.launch_of(str(tmp_path / "other.py"), env={}, headers={})

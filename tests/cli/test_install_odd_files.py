@@ -31,7 +31,7 @@ def install(key: str, *more: str) -> Result:
 
 @pytest.mark.parametrize("key", APPLICATIONS)
 def test_undo_restores_empty_files(key: str, home: Path) -> None:
-    """A fixed defect: it was taken away. Only what wasn't there before goes."""
+    """Regression: the file was deleted. Undo must only remove what install added."""
     path = APPLICATIONS[key].place(System(kind="linux", home=home))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -44,7 +44,7 @@ def test_undo_restores_empty_files(key: str, home: Path) -> None:
 
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "by a link"])
 def test_irregular_configuration_files_are_refused(linked: bool, tmp_path: Path) -> None:
-    """A fixed defect: a FIFO hung the command, and a device was read without end."""
+    """Regression: a FIFO hung the command, and a device was read endlessly."""
     path = tmp_path / ".cursor" / "mcp.json"
     path.parent.mkdir()
     pipe = tmp_path / "pipe" if linked else path

@@ -219,7 +219,6 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.server
 def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None:
-    """A server that takes a connection and says nothing."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(WAIT)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
@@ -242,7 +241,7 @@ def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None
 @pytest.mark.server
 @pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
 def test_unresponsive_server_ends_with_the_command(start: Start, how: str) -> None:
-    """A fixed defect: SIGTERM and the end of the terminal killed the command alone, and its server stayed for ever."""
+    """Regression: SIGTERM and SIGHUP only ended the command, and its server kept running."""
     running = start("call", server("stubborn"), "x")
     running.until(lambda: running.stage().endswith(" "))
     running.end(how)
@@ -253,7 +252,7 @@ def test_unresponsive_server_ends_with_the_command(start: Start, how: str) -> No
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
 def test_full_pipe_does_not_block_a_command(start: Start, words: tuple[str, ...]) -> None:
-    """A fixed defect: Ctrl-C did nothing before somebody read the pipe, or pressed it again."""
+    """Regression: ctrl-C had no effect until the pipe was read."""
     running = start("list", server("plain"), *words, read_by="nobody")
     running.until(lambda: full(running.into))
     running.end("Ctrl-C")
@@ -262,7 +261,7 @@ def test_full_pipe_does_not_block_a_command(start: Start, words: tuple[str, ...]
 
 @pytest.mark.server
 def test_ctrl_c_does_not_wait_for_dns(start: Start) -> None:
-    """A fixed defect: what runs in a thread, such as a name server that doesn't answer or a browser, was waited for."""
+    """Regression: the command waited for threads, such as DNS lookups."""
     running = start("list", "http://slow.example/mcp", start=[sys.executable, "-c", SLOW_NAME])  # type: ignore[arg-type]
     running.until(lambda: running.stage().endswith("asked"))
     running.end("Ctrl-C")
@@ -272,7 +271,7 @@ def test_ctrl_c_does_not_wait_for_dns(start: Start) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize(("how", "status"), ENDS.items(), ids=ENDS)
 def test_terminal_echo_is_restored_after_a_password(start: Start, how: str, status: int) -> None:
-    """A fixed defect: after SIGTERM, the terminal went on hiding it. `ended` compares the settings."""
+    """Regression: after SIGTERM, the terminal kept hiding input."""
     running = start("users", "add", "ada")
     running.until(lambda: "Password:" in running.said)
     running.end(how)
@@ -281,7 +280,7 @@ def test_terminal_echo_is_restored_after_a_password(start: Start, how: str, stat
 
 @pytest.mark.server
 def test_call_ends_when_its_output_is_closed(start: Start) -> None:
-    """A fixed defect: `millstream call … 2>&1 | head -1` ran on, with a traceback for each step."""
+    """Regression: `millstream call … 2>&1 | head -1` kept running, with a traceback for each step."""
     running = start("call", server("progress"), "x", read_by="us")
     assert os.read(running.pipe, 9) == b"progress "
     os.close(running.pipe)
@@ -304,7 +303,6 @@ def chat(start: Start, api: ScriptedModel, *words: str, **more: str) -> AtTermin
 @pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
 @pytest.mark.parametrize("answering", [False, True], ids=["at the prompt", "while the model answers"])
 def test_chat_ends_with_its_terminal(start: Start, model: ScriptedModel, how: str, answering: bool) -> None:
-    """Ctrl-C stops an answer; this ends all. A fixed defect: the command was killed, and what it had hidden stayed."""
     running = chat(start, model)
     running.until(lambda: "/help lists" in running.said)
     if answering:
@@ -317,8 +315,6 @@ def test_chat_ends_with_its_terminal(start: Start, model: ScriptedModel, how: st
 
 @pytest.mark.server
 def test_signal_ends_a_wait_that_it_does_not_interrupt(start: Start, model: ScriptedModel, tmp_path: Path) -> None:
-    """Another thread gets it here. A fixed defect: so did one that came just before the command waited for a line."""
-
     def begin(*words: str, **more: str) -> AtTerminal:
         (tmp_path / "now").unlink(missing_ok=True)
         return start(*words, start=[sys.executable, "-c", OTHER_THREAD], **more)  # type: ignore[arg-type]
@@ -349,8 +345,6 @@ def test_signal_ends_an_answer_that_has_not_begun(start: Start, model: ScriptedM
 
 
 def test_signal_ends_a_read_that_swallows_its_exception() -> None:
-    """As a callback of the garbage collector does."""
-
     def swallow() -> None:
         with suppress(ending.TerminationSignal):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -367,7 +361,7 @@ def test_signal_ends_a_read_that_swallows_its_exception() -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
 def test_full_pipe_does_not_block_an_answer(start: Start, words: tuple[str, ...]) -> None:
-    """A fixed defect: each further piece of the answer took another Ctrl-C."""
+    """Regression: each further chunk of the answer needed another Ctrl-C."""
     with ScriptedModel(says("word " * 50_000, pieces=500)) as api:
         running = chat(start, api, "-m", "go", *words, read_by="nobody")
         running.until(lambda: full(running.into))
@@ -376,7 +370,6 @@ def test_full_pipe_does_not_block_an_answer(start: Start, words: tuple[str, ...]
 
 
 def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
-    """`nohup` means it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         ours = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -34,7 +34,7 @@ def test_unusable_key_files_stop_the_start(
     capsys: pytest.CaptureFixture[str],
     transport: str,
 ) -> None:
-    """A fixed defect: the server started, said that it was ready, and answered every `initialize` with a 500."""
+    """Regression: the server started and answered every `initialize` with 500."""
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     monkeypatch.setattr("millstream._app.server_process.over_http.serve", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
@@ -50,7 +50,6 @@ def test_unusable_key_files_stop_the_start(
 async def test_unusable_key_files_block_readiness_under_other_servers(
     bad_key: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There nobody can refuse the start; each request tries again."""
     server = Server("shop")
     for path in ("/readyz", "/livez"):
         assert (await ask(server, "GET", path)).status == 503
@@ -64,7 +63,7 @@ async def test_unusable_key_files_block_readiness_under_other_servers(
 async def test_unsaved_keys_warn_at_start(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fixed defect: with an unwritable home, or a full disk, sessions ended with the process and nobody knew why."""
+    """Regression: with an unwritable home or a full disk, sessions ended with the process without a warning."""
     place = tmp_path / "state"
     place.write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(place) if home == "a file" else "")

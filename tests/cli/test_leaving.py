@@ -21,7 +21,7 @@ from workers_world import PROGRAM, Client, call, refused, started, until_async, 
 
 @pytest.mark.server
 async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Path) -> None:
-    """A fixed defect: replies said nothing, and the next request on the connection was lost."""
+    """Regression: replies didn't announce the close, so the next request on the connection was lost."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = millstream(str(tmp_path / "shop.py"), port)
@@ -65,7 +65,7 @@ async def file(request):
 
 @pytest.mark.server
 async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
-    """A fixed defect: only calls had `drain_timeout`. Whatever else was being answered was cut after a second."""
+    """Regression: `drain_timeout` only applied to calls, and other replies were cut after a second."""
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
@@ -87,7 +87,7 @@ async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
 
 @pytest.mark.server
 async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -> None:
-    """A fixed defect: it stopped listening first, while load balancers still sent it new connections."""
+    """Regression: it stopped listening first, while load balancers still sent it new connections."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_DELAY": "600"}
@@ -154,7 +154,6 @@ def drainer(peer: Peer, clock: Callable[[], float]) -> ConnectionDrainer:
 
 
 def test_idle_connections_may_send_one_more_request(peer: Peer) -> None:
-    """A request that crosses the end on its way is lost; one that comes before it is answered."""
     now = [0.0]
     draining = drainer(peer, lambda: now[0])
     assert draining.close_idle(LINGER)
@@ -169,7 +168,6 @@ def test_idle_connections_may_send_one_more_request(peer: Peer) -> None:
 
 
 def test_connections_with_a_received_request_are_not_closed(peer: Peer) -> None:
-    """The program has not read it yet."""
     draining = drainer(peer, lambda: 0.0)
     peer.theirs.send(b"POST /mcp HTTP/1.1\r\n")
     assert draining.close_idle(0.0)
@@ -180,7 +178,6 @@ def test_connections_with_a_received_request_are_not_closed(peer: Peer) -> None:
 
 
 def test_busy_connections_are_not_closed(peer: Peer) -> None:
-    """Its reply says that it's the last, and the connection ends with that."""
     draining = drainer(peer, lambda: 0.0)
     peer.idle = False
     assert not draining.close_idle(0.0)
@@ -192,6 +189,5 @@ def test_busy_connections_are_not_closed(peer: Peer) -> None:
 
 
 def test_drain_without_delay_closes_idle_connections_at_once() -> None:
-    """Our choice: on a laptop Ctrl-C ends a server at once, browser tabs or not."""
     assert DrainTimes.for_stop(0.0) == DrainTimes(delay=0.0, linger=0.0)
     assert DrainTimes.for_stop(10.0) == DrainTimes(delay=10.0, linger=LINGER)

@@ -14,7 +14,7 @@ from millstream._app.server_process.errors import CommandError
     ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
 )
 def test_reason_comes_from_errno(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed: the text of the error decided, and the C library translates it."""
+    """Regression: the locale-dependent text of the error was used."""
 
     class Refused(socket.socket):
         def bind(self, address: Any) -> None:

@@ -37,12 +37,11 @@ def failure(target: str) -> CommandError:
     ],
 )
 def test_colon_separates_file_and_name(target: str, source: str, name: str) -> None:
-    """Our choice: ``FILE[:OBJECT]``, also with a Windows drive."""
+    """``FILE[:OBJECT]``, also with a Windows drive."""
     assert split_target(target) == (source, name)
 
 
 def test_single_server_of_a_file_is_found_by_type(folder: Path) -> None:
-    """Our choice: nobody should have to learn a magic name."""
     (folder / "shop.py").write_text(ONE)
     assert load("shop.py").name == "shop"
     assert load(str(folder / "shop.py")).name == "shop"
@@ -51,21 +50,18 @@ def test_single_server_of_a_file_is_found_by_type(folder: Path) -> None:
 
 
 def test_server_with_two_names_counts_once(folder: Path) -> None:
-    """``app = mcp`` is a habit of people who come from uvicorn."""
     (folder / "shop.py").write_text(f"{ONE}asgi = shop\n")
     assert load("shop.py").name == "shop"
 
 
 @for_each("name", ["mcp", "server", "app"])
 def test_customary_name_wins_among_several_servers(folder: Path, name: str) -> None:
-    """The names that other servers' tools look for."""
     (folder / "shop.py").write_text(f'{TWO}{name} = Server("customary")\n')
     assert load("shop.py").name == "customary"
     assert load("shop.py:second").name == "second"
 
 
 def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> None:
-    """The message names them and shows the command."""
     (folder / "shop.py").write_text(TWO)
     error = failure("shop.py")
     assert "first, second" in error.what
@@ -74,7 +70,7 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
 
 @for_each("target", ["shop.py", "shop"])
 def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> None:
-    """A fixed defect: it served on its own port, and a second time on the one that was asked for when that ended."""
+    """Regression: the file's own server ran first, and the requested one only after it ended."""
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
     error = failure(target)
     assert "calls run() while it's being imported" in error.what
@@ -82,7 +78,6 @@ def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> No
 
 
 def test_missing_files_suggest_the_nearest(folder: Path) -> None:
-    """A typing error is the usual reason."""
     (folder / "shop.py").write_text(ONE)
     error = failure("shpo.py")
     assert "no file shpo.py" in error.what
@@ -91,12 +86,10 @@ def test_missing_files_suggest_the_nearest(folder: Path) -> None:
 
 
 def test_missing_folders_are_reported_as_missing_files(folder: Path) -> None:
-    """Listing what lies beside it must not fail."""
     assert "no file" in failure("nowhere/shop.py").what
 
 
 def test_files_that_are_not_python_are_explained(folder: Path) -> None:
-    """Our choice: better than what the import system says."""
     (folder / "shop.txt").write_text("hello")
     assert "not a Python file" in failure("shop.txt").what
 
@@ -111,7 +104,6 @@ def test_missing_modules_list_the_search_path(folder: Path) -> None:
 
 @for_each("target", ["shop.py", "shop"])
 def test_missing_dependencies_name_module_and_environment(folder: Path, target: str) -> None:
-    """The program that imports is not always the one where the package was installed."""
     (folder / "shop.py").write_text("import nosuchpackage\n")
     error = failure(target)
     assert "nosuchpackage" in error.what
@@ -131,7 +123,7 @@ def test_errors_show_only_user_frames(folder: Path) -> None:
 
 
 def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
-    """A fixed defect: what we caught on the way to the message was shown above it, with the frames of our package."""
+    """Regression: the frames of caught internal exceptions were shown."""
     (folder / "shop.py").write_text(
         "import threading\nfrom millstream import Server\nmcp = Server('shop')\n\n"
         "@mcp.tool\ndef buy(lock: threading.Lock) -> int:\n    return 1\n"
@@ -144,7 +136,7 @@ def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
 
 
 def test_folders_are_explained(folder: Path) -> None:
-    """A fixed defect: "There is no file" about a path that is there."""
+    """Regression: the error claimed that the path doesn't exist."""
     (folder / "src").mkdir()
     error = failure("./src")
     assert error.what == "src is a folder."
@@ -153,7 +145,7 @@ def test_folders_are_explained(folder: Path) -> None:
 
 @pytest.mark.parametrize("place", [".", "..", "beside"])
 def test_errors_are_shown_for_files_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """A fixed defect: in or beside a folder of packages nothing was shown above "Correct the line above"."""
+    """Regression: for files in or beside a package folder, the advice referred to a line that wasn't shown."""
     packages = f"{folder}"[:-1] if place == "beside" else f"{(folder / place).resolve()}"
     paths = sysconfig.get_paths()
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {**paths, "purelib": packages, "platlib": packages})
@@ -175,7 +167,7 @@ def test_error_causes_are_shown_first(folder: Path) -> None:
 
 @for_each("target", ["shop.py", "shop.py:app"])
 def test_framework_applications_are_told_to_mount_the_server(folder: Path, target: str) -> None:
-    """A fixed defect: whoever tried to serve a FastAPI application was told that it is no Server, and nothing more."""
+    """Regression: the error only said that a FastAPI application isn't a Server."""
     (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
     error = failure(target)
     assert 'app.mount("/", mcp)' in error.fix
@@ -187,7 +179,6 @@ def test_framework_applications_are_told_to_mount_the_server(folder: Path, targe
 
 
 def test_syntax_errors_show_their_line(folder: Path) -> None:
-    """The file and the line are all a person needs."""
     (folder / "shop.py").write_text("mcp = Server(\n")
     error = failure("shop.py")
     assert "SyntaxError" in error.what
@@ -201,7 +192,7 @@ def test_files_that_exit_are_pointed_to_the_main_guard(folder: Path) -> None:
 
 
 def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
-    """Our choice: errors say what happened, why, and what to do."""
+    """Errors say what happened, why, and what to do."""
     (folder / "shop.py").write_text("x = 1\n")
     error = failure("shop.py")
     assert "no millstream.Server" in error.what
@@ -229,7 +220,6 @@ def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
 
 
 def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
-    """As with ``python FILE``: the file's directory comes first."""
     (folder / "neighbour.py").write_text("name = 'from next door'\n")
     (folder / "shop.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbour\n"
@@ -239,13 +229,11 @@ def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
 
 
 def test_main_guard_of_a_file_does_not_run(folder: Path) -> None:
-    """``mcp.run()`` at the end of a file must not serve while it is being loaded."""
     (folder / "shop.py").write_text(f"{ONE}if __name__ == '__main__':\n    raise SystemExit(1)\n")
     assert load("shop.py").name == "shop"
 
 
 def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing goes to standard output: on stdio it carries the protocol."""
     report(CommandError("It broke.", why="Because.", fix="Mend it.", detail="  line 1\n"))
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -253,7 +241,7 @@ def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_generated_dataclass_code_is_not_a_user_frame(folder: Path) -> None:
-    """A fixed defect: "Correct line 14 of <string>"."""
+    """Regression: "Correct line 14 of <string>"."""
     (folder / "shop.py").write_text("from millstream import Server\nclass M: ...\nmcp = Server('x', middleware=[M])\n")
     error = failure("shop.py")
     assert "<string>" not in error.detail
@@ -268,7 +256,6 @@ def test_generated_dataclass_code_is_not_a_user_frame(folder: Path) -> None:
     ],
 )
 def test_setup_errors_keep_their_message(folder: Path, code: str, what: str) -> None:
-    """Neither the name of our error nor a traceback says more."""
     (folder / "shop.py").write_text(f"from millstream import Server, auth\nmcp = Server('x', auth={code})\n")
     error = failure("shop.py")
     assert error.what.startswith(what)
@@ -288,7 +275,6 @@ EXTRAS = {
 @pytest.mark.server
 @pytest.mark.parametrize("code", EXTRAS)
 def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> None:
-    """Installing the package by its own name would do for one of them, and not for its version."""
     package, extra = EXTRAS[code]
     source = f"import sys; sys.modules[{package!r}] = None\nfrom millstream import Server, auth\n{code}\n"
     (tmp_path / "shop.py").write_text(source)

@@ -24,8 +24,8 @@ RUN = "from millstream._cli import main; main()"
 @pytest.mark.server
 @pytest.mark.parametrize("transport", [("--transport", "stdio"), ("--transport", "stdio", "--dev")])
 def test_garbage_collector_is_off_while_loading(tmp_path: Path, transport: Sequence[str]) -> None:
-    """A fixed defect: looking through 65,000 objects again and again took a fifth of the start. The program, which may
-    leave garbage, is imported as ever. The second command isn't plain, so the command-line library reads it.
+    """Regression: scanning 65,000 objects repeatedly took a fifth of the start time. The program is imported with the
+    collector on.
     """
     file = tmp_path / "shop.py"
     file.write_text(PROGRAM, "utf-8")
@@ -37,7 +37,6 @@ def test_garbage_collector_is_off_while_loading(tmp_path: Path, transport: Seque
 
 
 def test_garbage_collector_is_restored_after_loading() -> None:
-    """Also where something can't be loaded; who has switched it off had a reason."""
     with suppress(ImportError), gc_paused():
         assert not gc.isenabled()
         raise ImportError
@@ -53,7 +52,6 @@ def test_garbage_collector_is_restored_after_loading() -> None:
 
 @pytest.mark.server
 def test_client_imports_cryptography_only_when_signing() -> None:
-    """Nor does a server with an inspector: most never send a person anywhere to sign in."""
     check = (
         "import sys, millstream.client._oauth.flow\nprint(*[each for each in sys.modules if 'cryptography' in each])"
     )

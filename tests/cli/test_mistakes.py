@@ -86,13 +86,13 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --store mysql://x", "Unknown store 'mysql'.", "sqlite:///file.db"),
     ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
     ("dev shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
-    ("list http://127.0.0.1:FREE/mcp", "There is no server at", "Check host and port"),
+    ("list http://127.0.0.1:FREE/mcp", "There is no server at", "Check the host and port"),
     ("list htp://127.0.0.1/mcp", "is not a URL of a server.", "https://example.com/mcp"),
-    ("list http://127.0.0.1:x/mcp", "is not a URL", "its port is not a number"),
+    ("list http://127.0.0.1:x/mcp", "is not a URL", "its port isn't a number"),
     ("list no-such-command", "There is no program 'no-such-command'.", "on the PATH"),
     ("list nofile.py", "There is no file nofile.py.", "Did you mean none.py?"),
-    ("list notes.txt", "notes.txt is not a program.", "Use a .py"),
-    ("list broken.json", "broken.json cannot be read as JSON", "line 1 column 2"),
+    ("list notes.txt", "notes.txt isn't a program.", "Use a .py"),
+    ("list broken.json", "broken.json isn't valid JSON", "line 1 column 2"),
     ("list empty.json", "empty.json has no servers", '{"mcpServers":'),
     ("list servers.json", "There is no program 'no-such-command'.", "on the PATH"),
     ("list servers.json#b", "servers.json has no server 'b'.", "It has: a."),
@@ -158,7 +158,6 @@ def typed(words: list[str]) -> tuple[int, str]:
 
 @pytest.mark.server
 def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happened and what to do, and never a traceback of our own."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -255,7 +254,6 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
 
 
 def test_a_mistake_in_a_program_is_explained() -> None:
-    """What happened, and what to write."""
     wrong: list[str] = []
     for number, (mistake, *wanted) in enumerate(PROGRAMS):
         try:
@@ -278,7 +276,6 @@ def test_the_page_quotes_messages_that_exist() -> None:
 
 
 def test_errors_of_commands_as_json_have_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For programs that run commands."""
     monkeypatch.chdir(tmp_path)
     status, said = typed(["lst", "--json"])
     assert (status, json.loads(said)["remedy"]) == (2, "millstream --help")

@@ -71,7 +71,7 @@ async def behave(asked: Asked) -> None:
         (["call", "list", "a=1"], 0, "done"),
         (["call", "five", "a=1"], 0, "done"),
         (["call", "number"], 0, "done"),
-        (["call", "number", "--json"], 1, "wrong shape"),
+        (["call", "number", "--json"], 1, "is malformed"),
         (["call", "fail"], 1, "characters)"),
         (["call", "five", "a=\udcff"], 2, "can't be encoded as UTF-8"),
         (["call", "\udcff", "--json"], 2, "can't be encoded as UTF-8"),
@@ -86,7 +86,6 @@ async def behave(asked: Asked) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 async def test_unusual_values_cause_no_traceback(arguments: list[str], status: int, words: str) -> None:
-    """Those of a server and those of the command line: a result, or one short line and a status."""
     async with rude(behave) as server:
         code, out, error = await run(arguments[0], server.url, *arguments[1:])
     assert (code, words in out + error) == (status, True), (code, out, error)
@@ -95,14 +94,12 @@ async def test_unusual_values_cause_no_traceback(arguments: list[str], status: i
 
 
 def test_deeply_nested_lists_stay_strings() -> None:
-    """JSON of a command line may be as deep as it likes."""
     deep = "[" * 100_000
     assert value_of(deep, {"type": "array"}) == [deep]
 
 
 @pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
 async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It's asked in a thread; an error there left the command waiting for ever."""
     monkeypatch.setattr(connecting, "_prompt", lambda prompt: "typed")
     question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
     async with asyncio.timeout(WAIT):
@@ -112,13 +109,11 @@ async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypa
 
 @for_each("field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}])
 def test_malformed_fields_can_be_answered_in_chat(field: dict[str, Any]) -> None:
-    """The server has the last word about it."""
     assert problem_of("x", field | {"type": "string"}, []) == ""
     assert choices_of(field) in ([], ["None"])
 
 
 def test_progress_of_any_magnitude_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A share may be more than a number can hold."""
     with at_a_terminal(monkeypatch) as read:
         progress = Progress()
         for value, total in ((1e308, 1e-308), (-1.0, 3.0), (1.0, -1.0)):
@@ -128,7 +123,6 @@ def test_progress_of_any_magnitude_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of a hundred thousand tools would print for hours."""
     written: list[str] = []
     screen = SimpleNamespace(isatty=lambda: True, write=written.append)
     monkeypatch.setattr(sys, "stdout", screen)
@@ -138,7 +132,6 @@ def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_watch_ends_when_its_output_is_closed() -> None:
-    """Each line is there when it's told of, in a pipe too; when the reader goes away, the command does."""
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch"]
     async with asyncio.timeout(WAIT), rude(behave) as server:
         process = await asyncio.create_subprocess_exec(

@@ -46,7 +46,6 @@ def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
 
 
 def test_panel_shows_url_contents_and_next_step() -> None:
-    """Our choice: a friendly panel; ours has at most 14 lines on a common terminal."""
     text = drawn(shop())
     assert len(text.splitlines()) <= 14
     for part in ("shop", "1.2.3", "http://127.0.0.1:8000/mcp", "http://127.0.0.1:8000/sse", "1 tool", "1 template",
@@ -66,13 +65,13 @@ def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
 )
 def test_public_addresses_warn(warned: bool, hosts: tuple[str, ...]) -> None:
-    """Our choice, safe by default: without authentication only this machine should reach the server."""
+    """Safe by default: without authentication only this machine should reach the server."""
     for host in hosts:
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
 
 def test_panel_lists_only_served_pages() -> None:
-    """A fixed defect: on `--host 0.0.0.0` four pages were advertised that answered 403."""
+    """Regression: on `--host 0.0.0.0` four pages were advertised that answered 403."""
     server = Server("shop", serve="all").definition
     here = facts.facts(server, host="127.0.0.1", port=8000).pages
     assert [page.rsplit("/", 1)[1] for page in here] == ["dashboard", "chat", "inspect", "docs"]
@@ -87,7 +86,6 @@ def test_shown_address_can_be_opened(host: str, url: str) -> None:
 
 
 def test_panel_lists_worker_processes() -> None:
-    """Whoever wants to look at one needs its number."""
     told = facts.facts(shop().definition, host="127.0.0.1", port=8000)
     output = io.StringIO()
     console = Console(file=output, width=100, color_system=None)
@@ -97,7 +95,6 @@ def test_panel_lists_worker_processes() -> None:
 
 
 def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    """Our choice: JSON logs otherwise."""
     caplog.set_level(logging.INFO, "millstream")
     panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records
@@ -113,14 +110,12 @@ def test_warning_is_a_separate_log_record(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_terminals_get_the_panel() -> None:
-    """The stream decides, not the environment."""
     terminal = Terminal()
     panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
     assert "╭" in terminal.getvalue()
 
 
 def test_servers_without_tools_show_the_list_command() -> None:
-    """Our choice: there is always something to try."""
     told = facts.facts(Server("empty").definition, host="127.0.0.1", port=8000)
     assert "tools/list" in told.curl
     assert told.call == "millstream list http://127.0.0.1:8000/mcp"
@@ -141,12 +136,10 @@ def test_servers_without_tools_show_the_list_command() -> None:
     ],
 )
 def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
-    """The command must work as it is."""
     Draft202012Validator(schema).validate(facts.example(schema))
 
 
 def test_panel_names_only_active_protections() -> None:
-    """A panel that promises a check that is switched off would be worse than none."""
     server = Server("open")
     assert facts.protections(server.settings)[0] == "Host and Origin checked"
     for field, left in (("allowed_hosts", "Origin checked"), ("allowed_origins", "Host checked")):
@@ -158,7 +151,7 @@ def test_panel_names_only_active_protections() -> None:
 
 
 def test_suggested_command_calls_a_visible_tool() -> None:
-    """A fixed defect: it named a hidden tool, which the server then didn't know."""
+    """Regression: it named a hidden tool, which the server then rejected."""
     server = Server("shop")
     server.tool(name="hidden", visible=lambda _: False)(lambda: "h")
     server.tool(name="off", enabled=False)(lambda: "o")

@@ -31,7 +31,6 @@ COMMAND = [sys.executable, "-m", "millstream"]
 
 @pytest.mark.server
 async def test_new_projects_run(folder: Path) -> None:
-    """By itself; that its test passes is seen in tests/docs/test_typed_pages.py, where only the wheel is installed."""
     done = CliRunner().invoke(program("init"), ["init", "My Shop", "--json"])
     names = ["server.py", "test_server.py", "pyproject.toml", "README.md", ".gitignore"]
     assert json.loads(done.stdout)["files"] == names
@@ -43,14 +42,12 @@ async def test_new_projects_run(folder: Path) -> None:
 
 @pytest.mark.parametrize(("transport", "run"), [("http", "mcp.run()"), ("stdio", 'mcp.run(transport="stdio")')])
 def test_new_projects_explain_how_to_serve_them(transport: str, run: str, folder: Path) -> None:
-    """In its program and in its README."""
     assert CliRunner().invoke(program("init"), ["init", f"--{transport}"]).exit_code == 0
     assert run in (folder / "server.py").read_text("utf-8")
     assert ("--transport stdio" in (folder / "README.md").read_text("utf-8")) is (transport == "stdio")
 
 
 def test_new_projects_overwrite_nothing(folder: Path) -> None:
-    """One file that's there is enough, and nothing is written then."""
     (folder / "README.md").write_text("mine", "utf-8")
     done = CliRunner().invoke(program("init"), ["init"])
     assert isinstance(done.exception, CommandError)
@@ -59,7 +56,6 @@ def test_new_projects_overwrite_nothing(folder: Path) -> None:
 
 
 def test_names_with_quotes_make_valid_files(folder: Path) -> None:
-    """Whatever people call their servers."""
     name = "a \"b\" \\ 'c' é"
     assert CliRunner().invoke(program("init"), ["init", "x", "--name", name]).exit_code == 0
     source = (folder / "x" / "server.py").read_text("utf-8")
@@ -131,9 +127,6 @@ async def until(port: int, tool: str, text: str) -> None:
 
 @pytest.mark.server
 async def test_dev_installs_packages_and_reloads(tmp_path: Path) -> None:
-    """A package on top of the environment, variables of a file, a browser once; a mistake is shown, and what worked
-    serves on until it's corrected.
-    """
     (tmp_path / "tunes.py").write_text(SERVER.format(name="sing"), "utf-8")
     (tmp_path / ".env").write_text("TUNE=la\nOTHER=file\n", "utf-8")
     browser = tmp_path / "browser"
@@ -157,7 +150,6 @@ async def test_dev_installs_packages_and_reloads(tmp_path: Path) -> None:
 
 @pytest.mark.server
 async def test_run_installs_packages_and_keeps_variables(tmp_path: Path) -> None:
-    """The environment of the program wins over the file."""
     (tmp_path / "tunes.py").write_text(SERVER.format(name="sing"), "utf-8")
     (tmp_path / "vars").write_text("TUNE=file\n", "utf-8")
     words = ["run", "tunes.py", f"--with={wheel(tmp_path)}", "--env-file", "vars"]
@@ -166,14 +158,12 @@ async def test_run_installs_packages_and_keeps_variables(tmp_path: Path) -> None
 
 
 def test_program_started_by_uv_installs_no_packages() -> None:
-    """Else it would start uv again."""
     words = ["run", "a.py", "--with", "x", "--with=y", "--port", "1", "--with-editable", "z", "--with-editable=w"]
     assert without_packages(words) == ["run", "a.py", "--port", "1"]
 
 
 @pytest.mark.parametrize("name", ["dev", "run"])
 def test_missing_uv_is_explained(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing has started by then."""
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setenv("PATH", str(folder))
     done = CliRunner().invoke(program(name), [name, "a.py", "--with", "x"])
@@ -182,7 +172,6 @@ def test_missing_uv_is_explained(name: str, folder: Path, monkeypatch: pytest.Mo
 
 
 def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing has started by then."""
     monkeypatch.setenv("PATH", str(folder))
     done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--official"])
     assert isinstance(done.exception, CommandError)
@@ -190,7 +179,7 @@ def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: it looked at the files only after it had said that it waits, and waited for one more edit."""
+    """Regression: files were scanned only after the message, so the first edit was missed."""
     (folder / "a.py").write_text("nothing\n", "utf-8")
     read: list[str] = []
 
@@ -209,7 +198,6 @@ def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest
 
 @pytest.mark.server
 async def test_official_inspector_gets_the_server_url(tmp_path: Path) -> None:
-    """By npx, which this test has in its place; it ends with the server."""
     (tmp_path / "empty.py").write_text("from millstream import Server\nmcp = Server('empty')\n", "utf-8")
     npx = tmp_path / "npx"
     npx.write_text(f'#!/bin/sh\necho $$ "$@" > {tmp_path}/said\nexec sleep 600\n', "utf-8")

@@ -64,9 +64,6 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
     [(kind, revision) for kind in ("program", "url") for revision in REVISIONS],
 )
 async def test_recorded_sessions_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
-    """Through the recorder all is as without it. Then the recording answers a client in the server's place, with
-    progress and questions; and the server still gives the same answers.
-    """
     file = tmp_path / "shop.jsonl"
     place = SHOP if kind == "program" else URLS[kind].format(server.port())
     got = await visit(command("record", str(file), place), revision)
@@ -80,7 +77,6 @@ async def test_recorded_sessions_can_be_replayed(kind: str, revision: str, tmp_p
 
 
 def test_recordings_are_readable_only_by_their_owner(tmp_path: Path) -> None:
-    """Messages hold whatever the server knows."""
     file = tmp_path / "shop.jsonl"
     file.touch(0o644)
     Writer(file, "shop.py", told=print).close()
@@ -102,7 +98,6 @@ def call(number: int, copies: int, **params: Any) -> dict[str, Any]:
 
 
 def test_repeated_requests_are_replayed_in_order(tmp_path: Path) -> None:
-    """Ids and progress tokens become those of the request at hand."""
     note = {"method": "notifications/progress", "params": {"progressToken": 9, "progress": 1}}
     file = recording(
         tmp_path / "f",
@@ -125,7 +120,6 @@ def test_repeated_requests_are_replayed_in_order(tmp_path: Path) -> None:
 
 
 def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
-    """A server that talks without end doesn't fill the disk; whole lines only."""
     told: list[str] = []
     writer = Writer(tmp_path / "f", "test", max_bytes=500, told=told.append)
     for _ in range(100):
@@ -137,9 +131,7 @@ def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
 
 
 def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
-    """A fixed defect: nobody could read one with a text that some call several lines, and what is nested without end
-    ended the recorder.
-    """
+    """Regression: a line separator inside a text made the recording unreadable, and deep nesting ended the recorder."""
     text = "one\u2028two\u2029three\x85four\x9b31mfive\x0bsix"
     file = recording(tmp_path / "f", ("server", {"method": "notifications/message", "params": {"data": text}}))
     writer = Writer(file, "test", told=print)
@@ -156,7 +148,6 @@ def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
      (b'{"at":0,"session":{}}\nx\n', "Line 2 of")],
 )  # fmt: skip
 def test_invalid_recordings_are_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
-    """In one sentence."""
     file = tmp_path / "f"
     if content is not None:
         file.write_bytes(content)
@@ -171,7 +162,6 @@ def test_invalid_recordings_are_refused(content: bytes | None, words: str, tmp_p
     [(["no-such-program"], "There is no program"), ([sys.executable, "-c", "raise SystemExit('broken')"], "broken")],
 )
 async def test_recorder_reports_servers_that_do_not_start(words: list[str], said: str, tmp_path: Path) -> None:
-    """What it said reaches the client's side."""
     with pytest.raises(ConnectionLost, match=said):
         async with Client(command("record", str(tmp_path / "f"), "--", *words)):
             pass
@@ -181,14 +171,13 @@ async def test_recorder_reports_servers_that_do_not_start(words: list[str], said
 async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: Shared) -> None:
     """The client gets an error for each request, and doesn't wait."""
     url = f"http://127.0.0.1:{server.port()}/nothing"
-    with pytest.raises(Failure, match="is not an MCP endpoint"):
+    with pytest.raises(Failure, match="isn't an MCP endpoint"):
         async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):
             pass
 
 
 @pytest.mark.server
 async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) -> None:
-    """What Streamable HTTP wants there, a client on standard input and output doesn't know."""
     async with rude(discovering(behave)) as server:
         async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
             await client.tools()
@@ -206,7 +195,6 @@ async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) ->
 
 
 async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:
-    """The recorder forwards Streamable HTTP; a WebSocket fails at once, with what to give instead."""
     status, _, error = await run("record", str(tmp_path / "r"), "ws://127.0.0.1:9/ws")
     assert status != 0
     assert "Use an http:// or https:// URL." in error
@@ -214,7 +202,6 @@ async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:
 
 @pytest.mark.server
 async def test_recorded_stderr_cannot_control_the_terminal(tmp_path: Path) -> None:
-    """Escape sequences that a server writes reach the terminal as replacement characters."""
     words = [sys.executable, "-c", r"import sys; sys.stderr.write('\x1b[2Jbroken\n'); sys.exit(1)"]
     recorder = await asyncio.create_subprocess_exec(
         *command("record", str(tmp_path / "r"), "--", *words), stdin=PIPE, stdout=PIPE, stderr=PIPE

@@ -52,7 +52,7 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
 
 @for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
 def test_empty_options_never_leave_a_server_unprotected(option: str) -> None:
-    """A fixed defect: `--auth-keys "$KEYS"` without that variable served everybody."""
+    """Regression: `--auth-keys "$KEYS"` without that variable served everyone."""
     done = run("run", "examples/greet.py", option, "", "--port", "0")
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {option} is empty.")
@@ -94,7 +94,6 @@ def texts(reply: Any) -> list[str]:
 
 
 def test_file_is_served_and_logged_as_json(tmp_path: Path) -> None:
-    """Our choice: one command, and any client works; JSON logs where nobody watches."""
     port, log = free_port(), tmp_path / "log"
     with serving(millstream("examples/greet.py", port), port, log):
         _, reply = post(port, CALL)
@@ -117,7 +116,7 @@ def _wakes(process: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count is read from /proc")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> None:
-    """A fixed defect: each worker looked ten times a second whether it was over. Once a second is for the date."""
+    """Regression: each worker woke up ten times a second. One wake-up per second is for the date."""
     port, counts = free_port(), list[int]()
     command = millstream("examples/greet.py", port, "--workers", str(workers))
     with serving(command, port, tmp_path / "log") as process:
@@ -130,7 +129,7 @@ def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> N
 
 
 def test_shown_command_works() -> None:
-    """Our choice: the panel prints one command that calls a tool."""
+    """The panel prints one command that calls a tool."""
     with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         shown = read_until(process.stderr.fileno(), b'"curl"')
@@ -166,7 +165,7 @@ def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
 
 
 def test_failed_start_exits_with_1(tmp_path: Path) -> None:
-    """A fixed defect: uvicorn's own status, 3, came through; the reference says 1."""
+    """Regression: uvicorn's own status 3 was returned instead of the documented 1."""
     program = tmp_path / "shop.py"
     program.write_text(
         "from millstream import Server\nmcp = Server('shop')\n\n@mcp.complete('nothing', argument='x')\n"
@@ -178,17 +177,17 @@ def test_failed_start_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_idle_server_stops_without_a_call_count() -> None:
-    """A fixed defect: "0 calls have up to 30 s to finish"."""
+    """Regression: "0 calls have up to 30 s to finish"."""
     with started([*COMMAND, "run", "examples/greet.py", "--port", "0"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         read_until(process.stderr.fileno(), b"is serving")
         process.terminate()
         said = process.stderr.read()
-    assert b'"Stopping. Press Ctrl-C again to stop at once."' in said
+    assert b'"Stopping. Press Ctrl-C again to stop immediately."' in said
 
 
 def test_terminals_see_the_panel() -> None:
-    """Our choice: a friendly start-up panel on a terminal; standard output stays empty."""
+    """A friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
     ours, theirs = pty.openpty()
     with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
@@ -213,7 +212,6 @@ def test_terminals_see_the_panel() -> None:
     ids=["plain", "equals", "with http options", "python"],
 )
 def test_stdio_stdout_contains_only_the_protocol(command: list[str]) -> None:
-    """Our choice: stdio, in the way clients start it; the process ends when its input does."""
     given = "".join(f"{json.dumps(message)}\n" for message in (INITIALIZE, CALL))
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
     replies = {reply["id"]: reply for reply in map(json.loads, done.stdout.splitlines())}
@@ -243,7 +241,6 @@ def test_port_in_use_suggests_the_next_one() -> None:
 
 @for_each("command", [("dev",), ("run", "--workers", "2")], ids=" ".join)
 def test_missing_file_is_reported_before_a_used_port(command: tuple[str, ...]) -> None:
-    """The port isn't what's wrong."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -268,7 +265,7 @@ def test_missing_file_is_reported_before_a_used_port(command: tuple[str, ...]) -
     ],
 )
 def test_errors_are_printed_without_a_traceback(arguments: tuple[str, ...], status: int, said: str) -> None:
-    """Our choice: errors say what happened, why, and what to do."""
+    """Errors say what happened, why, and what to do."""
     done = run(*arguments)
     assert done.returncode == status
     assert said in done.stderr
@@ -277,7 +274,6 @@ def test_errors_are_printed_without_a_traceback(arguments: tuple[str, ...], stat
 
 
 def test_help_shows_examples() -> None:
-    """The first thing that people try."""
     done = run("run", "--help")
     assert done.returncode == 0
     for part in ("millstream run shop.py:admin", "--transport", "--no-sessions", "MILLSTREAM_"):
@@ -303,13 +299,10 @@ def test_help_shows_examples() -> None:
 def test_plain_stdio_command_skips_the_command_line_library(
     arguments: list[str], plain: tuple[str, str] | None
 ) -> None:
-    """Our choice: stdio answers within 250 ms; everything else is the command-line library's."""
     assert plain_stdio(arguments) == plain
 
 
 def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while a slow file is being imported."""
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -321,7 +314,6 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
 
 
 def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's own settings stand unless an option says otherwise."""
     served: list[Server] = []
     monkeypatch.setattr(
         "millstream._cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
@@ -343,14 +335,11 @@ def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_port_zero_takes_a_free_port() -> None:
-    """Tests and supervisors ask for any port."""
     with listen("127.0.0.1", 0) as listener:
         assert listener.getsockname()[1] > 0
 
 
 def test_privileged_ports_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operating system's word for it says little."""
-
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -362,7 +351,6 @@ def test_privileged_ports_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
 def test_programs_that_call_run_get_the_same_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``mcp.run(port=70000)``: no traceback through our code."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     with pytest.raises(SystemExit):
         run_program(Server("shop"), "127.0.0.1", 70_000)

@@ -195,7 +195,7 @@ def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
-    """A fixed defect: SIGHUP killed at once, and after SIGTERM neither `atexit` nor what follows `run` ran."""
+    """Regression: SIGHUP killed the server, and after SIGTERM neither `atexit` nor the code after `run` ran."""
     goes_on = file.with_name("goes on")
     with http(file) as server:
         server.ask("waits", mark=str(goes_on))
@@ -210,20 +210,19 @@ def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
 
 
 def test_second_ctrl_c_ends_the_server_at_once(file: Path) -> None:
-    """A fixed defect: it did nothing, and the server ended when its grace time was over."""
+    """Regression: it had no effect until the grace time ended."""
     with http(file) as server:
         server.ask("waits", seconds=600)
         server.process.send_signal(signal.SIGINT)
         until(lambda: "Press Ctrl-C again" in server.log)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(WAIT) == 130
-        assert "Stopping at once after a second Ctrl-C: 1 call is cut off" in server.log
+        assert "Stopping immediately after a second Ctrl-C: 1 call is cut off" in server.log
         assert "closed in order" in server.log
         assert "Traceback" not in server.log
 
 
 def test_second_ctrl_c_ends_a_blocked_server(file: Path) -> None:
-    """Nothing that needs the loop can end it then."""
     with http(file) as server:
         server.ask("blocks")
         deadline = time.monotonic() + WAIT
@@ -231,17 +230,17 @@ def test_second_ctrl_c_ends_a_blocked_server(file: Path) -> None:
             server.process.send_signal(signal.SIGINT)
             time.sleep(0.5)  # two signals at once are one
         assert server.process.poll() == 130
-        assert "Stopping at once" in server.log
+        assert "Stopping immediately" in server.log
 
 
-HELD = "what is still running: refuses (slow.py:"
+HELD = "code that is still running: refuses (slow.py:"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/refuses"])
 def test_functions_that_ignore_cancellation_are_named_at_exit(
     file: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed: the lifespan closed, and the process stayed until somebody killed it."""
+    """Regression: the lifespan closed, but the process never ended."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with http(file) as server:
         server.ask("refuses", path=path)
@@ -255,18 +254,17 @@ def test_functions_that_ignore_cancellation_are_named_at_exit(
 def test_endless_threads_and_generators_do_not_block_exit(
     file: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed: `asyncio.to_thread` and what a generator does at its end kept the process alive."""
+    """Regression: `asyncio.to_thread` and generator cleanup kept the process alive."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with http(file) as server:
         server.ask(tool)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT) == 0
-        told = "what is still running: a thread or a generator"
+        told = "code that is still running: a thread or a generator"
         assert server.log.index("closed in order") < server.log.index(told)
 
 
 def test_stdio_calls_that_ignore_cancellation_are_named_at_exit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same over stdio, where the end of the input stops the server."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with stdio(file) as process:
         assert process.stdin is not None
@@ -280,7 +278,7 @@ def test_stdio_calls_that_ignore_cancellation_are_named_at_exit(file: Path, monk
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_finish_stdio_calls(file: Path, number: int) -> None:
-    """A fixed defect: the process was killed at once, the running call unanswered."""
+    """Regression: the process was killed without answering the running call."""
     log, goes_on = file.with_name("log"), file.with_name("goes on")
     with stdio(file) as process:
         assert process.stdin is not None
@@ -297,7 +295,6 @@ def test_signals_finish_stdio_calls(file: Path, number: int) -> None:
 
 
 def test_second_ctrl_c_ends_a_stdio_server(file: Path) -> None:
-    """As over HTTP."""
     log = file.with_name("log")
     with stdio(file) as process:
         assert process.stdin is not None
@@ -327,7 +324,7 @@ def test_stopping_server_names_pending_calls_and_streams(file: Path) -> None:
 
 @pytest.mark.parametrize("closed", [False, True], ids=["empty", "closed"])
 def test_stdio_server_without_input_exits(file: Path, closed: bool) -> None:
-    """A fixed defect: started with `</dev/null` or `<&-` it stayed for ever."""
+    """Regression: with `</dev/null` or `<&-`, it ran forever."""
     command = f'exec "$@" {"<&-" if closed else "</dev/null"}'
     done = subprocess.run(
         ["sh", "-c", command, "sh", *COMMAND, str(file), "--transport", "stdio"],
@@ -339,7 +336,7 @@ def test_stdio_server_without_input_exits(file: Path, closed: bool) -> None:
 
 
 def test_stdio_server_works_without_stderr(file: Path) -> None:
-    """A fixed defect: with ``2>&-`` it ended at once, and said nothing about it."""
+    """Regression: with ``2>&-``, it exited without an error."""
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, str(file), "--transport", "stdio"],
         input=call("waits", 1, seconds=0), stdout=subprocess.PIPE, timeout=WAIT, check=False,
@@ -349,7 +346,7 @@ def test_stdio_server_works_without_stderr(file: Path) -> None:
 
 
 def test_stdio_server_answers_an_unterminated_last_line(file: Path) -> None:
-    """A fixed defect: what came after the last line end was dropped."""
+    """Regression: input after the last line end was dropped."""
     given = file.with_name("given")
     given.write_bytes(call("waits", 1, seconds=0) + call("waits", 2, seconds=0).rstrip())
     for shell in ('exec "$@" <given', 'cat given | exec "$@"'):
@@ -362,7 +359,7 @@ def test_stdio_server_answers_an_unterminated_last_line(file: Path) -> None:
 
 
 def test_keyboard_interrupt_in_a_tool_fails_only_its_call(file: Path) -> None:
-    """A fixed defect: in a thread, or after a suspension, it ended the server, with status 0."""
+    """Regression: in a thread, or after a suspension, it ended the server, with status 0."""
     tools = ("interrupts", "interrupts_in_a_thread", "interrupts_later")
     with http(file) as server:
         for tool in tools:
@@ -377,7 +374,6 @@ def test_keyboard_interrupt_in_a_tool_fails_only_its_call(file: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="nohup is of POSIX")
 def test_server_under_nohup_outlives_its_terminal(file: Path) -> None:
-    """SIGHUP stays ignored where whoever started the server ignored it."""
     port, log = free_port(), file.with_name("log")
     with serving(["nohup", *millstream(str(file), port)], port, log) as process:
         server = Serving(process, port, log)

@@ -85,7 +85,6 @@ def replies(output: bytes) -> dict[int, Any]:
 
 
 def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> None:
-    """Our choice: nothing else ever on stdout; fixed: prints at import came before the protocol."""
     done = run(noisy, call("speaks", 1))
     assert replies(done.stdout)[1]["content"][0]["text"] == "said"
     for noise in ("of the import", "past Python", "of the lifespan", "of a tool", "of the end"):
@@ -94,7 +93,6 @@ def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> No
 
 
 def test_prints_of_a_program_do_not_reach_stdout(tmp_path: Path) -> None:
-    """What Python still has in its buffer goes to stderr before the protocol starts, and again when it ends."""
     file = tmp_path / "noisy.py"
     file.write_text(NOISY.replace('os.write(1, b"noise past Python\\n")', ""))
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -109,7 +107,7 @@ def test_prints_of_a_program_do_not_reach_stdout(tmp_path: Path) -> None:
 
 
 def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
-    """Fixed: the process ended with status 1 and answered nobody."""
+    """Regression: the process exited with status 1 without answering."""
     done = run(noisy, call("leaves", 1) + call("speaks", 2))
     found = replies(done.stdout)
     assert found[1]["isError"] is True
@@ -118,9 +116,9 @@ def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
 
 
 def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
-    """Fixed: the interpreter joined its worker threads; the grace time is all that a call gets."""
+    """Regression: the interpreter waited for worker threads."""
     done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
-    assert json.loads(done.stdout)["error"]["message"] == "The server stopped before this call was done. Try again"
+    assert json.loads(done.stdout)["error"]["message"] == "The server stopped before the call was complete. Try again."
     assert b"1 thread still runs" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0
@@ -129,7 +127,6 @@ def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
 def test_shutdown_does_not_wait_for_endless_threads(
     noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM: the grace time once, then the end."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.2")
     port, log = free_port(), tmp_path / "log"
     with serving(millstream(str(noisy), port), port, log) as process:

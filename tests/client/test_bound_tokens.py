@@ -37,7 +37,6 @@ def opened(proof: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_proofs_follow_rfc_9449() -> None:
-    """§4.2: no query in `htu`, the hash of the token, a new id each time, and nothing private in the header."""
     key = ProofKey()
     head, claims = opened(key.proof("POST", "https://a.example/mcp?x=1#y", token="abc", nonce="n"))
     assert (head["typ"], head["alg"], sorted(head["jwk"])) == ("dpop+jwt", "ES256", ["crv", "kty", "x", "y"])
@@ -65,12 +64,10 @@ def test_proofs_follow_rfc_9449() -> None:
     ],
 )
 def test_challenges_show_dpop_support(challenge: str, offers: bool, nonce: bool) -> None:
-    """A scheme, not a word in a text."""
     assert (challenged_for_proofs(challenge), wants_nonce(challenge)) == (offers, nonce)
 
 
 def test_nonces_are_kept_per_origin_and_bounded() -> None:
-    """What one server says goes to no other; a header can't be broken by one."""
     proofs, key = Proofs(), ProofKey().pem
     assert proofs.learn("https://a.example/token", "one")
     assert proofs.learn("https://a.example/other", "one")
@@ -110,7 +107,6 @@ def oauth() -> OAuth:
 
 
 async def test_tokens_are_bound_if_both_servers_support_it() -> None:
-    """The scheme is DPoP, and each request has a proof of its own by the same key, which a store keeps."""
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         url, credentials = parse(urls["mcp"]), oauth()
@@ -130,7 +126,6 @@ async def test_tokens_are_bound_if_both_servers_support_it() -> None:
     [("Bearer", ["ES256"], "Bearer"), ("DPoP", ["RS256"], "Bearer"), ("DPoP", ["ES256"], "Bearer")],
 )
 async def test_unbound_tokens_are_sent_as_bearer(challenge: str, algorithms: list[str], kind: str) -> None:
-    """The server doesn't want it, or the issuer doesn't do it, or it just gave another token."""
     given = {"access_token": "plain", "token_type": kind}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=algorithms) as (_, urls):
         credentials = oauth()
@@ -165,7 +160,7 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
 
 
 async def test_concurrent_requests_share_a_nonce() -> None:
-    """A fixed defect: the second one took it for a nonce that was refused, and began to sign in anew."""
+    """Regression: the second request treated the nonce as rejected and started a new login."""
 
     def wanting(request: bytes) -> Any:
         if opened(header_of(request, b"dpop"))[1].get("nonce") == "shared":
@@ -192,7 +187,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
 
 @for_each("path", ["/token", METADATA, "/register"])
 async def test_deeply_nested_responses_are_refused(path: str) -> None:
-    """A fixed defect: any authorization server that a server names could break a program that asked it."""
+    """Regression: any authorization server named by an MCP server could crash the program."""
     body = b'{"more":' + b"[" * 20_000
     deep = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     async with authorization_server(lambda _: deep) as (issuer, urls):
@@ -208,7 +203,6 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
 
 
 async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
-    """RFC 8693 at the provider, RFC 7523 at the server's own authorization server; nobody visits a page."""
     token = {"access_token": "granted", "token_type": "Bearer"}
     async with authorization_server(lambda _: token) as (issuer, urls), issuing() as home:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
@@ -246,7 +240,6 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
     ],
 )
 async def test_invalid_grants_are_not_sent(answer: Any) -> None:
-    """An access token of the provider in the wrong hands would open what it opens."""
     async with authorization_server(lambda _: {}) as (issuer, urls), issuing() as home:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
         home.answers["/token"] = answer
@@ -258,7 +251,7 @@ async def test_invalid_grants_are_not_sent(answer: Any) -> None:
 
 
 async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
-    """RFC 7523 §2.1: the platform's JWT is the grant. It renews the file, and a client needn't have an id."""
+    """RFC 7523 §2.1."""
     file = tmp_path / "token"
     file.write_text("first\n", "utf-8")
     token = {"access_token": "granted", "token_type": "Bearer"}
@@ -279,7 +272,6 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
 
 
 async def test_workload_token_is_sent_only_to_its_issuer() -> None:
-    """Whoever has it could sign in where it's meant to go."""
     async with authorization_server(lambda _: {}) as (issuer, urls):
         credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))
         with pytest.raises(AccessDenied, match=r"is for https://login\.example"):

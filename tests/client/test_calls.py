@@ -44,7 +44,6 @@ class NumberedOrder(pydantic.BaseModel):
 @for_each("revision", BY_DATE)
 @for_each("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
 async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) -> None:
-    """From structured content, and before there was any, from the text."""
     async with Client(mcp, revision=revision) as client:
         given = await client.call("order", isbn="1", into=wanted)
         assert msgspec.to_builtins(given.model_dump() if isinstance(given, ModelOrder) else given) == {
@@ -54,7 +53,6 @@ async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) 
 
 
 async def test_lists_of_models_decode_to_models() -> None:
-    """pydantic reads a type with models in it, wherever they stand."""
     shop = Server("shop")
 
     @shop.tool
@@ -69,9 +67,8 @@ async def test_lists_of_models_decode_to_models() -> None:
 
 @for_each("revision", BY_DATE)
 async def test_results_of_another_type_raise(revision: str) -> None:
-    """And a tool that failed is one of its own kind."""
     async with Client(mcp, revision=revision) as client:
-        with pytest.raises(BadAnswer, match="not a list"):
+        with pytest.raises(BadAnswer, match="isn't a list"):
             await client.call("order", isbn="1", into=list[int])
         with pytest.raises(ToolFailed):
             await client.call("fail", into=str)
@@ -79,7 +76,6 @@ async def test_results_of_another_type_raise(revision: str) -> None:
 
 
 async def test_arguments_may_be_named_like_options() -> None:
-    """As a mapping."""
     server = Server("s")
 
     @server.tool
@@ -95,7 +91,6 @@ async def test_arguments_may_be_named_like_options() -> None:
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
 @for_each("answer", ["decline", "cancel", False, None])
 async def test_handlers_can_decline(revision: str, answer: Any) -> None:
-    """Both eras have the same actions."""
     async with Client(mcp, revision=revision, elicit=lambda question: answer) as client:
         assert (await client.call("deliver", raise_on_error=False)).is_error
 
@@ -118,7 +113,6 @@ async def test_failing_handlers_do_not_end_the_connection(revision: str) -> None
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
 async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
-    """A person may take longer than a server."""
     shown = asyncio.Event()
 
     async def slow(question: Question) -> dict[str, Any]:
@@ -134,7 +128,6 @@ async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
 
 @for_each("revision", BY_DATE)
 async def test_log_messages_reach_their_handler(revision: str) -> None:
-    """By session in the handshake era, and by request after it."""
     heard: list[LogMessage] = []
     options = Options(log_level="info")
     async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
@@ -144,10 +137,9 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
 
 
 async def test_log_level_requires_a_session() -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/logging has one for each request."""
     async with Client(mcp, revision=HANDSHAKE) as client:
         await client.set_log_level("error")
-        with pytest.raises(ValueError, match="no log level"):
+        with pytest.raises(ValueError, match="Unknown log level"):
             await client.set_log_level("loud")
     async with Client(mcp) as client:
         with pytest.raises(NotSupported, match="log_level"):
@@ -155,7 +147,6 @@ async def test_log_level_requires_a_session() -> None:
 
 
 async def test_async_handlers_run_in_order_before_the_call_returns() -> None:
-    """Progress that comes after the result is worth nothing."""
     steps: list[float] = []
 
     async def slow(value: float, total: float | None, text: str | None) -> None:
@@ -168,7 +159,6 @@ async def test_async_handlers_run_in_order_before_the_call_returns() -> None:
 
 
 async def test_handlers_can_call_the_server() -> None:
-    """It has the same connection."""
     sums: list[int] = []
 
     async with Client(mcp) as client:
@@ -262,27 +252,23 @@ async def test_unknown_tools_raise() -> None:
 
 
 async def test_any_request_can_be_sent() -> None:
-    """As it is on the wire."""
     async with Client(mcp) as client:
         raw = await client.request("tools/call", {"name": "count", "arguments": {"a": 1, "b": 2}})
         assert raw["resultType"] == "complete"
 
 
 async def test_client_outside_its_block_raises() -> None:
-    """Before anything is sent."""
     client = Client(mcp)
     with pytest.raises(ClientError, match="async with"):
         _ = client.revision
 
 
 def test_unknown_revisions_are_refused_at_once() -> None:
-    """The error names those that exist."""
     with pytest.raises(TargetError, match="2025-11-25"):
         Client(mcp, revision="2024-01-01")
 
 
 def test_blocking_client_needs_no_await() -> None:
-    """The same methods, each of which waits for its result."""
     with BlockingClient(mcp) as client:
         assert client.call("count", a=1, b=2, into=int) == 3
         assert {"order", "count"} <= {tool.name for tool in client.tools()}

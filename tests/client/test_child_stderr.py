@@ -31,7 +31,6 @@ async def _said(path: Path, **chosen: object) -> None:
 
 
 async def test_stderr_of_started_servers_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Our choice: in a test by default, by a function, and never if the program says so."""
     path = tmp_path / "noisy.py"
     path.write_text(FILE, "utf-8")
     await _said(path)
@@ -52,7 +51,6 @@ async def test_stderr_of_started_servers_is_shown(tmp_path: Path, capsys: pytest
 async def test_server_stderr_cannot_control_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our choice: what a server writes is text, wherever it's shown."""
     path = tmp_path / "odd.py"
     path.write_text("import sys\nsys.stderr.write('\\x1b[2Jgone')\nsys.stderr.flush()\nsys.exit(3)\n", "utf-8")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -34,7 +34,6 @@ NEVER = 0.05
 
 
 async def test_closed_port_is_explained() -> None:
-    """No server."""
     with pytest.raises(ConnectFailed) as caught:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass
@@ -51,18 +50,14 @@ async def test_unknown_host_is_explained() -> None:
 
 @for_each("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
 async def test_web_page_instead_of_json_is_explained(status: str) -> None:
-    """A wrong URL: somebody's home page."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"<html><h1>Welcome</h1>", status=status, type="text/html; charset=utf-8")
 
-    await fails(behave, NotMcp, "not an MCP endpoint", "a web page")
+    await fails(behave, NotMcp, "isn't an MCP endpoint", "a web page")
 
 
 @for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "rejected")])
 async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
-    """401 and 403 stop the probe: no other way of connecting is tried."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"{}", status=status, more='WWW-Authenticate: Bearer scope="a"\r\n')
 
@@ -77,8 +72,6 @@ async def test_refused_credentials_say_what_to_do(status: str, words: str) -> No
 
 
 async def test_missing_tls_is_explained() -> None:
-    """https:// for a server of http://, which takes the hello for a broken request."""
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -89,13 +82,12 @@ async def test_missing_tls_is_explained() -> None:
         with pytest.raises(TlsFailed) as caught:
             async with Client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"):
                 pass
-        assert_readable(caught.value, "does not speak TLS", "http://")
+        assert_readable(caught.value, "doesn't speak TLS", "http://")
     finally:
         server.close()
 
 
 async def test_untrusted_certificate_is_explained(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A self-signed one: the text names the way out, and that way works."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -117,7 +109,7 @@ async def test_untrusted_certificate_is_explained(tmp_path_factory: pytest.TempP
         with pytest.raises(TlsFailed) as caught:
             async with Client(url):
                 pass
-        assert_readable(caught.value, "not trusted", "Options.tls")
+        assert_readable(caught.value, "isn't trusted", "Options.tls")
         trusting = ssl.create_default_context(cafile=certificate)
         async with Client(url, options=Options(tls=trusting)) as client:
             assert (await client.call("x")).text == "done"
@@ -126,7 +118,7 @@ async def test_untrusted_certificate_is_explained(tmp_path_factory: pytest.TempP
 
 
 async def test_request_is_repeated_on_a_stale_connection() -> None:
-    """RFC 9110 §9.2.2: what only reads may be sent again."""
+    """RFC 9110 §9.2.2."""
     dead: list[str] = []
 
     async def behave(asked: Asked) -> None:
@@ -142,8 +134,6 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
 
 @for_each("supported", [["2099-01-01"], []])
 async def test_unknown_server_versions_are_explained(supported: list[str]) -> None:
-    """The error names both sides' revisions."""
-
     async def behave(asked: Asked) -> None:
         error = {"code": -32022, "message": "Unsupported protocol version", "data": {"supported": supported}}
         body = {"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}
@@ -153,8 +143,6 @@ async def test_unknown_server_versions_are_explained(supported: list[str]) -> No
 
 
 async def test_unknown_handshake_versions_are_explained() -> None:
-    """The client doesn't guess."""
-
     async def behave(asked: Asked) -> None:
         if asked.method == "initialize":
             await asked.result({**GREETING, "protocolVersion": "1999-12-31"})
@@ -165,8 +153,6 @@ async def test_unknown_handshake_versions_are_explained() -> None:
 
 
 async def test_cross_origin_redirects_are_not_followed() -> None:
-    """The headers of a request, and what is in its body, are for one origin."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://evil.example/mcp\r\n")
 
@@ -188,9 +174,7 @@ async def test_same_origin_redirects_are_followed() -> None:
 
 
 async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
-    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management: on 404 the client
-    starts a new session. The server hasn't looked at the request.
-    """
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management"""
     seen: list[str] = []
 
     async def behave(asked: Asked) -> None:
@@ -228,8 +212,6 @@ async def test_broken_streams_are_resumed() -> None:
 
 
 async def test_broken_streams_without_event_id_fail_their_call() -> None:
-    """There's no place to take it up at."""
-
     async def behave(asked: Asked) -> None:
         await asked.stream()
         await asked.end()
@@ -258,7 +240,6 @@ async def test_many_calls_share_few_connections() -> None:
 
 
 async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
-    """A place in the queue that nobody wants goes to the next."""
     go_on = asyncio.Event()
 
     async def behave(asked: Asked) -> None:
@@ -279,8 +260,6 @@ async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
 
 
 async def test_invalid_http_is_explained() -> None:
-    """Another protocol at that port."""
-
     async def behave(asked: Asked) -> None:
         await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
 
@@ -288,8 +267,6 @@ async def test_invalid_http_is_explained() -> None:
 
 
 async def test_client_closes_its_connections() -> None:
-    """Not after a good end, and not after a bad one."""
-
     async def behave(asked: Asked) -> None:
         await asked.result(DONE)
 
@@ -314,9 +291,7 @@ WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
 @for_each("how", ["cut", "silence"])
 @for_each("way", WAYS)
 async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> None:
-    """A fixed defect: of a worker that stood still or died just then, clients said that it isn't an MCP server, or
-    speaks no such revision. Whoever believes that doesn't try again.
-    """
+    """Regression: a worker that stalled or died was reported as not being an MCP server, so users didn't retry."""
 
     async def behave(asked: Asked) -> None:
         if how == "silence":
@@ -332,8 +307,6 @@ async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> 
 
 
 async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> None:
-    """As with a worker that dies just then."""
-
     async def behave(asked: Asked) -> None:
         await asked.stream()
         raise ConnectionError

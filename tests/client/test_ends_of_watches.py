@@ -31,7 +31,6 @@ NEVER = 100_000.0
 
 
 async def test_removed_resource_ends_only_its_watch(soon: None) -> None:
-    """As a subscription of the per-request era would that the server doesn't take any more."""
     gone = False
 
     async def calls(asked: Asked) -> None:
@@ -149,7 +148,6 @@ ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], Access
 async def test_permanent_refusal_ends_the_watch(
     place: str, statuses: list[int], expected: type[ClientError], soon: None
 ) -> None:
-    """As in the per-request era: waiting wouldn't mend it. One that can't answer now is asked again."""
     where, revision = PLACES[place]
     refusals = map(HTTPStatus, chain(statuses, repeat(statuses[-1])))
     async with (
@@ -166,7 +164,6 @@ async def test_permanent_refusal_ends_the_watch(
 async def test_closing_during_reconnect_leaves_nothing(
     place: str, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No task (`conftest.py`), no connection, and it doesn't wait for the next attempt."""
     where, revision = PLACES[place]
     waits(monkeypatch, 0.01)
     async with (
@@ -186,7 +183,6 @@ async def test_closing_during_reconnect_leaves_nothing(
 
 
 async def test_revoked_credentials_end_the_watch(soon: None) -> None:
-    """The session is still there; only the stream is refused for a while."""
     refusing = False
 
     async def streams(asked: Asked) -> None:
@@ -208,7 +204,6 @@ async def test_revoked_credentials_end_the_watch(soon: None) -> None:
 
 
 async def test_watch_adapts_to_a_server_that_changed_era(soon: None) -> None:
-    """It was replaced by a newer version."""
     newer = False
 
     async def streams(asked: Asked) -> None:

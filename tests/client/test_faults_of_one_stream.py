@@ -128,12 +128,12 @@ async def websocket(fault: Fault) -> AsyncGenerator[str]:
 
 WAYS = {"http+sse": http_sse, "websocket": websocket}
 FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
-    (hang, NoAnswer, "did not answer", 0.2),
+    (hang, NoAnswer, "didn't answer", 0.2),
     (die, ConnectionLost, "", WAIT),
     (another_id, BadAnswer, "999", WAIT),
     (too_long, TooLarge, "1,000,000 bytes", WAIT),
     (half, Failure, "no reason", WAIT),
-    (bomb, NoAnswer, "did not answer", 0.2),
+    (bomb, NoAnswer, "didn't answer", 0.2),
 ]
 
 
@@ -142,7 +142,6 @@ FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
 async def test_malformed_streams_fail_with_one_sentence(
     way: str, fault: Fault, expected: type[ClientError], words: str, timeout: float
 ) -> None:
-    """No call waits for ever, and no task outlives its client (`conftest.py`)."""
     async with asyncio.timeout(WAIT), WAYS[way](fault) as url:
         async with Client(url, timeout=WAIT, options=Options(max_bytes=LIMIT)) as client:
             assert client.transport == way
@@ -152,7 +151,6 @@ async def test_malformed_streams_fail_with_one_sentence(
 
 
 async def test_websocket_redirects_do_not_leak_credentials() -> None:
-    """The headers of a client may hold a key under any name."""
     heard: list[str] = []
     places: list[str] = []
 
@@ -175,12 +173,11 @@ async def test_websocket_redirects_do_not_leak_credentials() -> None:
                 with pytest.raises(NotMcp) as caught:
                     async with Client(server.url.replace("http", "ws"), headers={"X-Key": "secret"}):
                         pass
-                assert_readable(caught.value, "is not a WebSocket")
+                assert_readable(caught.value, "isn't a WebSocket")
     assert heard == []
 
 
 async def test_invalid_handshake_headers_are_refused() -> None:
-    """As it is over HTTP."""
     with pytest.raises(TargetError, match="aren't allowed in headers"):
         async with Client("ws://127.0.0.1:1/ws", headers={"X-Key": "a\r\nHost: b"}):
             pass
@@ -188,8 +185,6 @@ async def test_invalid_handshake_headers_are_refused() -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, "stdio"])
 async def test_notification_backlog_cuts_the_stream(way: str, tmp_path: Path) -> None:
-    """What waits for a handler has a limit, on every transport."""
-
     async def slow(message: object) -> None:
         await asyncio.get_running_loop().create_future()
 

@@ -93,7 +93,6 @@ def connect(target: Any, revision: str | None = None) -> Client:
 async def test_official_python_server_works(
     running: Callable[[str, str], str], name: str, transport: str, asked: str | None, spoken: str
 ) -> None:
-    """Tools with values and progress, resources, prompts; and questions, where the server asks."""
     target = program(name, transport) if transport == "stdio" else running(name, transport)
     steps: list[tuple[float, float | None]] = []
     async with asyncio.timeout(2 * WAIT), connect(target, asked) as client:
@@ -115,7 +114,6 @@ async def test_official_python_server_works(
 
 @pytest.mark.parametrize("transport", ["stdio", "http", "sse"])
 async def test_typescript_reference_server_works(transport: str, tmp_path: Path) -> None:
-    """It asks for roots by itself, and on the stream of its own."""
     with ExitStack() as stack:
         target: Any = [NODE, str(EVERYTHING), "stdio"]
         if transport != "stdio":
@@ -144,7 +142,6 @@ async def test_typescript_reference_server_works(transport: str, tmp_path: Path)
 
 
 async def test_published_time_server_works() -> None:
-    """mcp-server-time, as its package installs it."""
     command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-time"), "--local-timezone", "UTC"]
     async with asyncio.timeout(2 * WAIT), connect(command) as client:
         told = (await client.call("get_current_time", timezone="Europe/Berlin")).data
@@ -186,10 +183,6 @@ def site() -> Iterator[str]:
 
 
 async def test_published_fetch_server_works(site: str, tmp_path: Path) -> None:
-    """mcp-server-fetch, as its package installs it: a tool, a prompt, and what it refuses.
-
-    It finds no Node on its path, because it would install packages with it.
-    """
     command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-fetch"), "--allow-private-ips"]
     options = Options(env={"PATH": str(tmp_path)})
     async with asyncio.timeout(2 * WAIT), Client(command, timeout=WAIT, options=options) as client:
@@ -228,7 +221,6 @@ def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("transport", ["stdio", "stateless", "http"])
 async def test_go_sdk_server_works(go_server: str, transport: str, tmp_path: Path) -> None:
-    """With and without sessions."""
     with ExitStack() as stack:
         target: Any = [go_server, "stdio"]
         if transport != "stdio":

@@ -60,7 +60,6 @@ def kept(count: int) -> StoredCredentials:
 
 
 def test_tokens_are_kept_in_the_key_ring(ring: InMemory) -> None:
-    """However many; and fewer afterwards leave nothing behind."""
     store = default_store()
     assert isinstance(store, KeyringTokenStore)
     for count in (5, 1, 3):
@@ -72,7 +71,6 @@ def test_tokens_are_kept_in_the_key_ring(ring: InMemory) -> None:
 
 
 def test_tokens_in_the_file_move_to_the_key_ring(ring: InMemory) -> None:
-    """For those who install `keyring` later."""
     FileTokenStore().save(kept(1))
     store = default_store()
     assert store.load() == kept(1)
@@ -82,26 +80,22 @@ def test_tokens_in_the_file_move_to_the_key_ring(ring: InMemory) -> None:
 
 
 def test_locked_key_ring_falls_back_to_the_file(ring: InMemory) -> None:
-    """Nobody is logged out by it."""
     ring.locked = True
     default_store().save(kept(1))
     assert FileTokenStore().load() == kept(1) == default_store().load()
 
 
 def test_unreadable_tokens_are_ignored(ring: InMemory) -> None:
-    """As with the file."""
     ring.kept[("millstream", "tokens 0")] = "{"
     assert default_store().load() == StoredCredentials({}, {})
 
 
 def test_file_is_used_without_the_keyring_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`keyring` is optional."""
     monkeypatch.setitem(sys.modules, "keyring", None)
     monkeypatch.delitem(sys.modules, "millstream.client._oauth.keyring_store", raising=False)
     assert isinstance(default_store(), FileTokenStore)
 
 
 def test_file_is_used_without_a_system_key_ring(ring: InMemory) -> None:
-    """Such as a server without a desktop."""
     keyring.set_keyring(NoKeyring())
     assert isinstance(default_store(), FileTokenStore)

@@ -50,7 +50,6 @@ def test_quoted_challenges_are_parsed() -> None:
 
 
 def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regular expressions took twelve seconds for 16 kB; for a megabyte, they would take hours."""
     assert read_challenges("Bearer " + "a" * MAX_LENGTH).schemes == frozenset()
     monkeypatch.setattr(challenges, "MAX_LENGTH", 1 << 20)
     for part in ("a", "a=", '"', '\\"', " ", "a \t", 'a="', "a=\\"):
@@ -61,7 +60,7 @@ def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.Monkey
 @for_each(
     ("answer", "words"),
     [
-        ({"code": "c", "state": "s"}, "did not"),
+        ({"code": "c", "state": "s"}, "but it didn't"),
         ({"code": "c", "state": "s", "iss": "https://evil.example"}, "evil.example"),
         ({"code": "c", "state": "s", "iss": "https://as.example/"}, "as.example/"),
         ({"code": "c", "state": "other", "iss": "https://as.example"}, "another login"),
@@ -70,7 +69,6 @@ def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.Monkey
     ],
 )
 def test_malformed_oauth_responses_are_refused(answer: dict[str, str], words: str) -> None:
-    """RFC 9207 §2.4 before anything else, then the state."""
     with pytest.raises(AccessDenied, match=words):
         code_of(answer, "s", ISSUER)
     assert code_of({"code": "c", "state": "s", "iss": "https://as.example"}, "s", ISSUER) == "c"
@@ -84,14 +82,14 @@ def test_duplicate_parameters_are_refused() -> None:
 
 @for_each("url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"])
 def test_credentials_require_tls_except_on_loopback(url: str) -> None:
-    """RFC 6749 §3.2: TLS is required."""
+    """RFC 6749 §3.2."""
     with pytest.raises(AccessDenied, match="https"):
         parse_secure(url)
     assert parse_secure("http://127.0.0.1:1/token").port == 1
 
 
 def test_client_authentication_method_follows_the_issuer() -> None:
-    """RFC 8414 §2, and what a registration says wins."""
+    """RFC 8414 §2."""
     offered = IssuerMetadata(token_endpoint_auth_methods_supported=["client_secret_post"])
     assert method_of(offered, Registration("a", "b")) == "client_secret_post"
     assert method_of(offered, Registration("a", "b", "client_secret_basic")) == "client_secret_basic"
@@ -100,7 +98,6 @@ def test_client_authentication_method_follows_the_issuer() -> None:
 
 
 def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
-    """Ours: nobody else on the machine."""
     store = FileTokenStore(tmp_path / "state" / "tokens.json")
     assert store.load() == StoredCredentials({}, {})
     kept = StoredCredentials({"https://as.example": Registration("id")}, {"https://x/mcp": Tokens("t")})
@@ -113,7 +110,7 @@ def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
 
 
 async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 8252 §7.3; another path is none of ours."""
+    """RFC 8252 §7.3."""
     loopback = Loopback()
     redirect = await loopback.open()
 
@@ -133,7 +130,7 @@ async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_login_does_not_wait_for_other_browser_connections() -> None:
-    """A fixed defect: browsers connect more often than they ask, and on Python 3.12 the login waited for that."""
+    """Regression: browsers open idle connections, for which the login waited on Python 3.12."""
     loopback = Loopback()
     port = urlsplit(await loopback.open()).port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -148,7 +145,6 @@ async def test_login_does_not_wait_for_other_browser_connections() -> None:
 
 @pytest.mark.parametrize("kept", ["memory", "file"])
 async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_path: Path) -> None:
-    """One server is the resource and the issuer: it counts who comes. A file gives other objects each time."""
     visits = registrations = renewals = 0
     valid = {"t1"}
 
@@ -208,7 +204,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
 
 
 async def test_tokens_of_other_resources_are_not_requested() -> None:
-    """RFC 9728 §3.3: the resource must be the one that was asked."""
+    """RFC 9728 §3.3."""
 
     async def behave(asked: Asked) -> None:
         if asked.path.startswith("/.well-known/"):
@@ -246,7 +242,6 @@ def served(*, issuer: str, page: str, token: str, registration: str) -> Callable
 async def test_remote_servers_cannot_open_loopback_urls(
     evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What listens here often trusts whoever is here, and a server that is far away chooses these addresses."""
     good = {
         "issuer": "https://mcp.test",
         "page": "https://mcp.test/authorize",
@@ -269,7 +264,6 @@ async def test_remote_servers_cannot_open_loopback_urls(
 
 
 async def test_every_loopback_name_is_recognized() -> None:
-    """A browser finds this machine by more names than localhost."""
     for host in ("localhost", "a.localhost", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"):  # noqa: S104
         with pytest.raises(AccessDenied, match="on this machine"):
             refuse_local(f"https://{host}/authorize", parse("https://mcp.test/mcp"))

@@ -110,7 +110,6 @@ class World:
     ],
 )
 async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
-    """Many write null where they mean nothing, and numbers as text."""
     odd = World(**world)
     async with asyncio.timeout(WAIT), rude(odd.behave) as server, odd.client(server.url) as client:
         assert (await client.call("x")).text == "done"
@@ -143,7 +142,6 @@ async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> 
     ],
 )
 async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type[ClientError], words: str) -> None:
-    """The person is asked once at most, and the server is shown nothing."""
     odd = World(**world)
     async with asyncio.timeout(WAIT), rude(odd.behave) as server:
         with pytest.raises(expected) as caught:
@@ -154,7 +152,6 @@ async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type
 
 
 async def test_login_may_take_longer_than_the_request_timeout() -> None:
-    """The clocks stand still meanwhile; a second browser was opened when the first one's time was up."""
     slow = World()
     slow.go_on.clear()
     async with asyncio.timeout(WAIT), rude(slow.behave) as server:
@@ -184,7 +181,6 @@ async def test_valid_tokens_are_used_during_an_issuer_outage() -> None:
 async def test_login_prints_the_url_if_no_browser_opens(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a machine without a screen."""
     monkeypatch.setattr("webbrowser.open", lambda url: False)
     loopback = Loopback()
     await loopback.open()
@@ -193,21 +189,19 @@ async def test_login_prints_the_url_if_no_browser_opens(
             waiting = asyncio.create_task(loopback.visit("https://issuer.example/authorize"))
             while not caplog.records:  # noqa: ASYNC110  a thread writes it
                 await asyncio.sleep(0.01)
-        assert "Open this address yourself, on this machine: https://issuer.example/authorize" in caplog.text
+        assert "Open this address in a browser on this machine: https://issuer.example/authorize" in caplog.text
         waiting.cancel()
     finally:
         await loopback.close()
 
 
 def test_malformed_browser_callbacks_are_ignored() -> None:
-    """A program's own `visit` gives what it likes."""
     with pytest.raises(AccessDenied, match="isn't a URL"):
         answer_of("http://[bad")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000, '{"tokens":{"x":5}}'])
 def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
-    """Whoever logs in again mends it."""
     store = FileTokenStore(tmp_path / "tokens.json")
     store.path.write_text(text)
     store.path.chmod(0o644)
@@ -219,7 +213,6 @@ def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
 
 
 def test_unwritable_tokens_last_for_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A home that is read-only, or full, is no reason to refuse a login that went well."""
     (tmp_path / "file").write_text("in the way")
     store = FileTokenStore(tmp_path / "file" / "tokens.json")
     with caplog.at_level(logging.WARNING):
@@ -232,8 +225,6 @@ def test_unwritable_tokens_last_for_the_process(tmp_path: Path, caplog: pytest.L
 
 
 def test_tokens_are_kept_in_memory_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user whom the system doesn't know, as in some containers."""
-
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -45,25 +45,20 @@ def endless(start: bytes) -> Behave:
 
 @for_each("start", [b"2\r\n{}\r\n0\r\n", b"2;x="], ids=["trailers", "an extension of a chunk"])
 async def test_chunk_extensions_and_trailers_are_bounded(start: bytes) -> None:
-    """Without it, trailers fill the memory until the timeout."""
     letters = start if start.endswith(b"\n") else start + b"x" * 1_000_000
-    await fails(discovering(endless(letters)), TooLarge, "beside its body")
+    await fails(discovering(endless(letters)), TooLarge, "not counting its body")
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
 async def test_compressed_responses_are_explained(kind: str) -> None:
-    """The client says that it takes none: RFC 9110 §12.5.3, where nobody asks."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"\x1f\x8b\x08\x00", type=kind, more="Content-Encoding: gzip\r\n")
 
-    await fails(discovering(behave), BadAnswer, "compresses its responses")
+    await fails(discovering(behave), BadAnswer, "compressed its response")
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])
 async def test_duplicate_responses_never_reach_another_call(cut: int | None) -> None:
-    """The connection was given to two calls at once."""
-
     async def behave(asked: Asked) -> None:
         said = once(asked.answer(DONE))
         await asked.write(said + said[:cut])
@@ -75,8 +70,6 @@ async def test_duplicate_responses_never_reach_another_call(cut: int | None) -> 
 
 
 async def test_url_elicitation_does_not_affect_messages() -> None:
-    """A server that sends a GET of its endpoint to its documentation is still at its endpoint."""
-
     async def behave(asked: Asked) -> None:
         if asked.path == "/docs":
             await asked.reply(b"<p>Read this", type="text/html")
@@ -95,8 +88,6 @@ async def test_url_elicitation_does_not_affect_messages() -> None:
 
 @for_each("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
 async def test_invalid_redirect_targets_are_explained(place: str) -> None:
-    """It ends like any other redirect that can't be followed."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more=f"Location: {place}\r\n")
 
@@ -105,8 +96,6 @@ async def test_invalid_redirect_targets_are_explained(place: str) -> None:
 
 @for_each("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
 async def test_unrepresentable_structured_content_is_explained(number: bytes) -> None:
-    """It's read when the program asks for it, and fails as an answer of the wrong shape does, or not at all."""
-
     async def behave(asked: Asked) -> None:
         content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
         await asked.reply(asked.answer(content).replace(b'"@"', number))
@@ -118,7 +107,7 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
             return
         with pytest.raises(BadAnswer) as caught:
             _ = result.data
-        assert_readable(caught.value, "wrong shape")
+        assert_readable(caught.value, "is malformed")
         with pytest.raises(BadAnswer):
             await client.request("tools/call", {"name": "x"})
 
@@ -135,8 +124,6 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
     ],
 )
 async def test_response_errors_name_the_path(body: bytes) -> None:
-    """Letters that are no UTF-8, a server that wants something and doesn't say what, an endless number."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(body)
 
@@ -156,7 +143,6 @@ async def test_response_errors_name_the_path(body: bytes) -> None:
     ids=lambda note: note["method"].removeprefix("notifications/"),
 )
 async def test_malformed_notifications_are_ignored(note: dict[str, Any]) -> None:
-    """The call that it comes with goes on."""
     text = json.dumps({"jsonrpc": "2.0", **note}).replace("@", "io.modelcontextprotocol/subscriptionId")
 
     async def behave(asked: Asked) -> None:
@@ -172,7 +158,7 @@ async def test_malformed_notifications_are_ignored(note: dict[str, Any]) -> None
 
 
 async def test_event_ids_are_sent_back_as_utf_8() -> None:
-    """WHATWG HTML §9.2.3: `Last-Event-ID` is encoded as UTF-8."""
+    """WHATWG HTML §9.2.3."""
     answer: list[bytes] = []
 
     async def behave(asked: Asked) -> None:
@@ -192,8 +178,6 @@ async def test_event_ids_are_sent_back_as_utf_8() -> None:
 
 @for_each("about", [5, [], {"name": 5}])
 async def test_unusual_server_info_is_accepted(about: object) -> None:
-    """Its name and version are for display only."""
-
     async def behave(asked: Asked) -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "_meta": {"io.modelcontextprotocol/serverInfo": about}})
@@ -206,7 +190,6 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
 
 
 async def test_unaccepted_notifications_do_not_block() -> None:
-    """The end of the handshake, and what a program says later, have the client's timeout."""
     taken = ["notifications/initialized"]
 
     async def behave(asked: Asked) -> None:
@@ -227,8 +210,6 @@ async def test_unaccepted_notifications_do_not_block() -> None:
 
 
 async def test_polling_shares_the_timeout_of_its_call() -> None:
-    """A round without a question asks for patience; all of them together have the timeout of the call."""
-
     async def behave(asked: Asked) -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 
@@ -239,8 +220,6 @@ async def test_polling_shares_the_timeout_of_its_call() -> None:
 
 
 async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
-    """While the server waits for us the clock of a call stands still; while we wait for the server it doesn't."""
-
     async def behave(asked: Asked) -> None:
         if not asked.method:
             await asyncio.get_running_loop().create_future()
@@ -254,7 +233,6 @@ async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
 
 
 async def test_unserializable_handler_answers_are_errors_for_the_server() -> None:
-    """Without one, the server would wait for ever."""
     said: list[Any] = []
 
     async def behave(asked: Asked) -> None:
@@ -272,11 +250,10 @@ async def test_unserializable_handler_answers_are_errors_for_the_server() -> Non
         client = Client(server.url, timeout=WAIT, elicit=lambda question: {"x": object()})
         async with client:
             await client.call("x")
-    assert said[0]["error"]["message"] == "The client could not answer"
+    assert said[0]["error"]["message"] == "The client couldn't answer"
 
 
 async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
-    """`retry: 0` and a message on each connection: it was asked for thousands of times a second."""
     streams: list[float] = []
     enough = asyncio.Event()
 
@@ -309,8 +286,6 @@ async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
 async def test_refusals_are_quoted_briefly_on_one_line(
     status: str, type: str, more: str, body: bytes, expected: type[ClientError]
 ) -> None:
-    """A server may say much; a sentence is one."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(body, status=status, type=type, more=more)
 

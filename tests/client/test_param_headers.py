@@ -30,7 +30,6 @@ async def behave(asked: Asked) -> None:
 
 
 async def test_calls_missing_a_parameter_header_are_repeated() -> None:
-    """The client SHOULD list the tools and try again; later calls have the headers at once."""
     async with rude(discovering(behave)) as server, Client(server.url) as client:
         for _ in (1, 2):
             assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
@@ -42,6 +41,5 @@ async def test_calls_missing_a_parameter_header_are_repeated() -> None:
 
 
 async def test_tools_with_invalid_header_annotations_are_dropped() -> None:
-    """The others are there."""
     async with rude(discovering(behave)) as server, Client(server.url) as client:
         assert [tool.name for tool in await client.tools()] == ["x"]

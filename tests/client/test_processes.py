@@ -93,7 +93,6 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_misbehaving_processes_are_explained(
     script: Path, tool: str, expected: type[ClientError], words: str
 ) -> None:
-    """One sentence says what happened; the next call has a new process, or the same one where only a call failed."""
     options = Options(max_bytes=1_000_000)
     async with asyncio.timeout(WAIT), Client(script, options=options) as client:
         first = int((await client.call("pid")).text)
@@ -113,7 +112,6 @@ async def test_programs_that_exit_at_once_get_a_remedy(tmp_path: Path) -> None:
 
 
 async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
-    """None waits for ever."""
     async with asyncio.timeout(WAIT), Client(script) as client:
         results = await asyncio.gather(
             *(client.call("hang") for _ in range(5)), client.call("die"), return_exceptions=True
@@ -131,14 +129,12 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
     ],
 )
 async def test_process_that_exits_at_once_is_explained(tmp_path: Path, program: str) -> None:
-    """It gets a second life without the probe, and that is all."""
     with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
             pass
 
 
 async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) -> None:
-    """Servers are known that take every first message but `initialize` for a crash."""
     program = """
         for line in sys.stdin:
             message = json.loads(line)
@@ -158,7 +154,7 @@ async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) 
 
 
 async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle: silence is no sign of the new era."""
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle"""
     program = """
         for line in sys.stdin:
             message = json.loads(line)
@@ -172,14 +168,12 @@ async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) ->
 
 
 async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
-    """Programs print where they must not, and mean no harm."""
     script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
     async with asyncio.timeout(WAIT), Client(script) as client:
         assert (await client.call("pid")).text
 
 
 async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
-    """So are the processes that it has started: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle"""
     child = tmp_path / "child"
     program = f"""
         import signal, subprocess
@@ -196,7 +190,6 @@ async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
 
 
 async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
-    """Nor one that fails."""
     pid = tmp_path / "pid"
     script = write(tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(3600)")
 
@@ -214,7 +207,7 @@ async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
 
 
 async def test_cancelled_close_leaves_no_process(tmp_path: Path) -> None:
-    """A fixed defect: cancelled before it came to the process, `close` left that running."""
+    """Regression: a `close` cancelled early left the process running."""
     stays = "\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOOP + "\n    time.sleep(3600)"
     async with asyncio.timeout(WAIT):
         client = await Client(write(tmp_path, "import signal" + textwrap.dedent(stays))).__aenter__()
@@ -229,14 +222,12 @@ async def test_cancelled_close_leaves_no_process(tmp_path: Path) -> None:
 
 
 async def test_missing_programs_are_explained() -> None:
-    """Before anything is started."""
     with pytest.raises(TargetError, match="There is no program 'no-such-program'"):
         async with Client("no-such-program --flag"):
             pass
 
 
 async def test_server_processes_inherit_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what every program needs, and what it is given."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     program = LOOP.replace("str(os.getpid())", "")
     script = write(tmp_path, "DONE['content'][0]['text'] = json.dumps(dict(os.environ))\n" + textwrap.dedent(program))

@@ -47,15 +47,13 @@ HERE = "http://proxy.example:3128"
     ],
 )
 def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str], found: str | None) -> None:
-    """As curl reads it; what is on this machine takes none."""
     proxy = proxy_for(parse(url), variables)
     assert (None if proxy is None else str(proxy)) == found
 
 
 @for_each("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
 def test_unsupported_proxies_are_refused(value: str) -> None:
-    """Going without it would send what was meant to stay inside."""
-    with pytest.raises(TargetError, match="HTTPS_PROXY is not a proxy that can be used"):
+    with pytest.raises(TargetError, match="HTTPS_PROXY isn't the URL of a supported proxy"):
         proxy_for(parse("https://a.example/"), {"HTTPS_PROXY": value})
 
 
@@ -119,7 +117,6 @@ async def done(asked: Asked) -> None:
 
 
 async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy passes each request on, and its credentials go no further than to it."""
     async with rude(discovering(done)) as server, proxying(int(server.url.split(":")[2].split("/")[0])) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://ada:p%40ss@127.0.0.1:{proxy.port}")
         async with Client("http://mcp.test/mcp") as client:
@@ -152,7 +149,6 @@ async def secure(folder: Path, behave: Behave | None = None) -> AsyncGenerator[t
 
 
 async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy sees a host and a port; the certificate is that of the server, and it's checked."""
     async with secure(tmp_path) as (port, trusting), proxying(port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         async with Client("https://mcp.test/mcp", options=Options(tls=trusting)) as client:
@@ -161,15 +157,15 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(ClientError) as caught:
             async with Client("https://mcp.test/mcp"):
                 pass
-        assert_readable(caught.value, "not trusted")
+        assert_readable(caught.value, "isn't trusted")
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ("407 Proxy Authentication Required", "wants credentials (407)"),
-        ("403 Forbidden", "does not connect to mcp.test:443: 403 Forbidden"),
-        ("", "gave no answer"),
+        ("407 Proxy Authentication Required", "requires credentials (407)"),
+        ("403 Forbidden", "refused to connect to mcp.test:443: 403 Forbidden"),
+        ("", "didn't answer the request to connect"),
     ],
 )
 async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,19 +180,17 @@ async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypat
 
 
 async def test_proxy_authentication_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same sentence as for a tunnel."""
     async with proxying(1) as proxy:
         proxy.answer = "407 Proxy Authentication Required"
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-        with pytest.raises(ConnectFailed, match=r"wants credentials \(407\)"):
+        with pytest.raises(ConnectFailed, match=r"requires credentials \(407\)"):
             async with Client("http://mcp.test/mcp"):
                 pass
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_unreachable_proxies_are_explained(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence says where its name comes from."""
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ConnectFailed, match=r"There is no proxy at .*, which the environment names"):
+    with pytest.raises(ConnectFailed, match=r"Can't connect to the proxy .* from the environment"):
         async with Client(f"{scheme}://mcp.test/mcp"):
             pass

@@ -9,12 +9,10 @@ from millstream._protocol.revisions import BY_DATE
 
 @for_each("revision", [None, *BY_DATE])
 async def test_server_objects_work_on_every_revision(revision: str | None) -> None:
-    """In memory; without a revision it's the newest."""
     await walk(shop.mcp, revision, "memory")
 
 
 @pytest.mark.server
 @for_each("revision", [None, *BY_DATE])
 async def test_scripts_work_on_every_revision(revision: str | None) -> None:
-    """A process of its own."""
     await walk(FILE, revision, "stdio")

@@ -53,7 +53,6 @@ def head_of(form: dict[str, str]) -> dict[str, Any]:
 
 @for_each("kind", KEYS)
 async def test_issuers_accept_assertions_of_usual_keys(kind: str) -> None:
-    """The algorithm is the key's own, and each assertion counts once."""
     desk = Desk(ServerStore(), clients=[auth.client("nightly", jwks=public(KEYS[kind]), scopes=["orders:read"])])
     sent = {"grant_type": "client_credentials", **signed(KEYS[kind], kind)}
     assert head_of(sent) == {"alg": kind, "typ": "JWT"}
@@ -65,7 +64,7 @@ async def test_issuers_accept_assertions_of_usual_keys(kind: str) -> None:
 
 
 async def test_signing_algorithm_follows_the_issuer() -> None:
-    """RFC 8414 §2: RSA keys make two kinds, and Ed25519 has two names."""
+    """RFC 8414 §2."""
     assert head_of(signed(KEYS["RS256"], "PS256", "ES256"))["alg"] == "PS256"
     assert [head_of(signed(KEYS["Ed25519"], *taken))["alg"] for taken in ((), ("Ed25519",))] == ["EdDSA", "Ed25519"]
     with pytest.raises(AccessDenied, match="accepts signatures by RS256, but this key makes ES256"):
@@ -76,7 +75,6 @@ async def test_signing_algorithm_follows_the_issuer() -> None:
 
 
 async def test_key_id_follows_the_registration() -> None:
-    """Of several keys, `kid` says which; another name is another key."""
     client = auth.client("nightly", jwks=public(NIGHTLY, kid="2026"), scopes=["orders:read"])
     desk = Desk(ServerStore(), clients=[client])
     for name, status in (("2026", 200), ("2025", 401), ("", 200)):
@@ -95,20 +93,17 @@ async def test_key_id_follows_the_registration() -> None:
     ],
 )
 def test_keys_that_cannot_sign_are_refused(key: str, words: str) -> None:
-    """Not at the first call, at night."""
     with pytest.raises(ValueError, match=words):
         OAuth(store=MemoryTokenStore(), client_id="nightly").signing_with(key)
 
 
 def test_assertions_replace_the_client_secret() -> None:
-    """Without a name, no issuer could know whose key it is."""
     for given in ({}, {"client_id": "nightly", "client_secret": "s" * 32}):
         with pytest.raises(ValueError, match="no client_secret"):
             OAuth(store=MemoryTokenStore(), **given).signing_with(pem(NIGHTLY))
 
 
 async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
-    """From the refusal to the answer of the tool, over sockets."""
     file = tmp_path / "nightly.pem"
     file.write_text(pem(NIGHTLY))
     client = auth.client("nightly", jwks=public(NIGHTLY), scopes=["orders:write"])
@@ -123,7 +118,6 @@ async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
 
 
 async def test_every_request_has_a_fresh_assertion() -> None:
-    """RFC 9449 §8 sends a request again, and an assertion counts once."""
     async with issuing() as issuer:
         seen: list[str] = []
 
@@ -145,7 +139,6 @@ async def test_every_request_has_a_fresh_assertion() -> None:
 
 
 async def test_metadata_document_clients_sign_assertions() -> None:
-    """Its page has its keys; the id is the URL of the page. A secret-less client still says only its name."""
     async with issuing() as issuer:
         issuer.answers["/token"] = {"access_token": "t", "token_type": "Bearer"}
         issuer.answers["/.well-known/oauth-authorization-server"] = {
@@ -163,7 +156,6 @@ async def test_metadata_document_clients_sign_assertions() -> None:
 
 
 async def test_registration_does_not_choose_the_signing_key() -> None:
-    """Its answer is read for an id, a secret and a method."""
     async with issuing() as issuer:
         issuer.answers["/register"] = {
             "client_id": "me", "token_endpoint_auth_method": "private_key_jwt", "private_key": pem(NIGHTLY),

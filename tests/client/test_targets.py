@@ -32,7 +32,7 @@ def place(target: Any) -> Place:
     ],
 )
 def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) -> None:
-    """RFC 3986; hosts in other letters by IDNA."""
+    """RFC 3986."""
     found = place(text)
     assert isinstance(found, Remote)
     assert (found.url.host, found.url.port, found.url.target) == (host, port, target)
@@ -48,11 +48,11 @@ def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) ->
         ("http://exa mple.com", "control characters"),
         ("http://example.com/\r\nX: y", "control characters"),
         ("http://example.com:99999/", "not a URL"),
-        ("http://me:secret@example.com/", "must not hold a name or password"),
+        ("http://me:secret@example.com/", "must not contain a user name or password"),
         ("localhost:8000/mcp", "write http://localhost:8000/mcp"),
         ("example.com/mcp", "write http://example.com/mcp"),
         ("nothing.py", "There is no file nothing.py"),
-        ("'unclosed", "cannot be read"),
+        ("'unclosed", "can't be parsed"),
         (Path("nothing.json"), "There is no file"),
         ({"servers": {}}, "has no servers"),
         ({"mcpServers": {"a": {}, "b": {}}}, "several servers: a, b"),
@@ -63,24 +63,21 @@ def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) ->
         ({"mcpServers": {"a": {"comand": "x"}}}, "It has: comand."),
         ({"mcpServers": {"a": []}}, "must be an object"),
         ([], "program and its arguments"),
-        (7, "int is not a server"),
+        (7, "int isn't a server"),
     ],
 )
 def test_invalid_targets_are_explained(target: Any, words: str) -> None:
-    """One sentence, with the way out where there is one."""
     with pytest.raises(TargetError, match=re.escape(words)) as caught:
         place(target)
     assert "\n" not in str(caught.value)
 
 
 def test_commands_are_split_like_a_shell() -> None:
-    """Without a shell."""
     assert place("uvx 'my server' --flag") == Command(("uvx", "my server", "--flag"))
     assert place(["uvx", "my server"]) == Command(("uvx", "my server"))
 
 
 def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
-    """One of ours by our command, since its `__main__` may do something else."""
     plain, ours, script = tmp_path / "plain.py", tmp_path / "ours.py", tmp_path / "s.mjs"
     plain.write_text("import mcp")
     ours.write_text("from millstream import Server\nmcp = Server('x')")
@@ -93,7 +90,6 @@ def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
 
 
 def test_configurations_list_their_servers(tmp_path: Path) -> None:
-    """As desktop applications write it."""
     given = {
         "mcpServers": {
             "files": {"command": "npx", "args": ["-y", "files", 3], "env": {"A": "1"}},
@@ -109,12 +105,11 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="It has: files, shop"):
         place(f"{path}#other")
     path.write_text("{")
-    with pytest.raises(TargetError, match="cannot be read as JSON"):
+    with pytest.raises(TargetError, match="isn't valid JSON"):
         place(path)
 
 
 def test_server_objects_are_targets() -> None:
-    """It runs in this process."""
     server = Server("x")
     assert place(server) is server
 

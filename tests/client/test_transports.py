@@ -29,5 +29,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 async def test_every_feature_works_over_every_transport(
     server: Shared, scheme: str, path: str, transport: str, revision: str | None
 ) -> None:
-    """Every revision that the transport has, and the one that the client finds by itself."""
     await walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision, transport)

@@ -70,7 +70,7 @@ async def until(changes: Changes, wanted: Change) -> None:
 async def test_watchers_notice_a_restarted_server(
     scheme: str, path: str, revision: str, tmp_path: Path, soon: None
 ) -> None:
-    """A fixed defect: the session or the connection was gone, and as the program asked nothing, for good."""
+    """Regression: a lost session or connection wasn't reopened, because the program sent no requests."""
     port = free_port()
     url = f"{scheme}://127.0.0.1:{port}{path}"
     with ExitStack() as first, ExitStack() as second:
@@ -97,7 +97,7 @@ def timers(port: int) -> set[tuple[str, bool]]:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux shows the timers of connections")
 @pytest.mark.parametrize(("path", "revision"), [*(way[1:] for way in WAYS[:3]), ("/mcp", "2026-07-28")])
 async def test_tcp_keepalive_detects_dead_servers(path: str, revision: str, tmp_path: Path) -> None:
-    """A fixed defect: whoever watched a server whose machine lost its power watched it for ever."""
+    """Regression: a watcher of a server that lost power waited forever."""
     port = free_port()
     with shop(port, tmp_path):
         url = f"http://127.0.0.1:{port}{path}"
@@ -133,7 +133,6 @@ MORTAL = """
 
 @pytest.mark.server
 async def test_watched_processes_are_restarted(tmp_path: Path, soon: None) -> None:
-    """As often as it takes: here it dies twice, the second time as soon as it's subscribed to."""
     script = tmp_path / "mortal.py"
     script.write_text(textwrap.dedent(MORTAL))
     target = [sys.executable, str(script), str(tmp_path / "lives")]
@@ -144,7 +143,6 @@ async def test_watched_processes_are_restarted(tmp_path: Path, soon: None) -> No
 
 @pytest.mark.server
 async def test_watch_command_survives_a_server_restart(tmp_path: Path) -> None:
-    """With the waits that people get."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch", url, SUBSCRIBED]
@@ -171,7 +169,6 @@ async def test_watch_command_survives_a_server_restart(tmp_path: Path) -> None:
 
 
 async def test_broken_connection_is_reported_once_to_watchers() -> None:
-    """There, a watch takes care of itself: `on_change` hears what the other era tells."""
     sockets = 0
 
     async def talk(socket: ServerConnection) -> None:
@@ -204,7 +201,6 @@ async def test_broken_connection_is_reported_once_to_watchers() -> None:
 
 @pytest.mark.parametrize("id", ["", "id: e1\n"], ids=["missed", "resumed"])
 async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> None:
-    """Without an event id, a server can't tell what was said meanwhile."""
     watched = asyncio.Event()
 
     async def streams(asked: Asked) -> None:
@@ -228,7 +224,7 @@ async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> Non
 
 
 async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
-    """A fixed defect: after five attempts it was given up, also for those who came to watch later."""
+    """Regression: after five attempts, the watch was given up permanently, also for later watchers."""
 
     async def streams(asked: Asked) -> None:
         if gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
@@ -248,7 +244,6 @@ async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
 
 
 async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
-    """Neither the outage nor what a server says while it starts ends the watch, whatever the program tries."""
     away = False
     refusals: list[str] = []
 
@@ -286,7 +281,7 @@ async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
 
 
 async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
-    """A fixed defect: what was subscribed wasn't put back by the next connection, once an attempt to make it failed."""
+    """Regression: after a failed attempt, the next connection didn't restore subscriptions."""
     away = False
 
     async def calls(asked: Asked) -> None:
@@ -311,8 +306,6 @@ async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
 
 
 async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
-    """As a call would; it ended with `SessionLost`."""
-
     async def calls(asked: Asked) -> None:
         gone = greetings(server) == 1
         await (asked.reply(b"", status="404 Not Found") if gone else asked.result({}))
@@ -323,7 +316,6 @@ async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
 
 
 async def test_callbacks_count_as_watchers(soon: None) -> None:
-    """`on_change` hears what the handshake era tells by itself, and nothing if nobody keeps the connection."""
     heard: asyncio.Queue[Change] = asyncio.Queue()
 
     async def streams(asked: Asked) -> None:
@@ -342,7 +334,7 @@ async def test_callbacks_count_as_watchers(soon: None) -> None:
 
 
 def test_backoff_stays_finite_after_many_failures() -> None:
-    """A fixed defect: after a night without the server, 2 ** 1100 was too much, and the watch ended without a word."""
+    """Regression: 2 ** 1100 overflowed after a long outage, which ended the watch silently."""
     reader = EventReader(1)
     reader.attempts = 5000
     assert 20 <= watching.retry_pause(5000) <= 30

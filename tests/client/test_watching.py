@@ -28,7 +28,6 @@ def note(asked: Asked, name: str, **params: Any) -> bytes:
 
 
 async def test_broken_subscriptions_are_reopened_and_reported() -> None:
-    """What changed meanwhile is unknown: the change is `again`."""
     opened = 0
 
     async def behave(asked: Asked) -> None:
@@ -50,8 +49,6 @@ async def test_broken_subscriptions_are_reopened_and_reported() -> None:
 
 
 async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
-    """Each has the id of its request."""
-
     async def behave(asked: Asked) -> None:
         await asked.stream()
         await asked.event(note(asked, "subscriptions/acknowledged", notifications={}))
@@ -68,7 +65,6 @@ async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
 
 @for_each("how", ["error", "end", "close"])
 async def test_refused_subscriptions_are_not_retried(how: str) -> None:
-    """Opening it fails at once."""
     asked_for = 0
 
     async def behave(asked: Asked) -> None:
@@ -91,7 +87,6 @@ async def test_refused_subscriptions_are_not_retried(how: str) -> None:
 
 
 async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
-    """The server has forgotten the session, and what was subscribed in it."""
     seen: list[str] = []
 
     async def behave(asked: Asked) -> None:
@@ -110,7 +105,7 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
 
 
 async def test_failed_attempts_are_not_reported_as_changes() -> None:
-    """A fixed defect: each attempt to reconnect to a dead server was `again`, before it could be true."""
+    """Regression: each failed attempt reported `again`."""
     opened = 0
 
     async def behave(asked: Asked) -> None:

@@ -52,7 +52,6 @@ class Shelf(TypedDict):
 
 @for_each("revision", REVISIONS)
 async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -> None:
-    """Hosts send numbers as text and lists as JSON text, and models add unknown arguments."""
     mcp = FastMCP("shop")
 
     @mcp.tool()
@@ -67,7 +66,6 @@ async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -
 
 
 async def test_decorators_accept_names_titles_and_annotations() -> None:
-    """With parentheses, with a name, without parentheses, and as a plain call."""
     mcp = FastMCP("shop", instructions="Buy.", website_url="https://shop.example")
 
     @mcp.tool(name="buy", title="Buy", description="Buy a book", annotations=types.ToolAnnotations(readOnlyHint=False))
@@ -95,7 +93,6 @@ async def test_decorators_accept_names_titles_and_annotations() -> None:
 
 
 async def test_values_become_content_and_structured_content() -> None:
-    """A text for each value of a list, indented JSON, and an output schema for each kind of annotation."""
     mcp = FastMCP("shop")
 
     @mcp.tool()
@@ -150,7 +147,6 @@ async def test_values_become_content_and_structured_content() -> None:
 
 
 async def test_media_and_explicit_results_are_returned_unchanged(tmp_path: Path) -> None:
-    """`Image(path=…)`, `Audio(data=…)`, content blocks, and a complete `CallToolResult`."""
     picture = tmp_path / "dot.png"
     picture.write_bytes(b"\x89PNG")
     mcp = FastMCP("pictures")
@@ -173,7 +169,6 @@ async def test_media_and_explicit_results_are_returned_unchanged(tmp_path: Path)
 
 
 async def test_errors_match_the_sdk() -> None:
-    """Models know the text of a failed tool; a required URL is an error of the protocol."""
     mcp = FastMCP("errors")
 
     @mcp.tool()
@@ -199,8 +194,6 @@ async def test_errors_match_the_sdk() -> None:
 
 
 async def test_context_has_meta_headers_and_lifespan() -> None:
-    """`request_context`, `read_resource`, progress, and log messages."""
-
     @asynccontextmanager
     async def lifespan(server: FastMCP[Any]) -> AsyncIterator[dict[str, str]]:
         yield {"name": server.name}
@@ -238,7 +231,6 @@ def _request(number: int, method: str, params: dict[str, Any]) -> bytes:
 
 @for_each("revision", REVISIONS[1:])
 async def test_elicit_returns_the_action_of_the_user(revision: str) -> None:
-    """The same function asks in both eras."""
     mcp = FastMCP("asking")
 
     @mcp.tool()
@@ -254,7 +246,6 @@ async def test_elicit_returns_the_action_of_the_user(revision: str) -> None:
 
 
 async def test_sampling_and_capabilities_ask_the_client() -> None:
-    """`ctx.sample`, `session.create_message`, and `check_client_capability`."""
     mcp = FastMCP("sampling")
     wanted = types.ClientCapabilities(sampling=types.SamplingCapability())
 
@@ -338,7 +329,6 @@ async def test_prompts_return_messages() -> None:
 
 
 async def test_one_function_completes_every_argument() -> None:
-    """`@mcp.completion()` gets the reference, the argument, and the arguments with values."""
     mcp = FastMCP("completing")
 
     @mcp.prompt()
@@ -362,7 +352,6 @@ async def test_one_function_completes_every_argument() -> None:
 
 
 async def test_direct_calls_return_sdk_shapes() -> None:
-    """Content, or content and structured content; errors of their own classes."""
     mcp = FastMCP("direct")
     mcp.tool("add")(lambda a, b: a + b)
 
@@ -387,7 +376,6 @@ async def test_direct_calls_return_sdk_shapes() -> None:
 
 
 async def test_first_of_two_equal_tool_names_stays(caplog: pytest.LogCaptureFixture) -> None:
-    """The second one is only a warning, as in the SDK."""
     mcp = FastMCP("twins")
     mcp.add_tool(lambda: "first", name="twin")
     mcp.add_tool(lambda: "second", name="twin")
@@ -413,7 +401,6 @@ async def test_plain_functions_run_in_a_thread() -> None:
 
 
 def test_unknown_options_are_refused() -> None:
-    """A misspelled option would silently change nothing."""
     with pytest.raises(TypeError, match="statless_http"):
         FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="auth settings"):
@@ -421,7 +408,6 @@ def test_unknown_options_are_refused() -> None:
 
 
 async def test_application_serves_the_paths_of_the_program() -> None:
-    """`streamable_http_path`, `custom_route`, and `session_manager.run()` around it all."""
     mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
 
     @mcp.custom_route("/hi", methods=["GET"])
@@ -437,7 +423,6 @@ async def test_application_serves_the_paths_of_the_program() -> None:
 
 
 async def test_public_servers_send_no_cors_headers() -> None:
-    """Without a list of origins, requests aren't checked, and pages get no CORS headers."""
     mcp = FastMCP("public", host="shop.example")
     called: list[str] = []
 

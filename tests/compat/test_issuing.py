@@ -58,7 +58,6 @@ async def test_client_signs_in(url: str) -> None:
 
 
 async def test_official_client_signs_in_and_refreshes(url: str) -> None:
-    """The whole life of a grant, with the provider's own methods."""
     program = Program(url)
     program.person = Person()  # type: ignore[assignment]  another page, the same visit
     async with program.connected() as client:
@@ -120,7 +119,7 @@ def asking(registered: dict[str, Any], **changes: str | None) -> dict[str, str]:
 def test_errors_redirect_to_the_client_with_state(
     url: str, registered: dict[str, Any], changes: dict[str, str], error: str
 ) -> None:
-    """RFC 6749 §4.1.2.1; the last one is the provider's own refusal."""
+    """RFC 6749 §4.1.2.1."""
     asked = asking(registered, **changes)
     answer = httpx2.get(f"{url}/authorize", params=asked, timeout=WAIT)
     assert answer.status_code == 303
@@ -134,14 +133,14 @@ def test_errors_redirect_to_the_client_with_state(
     [{"client_id": "nobody"}, {"client_id": "https://a.example/c.json"}, {"redirect_uri": "https://evil.example/"}],
 )
 def test_unregistered_redirect_uris_are_refused(url: str, registered: dict[str, Any], changes: dict[str, str]) -> None:
-    """RFC 6749 §4.1.2.1: the person is told, and stays."""
+    """RFC 6749 §4.1.2.1."""
     answer = httpx2.get(f"{url}/authorize", params=asking(registered, **changes), timeout=WAIT)
     assert answer.status_code == 400
     assert "location" not in answer.headers
 
 
 def test_errors_do_not_redirect_to_self_registered_sites(url: str) -> None:
-    """RFC 9700 §4.11.2: the person sees where the link leads, and goes there by themselves."""
+    """RFC 9700 §4.11.2."""
     back = "https://anywhere.example/back"
     registered = httpx2.post(f"{url}/register", json={"redirect_uris": [back]}, timeout=WAIT).json()
     asked = asking(registered, redirect_uri=back, response_type="token")
@@ -151,7 +150,7 @@ def test_errors_do_not_redirect_to_self_registered_sites(url: str) -> None:
 
 
 async def test_codes_are_single_use_and_bound(url: str, registered: dict[str, Any]) -> None:
-    """RFC 6749 §4.1.3, RFC 7636 §4.6. The provider forgets to take codes away: we count."""
+    """RFC 6749 §4.1.3, RFC 7636 §4.6."""
     back = await Person().visit(f"{url}/authorize?{httpx2.QueryParams(asking(registered))}")
     said = parse_qs(urlsplit(back).query)
     assert said["state"] == ["s+1 &"]
@@ -209,7 +208,6 @@ def test_invalid_registrations_are_refused(url: str, metadata: dict[str, Any], e
 
 
 def test_editors_can_register_private_use_schemes(url: str) -> None:
-    """As at our own authorization server; the URIs stay what they are, letter for letter."""
     answer = httpx2.post(f"{url}/register", json={"redirect_uris": CURSOR}, timeout=WAIT)
     assert (answer.status_code, answer.json()["redirect_uris"]) == (201, CURSOR), answer.text
     asked = asking(answer.json(), redirect_uri=CURSOR[0], response_type="token")
@@ -241,7 +239,7 @@ def test_metadata_matches_the_endpoints_and_allows_any_origin(url: str) -> None:
 
 @for_each("issuer", ["http://myapp.com", "ftp://a.example", "https://a.example/?q"])
 def test_invalid_issuers_are_refused(issuer: str) -> None:
-    """RFC 8414 §2, and http for development only."""
+    """RFC 8414 §2."""
 
     class Nobody(OAuthAuthorizationServerProvider[Any, Any, Any]):
         pass
@@ -251,8 +249,6 @@ def test_invalid_issuers_are_refused(issuer: str) -> None:
 
 
 async def test_optional_endpoints_are_served_only_if_enabled() -> None:
-    """As in the SDK: neither registration nor revocation unless the program says so."""
-
     class Broken(OAuthAuthorizationServerProvider[Any, Any, Any]):
         async def get_client(self, client_id: str) -> Any:
             raise RuntimeError("no database")

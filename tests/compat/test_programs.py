@@ -46,7 +46,6 @@ def started(folder: Path, name: str, *arguments: str, by_command: bool = False) 
 
 
 async def test_programs_run_directly_serve_stdio(programs: Path) -> None:
-    """The page's direct execution: `python server.py` is a command of a client."""
     async with Client([sys.executable, str(programs / "direct.py")], timeout=WAIT) as client:
         assert client.server.name == "My App"
         assert (await client.call("add", a="3", b=4)).text == "7"
@@ -54,7 +53,6 @@ async def test_programs_run_directly_serve_stdio(programs: Path) -> None:
 
 @for_each("name", ["stateful.py", "stateless.py"])
 async def test_programs_serve_streamable_http(programs: Path, name: str) -> None:
-    """The page's two servers, started by their last line."""
     with started(programs, name) as port:
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             assert (await client.call("greet")).text == "Hello, world!"
@@ -77,7 +75,6 @@ async def test_programs_serve_streamable_http(programs: Path, name: str) -> None
 
 
 async def test_two_servers_can_be_mounted_in_one_application(programs: Path) -> None:
-    """The page's FastAPI application enters both session managers in its lifespan."""
     with started(programs, "mounted.py") as port:
         async with Client(f"http://127.0.0.1:{port}/echo/mcp", timeout=WAIT) as client:
             assert (await client.call("echo", message="hi")).text == "Echo: hi"
@@ -95,7 +92,6 @@ async def test_programs_serve_http_sse(programs: Path) -> None:
 
 @for_each("by_command", [False, True], ids=["run()", "millstream run"])
 async def test_program_routes_replace_ours(programs: Path, by_command: bool) -> None:
-    """`custom_route`: whoever serves the program serves them."""
     with started(programs, "own_routes.py", by_command=by_command) as port:
         url = f"http://127.0.0.1:{port}"
         async with httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:

@@ -40,7 +40,7 @@ class Failing:
 async def test_verifier_errors_are_logged_and_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A fixed defect: callers without a valid token read the text of its error. Keys of the program don't reach it."""
+    """Regression: callers without a valid token read the text of its error. Keys of the program don't reach it."""
     verifier = Failing()
     with caplog.at_level(logging.ERROR):
         async with guarded(
@@ -76,7 +76,7 @@ class Issuing:
 
 @for_each("token", ["a", "r"])
 async def test_provider_revocation_ends_streams_on_every_worker(token: str) -> None:
-    """A fixed defect: streams went on until the end of the token, if there was one; one worker alone heard of it."""
+    """Regression: only one worker learned of the revocation, and its streams stayed open until the token expired."""
     settings = AuthSettings(
         issuer_url="https://shop.example", resource_server_url="https://shop.example/mcp",
         revocation_options=RevocationOptions(enabled=True),

@@ -66,7 +66,6 @@ def read(output: Path) -> list[Check]:
 def test_official_suite_passes_for_the_authorization_server(
     revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a failure nor a warning, and nothing is left out."""
     UserFile(tmp_path / "users.json").add("ada", "correct horse", (), time.time())
     port, back = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"

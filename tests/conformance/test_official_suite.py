@@ -114,7 +114,6 @@ def explained() -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize(("way", "name"), RUNS)
 def test_official_suite_passes_without_unexplained_results(runs: Runs, way: str, name: str) -> None:
-    """Our choice: the number to quote is the exit code of `--requirements`; the rest is our choice."""
     report = runs.report(way, name)
     assert report.having("FAILURE") == []
     assert report.exit_code == 0, report.printed
@@ -126,7 +125,6 @@ def test_official_suite_passes_without_unexplained_results(runs: Runs, way: str,
 
 @pytest.mark.parametrize("name", AGAIN)
 def test_single_server_selections_are_covered_by_others(runs: Runs, name: str) -> None:
-    """Once it has something of its own, it has to run in every way."""
     looked_at = {
         one: {(each.scenario, each.id) for each in runs.report("lane", one).checks} for one in (name, AGAIN[name])
     }
@@ -134,7 +132,6 @@ def test_single_server_selections_are_covered_by_others(runs: Runs, name: str) -
 
 
 def test_every_explanation_is_used(runs: Runs) -> None:
-    """Our choice: an explanation that explains nothing any more is removed."""
     happened = {
         (check.scenario, check.id)
         for way, name in OURS
@@ -145,7 +142,7 @@ def test_every_explanation_is_used(runs: Runs) -> None:
 
 
 def test_suite_timeouts_tolerate_a_stalled_machine() -> None:
-    """A fixed defect: it gave up on a stream after 0.6 or 5 seconds, and on others as soon as it woke up."""
+    """Regression: timeouts of 0.6 and 5 seconds were too short."""
     script = """
 const started = performance.now(), controller = new AbortController();
 const took = (name) => () => console.log(name, performance.now() - started);

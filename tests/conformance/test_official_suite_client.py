@@ -56,7 +56,6 @@ NOT_EXERCISED = {"initialize", "notifications_initialized"}
 
 
 def test_all_scored_client_scenarios_run() -> None:
-    """As the suite's own list has them."""
     for revision in (OLD, NEW):
         command = [NODE, str(SUITE), "list", "--client", "--requirements", revision]
         done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=WAIT, check=True)
@@ -66,7 +65,6 @@ def test_all_scored_client_scenarios_run() -> None:
 
 
 def test_authorization_extension_scenarios_are_unscored() -> None:
-    """DPoP, identity assertion and workload identity: once the suite asks servers, or scores these, we have to know."""
     command = [NODE, str(SUITE), "list"]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=WAIT, check=True)
     unpublished = ("dpop", "enterprise", "wif-", "id-jag", "identity-assertion")
@@ -118,18 +116,15 @@ def judge(checks: Checks) -> None:
 def test_official_suite_passes_for_the_client(
     of_revision: Callable[[str], dict[str, Checks]], scenario: str, revision: str
 ) -> None:
-    """As it counts for a revision."""
     judge(of_revision(revision)[scenario])
 
 
 @pytest.mark.parametrize("revision", [OLD, NEW])
 def test_every_scenario_that_runs_is_checked(of_revision: Callable[[str], dict[str, Checks]], revision: str) -> None:
-    """Else a new one could fail unseen."""
     assert set(of_revision(revision)) == {name for name, date in SCORED if date == revision} | set(UNSCORED)
 
 
 @pytest.mark.parametrize("scenario", [*OLDER, *(f"sep-2640-{name}" for name in SKILLS)])
 def test_official_suite_passes_for_older_revisions(scenario: str, tmp_path: Path) -> None:
-    """Each is a run of its own."""
     (checks,) = found(tmp_path, "--scenario", scenario).values()
     judge(checks)

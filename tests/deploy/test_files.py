@@ -31,7 +31,6 @@ def compose() -> dict[str, Any]:
 @for_each("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
 @for_each("kind", ["names", "secrets"])
 def test_settings_in_files_exist_and_contain_no_secrets(file: str, kind: str) -> None:
-    """A misspelled variable stops the server; a default secret is one that everybody knows."""
     text = (DEPLOY / file).read_text("utf-8")
     if kind == "names":
         assert [name for name in re.findall(r"\b(?:MILLSTREAM|MCP_SERVER)_[A-Z_]+\b", text) if not known(name)] == []
@@ -40,7 +39,6 @@ def test_settings_in_files_exist_and_contain_no_secrets(file: str, kind: str) ->
 
 
 def test_container_settings_load() -> None:
-    """With the values that they have, or the ones that stand for yours."""
     environment = {
         name: re.sub(r"\$\{(\w+)(?::-([^}]*))?[^}]*\}", r"\2", str(value)) or "x" * 40
         for name, value in compose()["services"]["app"]["environment"].items()
@@ -51,14 +49,12 @@ def test_container_settings_load() -> None:
 
 
 def test_compose_variables_are_in_the_example() -> None:
-    """Copy it, fill it in: nothing else is asked."""
     asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text("utf-8")))
     offered = set(re.findall(r"^(\w+)=", (DEPLOY / ".env.example").read_text("utf-8"), re.MULTILINE))
     assert asked == offered
 
 
 def test_stop_grace_exceeds_the_drain_time() -> None:
-    """Whoever is killed earlier breaks the calls that it had promised to finish."""
     takes = 5.0 + Settings().drain_timeout
     assert int(compose()["services"]["app"]["stop_grace_period"].removesuffix("s")) > takes
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
@@ -68,7 +64,7 @@ def test_stop_grace_exceeds_the_drain_time() -> None:
 
 
 def test_servers_trust_only_their_own_proxy() -> None:
-    """A fixed defect: all clients had the proxy's address, so 30 wrong keys of one of them locked out everybody."""
+    """Regression: all clients had the proxy's address, so 30 wrong keys of one client locked out all others."""
     network, app = compose()["networks"]["inside"], compose()["services"]["app"]
     (subnet,) = [each["subnet"] for each in network["ipam"]["config"]]
     assert app["environment"]["FORWARDED_ALLOW_IPS"] == subnet
@@ -88,7 +84,6 @@ def test_redis_is_configured_for_durability() -> None:
 
 
 def test_image_files_exist() -> None:
-    """A build that fails is found at once, one that nobody makes is not."""
     text = (DEPLOY / "Dockerfile").read_text("utf-8")
     for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
         for source in line.split()[:-1]:
@@ -99,7 +94,7 @@ def test_image_files_exist() -> None:
 
 
 def test_page_and_systemd_unit_agree_on_the_path() -> None:
-    """A fixed defect: whoever followed the page had a unit that didn't start."""
+    """Regression: the documented path differed from the unit's."""
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
     page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")
@@ -108,7 +103,6 @@ def test_page_and_systemd_unit_agree_on_the_path() -> None:
 
 
 def test_grafana_dashboard_uses_existing_metrics() -> None:
-    """A panel of an unknown metric stays empty without an error."""
     known = set(
         re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8"), re.MULTILINE)
     )

@@ -106,7 +106,6 @@ async def status(fronted: Fronted, path: str) -> int:
 
 
 async def test_haproxy_shares_sessions_and_blocks_private_paths(fronted: Fronted) -> None:
-    """Round robin takes a session from one server to the other with each request."""
     for revision in ("2025-11-25", "2026-07-28"):
         async with Client(f"http://127.0.0.1:{fronted.port}/mcp", revision=revision) as client:
             assert [(await client.call("add", a=n, b=1)).text for n in range(6)] == ["1", "2", "3", "4", "5", "6"]
@@ -115,7 +114,6 @@ async def test_haproxy_shares_sessions_and_blocks_private_paths(fronted: Fronted
 
 
 async def test_haproxy_streams_events_at_once(fronted: Fronted) -> None:
-    """The head and each event come while the stream is open, from whichever server."""
     async with (
         fronted.request("GET /events?channel=news") as (one, _),
         fronted.request("GET /events?channel=news") as (two, _),
@@ -137,8 +135,6 @@ async def test_haproxy_passes_websockets(fronted: Fronted) -> None:
 
 
 async def test_half_closed_clients_are_noticed(fronted: Fronted) -> None:
-    """Without `abortonclose`, haproxy says nothing, and the call goes on for as long as the client reads."""
-
     async def idle() -> bool:
         return await fronted.under_way() == [(0, 0), (0, 0)]
 
@@ -156,5 +152,5 @@ async def test_half_closed_clients_are_noticed(fronted: Fronted) -> None:
 
 
 def test_example_passes_small_chunks_at_once() -> None:
-    """Fixed: haproxy held pieces of a stream back for 200 ms, so that clients lost the progress of short calls."""
+    """Regression: HAProxy delayed chunks by 200 ms, so clients missed the progress of short calls."""
     assert "    option http-no-delay\n" in (ROOT / "examples" / "haproxy.cfg").read_text("utf-8")

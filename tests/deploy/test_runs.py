@@ -113,7 +113,6 @@ def message(method: str, **params: object) -> bytes:
 
 
 async def test_two_servers_behind_the_proxy_act_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TLS, sessions that no server owns, event streams that are not held back, WebSockets, and metrics for nobody."""
     redis = RedisServer("--appendonly", "yes", "--maxmemory-policy", "noeviction")
     monkeypatch.setenv("MILLSTREAM_KEY", KEY)
     monkeypatch.setenv("MILLSTREAM_STORE", f"redis://127.0.0.1:{redis.port}/0")
@@ -172,7 +171,6 @@ async def test_two_servers_behind_the_proxy_act_as_one(tmp_path: Path, monkeypat
 
 
 def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the Dockerfile says it, on another address and port: there is no engine here to build it with."""
     text = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
     command = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[0])
     check = json.loads(re.findall(r"^    CMD (\[.*\])$", text, re.MULTILINE)[0])
@@ -196,7 +194,6 @@ def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """Every line is known, and the program that is started exists."""
     for name in ("millstream.socket", "millstream.service"):
         text = (ROOT / "deploy" / "systemd" / name).read_text("utf-8")
         (tmp_path / name).write_text(text.replace("/opt/millstream/bin/millstream", sys.executable))

@@ -33,7 +33,6 @@ NEEDED = {"pytest", "fastapi"}
 
 @for_each("page", PAGES)
 def test_code_blocks_match_the_examples(page: Path) -> None:
-    """Our choice: every code block is included from a file in examples/, which a test runs."""
     for block in blocks(page.read_text("utf-8")):
         if block.language in COPIED:
             assert block.source.startswith("examples/"), f"name the source of this block:\n{block.body}"
@@ -43,7 +42,6 @@ def test_code_blocks_match_the_examples(page: Path) -> None:
 
 @for_each("page", PAGES)
 def test_documented_commands_are_tested(page: Path) -> None:
-    """A command in a document that nobody runs is wrong sooner or later."""
     for block in blocks(page.read_text("utf-8")):
         assert block.language in COPIED | FREE | {"sh"}
         if block.language == "sh":
@@ -59,7 +57,7 @@ def test_links_resolve(page: Path) -> None:
 
 @for_each("page", PAGES)
 def test_pages_name_the_extras_they_need(page: Path) -> None:
-    """A fixed defect: pages started a `millstream` that was on nobody's path, and imported what nobody had."""
+    """Regression: pages used commands and imports that weren't installed."""
     text = page.read_text("utf-8")
     shell = [line for block in blocks(text) if block.language == "sh" for line in block.body.splitlines()]
     if any(line.startswith(("millstream ", "uvicorn ", "pytest")) for line in shell):

@@ -14,7 +14,6 @@ from scripts.docs import ROOT, blocks
 
 @pytest.mark.server
 def test_official_sdk_column_runs() -> None:
-    """The text of the page, with that package."""
     text = (ROOT / "docs" / "coming-from" / "official-sdk.md").read_text("utf-8")
     program = "\n\n".join(block.body for block in blocks(text) if block.language == "text")
     program += "\nimport asyncio\nasyncio.run(test_search())\n"
@@ -25,7 +24,6 @@ def test_official_sdk_column_runs() -> None:
 
 
 async def test_our_column_behaves_the_same() -> None:
-    """The shop: a tool and a question."""
     await test_shop.test_search()
     asked: list[str] = []
 
@@ -39,7 +37,6 @@ async def test_our_column_behaves_the_same() -> None:
 
 
 async def test_function_can_be_route_and_tool() -> None:
-    """The page for those who come from FastAPI-MCP."""
     transport = httpx2.ASGITransport(items.app)
     async with (
         items.app.router.lifespan_context(items.app),

@@ -48,10 +48,8 @@ PLAIN = frozenset(
 
 @for_each("name", sorted(set(public()) - PLAIN))
 def test_public_docstrings_have_an_example(name: str) -> None:
-    """Our choice: who hovers over a name wants to copy something."""
     assert EXAMPLE.search(inspect.getdoc(public()[name]) or ""), inspect.getdoc(public()[name])
 
 
 def test_exceptions_of_the_example_rule_exist() -> None:
-    """A name that is gone would hide another one later."""
     assert set(public()) >= PLAIN

@@ -24,7 +24,7 @@ from seeds.programs import browser_script, running
 
 
 async def test_rooms_remember_messages() -> None:
-    """docs/how-to/live-chat.md: the tools of the rooms."""
+    """docs/how-to/live-chat.md."""
     async with connect(mcp) as client:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 heard it."
         assert (await client.call("announce", text="closing")).text == "Announced."
@@ -34,14 +34,14 @@ async def test_rooms_remember_messages() -> None:
 
 
 def test_only_the_program_can_announce() -> None:
-    """docs/how-to/live-chat.md: the hook is asked about peers."""
+    """docs/how-to/live-chat.md."""
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")
 
 
 async def test_agents_receive_events_of_the_shop() -> None:
-    """docs/how-to/send-events-to-agents.md: a tool publishes, and a program waits for it."""
+    """docs/how-to/send-events-to-agents.md."""
     async with http_peer.serve(events.mcp) as served, connect(events.mcp) as client, asyncio.timeout(WAIT):
         before = events.mcp.hub.stats().subscribers
         waiting = asyncio.create_task(events.wait_for_payment(f"http://127.0.0.1:{served.port}/mcp", "ada"))
@@ -59,7 +59,7 @@ async def test_agents_receive_events_of_the_shop() -> None:
 
 
 async def test_applications_publish_on_a_mounted_hub() -> None:
-    """docs/how-to/mount-in-fastapi.md: one line ties the two together."""
+    """docs/how-to/mount-in-fastapi.md."""
     transport = httpx2.ASGITransport(fastapi_orders.app)
     async with fastapi_orders.app.router.lifespan_context(fastapi_orders.app):
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
@@ -71,7 +71,7 @@ async def test_applications_publish_on_a_mounted_hub() -> None:
 
 @pytest.mark.server
 async def test_bridges_join_hub_and_bus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/join-a-message-bus.md: a message of the bus is an event, and an event of a tool a message."""
+    """docs/how-to/join-a-message-bus.md."""
     await (node := shared_server()).wait()
     monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{node.port}")
     bus = import_module("examples.bus")
@@ -94,7 +94,7 @@ async def _has(server: Server, channel: str, data: bytes) -> bool:
 
 
 def test_bridges_of_the_other_brokers_are_accepted() -> None:
-    """docs/how-to/join-a-message-bus.md: the names and options are right."""
+    """docs/how-to/join-a-message-bus.md."""
     brokers = import_module("examples.bus_brokers")
     assert [type(each.broker).__name__ for each in brokers.mcp.definition.bridges] == [
         "KafkaBroker", "RabbitBroker", "RabbitBroker", "RedisBroker",
@@ -103,7 +103,7 @@ def test_bridges_of_the_other_brokers_are_accepted() -> None:
 
 @pytest.mark.server
 async def test_prometheus_example_scrapes_the_metrics(tmp_path: Path) -> None:
-    """docs/how-to/watch-with-prometheus.md: the path answers, and the port is the usual one."""
+    """docs/how-to/watch-with-prometheus.md."""
     (job,) = yaml.safe_load((ROOT / "examples" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
     port = free_port()
@@ -127,7 +127,7 @@ def rooms(shared_rooms: Shared) -> int:
 
 @pytest.mark.server
 async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
-    """docs/how-to/live-chat.md: the three parts of the script, run as they stand."""
+    """docs/how-to/live-chat.md."""
     source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
     async with browser_script(source, rooms) as page:
         await page.until(lambda line: line == "Ada: Good morning\n")

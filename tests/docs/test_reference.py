@@ -69,13 +69,11 @@ def written(value: Any) -> str:
 
 
 def test_settings_are_listed_with_defaults() -> None:
-    """Settings are read by people who run servers, not by those who wrote them."""
     listed = {name: cells[1] for name, cells in rows("settings.md").items()}
     assert listed == {name: written(getattr(Settings(), name)) for name in Settings.__struct_fields__}
 
 
 def test_fixed_limits_are_listed() -> None:
-    """Somebody who meets one looks for it beside the settings."""
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
@@ -88,12 +86,10 @@ def test_fixed_limits_are_listed() -> None:
 
 
 def test_run_options_are_listed() -> None:
-    """The command and its page say the same."""
     assert set(long_options(dict(commands())["run"])) == {name for name in rows("cli.md") if name.startswith("--")}
 
 
 def test_options_of_other_commands_are_listed() -> None:
-    """The commands and their page say the same."""
     text = (REFERENCE / "commands.md").read_text("utf-8")
     names = {name.partition(" ")[0] for name, _ in commands()} - {"run"}
     assert set(re.findall(r"`millstream (\w+)` \|", text)) == names
@@ -103,7 +99,6 @@ def test_options_of_other_commands_are_listed() -> None:
 
 
 def test_every_member_option_and_error_of_the_client_is_listed() -> None:
-    """The reference is what people search."""
     page = rows("client.md")
     members = {f"client.{name}" for name, _ in inspect.getmembers(Client) if not name.startswith("_")}
     assert members == {name.partition("(")[0] for name in page if name.startswith("client.")}
@@ -117,14 +112,12 @@ def test_every_member_option_and_error_of_the_client_is_listed() -> None:
 
 @for_each("name", [name for name, _ in inspect.getmembers(Context) if not name.startswith("_")])
 def test_every_member_of_the_context_is_listed(name: str) -> None:
-    """What is not listed is not found."""
     text = (REFERENCE / "context.md").read_text("utf-8")
     assert f"ctx.{name}" in text or (name in ("debug", "info", "warning", "error") and f"/{name}" in text)
 
 
 @for_each("parts", ["", "hub", "rest", "metrics", "all"])
 async def test_routes_are_listed_with_methods_and_parts(parts: str) -> None:
-    """Who runs a server must know what it answers."""
     listed = {path: cells for path, cells in rows("routes.md").items() if path.startswith("/")}
     async with Server("listed", serve=parts).running() as runtime:
         routes = runtime.serve_http()
@@ -144,7 +137,6 @@ def served_paths(routes: Routes) -> set[str]:
 
 
 async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
-    """Names are what dashboards and alerts are made of."""
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
     async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
         assert runtime.observer is not None
@@ -164,13 +156,11 @@ def metric_rows() -> dict[str, list[str]]:
 
 
 def test_every_problem_is_listed_with_its_status() -> None:
-    """Callers of REST go by them."""
     listed = rows("rest.md")
     assert {kind.slug: listed[kind.slug][1] for kind in KINDS} == {kind.slug: str(kind.status) for kind in KINDS}
 
 
 def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
-    """The page is all that a client's author has."""
     text = (REFERENCE / "websocket.md").read_text("utf-8")
     verbs = set(inspect.getmodule(Dialect)._VERBS)  # type: ignore[union-attr] # it has one
     assert set(re.findall(r'^\| `\{"type":"(\w+)".*? \| `\{"type":"', text, re.MULTILINE)) == verbs
@@ -178,13 +168,11 @@ def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
 
 @for_each("name", ["publish", "send", "presence", "history", "stats"])
 def test_hub_methods_are_listed(name: str) -> None:
-    """Those that a program calls; subscribing is the transports' business."""
     assert hasattr(Hub, name)
     assert f"mcp.hub.{name}(" in (REFERENCE / "hub.md").read_text("utf-8")
 
 
 def test_every_security_test_of_an_advisory_is_listed() -> None:
-    """The table says what is tested, and nothing else."""
     text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files

@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pages_are_in_the_navigation(site: Path) -> None:
-    """docs/index.md lists them; one that it forgets still has a place."""
+    """docs/index."""
     home = (site / "index.html").read_text("utf-8")
     listed = {target.rstrip("/") for target in re.findall(r'href="([\w./-]+)/"', home)}
     pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
@@ -57,14 +57,12 @@ def test_search_finds_pages_and_names(site: Path) -> None:
 
 
 def test_site_loads_nothing_from_other_hosts(site: Path) -> None:
-    """Our choice: whoever reads our pages tells nobody else."""
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")
         assert re.findall(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="https?://[^"]*"', text) == []
 
 
 def test_links_outside_the_documents_are_plain_text(site: Path) -> None:
-    """Files such as those of deploy/ aren't on the site."""
     page = (site / "how-to/deploy/index.html").read_text("utf-8")
     assert "The compose file" in page
     assert "deploy/compose.yaml" not in re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL)

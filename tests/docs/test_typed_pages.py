@@ -184,12 +184,11 @@ def reading(
 
 @pytest.mark.parametrize("page", TYPED)
 def test_typed_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], page: str) -> None:
-    """A fixed defect: the tutorial raised NameError, and pages started commands that were on nobody's path."""
+    """Regression: the tutorial raised NameError, and pages used commands that weren't on the PATH."""
     reading[page].result()
 
 
 def test_tables_list_existing_names() -> None:
-    """What a page no longer has would be left out in silence later."""
     texts = {page: (ROOT / page).read_text("utf-8") for page in TYPED}
     assert set(PAGES) <= set(TYPED)
     commands = [step.command for text in texts.values() for step in steps(text) if isinstance(step, Typed)]
@@ -214,7 +213,7 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
-    """A fixed defect: no page said how a client is connected. Each command is started, each URL served."""
+    """Regression: each command is started, and each URL is served."""
     name = "docs/how-to/connect-a-client.md"
     text = (ROOT / name).read_text("utf-8")
     servers = [each for b in blocks(text) if b.language == "json" for each in configurations(json.loads(b.body))]
@@ -241,7 +240,6 @@ def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
 
 
 def test_new_project_passes_its_test_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """`millstream init` asks no network; the project's test needs pytest and no plugin."""
     with Reader(tmp_path, installed) as reader:
         reader.type(Typed("millstream init shop"))
         reader.type(Typed("pytest -q -p no:cacheprovider shop", "…1 passed…"))

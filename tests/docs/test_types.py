@@ -47,7 +47,6 @@ def tool_with(annotation: str) -> Plan:
 
 @for_each(("annotation", "schema", "accepted", "refused"), ROWS, ids=lambda cell: cell[:40])
 def test_type_table_matches_behavior(annotation: str, schema: str, accepted: str, refused: str) -> None:
-    """The schema, what is read, and what is not; and the schema says the same to whoever checks with it."""
     made = tool_with(annotation)
     listed = made.input_schema["properties"]["x"]
     assert listed == json.loads(schema)
@@ -60,7 +59,6 @@ def test_type_table_matches_behavior(annotation: str, schema: str, accepted: str
 
 
 async def test_types_example_works() -> None:
-    """A union is told apart by shape, on the way in and out."""
     async with connect(argument_types.mcp) as client:
         book, film = {"title": "Momo", "pages": 300}, {"title": "Momo", "minutes": 90}
         assert (await client.call("heavier", one=book, other=film)).data == {**book, "tags": []}
@@ -68,5 +66,4 @@ async def test_types_example_works() -> None:
 
 
 def test_types_page_covers_every_type() -> None:
-    """A table that lost its rows would say nothing."""
     assert len(ROWS) >= 35

@@ -30,7 +30,7 @@ NEWEST = "2026-07-28"
 
 
 async def test_first_listed_items_can_be_used(connect: Any, revision: str) -> None:
-    """Our choice: two scenarios call the first tool with no arguments and read the first resource."""
+    """Two scenarios call the first tool with no arguments and read the first resource."""
     async with connect(MCP, revision) as client:
         tools = (await client.request("tools/list"))["tools"]
         assert not tools[0]["inputSchema"].get("required")
@@ -40,7 +40,6 @@ async def test_first_listed_items_can_be_used(connect: Any, revision: str) -> No
 
 
 async def test_listed_items_have_descriptions(connect: Any, revision: str) -> None:
-    """Our choice: every tool and prompt needs a description."""
     async with connect(MCP, revision) as client:
         for kind in ("tools", "prompts"):
             for item in (await client.request(f"{kind}/list"))[kind]:
@@ -48,14 +47,12 @@ async def test_listed_items_have_descriptions(connect: Any, revision: str) -> No
 
 
 async def test_hand_written_schema_is_listed_unchanged(connect: Any, revision: str) -> None:
-    """Our choice."""
     async with connect(MCP, revision) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
     assert tools["json_schema_2020_12_tool"]["inputSchema"] == everything.SCHEMA_2020_12
 
 
 async def test_every_content_type_arrives(connect: Any, revision: str) -> None:
-    """Our choice; audio is as new as 2025-03-26."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_simple_text") == "This is a simple text response for testing."
         (image,) = (await client.call("test_image_content"))["content"]
@@ -77,7 +74,6 @@ async def test_every_content_type_arrives(connect: Any, revision: str) -> None:
 
 
 async def test_progress_precedes_the_result(connect: Any, revision: str) -> None:
-    """Our choice: a string token is echoed."""
     async with connect(MCP, revision) as client:
         await client.call("test_tool_with_progress", meta={"progressToken": "progress-test-1"})
         told = [each["params"] for each in client.notifications]
@@ -88,7 +84,6 @@ async def test_progress_precedes_the_result(connect: Any, revision: str) -> None
 
 @for_each("tool", QUESTIONS)
 async def test_asking_tools_behave_the_same_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
-    """Our choice, write once: the same function, asked by requests or by rounds."""
     _, text = QUESTIONS[tool]
     async with connect(MCP, asking_revision) as client:
         assert await client.text(tool, **ARGUMENTS.get(tool, {})) == text
@@ -96,7 +91,6 @@ async def test_asking_tools_behave_the_same_on_every_revision(connect: Any, aski
 
 @for_each("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
 async def test_questions_have_the_keys_of_the_suite(connect: Any, tool: str) -> None:
-    """Our choice."""
     async with connect(MCP, NEWEST) as client:
         result = (await client.reply("tools/call", {"name": tool, "arguments": {}}))["result"]
     assert result["resultType"] == "input_required"
@@ -105,7 +99,6 @@ async def test_questions_have_the_keys_of_the_suite(connect: Any, tool: str) -> 
 
 
 async def test_each_round_has_its_own_state(connect: Any) -> None:
-    """Our choice: `step1`, then `step2` with another state, then the result."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_multi_round", "arguments": {}}
         states: list[str] = []
@@ -121,7 +114,6 @@ async def test_each_round_has_its_own_state(connect: Any) -> None:
 
 
 async def test_tampered_state_is_an_error(connect: Any) -> None:
-    """Our choice: not a result, and not another question."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_tampered_state", "arguments": {}}
         state = (await client.reply("tools/call", call))["result"]["requestState"]
@@ -133,7 +125,6 @@ async def test_tampered_state_is_an_error(connect: Any) -> None:
 
 
 async def test_only_declared_questions_are_asked(connect: Any) -> None:
-    """Our choice, `capability-check`."""
     async with connect(MCP, NEWEST, capabilities={"sampling": {}}) as client:
         call = {"name": "test_input_required_result_capabilities", "arguments": {}}
         result = (await client.reply("tools/call", call))["result"]
@@ -141,7 +132,6 @@ async def test_only_declared_questions_are_asked(connect: Any) -> None:
 
 
 async def test_a_missing_capability_is_named(connect: Any) -> None:
-    """Our choice: an object, not a list."""
     async with connect(MCP, NEWEST, capabilities={}) as client:
         error = (await client.reply("tools/call", {"name": "test_missing_capability", "arguments": {}}))["error"]
     assert error["code"] == -32021
@@ -149,7 +139,6 @@ async def test_a_missing_capability_is_named(connect: Any) -> None:
 
 
 async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
-    """Our choice: SEP-1034 and SEP-1330."""
     async with connect(MCP, "2025-11-25") as client:
         await client.call("test_elicitation_sep1034_defaults")
         defaults = {key: part["default"] for key, part in client.asked[0][1]["requestedSchema"]["properties"].items()}
@@ -161,7 +150,6 @@ async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
 
 
 async def test_logs_are_sent_on_request(connect: Any, revision: str) -> None:
-    """Our choice: by session before, by request from 2026-07-28 on."""
     async with connect(MCP, revision) as client:
         if client.handshake:
             await client.request("logging/setLevel", level="debug")
@@ -172,7 +160,7 @@ async def test_logs_are_sent_on_request(connect: Any, revision: str) -> None:
 
 
 async def test_list_changes_are_announced(connect: Any) -> None:
-    """Our choice: the tools that add and remove something."""
+    """The tools that add and remove something."""
     async with connect(MCP, "2025-11-25") as client:
         for tool, kind in (("test_trigger_tool_change", "tools"), ("test_trigger_prompt_change", "prompts")):
             before = await client.request(f"{kind}/list")
@@ -183,7 +171,7 @@ async def test_list_changes_are_announced(connect: Any) -> None:
 
 
 async def test_header_parameter_is_marked_and_optional(connect: Any) -> None:
-    """Our choice: the suite looks for the first tool with such a property."""
+    """The suite uses the first tool with such a property."""
     async with connect(MCP, NEWEST) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
         assert tools["test_x_mcp_header"]["inputSchema"]["properties"]["region"]["x-mcp-header"] == "Region"
@@ -191,13 +179,11 @@ async def test_header_parameter_is_marked_and_optional(connect: Any) -> None:
 
 
 async def test_streams_that_cannot_close_stay_open(connect: Any, revision: str) -> None:
-    """Our choice: away from HTTP there is nothing to come back to."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_reconnection") == "Reconnection test completed."
 
 
 async def test_resources_match_the_list(connect: Any, revision: str) -> None:
-    """Our choice."""
     async with connect(MCP, revision) as client:
         static = (await client.request("resources/read", uri="test://static-text"))["contents"][0]
         assert static["text"] == "This is the content of the static text resource."
@@ -211,8 +197,6 @@ async def test_resources_match_the_list(connect: Any, revision: str) -> None:
 
 
 async def test_prompts_match_the_list(connect: Any, revision: str) -> None:
-    """Our choice."""
-
     async with connect(MCP, revision) as client:
 
         async def blocks(name: str, **arguments: str) -> list[dict[str, Any]]:
@@ -237,7 +221,6 @@ async def test_prompts_match_the_list(connect: Any, revision: str) -> None:
 
 
 async def test_prompts_can_ask(connect: Any) -> None:
-    """Our choice: `user_context`."""
     async with connect(MCP, NEWEST) as client:
         call = {"name": "test_input_required_result_prompt", "arguments": {}}
         result = (await client.reply("prompts/get", call))["result"]

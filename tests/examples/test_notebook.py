@@ -10,7 +10,7 @@ from millstream.testing import connect
 
 
 async def test_notebook_pages_show_working_code(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/how-to: tools.md, resources.md, prompts.md, errors.md, images-and-files.md, logging.md."""
+    """docs/how-to."""
     caplog.set_level(logging.INFO, "notebook")
     async with connect(notebook.mcp) as client:
         found = await client.call("find", words="MILK")

@@ -17,7 +17,6 @@ MILLSTREAM = [sys.executable, "-c", "from millstream._cli import main; main()"]
 
 
 def test_client_signs_in_and_steps_up(tmp_path: Path) -> None:
-    """Registration, scopes and a second consent; somebody without a token gets in nowhere."""
     users = tmp_path / "users.json"
     add = [*MILLSTREAM, "users", "add", "ada", "--scope", "myscope", "--scope", "myotherscope", "--file", str(users)]
     subprocess.run(add, input="correct horse\n", text=True, timeout=WAIT, check=True, capture_output=True)

@@ -20,7 +20,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 @pytest.mark.server
 async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> None:
-    """Seed 001, example 10: services that meet on the hub."""
+    """Seed 001, example 10."""
     ports = [free_port() for _ in range(5)]
     hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
     command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]

@@ -45,7 +45,7 @@ def printed(*command: str | Path, folder: Path, **env: str) -> str:
 
 
 def test_agent_gets_the_time(tmp_path: Path) -> None:
-    """Seed 000, usage: two terminals, one key, and the client shows each step."""
+    """Seed 000, usage."""
     port = free_port()
     command = [sys.executable, str(TIME / "mcp_server.py"), "--auth-key", "my_secret_key", "--port", str(port)]
     client = tmp_path / "mcp_client_demo.py"  # reads the `.env` beside it
@@ -77,7 +77,7 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
 
 
 async def test_time_server_requires_its_key(tmp_path: Path) -> None:
-    """Seed 000: the key may be in the environment, as the container has it; without it nobody gets in."""
+    """Seed 000."""
     port = free_port()
     server = [sys.executable, str(TIME / "mcp_server.py"), "--port", str(port), "--debug"]
     command = ["env", f"MCP_SERVER_AUTH_KEY={DOCKER_KEY}", *server]
@@ -97,7 +97,6 @@ async def test_time_server_requires_its_key(tmp_path: Path) -> None:
 
 
 def test_container_starts_the_example() -> None:
-    """Files that are there, options that the server knows, and a port that only this machine reaches."""
     [service] = yaml.safe_load((TIME / "docker-compose.yml").read_text("utf-8"))["services"].values()
     assert service["environment"] == {"MCP_SERVER_AUTH_KEY": DOCKER_KEY}
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -113,7 +112,6 @@ def test_container_starts_the_example() -> None:
 
 @for_each("folder", [TIME, MATH, MOUNTED], ids=lambda folder: folder.name)
 def test_requirements_match_the_example(folder: Path) -> None:
-    """An extra that doesn't exist would install nothing, without a word."""
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     for line in (folder / "requirements.txt").read_text("utf-8").split():
         name, _, extra = line.partition("[")
@@ -123,7 +121,6 @@ def test_requirements_match_the_example(folder: Path) -> None:
 
 
 def test_example_configurations_use_known_variables() -> None:
-    """A variable that nobody reads would be filled in for nothing."""
     source = (ROOT / "src" / "millstream" / "agent" / "_configuration.py").read_text("utf-8")
     for path in (ROOT / ".env.example", TIME / ".env.example"):
         names = re.findall(r"^(?:# )?([A-Z_]+)=", path.read_text("utf-8"), re.MULTILINE)
@@ -135,7 +132,7 @@ def test_example_configurations_use_known_variables() -> None:
 
 
 def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
-    """Seed 002: the client's calls, its stream, and the server's four addresses."""
+    """Seed 002."""
     port = free_port()
     command = [sys.executable, str(MATH / "mcp_server_add_http.py"), "--port", str(port)]
     url = f"http://localhost:{port}"
@@ -160,7 +157,7 @@ def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
 async def test_numbers_are_added_over_standard_input_and_output(
     program: str, more: dict[str, Any], steps: list[str]
 ) -> None:
-    """Seed 002: the stdio variants."""
+    """Seed 002."""
     heard: list[str | None] = []
     async with Client([sys.executable, str(MATH / program)]) as client:
         result = await client.call(
@@ -173,7 +170,7 @@ async def test_numbers_are_added_over_standard_input_and_output(
 
 
 def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
-    """Seed 003: `/sse`, `initialize` as 2024-11-05 does, and the greeting that it prints."""
+    """Seed 003."""
     port = free_port()
     with serving([sys.executable, str(GREET / "servernetwork.py"), "--port", str(port)], port, tmp_path / "log"):
         said = printed(sys.executable, "clientnetwork.py", f"http://localhost:{port}/sse", folder=GREET)
@@ -187,7 +184,7 @@ def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sessions", [True, False])
 def test_two_mounted_servers_work_with_scripts_and_client(sessions: bool, tmp_path: Path) -> None:
-    """Seed 004: `sh stateful.sh`, `sh stateless.sh`, and the client; a session only where the server has them."""
+    """Seed 004."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     setting = f"MILLSTREAM_SESSIONS={str(sessions).lower()}"

@@ -8,7 +8,6 @@ from examples import bookshop, greet, hub
 
 
 async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
-    """The Hello server answers as its text says, in every revision."""
     async with connect(greet.mcp, revision) as client:
         assert await client.text("greet", name="Ann") == "Hello, Ann!"
         assert await client.text("greet") == "Hello, world!"
@@ -19,7 +18,7 @@ async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revisio
 
 
 async def test_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
-    """Our choice: one function, which asks on every revision that can."""
+    """One function, which asks on every revision that can."""
     async with connect(bookshop.mcp, asking_revision) as client:
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
         assert json.loads(result["content"][0]["text"]) == {"ordered": 2}
@@ -30,7 +29,6 @@ async def test_order_asks_for_the_address_and_reports_progress(connect: Any, ask
 
 
 async def test_declined_orders_are_not_placed(connect: Any, asking_revision: str) -> None:
-    """The model is told, on every revision alike."""
     async with connect(bookshop.mcp, asking_revision, answer=lambda method, params: {"action": "decline"}) as client:
         assert (await client.call("order", isbn="1"))["isError"] is True
 
@@ -53,7 +51,6 @@ async def test_bookshop_has_books_reviews_and_completion(connect: Any, revision:
 
 @for_each(("tool", "result"), [("add_numbers", 15), ("multiply_numbers", 50)])
 async def test_hub_example_calculates_and_streams(connect: Any, revision: str, tool: str, result: int) -> None:
-    """The sums of the earlier program, with ``stream`` as its option."""
     async with connect(hub.mcp, revision) as client:
         assert await client.text(tool, a=10, b=5) == str(result)
         streamed = await client.call(tool, a=10, b=5, stream=True, meta={"progressToken": 1})
@@ -68,7 +65,7 @@ async def test_hub_example_calculates_and_streams(connect: Any, revision: str, t
 async def test_hub_example_refuses_oversized_numbers(
     connect: Any, revision: str, tool: str, a: float, b: float
 ) -> None:
-    """A fixed defect: an integer of 400 digits was an internal error with a traceback in the log."""
+    """Regression: an integer of 400 digits was an internal error with a traceback in the log."""
     async with connect(hub.mcp, revision) as client:
         refused = await client.call(tool, a=a, b=b)
         assert refused["isError"] is True
@@ -76,7 +73,6 @@ async def test_hub_example_refuses_oversized_numbers(
 
 
 async def test_hub_example_describes_itself(connect: Any, revision: str) -> None:
-    """Structured results, an error for the model, and a template with two variables."""
     async with connect(hub.mcp, revision) as client:
         info = json.loads(await client.text("get_server_info"))
         assert (info["name"], info["revision"]) == ("hub", revision)
@@ -93,14 +89,12 @@ async def test_hub_example_describes_itself(connect: Any, revision: str) -> None
 
 
 async def test_hub_example_reports_each_step(connect: Any, revision: str) -> None:
-    """Progress with a total."""
     async with connect(hub.mcp, revision) as client:
         await client.call("long_task", steps=4, seconds=0, meta={"progressToken": "t"})
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3, 4]
 
 
 async def test_hub_example_orders_can_be_read(connect: Any, asking_revision: str) -> None:
-    """A tool that asks, and a live resource that shows what came of it."""
     async with connect(hub.mcp, asking_revision) as client:
         order = json.loads(await client.text("order_parcel", item="tea"))
         assert order["status"] == "tea to Ann, Ann (standard)"
@@ -116,7 +110,6 @@ async def test_hub_example_uses_sampling(connect: Any, revision: str) -> None:
 
 
 async def test_hub_example_completes_languages(connect: Any, revision: str) -> None:
-    """A prompt with completion."""
     async with connect(hub.mcp, revision) as client:
         prompt = await client.request("prompts/get", name="translate", arguments={"text": "hi", "language": "Dutch"})
         assert "Dutch" in prompt["messages"][0]["content"]["text"]

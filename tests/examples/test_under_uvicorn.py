@@ -23,7 +23,6 @@ def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
 
 
 def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None:
-    """Our choice: mounted servers open what they need at their first request; FastAPI's own pages stay."""
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         assert call(port, "/echo", "echo", message="hi") == "Echo: hi"
@@ -33,7 +32,6 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
 
 
 def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
-    """Our choice: every URL that the server hands out includes the root path."""
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})
@@ -43,7 +41,6 @@ def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
 
 
 def test_server_runs_under_uvicorn(tmp_path: Path) -> None:
-    """The command of docs/how-to/run-under-uvicorn.md."""
     port = free_port()
     with serving(uvicorn("examples.hub:mcp", port), port, tmp_path / "log"):
         assert call(port, "", "add_numbers", a=1, b=1) == "2"

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.server
 async def test_agent_program_orders_and_saves_the_transcript(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The person allows the order, and the server asks for the address."""
     path = tmp_path / "order.jsonl"
     order = '{"isbn": "9780141439600", "copies": 2}'
     with ScriptedModel(calls(("order", order)), repeats("Ordered: ")) as api:

@@ -9,7 +9,6 @@ pytestmark = pytest.mark.server
 
 
 async def test_client_program_orders_with_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    """The person is asked, and the value is typed."""
     assert await use_bookshop.order(use_bookshop.BOOKSHOP) == use_bookshop.Receipt(2)
     assert capsys.readouterr().out == "1 of 2\n2 of 2\n"
 
@@ -23,11 +22,9 @@ async def test_client_program_lists_everything() -> None:
 
 
 async def test_client_program_reports_a_missing_server() -> None:
-    """One sentence."""
     said = await use_bookshop.try_to_order(f"http://127.0.0.1:{free_port()}/mcp")
     assert said.startswith("Later, perhaps. There is no server at http://127.0.0.1:")
 
 
 def test_blocking_script_needs_no_await() -> None:
-    """The same call."""
     assert list(use_bookshop.books(use_bookshop.BOOKSHOP)) == ["9780261103573"]

@@ -78,7 +78,6 @@ async def test_events_become_channel_messages() -> None:
 
 
 async def test_unknown_events_end_the_command() -> None:
-    """With the names that there are."""
     shop = make_shop()
     async with http_peer.serve(shop) as served:
         url = f"http://127.0.0.1:{served.port}/mcp"

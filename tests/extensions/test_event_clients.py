@@ -23,7 +23,6 @@ def _shop() -> Server:
 
 @for_each(("revision", "transport"), [("2026-07-28", "http"), ("2026-07-28", "memory"), ("2025-11-25", "http")])
 async def test_a_client_iterates_over_events(revision: str, transport: str) -> None:
-    """By a stream or by polls, as the server and the revision have them, and goes on behind a cursor."""
     shop = _shop()
     async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
         target = f"http://127.0.0.1:{served.port}/mcp" if transport == "http" else shop
@@ -55,7 +54,6 @@ async def test_a_client_iterates_over_events(revision: str, transport: str) -> N
 
 
 async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
-    """What was published while there was no connection comes first."""
     shop = _shop()
     async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
         url = f"http://127.0.0.1:{served.port}/mcp"
@@ -71,7 +69,6 @@ async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
 
 
 async def test_a_client_receives_events_over_stdio() -> None:
-    """The stream shares standard output with everything else."""
     async with asyncio.timeout(WAIT), Client([sys.executable, str(ROOT / "examples/events.py")]) as client:
         assert client.revision == "2026-07-28"
         async with client.events.subscribe("order.paid", {"customer": "ada"}) as events:

@@ -61,7 +61,6 @@ async def subscribe(worker: Worker, receiver: Receiver, name: str = "order.paid"
 
 
 async def test_a_webhook_of_one_worker_delivers_what_another_publishes(tmp_path: Path, backing: Backing) -> None:
-    """Each event once, whoever has the lease; a failed attempt comes again with the same id."""
     async with _two_workers(tmp_path, backing) as (receiver, one, two):
         failed: set[str] = set()
 
@@ -85,7 +84,6 @@ async def test_a_webhook_of_one_worker_delivers_what_another_publishes(tmp_path:
 async def test_an_event_published_on_two_workers_with_one_id_is_delivered_once(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """A source that repeats itself reaches any worker."""
     async with _two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(one, receiver)
         await asyncio.gather(*(each.server.events.publish(OrderPaid("1"), id="evt_1") for each in (one, two, one, two)))
@@ -96,7 +94,6 @@ async def test_an_event_published_on_two_workers_with_one_id_is_delivered_once(
 
 
 async def test_another_worker_goes_on_for_one_that_is_killed(tmp_path: Path, backing: Backing) -> None:
-    """At least once, always with the same id; nothing is lost."""
     async with _two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(two, receiver)
         await one.server.events.publish(OrderPaid("1"), id="evt_1")

@@ -14,7 +14,6 @@ from patience import WAIT
 
 
 async def test_the_list_shows_what_the_caller_may_see() -> None:
-    """Schemas come from the types, and an event type with scopes is hidden from others."""
     async with running(make_shop(webhooks=False)) as world:
         listed = await world.client(ADA).ask("events/list")
         assert listed["resultType"] == "complete"
@@ -41,7 +40,6 @@ async def test_the_list_shows_what_the_caller_may_see() -> None:
 
 
 async def test_polls_return_each_event_once() -> None:
-    """The first poll returns the present cursor. Pages end with a cursor that goes on behind them."""
     async with running(make_shop(webhooks=False)) as world:
         client = world.client()
         first = await client.ask("events/poll", name="order.paid")
@@ -67,7 +65,6 @@ async def test_polls_return_each_event_once() -> None:
 
 
 async def test_arguments_filter_events() -> None:
-    """By equal fields, or by the match function of the event type, which also gets the principal."""
     async with running(make_shop(webhooks=False)) as world:
         ada, bob = world.client(ADA), world.client(BOB)
         start = (await ada.ask("events/poll", name="order.paid"))["cursor"]
@@ -89,7 +86,6 @@ async def test_arguments_filter_events() -> None:
 
 
 async def test_a_cursor_that_is_gone_truncates() -> None:
-    """What is left follows, and the next poll is complete again."""
     async with running(make_shop(webhooks=False)) as world:
         client = world.client()
         await world.shop.events.publish(OrderPaid("1"))
@@ -106,7 +102,6 @@ async def test_a_cursor_that_is_gone_truncates() -> None:
 
 
 async def test_a_stream_delivers_what_is_published() -> None:
-    """First comes `active`, then the replay, then what is published. Each message names the request."""
     async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
         client = world.client()
         start = (await client.ask("events/poll", name="order.paid"))["cursor"]
@@ -134,7 +129,6 @@ async def test_a_stream_delivers_what_is_published() -> None:
 
 
 async def test_a_stream_that_cannot_be_is_refused_at_once() -> None:
-    """As an error, and not as a stream."""
     async with running(make_shop(webhooks=False)) as world:
         for params, code in (({"name": "no"}, -32023), ({"name": "order.paid", "arguments": {"x": 1}}, -32602)):
             async with world.client().stream(**params) as messages:
@@ -144,7 +138,6 @@ async def test_a_stream_that_cannot_be_is_refused_at_once() -> None:
 
 
 async def test_a_server_that_stops_ends_streams_with_a_result() -> None:
-    """So that the client knows that it was no accident."""
     async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
         async with world.client().stream(name="order.paid") as messages:
             await anext(messages)
@@ -156,7 +149,6 @@ async def test_a_server_that_stops_ends_streams_with_a_result() -> None:
 
 
 async def test_handshake_clients_find_events() -> None:
-    """ChatGPT looks for the top-level capability, and may come with a session."""
     mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
     mcp.event("order.paid")(OrderPaid)
     async with Client(mcp, revision="2025-11-25") as client:
@@ -175,7 +167,6 @@ async def test_handshake_clients_find_events() -> None:
 
 
 async def test_recent_events_are_those_that_the_caller_may_see() -> None:
-    """As for every other read: scopes, and the match function."""
     async with running(make_shop(recent_events_tool=True)) as world:
         await world.shop.events.publish(Refunded("1", "ada", 1.0))
         await world.shop.events.publish("audit.noted", {"what": "1"})
@@ -185,7 +176,6 @@ async def test_recent_events_are_those_that_the_caller_may_see() -> None:
 
 
 async def test_the_hub_gives_no_events_that_the_extension_hides() -> None:
-    """Neither by the channel nor by a pattern that reaches it, nor its presence; others pass."""
     async with running(make_shop()) as world:
         url, bob = f"http://127.0.0.1:{world.port}/events", {"authorization": f"Bearer {BOB}"}
         async with httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
@@ -206,7 +196,6 @@ async def test_the_hub_gives_no_events_that_the_extension_hides() -> None:
 
 
 async def test_any_integer_is_an_age() -> None:
-    """One that no float holds, too."""
     async with running(make_shop()) as world:
         assert (await world.client().ask("events/poll", name="order.paid", cursor="1.1", maxAgeMs=10**400))[
             "events"
@@ -214,7 +203,6 @@ async def test_any_integer_is_an_age() -> None:
 
 
 async def test_events_are_off_unless_a_program_names_the_draft() -> None:
-    """What a mistake in the program says."""
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     plain = Server("plain")

@@ -79,13 +79,11 @@ async def test_an_extension_works_in_every_revision_over_every_transport(
 
 @for_each("revision", DATES)
 async def test_an_extension_works_over_stdio(revision: str) -> None:
-    """In a process of its own."""
     await _walk([sys.executable, str(FILE)], revision)
 
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_a_method_refuses_clients_without_the_extension(revision: str) -> None:
-    """A client that doesn't declare it can't know the results; other methods don't ask."""
     async with connect(Server("shop", extensions=[Stock()]), revision=revision) as client:
         with pytest.raises(Failure) as refused:
             await client.request("com.example/reserve", {"isbn": "1"})
@@ -100,8 +98,6 @@ async def test_a_method_refuses_clients_without_the_extension(revision: str) -> 
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_a_method_asks_the_person(revision: str) -> None:
-    """By a request, or in rounds."""
-
     def answer(message: str, schema: dict[str, Any]) -> dict[str, str]:
         return {"name": "Ada"}
 
@@ -111,7 +107,6 @@ async def test_a_method_asks_the_person(revision: str) -> None:
 
 
 async def test_a_tool_ends_with_a_result_of_another_type() -> None:
-    """As the tasks of MCP do."""
     async with connect(Server("shop", extensions=[Stock()])) as client:
         result = await client.request("tools/call", {"name": "slip", "arguments": {"isbn": "1"}})
         assert (result["resultType"], result["isbn"], result["_meta"]["com.example/n"]) == ("slip", "1", 1)
@@ -119,7 +114,6 @@ async def test_a_tool_ends_with_a_result_of_another_type() -> None:
 
 
 async def test_a_subscription_carries_notifications_of_an_extension() -> None:
-    """The filter has a member of its own, the acknowledgement repeats what is granted, and the end is noticed."""
     stock, peer = Stock(), Peer()
     async with asyncio.timeout(WAIT), Client(Server("shop", extensions=[stock]), extensions=[peer]) as client:
         notes: list[Any] = []
@@ -150,7 +144,6 @@ async def test_a_subscription_carries_notifications_of_an_extension() -> None:
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_a_method_keeps_its_reply_open_as_a_stream(revision: str) -> None:
-    """It ends with its caller, or with the server."""
     stock, peer = Stock(), Peer()
     server = Server("shop", extensions=[stock])
     async with asyncio.timeout(WAIT), Client(server, revision=revision, extensions=[peer]) as client:
@@ -165,7 +158,6 @@ async def test_a_method_keeps_its_reply_open_as_a_stream(revision: str) -> None:
 
 @pytest.mark.server
 async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
-    """On a connection; clients without the extension get nothing."""
     stock, peer = Stock(), Peer()
     server = Server("shop", extensions=[stock])
     old = NEWEST_HANDSHAKE.date
@@ -184,7 +176,6 @@ async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
 
 @pytest.mark.server
 async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> None:
-    """Of eight clients, one asks for it."""
     with shared(lambda port: millstream(str(FILE), port, "--workers", "2"), tmp_path) as running:
         url = f"http://127.0.0.1:{running.port()}/mcp"
         peers = [Peer() for _ in range(8)]
@@ -200,8 +191,6 @@ async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> 
 
 
 async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
-    """A duplicate, a core method, a missing name, a need that isn't met, and a class in place of an object."""
-
     class Ping(Extension):
         name = "com.example/ping"
 
@@ -238,7 +227,6 @@ async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
 
 
 async def test_an_extension_is_added_after_the_server_was_made() -> None:
-    """As long as it doesn't run, and the hooks are around everything."""
     server = Server("shop")
 
     @server.tool
@@ -263,7 +251,6 @@ async def test_an_extension_is_added_after_the_server_was_made() -> None:
 
 
 async def test_an_extension_closes_with_the_server_and_opens_again() -> None:
-    """Its methods go and come back."""
     stock = Stock()
     server = Server("shop", extensions=[stock])
     for number in (1, 2):
@@ -273,8 +260,6 @@ async def test_an_extension_closes_with_the_server_and_opens_again() -> None:
 
 
 async def test_a_revision_that_lacks_the_extension_lacks_its_methods_and_its_capability() -> None:
-    """Older clients see a server without it."""
-
     class New(Extension):
         name = "com.example/new"
         revisions = (NEWEST.date,)
@@ -298,7 +283,6 @@ async def test_a_revision_that_lacks_the_extension_lacks_its_methods_and_its_cap
 
 
 async def test_the_example_of_the_documents_works() -> None:
-    """Both halves of examples/extension.py."""
     assert await example.restock(example.mcp) == 6  # type: ignore[arg-type]
     orders = example.Orders()
     async with Client(example.mcp, extensions=[orders]) as client:

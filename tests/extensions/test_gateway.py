@@ -30,7 +30,6 @@ def front(*upstreams: tuple[str, Server], revision: str | None = None, **more: A
 
 @for_each(("own", "theirs"), [(NEW, NEW), (NEW, OLD), (OLD, NEW), (OLD, OLD)])
 async def test_an_extension_of_one_upstream_without_a_prefix_passes(own: str, theirs: str) -> None:
-    """Capability, methods, errors, questions, and notifications of a call, between all eras."""
     server = front(("shop", Server("shop", extensions=[Stock()])), revision=theirs, prefix="")
     peer = Peer()
     async with (
@@ -50,7 +49,6 @@ async def test_an_extension_of_one_upstream_without_a_prefix_passes(own: str, th
 
 
 async def test_a_client_without_the_extension_does_not_borrow_it() -> None:
-    """The upstream hears what the client declared, and nothing of the gateway's."""
     async with connect(front(("shop", Server("shop", extensions=[Stock()])), prefix="")) as client:
         assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
         assert [each["method"] for each in client.notifications] == []
@@ -59,7 +57,6 @@ async def test_a_client_without_the_extension_does_not_borrow_it() -> None:
 
 
 async def test_what_several_upstreams_have_or_a_prefix_or_policy_hides_does_not_pass() -> None:
-    """Nothing is announced, and the methods aren't there."""
     one, two = (Server(name, extensions=[Stock()]) for name in ("one", "two"))
     with_prefix = front(("shop", Server("shop", extensions=[Stock()])))
     with_policy = front(("shop", Server("shop", extensions=[Stock()])), prefix="", policy=UpstreamPolicy())
@@ -75,7 +72,6 @@ async def test_what_several_upstreams_have_or_a_prefix_or_policy_hides_does_not_
 
 
 async def test_skills_pass_as_they_are() -> None:
-    """Entries, files, and their digests."""
     shop = Server("shop")
 
     @shop.skill(files={"a.md": "text"})
@@ -110,7 +106,6 @@ def _skilled(name: str, word: str) -> Server:
 
 @for_each("revision", [NEW, OLD])
 async def test_skills_of_several_upstreams_are_merged_under_their_prefixes(revision: str) -> None:
-    """Listed, read by any of their methods, and checked against their digests, between all eras."""
     server = front(("one", _skilled("one", "first")), ("two", _skilled("two", "second")), revision=revision)
     async with asyncio.timeout(WAIT), Client(server) as client:
         skills = {each.uri: each for each in await client.skills()}
@@ -131,7 +126,6 @@ async def test_skills_of_several_upstreams_are_merged_under_their_prefixes(revis
 
 
 async def test_a_policy_hides_skills_as_it_hides_their_files() -> None:
-    """What it denies isn't listed, and can't be asked for."""
     policy = UpstreamPolicy(deny=("skill://secret/*",))
     for prefix in ("", "shop"):
         server = front(("shop", _skilled("shop", "word")), prefix=prefix, policy=policy)
@@ -156,7 +150,6 @@ class _Broken(Middleware):
 
 
 async def test_an_upstream_that_fails_leaves_out_its_skills() -> None:
-    """The others are listed."""
     broken = Server("broken", middleware=[_Broken()])
 
     @broken.skill
@@ -170,7 +163,6 @@ async def test_an_upstream_that_fails_leaves_out_its_skills() -> None:
 
 
 async def test_views_of_an_upstream_with_a_prefix_are_found_by_its_tools(tmp_path: Path) -> None:
-    """The tool names the view as the gateway serves it."""
     shop = Server("shop")
     (tmp_path / "table.html").write_text("<!doctype html>", "utf-8")
     shop.app(str(tmp_path / "table.html"), uri="ui://orders/table")

@@ -113,7 +113,6 @@ async def _over_http(server: Server) -> AsyncIterator[str]:
 
 @for_each("revision", DATES)
 async def test_a_server_filters_both_directions_in_process(revision: str) -> None:
-    """Dropped ones don't arrive, and changed ones arrive as they were changed."""
     censor, ears = Censor(), Ears()
     async with asyncio.timeout(WAIT):
         async with Client(make_shop(censor), revision=revision, extensions=[ears]) as client:
@@ -122,7 +121,6 @@ async def test_a_server_filters_both_directions_in_process(revision: str) -> Non
 
 @for_each("revision", DATES)
 async def test_a_server_filters_both_directions_over_http(revision: str) -> None:
-    """The same over sockets."""
     censor, ears = Censor(), Ears()
     async with (
         asyncio.timeout(WAIT),
@@ -153,7 +151,6 @@ async def _check(client: Client, censor: Censor, ears: Ears) -> None:
 
 
 async def test_broadcasts_and_list_changes_are_filtered_for_each_session() -> None:
-    """Also what a subscription carries."""
     censor, ears = Censor(), Ears()
     server = make_shop(censor)
     async with asyncio.timeout(WAIT), Client(server, revision=NEWEST_HANDSHAKE.date, extensions=[ears]) as client:
@@ -169,7 +166,6 @@ async def test_broadcasts_and_list_changes_are_filtered_for_each_session() -> No
 
 @for_each("revision", DATES)
 async def test_a_client_filters_both_directions(revision: str) -> None:
-    """What the server sends, and what it's sent."""
     sold: list[Any] = []
     arrived = asyncio.Event()
 
@@ -196,7 +192,6 @@ async def test_a_client_filters_both_directions(revision: str) -> None:
 
 
 async def test_a_broken_filter_drops_the_notification_and_nothing_else() -> None:
-    """It may have been there to keep a secret."""
     censor, ears = Censor(fails=True), Ears()
     async with asyncio.timeout(WAIT), Client(make_shop(censor), extensions=[ears]) as client:
         assert (await client.call("tell")).text == "told"

@@ -72,7 +72,6 @@ async def _refused(wait: Any, code: int, reason: str = "") -> None:
 
 
 async def test_events_are_delivered_signed(tmp_path: Path) -> None:
-    """After the endpoint has confirmed, once for each principal and URL."""
     async with delivering(tmp_path) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         granted = await client.subscribe(receiver.url(), secret, arguments={"customer": "ada"}, ttlMs=120_000)
@@ -101,7 +100,6 @@ async def test_events_are_delivered_signed(tmp_path: Path) -> None:
 
 
 async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
-    """With a new signature each time, until the endpoint takes them or has refused for good."""
     async with delivering(tmp_path) as (world, receiver):
         client = world.client()
         statuses = {"fails": [500, 302, 429, 204], "gone": [410], "large": [413], "dead": [503] * 9}
@@ -122,7 +120,6 @@ async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -
 
 
 async def test_the_cursor_never_passes_an_event_that_is_not_taken(tmp_path: Path) -> None:
-    """So a client that keeps every cursor it receives loses nothing."""
     async with delivering(tmp_path, retry_delay=soon) as (world, receiver):
         stuck = [500]
         receiver.answer = lambda message: stuck.pop() if message.data["data"]["order"] == "1" and stuck else 200
@@ -156,7 +153,6 @@ async def test_a_new_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
 
 
 async def test_an_unsubscribed_endpoint_receives_nothing(tmp_path: Path) -> None:
-    """And a second attempt finds no subscription."""
     async with delivering(tmp_path) as (world, receiver):
         client = world.client()
         await client.subscribe(receiver.url("/a"), receiver.secret())
@@ -189,7 +185,6 @@ async def test_endpoints_must_confirm(tmp_path: Path) -> None:
 
 
 async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> None:
-    """Whatever they're called; only the operator can allow them."""
     async with delivering(tmp_path, private_callbacks=False) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         hosts = (f"localhost:{receiver.port}", "127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]")
@@ -204,7 +199,6 @@ async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> No
 
 
 async def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    """Before anything is sent anywhere."""
     async with delivering(tmp_path) as (world, receiver):
         client, url, good = world.client(), receiver.url(), receiver.secret()
         short = "whsec_" + base64.b64encode(b"x" * 23).decode()
@@ -222,7 +216,6 @@ async def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 
 async def test_grants_are_bounded(tmp_path: Path) -> None:
-    """By a floor and a ceiling, also where the client asks for no expiry, and by caps."""
     customers = [f"c{number}" for number in range(100)]
     caps = {"max_ttl": 3600.0, "max_subscriptions": 3, "max_subscriptions_each": 2}
     async with delivering(tmp_path, customers=customers, **caps) as (world, receiver):
@@ -244,7 +237,6 @@ async def test_grants_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_a_subscription_can_begin_in_the_past(tmp_path: Path) -> None:
-    """Behind a cursor of the client. A cursor that is gone truncates."""
     async with delivering(tmp_path) as (world, receiver):
         client = world.client()
         start = (await client.ask("events/poll", name="order.paid"))["cursor"]
@@ -261,7 +253,6 @@ async def test_a_subscription_can_begin_in_the_past(tmp_path: Path) -> None:
 
 
 async def test_match_functions_get_the_principal_who_subscribed(tmp_path: Path) -> None:
-    """Each customer receives their own refunds."""
     async with delivering(tmp_path) as (world, receiver):
         ids = {}
         for key, customer in ((ADA, "ada"), (BOB, "bob")):
@@ -275,7 +266,6 @@ async def test_match_functions_get_the_principal_who_subscribed(tmp_path: Path) 
 
 
 async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
-    """What an endpoint didn't take is sent again with the same id, and nothing that it took."""
     up = asyncio.Event()
     async with receiving(tmp_path) as receiver:
         receiver.answer = lambda message: 200 if up.is_set() or message.data["data"]["order"] == "taken" else 500
@@ -323,7 +313,6 @@ async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypa
 
 
 async def test_too_many_waiting_events_become_a_gap(tmp_path: Path) -> None:
-    """The oldest are given up, and the endpoint receives a control message instead."""
     async with delivering(tmp_path, retry_delay=in_an_hour) as (world, receiver):
         receiver.answer = lambda message: 200 if "type" in message.data else 503
         await world.client().subscribe(receiver.url(), receiver.secret())
@@ -338,7 +327,6 @@ async def test_too_many_waiting_events_become_a_gap(tmp_path: Path) -> None:
 
 
 async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> None:
-    """The event type got a scope that its principal doesn't have: the endpoint is informed, and nothing is left."""
     async with receiving(tmp_path) as receiver:
         options: dict[str, Any] = {
             "private_callbacks": True,
@@ -384,7 +372,6 @@ async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
 async def test_slow_endpoints_of_one_principal_leave_room_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many hosts and subscriptions it has."""
     monkeypatch.setattr("millstream.extensions.events._webhook.SECONDS", 20 * WAIT)
     async with AsyncExitStack() as stack:
         receiver, *slow = [await stack.enter_async_context(receiving(tmp_path)) for _ in range(4)]
@@ -409,7 +396,6 @@ async def test_slow_endpoints_of_one_principal_leave_room_for_others(
 
 @for_each("granted", [True, False])
 async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, granted: bool) -> None:
-    """At the server's own issuer: by the grant that a person gave, or a token that a program has for itself."""
     async with receiving(tmp_path) as receiver:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
@@ -448,7 +434,6 @@ async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str,
 
 
 async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
-    """Without a principal, any caller could end the subscription of another one."""
     async with receiving(tmp_path) as receiver:
         open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
         open_shop.event("order.paid")(OrderPaid)
@@ -534,7 +519,6 @@ async def _pay_on_both(client: SepClient) -> set[int]:
 
 @pytest.mark.server
 async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
-    """Whichever publishes, and whichever has the lease."""
     async with _two_workers(tmp_path) as (receiver, client):
         await client.subscribe(receiver.url(), receiver.secret())
         await _pay_on_both(client)
@@ -549,7 +533,6 @@ async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.nightly
 async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
-    """Both at once, after a first attempt that failed: the next worker sends each event, with the same id."""
     async with _two_workers(tmp_path) as (receiver, client):
         receiver.answer = lambda message: 500
         await client.subscribe(receiver.url(), receiver.secret(), ttlMs=600_000)
@@ -566,7 +549,6 @@ async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 async def test_ten_thousand_subscriptions_receive_an_event(tmp_path: Path) -> None:
-    """A hundred of each of a hundred customers, at one endpoint: each once, and every message signed."""
     names = [f"customer{number}" for number in range(100)]
     async with delivering(tmp_path, customers=names) as (world, receiver):
         url, secret = receiver.url(), receiver.secret()

@@ -27,7 +27,6 @@ def gateway(target: Any, store: str = "", **options: Any) -> Server:
 
 
 async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> None:
-    """A call says so at once, and works again when the upstream is back."""
     store = f"sqlite:///{tmp_path / 'gateway.db'}"
     port = free_port()
     with serving(millstream(str(SHOP), port), port, tmp_path / "first"):
@@ -61,7 +60,6 @@ async def _ready(mcp: Server) -> str:
 
 
 async def test_lists_follow_the_upstream() -> None:
-    """Clients of both eras hear of it, with and without a subscription at the upstream."""
     upstream = library()
     for revision in ("2025-11-25", "2026-07-28"):
         async with (

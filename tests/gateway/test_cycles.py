@@ -24,7 +24,6 @@ def gateway(folder: Path, name: str, **urls: str) -> str:
 
 
 async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
-    """One of the two takes the other out of what it offers, and says so; calls don't go round."""
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
     first, second = gateway(tmp_path, "one", two=urls[1]), gateway(tmp_path, "two", one=urls[0])

@@ -110,7 +110,6 @@ async def test_instructions_are_pinned_like_definitions() -> None:
 
 
 async def test_api_schemas_are_bounded() -> None:
-    """Each schema has copies of the definitions that it refers to."""
     large = {
         "type": "object",
         "properties": {"x": {"$ref": "#/components/schemas/Large"}},

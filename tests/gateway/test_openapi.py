@@ -184,7 +184,6 @@ def shop() -> FastAPI:
 
 
 async def test_fastapi_applications_become_servers() -> None:
-    """Its operations run in this process, and its types are the schemas."""
     mcp = Server.from_fastapi(shop(), names={"add_books__shelf__post": "add"})
     assert mcp.name == "Shop"
     async with Client(mcp, timeout=WAIT) as client:
@@ -198,7 +197,6 @@ async def test_fastapi_applications_become_servers() -> None:
 
 @pytest.mark.parametrize("shelf", ["..", ".", ""])
 async def test_path_traversal_values_reach_no_operation(shelf: str) -> None:
-    """A model that is talked into `..` must not reach an operation that isn't offered."""
     asked: list[str] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:
@@ -218,7 +216,6 @@ async def test_path_traversal_values_reach_no_operation(shelf: str) -> None:
 
 
 async def test_unreachable_api_is_one_sentence() -> None:
-    """The client's own error, without a traceback for the model."""
     http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
     mcp = Server.from_openapi(shop().openapi(), http)
     async with Client(mcp, timeout=WAIT) as client:
@@ -236,14 +233,11 @@ async def test_unreachable_api_is_one_sentence() -> None:
     ],
 )
 def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
-    """The line that makes the server is the one to correct."""
     with pytest.raises(ValueError, match=says):
         Server.from_openapi(spec)
 
 
 async def test_function_selects_the_kind_of_each_operation() -> None:
-    """`choose` gets each operation; None keeps its kind."""
-
     def choose(operation: Any, kind: RouteKind) -> RouteKind | None:
         return RouteKind.EXCLUDE if operation.path.startswith("/secret") else None
 
@@ -325,7 +319,6 @@ LIST = {"type": "array", "items": {"type": "string"}}
 async def test_query_values_follow_the_style_of_the_document(
     how: dict[str, Any], value: Any, query: list[tuple[str, str]]
 ) -> None:
-    """OpenAPI 3.1, Style Values: `form` explodes unless the document says otherwise, and the others don't."""
     parameter = {"name": "at", "in": "query", "schema": LIST if isinstance(value, list) else {"type": "object"}, **how}
     operation = {"operationId": "find", "parameters": [parameter], "responses": {}}
     spec = {"openapi": "3.1.0", "paths": {"/books": {"get": operation}}}
@@ -344,7 +337,6 @@ async def test_query_values_follow_the_style_of_the_document(
 async def test_multipart_lists_follow_their_encoding(
     encoding: dict[str, Any], value: list[str], parts: list[str]
 ) -> None:
-    """OpenAPI 3.1, Encoding Object; an empty list is a part, too, or the body would have no parts and no type."""
     schema = {"type": "object", "properties": {"tags": LIST}}
     spec = taking(schema, "multipart/form-data", about={"encoding": {"tags": encoding}})
     request = await asked_by(spec, tags=value)
@@ -371,7 +363,6 @@ async def test_multipart_lists_follow_their_encoding(
 async def test_bodies_without_fields_are_one_argument(
     spec: dict[str, Any], arguments: dict[str, Any], body: bytes
 ) -> None:
-    """Its title, also behind a reference, or `body`; text is sent as text."""
     request = await asked_by(spec, **arguments)
     assert request.content == body
     (media,) = spec["paths"]["/books"]["post"]["requestBody"]["content"]
@@ -379,7 +370,6 @@ async def test_bodies_without_fields_are_one_argument(
 
 
 async def test_nested_composed_fields_reach_the_body() -> None:
-    """An object may be put together of others, which repeat and lead back to it; a kind's own fields are optional."""
     schemas: dict[str, Any] = {
         "Item": {"properties": {"id": {"type": "string"}}, "required": ["id"]},
         "Book": {
@@ -426,7 +416,6 @@ async def test_output_schema_omits_write_only_members() -> None:
 
 @pytest.mark.parametrize("ids", [["find__a", "find__b", "find_2"], ["find_2", "find__a", "find__b"]])
 async def test_operation_names_are_unique(ids: list[str]) -> None:
-    """A number after a name may be another operation's name."""
     paths = {f"/{each}": {"get": {"operationId": each, "responses": {}}} for each in ids}
     mcp = Server.from_openapi(
         {"openapi": "3.1.0", "paths": paths}, httpx2.AsyncClient(base_url="http://shop", timeout=WAIT)

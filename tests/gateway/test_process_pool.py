@@ -102,7 +102,6 @@ async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -
 
 
 async def test_sessions_share_processes_within_the_limits(shell: Command) -> None:
-    """200 sessions of 5 upstreams: idle processes make room for others, and none is left."""
     others = children()
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
         upstreams = [pool.add(f"files{number}", shell, limit=4) for number in range(5)]
@@ -123,7 +122,6 @@ async def test_sessions_share_processes_within_the_limits(shell: Command) -> Non
 
 
 async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
-    """A process of one upstream makes room for a process of another one."""
     async with asyncio.timeout(WAIT), open_pool(limit=2, min_idle_seconds=0) as pool:
         upstreams = [pool.add(name, shell) for name in "abc"]
         async with contextlib.AsyncExitStack() as clients:
@@ -134,7 +132,6 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
 
 
 async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection that finds no room says which option helps."""
     monkeypatch.setattr("millstream.gateway._processes._WAIT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
         upstream = pool.add("files", shell, limit=1)
@@ -168,7 +165,6 @@ async def test_idle_processes_end_and_come_back(shell: Command) -> None:
 
 
 async def test_spare_processes_serve_the_next_connections(shell: Command) -> None:
-    """One is started for each that is taken."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, spares=2, limit=3)
         upstream.warm_up()
@@ -184,7 +180,6 @@ async def test_spare_processes_serve_the_next_connections(shell: Command) -> Non
 
 
 async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> None:
-    """The delay grows, the error says why, and another key doesn't wait."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("printer", shell)
         async with Client(upstream.target("a")) as client:
@@ -207,7 +202,6 @@ async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> Non
 
 
 async def test_hung_processes_are_replaced(shell: Command) -> None:
-    """Requests that were given up and a long silence mark it."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, timeout=WAIT)
         async with Client(upstream.target()) as client:
@@ -225,7 +219,6 @@ async def test_hung_processes_are_replaced(shell: Command) -> None:
 
 
 async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
-    """Calls that are given up before they are written never fill the buffer."""
     path = tmp_path / "deaf.sh"
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', "*hang*) sleep 1000 ;;"))
     async with asyncio.timeout(WAIT), open_pool() as pool:
@@ -265,7 +258,6 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
 
 
 async def test_notification_floods_are_read_slowly(tmp_path: Path) -> None:
-    """It doesn't stop calls to other processes, or to this one."""
     path = tmp_path / "loud.sh"
     flood = '*flood*) yes \'{"jsonrpc":"2.0","method":"notifications/x"}\' & continue ;;'
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', flood))
@@ -286,7 +278,6 @@ async def test_notification_floods_are_read_slowly(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
 async def test_process_memory_is_limited() -> None:
-    """The allocation fails inside of the process, and the rest of the gateway goes on."""
     program = """
         import json, sys
         for line in sys.stdin:
@@ -305,7 +296,6 @@ async def test_process_memory_is_limited() -> None:
 
 
 def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
-    """Neither servers that ignore the end of their input and SIGTERM, nor what they have started."""
     (tmp_path / "deaf.sh").write_text(
         "trap '' TERM\n"
         + textwrap.dedent(SHELL)
@@ -342,7 +332,6 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
 
 
 async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> None:
-    """It guards the processes that run already."""
     others = children()
     async with asyncio.timeout(WAIT), open_pool() as pool, Client(pool.add("files", shell).target()) as client:
         server = int((await client.call("pid")).text)

@@ -25,7 +25,6 @@ mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"]
 
 
 def test_worker_counts_are_summed(tmp_path: Path) -> None:
-    """Each worker has a process of its own."""
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
     command = millstream(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
@@ -42,7 +41,6 @@ def test_worker_counts_are_summed(tmp_path: Path) -> None:
 
 
 def test_worst_state_wins() -> None:
-    """An upstream that one worker can't reach is down."""
     one: dict[str, Any] = {
         "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,
         "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,

@@ -291,7 +291,7 @@ async def test_endless_questions_end_with_an_error() -> None:
                 assert (await request(client))["isError"]
             assert len(person.asked) == 3
             async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
-                with pytest.raises(Failure, match="Gave up after 3 rounds"):
+                with pytest.raises(Failure, match="Stopped after 3 rounds"):
                     await request(client)
             assert len(person.asked) == 6
 
@@ -351,7 +351,6 @@ async def test_responses_with_unknown_ids_end_only_their_connection() -> None:
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Calls of one session have the same person to ask. Calls without a session may not."""
     answers: list[Json] = []
     answered = asyncio.Event()
     running: list[Json] = []

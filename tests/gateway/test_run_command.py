@@ -19,7 +19,6 @@ COMMAND = f"{sys.executable} -m millstream run {SHOP} --transport stdio"
 
 
 async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
-    """Two gateways, one behind the other."""
     port = free_port()
     with serving(millstream(COMMAND, port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}/mcp"
@@ -49,7 +48,6 @@ def test_invalid_targets_are_refused_in_one_sentence(target: str, said: str) -> 
 
 
 async def test_how_to_files_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of its servers is down, which only its own tools tell."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(ROOT)
     for target, own in (

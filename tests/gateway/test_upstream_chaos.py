@@ -28,7 +28,6 @@ KILLS = 3
 
 
 async def test_misbehaving_upstreams_do_not_harm_others(tmp_path: Path) -> None:
-    """One is killed again and again, others hang, flood, lie about schemas, and change: no call elsewhere fails."""
     report = UpstreamReport()
 
     def is_enough() -> bool:
@@ -73,14 +72,12 @@ async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[
 
 
 async def test_sessions_leave_no_processes_behind_at_the_end() -> None:
-    """200 sessions of 5 upstreams have 4 shared processes, those of 3 sessions, one for lists, and the watchdog."""
     (used,) = await serve_sessions(sessions=200, upstreams=5, rounds=1)
     assert used[0] <= 4 + 4 + 1
 
 
 @pytest.mark.nightly
 async def test_processes_and_memory_stay_flat_for_a_thousand_sessions() -> None:
-    """1,000 sessions of 20 upstreams, again and again: an hour in `make nightly`."""
     end = time.monotonic() + float(os.environ.get("SESSION_MINUTES", "10")) * 60
     first = await serve_sessions(sessions=1000, upstreams=20, rounds=2)
     gc.collect()

@@ -173,7 +173,7 @@ async def test_invalid_messages_are_rejected_and_the_next_arrives(kind: str, cap
         await bus.send("x" * 400_000)
         await bus.send("good")
         assert await data_of(server, "orders.7", 1) == ["good"]
-    lines = [each.getMessage() for each in caplog.records if "was rejected" in each.getMessage()]
+    lines = [each.getMessage() for each in caplog.records if "Rejected a message" in each.getMessage()]
     assert len(lines) == 2
     assert max(map(len, lines)) < 500
 
@@ -259,7 +259,7 @@ async def test_kafka_channels_come_from_keys_or_topics(
         await broker.publish("refused", topic="orders", key=b"a.b")
         assert await data_of(server, "orders.7", 1) == ['{"n":1}']
         assert await data_of(server, "stock.books", 1) == ["low"]
-    assert any("has a dot" in each.getMessage() for each in caplog.records)
+    assert any("contains a dot" in each.getMessage() for each in caplog.records)
 
 
 async def test_events_reach_kafka_topics() -> None:
@@ -310,17 +310,17 @@ def test_bridge_names_are_checked_at_declaration() -> None:
     hub = Server("shop", serve="hub").hub
     kafka, nats, redis = KafkaBroker(), NatsBroker(), RedisBroker()
     for declare, message in (
-        (lambda: hub.from_bus(object(), "orders", to="orders"), "not by an object of"),
+        (lambda: hub.from_bus(object(), "orders", to="orders"), "must be a broker"),
         (lambda: hub.from_bus(kafka, "orders", to="orders.{id}"), "not {id}"),
         (lambda: hub.from_bus(kafka, "orders", to="orders.{key!r}"), "not {key}"),
-        (lambda: hub.from_bus(kafka, "orders", to="orders.{"), "isn't a name"),
+        (lambda: hub.from_bus(kafka, "orders", to="orders.{"), "isn't a valid name"),
         (lambda: hub.from_bus(redis, "orders", to="orders.{key}"), "needs a wildcard"),
-        (lambda: hub.from_bus(kafka, "orders.>.x", to="orders"), "stands at the end"),
-        (lambda: hub.from_bus(kafka, "orders", to="$client.{key}"), "may not publish"),
-        (lambda: hub.from_bus(kafka, "orders", to="*.{key}"), "for subscriptions only"),
+        (lambda: hub.from_bus(kafka, "orders.>.x", to="orders"), "must be at the end"),
+        (lambda: hub.from_bus(kafka, "orders", to="$client.{key}"), "aren't allowed to publish"),
+        (lambda: hub.from_bus(kafka, "orders", to="*.{key}"), "allowed only in subscriptions"),
         (lambda: hub.from_bus(nats, "orders.*", to="orders.{key}"), 'stream="ORDERS"'),
         (lambda: hub.from_bus(redis, "orders.*", to="orders.{key}"), "no wildcards"),
-        (lambda: hub.to_bus(kafka, "$presence.*", to="seen"), "belong to the hub"),
+        (lambda: hub.to_bus(kafka, "$presence.*", to="seen"), "are reserved for the hub"),
         (lambda: hub.to_bus(kafka, "paid", to="paid.{key}"), "needs a wildcard"),
     ):
         with pytest.raises((ValueError, TypeError, Forbidden), match=re.escape(message)):
@@ -331,7 +331,7 @@ def test_circular_bridges_are_refused() -> None:
     hub, broker = Server("shop", serve="hub").hub, KafkaBroker()
     hub.from_bus(broker, "orders.*", to="orders.{key}")
     hub.to_bus(broker, "paid.*", to="paid.{key}")
-    with pytest.raises(ValueError, match="would come twice"):
+    with pytest.raises(ValueError, match="would loop"):
         hub.to_bus(broker, "orders.>", to="{channel}")
 
 
@@ -344,7 +344,7 @@ def test_logging_of_invalid_messages_is_limited(caplog: pytest.LogCaptureFixture
     limit.log("%r: %s", "orders", "again")
     lines = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert len(lines) == 22
-    assert lines[20] == "980 further lines about 'orders' were left out."
+    assert lines[20] == "Omitted 980 more lines about 'orders'."
     assert max(map(len, lines)) < 400
 
 

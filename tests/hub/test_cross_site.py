@@ -26,7 +26,7 @@ async def first_events(peer: Any, count: int) -> bytes:
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes) -> None:
-    """Fixed defect: the browser of Alice, on a page that names her stream, took her messages and threw them away."""
+    """Regression: another site could embed a user's stream and so consume that user's messages."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")
@@ -44,7 +44,7 @@ async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: bytes) -> None:
-    """Fixed defect: it was told as the arrival of a member whom the page made up."""
+    """Regression: it was announced as a member with an id chosen by the page."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         watcher = await running.connect()
@@ -62,7 +62,6 @@ async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: byt
 
 @WAYS
 async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
-    """What is refused is a request of another site that names no Origin, as images, frames and links do."""
     settings = Settings(key=KEY, allowed_origins=("https://app.example",))
     server = Server("hub", version="1", settings=settings, serve=("hub",))
     heads = (
@@ -82,7 +81,6 @@ async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
 
 @WAYS
 async def test_refused_streams_have_no_effect(lane: bool) -> None:
-    """Everything that can be refused is refused before the hub is told of anybody: here an unwanted content type."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")

@@ -12,7 +12,6 @@ from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
 
 
 async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
-    """Interface of `Hub.publish`."""
     async with running() as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "héllo\nthere")
@@ -23,7 +22,6 @@ async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
 
 
 async def test_publish_returns_id_and_local_subscriber_count() -> None:
-    """Interface of `PublishResult`."""
     async with running() as hub:
         one, _ = await listen(hub, "a"), await listen(hub, "a.>", "a")
         published = await hub.publish("a", "1")
@@ -33,7 +31,6 @@ async def test_publish_returns_id_and_local_subscriber_count() -> None:
 
 
 async def test_overlapping_channels_deliver_an_event_once() -> None:
-    """Our choice: every broadcast exactly once."""
     async with running() as hub:
         outlet = await listen(hub, "a.b", "a.*", "a.>", ">", "a.b")
         await hub.publish("a.b", "once")
@@ -54,7 +51,6 @@ async def test_subscribers_receive_events_in_order() -> None:
 
 
 async def test_subscriptions_start_and_stop_delivery() -> None:
-    """Plans are remembered for each channel; they follow the audience."""
     async with running() as hub:
         first = await listen(hub)
         wild = await listen(hub, "*")
@@ -68,7 +64,7 @@ async def test_subscriptions_start_and_stop_delivery() -> None:
 
 
 async def test_events_are_encoded_once_per_transport() -> None:
-    """Our choice: encode once, write the same bytes to all."""
+    """Encode once, write the same bytes to all."""
     encoded: list[Event] = []
 
     def encode(event: Event) -> bytes:
@@ -88,7 +84,6 @@ async def test_events_are_encoded_once_per_transport() -> None:
 
 
 async def test_slow_subscribers_are_cut_and_can_resume() -> None:
-    """Our choice: a slow one is cut with a named reason."""
     async with running(max_buffered=1000) as hub:
         good, slow = await listen(hub), Outlet(takes=False)
         await hub.subscribe(["broadcast"], slow, encode=encode_line)
@@ -104,7 +99,6 @@ async def test_slow_subscribers_are_cut_and_can_resume() -> None:
 
 
 async def test_duplicate_event_ids_are_delivered_once() -> None:
-    """A publisher that got no answer tries again, perhaps at another worker, and perhaps at both at once."""
     clock, store = Clock(), MemoryStore()
     async with running(store, clock=clock) as hub, running(store, clock=clock) as other:
         outlets = [await listen(hub), await listen(other), await listen(hub, ">")]
@@ -124,7 +118,6 @@ async def test_duplicate_event_ids_are_delivered_once() -> None:
 
 
 async def test_subscribers_are_capped_per_address_and_channel() -> None:
-    """Our choice: caps, and MAX_CONNECTIONS."""
     async with running(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
         first = await listen(hub, "a", address="1")
         await listen(hub, "a", address="1")
@@ -142,7 +135,7 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
 
 
 async def test_ipv6_networks_share_one_cap() -> None:
-    """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
+    """Regression: a customer has 2**64 addresses, and the cap applied to each."""
     async with running(max_connections_per_address=2) as hub:
         first = await listen(hub, "a", address="2001:db8::1")
         await listen(hub, "a", address="2001:DB8:0::2")
@@ -154,7 +147,7 @@ async def test_ipv6_networks_share_one_cap() -> None:
 
 
 async def test_permission_hook_applies_to_channels_and_patterns() -> None:
-    """Our choice: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
+    """Per-channel authorization. A pattern must not reach what its holder may not hear by name."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return not channel.startswith("secret") and (action, channel) != ("publish", "news")
@@ -176,14 +169,12 @@ async def test_permission_hook_applies_to_channels_and_patterns() -> None:
 
 @for_each("channel", ["$client.me", "$client", "$client.*", "$client.>"])
 async def test_client_channels_cannot_be_subscribed(channel: str) -> None:
-    """Our choice: only `receive` opens a mailbox."""
     async with running() as hub:
         with pytest.raises(Forbidden):
             await listen(hub, channel)
 
 
 async def test_clients_cannot_publish_to_hub_channels() -> None:
-    """Our choice: joins and leaves cannot be made up."""
     async with running() as hub:
         for channel in ("$presence.chat", "$client.me"):
             with pytest.raises(Forbidden):
@@ -191,11 +182,11 @@ async def test_clients_cannot_publish_to_hub_channels() -> None:
 
 
 async def test_program_cannot_publish_to_hub_channels() -> None:
-    """Fixed defect: a tool's argument reached another client's stream. `send` is the way there."""
+    """Regression: a tool argument could reach another client's stream. Use `send` for that."""
     async with running() as hub:
         victim, watcher = await receive(hub, "victim"), await listen(hub, "$presence.room")
         for channel in ("$presence.room", "$client.victim", "$anything"):
-            with pytest.raises(Forbidden, match="You may not publish"):
+            with pytest.raises(Forbidden, match="You aren't allowed to publish"):
                 await hub.publish(channel, "forged")
         await hub.send("victim", "true")
         assert (victim.data, watcher.data) == (["true"], [])
@@ -206,15 +197,15 @@ async def test_program_cannot_publish_to_hub_channels() -> None:
     [
         ({"event": "a\r\nb"}, "event name"),
         ({"event": ""}, "event name"),
-        ({"event": "gap"}, "belongs to the hub"),
+        ({"event": "gap"}, "is reserved for the hub"),
         ({"id": "a\nb"}, "event id"),
         ({"id": "a\0"}, "event id"),
-        ({"id": "here.12"}, "made by the hub"),
+        ({"id": "here.12"}, "reserved for the hub"),
         ({"channel": "a.*"}, "wildcard"),
     ],
 )
 async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str], message: str) -> None:
-    """Our choice: an event with CR/LF in id or name; and an id that a resume would take for a place."""
+    """An event with CR/LF in id or name; and an id that a resume would take for a place."""
     async with running(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
         with pytest.raises(InvalidName, match=message):
@@ -223,7 +214,6 @@ async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str],
 
 
 async def test_oversized_events_are_refused() -> None:
-    """One of those would cut every subscriber."""
     async with running(max_event=10) as hub:
         await hub.publish("broadcast", "x" * 10)
         with pytest.raises(EventTooLarge):
@@ -231,7 +221,6 @@ async def test_oversized_events_are_refused() -> None:
 
 
 async def test_subscriptions_need_a_bounded_number_of_channels() -> None:
-    """Each costs a look-up; a subscription needs one."""
     async with running(max_channels_per_subscriber=2) as hub:
         for channels in ([], ["a", "b", "c"]):
             with pytest.raises(InvalidName):
@@ -239,7 +228,6 @@ async def test_subscriptions_need_a_bounded_number_of_channels() -> None:
 
 
 async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:
-    """Otherwise sockets take nothing meanwhile and every subscriber looks slow."""
     async with running() as hub:
         turned = False
 
@@ -265,7 +253,6 @@ async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> Non
 
 
 async def test_closed_outlets_are_not_subscribed() -> None:
-    """The peer may leave while its request is looked at."""
     async with running() as hub:
         outlet = Outlet()
         outlet.close()
@@ -275,7 +262,6 @@ async def test_closed_outlets_are_not_subscribed() -> None:
 
 
 async def test_counters_match_deliveries() -> None:
-    """Interface of `HubStats`."""
     async with running() as hub:
         await listen(hub)
         await listen(hub)
@@ -285,7 +271,6 @@ async def test_counters_match_deliveries() -> None:
 
 
 async def test_subscribers_are_counted_by_transport() -> None:
-    """The metric `hub_streams_active` by transport."""
     async with running() as hub:
         events, socket = Outlet(), Outlet()
         await hub.subscribe(("a",), events, encode=encode_line, transport="events")
@@ -296,7 +281,6 @@ async def test_subscribers_are_counted_by_transport() -> None:
 
 
 async def test_unsent_bytes_of_subscribers_are_reported() -> None:
-    """The metric `hub_send_queue_bytes`."""
     async with running() as hub:
         idle, busy = Outlet(takes=False), Outlet()
         for outlet in (idle, busy):

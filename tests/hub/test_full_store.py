@@ -12,7 +12,7 @@ def full(clock: Clock) -> MemoryStore:
 
 
 async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> None:
-    """Fixed defect: the log forgot the journal between a publication and its delivery."""
+    """Regression: the log forgot the journal between a publication and its delivery."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:
@@ -27,7 +27,7 @@ async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> Non
 
 
 async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
-    """Fixed defect: a flood on one channel wiped what every other one had kept."""
+    """Regression: a flood on one channel deleted the history of all others."""
     clock = Clock()
     async with running(full(clock), clock=clock) as hub:
         await hub.send("bob", "hello")
@@ -40,7 +40,6 @@ async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
 
 
 async def test_resume_from_a_full_store_reports_a_gap() -> None:
-    """Our choice: what is gone is told, whatever made it go."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:
@@ -56,7 +55,7 @@ async def test_resume_from_a_full_store_reports_a_gap() -> None:
 
 
 async def test_large_calls_and_events_do_not_evict_mailboxes() -> None:
-    """Fixed defect: one call's resumable stream could drive out a mailbox."""
+    """Regression: the resumable stream of one call could evict a mailbox."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:

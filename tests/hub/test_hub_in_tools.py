@@ -44,7 +44,7 @@ async def call(wire: Wire, name: str, **arguments: Any) -> Any:
 
 
 async def test_def_tools_publish_synchronously(wire: Wire) -> None:
-    """Fixed defect: `ctx.hub.publish` of a `def` tool gave a coroutine that nobody awaited, and said nothing."""
+    """Regression: `ctx.hub.publish` in a `def` tool returned a coroutine that was never awaited."""
     result = (await call(wire, "shout", channel="chat", text="hello"))["structuredContent"]
     assert result["held"] == ["HELLO"]
     assert result["here"] == []
@@ -59,15 +59,14 @@ async def test_def_tools_publish_synchronously(wire: Wire) -> None:
     ("channel", "text", "message"),
     [
         ("a b", "x", "channel"),
-        ("$client.victim", "x", "You may not publish to channel '$client.victim'."),
-        ("chat", "x" * 300_000, "An event takes 262144 bytes, not 300000."),
+        ("$client.victim", "x", "You aren't allowed to publish to channel '$client.victim'."),
+        ("chat", "x" * 300_000, "An event must have at most 262144 bytes, not 300000."),
     ],
     ids=["name", "forbidden", "large"],
 )
 async def test_hub_refusals_are_reported_to_the_caller(
     wire: Wire, name: str, channel: str, text: str, message: str
 ) -> None:
-    """Our choice: each bad input is a clear error. Fixed defect: it was an internal error with an incident."""
     result = await call(wire, name, channel=channel, text=text)
     assert result["isError"] is True
     assert message in result["content"][0]["text"]

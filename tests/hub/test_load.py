@@ -47,7 +47,7 @@ async def end(outlets: list[UnreadOutlet], tasks: list[asyncio.Task[Any]]) -> No
 
 @pytest.mark.many
 async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
-    """Fixed defect: each held the whole history decoded, so 200 of them took 7 GiB."""
+    """Regression: each subscriber held the decoded history, so 200 of them used 7 GiB."""
     async with running(MemoryStore(), journal=300) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(1_200):
@@ -65,7 +65,6 @@ async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
 
 
 async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
-    """A bound for all of them together, not only for each."""
     async with running(MemoryStore(), max_unread=2 * MIB) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(100):
@@ -80,7 +79,6 @@ async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
 
 
 async def test_total_backlog_cuts_the_furthest_behind() -> None:
-    """The bound of one subscriber times their number isn't a bound."""
     async with running(max_unread=200_000, max_buffered=100_000) as hub:
         slow, good = [Outlet(takes=False) for _ in range(20)], await listen(hub, "a", "b")
         for number, outlet in enumerate(slow):
@@ -95,7 +93,7 @@ async def test_total_backlog_cuts_the_furthest_behind() -> None:
 
 
 async def test_invented_event_ids_search_the_journal_once() -> None:
-    """Fixed defect: each of them read the whole journal, so 95 requests a second took a core."""
+    """Regression: each one read the whole journal, so 95 requests a second used a core."""
     store: Any = DistantStore(lambda: 0, MemoryStore())
     async with running(store) as hub:
         for number in range(5_000):
@@ -117,7 +115,7 @@ async def test_invented_event_ids_search_the_journal_once() -> None:
 
 
 async def test_publish_cost_is_independent_of_unrelated_patterns() -> None:
-    """Fixed defect: the first publication on each channel tried every wildcard subscription."""
+    """Regression: the first publication on each channel tried every wildcard subscription."""
     async with running() as hub:
         for number in range(2_000):
             await listen(hub, f"room{number}.*.>", f"*.side{number}")

@@ -16,7 +16,7 @@ from millstream.hub import Hub, HubLimits, InvalidName
 
 
 async def test_mailbox_messages_wait_for_an_absent_client() -> None:
-    """Our choice: a mailbox keeps messages for a client that is offline."""
+    """A mailbox keeps messages for a client that is offline."""
     async with running() as hub:
         for number in range(3):
             assert (await hub.send("me", f"{number}", event="progress")).subscribers == 0
@@ -28,7 +28,6 @@ async def test_mailbox_messages_wait_for_an_absent_client() -> None:
 
 
 async def test_mailbox_messages_are_not_repeated() -> None:
-    """Our choice: none twice."""
     async with running() as hub:
         await hub.send("me", "1")
         outlet = await receive(hub, "me")
@@ -41,7 +40,6 @@ async def test_mailbox_messages_are_not_repeated() -> None:
 
 
 async def test_lost_mailbox_messages_are_resumed_by_id() -> None:
-    """The client knows better than the server what it got."""
     async with running() as hub:
         outlet = await receive(hub, "me")
         await hub.send("me", "1")
@@ -54,7 +52,6 @@ async def test_lost_mailbox_messages_are_resumed_by_id() -> None:
 
 
 async def test_two_connections_of_a_client_both_receive_messages() -> None:
-    """A page may be open twice."""
     async with running() as hub:
         one, two = await receive(hub, "me"), await receive(hub, "me")
         await hub.send("me", "1")
@@ -65,7 +62,6 @@ async def test_two_connections_of_a_client_both_receive_messages() -> None:
 
 
 async def test_mailbox_count_is_bounded_with_a_gap() -> None:
-    """Our choice: bounded by count."""
     async with running(mailbox=3) as hub:
         for number in range(3):
             await hub.send("me", str(number))
@@ -80,7 +76,6 @@ async def test_mailbox_count_is_bounded_with_a_gap() -> None:
 
 
 async def test_mailbox_age_is_bounded() -> None:
-    """Our choice: bounded by age."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
         await hub.send("me", "old")
@@ -109,7 +104,6 @@ async def test_mailboxes_are_private() -> None:
 
 @for_each("client_id", ["", "a b", "a\nb", "*", ">"])
 async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id: str) -> None:
-    """Our choice: a client id with control characters."""
     async with running() as hub:
         with pytest.raises(InvalidName):
             await hub.send(client_id, "x")
@@ -118,7 +112,6 @@ async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id:
 
 
 async def test_mailbox_cursor_survives_a_worker_stop() -> None:
-    """Any worker serves any client."""
     store = MemoryStore()
     async with running(store) as one:
         outlet = await receive(one, "me")
@@ -130,7 +123,7 @@ async def test_mailbox_cursor_survives_a_worker_stop() -> None:
 
 
 async def test_mailbox_cursor_survives_a_worker_crash() -> None:
-    """Fixed defect: the place was up to ten seconds old, and all that was written meanwhile came again."""
+    """Regression: the saved position was up to ten seconds old, so messages since then were repeated."""
     store = MemoryStore()
     async with running(store) as one, running(store) as two:
         await receive(one, "me")
@@ -142,7 +135,6 @@ async def test_mailbox_cursor_survives_a_worker_crash() -> None:
 
 @for_each("seed", range(6))
 async def test_mailbox_follows_a_client_across_workers(seed: int) -> None:
-    """Our choice: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
@@ -226,7 +218,6 @@ class Mailbox(RuleBasedStateMachine):
 
 @pytest.mark.many
 def test_reconnecting_client_gets_each_message_once() -> None:
-    """Our choice: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Mailbox, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

@@ -15,7 +15,7 @@ def no_secrets(principal: Any, action: str, channel: str) -> bool:
 
 
 async def test_presence_follows_channel_permission() -> None:
-    """Fixed defect: the hook was asked about `$presence.secret.a`, a text that no hook expects."""
+    """Regression: the hook was called with `$presence.secret.a`, which hooks don't expect."""
     async with running(authorize=no_secrets) as hub:
         for channel in ("secret.a", "$presence.secret.a", "$presence.secret.*"):
             with pytest.raises(Forbidden):
@@ -28,8 +28,6 @@ async def test_presence_follows_channel_permission() -> None:
 
 
 async def test_presence_patterns_follow_channel_permission() -> None:
-    """The hook is asked again about each channel that a pattern reaches, without the hub's prefix."""
-
     def authorize(principal: Any, action: str, channel: str) -> bool:
         asked.append(channel)
         return channel != "secret" or len(asked) == 2  # the member itself may enter
@@ -43,7 +41,7 @@ async def test_presence_patterns_follow_channel_permission() -> None:
 
 
 async def test_failing_permission_hook_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Fixed defect: it broke sockets, and one listener's question failed everybody's publications."""
+    """Regression: a failing hook broke sockets, and one listener's failure broke all publications."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         if channel.startswith("boom"):

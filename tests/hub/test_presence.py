@@ -17,7 +17,6 @@ async def names(hub: Hub, channel: str = "chat") -> list[str]:
 
 
 async def test_clients_with_an_id_are_present_until_they_leave() -> None:
-    """Our choice: presence, join and leave events."""
     clock = Clock()
     async with running(clock=clock) as hub:
         watcher = await listen(hub, "$presence.chat")
@@ -41,7 +40,6 @@ async def test_clients_with_an_id_are_present_until_they_leave() -> None:
 
 
 async def test_presence_counts_a_client_once() -> None:
-    """A page may be open twice."""
     async with running() as hub:
         watcher = await listen(hub, "$presence.chat")
         one = await listen(hub, "chat", client_id="ann")
@@ -56,7 +54,7 @@ async def test_presence_counts_a_client_once() -> None:
 
 
 async def test_leave_event_matches_the_join_event() -> None:
-    """Fixed defect: `leave` had the name and `since` of the last connection, `join` those of the first."""
+    """Regression: `leave` had the data of the last connection, `join` that of the first."""
     clock, store = Clock(), MemoryStore()
     async with running(store, clock=clock) as one, running(beside(store), clock=clock) as two:
         watcher = await listen(two, "$presence.chat")
@@ -79,7 +77,6 @@ async def test_leave_event_matches_the_join_event() -> None:
 
 
 async def test_patterns_and_hub_channels_have_no_presence() -> None:
-    """Who watches the presence is not shown there."""
     async with running() as hub:
         await listen(hub, "$presence.chat", "chat.*", client_id="ann")
         assert await names(hub, "$presence.chat") == []
@@ -88,7 +85,6 @@ async def test_patterns_and_hub_channels_have_no_presence() -> None:
 
 
 async def test_presence_keys_of_channels_do_not_collide() -> None:
-    """A key is found by its beginning."""
     async with running() as hub:
         await listen(hub, "chat", client_id="ann")
         await listen(hub, "chat.1", client_id="bob")
@@ -97,7 +93,6 @@ async def test_presence_keys_of_channels_do_not_collide() -> None:
 
 
 async def test_client_on_two_workers_joins_and_leaves_once() -> None:
-    """Presence is one for all workers."""
     store = MemoryStore()
     async with running(store) as one, running(beside(store)) as two:
         watcher = await listen(one, "$presence.chat")
@@ -137,7 +132,6 @@ async def test_presence_of_a_dead_worker_expires() -> None:
 
 
 async def test_stopping_worker_removes_its_presence() -> None:
-    """A clean shutdown leaves nothing to expire."""
     store = MemoryStore()
     async with running(store) as one:
         watcher = await listen(one, "$presence.chat")
@@ -150,7 +144,7 @@ async def test_stopping_worker_removes_its_presence() -> None:
 
 
 async def test_closing_the_hub_does_not_wait_for_presence_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: nobody listened there any more, and each client that was present took a second of the shutdown."""
+    """Regression: each present client delayed the shutdown by a second."""
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 1_000_000)
     store = MemoryStore()
     async with running(store) as other:
@@ -160,7 +154,6 @@ async def test_closing_the_hub_does_not_wait_for_presence_events(monkeypatch: py
 
 
 async def test_concurrent_joins_and_leaves_leave_no_stale_presence() -> None:
-    """Compare-and-set: of all workers one sees the first arrival and the last departure."""
     memory = MemoryStore()
     stores = [DistantStore(lambda: 2, memory) for _ in range(2)]
     async with running(stores[0]) as one, running(stores[1]) as two:
@@ -179,7 +172,6 @@ async def test_concurrent_joins_and_leaves_leave_no_stale_presence() -> None:
 
 
 async def test_stalled_worker_loses_and_regains_its_presence() -> None:
-    """Joins and leaves alternate, whoever tells them."""
     memory = MemoryStore()
     store = beside(memory)
     async with running(store) as stalled, running(beside(memory)) as other:
@@ -199,7 +191,7 @@ async def test_stalled_worker_loses_and_regains_its_presence() -> None:
 
 
 async def test_presence_events_do_not_evict_messages() -> None:
-    """Fixed defect: after a hundred reloads the newest 50 events of a chat were joins and leaves only."""
+    """Regression: after a hundred reloads, the newest 50 events of a chat were joins and leaves."""
     async with running() as hub:
         for number in range(5):
             await hub.publish("chat", str(number))
@@ -213,7 +205,6 @@ async def test_presence_events_do_not_evict_messages() -> None:
 
 
 async def test_presence_watchers_can_resume() -> None:
-    """They are in the journal, though in no history."""
     async with running() as hub:
         watcher = await listen(hub, "$presence.chat")
         last = watcher.last_id
@@ -224,7 +215,7 @@ async def test_presence_watchers_can_resume() -> None:
 
 
 async def test_presence_churn_does_not_evict_the_journal() -> None:
-    """Fixed defect: 400 connections with presence on 16 channels emptied the journal of everybody within a second."""
+    """Regression: 400 connections with presence on 16 channels emptied the journal within a second."""
     async with running(journal=100) as hub:
         reader = await listen(hub, "news.*")
         last = reader.last_id
@@ -241,7 +232,6 @@ async def test_presence_churn_does_not_evict_the_journal() -> None:
 
 
 async def test_presence_events_resume_in_order() -> None:
-    """The id of an event of the journal says which arrivals followed it, that of an arrival which it was."""
     store = MemoryStore()
     async with running(store) as hub:
         watcher = await listen(hub, "chat", "$presence.chat")
@@ -264,7 +254,6 @@ async def test_presence_events_resume_in_order() -> None:
 
 
 async def test_interrupted_presence_replay_loses_nothing() -> None:
-    """Each line that is written has an id that stands for all lines before it."""
     async with running() as hub:
         watcher = await listen(hub, "chat", "$presence.chat")
         start = watcher.last_id
@@ -280,7 +269,6 @@ async def test_interrupted_presence_replay_loses_nothing() -> None:
 
 
 async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> None:
-    """What is gone is never skipped in silence, not even by a worker that comes later."""
     store = MemoryStore()
     async with running(store) as hub:
         watcher = await listen(hub, "$presence.chat")
@@ -301,7 +289,6 @@ async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> N
 
 
 async def test_presence_events_during_catch_up_arrive_once() -> None:
-    """Nothing slips between what it is given and what it hears."""
     async with running() as hub:
         last = (await listen(hub, "chat")).last_id
         for _ in range(40):
@@ -319,7 +306,6 @@ async def test_presence_events_during_catch_up_arrive_once() -> None:
 
 
 async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
-    """Outlets are shared: what was written there is not written again, not even to one that resumes."""
     async with running() as hub:
         outlet = await listen(hub, "$presence.chat")
         start = outlet.last_id
@@ -331,7 +317,6 @@ async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
 
 
 async def test_lost_presence_log_is_a_gap() -> None:
-    """As of the journal."""
     store = MemoryStore()
     async with running(store) as hub:
         watcher = await listen(hub, "$presence.chat")

@@ -22,7 +22,6 @@ async def publish(hub: Hub, *data: str, channel: str = "broadcast") -> None:
 
 
 async def test_streams_can_be_resumed_before_their_first_event() -> None:
-    """Our choice: the first thing a subscriber gets is the id of the present place."""
     async with running() as hub:
         for expected in (["1"], ["2"]):
             outlet = await listen(hub)
@@ -33,7 +32,6 @@ async def test_streams_can_be_resumed_before_their_first_event() -> None:
 
 
 async def test_one_id_resumes_all_channels_and_patterns() -> None:
-    """The journal orders all channels, so that an `EventSource`, which keeps one id, misses none."""
     async with running() as hub:
         outlet = await listen(hub, "a", "b.*")
         await publish(hub, "1", channel="a")
@@ -47,7 +45,6 @@ async def test_one_id_resumes_all_channels_and_patterns() -> None:
 
 
 async def test_publisher_ids_can_resume() -> None:
-    """Interface of `publish`: subscribers see the id; an `EventSource` sends it back."""
     async with running() as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "1", id="order 1")
@@ -57,7 +54,6 @@ async def test_publisher_ids_can_resume() -> None:
 
 
 async def test_publisher_ids_are_scoped_to_their_channel() -> None:
-    """Publishers number their own channels."""
     async with running() as hub:
         await hub.publish("a", "a1", id="1")
         await hub.publish("a", "a2", id="2")
@@ -66,7 +62,6 @@ async def test_publisher_ids_are_scoped_to_their_channel() -> None:
 
 
 async def test_publisher_ids_are_found_in_history() -> None:
-    """A client must not get again what it names as its last."""
     store = MemoryStore()
     async with running(store, journal=3) as hub:
         await hub.publish("broadcast", "1", id="mine")
@@ -79,7 +74,6 @@ async def test_publisher_ids_are_found_in_history() -> None:
 
 @for_each("count", [10, 3000])
 async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
-    """The newest events are in memory, the others in the store."""
     async with running() as hub:
         await hub.publish("broadcast", "first", id="x")
         await publish(hub, *map(str, range(count)))
@@ -90,7 +84,6 @@ async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
 
 @for_each("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
 async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
-    """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(epoch="here")) as hub:
         await publish(hub, "1", "2")
         await publish(hub, "no", channel="other")
@@ -102,7 +95,6 @@ async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
 
 
 async def test_restart_that_loses_the_store_is_a_gap() -> None:
-    """Our choice: an epoch change is a gap and is told."""
     async with running() as hub:
         last = (await listen(hub)).last_id
     async with running() as hub:
@@ -113,7 +105,6 @@ async def test_restart_that_loses_the_store_is_a_gap() -> None:
 
 
 async def test_restart_that_keeps_the_store_is_not_a_gap() -> None:
-    """A store that outlives the worker keeps the journal."""
     store = MemoryStore()
     async with running(store) as hub:
         await publish(hub, "1")
@@ -126,7 +117,6 @@ async def test_restart_that_keeps_the_store_is_not_a_gap() -> None:
 
 
 async def test_history_is_bounded_by_count() -> None:
-    """Our choice: history by count. What the journal dropped is a gap, and what is left follows it."""
     async with running(journal=5, history=3) as hub:
         await publish(hub, *map(str, range(10)))
         assert [event.data for event in await hub.history("broadcast")] == [b"7", b"8", b"9"]
@@ -135,7 +125,6 @@ async def test_history_is_bounded_by_count() -> None:
 
 
 async def test_history_is_bounded_by_age() -> None:
-    """Our choice: history by age. Who was away for longer is told."""
     clock = Clock()
     async with running(clock=clock, history_age=60.0) as hub:
         last = (await listen(hub)).last_id
@@ -151,7 +140,6 @@ async def test_history_is_bounded_by_age() -> None:
 
 
 async def test_history_starts_with_recent_events() -> None:
-    """Our choice: a chat page shows its history after reload; with an id it goes on from there."""
     async with running() as hub:
         await publish(hub, "1", "2", "3")
         await publish(hub, "x", channel="b")
@@ -162,7 +150,6 @@ async def test_history_starts_with_recent_events() -> None:
 
 
 async def test_busy_channels_do_not_evict_quiet_history() -> None:
-    """The journal is bounded for all channels together, each history for itself."""
     async with running(MemoryStore(), journal=10) as hub:
         await publish(hub, "q1", channel="quiet")
         last = (await listen(hub, "quiet")).last_id
@@ -175,7 +162,6 @@ async def test_busy_channels_do_not_evict_quiet_history() -> None:
 
 
 async def test_events_missing_from_journal_and_history_are_a_gap() -> None:
-    """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(), journal=10, history=2) as hub:
         last = (await listen(hub, "quiet")).last_id
         await publish(hub, "q1", "q2", "q3", channel="quiet")
@@ -190,7 +176,6 @@ async def flood(hub: Hub) -> None:
 
 
 async def test_quiet_subscribers_receive_their_position() -> None:
-    """`refresh` writes an id alone; a client keeps it without dispatching an event."""
     async with running() as hub:
         outlet = await listen(hub, "quiet")
         await publish(hub, "x", channel="busy")
@@ -202,7 +187,6 @@ async def test_quiet_subscribers_receive_their_position() -> None:
 
 
 async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
-    """What is gone is never skipped in silence, though the store forgot it before this worker read it."""
     store = MemoryStore()
     async with running(store) as hub, running(store, journal=3) as other:
         hub._delivery.events.stop()  # the bus loses every message
@@ -217,7 +201,6 @@ async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
 
 
 async def test_slow_catch_up_receives_new_events_in_order() -> None:
-    """Live events do not overtake those of the past."""
     async with running() as hub:
         last = (await listen(hub)).last_id
         await publish(hub, *(f"{number} {PAD}" for number in range(450)))
@@ -234,7 +217,6 @@ async def test_slow_catch_up_receives_new_events_in_order() -> None:
 
 
 async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
-    """The outlet may close between two pages."""
     async with running() as hub:
         last = (await listen(hub)).last_id
         await publish(hub, *[PAD] * 450)
@@ -249,7 +231,6 @@ async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
 
 @for_each("seed", range(8))
 async def test_order_is_the_same_on_every_worker(seed: int) -> None:
-    """Our choice: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
@@ -293,7 +274,6 @@ async def test_order_is_the_same_on_every_worker(seed: int) -> None:
 
 
 async def test_resumes_are_counted_by_outcome() -> None:
-    """The metric `hub_replay_total`."""
     async with running() as hub:
         outlet = await listen(hub)
         assert hub.stats().replays == {"full": 0, "gap": 0}
@@ -320,7 +300,7 @@ async def test_resumes_are_counted_by_outcome() -> None:
 async def test_small_requests_do_not_decode_the_whole_journal(
     monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], options: dict[str, Any], most: int
 ) -> None:
-    """Fixed defect: a GET of 109 bytes with a wildcard and an unknown id held the loop for a tenth of a second."""
+    """Regression: a GET of 109 bytes with a wildcard and an unknown id blocked the loop for 100 ms."""
     decoded = 0
 
     def counted(*args: Any) -> Event:
@@ -337,7 +317,6 @@ async def test_small_requests_do_not_decode_the_whole_journal(
 
 
 async def test_long_replays_yield_to_other_subscribers() -> None:
-    """A replay of everything is what was asked for, but not in one go."""
     async with running() as hub:
         last = (await listen(hub, ">")).last_id
         await publish(hub, *map(str, range(5000)))
@@ -364,7 +343,7 @@ async def turns_none() -> None:
 
 @for_each("offset", [2**63 - 1, 2**63 - 2, 10**18])
 async def test_largest_offset_can_be_resumed(offset: int) -> None:
-    """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
+    """Regression: stores allow 19 digits, but such ids were treated as unknown."""
     assert parse_position(position_id("here", offset), "here") == (offset, None)
     assert parse_position(f"here.{offset}-{offset}", "here") == (offset, offset)
     for beyond in (2**63, 10**19, 10**40):
@@ -374,5 +353,4 @@ async def test_largest_offset_can_be_resumed(offset: int) -> None:
 
 @for_each("id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"])
 def test_malformed_positions_are_refused(id: str) -> None:
-    """Ids come from peers."""
     assert parse_position(id, "here") is None

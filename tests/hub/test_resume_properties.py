@@ -114,7 +114,7 @@ class ReconnectsWithLittleRoom(Reconnects):
 @pytest.mark.many
 @for_each("machine", [Reconnects, ReconnectsWithLittleRoom])
 def test_resume_after_any_cut_loses_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
-    """Our choice: resume across reconnects, an explicit gap event when history is gone."""
+    """Resume across reconnects, an explicit gap event when history is gone."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

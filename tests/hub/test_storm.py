@@ -60,7 +60,6 @@ def place(hub: Hub, offset: int) -> str:
 
 
 async def test_reconnect_storm_reads_each_journal_page_once() -> None:
-    """Our choice: 500 subscribers at 500 places cost the reads of a handful."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
         await fill(hub, 6_000, every=20)
@@ -76,7 +75,6 @@ async def test_reconnect_storm_reads_each_journal_page_once() -> None:
 
 
 async def test_subscribers_share_one_history_read() -> None:
-    """Our choice: as after a store that lost its data, when nobody's place is known any more."""
     store = CountedStore(MemoryStore())
     async with running(store, history=100) as hub:
         await fill(hub, 3_000)
@@ -90,7 +88,6 @@ async def test_subscribers_share_one_history_read() -> None:
 
 
 async def test_events_after_a_shared_read_are_delivered() -> None:
-    """A page or history that is kept for others is older than what was published meanwhile."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
         await fill(hub, 3_000)
@@ -109,7 +106,6 @@ async def test_events_after_a_shared_read_are_delivered() -> None:
 
 @for_each("kept", [700, 1_234])
 async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
-    """Its first entry doesn't stand at a round offset."""
     store = CountedStore(MemoryStore())
     async with running(store, journal=4_000, history=1) as hub:
         await fill(hub, 4_000 + kept, every=20)
@@ -123,7 +119,6 @@ async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
 
 
 async def test_oversized_pages_are_not_cached() -> None:
-    """Memory has a bound, reads have not."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
         await fill(hub, 2_600, size=12_000)
@@ -133,7 +128,6 @@ async def test_oversized_pages_are_not_cached() -> None:
 
 
 async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:
-    """The read belongs to nobody."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
         await fill(hub, 3_000)
@@ -152,7 +146,6 @@ async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:
 
 
 async def test_read_in_progress_is_not_shared_with_later_needs() -> None:
-    """A slow store: what was published since then is in no memory any more, so the old read would leave a hole."""
     shared, slow = SharedReads[list[int]](len), asyncio.Event()
 
     def read(*offsets: int) -> Callable[[], Any]:

@@ -54,7 +54,7 @@ async def kept(server: Server, client_id: str) -> list[Any]:
 
 @pytest.mark.parametrize("where", ["header", "query", "meta"])
 async def test_callers_can_name_their_stream(server: Server, where: str) -> None:
-    """docs/how-to/stream-to-a-client.md: the ways to say who is calling; the reply says it again."""
+    """docs/how-to/stream-to-a-client.md."""
     body = call("add", a=1, b=2)
     if where == "meta":
         body["params"]["_meta"] = {"clientId": "ada"}
@@ -73,9 +73,6 @@ async def test_callers_can_name_their_stream(server: Server, where: str) -> None
 @for_each("path", ["/mcp/tools/call", "/tools/add"])
 @for_each("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
 async def test_invalid_client_ids_are_refused(server: Server, path: str, client_id: bytes) -> None:
-    """Our choice: a clear error in the dialect that asked. A fixed defect: REST said 409, as if the tool had
-    refused.
-    """
     dialect = path == "/mcp/tools/call"
     body = call("add", a=1, b=2) if dialect else {"a": 1, "b": 2, "stream": True}
     async with client(server) as http:
@@ -89,7 +86,6 @@ async def test_invalid_client_ids_are_refused(server: Server, path: str, client_
 
 
 async def test_oversized_results_reach_their_caller(server: Server) -> None:
-    """Our choice: nothing lost for anybody; the stream may do without it, the reply may not."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", json=call("large"), headers={"x-client-id": "ada"})
     assert reply.status_code == 200
@@ -97,7 +93,7 @@ async def test_oversized_results_reach_their_caller(server: Server) -> None:
 
 
 async def test_head_requests_do_not_empty_a_mailbox(server: Server) -> None:
-    """RFC 9110 §9.3.2: HEAD is safe; it must not count as having been told what came."""
+    """RFC 9110 §9.3.2."""
     async with client(server) as http:
         await http.post("/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
         async with asyncio.timeout(WAIT):
@@ -106,14 +102,12 @@ async def test_head_requests_do_not_empty_a_mailbox(server: Server) -> None:
 
 
 async def test_stream_url_includes_the_mount_path(server: Server) -> None:
-    """Our choice: every URL that the server hands out includes the root path."""
     async with client(Starlette(routes=[Mount("/shop", server)])) as http:
         reply = await http.post("/shop/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
     assert reply.json()["result"]["_meta"]["streamUrl"] == "/shop/mcp/sse/ada"
 
 
 async def test_rest_reply_contains_the_stream_url(server: Server) -> None:
-    """Our choice: without any the reply says which id and URL to listen on; here the body is the result alone."""
     async with client(server) as http:
         reply = await http.post("/tools/add", json={"a": 1, "b": 2, "stream": True})
     assert reply.json() == 3
@@ -122,7 +116,7 @@ async def test_rest_reply_contains_the_stream_url(server: Server) -> None:
 
 @for_each("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
 async def test_stream_url_serves_that_client(server: Server, client_id: str) -> None:
-    """RFC 3986 §2.4: an id in a path is percent-encoded; `/mcp/sse/q?x=1` would be the stream of another client."""
+    """RFC 3986 §2.4."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", params={"client_id": client_id}, json=call("add", a=1, b=2))
     if "result" in reply.json():

@@ -37,7 +37,6 @@ def unreliable(part: str, store: MemoryStore) -> tuple[Any, Unreliable]:
 
 
 async def test_failed_publish_raises_for_the_publisher() -> None:
-    """Nothing is told as published that is not kept."""
     store, log = unreliable("log", MemoryStore())
     async with running(store) as hub:
         outlet = await listen(hub)
@@ -52,7 +51,6 @@ async def test_failed_publish_raises_for_the_publisher() -> None:
 async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task of the hub outlives its store."""
     monkeypatch.setattr("millstream._stores.tail.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
@@ -67,7 +65,6 @@ async def test_reading_resumes_after_a_store_outage(
 
 
 async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFixture) -> None:
-    """Presence is less than delivery."""
     store, members = unreliable("members", MemoryStore())
     async with running(store) as hub:
         members.down = True
@@ -80,7 +77,7 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
             await turns()
         members.down = False
         await hub.refresh()
-        assert [member.client_id for member in await hub.presence("broadcast")] == ["bob"], "it is tried again"
+        assert [member.client_id for member in await hub.presence("broadcast")] == ["bob"], "tried again"
         late.close()
         await turns()
         assert await hub.presence("broadcast") == []
@@ -89,8 +86,8 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
 async def test_presence_changes_during_an_outage_are_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Fixed defect: only the first channel was tried again. On the others, whoever came wasn't shown, and whoever left
-    stayed for good. What the log says of it is one line when it begins, and one when it's over.
+    """Regression: only the first channel was retried, so presence on the others stayed wrong. The log has one line at
+    the start and one at the end.
     """
     store, members = unreliable("members", MemoryStore())
     async with running(store) as hub:
@@ -109,17 +106,16 @@ async def test_presence_changes_during_an_outage_are_sent_later(
     assert [(record.levelname, record.getMessage(), record.exc_info) for record in caplog.records] == [
         (
             "WARNING",
-            "The hub can't say who comes and goes, which is tried again: The store cannot be reached.",
+            "The hub can't publish presence events; retrying: The store cannot be reached.",
             None,
         ),
-        ("WARNING", "The hub says again who comes and goes.", None),
+        ("WARNING", "The hub can publish presence events again.", None),
     ]
 
 
 async def test_periodic_work_survives_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again after the same time."""
     store, members = unreliable("members", MemoryStore())
     tries = 0
     tried = asyncio.Event()
@@ -156,11 +152,10 @@ async def test_lost_journal_is_a_gap() -> None:
         await hub.publish("broadcast", "4")
         assert (outlet.gaps, outlet.data) == (["lost", "lost"], ["1", "2", "3", "4"])
         again = await listen(hub, last_event_id=last)
-        assert again.data == ["2", "3", "4"], "the history of the channel is still there"
+        assert again.data == ["2", "3", "4"], "the history is kept"
 
 
 async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
-    """Our choice: an epoch change is told, also when it happens while the server runs."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
         outlet = await listen(hub)
@@ -180,9 +175,7 @@ async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
 
 
 async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: when the store lost its data before the publisher heard back, it got the new epoch with the old
-    offset: a place that there never was.
-    """
+    """Regression: if the store lost data during the append, the event got the new epoch with the old offset."""
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 0)
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
@@ -206,7 +199,6 @@ async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.Monke
 
 
 async def test_epoch_change_during_catch_up_is_a_gap() -> None:
-    """Places of two epochs are not compared."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
         last = (await listen(hub)).last_id
@@ -224,7 +216,6 @@ async def test_epoch_change_during_catch_up_is_a_gap() -> None:
 
 
 async def test_publisher_ids_are_found_during_trimming() -> None:
-    """Looking for it takes several reads, the first time."""
     memory = MemoryStore()
     async with running(memory) as hub:
         for number in range(3_000):
@@ -247,7 +238,7 @@ async def test_publisher_ids_are_found_during_trimming() -> None:
 
 
 async def test_new_epoch_does_not_repeat_old_events() -> None:
-    """Fixed defect: a worker and the store died together, and every subscriber got the whole journal again."""
+    """Regression: after a simultaneous crash of worker and store, every subscriber got the whole journal again."""
     memory = MemoryStore(epoch="one")
     store: Any = DistantStore(lambda: 0, memory)
     async with running(store) as hub:
@@ -272,8 +263,6 @@ async def test_new_epoch_does_not_repeat_old_events() -> None:
 
 
 async def test_outlets_skip_unsupported_messages() -> None:
-    """Interface of `Encode`."""
-
     def only_data(event: Event) -> bytes:
         return event.data or b""
 
@@ -287,7 +276,6 @@ async def test_outlets_skip_unsupported_messages() -> None:
 
 
 async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans are a memo with a bound."""
     monkeypatch.setattr("millstream.hub._audience._PLANS", 2)
     async with running() as hub:
         outlet = await listen(hub, "*")
@@ -297,7 +285,6 @@ async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.Monk
 
 
 async def test_invented_ids_store_nothing() -> None:
-    """Otherwise opening streams would fill it."""
     store = MemoryStore(clock=Clock())
     async with running(store) as hub:
         for number in range(50):
@@ -308,7 +295,6 @@ async def test_invented_ids_store_nothing() -> None:
 
 
 async def test_zero_history_size_disables_history() -> None:
-    """A limit of 0 keeps nothing but the journal."""
     async with running(history=0, mailbox=0) as hub:
         last = (await listen(hub)).last_id
         await hub.publish("broadcast", "1")
@@ -327,7 +313,6 @@ async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() ->
 
 
 async def test_worker_joins_a_long_journal_with_one_read() -> None:
-    """It used to read the journal from its oldest entry on, which the store might cut meanwhile."""
     memory = MemoryStore()
     async with running(memory) as hub:
         last = (await listen(hub)).last_id
@@ -352,7 +337,6 @@ async def test_worker_joins_a_long_journal_with_one_read() -> None:
 
 
 async def test_position_before_a_trimmed_epoch_start_is_a_gap() -> None:
-    """A store has no position 0 to read from."""
     async with running(MemoryStore(epoch="here")) as hub:
         for _ in range(4200):
             await hub.publish("broadcast", "x" * 1000)

@@ -14,7 +14,7 @@ SMALL = 20_000
 @for_each("was_here", [False, True])
 @for_each("with_id", [False, True])
 async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
-    """Fixed defect: without an id there was `connected`, and silence."""
+    """Regression: without an id there was `connected`, and silence."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0) as hub:
         last_id = ""
@@ -33,7 +33,7 @@ async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
 
 @for_each("with_id", [False, True])
 async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) -> None:
-    """Fixed defect: the oldest went because of bytes, and nothing said so."""
+    """Regression: messages dropped for lack of space weren't reported."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
     async with running(store, clock=clock) as hub:
@@ -53,7 +53,6 @@ async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) ->
 
 
 async def test_mailbox_evicted_by_a_full_store_is_a_gap() -> None:
-    """The whole stream went, and so long ago that the journal has nothing of it either."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     async with running(store, clock=clock) as hub:
@@ -66,7 +65,6 @@ async def test_mailbox_evicted_by_a_full_store_is_a_gap() -> None:
 
 
 async def test_mailbox_gap_is_reported_once() -> None:
-    """A gap of messages that were given would send the client to load everything anew."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0) as hub:
         await hub.send("me", "lost")
@@ -88,7 +86,6 @@ async def test_mailbox_gap_is_reported_once() -> None:
 
 
 async def test_delivered_messages_cause_no_gap() -> None:
-    """Another worker cannot know that it was written: what it notes down is paid by the place of the client."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     bounds = {"mailbox_age": 60.0, "history_age": 60.0}
@@ -113,7 +110,7 @@ async def test_delivered_messages_cause_no_gap() -> None:
 
 
 async def test_new_losses_are_reported_after_old_ones() -> None:
-    """Fixed defect: an older debt stood, though its message was written, and the gap of a newer one was never told."""
+    """Regression: a paid debt was kept, so the gap of a newer one was never reported."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     bounds = {"mailbox_age": 60.0, "history_age": 60.0}
@@ -133,7 +130,6 @@ async def test_new_losses_are_reported_after_old_ones() -> None:
 
 
 async def test_unread_messages_are_not_missing() -> None:
-    """Another worker took it; the gap would come before the message itself."""
     store = MemoryStore()
     async with running(store) as one, running(store) as two:
         await one.send("me", "1")
@@ -142,7 +138,7 @@ async def test_unread_messages_are_not_missing() -> None:
 
 
 async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
-    """Fixed defect: 183,000 anonymous calls with new client ids filled the values of the whole server for days."""
+    """Regression: 183,000 anonymous calls with new client ids filled the store for days."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with running(store, clock=clock, mailbox_age=60.0) as hub:
@@ -157,7 +153,6 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
 
 
 async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
-    """A store that took no further cursor kept everybody's departure from being told."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with running(store, clock=clock) as hub:
@@ -173,7 +168,7 @@ async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
 
 
 async def test_messages_of_an_unseen_epoch_are_a_gap() -> None:
-    """Fixed defect: the debt was noted in the epoch before, and when the message was gone, nobody was told."""
+    """Regression: the debt was recorded in the previous epoch, so the loss wasn't reported."""
     clock = Clock()
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
     async with running(store, clock=clock, mailbox_age=60.0) as hub:

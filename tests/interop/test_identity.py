@@ -45,7 +45,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
 
 
 async def test_foreign_issuer_tokens_are_checked_for_audience(provider: Identity) -> None:
-    """RFC 8707, 9068: signed by RS256, found by discovery, with the scope that the tool takes."""
+    """RFC 8707."""
     client = provider.register()
     async with guarded(make_server(auth.oidc(provider.url, audience=AUDIENCE))) as world:
         good = await world.call(provider.token(client, AUDIENCE), "order", {"isbn": "1"})
@@ -59,7 +59,7 @@ async def test_foreign_issuer_tokens_are_checked_for_audience(provider: Identity
 
 
 async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
-    """RFC 7662. A client that acts for itself has no `sub` there, and is its own if the operator says so."""
+    """RFC 7662."""
     client, ours = provider.register(), provider.register()
     given = {"issuer": provider.url, "audience": OPAQUE, "endpoint": f"{provider.url}/token/introspection",
              "client": ours[0], "secret": ours[1]}  # fmt: skip
@@ -75,7 +75,6 @@ async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
 
 
 async def test_issuer_key_rotation_is_followed(provider: Identity) -> None:
-    """The pause between two fetches is the test's own."""
     client, clock = provider.register(), Clock()
     keys = FetchedKeys(Discovery(provider.url, ask_issuer).keys_url, ask_issuer, clock=clock)
     method = TokenMethod(TokenRules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
@@ -91,7 +90,6 @@ async def test_issuer_key_rotation_is_followed(provider: Identity) -> None:
 
 
 async def test_client_discovers_and_registers_with_the_issuer(provider: Identity) -> None:
-    """MCP, basic/authorization, all of it with an authorization server of others: RFC 9728, 8414, 7591, 7636, 8707."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     visits: list[str] = []
@@ -150,7 +148,6 @@ async def back(window: Browser, url: str) -> Reply:
 
 
 async def test_external_login_grants_the_allowlist_scopes(provider: Identity, desk_with: Make) -> None:
-    """OpenID Connect with PKCE, state and nonce, `iss` in the response; Google says the address in the ID token."""
     desk = desk_with({"@example.com": ["orders:write"]})
     window = Browser(desk)
     id, url = await away(desk, window, scope="orders:read orders:write")
@@ -188,7 +185,6 @@ async def test_external_login_grants_the_allowlist_scopes(provider: Identity, de
     ids=["another", "unverified", "not-of-the-organization"],
 )
 async def test_users_not_on_the_allowlist_are_refused(login: str, allow: list[str], desk_with: Make) -> None:
-    """Google: an address counts where it's verified, and Google has the mailbox or the organization's account."""
     desk = desk_with(allow)
     window = Browser(desk)
     _, url = await away(desk, window)
@@ -198,7 +194,6 @@ async def test_users_not_on_the_allowlist_are_refused(login: str, allow: list[st
 
 
 async def test_allowlist_accepts_addresses_and_everyone(desk_with: Make) -> None:
-    """`*` has to be written out."""
     for login, allow in (("grace@gmail.com", ["grace@gmail.com"]), ("mallory@example.com", ["*"])):
         desk = desk_with(allow)
         window = Browser(desk)
@@ -207,7 +202,7 @@ async def test_allowlist_accepts_addresses_and_everyone(desk_with: Make) -> None
 
 
 async def test_emails_are_read_from_userinfo(provider: Identity, desk_with: Make) -> None:
-    """OpenID Connect Core §5.4: that's what the specification has for the code flow. Domains are those of addresses."""
+    """OpenID Connect Core §5.4."""
     desk = desk_with(["@example.com"], provider.strict)
     window = Browser(desk)
     id, url = await away(desk, window, "openid")
@@ -228,7 +223,7 @@ async def test_denied_external_login_is_reported(desk_with: Make) -> None:
 
 
 async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
-    """RFC 9700 §4.5: an injected code fails, since PKCE binds each code to the browser that went away."""
+    """RFC 9700 §4.5."""
     desk = desk_with(["*"])
     mine, theirs = Browser(desk), Browser(desk)
     (_, url), (_, other) = await away(desk, mine), await away(desk, theirs)
@@ -242,7 +237,7 @@ async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
 
 
 async def test_consent_precedes_external_login(provider: Identity, desk_with: Make) -> None:
-    """MCP, security best practices: being signed in at the provider, and here, doesn't agree to another client."""
+    """MCP, security best practices."""
     desk = desk_with(["*"])
     window = Browser(desk)
     _, url = await away(desk, window)
@@ -269,7 +264,6 @@ async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tu
 
 
 async def test_google_users_on_the_allowlist_open_the_pages(shop: str) -> None:
-    """By the same flow as for a client, with state, nonce and PKCE; without a client, nobody has to agree to one."""
     server = example("google.py")
     server.definition.configure(serve="all")
     async with guarded(server, port=int(shop.rpartition(":")[2])):
@@ -283,7 +277,6 @@ async def test_google_users_on_the_allowlist_open_the_pages(shop: str) -> None:
 
 @pytest.mark.parametrize("public", [True, False], ids=["public", "confidential"])
 async def test_external_users_open_the_pages_as_themselves(provider: Identity, public: bool) -> None:
-    """The issuer knows our server as a client, and gives it a token for our server: what that may, they may."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     more = {"token_endpoint_auth_method": "none"} if public else {}
@@ -343,7 +336,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
 
 
 async def test_google_page_is_sufficient(shop: str) -> None:
-    """docs/how-to/sign-in-with-google.md: a client finds the way, and a person of the organization signs in."""
+    """docs/how-to/sign-in-with-google.md."""
     ada = Visitor("ada@example.com", "google")
     async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, ada) as client:
@@ -357,7 +350,7 @@ async def test_google_page_is_sufficient(shop: str) -> None:
 
 
 async def test_several_login_methods_have_buttons(shop: str) -> None:
-    """docs/how-to/sign-in-with-google.md: the first entry that fits counts."""
+    """docs/how-to/sign-in-with-google.md."""
     staff = Visitor("eve@example.com", "staff")
     async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, staff) as client:

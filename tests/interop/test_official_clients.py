@@ -133,8 +133,6 @@ def test_official_clients_can_use_everything(servers: Servers, client: str, tran
 
 @pytest.mark.parametrize(("client", "mode"), [("python-1", ""), ("typescript-1", ""), ("typescript-2", "legacy")])
 def test_calls_resume_on_another_connection(servers: Servers, client: str, mode: str) -> None:
-    """MCP 2025-11-25, basic/transports, resumption: `Last-Event-ID` names the last event that was seen, the third of
-    the stream.
-    """
+    """MCP 2025-11-25, basic/transports."""
     resumed = walk(servers, client, "http", mode)["resumed"]
     assert resumed == {"text": "Done in 5 steps.", "progress": [3, 4, 5]}

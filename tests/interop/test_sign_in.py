@@ -68,9 +68,6 @@ async def signed_in(line: str, *arguments: str) -> Any:
 async def test_typescript_client_signs_in_refreshes_and_steps_up(
     line: str, described: bool, trusted: ssl.SSLContext
 ) -> None:
-    """The person is asked once, and again for the scope of a tool; a token that isn't valid any more is renewed without
-    them. Both lines know both ways to be known: RFC 7591, and client ID metadata documents.
-    """
     async with document_of_a_client(trusted) as document, serving(scopes=["shop:use"]) as url:
         said = await signed_in(line, url, *([document] if described else []))
     assert (said.pop("client") == document) is described
@@ -183,7 +180,6 @@ def spoiled(folder: Path) -> str:
 
 
 async def test_mcp_remote_signs_in_steps_up_and_refreshes(tmp_path: Path) -> None:
-    """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
     person = Person()
     port = free_port()
     async with serving(scopes=["shop:use"]) as url:

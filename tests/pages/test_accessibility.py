@@ -56,7 +56,6 @@ def opened(hub: str, open_page: OpenPage, name: str, **options: object) -> Page:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_element_has_an_accessible_name(hub: str, open_page: OpenPage, name: str) -> None:
-    """WCAG 2.2, 4.1.2 and 1.3.1: each control has a name, each reference a target, each id one owner."""
     page = opened(hub, open_page, name)
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate(TWICE) == []
@@ -71,7 +70,7 @@ def test_every_element_has_an_accessible_name(hub: str, open_page: OpenPage, nam
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_scrollable_regions_are_reachable_by_keyboard(hub: str, open_page: OpenPage, name: str, width: int) -> None:
-    """A fixed defect (axe: scrollable-region-focusable): the table of problems on a phone could not be scrolled."""
+    """Regression: a table couldn't be scrolled on phones (axe: scrollable-region-focusable)."""
     page = opened(hub, open_page, name, width=width, height=640)
     page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     assert page.evaluate(UNREACHABLE) == []
@@ -79,7 +78,6 @@ def test_scrollable_regions_are_reachable_by_keyboard(hub: str, open_page: OpenP
 
 @pytest.mark.parametrize("name", PAGES)
 def test_first_tab_stop_skips_the_navigation(hub: str, open_page: OpenPage, name: str) -> None:
-    """WCAG 2.2, 2.4.1 and 2.4.7: a way past what repeats, and a focus that is seen."""
     page = opened(hub, open_page, name)
     page.evaluate("document.activeElement.blur()")
     page.locator(".mark").click()
@@ -95,7 +93,6 @@ def test_first_tab_stop_skips_the_navigation(hub: str, open_page: OpenPage, name
 
 @pytest.mark.parametrize("name", PAGES)
 def test_phones_need_no_horizontal_scrolling(hub: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: phone width."""
     page = opened(hub, open_page, name, width=360)
     assert page.evaluate(SIDEWAYS) <= 0
 
@@ -131,7 +128,6 @@ def contrast(one: Color, other: Color) -> float:
 
 @for_each("dark", [False, True], ids=["light", "dark"])
 def test_text_has_enough_contrast(dark: bool) -> None:
-    """WCAG 2.2, 1.4.3 (text, 4.5) and 1.4.11 (borders of fields, 3)."""
     named = variables(dark)
     opaque = {name: over(named[name], (1.0, 1.0, 1.0)) for name in ("ground", "surface", "sunken")}
     tinted = {name: over(named[name], opaque["surface"]) for name in ("accent-soft", "bad-soft")}
@@ -151,7 +147,6 @@ def test_text_has_enough_contrast(dark: bool) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_carry_their_content_security_policy(hub: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: a strict Content-Security-Policy. That pages stay within it, each test of a page checks."""
     page = opened(hub, open_page, name)
     reply = page.request.get(page.url)
     assert "default-src 'none'" in reply.headers["content-security-policy"]

@@ -76,7 +76,6 @@ def app(page: Page, address: str) -> FrameLocator:
 
 
 def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str, page: Page) -> None:
-    """MCP Apps 2026-01-26: initialize, input, result, size; a call that may change something waits for the person."""
     frame = app(page, shop)
     expect(frame.locator("#input")).to_have_text('{"count":3}')
     expect(page.locator(".app iframe")).to_have_css("height", "333px")
@@ -101,7 +100,7 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
 
 
 def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
-    """A fixed defect: notifications had no limit of size or number."""
+    """Regression: notifications had no limit of size or number."""
     frame = app(page, shop)
     frame.get_by_role("button", name="Flood").click()
     expect(frame.locator("#answer")).to_have_text("An app sends at most 100 messages a second.")
@@ -112,7 +111,6 @@ def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
 
 
 def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: Page) -> None:
-    """Its origin is opaque: no page, cookies, storage, or server of ours; of the network, only the declared domain."""
     frame = app(page, shop)
     expect(frame.locator("#reached")).to_have_text("null: declared")
     expect(page.locator(".app")).to_contain_text("connects to http://127.0.0.1:")
@@ -126,7 +124,6 @@ def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: 
 
 
 def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) -> None:
-    """A policy can't be written into it."""
     rules = dict(each.partition(" ")[::2] for each in policy({}).split("; "))
     assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
     assert "'self'" not in rules["script-src"]

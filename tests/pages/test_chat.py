@@ -31,7 +31,7 @@ def live(page: Page) -> None:
 
 
 def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> None:
-    """Our choice: two browsers chat and see each other."""
+    """Two browsers chat and see each other."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace")
     live(ada)
@@ -50,14 +50,14 @@ def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> 
 
 
 def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
-    """A fixed defect: the bar of the chat alone had no name, so two tabs of two servers looked the same."""
+    """Regression: the page had no title, so tabs of two servers looked the same."""
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     expect(page.locator(".server")).to_have_text("hub 1.0.0")
 
 
 def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> None:
-    """A fixed defect: the page called a tool of `examples/hub.py`, and could send nothing anywhere else."""
+    """Regression: the page called a tool of `examples/hub.py`, so it couldn't send messages on other servers."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
     live(ada)
     live(grace)
@@ -72,7 +72,7 @@ def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> No
 
 
 def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a live chat with names. Later visits know it."""
+    """A live chat with names. Later visits know it."""
     page = open_page(f"{hub}/chat")
     expect(page.get_by_label("Your name")).to_be_focused()
     page.get_by_label("Your name").fill("Mary")
@@ -85,7 +85,7 @@ def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
 
 
 def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
-    """Our choice: one goes offline and comes back without a gap."""
+    """One goes offline and comes back without a gap."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace", lossy=True)
     live(ada)
@@ -106,7 +106,7 @@ def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
 
 
 def test_messages_written_offline_are_sent_once(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a message is never lost silently, and never sent twice."""
+    """A message is never lost silently, and never sent twice."""
     page = open_page(f"{hub}/chat", name="Joan", lossy=True)
     live(page)
     page.context.set_offline(True)
@@ -134,7 +134,7 @@ mcp = Server("guarded", serve="all", authorize_channel=authorize)
 
 
 def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: channels may be closed to listeners or to writers; the page says which, and loses no words."""
+    """Channels may be closed to listeners or to writers; the page says which, and loses no words."""
     port = free_port()
     program = tmp_path / "guarded.py"
     program.write_text(GUARDED, "utf-8")
@@ -164,7 +164,6 @@ def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> 
 
 
 def test_channels_have_their_own_drafts_and_unread_marks(plain: str, open_page: OpenPage) -> None:
-    """Our choice: several channels, of which one is open; an address leads to each."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat#channel=ops", name="Grace")
     live(ada)
     live(grace)
@@ -196,7 +195,6 @@ def test_channels_have_their_own_drafts_and_unread_marks(plain: str, open_page: 
 
 
 def test_messages_show_code_links_and_days(plain: str, open_page: OpenPage) -> None:
-    """Our choice: what people write as Markdown is readable, and what would be HTML is text."""
     page = open_page(f"{plain}/chat#channel=drawn", name="Ada")
     live(page)
     said = {
@@ -225,7 +223,6 @@ def test_messages_show_code_links_and_days(plain: str, open_page: OpenPage) -> N
 
 
 def test_reload_shows_the_history_once_in_order(hub: str, open_page: OpenPage) -> None:
-    """Our choice: history after reload."""
     page = open_page(f"{hub}/chat", name="Hedy")
     live(page)
     for number in range(3):
@@ -238,7 +235,6 @@ def test_reload_shows_the_history_once_in_order(hub: str, open_page: OpenPage) -
 
 
 def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage) -> None:
-    """Seed 001 sends plain text; what looks like markup must not become any."""
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     hostile = "plain: <img src=x onerror=alert(1)>"
@@ -248,7 +244,7 @@ def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage
 
 
 def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenPage) -> None:
-    """A fixed defect: what one Ada said stood as "You" on the page of the other. A reload knows its own still."""
+    """Regression: messages of another Ada were shown as "You"."""
     one, other = open_page(f"{hub}/chat", name="Twin"), open_page(f"{hub}/chat", name="Twin")
     live(one)
     live(other)
@@ -266,7 +262,7 @@ def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenP
 
 @pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
 def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time: str) -> None:
-    """A fixed defect: one such message, which any program can publish, ended everybody's chat there."""
+    """Regression: one invalid message broke the chat for every viewer."""
     mark = f"odd {time}:"
     for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
         call(hub, "send_sse_message", {"message": text, "channel": "broadcast"})
@@ -276,7 +272,7 @@ def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time:
 
 
 def test_channels_can_be_used_by_keyboard_alone(plain: str, open_page: OpenPage) -> None:
-    """WCAG 2.2, 2.1.1: the palette leads to what has no key of its own, and j and k from channel to channel."""
+    """WCAG 2.2, 2.1.1."""
     page = open_page(f"{plain}/chat", name="Ada")
     live(page)
     page.keyboard.press("Control+k")
@@ -298,7 +294,7 @@ def test_channels_can_be_used_by_keyboard_alone(plain: str, open_page: OpenPage)
 
 
 def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: OpenPage) -> None:
-    """A fixed defect: each cost a layout of its own, which left 7 frames a second, and none was ever removed."""
+    """Regression: each message caused a layout, at 7 frames a second, and none was ever removed."""
     page = open_page(f"{plain}/chat#channel=flood", name="Ada")
     live(page)
     layouts = page.evaluate(
@@ -331,7 +327,7 @@ def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: O
 def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the_tool(
     hub: str, open_page: OpenPage
 ) -> None:
-    """Seed 001: `send_sse_message` by curl reaches everyone who listens, and so does what the page sends through it."""
+    """Seed 001."""
     page, other = open_page(f"{hub}/chat", name="Ada"), open_page(f"{hub}/chat", name="Grace")
     live(page)
     live(other)
@@ -349,7 +345,6 @@ def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the
 
 
 def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_page: OpenPage) -> None:
-    """Our choice: search in what is there, by mouse or keys; a link leads to one message, also from elsewhere."""
     page = open_page(f"{hub}/chat", name="Ada", permissions=["clipboard-read", "clipboard-write"])
     live(page)
     for number in range(30):

@@ -23,7 +23,7 @@ def steps(page: Page) -> str:
 
 
 def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str, open_page: OpenPage) -> None:
-    """Our choice: the first page of a server leads to a connected client, with a mouse, a finger, or the keyboard."""
+    """The first page of a server leads to a connected client, with a mouse, a finger, or the keyboard."""
     page = open_page(hub, permissions=["clipboard-read", "clipboard-write"])
     expect(page.get_by_role("heading", level=1)).to_have_text("hub")
     expect(page.locator("#address")).to_have_text(f"{hub}/mcp")
@@ -52,7 +52,7 @@ def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str,
 
 
 def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a phone has the same page in one column."""
+    """A phone has the same page in one column."""
     page = open_page(hub, has_touch=True, width=390, height=844)
     page.get_by_role("tab", name="Terminal").tap()
     expect(page.locator("#steps")).to_contain_text("millstream list")
@@ -60,7 +60,6 @@ def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage
 
 
 def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, open_page: OpenPage) -> None:
-    """The person signs in with the key, and the page names a variable for it."""
     port = free_port()
     command = millstream("examples/hub.py", port, "--serve", "all")
     with serving(command, port, tmp_path / "log", MILLSTREAM_AUTH_KEY=KEY):
@@ -83,7 +82,6 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
 
 @NEEDS_NGINX
 def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path, open_page: OpenPage) -> None:
-    """The address is that of the page, or the one that tokens are for, where clients sign in with OAuth."""
     port = free_port()
     command = millstream("tests/pages/guarded_shop.py", port)
     path = {"PYTHONPATH": str(Path(__file__).parents[1]), "MILLSTREAM_ROOT_PATH": "/tools"}
@@ -119,7 +117,6 @@ def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path,
 
 
 def test_long_and_foreign_names_fit(shared_crowd: Shared, open_page: OpenPage) -> None:
-    """A server with 500 tools, some with names that are much too long."""
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}")
     expect(page.locator("#names")).to_contain_text("more")
     assert fits(page) == []

@@ -17,7 +17,7 @@ INKED = """canvas => {
   return data.some((value) => value !== 0);
 }"""
 TOLD = re.compile(r"^.+, now: .+ [\d.]+ ")
-STOOD_STILL = "Nothing could run for"
+STOOD_STILL = "The event loop was blocked for"
 """What a server says of itself when its machine has stood still."""
 PROGRAM = """
 import logging
@@ -53,7 +53,6 @@ def part(page: Page, name: str) -> Locator:
 
 
 def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> None:
-    """Our choice: the dashboard's numbers move and match `/metrics`."""
     page = open_page(f"{hub}/dashboard")
     live(page)
     for _ in range(2):
@@ -70,7 +69,7 @@ def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> N
 
 
 def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage) -> None:
-    """Our choice: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
+    """Calls per second and latency percentiles per tool as live charts, usable by keyboard."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")
     live(page)
@@ -96,7 +95,6 @@ def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage
 
 
 def test_recent_calls_hide_secrets_and_link_to_the_inspector(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: what failed, for whom, with which arguments; and the audit log beside it, if one is kept."""
     port = free_port()
     file = tmp_path / "loud.py"
     audited = f'Server("loud", serve="all", settings=Settings(audit_log={str(tmp_path / "audit.jsonl")!r}))'
@@ -136,7 +134,6 @@ def test_recent_calls_hide_secrets_and_link_to_the_inspector(tmp_path: Path, ope
 
 
 def test_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: the stream of logs in a drawer, with filter and pause. Closed, it counts what went wrong."""
     port = free_port()
     program = tmp_path / "loud.py"
     program.write_text(PROGRAM, "utf-8")
@@ -170,7 +167,6 @@ def test_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> 
 
 
 def test_each_worker_has_a_row_until_it_ends(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: the dashboard adds up over all workers, and tells them apart."""
     with workers(tmp_path, 2, "--serve", "all") as served:
         page = open_page(f"http://127.0.0.1:{served.port}/dashboard", lossy=True)
         live(page)
@@ -196,7 +192,7 @@ def test_each_worker_has_a_row_until_it_ends(tmp_path: Path, open_page: OpenPage
 
 
 def test_dashboard_can_be_used_by_keyboard_alone(hub: str, open_page: OpenPage) -> None:
-    """WCAG 2.2, 2.1.1: filter, table, range, parts, log and palette."""
+    """WCAG 2.2, 2.1.1."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")
     live(page)
@@ -240,9 +236,6 @@ def find(number: int) -> str:
 def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_own(
     tmp_path: Path, open_page: OpenPage
 ) -> None:
-    """Our choice: from a spike to its calls, with the mouse, a finger, and the keyboard; errors stand together by
-    message.
-    """
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)
@@ -282,7 +275,7 @@ def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_
 
 
 def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> None:
-    """A fixed defect: what one was about to press was another call by then."""
+    """Regression: the row under the pointer was replaced by another call."""
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)

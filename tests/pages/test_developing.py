@@ -27,7 +27,6 @@ def order(copies: int) -> float:
 
 
 def test_the_inspector_shows_tracebacks_logs_and_prints(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: exceptions are visible wherever a developer is."""
     (tmp_path / "shop.py").write_text(FILE, "utf-8")
     port = free_port()
     start = [sys.executable, "-c", "from millstream._cli import main; main()"]

@@ -23,7 +23,6 @@ def opened(hub: str, open_page: OpenPage, tool: str) -> Page:
 
 
 def test_tool_form_runs_and_updates_the_code_sample(hub: str, open_page: OpenPage) -> None:
-    """Our choice: `/docs` lists and runs the tools. A fixed defect: "As curl" took the place of the result."""
     page = opened(hub, open_page, "add_numbers")
     form = page.get_by_role("form", name="Try add_numbers")
     form.get_by_role("spinbutton", name="a", exact=True).fill("19")
@@ -52,7 +51,6 @@ def chosen(page: Page, language: str) -> bool:
 
 
 def test_tools_are_found_by_search_keys_and_links(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a long list has a filter, works without a mouse, and each tool has an address."""
     page = open_page(f"{hub}/docs")
     tools = page.get_by_role("listbox", name="Tools")
     expect(page.get_by_role("heading", name="How to call a tool")).to_be_visible()
@@ -78,7 +76,6 @@ def test_tools_are_found_by_search_keys_and_links(hub: str, open_page: OpenPage)
 
 
 def test_schemas_are_readable(hub: str, open_page: OpenPage) -> None:
-    """Our choice: names, types, limits and defaults, and the JSON for those who want it."""
     page = opened(hub, open_page, "long_task")
     arguments = page.locator("details.section").filter(has=page.get_by_role("heading", name="Arguments"))
     expect(arguments.locator(".field").first).to_contain_text("integer, optional")
@@ -89,9 +86,7 @@ def test_schemas_are_readable(hub: str, open_page: OpenPage) -> None:
 
 
 def test_reopened_tools_keep_their_state(hub: str, open_page: OpenPage) -> None:
-    """A fixed defect: one look at another tool, and the form was empty and the result gone; the language is the one
-    that was chosen last, wherever that was.
-    """
+    """Regression: switching tools cleared the form and the result."""
     page = opened(hub, open_page, "greet")
     page.get_by_role("form", name="Try greet").get_by_label("name").fill("Ada")
     page.get_by_role("button", name="Run", exact=True).click()
@@ -141,7 +136,7 @@ SAMPLE = """async (schemas) => {
 
 
 def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared, open_page: OpenPage) -> None:
-    """A fixed defect: the code of a tool with seven required fields sent `{}`."""
+    """Regression: the code for a tool with seven required fields sent `{}`."""
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}/docs#tool=place_order")
     form = page.get_by_role("form", name="Try place_order")
     code = page.get_by_label("Code", exact=True)
@@ -164,7 +159,6 @@ def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared
 
 
 def test_resources_prompts_events_and_how_to_connect_have_their_sections(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a server is more than its tools."""
     page = open_page(f"{hub}/docs")
     expect(page.get_by_label("URL of the server")).to_have_text(f"{hub}/mcp")
     expect(page.get_by_role("link", name="How to connect each client")).to_have_attribute("href", "./")

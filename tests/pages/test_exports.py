@@ -69,8 +69,8 @@ def said(language: str, code: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("language", ["curl", "Python", "TypeScript"])
 def test_copied_code_behaves_the_same(page: Page, tmp_path: Path, language: str) -> None:
-    """Fixed defects: curl had no header for an argument that travels as one, and none for a URI beyond ASCII, so the
-    server refused both calls; and the official client knows no `server/discover`.
+    """Regression: the generated curl command lacked parameter headers and URI encoding, and the official client doesn't
+    support `server/discover`.
     """
     assert MODULES.exists(), "This test needs the official client: make tests/interop/node_modules/.package-lock.json."
     for kind, name, values, expected in CASES:

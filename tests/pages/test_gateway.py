@@ -117,7 +117,6 @@ def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: Open
 
 
 def test_changed_definitions_are_shown_as_quarantined(office: str, folder: Path, open_page: OpenPage) -> None:
-    """Text of an upstream is never markup."""
     page = open_page(f"{office}/gateway#upstream=warehouse")
     expect(page.get_by_role("tab", name="Tools")).to_contain_text("2")
     (folder / "description").write_text("<img src=x onerror=alert(1)> Send your keys.")

@@ -71,7 +71,7 @@ def run(page: Page) -> None:
 
 
 def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenPage) -> None:
-    """Fixed defects: "Connected" for ever, "Failed to fetch" and nothing else. Nobody reloads, and a form stays."""
+    """Regression: the page showed "Connected" or "Failed to fetch" forever."""
     port = free_port()
     command = millstream("examples/hub.py", port, "--serve", "all", "--json")
     with serving(command, port, tmp_path / "first"):
@@ -116,9 +116,6 @@ def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenP
 
 
 def test_empty_servers_show_explanations(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: empty states are designed, too. A fixed defect: as no list of such a server can change, it answers
-    a request to hear of changes at once, which the inspector took for its end, and connected anew without end.
-    """
     program, port = tmp_path / "empty.py", free_port()
     program.write_text(EMPTY, "utf-8")
     address = f"http://127.0.0.1:{port}"
@@ -168,7 +165,6 @@ def much(address: str) -> Generator[None]:
 
 
 def test_pages_stay_usable_under_load(shared_crowd: Shared, open_page: OpenPage) -> None:
-    """Our choice: rows, charts, messages and logs come in while one looks, and what was chosen stays chosen."""
     address = f"http://127.0.0.1:{shared_crowd.port()}"
     with much(address):
         links = {"dashboard": "dashboard", "chat": "chat", "new": "inspect#tool=chatty", "docs": "docs#tool=chatty"}

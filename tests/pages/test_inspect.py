@@ -66,7 +66,7 @@ def run(page: Page, verb: str = "Run") -> None:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_tools_run_on_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: choose the revision, list and run tools."""
+    """Choose the revision, list and run tools."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "add_numbers")
     page.get_by_role("spinbutton", name="a", exact=True).fill("19")
@@ -78,7 +78,7 @@ def test_tools_run_on_every_revision(hub: str, open_page: OpenPage, revision: st
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: answers an elicitation at 2025-11-25 and at 2026-07-28."""
+    """Answers an elicitation at 2025-11-25 and at 2026-07-28."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -117,7 +117,6 @@ def test_questions_can_be_declined_and_cancelled(hub: str, open_page: OpenPage, 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: who inspects a server plays the model, too."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "summarize")
     page.get_by_role("textbox", name="text").fill("A long text.")
@@ -137,7 +136,6 @@ def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revisi
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: progress."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "long_task")
     page.get_by_label("steps").fill("1000")
@@ -149,7 +147,7 @@ def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenP
 
 
 def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a raw JSON editor beside the form."""
+    """A raw JSON editor beside the form."""
     page = inspect(hub, open_page)
     choose(page, "Tools", "greet")
     page.get_by_role("textbox", name="name").fill("Ada")
@@ -167,7 +165,6 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_resources_can_be_read(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: read resources, templates among them."""
     page = inspect(hub, open_page, revision)
     choose(page, "Resources", "about")
     run(page, "Read")
@@ -182,7 +179,6 @@ def test_resources_can_be_read(hub: str, open_page: OpenPage, revision: str) -> 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_prompts_support_completed_arguments(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: get prompts, complete arguments."""
     page = inspect(hub, open_page, revision)
     choose(page, "Prompts", "translate")
     page.get_by_role("combobox", name="text").fill("Good morning")
@@ -197,7 +193,7 @@ def test_prompts_support_completed_arguments(hub: str, open_page: OpenPage, revi
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_every_message_can_be_inspected(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: watch raw messages, in both directions."""
+    """Watch raw messages, in both directions."""
     page = inspect(hub, open_page, revision)
     page.get_by_role("button", name="Clear", exact=True).click()
     choose(page, "Tools", "greet")
@@ -213,7 +209,6 @@ def test_every_message_can_be_inspected(hub: str, open_page: OpenPage, revision:
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_server_errors_are_shown_with_their_code(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Our choice: an inspector shows what is wrong, not that something is."""
     page = inspect(hub, open_page, revision)
     choose(page, "Server", "Any request")
     page.get_by_label("method").fill("tools/call")
@@ -224,7 +219,6 @@ def test_server_errors_are_shown_with_their_code(hub: str, open_page: OpenPage, 
 
 
 def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) -> None:
-    """Our choice: what went wrong is told in words, and the page goes on."""
     page = inspect(hub, open_page, "2025-11-25", lossy=True)
     page.context.set_offline(True)
     choose(page, "Tools", "greet")
@@ -237,7 +231,6 @@ def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) ->
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_watched_resources_are_read_again_on_change(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The specification: subscriptions in the one era, `subscriptions/listen` in the other."""
     page = inspect(hub, open_page, revision)
     choose(page, "Templates", "order_status")
     page.get_by_label("number").fill("0")
@@ -265,7 +258,7 @@ def test_watched_resources_are_read_again_on_change(hub: str, open_page: OpenPag
 
 
 def test_focus_returns_after_a_question(hub: str, open_page: OpenPage) -> None:
-    """WCAG 2.2, 2.4.3: whoever uses the keyboard goes on where they were."""
+    """WCAG 2.2, 2.4.3."""
     page = inspect(hub, open_page)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -277,7 +270,7 @@ def test_focus_returns_after_a_question(hub: str, open_page: OpenPage) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (390, 844)])
 def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
-    """A fixed defect: what the server says of itself left the list 138, 6 and 0 pixels. It can be seen unscrolled."""
+    """Regression: the server's description left almost no space for the list."""
     page = inspect(hub, open_page, width=width, height=height)
     box = page.locator("#items").bounding_box()
     assert box is not None
@@ -289,7 +282,7 @@ def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, w
 
 
 def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
-    """A fixed defect: nothing breaks when such a server goes, so the page said "Connected" for ever."""
+    """Regression: without a stream, the loss wasn't noticed, so the page showed "Connected" forever."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--no-sessions")
     with serving(command, port, tmp_path / "first"):
@@ -303,7 +296,7 @@ def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_p
 
 
 def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
-    """A fixed defect: the session was gone, and each call failed until the page was loaded anew."""
+    """Regression: the session was gone, and each call failed until a reload."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web")
     with serving(command, port, tmp_path / "first"):
@@ -316,7 +309,7 @@ def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tm
 
 
 def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> None:
-    """docs/tutorial.md, step 6: the person is asked for an address, and one book is ordered."""
+    """docs/tutorial.md."""
     port = free_port()
     with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
@@ -331,7 +324,7 @@ def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> 
 
 
 def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp_path: Path) -> None:
-    """A fixed defect: the page knew only `/mcp`, and with another `--path` it connected to nothing."""
+    """Regression: the page only tried `/mcp`."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
     with serving(command, port, tmp_path / "log"):
@@ -343,7 +336,7 @@ def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_servers_without_a_version_are_shown(open_page: OpenPage, tmp_path: Path, revision: str) -> None:
-    """A fixed defect: it had the version 0, which is what the protocol makes such a server say. The same on `/docs`."""
+    """Regression: the server was shown with the version 0, on `/docs` as well."""
     program, port = tmp_path / "plain.py", free_port()
     program.write_text(
         "from millstream import Server\nmcp = Server('plain')\n@mcp.tool\ndef f() -> int:\n    return 1\n"

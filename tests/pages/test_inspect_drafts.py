@@ -62,7 +62,7 @@ def outcome(page: Page) -> Locator:
 
 
 def test_reopened_tools_keep_typed_values(page: Page) -> None:
-    """A fixed defect: one look at another tool, and a form with ten values was empty."""
+    """Regression: switching tools cleared a form with ten values."""
     opened(page, "order")
     tabbed(page, page.get_by_role("button", name="Add item"))
     page.keyboard.press("Enter")
@@ -88,7 +88,6 @@ def test_reopened_tools_keep_typed_values(page: Page) -> None:
 
 
 def test_forms_can_be_reset(page: Page) -> None:
-    """Our choice: what is kept can be thrown away; the defaults of the schema come back, and so does the focus."""
     opened(page, "order")
     tabbed(page, page.locator("#argument-1"))
     page.keyboard.press("Control+a")
@@ -103,7 +102,6 @@ def test_forms_can_be_reset(page: Page) -> None:
 
 
 def test_reloaded_pages_restore_the_last_arguments(page: Page) -> None:
-    """Our choice: a tool, and a prompt, are run again and again while somebody works at them."""
     opened(page, "other")
     tabbed(page, page.get_by_role("textbox", name="text"))
     page.keyboard.insert_text("once more")
@@ -117,7 +115,6 @@ def test_reloaded_pages_restore_the_last_arguments(page: Page) -> None:
 
 
 def test_secrets_are_kept_only_while_the_page_is_open(page: Page) -> None:
-    """Our choice: what was typed for a tool is in no storage of the browser if it's a secret, by its name or schema."""
     opened(page, "sign_in")
     account = page.get_by_role("group", name="account")
     tabbed(page, account.get_by_label("user"))
@@ -162,7 +159,6 @@ SHAPES = """async () => {
 
 
 def test_secrets_are_found_in_every_shape(page: Page) -> None:
-    """Our choice: in lists, tuples, maps, alternatives, and a schema that refers to itself without an end."""
     assert page.evaluate(SHAPES) == [
         {"tokens": 5, "max_tokens": 6, "ok": True},
         {"pins": [], "pair": ["a"]},
@@ -174,13 +170,11 @@ def test_secrets_are_found_in_every_shape(page: Page) -> None:
 
 
 def test_page_and_log_use_the_same_secret_names() -> None:
-    """Our choice: what the server hides in its log, the page doesn't keep."""
     text = Path("src/millstream/_web/assets/schema/secrets.js").read_text()
     assert f"/{_SECRET_NAME.pattern}/" in text
 
 
 def test_changed_tools_keep_matching_values(open_page: OpenPage, tmp_path: Path) -> None:
-    """Our choice: somebody who edits a function and saves goes on with the values that they test it with."""
     program, port = tmp_path / "changing.py", free_port()
     command = millstream(str(program), port, "--serve", "web")
     server = "from millstream import Server\nmcp = Server('changing')\n@mcp.tool\ndef add({}) -> str:\n    return 'x'\n"

@@ -81,7 +81,6 @@ def ordered(page: Page) -> Locator:
 
 
 def test_user_signs_in_steps_up_and_signs_out(inspector: str, shop: str, open_page: OpenPage, log: Path) -> None:
-    """The whole way, and no token in a page, an address or a log."""
     page, card = asked(inspector, shop, open_page)
     tokens: list[str] = []
     heard: list[str] = []
@@ -122,7 +121,6 @@ def test_user_signs_in_steps_up_and_signs_out(inspector: str, shop: str, open_pa
 
 
 def test_declined_sign_in_can_be_retried(inspector: str, shop: str, open_page: OpenPage) -> None:
-    """The way back leads to the inspector, where the server still asks."""
     page, card = asked(inspector, shop, open_page)
     card.get_by_role("button", name="Sign in", exact=True).click()
     page.wait_for_url(re.compile(f"^{re.escape(shop)}/authorize"))
@@ -136,7 +134,6 @@ def test_declined_sign_in_can_be_retried(inspector: str, shop: str, open_page: O
 
 
 def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, open_page: OpenPage) -> None:
-    """Our choice: what asks, what went wrong, what needs more, and who is signed in."""
     page, card = asked(inspector, shop, open_page)
     wrong = [f"asked {each}" for each in fits(page)]
     page.route(
@@ -144,13 +141,12 @@ def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, o
         lambda route: route.fulfill(
             status=502,
             json={
-                "detail": f"{shop} does not support client registration. "
-                f"Register one with the redirect URI {inspector}."
+                "detail": f"{shop} doesn't support client registration. Register one with the redirect URI {inspector}."
             },
         ),
     )
     card.get_by_role("button", name="Sign in", exact=True).click()
-    expect(card.get_by_role("alert")).to_contain_text("does not support client registration")
+    expect(card.get_by_role("alert")).to_contain_text("doesn't support client registration")
     expect(card.get_by_label("Client ID")).to_be_visible()
     wrong += [f"refused {each}" for each in fits(page)]
     page.unroute("**/inspect/sign-in/*")

@@ -95,7 +95,6 @@ VIEWS = {"logs": "activity", "a failed message": "activity", "nothing found": "l
 
 
 def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: whatever one does with 500 tools, in whichever window and scheme."""
     page = inspect(crowd, open_page)
     page.get_by_role("tab", name="Logs").click()
     page.get_by_label("Ask for").select_option("debug")
@@ -120,7 +119,7 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, scheme: str) -> None:
-    """A fixed defect: the list was 138, 6 and 0 pixels high. And no layout shift: bar and columns stand at once."""
+    """Regression: the list had almost no height, and the layout shifted while loading."""
     page = open_page("about:blank", fresh=True, color_scheme=scheme)
     page.add_init_script(
         "window.shifts = []; new PerformanceObserver((list) => shifts.push(...list.getEntries().map((e) => e.value)))"
@@ -140,7 +139,7 @@ def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, scheme
 
 
 def test_tools_can_be_run_by_keyboard_alone(crowd: str, open_page: OpenPage) -> None:
-    """WCAG 2.2, 2.1.1: from the filter into the list, to the form, and back; of 500 rows only those in view exist."""
+    """WCAG 2.2, 2.1.1."""
     page = inspect(crowd, open_page)
     page.keyboard.press("/")
     expect(page.locator("#filter")).to_be_focused()
@@ -172,7 +171,6 @@ def test_tools_can_be_run_by_keyboard_alone(crowd: str, open_page: OpenPage) -> 
 
 
 def test_nested_forms_produce_valid_values(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: objects in lists in objects, without a line of JSON; what doesn't fit isn't sent."""
     page = inspect(crowd, open_page, "#tool=place_order")
     detail = page.locator("#detail")
     detail.get_by_label("customer").fill("Ada")
@@ -199,7 +197,6 @@ def test_nested_forms_produce_valid_values(crowd: str, open_page: OpenPage) -> N
 
 
 def test_calls_can_be_edited_and_repeated(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: history, deep links, and requests that are sent again after an edit."""
     link = "#tool=tool_001&args=%7B%22number%22%3A41%7D"
     page = inspect(crowd, open_page, link, permissions=["clipboard-read", "clipboard-write"])
     field = page.locator("#detail").get_by_label("number")
@@ -231,7 +228,6 @@ def test_calls_can_be_edited_and_repeated(crowd: str, open_page: OpenPage) -> No
 
 
 def test_hostile_markdown_is_shown_as_text(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: what a server says is never markup, and only web addresses can be followed."""
     page = inspect(crowd, open_page)
     ran(page, "prose", "<img src=x onerror=alert(1)>")
     expect(result(page).get_by_role("link")).to_have_count(1)
@@ -244,7 +240,6 @@ def test_hostile_markdown_is_shown_as_text(crowd: str, open_page: OpenPage) -> N
 
 
 def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage) -> None:
-    """50 kB of unclosed emphasis, brackets, and list items are parsed, where the time used to grow with the square."""
     page = inspect(crowd, open_page)
     for piece in ("**a ", "[a](", "`a ", "- a\n", "> ", "<http:"):
         count = page.evaluate(
@@ -256,7 +251,6 @@ def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage)
 
 @pytest.mark.parametrize("transport", ["HTTP+SSE", "WebSocket"])
 def test_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page: OpenPage, transport: str) -> None:
-    """Our choice: what the server speaks can be tried; both are one line for both directions."""
     page = inspect(hub, open_page)
     page.locator("#transport").select_option(transport)
     expect(page.locator("#state")).to_have_attribute(
@@ -274,7 +268,7 @@ def test_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page:
 
 
 def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: custom headers and a key go with each request, and are hidden where messages are shown."""
+    """Custom headers and a key go with each request, and are hidden where messages are shown."""
     page = inspect(crowd, open_page)
     page.locator("#open-settings").click()
     page.get_by_label("Key or token").fill("mls_secret")
@@ -299,7 +293,7 @@ def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage)
 
 
 def test_theme_persists_without_a_flash(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: the theme is set before the first paint, by a script that the policy allows."""
+    """The theme is set before the first paint, by a script that the policy allows."""
     page = inspect(crowd, open_page, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
@@ -315,7 +309,6 @@ def test_theme_persists_without_a_flash(crowd: str, open_page: OpenPage) -> None
 
 
 def test_other_servers_are_inspected_through_this_one(hub: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Our choice: the operator names it, the page reaches it through its own host, and the policy stays as it is."""
     port = free_port()
     command = [*millstream("examples/greet.py", port, "--serve", "web"), "--inspect", f"{hub}/mcp"]
     with serving(command, port, tmp_path / "log"):
@@ -335,7 +328,6 @@ def test_other_servers_are_inspected_through_this_one(hub: str, open_page: OpenP
 
 
 def test_schema_violations_are_shown_with_their_path(hub: str, open_page: OpenPage) -> None:
-    """Our choice: deviations from the output schema stand in their place, and a list that is refused hides no other."""
     page = open_page("about:blank", fresh=True)
 
     def promise(route: Route) -> None:
@@ -365,7 +357,6 @@ def test_schema_violations_are_shown_with_their_path(hub: str, open_page: OpenPa
 
 
 def test_keys_can_be_entered_for_protected_servers(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a refusal says what to do, and the button opens the place for it."""
     page = open_page("about:blank", fresh=True, lossy=True)
 
     def guard(route: Route) -> None:
@@ -385,7 +376,6 @@ def test_keys_can_be_entered_for_protected_servers(hub: str, open_page: OpenPage
 
 
 def test_copied_commands_run_elsewhere(hub: str, open_page: OpenPage) -> None:
-    """Our choice: the call as curl and as Python does what the page does, quotes and all."""
     page = inspect(hub, open_page, permissions=["clipboard-read", "clipboard-write"])
     page.evaluate(
         """location.hash = '#tool=greet&args=' + encodeURIComponent('{"name": "O\\'Hara \\\\"é\\\\" $HOME"}')"""

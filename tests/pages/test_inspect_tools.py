@@ -103,7 +103,6 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
 
 
 def test_tools_stand_in_groups_by_tag_and_prefix_that_open_and_close(orchard: str, open_page: OpenPage) -> None:
-    """Our choice: with the mouse, a finger, and the keyboard; the filter looks into closed groups, and at tags."""
     for touch in (False, True):
         page = inspect(orchard, open_page, has_touch=touch)
         listed = page.locator("#items")
@@ -126,7 +125,6 @@ def test_tools_stand_in_groups_by_tag_and_prefix_that_open_and_close(orchard: st
 
 
 def test_what_tools_cost_a_model_is_what_the_command_says(orchard: str, open_page: OpenPage) -> None:
-    """Our choice: one way of counting, on the page and in `millstream tokens`."""
     page = inspect(orchard, open_page)
     listed = page.request.post(f"{orchard}/mcp/tools/list", data={}).json()["result"]["tools"]
     costs = {
@@ -145,7 +143,6 @@ def test_what_tools_cost_a_model_is_what_the_command_says(orchard: str, open_pag
 
 
 def test_panes_are_resized_by_mouse_finger_and_keys_and_stay_so(orchard: str, open_page: OpenPage) -> None:
-    """Our choice: the widths are the person's, and last."""
     page = inspect(orchard, open_page, width=1440, has_touch=True)
     for name, pane, way in (("Width of the list", "#offers-pane", 1), ("Width of the activity", "#activity-pane", -1)):
         handle = page.get_by_role("separator", name=name)
@@ -189,7 +186,7 @@ def test_panes_are_resized_by_mouse_finger_and_keys_and_stay_so(orchard: str, op
 
 
 def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page: OpenPage) -> None:
-    """A fixed defect: a call with sixty steps was sixty-two rows."""
+    """Regression: a call with sixty steps was shown as sixty-two rows."""
     page = inspect(orchard, open_page, "stock_count")
     page.get_by_role("button", name="Clear", exact=True).click()
     expect(run(page)).to_contain_text("Counted.")
@@ -212,7 +209,7 @@ def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page
 
 
 def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, open_page: OpenPage) -> None:
-    """Fixed defects: the same JSON as text and as a tree; and no table."""
+    """Regression: it was shown twice as JSON, without a table."""
     page = inspect(orchard, open_page)
     result = run(page)
     expect(result.get_by_label("Text", exact=True)).to_have_count(0)
@@ -231,7 +228,6 @@ def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, ope
 
 
 def test_a_failure_in_development_shows_its_source_line(orchard: str, open_page: OpenPage) -> None:
-    """Our choice: the line of the person's own code, in the result and in the log."""
     page = inspect(orchard, open_page, "weigh")
     page.get_by_label("total").fill("1")
     page.get_by_label("parts").fill("0")
@@ -245,10 +241,8 @@ def test_a_failure_in_development_shows_its_source_line(orchard: str, open_page:
     assert axe(page) == []
 
 
-def test_calls_are_saved_with_what_must_hold_and_run_together(
-    orchard: str, open_page: OpenPage, tmp_path: Path
-) -> None:
-    """Our choice: they stay in the browser, and go to others as a file."""
+def test_saved_calls_run_with_their_checks(orchard: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Calls are stored in the browser, and can be exported to a file."""
     page = inspect(orchard, open_page)
     run(page)
     page.get_by_role("button", name="Save call").click()

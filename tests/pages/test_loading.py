@@ -16,7 +16,7 @@ the first text that uses it, which may come later.
 
 @pytest.mark.parametrize("name", ["inspect", "dashboard", "docs", "chat"])
 def test_page_files_are_loaded_once_and_cached(hub: str, open_page: OpenPage, name: str) -> None:
-    """A fixed defect: whoever came again asked for each module, and was told that it's the same."""
+    """Regression: modules were requested again at every visit."""
     page = open_page(f"{hub}/{name}", fresh=True)
     page.wait_for_load_state("load")
     first = page.evaluate(FILES)

@@ -58,14 +58,12 @@ def shown_call(page: Page, tool: str) -> None:
 
 
 def test_every_page_state_is_covered_or_excluded_with_a_reason() -> None:
-    """Our choice: nothing is left out in silence."""
     assert {page for page, _ in LEFT_OUT} <= set(PAGES)
     assert {state for _, state in LEFT_OUT} <= set(STATES)
     assert all(len(reason) > 10 for reason in LEFT_OUT.values())
 
 
 def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: three sizes, both schemes, and the keyboard finds the one that's wanted."""
     for number in range(500):
         suffix = "_with_a_name_that_is_much_too_long_for_any_list_of_tools" if number % 50 == 7 else ""
         call(crowd, f"tool_{number:03d}{suffix}", {})
@@ -81,11 +79,6 @@ def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
 
 
 def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: OpenPage) -> None:
-    """Our choice: names, descriptions, choices, arguments, errors and messages may be of any length and direction.
-
-    Fixed defects: two texts from right to left that are neighbors in JSON changed places, so did the name of a client
-    and that of the server in a consent; descriptions in forms and a tool's summary in the reference ran backwards.
-    """
     texts = ["word " * 300, "x" * 500, "https://example.org/" + "a" * 200]
     states = {"long texts": (LONG_TOOL, "Maximiliane " * 3, texts),
               "right-to-left": ("greeting", "آدا لوفليس", ["نص عربي طويل " * 30, "مرحبا"])}  # fmt: skip
@@ -132,7 +125,6 @@ class Shop:
 
 
 def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: forms are pages like the others, and one that was open while its server was away still answers."""
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}
     tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

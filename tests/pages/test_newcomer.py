@@ -49,10 +49,7 @@ def opened(page: Page, tool: str) -> Locator:
 
 
 def test_every_kind_of_tool_works_by_keyboard(kinds: str, open_page: OpenPage) -> None:
-    """WCAG 2.2, 2.1.1. Fixed defects: alternatives of a union were all called "object", and the one value that a field
-    can have had to be chosen; Ctrl+Enter ran nothing before the focus was in the form; after an item of a list, Tab led
-    away from the button for the next one, and the focus was lost with what was added or removed.
-    """
+    """WCAG 2.2, 2.1.1."""
     page = open_page(f"{kinds}/inspect")
     expect(page.locator("#state")).to_have_text("Connected")
     result = page.get_by_role("region", name="Result")
@@ -108,7 +105,7 @@ def test_every_kind_of_tool_works_by_keyboard(kinds: str, open_page: OpenPage) -
 
 
 def test_questions_receive_focus(kinds: str, open_page: OpenPage) -> None:
-    """Fixed defects: what the model was asked had the focus, not the field for its reply; "3.00 of 12.0" sacks."""
+    """Regression: the question's text had the focus instead of the reply field."""
     page = open_page(f"{kinds}/inspect")
     expect(page.locator("#state")).to_have_text("Connected")
     result, question = page.get_by_role("region", name="Result"), page.get_by_role("dialog")
@@ -131,7 +128,7 @@ def test_questions_receive_focus(kinds: str, open_page: OpenPage) -> None:
 
 
 def test_phones_show_whole_transport_names(kinds: str, open_page: OpenPage) -> None:
-    """Fixed defects: "Streamable H…" beside an empty place; "No resources" stood in two columns."""
+    """Regression: names were truncated although there was space."""
     page = open_page(f"{kinds}/inspect", width=360, height=740)
     expect(page.locator("#state")).to_have_text("Connected")
     for name in ("Transport", "Revision"):

@@ -113,7 +113,7 @@ STATES: dict[str, list[Callable[[Page], None]]] = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
+    """Three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
     found: list[str] = []
@@ -125,10 +125,6 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
 
 @pytest.mark.parametrize("name", STATES)
 def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first.
-
-    A fixed defect: what the dashboard had to say about the server's health moved everything below it on a phone.
-    """
     for width, height in SIZES:
         page = open_page(f"{crowd}/{name}", name="Ada", fresh=True, width=width, height=height)
         page.evaluate(SHIFTS)
@@ -164,8 +160,8 @@ VERDICTS = """async () => {
 
 
 def test_phones_show_errors_without_layout_shift(crowd: str, open_page: OpenPage) -> None:
-    """Fixed defects: a line stayed empty below "Healthy", and "Needs a look" pushed the ranges into a line of their own
-    and everything below down. The figures are given, for a busy machine isn't healthy.
+    """Regression: empty lines and status changes shifted the layout. The figures are fixed, because test machines are
+    busy.
     """
     page = open_page(f"{crowd}/dashboard", width=390, height=844)
     page.locator(READY["dashboard"]).wait_for()
@@ -183,13 +179,13 @@ LOOP = """async () => {
 
 
 def test_loop_health_needs_repeated_lag(crowd: str, open_page: OpenPage) -> None:
-    """A fixed defect: a busy machine's first second made a server that had just started one in trouble."""
+    """Regression: a slow first second was reported as a problem."""
     page = open_page(f"{crowd}/dashboard")
     assert page.evaluate(LOOP) == ["", "", "warn", "warn", "bad"]
 
 
 def test_identical_simultaneous_calls_are_all_shown(crowd: str, open_page: OpenPage) -> None:
-    """A fixed defect: of two calls in one millisecond the table had one, and a row too few."""
+    """Regression: two calls in the same millisecond were shown as one."""
     words = ("caller", "client", "transport", "revision", "outcome", "error", "incident")
     alike = {"at": 1.5, "method": "tools/call", "name": "add", "ms": 1, "bytes": 1, **dict.fromkeys(words, "")}
     page = open_page(f"{crowd}/dashboard", fresh=True)
@@ -201,7 +197,7 @@ def test_identical_simultaneous_calls_are_all_shown(crowd: str, open_page: OpenP
 
 @pytest.mark.parametrize("name", ["inspect", "docs"])
 def test_phones_show_the_result_of_a_long_form(crowd: str, open_page: OpenPage, name: str) -> None:
-    """A fixed defect: the result stood below the form, below what anybody saw, and Run seemed to do nothing."""
+    """Regression: the result appeared below the visible area, so Run seemed to have no effect."""
     tool = "long_words_" + "without_an_end_" * 6
     page = open_page(f"{crowd}/{name}#tool={tool}", lossy=True, width=390, height=844)
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
@@ -210,7 +206,7 @@ def test_phones_show_the_result_of_a_long_form(crowd: str, open_page: OpenPage, 
 
 
 def test_tool_table_sorts_filters_and_pages(crowd: str, open_page: OpenPage) -> None:
-    """A fixed defect: 190 tools made a page of 10,635 pixels. `_other` is explained."""
+    """Regression: 190 tools made a page of 10,635 pixels."""
     page = open_page(f"{crowd}/dashboard")
     page.locator(READY["dashboard"]).wait_for()
     table = page.get_by_role("table", name="Tools and methods")

@@ -81,7 +81,7 @@ def idle(page: Page) -> None:
 def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
     shop: Callable[..., str], open_page: OpenPage
 ) -> None:
-    """Our choice: arguments, result and time of each call; approve, always or decline, by mouse, finger and keys."""
+    """Arguments, result and time of each call; approve, always or decline, by mouse, finger and keys."""
     burn = calls(("burn", '{"isbn": "1"}'))
     price = calls(("price", '{"isbn": "9780"}'), text="I'll look.")
     page = open_page(
@@ -126,7 +126,6 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
 def test_the_room_fits_whatever_is_in_it(
     crowd: Callable[..., AbstractContextManager[str]], open_page: OpenPage
 ) -> None:
-    """Our choice: the states of every page. A fixed defect: "/" did nothing here."""
     found: list[str] = []
     texts = {"long texts": "unbreakable" * 60 + "\n\n" + "word " * 300, "right-to-left": ARABIC}
     parameter = "a_parameter_whose_name_goes_on_and_on_without_ever_coming_to_its_end"
@@ -166,7 +165,7 @@ def test_the_room_fits_whatever_is_in_it(
 
 
 def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_page: OpenPage) -> None:
-    """A fixed defect: a press on the head of a call hid the buttons, and the model waited."""
+    """Regression: a click on the call's header hid the buttons while the model waited."""
     page = open_page(shop(calls(("burn", '{"isbn": "1"}')), says("Gone.")))
     ask(page, "Burn it")
     card = page.locator(".call")
@@ -179,7 +178,6 @@ def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_p
 
 
 def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_page: OpenPage) -> None:
-    """Our choice: questions of tools are forms in the conversation; Stop and Esc end an answer."""
     page = open_page(shop(calls(("deliver", "{}")), repeats("To "), hangs("Once upon"), says("Yes.")))
     ask(page, "Deliver it")
     form = page.get_by_role("form", name="Where to?")
@@ -201,7 +199,6 @@ def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_
 
 
 def test_without_a_model_one_screen_says_how_to_set_it(plain: str, open_page: OpenPage) -> None:
-    """Our choice: the room explains itself; the people's room is a click away."""
     page = open_page(f"{plain}/chat", name="Ada")
     page.get_by_role("link", name="Playground").click()
     expect(page.get_by_role("heading", name="Choose a model")).to_be_visible()

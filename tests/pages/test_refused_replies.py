@@ -27,7 +27,7 @@ WORDS = {
 def test_refusals_are_shown_with_their_reason(
     hub: str, open_page: OpenPage, name: str, part: str, path: str, what: str
 ) -> None:
-    """A fixed defect: replies that weren't ok were dropped without a word, and the page stood still or empty."""
+    """Regression: error responses were ignored, and the page stayed empty."""
     page = open_page(f"{hub}/assets/mark.svg", name="Ada", fresh=True, lossy=True)
     status, asked = 401, re.compile(rf"\d/{name}/{path}(\?|$)")
     page.route(asked, lambda route: route.fulfill(status=status, json={"detail": "No."}))

@@ -53,7 +53,7 @@ PAIR |= {"minItems": 2, "maxItems": 2}
 
 
 def test_tuples_have_exactly_their_items(page: Page) -> None:
-    """A fixed defect: a tuple of two offered a third item, and each could be removed."""
+    """Regression: a tuple of two allowed a third item, and removal of both."""
     form = Form(page, properties={"pair": PAIR, "more": PAIR}, required=["pair"])
     pair = form.node.get_by_role("group", name="pair")
     expect(pair.get_by_role("button")).to_have_count(0)
@@ -72,7 +72,6 @@ def test_tuples_have_exactly_their_items(page: Page) -> None:
 
 
 def test_lists_grow_and_shrink_within_bounds(page: Page) -> None:
-    """Our choice: the form offers what the schema allows."""
     bounded = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
     form = Form(page, properties={"names": bounded}, required=["names"])
     expect(form.node.get_by_role("textbox")).to_have_count(1)
@@ -85,7 +84,7 @@ def test_lists_grow_and_shrink_within_bounds(page: Page) -> None:
 
 
 def test_object_items_are_added_and_focused(page: Page) -> None:
-    """A fixed defect: the focus went to a hidden button, so it stayed at "Add item"."""
+    """Regression: the focus stayed at "Add item"."""
     line = {"type": "object", "properties": {"sku": {"type": "string"}}}
     form = Form(page, properties={"lines": {"type": "array", "items": line}})
     form.button("Add item").press("Enter")
@@ -94,7 +93,7 @@ def test_object_items_are_added_and_focused(page: Page) -> None:
 
 
 def test_empty_items_are_reported_as_missing(page: Page) -> None:
-    """A fixed defect: it said "Must be number; it's null (null).", which nobody had entered."""
+    """Regression: the error mentioned a null that the user hadn't entered."""
     numbers: Schema = {"type": "array", "items": {"type": "number"}}
     prices: Schema = {"type": "object", "additionalProperties": {"type": "number"}}
     form = Form(page, properties={"numbers": numbers, "prices": prices})
@@ -106,7 +105,7 @@ def test_empty_items_are_reported_as_missing(page: Page) -> None:
 
 
 def test_optional_booleans_have_three_choices(page: Page) -> None:
-    """A fixed defect: `bool | None = None` was a box, and not to touch it sent `false`."""
+    """Regression: `bool | None = None` was a checkbox that sent `false` if left unchanged."""
     maybe = {"anyOf": [{"type": "boolean"}, {"type": "null"}], "default": None}
     form = Form(page, properties={"maybe": maybe, "flag": {"type": "boolean", "default": False}})
     assert form.read() == {"flag": False}
@@ -115,8 +114,6 @@ def test_optional_booleans_have_three_choices(page: Page) -> None:
 
 
 def test_alternatives_show_their_own_fields(page: Page) -> None:
-    """Our choice: the tag by which an alternative was chosen isn't asked for again, but it's sent."""
-
     def tagged(kind: str, **properties: Schema) -> Schema:
         own = {"kind": {"type": "string", "enum": [kind]}, **properties}
         return {"type": "object", "required": list(own), "properties": own}
@@ -131,7 +128,7 @@ def test_alternatives_show_their_own_fields(page: Page) -> None:
 
 
 def test_fields_follow_schema_order(page: Page) -> None:
-    """A fixed defect: the parts of `allOf` came last part first."""
+    """Regression: fields of `allOf` were shown in reverse order."""
     parts = [{"properties": {"first": {"type": "string"}}}, {"properties": {"second": {"type": "string"}}}]
     form = Form(page, properties={"both": {"type": "object", "allOf": parts}}, required=["both"])
     assert form.node.locator(".field:visible label").all_inner_texts() == ["first", "second"]
@@ -152,7 +149,6 @@ KINDS: list[tuple[Schema, str]] = [
 
 
 def test_fields_show_type_and_limits(page: Page) -> None:
-    """Our choice: a label, its type, and below it only what isn't seen otherwise."""
     form = Form(page, properties={f"p{number}": schema for number, (schema, _) in enumerate(KINDS)})
     fields = form.node.locator(".field:visible").all()
     told = [f"{each.locator('.kind').inner_text()}|{each.locator('.hint').text_content()}" for each in fields]

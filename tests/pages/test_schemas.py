@@ -112,7 +112,6 @@ def test_values_are_validated_by_the_specification(page: Page) -> None:
 
 
 def test_nested_alternatives_do_not_block_the_page(page: Page) -> None:
-    """Our choice: a hostile schema costs a bounded number of steps; what is left is for the server to check."""
     schema: dict[str, Any] = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [
         {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]},
         {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["y"]},
@@ -131,7 +130,6 @@ def test_nested_alternatives_do_not_block_the_page(page: Page) -> None:
 
 
 def test_forms_round_trip_values(page: Page) -> None:
-    """Our choice: unions, maps, tuples, schemas that refer to themselves; and a form and its JSON say the same."""
     found = page.evaluate(
         """async (forms) => {
           const { schemaForm } = await import("./assets/schema/form.js");

@@ -92,7 +92,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 
 def test_user_signs_in_consents_and_returns_to_the_client(shop: Shop, open_page: OpenPage) -> None:
-    """The policy of the page lets the form end at the client; browsers apply it to redirects as well."""
     page = open_page(shop.link(), fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")
@@ -107,7 +106,6 @@ def test_user_signs_in_consents_and_returns_to_the_client(shop: Shop, open_page:
 
 
 def test_user_returns_to_the_client_from_an_upstream(shop: Shop, open_page: OpenPage) -> None:
-    """Though the upstream redirects at once, twice across origins: the browser's cookie comes along."""
     page = open_page(shop.link(), fresh=True)
     page.get_by_role("button", name="Continue with Elsewhere").click()
     assert shop.answered(page)["code"]
@@ -119,7 +117,6 @@ def test_user_returns_to_the_client_from_an_upstream(shop: Shop, open_page: Open
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_sign_in_page_is_styled_and_accessible(shop: Shop, open_page: OpenPage, scheme: str) -> None:
-    """Nothing scrolls sideways on the smallest phone, whatever a client calls itself."""
     page = open_page(shop.link("W" * 80), fresh=True, width=320, height=844, color_scheme=scheme)
     assert page.evaluate(SIDEWAYS) == 0
     assert page.evaluate(NAMELESS) == []
@@ -132,7 +129,6 @@ def test_sign_in_page_is_styled_and_accessible(shop: Shop, open_page: OpenPage, 
 
 
 def test_sign_in_and_consent_states_pass_axe(shop: Shop, open_page: OpenPage) -> None:
-    """Our choice: asked, refused, agreed before, with names from right to left, and in the place of a page."""
     page = open_page(shop.link("تطبيق طويل الاسم " * 4), fresh=True, lossy=True)
     wrong = [f"asked {each}" for each in fits(page)]
     page.get_by_label("Name").fill("ada")
@@ -169,7 +165,7 @@ def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_pag
 
 
 def test_wrong_password_keeps_the_user_name(shop: Shop, open_page: OpenPage) -> None:
-    """Fixed defects: the name was gone, the focus was there again, and the error looked unlike that of a consent."""
+    """Regression: the name was cleared, and the error looked different from the consent page's."""
     page = open_page(f"{shop.url}/dashboard", lossy=True, fresh=True)
     expect(page.get_by_label("Name")).to_be_focused()
     page.get_by_label("Name").fill("ada")
@@ -184,7 +180,6 @@ def test_wrong_password_keeps_the_user_name(shop: Shop, open_page: OpenPage) -> 
 
 
 def test_pages_open_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
-    """The form comes in place of the page, says what is wrong, and leads to the page."""
     page = open_page(f"{shop.url}/docs", fresh=True, lossy=True, width=320)
     for found in (NAMELESS, TWICE, DANGLING):
         assert page.evaluate(found) == []

@@ -53,7 +53,6 @@ def sign_in_there(page: Page, login: str) -> None:
     ("button", "who"), [("Google", "google:ada@example.com"), ("127.0.0.1", "ada@example.com")], ids=["google", "oidc"]
 )
 def test_pages_open_with_an_external_account(shop: str, open_page: OpenPage, button: str, who: str) -> None:
-    """The cookie is SameSite=Strict, which no browser sends behind a redirect of another site: a page leads on."""
     page = open_page(f"{shop}/docs", lossy=True, width=320, java_script_enabled=True)
     assert axe(page) == []
     assert outside(page) == []
@@ -73,7 +72,6 @@ def test_pages_open_with_an_external_account(shop: str, open_page: OpenPage, but
 
 
 def test_users_not_on_the_allowlist_see_the_reason(shop: str, open_page: OpenPage) -> None:
-    """Another account, or another way, can be tried from there."""
     page = open_page(f"{shop}/chat", lossy=True)
     page.get_by_role("button", name="Continue with Google").click()
     sign_in_there(page, "mallory@example.com")

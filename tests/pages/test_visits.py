@@ -65,7 +65,7 @@ def unlucky() -> Iterator[tuple[str, threading.Event, threading.Event]]:
 def test_missing_favicon_is_not_an_error_of_the_next_page(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
-    """A fixed defect: a server that stood still between the two failed the next test, by the 404 of the icon."""
+    """Regression: a slow response to the favicon request failed the next test."""
     address, _, said = unlucky
     visits = Visits()
     visits.begin(browser)
@@ -84,7 +84,6 @@ def test_missing_favicon_is_not_an_error_of_the_next_page(
 def test_connection_errors_are_ignored_only_where_expected(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
-    """Our choice: to open a page takes longer than most of what is looked at; a late word of it is let pass there."""
     address, left, _ = unlucky
     left.set()
     visits = Visits()

@@ -98,7 +98,6 @@ sequences = st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)
 @given(sequences.flatmap(lambda requests: st.tuples(st.just(requests), cuts(b"".join(requests)))))
 @settings(max_examples=examples(6))
 def test_segmentation_does_not_change_replies(lane: ShopConnections, case: tuple[list[bytes], list[bytes]]) -> None:
-    """Point 5 of the proof, and the order of pipelined replies."""
     requests, pieces = case
     changing = re.compile(rb'"(uptime_seconds|loop_lag_ms|memory_bytes)":[0-9.e-]+|content-length: \d+|date: [^\r]*')
     whole, split = (lane.feed(data, replies=len(requests)) for data in ([b"".join(requests)], pieces))
@@ -108,7 +107,6 @@ def test_segmentation_does_not_change_replies(lane: ShopConnections, case: tuple
 
 @pytest.mark.parametrize("request_bytes", GOOD, ids=range(len(GOOD)))
 def test_requests_sent_byte_by_byte_get_replies(lane: ShopConnections, request_bytes: bytes) -> None:
-    """The smallest pieces there are."""
     split, whole = (lane.feed(data, replies=1) for data in (list(bytewise(request_bytes)), [request_bytes]))
     assert STATUS.findall(split) == STATUS.findall(whole)
 
@@ -132,7 +130,6 @@ def nearly_http(draw: st.DrawFn) -> bytes:
 )
 @settings(max_examples=examples(20))
 def test_arbitrary_bytes_cause_no_server_error(lane: ShopConnections, case: tuple[bytes, list[bytes]]) -> None:
-    """Nothing escapes a callback of the parser; the next connection is served."""
     _, pieces = case
     statuses = {int(status) for status in STATUS.findall(lane.feed(pieces))}
     assert not {status for status in statuses if status >= 500 and status != 501}

@@ -94,7 +94,6 @@ def asks(body: bytes) -> bool:
 def test_any_request_gets_a_protocol_response(
     world: World, endpoint: tuple[str, str], fields: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Point 5 of the proof: any bytes and any headers, at every endpoint."""
     reply = world.ask(*endpoint, fields, body)
     judge(reply, body, messages_path=endpoint[1].startswith("/messages"))
     world.check()
@@ -103,7 +102,6 @@ def test_any_request_gets_a_protocol_response(
 @given(body=encoded(messages), extra=headers)
 @settings(max_examples=examples(13))
 def test_any_session_message_gets_a_response(world: World, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
-    """Whatever else the headers say, the session id and media types are good."""
     own = pairs({name: value for name, value in world.session.items() if name != "mcp-protocol-version"})
     fields = [field for field in extra if field[0] in (b"mcp-protocol-version", b"mcp-method", b"mcp-name")] + own
     judge(world.ask("POST", "/mcp", fields, body), body)
@@ -113,7 +111,6 @@ def test_any_session_message_gets_a_response(world: World, body: bytes, extra: l
 @given(message=requests())
 @settings(max_examples=examples(13))
 def test_any_message_with_matching_headers_gets_a_response(world: World, message: dict[str, Any]) -> None:
-    """The per-request era with the headers that a client would make of the body: deep steps are reached."""
     params = message.get("params")
     params = params if isinstance(params, dict) else {}
     meta = params.get("_meta")

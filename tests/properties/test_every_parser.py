@@ -33,7 +33,6 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 @for_each("name", TARGETS)
 def test_parsers_accept_or_refuse_arbitrary_bytes(name: str) -> None:
-    """Our choice: what a peer sends is never an unexpected error."""
     target = made.setdefault(name, TARGETS[name]())
     inputs = 0
 

@@ -18,7 +18,6 @@ INPUTS = 400
 
 
 def test_schemathesis_finds_no_problem_in_oauth_routes(tmp_path: Path) -> None:
-    """Answers of other statuses, kinds and shapes than the RFCs have them, too, are faults."""
     with shop(tmp_path) as (port, log):
         answers, report = oauth_routes.run(port, tmp_path, "--max-examples", "8", "--seed", "1")
     assert report == ""
@@ -29,7 +28,6 @@ def test_schemathesis_finds_no_problem_in_oauth_routes(tmp_path: Path) -> None:
 
 
 def test_malformed_authenticated_requests_never_get_500(tmp_path: Path) -> None:
-    """Our choice: what a peer sends is never an unexpected error. The requests are good before they are damaged."""
     with shop(tmp_path) as (port, log):
         asking = Plausible(port)
         asking.routes.patience = WAIT

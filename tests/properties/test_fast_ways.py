@@ -139,7 +139,6 @@ def with_meta(**changes: Any) -> bytes:
     body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={}
 )
 def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
-    """Bytes that are nearly a call, under headers that nearly fit."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
@@ -189,7 +188,6 @@ def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes,
     body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE
 )
 def test_fast_and_exact_path_agree_on_handshake_calls(ways: Ways, body: bytes, sessionless: bool, version: str) -> None:
-    """In a session, remembered by then, and without one."""
     session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
     assume(b"\x00" not in body)
     ways.compare(pairs({**POST, **session}), body)

@@ -86,8 +86,6 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 def test_resume_after_any_event_loses_and_repeats_nothing(
     revision: str, steps: int, turns: int, cuts: list[int]
 ) -> None:
-    """Point 5 of the proof; priming events only where the revision has them."""
-
     async def run() -> list[Event]:
         server = make_server()
         async with server.running() as runtime:
@@ -109,8 +107,6 @@ def test_resume_after_any_event_loses_and_repeats_nothing(
 @given(steps=st.integers(1, 6))
 @settings(max_examples=examples(5))
 def test_finished_calls_can_be_read_from_any_event(steps: int) -> None:
-    """However often it is asked for: each event with its id and data, and nothing after the last."""
-
     async def run() -> None:
         server = make_server()
         async with server.running() as runtime:

@@ -25,7 +25,6 @@ def changed(token: str, place: int, bit: int) -> str:
 
 @given(st.binary(max_size=80), nonces, st.binary(max_size=20), st.integers(0, 10_000), st.integers(0, 5))
 def test_tokens_with_a_changed_bit_do_not_open(plain: bytes, nonce: bytes, bound: bytes, place: int, bit: int) -> None:
-    """AES-GCM, and one spelling of its text."""
     token = RING.seal(b"kind", plain, nonce, bound)
     assert RING.open(b"kind", token, bound) == plain
     assert RING.open(b"kind", changed(token, place, bit), bound) is None
@@ -42,7 +41,6 @@ def test_tokens_with_a_changed_bit_do_not_open(plain: bytes, nonce: bytes, bound
 def test_tokens_open_only_for_kind_owner_and_key(
     plain: bytes, nonce: bytes, bound: bytes, other_bound: bytes, kind: bytes, other_kind: bytes
 ) -> None:
-    """What kind and owner spell together is kept apart."""
     token = RING.seal(kind, plain, nonce, bound)
     assert OTHER.open(kind, token, bound) is None
     assume((kind, bound) != (other_kind, other_bound))
@@ -51,7 +49,6 @@ def test_tokens_open_only_for_kind_owner_and_key(
 
 @given(st.text(max_size=400))
 def test_random_text_is_not_a_token(text: str) -> None:
-    """Any text, of any characters: nothing, and nothing raised."""
     assert RING.open(b"kind", text) is None
     assert decode(text, RING, NOW) is None
 
@@ -60,7 +57,6 @@ def test_random_text_is_not_a_token(text: str) -> None:
 def test_session_ids_decode_until_they_expire(
     name: str, version: str, nonce: bytes, place: int, bit: int, late: int
 ) -> None:
-    """Our choice: the session is its id."""
     principal = Principal(name)
     token = SessionToken(
         id="0" * 32, revision="2025-11-25", capabilities=capability_bits({"sampling": {}})[0], client_name=name,
@@ -88,8 +84,6 @@ calls = st.tuples(
 def test_equal_bindings_mean_equal_calls(
     first: tuple[bytes, str, str, dict], second: tuple[bytes, str, str, dict]
 ) -> None:  # type: ignore[type-arg]
-    """A state belongs to principal, method, name and arguments, however those are cut and ordered."""
-
     def bound(call: tuple[bytes, str, str, dict]) -> bytes:  # type: ignore[type-arg]
         principal, method, name, arguments = call
         return binding_hash(principal, method, name, msgspec.json.encode(arguments))

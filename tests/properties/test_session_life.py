@@ -182,5 +182,4 @@ class SessionLife(RuleBasedStateMachine):
 
 @pytest.mark.many
 def test_sessions_follow_their_rules_in_any_order() -> None:
-    """A machine of steps that clients take, right ones and wrong ones."""
     run_state_machine_as_test(SessionLife, settings=settings(max_examples=examples(5), stateful_step_count=30))

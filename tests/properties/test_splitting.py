@@ -30,7 +30,6 @@ def test_chunk_boundaries_do_not_change_the_lines(case: tuple[bytes, list[bytes]
 
 @given(streams)
 def test_overlong_lines_are_reported_in_place(data: bytes) -> None:
-    """Against the simplest reading of the rule: `bytes.split`."""
     *complete, rest = data.split(b"\n")
     expected = [None if len(line) > LIMIT else line.strip(b" \t\r") for line in complete]
     expected += [None] if len(rest) > LIMIT else []

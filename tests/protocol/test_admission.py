@@ -47,7 +47,7 @@ def refusal(*args: Any, **more: Any) -> tuple[int, int]:
 
 
 def test_valid_requests_are_admitted_with_and_without_headers() -> None:
-    """MCP 2026-07-28, basic/versioning: stdio passes no headers."""
+    """MCP 2026-07-28, basic/versioning."""
     admitted = admit(request(), HEADERS)
     assert (admitted.revision, admitted.name, admitted.client.capabilities) == (NEWEST, "add", {"sampling": {}})
     assert admit(request()).name == "add"
@@ -76,7 +76,7 @@ def test_envelope_is_checked_first(meta: Any, code: int) -> None:
 
 
 def test_headers_are_checked_before_the_version() -> None:
-    """MCP 2026-07-28, basic/versioning: b before c."""
+    """MCP 2026-07-28, basic/versioning."""
     unknown = request({**META, "io.modelcontextprotocol/protocolVersion": "v999"})
     assert refusal(unknown, HEADERS) == (400, -32020)
     for name, value in HEADERS.items():
@@ -122,7 +122,6 @@ def test_handshake_version_header_must_be_known() -> None:
 
 
 def test_requests_without_an_id_are_refused() -> None:
-    """A caller would wait for an answer that nobody owes."""
     check_notification(Envelope(None, "notifications/cancelled", b""))
     with pytest.raises(ProtocolError):
         check_notification(Envelope(None, "tools/list", b""))
@@ -132,7 +131,7 @@ def test_requests_without_an_id_are_refused() -> None:
 
 
 def test_capabilities_are_covered_name_by_name() -> None:
-    """MCP 2025-11-25, client/elicitation: an elicitation capability without modes means forms."""
+    """MCP 2025-11-25, client/elicitation."""
     assert declares({"elicitation": {}}, {"elicitation": {"form": {}}})
     assert not declares({"elicitation": {"url": {}}}, {"elicitation": {"form": {}}})
     assert not declares({"sampling": {}}, {"sampling": {"tools": {}}})
@@ -141,7 +140,7 @@ def test_capabilities_are_covered_name_by_name() -> None:
 
 
 def test_capability_settings_that_are_not_objects_must_be_equal() -> None:
-    """A fixed defect: no client at all could have ``{"roots": {"listChanged": true}}``."""
+    """Regression: clients with ``{"roots": {"listChanged": true}}`` never matched."""
     assert declares({"roots": {"listChanged": True}}, {"roots": {"listChanged": True}})
     assert not declares({"roots": {"listChanged": False}}, {"roots": {"listChanged": True}})
     assert not declares({"roots": {"listChanged": 1}}, {"roots": {"listChanged": True}})

@@ -80,22 +80,19 @@ WIRE: list[tuple[Any, dict[str, Any]]] = [
 
 @for_each(("value", "wire"), WIRE)
 def test_content_round_trips_in_the_newest_schema(value: Any, wire: dict[str, Any]) -> None:
-    """MCP 2025-11-25, server/tools and 2025-11-25, client/sampling: camelCase, base64, `_meta`, nothing that was
-    left alone.
-    """
+    """MCP 2025-11-25, server/tools and 2025-11-25, client/sampling."""
     data = msgspec.json.encode(value)
     assert json.loads(data) == wire
     assert msgspec.json.decode(data, type=type(value)) == value
 
 
 def test_type_field_comes_first() -> None:
-    """Our choice: streaming readers see the kind before the payload."""
+    """Streaming readers see the kind before the payload."""
     assert msgspec.json.encode(Text("x")) == b'{"type":"text","text":"x"}'
 
 
 @for_each("value", [value for value, _ in WIRE if isinstance(value, BLOCKS)])
 def test_content_blocks_decode_by_type(value: Any) -> None:
-    """Content from elsewhere is read back for projection."""
     assert msgspec.json.decode(msgspec.json.encode(value), type=Content) == value
 
 
@@ -110,19 +107,16 @@ def test_sampling_results_ignore_unknown_members() -> None:
     [{"uri": "a:b"}, {"uri": "a:b", "text": "x", "blob": b"y"}, {"text": "x"}, {}],
 )
 def test_embedded_resources_need_exactly_one_content(arguments: dict[str, Any]) -> None:
-    """The schema knows text or blob, and a resource has a uri."""
     with pytest.raises(TypeError, match="text or blob"):
         EmbeddedResource(**arguments)
 
 
 def test_embedded_resources_without_a_resource_are_invalid() -> None:
-    """Input from the network never raises anything else."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"type":"resource"}', type=EmbeddedResource)
 
 
 def test_unknown_members_of_embedded_resources_are_dropped() -> None:
-    """Only `resource` exists on the wire; what a peer adds beside it must not be written again."""
     data = (
         b'{"type":"resource","resource":{"uri":"a:b","text":"x"},"uri":"c:d","text":"y","blob":"YQ==","mimeType":"z"}'
     )

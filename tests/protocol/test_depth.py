@@ -21,14 +21,13 @@ def depth_of(value: Any) -> int:
 
 
 def test_bodies_with_few_brackets_skip_the_depth_scan() -> None:
-    """Our choice: the scan runs only when the count of brackets exceeds the limit."""
+    """The scan runs only when the count of brackets exceeds the limit."""
     assert not exceeds_limits(b"[" * 64)
     assert not exceeds_limits(b"")
 
 
 @for_each("opening", [b"[", b'{"a":', b'[{"a":'])
 def test_depth_64_passes_and_65_is_refused(opening: bytes) -> None:
-    """Our choice: depth > 64 is refused."""
     levels = opening.count(b"[") + opening.count(b"{")
     closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
     times = 64 // levels
@@ -65,7 +64,6 @@ def test_brackets_after_a_string_that_ends_in_an_escaped_backslash_count() -> No
 
 
 def test_unbalanced_input_is_not_deep() -> None:
-    """Our choice: what is not JSON is left to the decoder."""
     assert not exceeds_limits(b'"' + b"[" * 100)
     assert not exceeds_limits(b'"' + b"[" * 100 + b"\\")
     assert not exceeds_limits(b"]" * 100 + b"[" * 100)
@@ -81,7 +79,6 @@ def test_depth_check_agrees_with_a_recursive_count(value: Any, limit: int) -> No
 
 @given(st.text('[]{}"\\a'), st.integers(0, 3))
 def test_json_depth_is_measured_exactly(text: str, limit: int) -> None:
-    """Property: texts of structural characters only are the hardest."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -92,13 +89,13 @@ def test_json_depth_is_measured_exactly(text: str, limit: int) -> None:
 
 @given(st.binary())
 def test_depth_check_accepts_any_bytes(body: bytes) -> None:
-    """Our choice: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
+    """Any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
     for piece in (body, *bytewise(body), body + b"\xff]"):
         assert isinstance(exceeds_limits(piece, 0), str)
 
 
 def test_depth_scan_runs_no_python_loop() -> None:
-    """Our choice: one pass over 4 MiB must not stall the event loop, so lines executed do not grow with the body."""
+    """One pass over 4 MiB must not stall the event loop, so lines executed do not grow with the body."""
 
     def lines(body: bytes) -> int:
         count = 0
@@ -121,7 +118,6 @@ def test_depth_scan_runs_no_python_loop() -> None:
 
 
 def test_colons_inside_strings_are_not_counted_as_members() -> None:
-    """A text with many times of day in it is one member."""
     members = b",".join(b'"%d":{}' % number for number in range(MAX_MEMBERS))
     assert not too_many_members(b"{%b}" % members)
     assert too_many_members(b'{%b,"\\"":0}' % members)
@@ -131,8 +127,6 @@ def test_colons_inside_strings_are_not_counted_as_members() -> None:
 
 @given(json_values)
 def test_every_member_is_counted(value: Any) -> None:
-    """The plain recursive count is the rule."""
-
     def count(value: Any) -> int:
         if isinstance(value, dict):
             return len(value) + sum(map(count, value.values()))

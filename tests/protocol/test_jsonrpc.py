@@ -34,12 +34,11 @@ def test_requests_keep_the_id_type_and_raw_params() -> None:
 
 
 def test_the_last_of_duplicate_keys_wins_and_unknown_keys_are_ignored() -> None:
-    """Our choice: a duplicate envelope key."""
     assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Envelope(2, "b", b"")
 
 
 def test_notifications_and_responses_are_distinguished() -> None:
-    """JSON-RPC 2.0 §4.1, §5."""
+    """JSON-RPC 2.0 §4.1."""
     notification = read(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
     assert not notification.is_request
     assert not notification.is_answer
@@ -70,13 +69,11 @@ def test_notifications_and_responses_are_distinguished() -> None:
     ],
 )
 def test_json_that_is_not_a_message_is_an_invalid_request(body: bytes) -> None:
-    """Our choice: what bad input gets."""
     assert code_of(body) == INVALID_REQUEST
 
 
 @for_each("body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999])
 def test_invalid_json_is_a_parse_error(body: bytes) -> None:
-    """Our choice: not JSON, and NaN is not JSON."""
     assert code_of(body) == PARSE_ERROR
 
 
@@ -92,7 +89,7 @@ def test_utf8_is_checked_in_undecoded_parts() -> None:
 
 
 def test_a_batch_is_split_into_raw_elements() -> None:
-    """MCP 2025-03-26, basic: 2025-03-26 has batches."""
+    """MCP 2025-03-26, basic."""
     assert split_batch(b'[ {"a":1} ,7]', 2) == [b'{"a":1}', b"7"]
     for body, code in ((b"[]", INVALID_REQUEST), (b"[1,2,3]", INVALID_REQUEST), (b"[1", PARSE_ERROR)):
         with pytest.raises(ProtocolError) as raised:
@@ -112,7 +109,7 @@ def test_messages_are_compact_json() -> None:
 
 
 def test_ids_are_bounded() -> None:
-    """A fixed defect: it stays as long as its call, which may be a stream, and 4 MB of it held 16 MiB."""
+    """Regression: the id is kept for the whole call, and an id of 4 MB used 16 MiB."""
     fits = '"' + "x" * (MAX_ID - 2) + '"'
     assert read(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % fits.encode()).id == "x" * (MAX_ID - 2)
     with pytest.raises(ProtocolError):

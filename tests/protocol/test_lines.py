@@ -4,7 +4,7 @@ from millstream._protocol.lines import LineSplitter
 
 
 def test_last_line_without_newline_counts_at_end_of_input() -> None:
-    """Our choice: a script may print its last message without a newline."""
+    """A script may print its last message without a newline."""
     splitter = LineSplitter(100)
     assert splitter.feed(b'{"a":1}\r\n{"b"') == [b'{"a":1}']
     assert splitter.feed(b":2}") == []
@@ -13,7 +13,6 @@ def test_last_line_without_newline_counts_at_end_of_input() -> None:
 
 
 def test_overlong_lines_are_reported_once_and_not_kept() -> None:
-    """Our choice: the memory of a connection is bounded, and the lines behind a bad one are read."""
     splitter = LineSplitter(4)
     assert splitter.feed(b"12345") == [None]
     assert splitter.feed(b"6" * 1000) == []

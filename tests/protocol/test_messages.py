@@ -92,7 +92,7 @@ def properties(definition: str) -> set[str]:
 
 @for_each("struct", STRUCTS, ids=lambda struct: struct.__name__)
 def test_structs_have_the_members_of_the_newest_schema(struct: type[Struct]) -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/schema; what is left out has a reason."""
+    """https://modelcontextprotocol.io/specification/2026-07-28/schema"""
     name = struct.__name__
     expected: set[str] = set()
     for definition in DEFINITIONS.get(name, [name]):
@@ -108,7 +108,6 @@ def test_structs_have_the_members_of_the_newest_schema(struct: type[Struct]) -> 
 
 
 def test_every_method_has_params_and_result_types() -> None:
-    """`Revision.requests`, `asks` and `notifications` are what there is."""
     assert set(REQUESTS) == {method for revision in ALL for method in revision.requests}
     assert set(QUESTIONS) == {method for revision in ALL for method in revision.asks}
     assert set(NOTIFICATIONS) >= {method for revision in ALL for method in revision.notifications}
@@ -148,7 +147,6 @@ WRITTEN: dict[tuple[str, str], Struct] = {
 
 @for_each(("definition", "method"), WRITTEN)
 def test_messages_match_the_schema_and_round_trip(definition: str, method: str) -> None:
-    """One class for both sides: 2025-11-25 is the newest revision that has all of these messages."""
     params = WRITTEN[definition, method]
     written = encode(params)
     message = {"jsonrpc": "2.0", "method": method, "params": json.loads(written)}
@@ -167,7 +165,7 @@ def test_unset_members_are_not_written() -> None:
 
 
 def test_results_of_older_revisions_have_default_cache_hints() -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching: no hint means 0."""
+    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching"""
     result = msgspec.json.decode(b'{"tools":[]}', type=messages.ListToolsResult)
     assert (result.result_type, result.ttl_ms, result.cache_scope, result.next_cursor) == (
         "complete",
@@ -178,7 +176,6 @@ def test_results_of_older_revisions_have_default_cache_hints() -> None:
 
 
 def test_sample_text_joins_its_text_blocks() -> None:
-    """Our choice."""
     blocks = [Text("a"), Image(b"", "image/png"), Text("b")]
     assert questions.SampleResult("assistant", blocks, "m").text == "a\nb"
     assert questions.SampleResult("assistant", Text("a"), "m").text == "a"
@@ -186,5 +183,4 @@ def test_sample_text_joins_its_text_blocks() -> None:
 
 @for_each("reason", [b'"enough"', b"7", b"null", b"{}"])
 def test_cancellations_count_with_any_reason(reason: bytes) -> None:
-    """The reason is for a log; a request that is to end must not go on because of it."""
     assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7

@@ -40,7 +40,7 @@ def refused(raw: bytes) -> str:
 
 
 def test_header_annotations_are_found_in_schema_order() -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: reachable from the root through ``properties`` keys."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     schema = tool(
         region=REGION,
         where={"type": "object", "properties": {"shelf": {"type": "integer", "x-mcp-header": "X-Shelf"}}},
@@ -56,12 +56,10 @@ def test_header_annotations_are_found_in_schema_order() -> None:
 
 @for_each("schema", [{}, {"type": "object"}, tool(), tool(a=True), {"properties": None}])
 def test_schemas_without_annotations_have_no_headers(schema: dict[str, Any]) -> None:
-    """Also boolean schemas and broken ones, which are not this module's to judge."""
     assert find_annotations(schema) == ()
 
 
 def test_data_that_looks_like_an_annotation_is_ignored() -> None:
-    """JSON Schema: ``default``, ``enum`` and ``examples`` hold data; a property may have any name."""
     trap = {"x-mcp-header": "No"}
     schema = tool(**{"x-mcp-header": {"type": "number", "default": trap, "enum": [trap], "examples": [trap]}})
     assert find_annotations(schema) == ()
@@ -76,7 +74,7 @@ def test_header_names_must_be_tokens(token: Any) -> None:
 
 @for_each("kind", ["number", "object", "array", "null", ["string", "null"], None])
 def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: never ``number``; a list of types is not one of the three."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     with pytest.raises(ValueError, match="string, integer or boolean"):
         find_annotations(tool(a={"type": kind, "x-mcp-header": "A"}))
     with pytest.raises(ValueError, match="string, integer or boolean"):
@@ -106,7 +104,7 @@ def test_header_names_are_unique_ignoring_case() -> None:
     ],
 )
 def test_annotations_outside_of_properties_are_refused(schema: dict[str, Any]) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: no items, composition, conditionals or definitions."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     with pytest.raises(ValueError, match="properties reached through 'properties' alone"):
         find_annotations(schema)
 
@@ -116,20 +114,20 @@ def test_annotations_outside_of_properties_are_refused(schema: dict[str, Any]) -
 
 @for_each("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
 def test_plain_values_are_sent_unchanged(value: str) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: a prefix or suffix alone is literal, and the markers have case."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert encode_value(value) == value
     assert decode_value(value.encode()) == value
 
 
 @for_each("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
 def test_other_values_are_sent_in_the_sentinel(value: str) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: not visible ASCII, edge white space, or the look of a sentinel."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
     assert decode_value(encode_value(value).encode()) == value
 
 
 def test_whitespace_around_header_values_is_stripped() -> None:
-    """RFC 9110 §5.5; MCP 2026-07-28, basic/transports/streamable-http."""
+    """RFC 9110 §5.5."""
     assert decode_value(b" \t a b\t ") == "a b"
     assert decode_value(b" =?base64?IA==?= ") == " "
 
@@ -144,12 +142,12 @@ def test_base64_is_decoded_strictly(payload: bytes) -> None:
 
 @for_each("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
 def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: bad characters."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "visible ASCII" in refused(raw)
 
 
 def test_mcp_name_is_decoded_like_parameter_headers() -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: the sentinel of ``Mcp-Name`` is decoded before comparing."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     assert decode_name(b"=?base64?w6Q=?=") == "ä"
     with pytest.raises(ProtocolError, match="Mcp-Name"):
         decode_name(b"\xff")
@@ -157,7 +155,6 @@ def test_mcp_name_is_decoded_like_parameter_headers() -> None:
 
 @given(texts | visible_texts)
 def test_strings_round_trip_through_headers(value: str) -> None:
-    """Property: and what travels is a valid field value without edge white space (RFC 9110 §5.5)."""
     text = encode_value(value)
     assert text.isascii()
     assert text == text.strip()
@@ -167,7 +164,6 @@ def test_strings_round_trip_through_headers(value: str) -> None:
 
 @given(st.binary() | st.binary().map(lambda raw: b"=?base64?" + raw + b"?="))
 def test_arbitrary_header_bytes_decode_or_mismatch(raw: bytes) -> None:
-    """Our choice: any bytes raise nothing but ProtocolError, whole, byte by byte, or with trailing bytes."""
     for piece in (raw, *bytewise(raw), raw + b"?="):
         try:
             value = decode_value(piece)
@@ -207,16 +203,14 @@ def test_equal_headers_pass_and_unknown_ones_are_ignored() -> None:
 
 @for_each("arguments", [{}, {"s": None, "o": None}, {"o": {}}, {"o": {"i": None}}, {"o": [1]}])
 def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: the header is not expected, and one that is there names a value the
-    body does not have.
-    """
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     check(PARAMS, {}, arguments)
     assert "mcp-param-i is present" in mismatch({b"mcp-param-i": b"1"}, arguments)
 
 
 @for_each("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
 def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: value in the body, header absent."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "mcp-param-s is missing" in mismatch({}, arguments)
 
 
@@ -238,13 +232,13 @@ def test_integers_compare_by_value(raw: bytes, value: float) -> None:
      (b"1", [1]), (b"1", {"a": 1}), (b"inf", float("inf"))],
 )  # fmt: skip
 def test_unusual_spellings_and_large_integers_never_match(raw: bytes, value: Any) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: integers within ±(2^53-1)."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
 @for_each("raw", [b"True", b"1", b"", b"false"])
 def test_booleans_have_exactly_one_spelling(raw: bytes) -> None:
-    """MCP 2026-07-28, server/tools#x-mcp-header: ``true`` and ``false``."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
 
@@ -255,5 +249,5 @@ def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
 
 
 def test_arguments_of_the_wrong_type_are_left_to_the_validator() -> None:
-    """Our choice: the validator's message helps a model, a header mismatch does not."""
+    """The validator's message helps a model, a header mismatch does not."""
     check(PARAMS, {b"mcp-param-i": b"many"}, {"o": {"i": "many"}})

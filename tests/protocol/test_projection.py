@@ -26,7 +26,7 @@ def test_tools_drop_members_that_the_revision_lacks() -> None:
 
 
 def test_names_and_titles_are_kept_on_every_revision() -> None:
-    """MCP 2025-06-18, changelog; lastModified came with 2025-06-18."""
+    """MCP 2025-06-18, changelog."""
     item = {
         "uri": "a:b",
         "annotations": {"priority": 1, "lastModified": "x"},
@@ -53,7 +53,6 @@ def test_server_info_matches_the_revision() -> None:
 
 
 def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
-    """The specification's changelogs, downgrade rule (b)."""
     link = ResourceLink(uri="a:b", name="n", description="d")
     shown = projection.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
     assert shown[0] == Text("n: a:b\nd")
@@ -88,7 +87,7 @@ def test_prompt_messages_are_converted_too() -> None:
 
 
 def test_errors_have_the_code_of_their_revision() -> None:
-    """MCP 2026-07-28, server/resources, and downgrade rule (d)."""
+    """MCP 2026-07-28, server/resources."""
     missing = ProtocolError(RESOURCE_NOT_FOUND, "x", {"uri": "a:b"})
     assert projection.error(missing, M).code == INVALID_PARAMS
     assert projection.error(missing, L4).code == RESOURCE_NOT_FOUND

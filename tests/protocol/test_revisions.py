@@ -34,7 +34,6 @@ L1, L2, L3, L4, M = ALL
     ],
 )
 def test_revisions_match_the_table_of_differences(field: str, values: tuple[object, ...]) -> None:
-    """The specification's changelogs."""
     assert tuple(getattr(revision, field) for revision in ALL) == values
 
 
@@ -62,5 +61,5 @@ def test_initialize_never_selects_a_per_request_revision() -> None:
     [("2026-07-28", True), ("2027-01-01", True), ("2025-11-25", False), ("é", False), ("v9", False), ("", False)],
 )
 def test_version_dates_decide_the_era(version: str, *, is_one: bool) -> None:
-    """MCP 2026-07-28, basic/versioning: string order is a sound test, for what is a date."""
+    """MCP 2026-07-28, basic/versioning."""
     assert revisions.names_per_request_era(version) is is_one

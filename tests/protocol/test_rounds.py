@@ -32,7 +32,7 @@ def test_sealed_state_round_trips() -> None:
 
 
 def test_state_is_bound_to_its_call_and_time() -> None:
-    """MCP 2026-07-28, basic/patterns/mrtr: principal, method, name, arguments and expiry."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     token = sealed(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
@@ -50,7 +50,6 @@ def test_malformed_sealed_state_is_refused() -> None:
 
 
 def test_answers_count_with_or_without_a_state() -> None:
-    """Our choice."""
     replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
     assert replay.response("b", "b", "m") is None
@@ -59,7 +58,6 @@ def test_answers_count_with_or_without_a_state() -> None:
 
 
 def test_changed_questions_drop_their_answer_and_later_ones() -> None:
-    """Our choice."""
     replay = Rounds(None, {})
     for slot in ("q1", "q2", "q3"):
         replay.settle(slot, "m", b"1")
@@ -70,7 +68,7 @@ def test_changed_questions_drop_their_answer_and_later_ones() -> None:
 
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:
-    """Our choice: ordinal plus a hash of kind, message and schema."""
+    """Ordinal plus a hash of kind, message and schema."""
     replay = Rounds(None, {})
     first, second = replay.slot(None), replay.slot(None)
     assert (first, second, replay.slot("own")) == ("q1", "q2", "own")
@@ -81,13 +79,11 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 
 
 def test_rounds_are_limited() -> None:
-    """Our choice: at most 8 rounds."""
     with pytest.raises(ProtocolError):
         sealed(Rounds(RoundState(10, 8, {}, {}), {}))
 
 
 def test_open_questions_stop_the_function() -> None:
-    """Not an `Exception`: user code that catches those lets it pass."""
     stop = InputRequired({"q1": {"method": "roots/list", "params": {}}})
     assert stop.requests["q1"]["method"] == "roots/list"
     assert not isinstance(stop, Exception)

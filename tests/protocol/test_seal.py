@@ -44,7 +44,7 @@ def test_sealed_tokens_open_and_fit_in_a_header(plain: bytes, kind: bytes, bound
 @example(TOKEN[:20])
 @example(TOKEN[:40])
 def test_invalid_tokens_return_none(text: str) -> None:
-    """Our choice: tokens come from the network, and every wrong one looks the same to the caller."""
+    """Tokens come from the network, and every wrong one looks the same to the caller."""
     assert RING.open(b"state", text, b"owner") is None
 
 
@@ -61,13 +61,11 @@ def test_tokens_with_a_changed_character_do_not_open(index: int, char: str) -> N
 @example(4, "!!!!")
 @example(4, "====")
 def test_tokens_with_inserted_characters_do_not_open(index: int, more: str) -> None:
-    """Our choice: one token has one spelling, so padding, line ends and blanks inside are refused."""
     assert RING.open(b"state", TOKEN[:index] + more + TOKEN[index:], b"owner") is None
 
 
 @for_each("more", ["=", "==", "\n", "\r\n", " ", "\0", "A", "AA", "AAA", "AAAA"])
 def test_trailing_characters_invalidate_a_token(more: str) -> None:
-    """Our choice: as above; the lenient decoder of the standard library would pass over some of these."""
     for length in range(4):
         token = RING.seal(b"state", bytes(length), NONCE)
         assert RING.open(b"state", token) == bytes(length)
@@ -75,7 +73,7 @@ def test_trailing_characters_invalidate_a_token(more: str) -> None:
 
 
 def test_unused_bits_of_the_last_character_must_be_zero() -> None:
-    """RFC 4648 §3.5: otherwise up to 16 texts would be the same token."""
+    """RFC 4648 §3.5."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     for length in range(3):
         token = RING.seal(b"state", bytes(length), NONCE)
@@ -84,7 +82,7 @@ def test_unused_bits_of_the_last_character_must_be_zero() -> None:
 
 
 def test_the_other_base64_alphabet_does_not_open() -> None:
-    """Our choice: "+" and "/" are not URL-safe, and a token has one spelling."""
+    """ "+" and "/" are not URL-safe, and a token has one spelling."""
     tokens = [RING.seal(b"state", b"", bytes([n]) * 12) for n in range(256)]
     with_dash = next(token for token in tokens if "-" in token)
     with_line = next(token for token in tokens if "_" in token)
@@ -93,7 +91,6 @@ def test_the_other_base64_alphabet_does_not_open() -> None:
 
 
 def test_tokens_open_only_for_their_kind_and_owner() -> None:
-    """Specification, multi-round requests: state is bound to whom it was given; a session id is no request state."""
     assert RING.open(b"state", TOKEN, b"owner") == b"plain text"
     assert RING.open(b"state", TOKEN, b"other") is None
     assert RING.open(b"state", TOKEN) is None
@@ -104,13 +101,12 @@ def test_tokens_open_only_for_their_kind_and_owner() -> None:
 @example(b"a", b"bc", b"ab", b"c")
 @example(b"", b"1:a", b"a", b"")
 def test_kind_and_owner_are_separated(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
-    """Our choice: what is authenticated names the border between the two."""
     opened = RING.open(kind2, RING.seal(kind, b"x", NONCE, bound), bound2)
     assert opened == (b"x" if (kind, bound) == (kind2, bound2) else None)
 
 
 def test_rotation_seals_with_the_first_secret_and_opens_with_all() -> None:
-    """Our choice: rotation keeps old keys for reading."""
+    """Rotation keeps old keys for reading."""
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
     assert during.open(b"k", old) == b"old"
@@ -121,7 +117,6 @@ def test_rotation_seals_with_the_first_secret_and_opens_with_all() -> None:
 
 
 def test_tokens_with_another_key_number_do_not_open() -> None:
-    """The number only finds the key; it proves nothing."""
     ring = KeyRing([NEW, OLD])
     token, other = ring.seal(b"k", b"plain", NONCE), KeyRing([OLD]).seal(b"k", b"plain", NONCE)
     data, number = base64.urlsafe_b64decode(token + "=="), base64.urlsafe_b64decode(other + "==")[:4]
@@ -130,17 +125,15 @@ def test_tokens_with_another_key_number_do_not_open() -> None:
 
 
 def test_the_same_secret_twice_is_one_key() -> None:
-    """Our choice: a list with a repeated secret is harmless."""
     assert KeyRing([NEW, NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
 
 
 def test_tokens_stay_readable_across_versions() -> None:
-    """Our choice: sessions outlive a deploy, so the format is pinned; another format needs another label."""
+    """Sessions outlive a deploy, so the format is pinned; another format needs another label."""
     assert TOKEN == "zda8HwABAgMEBQYHCAkKC3NL-kA21ZcpgMbJRGmMpkA6TH0GowzgQJoh"
 
 
 def test_overlong_values_are_refused_on_both_sides() -> None:
-    """Our choice: a bound before decoding, and nothing is sealed that would not open."""
     largest = MAX_TOKEN * 3 // 4 - 32
     token = RING.seal(b"k", bytes(largest), NONCE)
     assert len(token) <= MAX_TOKEN
@@ -158,7 +151,6 @@ def test_a_nonce_of_another_length_is_refused(length: int) -> None:
 
 
 def test_a_ring_without_a_secret_is_refused() -> None:
-    """Our choice: there is no default secret anywhere."""
     with pytest.raises(ValueError, match="at least one"):
         KeyRing([])
 
@@ -170,7 +162,7 @@ def test_fresh_ring_opens_tokens_before_sealing_any() -> None:
 
 
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
-    """Our choice: it costs 30 ms and 9 MiB, and most servers on stdio never seal."""
+    """It costs 30 ms and 9 MiB, and most servers on stdio never seal."""
     program = (
         "import sys; from millstream._protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"

@@ -31,7 +31,6 @@ def test_events_without_options_are_only_data() -> None:
 
 
 def test_fields_precede_the_data() -> None:
-    """Our choice of order: a reader that stops early knows where to resume."""
     encoded = sse.encode_event(b"x", event="tick", id="7", retry_ms=0)
     assert encoded == b"id: 7\nevent: tick\nretry: 0\ndata: x\n\n"
 
@@ -49,13 +48,13 @@ def test_messages_become_message_events() -> None:
 
 
 def test_a_priming_event_has_an_id_and_empty_data() -> None:
-    """MCP 2025-11-25, basic/transports, polling."""
+    """MCP 2025-11-25, basic/transports."""
     assert sse.prime("a.0", None) == b"id: a.0\ndata:\n\n"
     assert sse.prime("a.0", 500) == b"id: a.0\nretry: 500\ndata:\n\n"
 
 
 def test_retry_alone_dispatches_nothing() -> None:
-    """MCP 2025-11-25, basic/transports: the server sends ``retry`` before it drops the connection."""
+    """MCP 2025-11-25, basic/transports."""
     assert sse.retry(500) == b"retry: 500\n\n"
     assert decode(sse.retry(500)) == []
 
@@ -67,14 +66,14 @@ def test_the_endpoint_event_carries_the_url() -> None:
 
 @for_each("character", ["\r", "\n", "\0"])
 def test_line_ends_and_nul_in_single_line_fields_are_refused(character: str) -> None:
-    """WHATWG HTML §9.2.6: it would start another field, or make clients ignore the id."""
+    """WHATWG HTML §9.2.6."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
         with pytest.raises(ValueError, match="CR, LF or NUL"):
             encode(f"a{character}b")
 
 
 def test_a_negative_retry_is_refused() -> None:
-    """WHATWG HTML §9.2.6: digits only."""
+    """WHATWG HTML §9.2.6."""
     for encode in (sse.retry, lambda ms: sse.prime("a", ms), lambda ms: sse.encode_event(b"", retry_ms=ms)):
         with pytest.raises(ValueError, match="-1"):
             encode(-1)
@@ -84,7 +83,7 @@ def test_a_negative_retry_is_refused() -> None:
 
 
 def test_the_examples_of_the_standard() -> None:
-    """WHATWG HTML §9.2.6, the four examples at its end."""
+    """WHATWG HTML §9.2.6."""
     assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [SseEvent("YHOO\n+2\n10")]
     stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"
     assert decode(stream + b"\n") == [
@@ -99,7 +98,6 @@ def test_the_examples_of_the_standard() -> None:
 
 @for_each("end", ["\n", "\r", "\r\n"])
 def test_every_line_end_is_understood(end: str) -> None:
-    """HTML, server-sent events; mixed ones are in the property below."""
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
         SseEvent("1\n2", "a"),
         SseEvent("3"),
@@ -107,7 +105,6 @@ def test_every_line_end_is_understood(end: str) -> None:
 
 
 def test_event_ended_by_cr_is_dispatched_before_the_lf() -> None:
-    """A stream of CRs must not hold back its newest event."""
     decoder = Decoder()
     assert decoder.feed(b"data: x\r\n\r") == [SseEvent("x")]
     assert decoder.feed(b"") == []
@@ -115,13 +112,13 @@ def test_event_ended_by_cr_is_dispatched_before_the_lf() -> None:
 
 
 def test_one_byte_order_mark_is_skipped() -> None:
-    """WHATWG HTML §9.2.6: UTF-8 decode, which strips one."""
+    """WHATWG HTML §9.2.6."""
     assert decode(b"\xef\xbb\xbfdata: x\n\n") == [SseEvent("x")]
     assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\ndata: \xef\xbb\xbf\n\n") == [SseEvent("\ufeff")]
 
 
 def test_bad_utf8_becomes_replacement_characters() -> None:
-    """WHATWG HTML §9.2.6: decoding never fails."""
+    """WHATWG HTML §9.2.6."""
     assert decode(b"data: a\xffb\xe2\x82\n\n") == [SseEvent("a\ufffdb\ufffd")]
 
 
@@ -131,7 +128,7 @@ def test_comments_unknown_fields_and_field_names_in_other_case_are_ignored() -> 
 
 
 def test_the_last_event_id_persists_and_an_empty_id_resets_it() -> None:
-    """WHATWG HTML §9.2.6: the id buffer is not reset by dispatch."""
+    """WHATWG HTML §9.2.6."""
     events = decode(b"id: 1\ndata: a\n\ndata: b\n\nid:\ndata: c\n\n")
     assert events == [SseEvent("a", id="1"), SseEvent("b", id="1"), SseEvent("c")]
 
@@ -142,19 +139,19 @@ def test_an_id_with_nul_is_ignored() -> None:
 
 
 def test_the_event_name_does_not_persist() -> None:
-    """WHATWG HTML §9.2.6: also when the block dispatched nothing."""
+    """WHATWG HTML §9.2.6."""
     assert decode(b"event: tick\n\ndata: a\n\n") == [SseEvent("a")]
 
 
 def test_ids_take_effect_at_the_blank_line() -> None:
-    """WHATWG HTML §9.2.6: a cut event must be sent again, so its id must not be taken."""
+    """WHATWG HTML §9.2.6."""
     decoder = Decoder()
     decoder.feed(b"id: 1\n\nid: 2\ndata: cut")
     assert decoder.last_event_id == "1"
 
 
 def test_a_priming_event_is_an_event_with_empty_data() -> None:
-    """MCP 2025-11-25, basic/transports: nothing of it is lost, whether or not it has a data field."""
+    """MCP 2025-11-25, basic/transports."""
     assert decode(sse.prime("a.0", 500)) == [SseEvent("", id="a.0", retry_ms=500)]
     decoder = Decoder()
     assert decoder.retry_ms is None
@@ -165,14 +162,14 @@ def test_a_priming_event_is_an_event_with_empty_data() -> None:
 
 @for_each("value", ["", "-1", "+1", "1.5", "1e3", "1s", "\u0661", "9" * 16, "9" * 5000])
 def test_a_retry_that_is_not_digits_or_too_long_is_ignored(value: str) -> None:
-    """WHATWG HTML §9.2.6: ASCII digits only. Our choice: more than 15 digits are no time."""
+    """WHATWG HTML §9.2.6."""
     decoder = Decoder()
     decoder.feed(f"retry: 5\nretry: {value}\n\n".encode())
     assert decoder.retry_ms == 5
 
 
 def test_leading_zeros_of_a_retry_do_not_count() -> None:
-    """WHATWG HTML §9.2.6: base ten."""
+    """WHATWG HTML §9.2.6."""
     decoder = Decoder()
     assert decoder.feed(b"retry: " + b"0" * 5000 + b"12\ndata\n\n") == [SseEvent("", retry_ms=12)]
 
@@ -185,7 +182,6 @@ def test_leading_zeros_of_a_retry_do_not_count() -> None:
     [b"data: 12345", b"data: 12345\n", b"data:1234\ndata:12345\ndata\n", b": comment..\n", b"data\n" * 11],
 )
 def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
-    """Advisory 26: a client's memory is bounded."""
     for chunks in ([stream], bytewise(stream)):
         decoder = Decoder(max_event_bytes=10)
         with pytest.raises(ProtocolError, match="10 bytes") as caught:
@@ -196,7 +192,7 @@ def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
 
 
 def test_events_before_an_error_are_returned_first() -> None:
-    """Our choice: what arrived whole is not lost, however the stream was cut."""
+    """What arrived whole is not lost, however the stream was cut."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: a\n\ndata: 123456") == [SseEvent("a")]
     with pytest.raises(ProtocolError):
@@ -204,15 +200,12 @@ def test_events_before_an_error_are_returned_first() -> None:
 
 
 def test_size_cap_applies_to_each_event() -> None:
-    """Our choice: the cap is on what is held, not on the stream."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: 1234\ndata:123\n\n" * 3) == [SseEvent("1234\n123")] * 3
 
 
 def test_comments_are_not_limited() -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: servers send ``:`` lines as keep-alive, not all with a blank
-    line.
-    """
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: a\n" + b":\n" * 1000 + b"\n") == [SseEvent("a")]
 
@@ -222,7 +215,6 @@ def test_comments_are_not_limited() -> None:
 
 @given(texts, one_line_texts, one_line_texts, st.integers(0, 10**15 - 1), st.data())
 def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: st.DataObject) -> None:
-    """Property: any text, with line ends as the standard normalises them."""
     stream = sse.encode_event(text.encode(), event=name, id=id, retry_ms=retry_ms)
     expected = SseEvent(text.replace("\r\n", "\n").replace("\r", "\n"), name or "message", id, retry_ms)
     assert decode(stream) == [expected]
@@ -232,7 +224,6 @@ def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: s
 
 @given(st.lists(st.tuples(st.sampled_from(["data", "data: x", "id: 1", "event: e", ":", "", "retry: 2"]), line_ends)))
 def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> None:
-    """Property. A CR before an empty line that ends in LF would read as one CRLF, so a colon stands between."""
     mixed = "".join(line + (":" if end != "\r\n" and not line else "") + end for line, end in lines)
     plain = mixed.replace("\r\n", "\n").replace("\r", "\n")
     assert decode(mixed.encode()) == decode(plain.encode())
@@ -240,7 +231,7 @@ def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> No
 
 @given(st.binary() | st.text("\r\n\0:daitvenry 0\ufeff").map(str.encode), st.integers(0, 40), st.data())
 def test_chunk_boundaries_do_not_change_the_events(stream: bytes, cap: int, data: st.DataObject) -> None:
-    """Our choice: any bytes raise nothing but ProtocolError, and after the same events."""
+    """Any bytes raise nothing but ProtocolError, and after the same events."""
 
     def run(chunks: list[bytes]) -> tuple[list[SseEvent], bool]:
         decoder, events = Decoder(max_event_bytes=cap), list[SseEvent]()

@@ -43,7 +43,6 @@ def loop() -> Iterator[tuple[asyncio.Runner, RestRoutes]]:
 @settings(max_examples=examples(13))
 @given(path=st.sampled_from(["list", "call"]), body=BODIES)
 def test_dialect_replies_with_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
-    """A result or an error, with the id that was sent or none."""
     runner, rest = loop
     handler = rest.list_tools if path == "list" else rest.call_tool
     response = runner.run(handler(post(f"/mcp/tools/{path}", body)))

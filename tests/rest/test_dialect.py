@@ -33,7 +33,7 @@ async def send(path: str, body: Any, **headers: str) -> tuple[Response, Any]:
     ids=["full", "no id", "params only", "top level", "null id", "text id"],
 )
 async def test_calls_need_only_a_name(body: dict[str, Any]) -> None:
-    """Seed 001: bodies with and without `jsonrpc`, `id` and `method`; the answer has the id that was sent."""
+    """Seed 001."""
     response, reply = await send("call", body)
     assert response.status == 200
     assert reply["jsonrpc"] == "2.0"
@@ -43,8 +43,8 @@ async def test_calls_need_only_a_name(body: dict[str, Any]) -> None:
 
 
 @for_each("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
-async def test_list_has_the_shape_of_the_seed(body: Any) -> None:
-    """Seed 001, example 2: the result has `tools`, each with name, description and inputSchema."""
+async def test_list_matches_the_seed(body: Any) -> None:
+    """Seed 001, example 2."""
     response, reply = await send("list", body, content_type="application/json" if body else "")
     assert response.status == 200
     assert set(reply["result"]) == {"tools"}
@@ -54,7 +54,7 @@ async def test_list_has_the_shape_of_the_seed(body: Any) -> None:
 
 
 async def test_curl_form_type_is_accepted_from_scripts() -> None:
-    """Seed 001, example 4: `curl -d` without a header."""
+    """Seed 001, example 4."""
     response, reply = await send("call", ADD, content_type=FORM)
     assert response.status == 200
     assert reply["result"]["content"][0]["text"] == "5"
@@ -70,7 +70,6 @@ async def test_form_type_is_refused_from_browsers(header: str) -> None:
 
 @for_each("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
 async def test_other_content_types_get_415(content_type: str) -> None:
-    """Our choice: JSON, or the form type; nothing else."""
     response, _ = await send("call", ADD, content_type=content_type)
     assert response.status == 415
 
@@ -94,7 +93,6 @@ async def test_other_content_types_get_415(content_type: str) -> None:
     ],
 )
 async def test_invalid_bodies_get_400(body: Any, code: int) -> None:
-    """What is left out is fine; what is there has to be right."""
     response, reply = await send("call", body)
     assert response.status == 400
     assert reply["error"]["code"] == code
@@ -109,21 +107,18 @@ async def test_unknown_tools_are_protocol_errors() -> None:
 
 @for_each("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
 async def test_invalid_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
-    """As on /mcp: `isError`, so that a model reads it."""
     _, reply = await send("call", {"name": "add", "arguments": arguments})
     assert reply["result"]["isError"] is True
     assert "Invalid arguments for tool 'add'" in reply["result"]["content"][0]["text"]
 
 
 async def test_tools_that_ask_are_refused() -> None:
-    """Nobody can answer on this path."""
     _, reply = await send("call", {"name": "ask"})
     assert reply["result"]["isError"] is True
     assert "elicitation" in reply["result"]["content"][0]["text"]
 
 
 async def test_parameter_headers_are_not_required_in_the_dialect() -> None:
-    """Routing headers belong to the MCP endpoint."""
     _, reply = await send("call", {"name": "region", "arguments": {"name": "eu"}})
     assert reply["result"]["content"][0]["text"] == "eu"
 

@@ -23,7 +23,6 @@ async def described(server: Any = None, root: str = "") -> dict[str, Any]:
 
 
 async def test_every_tool_is_an_openapi_operation() -> None:
-    """Our choice: from the registered schemas."""
     document = await described()
     assert document["openapi"] == "3.1.0"
     assert document["info"] == {"title": "world", "version": "2.1", "description": "Try them all."}
@@ -36,12 +35,10 @@ async def test_every_tool_is_an_openapi_operation() -> None:
 
 
 async def test_mounted_server_document_names_its_root() -> None:
-    """Our choice: every URL that the server hands out includes the root path."""
     assert (await described(root="/shop"))["servers"] == [{"url": "/shop"}]
 
 
 async def test_references_inside_schemas_are_rewritten() -> None:
-    """A recursive type keeps its `$ref`, which would otherwise point to the root of the document."""
     document = await described()
     references = re.findall(r'"\$ref":"(#[^"]*)"', json.dumps(document, separators=(",", ":")))
     assert any("$defs" in reference for reference in references)
@@ -73,7 +70,6 @@ async def test_invalid_component_names_do_not_collide() -> None:
 
 
 async def test_document_is_cached_until_tools_change() -> None:
-    """Our choice: think at registration, not at call."""
     server = world()
     async with routes(server) as rest:
         first = await rest.describe(post("/openapi.json", b""))
@@ -91,7 +87,7 @@ async def test_document_is_cached_until_tools_change() -> None:
 
 
 async def test_document_supports_conditional_requests() -> None:
-    """RFC 9110 §13.1.2. It may be large, and tools that watch it ask often."""
+    """RFC 9110 §13.1.2."""
     server = world()
     async with routes(server) as rest:
         whole = await rest.describe(post("/openapi.json", b""))
@@ -106,7 +102,6 @@ async def test_document_supports_conditional_requests() -> None:
 
 
 async def test_examples_match_their_schema() -> None:
-    """An example that is refused is worse than none."""
     document = await described()
     seen = 0
     for item in document["paths"].values():
@@ -143,7 +138,6 @@ SCHEMAS: list[dict[str, Any]] = [
 
 @for_each("schema", SCHEMAS, ids=str)
 def test_sample_values_match_their_schema(schema: dict[str, Any]) -> None:
-    """The schemas that signatures become."""
     Draft202012Validator(schema).validate(example_of(schema))
 
 

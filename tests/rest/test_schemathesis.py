@@ -30,7 +30,7 @@ def run(port: int, folder: Path, *options: str) -> str:
 
 
 def test_tools_conform_to_the_document(tmp_path: Path) -> None:
-    """Our choice: schemathesis passes; limits, formats, recursive types, refusals and questions included."""
+    """Schemathesis passes; limits, formats, recursive types, refusals and questions included."""
     port = free_port()
     command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
     with serving(command, port, tmp_path / "log"):
@@ -40,7 +40,6 @@ def test_tools_conform_to_the_document(tmp_path: Path) -> None:
 
 
 def test_example_server_conforms_to_its_document(tmp_path: Path) -> None:
-    """The same through the lane, against `examples/hub.py`; its one slow tool apart."""
     port = free_port()
     with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
         assert "No issues found" in run(port, tmp_path, "--exclude-operation-id", "long_task")

@@ -48,14 +48,13 @@ def check(response: Response, body: Any, status: int, slug: str) -> None:
     ],
 )
 async def test_replies_are_the_structured_result_or_content(name: str, arguments: Any, expected: Any) -> None:
-    """Our choice: always JSON, so that a caller never has to look at the type first."""
     response, body = await call(name, arguments)
     assert (response.status, body) == (200, expected)
     assert response.head == b"content-type: application/json\r\n"
 
 
 async def test_arguments_that_violate_a_hand_written_schema_get_422() -> None:
-    """A fixed defect: they reached the function. The same words as over MCP."""
+    """Regression: invalid arguments reached the function. The text is the same as over MCP."""
     response, body = await call("parcel", {"items": [{"isbn": 9}], "phone": "1"})
     check(response, body, 422, "invalid-arguments")
     assert "'items[0].isbn' must be a string, got the integer 9" in body["detail"]
@@ -63,14 +62,12 @@ async def test_arguments_that_violate_a_hand_written_schema_get_422() -> None:
 
 
 async def test_empty_bodies_mean_no_arguments() -> None:
-    """`curl -X POST` sends neither."""
     response, body = await call("greet", content_type="")
     assert response.status == 200
     assert body["content"][0]["text"] == "Hello, world!"
 
 
 async def test_images_are_content_blocks() -> None:
-    """Content that is no text keeps its type and stays Base64."""
     _, body = await call("picture")
     assert body["content"][0]["type"] == "image"
     assert body["content"][0]["mimeType"] == "image/png"
@@ -83,13 +80,11 @@ async def test_progress_is_dropped_and_headers_reach_the_tool() -> None:
 
 
 async def test_parameter_headers_are_not_required_for_rest() -> None:
-    """Routing headers belong to MCP over HTTP; here the body is all there is."""
     response, body = await call("region", {"name": "eu"})
     assert response.status == 200, body
 
 
 async def test_unknown_tools_get_404() -> None:
-    """Our choice: a clear error in the dialect that asked."""
     check(*await call("nope", {}), 404, "unknown-tool")
 
 
@@ -113,7 +108,6 @@ async def test_invalid_arguments_get_422_with_a_fix(arguments: Any, words: str) 
 
 @for_each("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
 async def test_invalid_json_gets_400(body: bytes) -> None:
-    """Our choice: never a 500."""
     check(*await call("add", body), 400, "malformed-body")
 
 
@@ -127,26 +121,22 @@ async def test_invalid_json_gets_400(body: bytes) -> None:
     ],
 )
 async def test_other_content_types_get_415(headers: dict[str, str]) -> None:
-    """Our choice: the form type is for the dialect only."""
     check(*await call("add", {"a": 1}, **headers), 415, "unsupported-type")
 
 
 async def test_tool_errors_get_409_with_their_text() -> None:
-    """Our choice: the arguments fit the schema, so it is no 422."""
     response, body = await call("refuse", {"reason": "rain"})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not today: rain"
 
 
 async def test_protocol_errors_of_tools_get_409() -> None:
-    """The arguments fit the schema; what is wrong with them only the tool knows."""
     response, body = await call("object_", {})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not these arguments together"
 
 
 async def test_rest_calls_discard_notifications() -> None:
-    """It takes everything, so that a tool never waits, and cannot pause or ask."""
     line = NullReplyChannel()
     await line.send(b"{}")
     assert line.push(b"{}")
@@ -156,21 +146,19 @@ async def test_rest_calls_discard_notifications() -> None:
 
 
 async def test_tool_timeouts_apply() -> None:
-    """The same limits as for any call."""
     response, body = await call("sleep", {})
     check(response, body, 409, "tool-error")
-    assert "did not finish" in body["detail"]
+    assert "didn't finish" in body["detail"]
 
 
 @for_each("name", ["ask", "needs_model"])
 async def test_tools_that_ask_get_409_naming_mcp(name: str) -> None:
-    """A REST call has nobody to ask."""
     check(*await call(name, {}), 409, "needs-answers")
 
 
 @for_each("name", ["crash", "lie"])
 async def test_internal_failures_get_500_with_an_incident(name: str) -> None:
-    """Our choice: the peer sees the identifier, the log the rest."""
+    """The peer sees the identifier, the log the rest."""
     response, body = await call(name, {})
     check(response, body, 500, "internal-error")
     assert body["incident"] in body["detail"]
@@ -179,13 +167,11 @@ async def test_internal_failures_get_500_with_an_incident(name: str) -> None:
 
 
 async def test_problem_types_include_the_mount_path() -> None:
-    """Every URL that the server hands out includes the root path (our choice)."""
     _, body = await call("nope", {}, root="/shop")
     assert body["type"] == "/shop/docs#unknown-tool"
 
 
 async def test_excess_calls_get_503_with_retry_after() -> None:
-    """Every queue is bounded, and says so when it is full."""
     async with routes(world()) as rest:
         rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0
         response = await rest.run_tool(post("/tools/add", b'{"a":1}'))
@@ -220,7 +206,7 @@ async def test_credentials_are_checked_before_tools_are_looked_up() -> None:
 
 
 def test_every_problem_type_is_documented() -> None:
-    """RFC 9457 §3.1.1: the type, when opened, explains the problem."""
+    """RFC 9457 §3.1.1."""
     page = asset("/docs").body.decode()
     for kind in KINDS:
         assert f'<tr id="{kind.slug}"><td class="number">{kind.status}</td>' in page

@@ -63,7 +63,6 @@ def board(folder: Path) -> dict[str, str]:
 
 
 def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
-    """Our choice: any worker serves any session, so a client cannot tell that there are several."""
     port = free_port()
     shared = board(tmp_path)
     serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "4")
@@ -72,7 +71,6 @@ def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
 
 
 def test_clock_skew_of_three_minutes_changes_nothing(tmp_path: Path) -> None:
-    """Our choice: leases go by the clock of the store, and seals have leeway. Two machines of two workers each."""
     shared = board(tmp_path)
     travels = "sessions or resumption or questions or rounds or changes or cancel or endpoint"
     chosen = f"(lane or sse) and ({travels}) and not ({' or '.join(ELSEWHERE)})"

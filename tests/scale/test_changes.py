@@ -31,7 +31,7 @@ async def tools(worker: Worker) -> set[str]:
 
 
 async def test_updates_are_sent_once_by_every_worker() -> None:
-    """A fixed defect: only clients of the same worker heard of it."""
+    """Regression: only clients of the same worker were notified."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, resourceSubscriptions=[SIGN]) for each in workers]
         await workers[1].server.resource_updated(SIGN)
@@ -45,7 +45,6 @@ async def test_updates_are_sent_once_by_every_worker() -> None:
 
 
 async def test_bursts_of_updates_are_coalesced() -> None:
-    """Our choice: an update is a hint, and one that waits already says the same."""
     async with fleet(make_shop, turns=lambda: 5) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
         first.store.operations.clear()
@@ -58,7 +57,7 @@ async def test_bursts_of_updates_are_coalesced() -> None:
 
 
 async def test_removal_applies_to_every_worker() -> None:
-    """A fixed defect: other workers went on to offer it."""
+    """Regression: other workers kept offering the item."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, toolsListChanged=True) for each in workers]
         workers[0].server.remove_tool("add")
@@ -72,7 +71,6 @@ async def test_removal_applies_to_every_worker() -> None:
 
 
 async def test_later_workers_learn_of_removals() -> None:
-    """Our choice: a worker that is replaced offers what the others do."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
         first.server.remove_tool("add")
@@ -84,8 +82,6 @@ async def test_later_workers_learn_of_removals() -> None:
 
 
 async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
-    """Our choice: under the name that it has where it is mounted."""
-
     def make_street() -> Server:
         street = Server("street", settings=Settings(key="a secret of the tests that is long enough"))
         street.mount(make_shop(), prefix="shop")
@@ -98,7 +94,6 @@ async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
 
 
 async def test_adding_while_several_workers_run_is_refused() -> None:
-    """Our choice: it would be on one worker only, and clients would see it come and go."""
     async with fleet(make_shop) as (first, _):
 
         def late() -> str:
@@ -114,7 +109,7 @@ async def test_adding_while_several_workers_run_is_refused() -> None:
 
 
 async def test_registration_on_one_of_several_workers_is_explained() -> None:
-    """A fixed defect: the caller got an internal error, -32603, and no word more."""
+    """Regression: the caller got an internal error without an explanation."""
 
     def make() -> Server:
         server = Server("growing")
@@ -132,13 +127,13 @@ async def test_registration_on_one_of_several_workers_is_explained() -> None:
     async with fleet(make) as (first, _):
         result = (await first.ask("tools/call", {"name": "grow", "arguments": {}}, POST))["result"]
         assert result["isError"]
-        assert "'grown' would be on one worker only" in result["content"][0]["text"]
+        assert "'grown' would be registered on one worker only" in result["content"][0]["text"]
 
 
 async def test_single_worker_may_add_and_later_workers_are_warned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A fixed defect: with one worker on a shared store, adding was refused as with several."""
+    """Regression: a single worker on a shared store couldn't add items."""
     shared = SharedStore()
 
     def late() -> str:
@@ -174,7 +169,7 @@ async def test_switches_apply_to_every_current_and_later_worker() -> None:
 
 
 async def test_workers_may_add_the_same_items() -> None:
-    """Our choice: the lifespan runs on each worker, and so does a task that begins in it."""
+    """The lifespan runs on each worker, and so does a task that begins in it."""
     go = asyncio.Event()
 
     def make_growing() -> Server:
@@ -210,8 +205,8 @@ async def test_workers_may_add_the_same_items() -> None:
 
 
 async def test_updates_right_after_a_remote_subscription_are_delivered() -> None:
-    """A fixed defect: the worker that has the session's stream told its own updates at once, before it had heard of a
-    subscription that another worker had answered already.
+    """Regression: the worker with the stream sent an update before it learned of a subscription confirmed by another
+    worker.
     """
     async with fleet(make_shop, 2, turns=lambda: 20) as (first, second):
         headers = await first.initialize()
@@ -226,7 +221,6 @@ async def test_updates_right_after_a_remote_subscription_are_delivered() -> None
 
 
 async def test_unsendable_updates_are_delivered_locally() -> None:
-    """Our choice: a store that doesn't answer keeps nobody from hearing of what happens at the same worker."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
         first.store.down = True
@@ -237,7 +231,7 @@ async def test_unsendable_updates_are_delivered_locally() -> None:
 
 
 async def test_watchers_are_notified_after_an_interruption() -> None:
-    """A fixed defect: an update that got lost with the connection to the store was never heard of."""
+    """Regression: an update lost with the store's connection was never reported."""
     async with fleet(make_shop, 2) as (first, second):
         headers = await first.initialize()
         await first.ask("resources/subscribe", {"uri": SIGN}, headers)
@@ -258,7 +252,7 @@ async def test_watchers_are_notified_after_an_interruption() -> None:
 
 
 async def test_changes_during_an_interruption_are_applied_later() -> None:
-    """A fixed defect: a worker whose connection to the store broke went on to offer what the others had removed."""
+    """Regression: a worker that lost its connection to the store kept offering removed items."""
     async with fleet(make_shop, 3) as (first, second, third):
         third.store.deaf = True
         first.server.remove_tool("add")
@@ -272,7 +266,6 @@ async def test_changes_during_an_interruption_are_applied_later() -> None:
 
 
 async def test_switches_of_an_interrupted_worker_reach_the_others() -> None:
-    """The same in the other direction: it couldn't send what it did."""
     async with fleet(make_shop, 2) as (first, second):
         first.store.down = True
         first.server.disable("resource", SIGN)
@@ -284,8 +277,8 @@ async def test_switches_of_an_interrupted_worker_reach_the_others() -> None:
 
 
 async def test_last_switch_wins_over_late_messages() -> None:
-    """A fixed defect: a worker that told a new one of something that had been switched back meanwhile switched it again
-    everywhere, and two that switched at once could end with different lists.
+    """Regression: a worker could repeat an outdated switch, and simultaneous switches could leave workers with
+    different lists.
     """
     shared = SharedStore()
     async with fleet(make_shop, 3, store=shared) as (first, second, third):

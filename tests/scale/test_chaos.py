@@ -30,7 +30,6 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 async def test_subscribers_of_killed_workers_miss_and_repeat_nothing(tmp_path: Path, kind: str) -> None:
-    """Each comes back to some worker with its last id, and gets everything behind it, once and in order."""
     redis = RedisServer() if kind == "redis" else None
     store = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/store.db"}.get(kind) or redis.url  # type: ignore[union-attr]
     report = Report()
@@ -53,9 +52,6 @@ async def test_subscribers_of_killed_workers_miss_and_repeat_nothing(tmp_path: P
 
 
 async def test_redis_data_loss_is_a_gap_for_every_subscriber(tmp_path: Path, redis: RedisServer) -> None:
-    """FLUSHALL at any moment, also while a worker starts: what was acknowledged came, or a gap was told in its place.
-    Fixed defect: a publisher that was answered just then got an id that there never was.
-    """
     report = Report()
     async with cluster(tmp_path / "log", workers=3, store=redis.url) as running:
         await storm(
@@ -71,7 +67,6 @@ async def test_redis_data_loss_is_a_gap_for_every_subscriber(tmp_path: Path, red
 
 
 async def test_workers_on_half_a_core_are_not_considered_dead(tmp_path: Path, redis: RedisServer) -> None:
-    """The kernel stops all processes, Redis among them, for half of each tenth of a second."""
     report = Report()
     async with cluster(tmp_path / "log", workers=4, store=redis.url) as running:
         before = running.workers()
@@ -92,7 +87,6 @@ async def test_workers_on_half_a_core_are_not_considered_dead(tmp_path: Path, re
 
 
 async def test_reconnecting_subscribers_cause_few_redis_commands(tmp_path: Path, redis: RedisServer) -> None:
-    """Our budget for any number of them, since each worker reads for all of its own: `make chaos` does 10,000."""
     report = Report()
     async with cluster(tmp_path / "log", workers=4, store=redis.url) as running:
         await return_together(running, report, subscribers=400, channels=20, redis=redis.url)

@@ -104,7 +104,6 @@ async def until_seen(worker: Seat, seconds: int, headers: dict[str, str]) -> Non
 
 
 async def test_records_and_tombstones_are_shared(four: list[Seat]) -> None:
-    """Rows "record, tombstone" and "GET stream" of what travels: the newest stream stays, wherever it opens."""
     headers = await four[0].initialize()
     older = await four[1].get(headers)
     stream = await four[2].get(headers)
@@ -124,7 +123,6 @@ async def test_records_and_tombstones_are_shared(four: list[Seat]) -> None:
 
 
 async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shared: Four) -> None:
-    """Rows "answer to a question" and "cancel", from those who are ahead to those who are behind, and back."""
     headers = await four[0].initialize({"elicitation": {}})
     for number in range(4):
         stream, id = await question(four[number], headers)
@@ -136,7 +134,6 @@ async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shar
 
 
 async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
-    """Row "clocks": questions of 2026-07-28 come back sealed, to anybody."""
     for first, second in ((0, 1), (1, 0)):
         asked = enveloped("tools/call", {"name": "ask", "arguments": {}}, elicitation={})
         found = json.loads(await (await four[first].post(asked, routing("tools/call", "ask"))).body())["result"]
@@ -148,7 +145,6 @@ async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
 
 
 async def test_calls_continue_on_another_worker(four: list[Seat], shared: Four, tmp_path: Path) -> None:
-    """Row "resume of a running call"."""
     headers = await four[0].initialize()
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     older = await four[1].get(headers, line.last_id)
@@ -165,7 +161,6 @@ async def test_calls_continue_on_another_worker(four: list[Seat], shared: Four, 
 
 
 async def test_messages_of_http_sse_find_their_stream(four: list[Seat]) -> None:
-    """Row "POST to /messages/"."""
     stream = await mailbox(four[0], "/sse")
     await until(lambda: stream.events)
     path = stream.events.pop(0).data
@@ -185,7 +180,6 @@ async def status_at(worker: Seat, path: str, message: object) -> int:
 
 
 async def test_switches_are_shared(four: list[Seat]) -> None:
-    """Row "list changes"."""
     headers = await four[0].initialize()
     for on in (False, True):
         await four[1].call("switch", headers, on=on)
@@ -200,7 +194,6 @@ async def is_switched(worker: Seat, headers: dict[str, str], *, on: bool) -> boo
 
 
 async def test_channels_presence_and_mailboxes_are_shared(four: list[Seat]) -> None:
-    """One order everywhere, everybody on the list, and a message that waits."""
     headers = await four[0].initialize()
     path = "/events?channel=news&client_id=client"
     listeners = [await mailbox(each, f"{path}{number}") for number, each in enumerate(four)]
@@ -219,7 +212,6 @@ async def test_channels_presence_and_mailboxes_are_shared(four: list[Seat]) -> N
 
 
 async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat], shared: Four) -> None:
-    """What the rows say of the other side's death: an error that says "try again", 400 and 404."""
     headers = await four[1].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(shared.folder / "never"))
     followed = await four[2].get(headers, line.last_id)
@@ -240,9 +232,6 @@ async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat],
 
 
 async def test_clock_jumps_change_nothing(four: list[Seat], shared: Four, tmp_path: Path) -> None:
-    """Our choice: somebody sets the clock of the machine, and of the one with Redis, by a minute and a half. Leases,
-    sessions, limits, journals and what workers tell each other hold.
-    """
     headers = await four[0].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     listener = await mailbox(four[1], "/events?channel=news&client_id=ann")

@@ -42,7 +42,6 @@ async def asked(workers: list[Worker], monitor: Monitor) -> list[str]:
 
 
 async def test_calls_and_sessions_need_no_redis_command() -> None:
-    """Our budget, in four workers: a session is its id, so a million of them without a stream are no key."""
     backing = RedisBacking()
     try:
         async with real_fleet(make_talking, backing) as workers:

@@ -94,7 +94,6 @@ async def world(count: int) -> AsyncIterator[tuple[list[One], Clock]]:
 
 
 async def test_dashboard_shows_sums_and_a_row_per_worker() -> None:
-    """Whichever worker serves it."""
     async with world(3) as (ones, clock):
         for number, each in enumerate(ones):
             each.add(number + 1)
@@ -107,7 +106,6 @@ async def test_dashboard_shows_sums_and_a_row_per_worker() -> None:
 
 
 async def test_no_figures_are_sent_without_a_dashboard() -> None:
-    """A dashboard costs one request a second, and a reply of each other worker."""
     async with world(3) as (ones, _):
         await settle()
         assert [each.sent for each in ones] == [0, 0, 0]
@@ -116,7 +114,6 @@ async def test_no_figures_are_sent_without_a_dashboard() -> None:
 
 
 async def test_unresponsive_workers_leave_the_dashboard() -> None:
-    """Its counts go with it."""
     async with world(2) as (ones, clock):
         for each in ones:
             each.add(1)
@@ -128,7 +125,6 @@ async def test_unresponsive_workers_leave_the_dashboard() -> None:
 
 
 async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
-    """An outage ends no dashboard."""
     async with world(2) as (ones, clock):
         ones[0].add(1)
         ones[0].store.down = ones[1].store.down = True
@@ -137,7 +133,6 @@ async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
 
 
 async def test_figures_of_other_versions_are_ignored() -> None:
-    """During a deploy both run."""
     async with world(2) as (ones, _):
         await ones[1].peers.tell(StatsReply(0, msgspec.msgpack.encode(["?"])))
         await settle()
@@ -145,7 +140,6 @@ async def test_figures_of_other_versions_are_ignored() -> None:
 
 
 async def test_figures_are_collected_once_for_all_dashboards() -> None:
-    """Rates and the share of CPU are those since the last look: two looks at once would make noise of them."""
     async with world(3) as (ones, clock):
         for each in ones[:2]:
             await each.page()
@@ -158,7 +152,6 @@ async def test_figures_are_collected_once_for_all_dashboards() -> None:
 
 @pytest.mark.parametrize("kind", backings([name for name, backing in BACKINGS.items() if backing.shared]))  # type: ignore[attr-defined]
 async def test_dashboard_counts_calls_and_sessions_of_all_workers(kind: str) -> None:
-    """On every store that workers can share, and through the event stream of the page."""
     backing = BACKINGS[kind]()
     try:
         async with real_fleet(make_served, backing) as served:
@@ -205,7 +198,6 @@ async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
 
 @pytest.mark.server
 async def test_dashboard_counts_calls_of_both_processes(tmp_path: Path) -> None:
-    """The whole way: two processes, the parent's store between them, and the event stream of one."""
     with workers(tmp_path, 2, "--serve", "all") as served:
         answered = set[int]()
         calls = 0

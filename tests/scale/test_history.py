@@ -109,14 +109,12 @@ def mix_channels(history: History) -> None:
 
 @for_each("seed", range(10))
 def test_checker_accepts_correct_histories(seed: int) -> None:
-    """Also where subscribers were told of gaps, and publishers never heard whether they succeeded."""
     assert check(*right(seed)) == []
 
 
 @for_each("seed", range(5))
 @for_each("fault", [lose, lose_the_end, lose_everywhere, repeat, swap, add_twice, renumber, restart, mix_channels])
 def test_checker_finds_each_fault(fault: Callable[[History], None], seed: int) -> None:
-    """A checker that finds nothing proves nothing."""
     history = copy.deepcopy(right(seed))
     fault(history)
     assert check(*history)

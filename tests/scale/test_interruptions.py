@@ -26,7 +26,7 @@ def offers(worker: Worker, tool: str = "add") -> bool:
 
 
 async def test_unsendable_uris_fail_only_their_caller() -> None:
-    """A fixed defect: after a file name that isn't UTF-8, a worker told the others nothing any more."""
+    """Regression: after a file name that isn't UTF-8, the worker stopped sending messages to others."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
         with pytest.raises(UnicodeEncodeError):
@@ -37,7 +37,6 @@ async def test_unsendable_uris_fail_only_their_caller() -> None:
 
 
 async def test_local_clients_do_not_wait_for_an_unreachable_store() -> None:
-    """Our choice: the first message finds out that it's away, and no other waits for that."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
         tries = 0
@@ -58,7 +57,7 @@ async def test_local_clients_do_not_wait_for_an_unreachable_store() -> None:
 
 
 async def test_failed_announcements_are_sent_after_the_outage() -> None:
-    """A fixed defect: what was switched or removed while Redis had no room was so at one worker only."""
+    """Regression: switches and removals during an outage of Redis applied to one worker only."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
         first.store.down = True
@@ -73,7 +72,7 @@ async def test_failed_announcements_are_sent_after_the_outage() -> None:
 
 
 async def test_update_bursts_drop_only_updates() -> None:
-    """A fixed defect: a switch that waited to be sent was the first to be dropped."""
+    """Regression: a pending switch was dropped first."""
     async with fleet(make_shop, 2) as (first, second):
         first.server.disable("tool", "add")
         for number in range(10_100):
@@ -82,7 +81,6 @@ async def test_update_bursts_drop_only_updates() -> None:
 
 
 async def test_switches_apply_despite_clock_changes() -> None:
-    """Our choice: any clock may be set while everything runs."""
     async with fleet(make_shop, 2) as (first, second):
         real, ahead = first.store.core.time, 900.0
         for each in (first, second):
@@ -121,7 +119,7 @@ def make_growing(go: asyncio.Event) -> Callable[[], Server]:
 
 
 async def test_reregistered_disabled_items_are_not_removed() -> None:
-    """A fixed defect: whoever told others what is gone took a tool that's disabled for one that had been removed."""
+    """Regression: a disabled tool was reported as removed."""
     go = asyncio.Event()
     async with fleet(make_growing(go), 3) as workers:
         workers[0].server.remove_tool("add")
@@ -144,9 +142,7 @@ async def heard_of(worker: Worker, other: Worker) -> None:
 
 
 async def test_workers_find_each_other_after_an_interruption() -> None:
-    """A fixed defect: one that came back under another name stayed unknown to the others, which then let programs add
-    tools that they alone had.
-    """
+    """Regression: a worker that returned under another name stayed unknown to the others."""
     async with fleet(make_shop, 2) as (first, second):
         await until(lambda: first.runtime.shared and second.runtime.shared)
         second.store.sleep()
@@ -157,7 +153,7 @@ async def test_workers_find_each_other_after_an_interruption() -> None:
 
 
 async def test_workers_started_during_an_interruption_are_found() -> None:
-    """A fixed defect: its greeting was lost, and both believed that they were alone."""
+    """Regression: its greeting was lost, so each worker believed that it was alone."""
     shared = SharedStore()
     async with fleet(make_shop, 1, store=shared) as (first,):
         first.store.deaf = True
@@ -169,7 +165,6 @@ async def test_workers_started_during_an_interruption_are_found() -> None:
 
 
 async def test_one_store_outage_is_one_interruption() -> None:
-    """Our choice: after a loss of data, each client would hear several times that everything may have changed."""
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
         first.store.miss()
@@ -181,7 +176,7 @@ async def test_one_store_outage_is_one_interruption() -> None:
 
 
 async def test_conflicting_switches_converge() -> None:
-    """A fixed defect: what another worker switched between a sync tool's switch and its note stayed here alone."""
+    """Regression: a remote switch between a sync tool's switch and its announcement applied locally only."""
     async with fleet(make_shop, 2) as workers:
         first, second = workers
         for turns in range(12):
@@ -200,9 +195,7 @@ async def test_conflicting_switches_converge() -> None:
 
 
 async def test_updates_during_a_record_read_are_delivered() -> None:
-    """A fixed defect: the record of a session with many subscriptions isn't kept at each worker, and what changed while
-    it was read, after the client had got its stream, was dropped.
-    """
+    """Regression: changes during the read of a large session record were dropped."""
     async with fleet(make_shop, 2) as (first, second):
         headers = await first.initialize()
         await first.ask("resources/subscribe", {"uri": SIGN}, headers)
@@ -232,7 +225,7 @@ async def test_updates_during_a_record_read_are_delivered() -> None:
 
 
 async def test_restarted_runtime_keeps_switches_and_removals() -> None:
-    """A fixed defect: what a server that ends when nobody uses it had disabled, workers that came later offered."""
+    """Regression: later workers offered items that an idle server had disabled before it closed."""
     shared, server = SharedStore(), make_shop()
     loop = asyncio.get_running_loop()
     for round in range(2):
@@ -248,7 +241,7 @@ async def test_restarted_runtime_keeps_switches_and_removals() -> None:
 
 
 async def test_server_running_twice_announces_switches_once() -> None:
-    """A fixed defect: of two runtimes, each took what the other did for news, without end."""
+    """Regression: each of two runtimes treated the other's announcements as new, endlessly."""
     shared, server = SharedStore(), make_shop()
     async with AsyncExitStack() as stack:
         runtimes = [Runtime(server.definition, shared.worker(), bind=Bind()) for _ in range(2)]  # type: ignore[arg-type]

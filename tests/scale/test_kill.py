@@ -55,7 +55,6 @@ class Clients:
 
 
 async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -> None:
-    """Our choice: whoever comes back is told once the lease is over; calls of the other workers go on."""
     # Calls that never end have no part in the stop.
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}
     with workers(tmp_path, 4, program=PROGRAM, env=environment) as served:

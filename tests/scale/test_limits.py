@@ -61,7 +61,7 @@ async def count(workers: list[Worker], tool: str, times: int) -> int:
 
 
 async def test_four_workers_share_a_rate_limit(backing: Backing) -> None:
-    """A fixed defect: with four workers, a caller got four times as much. By pace and by quota, with weights."""
+    """Regression: with four workers, a caller had four times the limit. Covers paces and quotas, with weights."""
     async with real_fleet(lambda: limited(limit_calls="24/day"), backing, 4) as workers:
         assert await count(workers, "dear", 4) == 4
         assert await count(workers, "plain", 40) == 8
@@ -72,7 +72,6 @@ async def test_four_workers_share_a_rate_limit(backing: Backing) -> None:
 
 
 async def test_quotas_apply_to_all_workers(backing: Backing) -> None:
-    """So many for a day or a month, until that ends by the store's clock."""
     async with real_fleet(lambda: limited(limit_quota="10/month", limit_calls="500/day"), backing, 4) as workers:
         assert await count(workers, "plain", 30) == 10
         reply = await workers[0].post(request("tools/call", {"name": "plain"}), POST)
@@ -81,7 +80,6 @@ async def test_quotas_apply_to_all_workers(backing: Backing) -> None:
 
 
 async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None:
-    """Of a tool and of a caller; what has ended makes room."""
     made: list[Server] = []
 
     def make() -> Server:
@@ -105,7 +103,7 @@ async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None
 
 
 async def test_cancelled_call_releases_its_slot() -> None:
-    """A fixed defect of many limiters: who goes at the wrong time holds a place forever."""
+    """Regression: a cancellation at the wrong time blocked a slot forever."""
     async with fleet(limited, 2, turns=lambda: 5) as (first, second):
         reply = asyncio.ensure_future(ask(first, "waits"))
         await until(lambda: first.store.operations["take"] == 1)
@@ -119,7 +117,6 @@ async def test_cancelled_call_releases_its_slot() -> None:
 
 
 async def test_workers_use_their_share_during_a_store_outage(caplog: pytest.LogCaptureFixture) -> None:
-    """Our choice: an outage of the store refuses nobody who would be allowed, and opens no door wide."""
     async with fleet(lambda: limited(limit_calls="40/day"), 4) as workers:
         assert await count(workers, "plain", 4) == 4
         for worker in workers:
@@ -144,7 +141,6 @@ async def metrics(worker: Worker) -> bytes:
 
 
 async def test_denials_are_cached_until_their_retry_time() -> None:
-    """A flood of one caller costs the store one trip for each worker."""
     async with fleet(lambda: limited(limit_calls="2/day"), 2) as workers:
         assert await count(workers, "plain", 2) == 2
         for worker in workers:
@@ -155,7 +151,6 @@ async def test_denials_are_cached_until_their_retry_time() -> None:
 
 
 async def test_frequent_callers_prefetch_tokens_from_the_store() -> None:
-    """Tokens in advance, of large rates only: 1 % of the rate for each worker."""
     async with fleet(lambda: limited(limit_calls="1000/day"), 2) as workers:
         done = 0
         for _ in range(150):
@@ -166,8 +161,6 @@ async def test_frequent_callers_prefetch_tokens_from_the_store() -> None:
 
 
 async def test_wrong_keys_count_across_workers() -> None:
-    """Somebody who guesses doesn't get more guesses from more workers."""
-
     def make() -> Server:
         return Server("s", auth=auth.keys(BOB), settings=Settings())
 

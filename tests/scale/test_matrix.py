@@ -45,7 +45,6 @@ async def until_status(worker: Worker, message: object, headers: dict[str, str],
 
 
 async def test_concurrent_session_changes_are_kept(backing: Backing) -> None:
-    """Our choice: compare-and-set for records, and a tombstone that every worker hears of."""
     async with real_fleet(make_talking, backing) as workers:
         headers = await workers[0].initialize()
         stream = await workers[2].get(headers)
@@ -85,7 +84,6 @@ def make_keeping() -> Server:
 
 
 async def test_session_state_is_visible_on_every_worker(backing: Backing) -> None:
-    """Our choice: whoever has an answer finds what its call kept wherever the next one goes, and no change is lost."""
     async with real_fleet(make_keeping, backing) as workers:
         headers = await workers[0].initialize()
         for number in range(8):
@@ -99,7 +97,7 @@ async def test_session_state_is_visible_on_every_worker(backing: Backing) -> Non
 
 
 async def test_answers_reach_their_question(backing: Backing) -> None:
-    """Our choice: the question's id names the worker that asked."""
+    """The question's id names the worker that asked."""
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await first.initialize({"elicitation": {}})
         asked = request("tools/call", {"name": "ask", "arguments": {}}, 7)
@@ -111,7 +109,6 @@ async def test_answers_reach_their_question(backing: Backing) -> None:
 
 
 async def test_cancellations_reach_their_call(backing: Backing) -> None:
-    """Our choice: whoever runs the call hears of it."""
     async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await first.initialize()
         stream = await talk(first, headers)
@@ -122,7 +119,6 @@ async def test_cancellations_reach_their_call(backing: Backing) -> None:
 
 
 async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None:
-    """Our choice: whoever reads its stream writes the end, once the lease is over."""
     async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await second.initialize()
         line = await talk(first, headers)
@@ -135,7 +131,7 @@ async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None
 
 
 async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
-    """Our choice: the session id names the worker that has it."""
+    """The session id names the worker that has it."""
     async with real_fleet(make_shop, backing) as (first, second, third, _):
         stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)
@@ -156,7 +152,6 @@ async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
 
 
 async def test_messages_for_dead_workers_are_refused(backing: Backing) -> None:
-    """Our choice: once the lease is over, 400 for an answer, and 404 for a message of HTTP+SSE."""
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize({"elicitation": {}})
         asking = Reading(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
@@ -175,7 +170,6 @@ async def test_messages_for_dead_workers_are_refused(backing: Backing) -> None:
 
 
 async def test_removals_and_switches_apply_to_every_worker(backing: Backing) -> None:
-    """Our choice: a registry for each process, which agree."""
     async with real_fleet(make_shop, backing) as workers:
         workers[1].server.remove_tool("add")
         workers[2].server.disable("tool", "ask")
@@ -198,7 +192,6 @@ async def until_tools(worker: Worker, name: str, *, there: bool) -> None:
 
 
 async def test_channels_presence_and_mailboxes_span_workers(backing: Backing) -> None:
-    """Our choice: one order everywhere, everybody on every list, and a message that waits."""
     async with real_fleet(lambda: Server("hub", serve="hub"), backing) as workers:
         hubs = [worker.runtime.hub for worker in workers if worker.runtime.hub is not None]
         listeners = [await listen(hub, "news", client_id=f"client{number}") for number, hub in enumerate(hubs)]
@@ -218,7 +211,6 @@ async def test_channels_presence_and_mailboxes_span_workers(backing: Backing) ->
 
 
 async def test_workers_share_a_generated_key(backing: Backing) -> None:
-    """Our choice: the store keeps it, and each worker opens what another one sealed."""
     async with real_fleet(lambda: make_shop(key=""), backing) as workers:
         assert len({each.runtime.services.secrets.values for each in workers}) == 1
         headers = await workers[0].initialize()

@@ -32,7 +32,7 @@ async def say(worker: Worker, path: str, message: object) -> int:
 
 @for_each("turns", [0, 3])
 async def test_messages_to_any_worker_are_answered_on_the_stream(turns: int) -> None:
-    """A fixed defect: three of four messages behind a load balancer were 404."""
+    """Regression: behind a load balancer, three of four messages got 404."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         stream, path = await connect(workers[0])
         assert await say(workers[1], path, request("initialize", OPENING, 0)) == 202
@@ -47,7 +47,7 @@ async def test_messages_to_any_worker_are_answered_on_the_stream(turns: int) -> 
 
 
 async def test_messages_to_one_worker_arrive_in_order() -> None:
-    """MCP 2025-11-25, basic/lifecycle: what follows `initialize` belongs to the session already."""
+    """MCP 2025-11-25, basic/lifecycle."""
     async with fleet(make_shop, turns=lambda: 5) as (first, second):
         stream, path = await connect(first)
         assert await say(second, path, request("initialize", OPENING, 0)) == 202
@@ -62,7 +62,6 @@ async def test_messages_to_one_worker_arrive_in_order() -> None:
 
 
 async def test_messages_for_missing_workers_get_404() -> None:
-    """Our choice: the client opens a new stream, as it does when its stream broke."""
     async with fleet(make_shop) as (first, second):
         _, path = await connect(first)
         await first.die()
@@ -70,7 +69,6 @@ async def test_messages_for_missing_workers_get_404() -> None:
 
 
 async def test_invalid_messages_are_refused_on_arrival() -> None:
-    """Our choice: nothing unreadable travels."""
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
         second.store.operations.clear()
@@ -83,7 +81,6 @@ async def test_invalid_messages_are_refused_on_arrival() -> None:
 
 
 async def test_sessions_of_other_callers_are_not_found() -> None:
-    """Our choice: the id says whose it is, so a stolen one is refused wherever it is used."""
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
         second.store.operations.clear()
@@ -102,8 +99,6 @@ async def test_sessions_of_other_callers_are_not_found() -> None:
 
 
 async def test_store_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: 503, since the session lives and the message may be sent again. So does one that is full."""
-
     async def full(*given: object) -> bool:
         raise StoreFull("It is full.")
 
@@ -121,7 +116,7 @@ async def test_store_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_streams_of_renamed_workers_end() -> None:
-    """Our choice: other workers can no longer send messages to it by the old one, so the client opens a new stream."""
+    """Other workers can no longer send messages to it by the old one, so the client opens a new stream."""
     async with fleet(make_shop) as (first, second):
         stream, _ = await connect(first)
         first.store.sleep()

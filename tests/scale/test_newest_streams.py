@@ -28,7 +28,6 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
 
 
 async def test_newest_stream_of_a_session_stays(backing: Backing) -> None:
-    """Our choice: all workers agree on which one that is, also of those that open at once."""
     async with real_fleet(make_shop, backing) as workers:
         headers = await workers[0].initialize()
         streams = await asyncio.gather(*(each.get(headers) for each in workers))
@@ -54,9 +53,7 @@ def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Sema
 
 
 async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: which one is newer was told by the clock, and where that was the same, workers told it each other
-    without end. Of a call's stream that several read again, none stayed.
-    """
+    """Regression: workers compared clocks, and with equal times notified each other endlessly."""
     instant = time.time_ns() // 1000
     counts: defaultdict[Peers, Iterator[int]] = defaultdict(lambda: itertools.count(instant))
     monkeypatch.setattr(Peers, "stamp", lambda peers: next(counts[peers]))
@@ -71,7 +68,6 @@ async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monke
 
 
 async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes over gets the newest messages from the workers, who then hear them once more."""
     heard: list[tuple[Peers, bytes]] = []
     receive = Peers._receive
 
@@ -95,7 +91,7 @@ async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeyp
 async def test_streams_start_after_other_workers_are_notified(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
+    """Regression: with a slow clock on its worker, the newer of two streams could be closed."""
     waiting, go = hold_back(StandaloneTakeover, monkeypatch)
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize()
@@ -115,7 +111,6 @@ async def test_streams_start_after_other_workers_are_notified(
 async def test_streams_waiting_for_other_workers_count_toward_the_cap(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a slow store would let any number in."""
     waiting, go = hold_back(StandaloneTakeover, monkeypatch)
     async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
         opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
@@ -129,7 +124,6 @@ async def test_streams_waiting_for_other_workers_count_toward_the_cap(
 
 
 async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None:
-    """Our choice: each message once, in order, on the newest connection."""
     async with real_fleet(make_talking, backing) as (first, second, third, _):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -147,7 +141,7 @@ async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None
 
 
 async def test_resuming_streams_count_toward_the_cap(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed: as many as came while the store was slow were let in."""
+    """Regression: all streams that arrived while the store was slow were admitted."""
     waiting, go = hold_back(ReplyTakeover, monkeypatch)
     async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
         sessions = [await first.initialize() for _ in range(3)]

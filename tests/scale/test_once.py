@@ -47,7 +47,6 @@ async def second_round(worker: Worker) -> dict[str, Any]:
 
 
 async def test_round_on_two_workers_runs_an_effect_once() -> None:
-    """Our choice: claim first; whoever comes second waits for the value."""
     async with fleet(make_bank) as (first, second):
         again = await second_round(first)
         rounds = [asyncio.create_task(send(each, **again)) for each in (first, second)]
@@ -60,7 +59,6 @@ async def test_round_on_two_workers_runs_an_effect_once() -> None:
 
 
 async def test_effect_of_a_dead_worker_is_run_by_another() -> None:
-    """Our choice: the claim holds as long as the lease. A fixed defect: copies waited until the round had expired."""
     async with fleet(make_bank) as (first, second):
         again = await second_round(first)
         lost = asyncio.create_task(send(first, **again))

@@ -53,7 +53,7 @@ async def answer(worker: Worker, headers: dict[str, str], question: Any, result:
 
 @for_each("turns", [0, 3])
 async def test_answers_reach_calls_on_another_worker(turns: int) -> None:
-    """A fixed defect: it was taken with 202 and thrown away, and the call waited until its time was up."""
+    """Regression: the answer was accepted with 202 and dropped, so the call waited until its timeout."""
     async with fleet(make_shop, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -66,7 +66,7 @@ async def test_answers_reach_calls_on_another_worker(turns: int) -> None:
 
 
 async def test_client_errors_reach_calls_on_another_worker() -> None:
-    """MCP 2025-11-25, client/elicitation: an error response is an answer."""
+    """MCP 2025-11-25, client/elicitation."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -76,7 +76,6 @@ async def test_client_errors_reach_calls_on_another_worker() -> None:
 
 
 async def test_answers_of_other_sessions_do_not_reach_the_call() -> None:
-    """Our choice: the owner of the question checks whose it is."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -89,7 +88,6 @@ async def test_answers_of_other_sessions_do_not_reach_the_call() -> None:
 
 
 async def test_answers_for_missing_workers_are_refused() -> None:
-    """Our choice: 400, since nobody will ever take it."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         _, question = await ask(first, headers)
@@ -100,7 +98,6 @@ async def test_answers_for_missing_workers_are_refused() -> None:
 
 
 async def test_forwarded_answers_are_capped() -> None:
-    """Our choice: a client that floods an inbox is told to wait."""
     async with fleet(make_shop) as (first, second):
         second.runtime.dispatcher.control._allowance._clock = lambda: 1.0
         headers = await first.initialize()
@@ -110,7 +107,7 @@ async def test_forwarded_answers_are_capped() -> None:
 
 
 async def test_cancellations_reach_calls_on_another_worker() -> None:
-    """A fixed defect: the call went on, and its client heard of it."""
+    """Regression: the call continued, and its client received the result."""
     async with fleet(make_slow, 3) as (first, second, third):
         headers = await first.initialize()
         running = asyncio.create_task(
@@ -128,7 +125,7 @@ async def test_cancellations_reach_calls_on_another_worker() -> None:
 
 
 async def test_deleting_a_session_cancels_its_calls_on_every_worker() -> None:
-    """A fixed defect: only the calls of the worker that got the DELETE ended."""
+    """Regression: only the calls of the worker that got the DELETE ended."""
     async with fleet(make_slow, 3) as workers:
         headers = await workers[0].initialize()
         running = [
@@ -145,7 +142,6 @@ async def test_deleting_a_session_cancels_its_calls_on_every_worker() -> None:
 
 
 async def test_unsigned_worker_messages_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """Our choice: who writes to the store does not speak as a worker without the key."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -163,7 +159,6 @@ async def test_unsigned_worker_messages_are_ignored(caplog: pytest.LogCaptureFix
 
 
 async def test_worker_messages_are_processed_once() -> None:
-    """Our choice: what was recorded on its way cannot be played again, at once or later."""
     async with fleet(make_shop) as (first, second):
         taken: list[AnswerMessage] = []
         first.runtime.services.peers.on(AnswerMessage, lambda message, worker: taken.append(message))
@@ -187,7 +182,6 @@ async def test_worker_messages_are_processed_once() -> None:
 
 
 async def test_questions_of_renamed_workers_fail_their_call() -> None:
-    """Our choice: the answer cannot find it, so nobody waits until the time for it is up."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -201,7 +195,7 @@ async def test_questions_of_renamed_workers_fail_their_call() -> None:
 async def test_workers_communicate_after_the_store_clock_is_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fixed defect: what a worker stamps never goes back, so nobody took it until the clock was there again."""
+    """Regression: messages were ignored until the store's clock had caught up."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)

@@ -46,7 +46,7 @@ async def subscriptions(worker: Worker) -> set[str]:
 
 @for_each("turns", [0, 1, 3])
 async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) -> None:
-    """A fixed defect: two workers read, changed and wrote the same record, and one of the two was lost."""
+    """Regression: two workers changed the same record, and one change was lost."""
     async with fleet(make_ten, 4, turns=lambda: turns) as workers:
         headers = await workers[0].initialize()
         await asyncio.gather(
@@ -66,7 +66,7 @@ async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) 
 
 
 async def test_record_share_of_an_address_spans_workers() -> None:
-    """A fixed defect: it could take all of it. Each worker asks the store, which counts what all have written."""
+    """Regression: one address could use all of it. The store counts the records of all workers."""
     async with fleet(make_ten, 3) as workers:
         workers[0].store.core.kv.max_bytes = 64_000
         served: list[bool] = []
@@ -89,7 +89,7 @@ async def test_record_share_of_an_address_spans_workers() -> None:
 
 
 async def test_deleted_sessions_stay_deleted() -> None:
-    """A fixed defect: a late write of another worker put a record in the place of the tombstone."""
+    """Regression: a late write by another worker replaced the tombstone."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
         second.store.topics.clear()  # it does not hear that its call is cancelled
@@ -119,7 +119,7 @@ async def test_deleted_sessions_stay_deleted() -> None:
 
 
 async def test_deleted_sessions_are_unknown_to_every_worker() -> None:
-    """A fixed defect: other workers served it for up to a minute."""
+    """Regression: other workers accepted the session for up to a minute."""
     async with fleet(make_shop, 3) as workers:
         headers = await workers[0].initialize()
         for worker in workers:
@@ -132,7 +132,7 @@ async def test_deleted_sessions_are_unknown_to_every_worker() -> None:
 
 
 async def test_stored_capabilities_are_known_to_every_worker() -> None:
-    """A fixed defect: another worker took the session for one that declared nothing, until it read all keys."""
+    """Regression: another worker assumed that the session had declared no capabilities."""
     async with fleet(make_shop) as (first, second):
         second.store.topics.clear()  # it hears nothing: what counts is the id
         headers = await first.initialize({"experimental": {"x": {"y": 1}}, "elicitation": {}})
@@ -144,7 +144,6 @@ async def test_stored_capabilities_are_known_to_every_worker() -> None:
 
 
 async def test_sessions_without_a_record_need_no_store_access() -> None:
-    """Our choice: a call is as cheap with a shared store as without."""
     async with fleet(make_shop) as (first, second):
         for each in (first, second):
             each.runtime.services.records._since = 0.0  # they run for a while
@@ -158,7 +157,6 @@ async def test_sessions_without_a_record_need_no_store_access() -> None:
 
 
 async def test_sessions_older_than_the_worker_are_looked_up_once() -> None:
-    """Our choice: nobody reads all keys, neither at the start nor later."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
         second.runtime.services.records._since = float("inf")
@@ -189,7 +187,7 @@ async def words(worker: Worker, headers: dict[str, str]) -> int:
 
 
 async def test_records_are_cached_until_they_change() -> None:
-    """Our choice: a session that set a log level is not slower than others, and a logged message looks nothing up."""
+    """A session that set a log level is not slower than others, and a logged message looks nothing up."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         await first.ask("logging/setLevel", {"level": "error"}, headers)
@@ -207,7 +205,6 @@ async def test_records_are_cached_until_they_change() -> None:
 
 
 async def test_records_are_read_again_after_missed_messages() -> None:
-    """Our choice: an interruption of the bus means that what is known of sessions is no longer certain."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
         assert await second.call("add", headers, a=1, b=2) == "3"
@@ -221,7 +218,7 @@ async def test_records_are_read_again_after_missed_messages() -> None:
 
 
 async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
-    """A fixed defect: subscriptions were told to the streams of the same worker only."""
+    """Regression: subscriptions only reached streams of the same worker."""
     async with fleet(make_shop, 3) as (first, second, third):
         headers = await first.initialize()
         stream = await second.get(headers)
@@ -240,9 +237,7 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 
 async def test_updates_use_the_newest_record() -> None:
-    """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
-    went on, and let go of the update that it had heard already.
-    """
+    """Regression: a paused worker used an outdated record, and dropped an update that it had already received."""
     stream, sign = _StandaloneStream("main", ClientInfo(), lambda *_: None), ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
@@ -255,7 +250,7 @@ async def test_updates_use_the_newest_record() -> None:
 
 
 async def test_changes_during_a_read_cause_another_read() -> None:
-    """A fixed defect: the stream waited for a read that nobody had begun, and held back every update from then on."""
+    """Regression: the stream waited for a read that was never started, and held back all updates."""
     async with fleet(make_ten) as (first, _):
         records = first.runtime.services.records
         told: list[bool] = []
@@ -276,7 +271,6 @@ async def test_changes_during_a_read_cause_another_read() -> None:
 
 
 async def test_session_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: a full table is forgotten, and then the store is asked."""
     monkeypatch.setattr("millstream._server.calls.sessions._MAX_KNOWN", 3)
     async with fleet(make_shop) as (first, second):
         sessions = [await first.initialize() for _ in range(10)]

@@ -51,7 +51,7 @@ def started(
 @pytest.mark.server
 @pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
 def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, gunicorn: bool) -> None:
-    """A fixed defect: a quarter of the broadcasts arrived, and nothing said why."""
+    """Regression: only a quarter of the broadcasts arrived, without a warning."""
     with ExitStack() as stack:
         port, log = started(stack, tmp_path, 2, gunicorn=gunicorn)
         deadline = monotonic() + WAIT
@@ -64,7 +64,6 @@ def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, g
 
 
 async def test_siblings_are_detected_and_forgotten() -> None:
-    """Only what loses messages is degraded, and only as long as it does."""
     found: list[str] = []
     now = [100.0]
     name = f"\0millstream-test-{token_hex(8)}"

@@ -54,7 +54,7 @@ def allow(worker: Worker, words: int) -> None:
 
 
 async def test_newest_stand_alone_stream_wins_on_any_worker() -> None:
-    """MCP 2025-11-25, basic/transports: each message goes to one stream. A fixed defect: each worker had one."""
+    """MCP 2025-11-25, basic/transports."""
     async with fleet(make_shop, 3) as workers:
         headers = await workers[0].initialize()
         streams = []
@@ -66,7 +66,6 @@ async def test_newest_stand_alone_stream_wins_on_any_worker() -> None:
 
 @for_each("turns", [0, 1, 7])
 async def test_one_of_several_concurrent_streams_stays(turns: int) -> None:
-    """Our choice: all workers agree on which is the newest."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         for _ in range(5):
             headers = await workers[0].initialize()
@@ -80,7 +79,7 @@ async def test_one_of_several_concurrent_streams_stays(turns: int) -> None:
 
 @for_each("turns", [0, 1, 7])
 async def test_running_streams_resume_on_another_worker(turns: int) -> None:
-    """MCP 2025-11-25, basic/transports: what followed on that stream, each message once, in order."""
+    """MCP 2025-11-25, basic/transports."""
     async with fleet(make_talking, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize()
         broken = await talk(first, headers)
@@ -99,7 +98,7 @@ async def test_running_streams_resume_on_another_worker(turns: int) -> None:
 
 
 async def test_resuming_elsewhere_ends_older_connections() -> None:
-    """MCP 2025-11-25, basic/transports: one message, one connection, the newest, whichever workers have them."""
+    """MCP 2025-11-25, basic/transports."""
     async with fleet(make_talking, 3) as (first, second, third):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -114,7 +113,6 @@ async def test_resuming_elsewhere_ends_older_connections() -> None:
 
 
 async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
-    """Our choice: when its lease is over, whoever has the stream writes its end, for all that read it."""
     async with fleet(make_talking, 3) as (first, second, third):
         headers = await first.initialize()
         broken = await talk(first, headers, id="the call")
@@ -132,7 +130,6 @@ async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
 
 
 async def test_streams_of_long_dead_workers_close_at_once() -> None:
-    """Our choice: nobody waits for a worker that nobody will hear of again."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         broken = await talk(first, headers)
@@ -142,7 +139,6 @@ async def test_streams_of_long_dead_workers_close_at_once() -> None:
 
 
 async def test_worker_with_an_expired_lease_is_fenced() -> None:
-    """Our choice: the client was told that the call is over, so it is."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -161,7 +157,7 @@ async def test_worker_with_an_expired_lease_is_fenced() -> None:
 
 
 async def test_finished_calls_of_dead_workers_are_readable() -> None:
-    """Our choice: a stream that has its end gets no other."""
+    """A stream that has its end gets no other."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers, words=1)
@@ -175,7 +171,6 @@ async def test_finished_calls_of_dead_workers_are_readable() -> None:
 
 
 async def test_unstored_streams_reach_their_reader() -> None:
-    """Our choice: a client that reads loses nothing while the store is down; one that comes back for it is told."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -194,7 +189,7 @@ async def test_unstored_streams_reach_their_reader() -> None:
 
 @for_each("full", [True, False])
 async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
-    """A fixed defect: with a full store, the call failed and its connection broke; and who came back waited in vain."""
+    """Regression: with a full store, the call failed, and clients that resumed waited forever."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -220,7 +215,6 @@ async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
 
 
 async def test_logs_of_silent_calls_are_renewed_together() -> None:
-    """Our choice: so many calls cost one way to the store and back, not one each."""
     async with fleet(make_talking, 1, turns=lambda: 10) as (worker,):
         headers = await worker.initialize()
         lines = [await talk(worker, headers, id=number) for number in range(20)]
@@ -245,7 +239,6 @@ async def test_logs_of_silent_calls_are_renewed_together() -> None:
 
 
 async def test_streams_end_when_the_store_lost_their_session() -> None:
-    """Our choice: the client initializes and subscribes again; a stream that goes on would hide the loss."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
         headers = await first.initialize()
@@ -259,10 +252,6 @@ async def test_streams_end_when_the_store_lost_their_session() -> None:
 
 
 async def test_workers_on_one_store_agree_on_a_key() -> None:
-    """Our choice: without MILLSTREAM_KEY the first one puts it into the store; after a loss it is put there again, and
-    the old one still opens.
-    """
-
     def make_keyless() -> Server:
         return make_shop(key="")
 
@@ -289,7 +278,6 @@ async def test_workers_on_one_store_agree_on_a_key() -> None:
 
 
 async def test_single_worker_calls_use_no_store() -> None:
-    """Our choice: with memory:// nothing is signed or sent."""
     mcp = make_shop()
     async with mcp.running() as runtime:
         peers = runtime.services.peers
@@ -299,7 +287,7 @@ async def test_single_worker_calls_use_no_store() -> None:
 
 
 async def test_store_key_survives_a_full_restart() -> None:
-    """Our choice: it is derived from the machine's key file, which it does not give away."""
+    """It is derived from the machine's key file, which it does not give away."""
 
     def make_keyless() -> Server:
         return make_shop(key="")

@@ -52,14 +52,12 @@ async def ask(server: Running, method: str, path: str, fields: bytes) -> int:
 
 
 async def test_rebound_hosts_get_421_on_every_path(running: dict[bool, Running]) -> None:
-    """The name in Host gives the attack away."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for host in (b"evil.com", b"evil.com:8000", b"localhost.evil.com", b"127.0.0.1.evil.com"):
             assert await ask(server, method, path, b"Host: %b\r\n" % host) == 421, (method, path, host)
 
 
 async def test_foreign_origins_get_403_on_every_path(running: dict[bool, Running]) -> None:
-    """Also the opaque one, and where the Host is good."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for origin in (b"http://evil.com", b"https://localhost.evil.com", b"null"):
             fields = b"Host: 127.0.0.1:8000\r\nOrigin: %b\r\n" % origin
@@ -82,13 +80,12 @@ async def test_loopback_pages_may_call_only_loopback_servers(running: dict[bool,
 
 
 async def test_addresses_and_loopback_names_are_served(running: dict[bool, Running]) -> None:
-    """Rebinding needs a name, so addresses need no setting."""
     hosts = (b"127.0.0.1", b"[::1]:8000", b"localhost:8000", b"192.168.1.5")
     for server, host in product(running.values(), hosts):
         assert await ask(server, "POST", "/mcp", b"Host: %b\r\n" % host) not in (403, 421)
 
 
 async def test_cross_site_posts_without_origin_get_403(running: dict[bool, Running]) -> None:
-    """CVE-2026-33252: a form posts without a preflight; the browser says where it comes from."""
+    """CVE-2026-33252."""
     fields = b"Host: localhost\r\nSec-Fetch-Site: cross-site\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) == 403

@@ -40,7 +40,6 @@ async def test_simple_content_types_get_415_before_the_body(way: str, content_ty
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_cross_site_requests_without_an_allowed_origin_get_403(way: str) -> None:
-    """Browsers of old tell no Origin with some requests, but `Sec-Fetch-Site` cannot be forged by a page."""
     async with wired(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):
             crossing = {**headers, "sec-fetch-site": "cross-site"}

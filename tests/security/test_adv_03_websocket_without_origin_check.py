@@ -43,7 +43,7 @@ async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int,
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("origin", EVIL)
 async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
-    """RFC 6455 §10.2: 403, and the text names the setting that would allow it."""
+    """RFC 6455 §10.2."""
     async with world(way) as app:
         status, body = await refusal(app, b"Origin: %b\r\n" % origin)
         assert status == 403
@@ -53,7 +53,7 @@ async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("origin", FINE)
 async def test_loopback_pages_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
-    """Our choice, hosts: loopback Origins of any port on a loopback bind."""
+    """Hosts: loopback Origins of any port on a loopback bind."""
     async with world(way) as app:
         peer = await app.handshake(b"Origin: %b\r\n" % origin)
         assert (await app.opened(peer))[0] == 101
@@ -61,7 +61,6 @@ async def test_loopback_pages_may_connect_to_a_loopback_bind(origin: bytes, way:
 
 
 async def test_loopback_pages_are_foreign_on_a_public_bind() -> None:
-    """The rule for loopback is one of the bind; listed Origins, and the server's own, still pass."""
     async with world(allowed_hosts=("api.example",), allowed_origins=("https://app.example",)) as app:
         settings = app.server.settings
         app.route._policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=False)
@@ -89,7 +88,6 @@ async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 async def test_duplicate_origins_are_refused(way: str) -> None:
-    """Which of them a proxy has checked is anybody's guess."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: http://127.0.0.1\r\nOrigin: https://evil.example\r\n")
         assert status == 400
@@ -97,7 +95,6 @@ async def test_duplicate_origins_are_refused(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_cross_site_requests_without_origin_are_refused(way: str) -> None:
-    """A browser that says so in ``Sec-Fetch-Site`` is believed: a socket can do what a POST can."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Sec-Fetch-Site: cross-site\r\n")
         assert status == 403
@@ -105,14 +102,12 @@ async def test_cross_site_requests_without_origin_are_refused(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 async def test_subprotocol_does_not_bypass_the_checks(way: str) -> None:
-    """Both dialects stand behind the same door."""
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: https://evil.example\r\nSec-WebSocket-Protocol: mcp\r\n")
         assert status == 403
 
 
 async def test_frames_after_a_refused_handshake_are_ignored() -> None:
-    """What comes behind the handshake is never read as messages."""
     async with world() as app:
         call = frame(TEXT, json.dumps({"type": "publish", "data": "evil"}).encode())
         peer = await app.handshake(b"Origin: https://evil.example\r\n")
@@ -122,7 +117,6 @@ async def test_frames_after_a_refused_handshake_are_ignored() -> None:
 
 
 async def test_url_parts_are_not_credentials() -> None:
-    """Our choice: addresses stand in logs and histories; the query is not even shown to who authenticates."""
     seen: list[Any] = []
 
     async def authenticate(request: HttpRequest) -> Principal | None:

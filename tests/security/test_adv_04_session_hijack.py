@@ -101,7 +101,7 @@ THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("thief", THIEVES)
 async def test_stolen_session_ids_look_unknown(thief: str, way: str) -> None:
-    """404 with the same body and headers, for every method; the owner's session lives on."""
+    """404 with the same body and headers, for every method. The owner's session continues."""
     async with fronted(way) as front:
         session = await front.initialize("alice")
         for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):
@@ -116,7 +116,6 @@ async def test_stolen_session_ids_look_unknown(thief: str, way: str) -> None:
 
 
 async def test_streams_of_a_session_cannot_be_stolen_or_ended() -> None:
-    """A second GET takes over only for the same principal; a foreign one changes nothing."""
     async with fronted() as front:
         session = await front.initialize("alice")
         stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=session)
@@ -131,7 +130,6 @@ async def test_streams_of_a_session_cannot_be_stolen_or_ended() -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_event_ids_of_other_sessions_get_400(way: str) -> None:
-    """An event id names a stream of its own session and of no other."""
     async with fronted(way) as front:
         first, second = await front.initialize("alice"), await front.initialize("alice")
         stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=first)
@@ -146,7 +144,6 @@ async def test_event_ids_of_other_sessions_get_400(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_http_sse_streams_accept_only_their_owner(way: str) -> None:
-    """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's message works."""
     async with fronted(way) as front:
         stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
         await stream.head()
@@ -163,7 +160,6 @@ async def test_http_sse_streams_accept_only_their_owner(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_session_ids_are_random_and_opaque(way: str) -> None:
-    """128 random bits sealed: no two are alike in any long part, and no name of the client shows."""
     async with fronted(way) as front:
         sessions = [await front.initialize("alice") for _ in range(50)]
         assert len({session[8:40] for session in sessions}) == 50

@@ -41,7 +41,6 @@ def held(wire: Wire) -> dict[str, int]:
 
 @for_each("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
 async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[str, object]) -> None:
-    """Our choice: a session that opens nothing occupies no memory, so a flood has nothing to fill."""
     async with wired(make_shop(), "asgi") as wire:
         await wire.initialize(capabilities=capabilities)
         before = held(wire)
@@ -51,7 +50,6 @@ async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[s
 
 
 async def test_session_memory_is_bounded() -> None:
-    """The table of verified ids saves work; it does not grow with the sessions."""
     async with wired(make_shop(), "asgi") as wire:
         before = held(wire)
         for _ in range(FLOOD):
@@ -64,7 +62,6 @@ async def test_session_memory_is_bounded() -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
-    """What never became a session: bad versions, bad bodies, unknown ids."""
     async with wired(make_shop(), way) as wire:
         before = held(wire)
         for n in range(50 if way == FOUR else 500):
@@ -75,7 +72,6 @@ async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
 
 
 async def test_tombstones_are_capped_with_503() -> None:
-    """Our choice: a DELETE is answered after its tombstone is written, and is capped per principal."""
     async with wired(make_shop(max_deletes=20), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
         statuses = [(await wire.ask("DELETE", "/mcp", headers)).status for headers in sessions]
@@ -91,7 +87,7 @@ def declaring(size: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
-    """Fixed defect: 32 handshakes of 2 MB filled the store, and sessions were broken for a day."""
+    """Regression: 32 handshakes of 2 MB filled the store, and sessions were broken for a day."""
     async with wired(make_shop(), way) as wire:
         large: dict[str, str] = {}
         for _ in range(8 if way == FOUR else 40):
@@ -107,7 +103,6 @@ async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
 
 
 async def test_small_capabilities_stay_within_their_share() -> None:
-    """Our choice: a quarter of the store; the rest is for those who do something in their session."""
     async with wired(make_shop(), "asgi") as wire:
         headers: dict[str, str] = {}
         for _ in range(16 * 1024 // 4 + 300):
@@ -117,7 +112,6 @@ async def test_small_capabilities_stay_within_their_share() -> None:
 
 
 async def test_sessions_work_with_a_full_store() -> None:
-    """Our choice: never a 500. What a session accumulates is refused; a handshake and a DELETE find their room."""
     async with wired(make_shop(), "asgi") as wire:
         early = await wire.initialize()
         kv = wire.runtime.services.store.kv

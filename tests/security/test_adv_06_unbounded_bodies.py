@@ -42,7 +42,6 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
 
 @for_each("size", [4 * MIB + 1, 1024 * MIB, 10**15])
 async def test_declared_gibibyte_gets_413_unread(server: Running, size: int) -> None:
-    """The Content-Length says it all."""
     peer = await server.connect()
     await peer.send(b"POST /size HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % size)
     status, headers, _ = await peer.reply()
@@ -65,14 +64,12 @@ async def test_endless_chunked_body_gets_413_within_memory(server: Running) -> N
 
 
 async def test_bodies_at_the_cap_are_read(server: Running) -> None:
-    """4 MiB are allowed."""
     peer = await server.connect()
     await peer.send(b"POST /size HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % (4 * MIB) + b"x" * (4 * MIB))
     assert (await peer.reply())[2] == b"%d" % (4 * MIB)
 
 
 async def test_tiny_chunks_cost_no_more_than_their_bytes(server: Running) -> None:
-    """One object for each chunk would hold forty times the bytes."""
     peer = await server.connect()
     head = b"POST /size HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     await peer.send(head + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")

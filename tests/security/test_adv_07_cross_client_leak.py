@@ -93,7 +93,6 @@ async def client(running: Running, era: str, number: int, dice: random.Random) -
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("era", ["2025-03-26", "2026-07-28"])
 async def test_replies_never_reach_another_caller(era: str, way: str) -> None:
-    """No mismatch over all replies, and no call is left behind when everybody has gone."""
     mcp, stuck = make_server()
     async with wired(mcp, way) as wire:
         assert wire.running is not None

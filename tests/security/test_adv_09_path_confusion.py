@@ -47,7 +47,6 @@ async def status(wire: Wire, target: str, **headers: str) -> int:
 
 @SOCKETS
 async def test_only_exact_paths_reach_the_endpoint(way: str) -> None:
-    """No normalization: dots, doubled slashes, parameters and capitals are other paths, and those are 404."""
     async with wired(make_shop(), way) as wire:
         for target in OURS:
             assert await status(wire, target) == 200, target
@@ -58,7 +57,6 @@ async def test_only_exact_paths_reach_the_endpoint(way: str) -> None:
 @for_each("target", TARGETS)
 @SOCKETS
 async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) -> None:
-    """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""
     async with wired(make_shop(), way) as wire:
         served = target.startswith("http") and target.endswith("/mcp")
         assert await status(wire, target) in ((200,) if served else (400, 404, 421))
@@ -81,9 +79,6 @@ async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) ->
 
 @SOCKETS
 async def test_endpoint_event_ignores_the_request_host(way: str) -> None:
-    """A client refuses another origin (MCP 2024-11-05, basic/transports#http-with-sse); ours is relative and takes
-    nothing from Host or query.
-    """
     async with wired(make_shop(), way) as wire:
         assert wire.running is not None
         peer = await wire.running.connect()

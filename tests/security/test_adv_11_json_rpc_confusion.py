@@ -28,7 +28,6 @@ LIKE_METHOD = [
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("key", LIKE_METHOD)
 async def test_similar_keys_are_different_keys(way: str, key: str) -> None:
-    """Neither capitals nor zero bytes nor look-alikes are folded: alone it is no method, beside one it is nothing."""
     async with wired(make_shop(), way) as wire:
         alone = f'{{"jsonrpc":"2.0","id":1,"{key}":"ping"}}'.encode()
         assert (await wire.post(alone)).error == (400, -32600, "none")
@@ -47,7 +46,6 @@ async def test_escaped_keys_equal_plain_keys(way: str) -> None:
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("name", ["Params", "params\\u0000"])
 async def test_keys_similar_to_params_are_ignored(way: str, name: str) -> None:
-    """A filter in front that reads `params` sees what we see."""
     async with wired(make_shop(), way) as wire:
         body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","{name}":{{"name":"refuses"}}}}'.encode()
         assert (await wire.post(body)).error[1] == -32602
@@ -64,7 +62,6 @@ DUPLICATES = {
 @for_each("name", DUPLICATES)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_last_duplicate_key_wins(way: str, name: str) -> None:
-    """Our choice, as Python's json, JavaScript and most filters in front of us choose."""
     members, expected = DUPLICATES[name]
     async with wired(make_shop(), way) as wire:
         assert (await wire.post(b'{"jsonrpc":"2.0",' + members + b"}")).message == expected
@@ -73,7 +70,6 @@ async def test_last_duplicate_key_wins(way: str, name: str) -> None:
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("last", ["null", "true", "1.5", "{}", "NaN"])
 async def test_valid_first_duplicate_does_not_fix_an_invalid_last(way: str, last: str) -> None:
-    """The one that counts is the one that is judged."""
     async with wired(make_shop(), way) as wire:
         reply = await wire.post(f'{{"jsonrpc":"2.0","id":1,"id":{last},"method":"ping"}}'.encode())
         assert reply.error == (400, -32700 if last == "NaN" else -32600, "none")
@@ -81,7 +77,6 @@ async def test_valid_first_duplicate_does_not_fix_an_invalid_last(way: str, last
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_fast_and_exact_path_use_the_same_duplicate(way: str) -> None:
-    """In the per-request era the headers are compared with the value that the call uses, at every level."""
     async with wired(make_shop(), way) as wire:
         text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}}))
         spellings = {
@@ -101,7 +96,6 @@ async def test_fast_and_exact_path_use_the_same_duplicate(way: str) -> None:
 @for_each("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_requests_with_invalid_ids_are_not_notifications(way: str, request_id: str) -> None:
-    """400, in both eras: never a silent 202."""
     async with wired(make_shop(), way) as wire:
         plain = f'{{"jsonrpc":"2.0","id":{request_id},"method":"ping"}}'
         meta = f'{{"{META}protocolVersion":"{PER_REQUEST}","{META}clientCapabilities":{{}}}}'

@@ -42,7 +42,6 @@ def watch(wire: Wire) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_header_mismatches_reach_neither_gate_nor_function(way: str) -> None:
-    """Every method with the headers of every other one: 400 -32020 before anything acts on it."""
     async with wired(make_shop(), way) as wire:
         asked = watch(wire)
         for method, (_, params) in METHODS.items():
@@ -58,7 +57,6 @@ async def test_header_mismatches_reach_neither_gate_nor_function(way: str) -> No
 
 @for_each("way", ["lane", "asgi"])
 async def test_gates_run_once_with_the_name_from_the_body(way: str) -> None:
-    """By the fast way and by the ladder, which a Base64 name takes."""
     async with wired(make_shop(), way) as wire:
         asked = watch(wire)
         for method, (name, params) in METHODS.items():
@@ -74,9 +72,7 @@ async def test_gates_run_once_with_the_name_from_the_body(way: str) -> None:
 
 
 async def test_handshake_requests_are_gated_by_their_body() -> None:
-    """MCP 2026-07-28, basic/transports/streamable-http: that era ignores the routing headers, so nothing may trust
-    them.
-    """
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     async with wired(make_shop(), "asgi") as wire:
         asked = watch(wire)
         session = await wire.initialize()

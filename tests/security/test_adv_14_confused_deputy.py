@@ -55,7 +55,6 @@ async def back_from(browser: Browser, upstream: str) -> Reply:
 
 
 async def test_stolen_upstream_links_are_refused_in_another_browser(desk: Desk) -> None:
-    """The attacker agrees to their own client and sends the victim the rest of the way: 403, and no code."""
     attacker = Browser(desk)
     link = await away(desk, attacker, redirect_uris=[EVIL])
     victim = Browser(desk)
@@ -67,7 +66,6 @@ async def test_stolen_upstream_links_are_refused_in_another_browser(desk: Desk) 
 
 
 async def test_upstream_login_requires_consent_for_this_client(desk: Desk) -> None:
-    """Though the person's browser knows them, and they have agreed to another client before."""
     victim = Browser(desk)
     assert (await back_from(victim, await away(desk, victim))).status == 303
     evil = (await desk.register(redirect_uris=[EVIL], client_name="Reader"))["client_id"]
@@ -78,7 +76,6 @@ async def test_upstream_login_requires_consent_for_this_client(desk: Desk) -> No
 
 
 async def test_clients_cannot_submit_the_consent_form(desk: Desk) -> None:
-    """Consent forgery: the ticket is sealed, and bound to the browser and to what was shown."""
     victim = Browser(desk)
     good = (await desk.register())["client_id"]
     page = await victim.open(good)
@@ -101,14 +98,13 @@ async def test_clients_cannot_submit_the_consent_form(desk: Desk) -> None:
     " " + BACK, BACK + "\r\nx: y", BACK + "\0",
 ])  # fmt: skip
 async def test_unregistered_redirect_uris_end_on_a_page(desk: Desk, uri: str) -> None:
-    """CWE-601, redirect tricks: nothing is normalized, and nobody is redirected."""
     id = (await desk.register(redirect_uris=[BACK, BACK + "2"]))["client_id"]
     reply = await desk.ask("GET", "/authorize", query=authorization(id, redirect_uri=uri))
     assert (reply.status, "location" in reply.headers) == (400, False)
 
 
 async def test_responses_name_the_issuer(desk: Desk) -> None:
-    """RFC 9207: success and errors alike."""
+    """RFC 9207."""
     browser = Browser(desk)
     id = (await desk.register())["client_id"]
     page = await browser.open(id)
@@ -122,7 +118,6 @@ async def test_responses_name_the_issuer(desk: Desk) -> None:
 
 
 async def test_intercepted_codes_are_useless(desk: Desk) -> None:
-    """Neither without the verifier, nor for another client, nor put into another one's answer (RFC 9700 §4.5)."""
     id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
     code = (await desk.sign_in(id))["code"]
     for client, verifier in ((id, "w" * 43), (other, "v" * 43), (id, None)):
@@ -131,7 +126,7 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
 
 
 async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
-    """A fixed defect: what a person left here on the way to an upstream went when one address began thousands more."""
+    """Regression: one address could evict the pending logins of others with thousands of its own."""
     for worker in desk.workers:
         worker.running._pending_logins._leaving.clock = lambda: (
             0.0
@@ -151,8 +146,8 @@ async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None
 
 @for_each("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
 async def test_return_urls_contain_no_response_parameters(desk: Desk, name: str) -> None:
-    """A fixed defect: somebody registered another client's address with a code or `iss` of their own in its query, and
-    the answer had that twice. Many programs take the first one (RFC 6749 §3.1: no parameter is there twice).
+    """Regression: a redirect URI with a code or `iss` in its query led to repeated parameters, of which many programs
+    use the first (RFC 6749 §3.1).
     """
     about = {"token_endpoint_auth_method": "none", "redirect_uris": [f"{BACK}?{name}=evil"]}
     reply = await desk.ask("POST", "/register", body=json.dumps(about).encode(), content_type="application/json")

@@ -81,7 +81,6 @@ async def call(server: Rude, auth: OAuth) -> None:
 
 @for_each("given", [{"as_itself": True}, {}])
 async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> None:
-    """A server that was taken over names another issuer: that one hears nothing."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
         auth = OAuth(store=MemoryTokenStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
@@ -97,7 +96,6 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
 
 
 async def test_configured_issuer_cannot_be_replaced() -> None:
-    """`OAuth(…).bound_to(issuer)`: nothing is learned from the server."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as evil:
         world.issuer = origin(evil)
@@ -110,7 +108,6 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
 
 
 async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
-    """A second issuer gets a registration of its own, and never the refresh token of the first."""
     world, store = World(), MemoryTokenStore()
     async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
         auth = OAuth(store=store, visit=world.visit)
@@ -127,7 +124,7 @@ async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
 
 
 async def test_responses_of_another_issuer_are_refused() -> None:
-    """RFC 9207 §2.4, the mix-up attack: the code goes to no token endpoint."""
+    """RFC 9207 §2.4."""
     world = World()
     world.authorize = {"iss": "https://evil.example"}
     async with rude(world.resource) as server, rude(world.issue) as good:
@@ -138,7 +135,6 @@ async def test_responses_of_another_issuer_are_refused() -> None:
 
 
 async def test_tokens_are_not_sent_to_another_server() -> None:
-    """Tokens are kept for the URL that they were asked for."""
     world = World()
     async with rude(world.resource) as server, rude(world.issue) as good:
         world.issuer = origin(good)

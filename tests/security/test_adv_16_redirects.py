@@ -18,8 +18,6 @@ STATUSES = [301, 302, 303, 307, 308]
 @for_each("status", STATUSES)
 @for_each("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
 async def test_redirects_carry_nothing_to_another_origin(status: int, form: str) -> None:
-    """Another port is another origin; the error names both."""
-
     async with rude(discovering(lambda asked: asked.result(DONE))) as second:
         host = second.url.removeprefix("http://").partition("/")[0]
 
@@ -37,7 +35,6 @@ async def test_redirects_carry_nothing_to_another_origin(status: int, form: str)
 
 @for_each("status", STATUSES)
 async def test_token_requests_follow_no_redirect(status: int) -> None:
-    """Metadata, registration and token endpoints: each answer is for one URL."""
     async with rude(discovering(lambda asked: asked.result(DONE))) as second:
 
         async def behave(asked: Asked) -> None:
@@ -52,7 +49,6 @@ async def test_token_requests_follow_no_redirect(status: int) -> None:
 
 
 async def test_redirects_to_http_or_files_are_not_followed() -> None:
-    """A downgrade would show everything to whoever listens."""
     for where in ("https://127.0.0.1:1/mcp", "file:///etc/passwd", "javascript:alert(1)", "gopher://127.0.0.1/"):
 
         async def behave(asked: Asked, where: str = where) -> None:

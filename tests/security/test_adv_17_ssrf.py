@@ -38,7 +38,6 @@ def test_private_addresses_are_recognized_in_every_spelling(address: str) -> Non
 
 @for_each("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_internet_addresses_are_public(address: str) -> None:
-    """Otherwise nothing could be fetched."""
     assert is_public(address)
 
 
@@ -51,7 +50,6 @@ def test_internet_addresses_are_public(address: str) -> None:
     "https://example.com/" + "a" * 3000,
 ])  # fmt: skip
 def test_forbidden_urls_are_refused_before_dns(url: str) -> None:
-    """Only https, and http of this machine by its own names."""
     with pytest.raises(OutboundError):
         check_url(url)
 
@@ -84,17 +82,14 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["169.254.169.254"], ["1.1.1.1", "::1"]])
 async def test_names_with_private_addresses_are_refused(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even at its other address: such a name is there to deceive."""
     names(monkeypatch, addresses)
     connects(monkeypatch)
-    with pytest.raises(OutboundError, match="isn't asked"):
+    with pytest.raises(OutboundError, match="aren't allowed"):
         await fetch("https://rebind.example/keys")
 
 
 async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: whoever named clients at a name server that doesn't answer kept everybody from signing in, since
-    passwords are checked in the loop's threads, too. A lookup can't be ended.
-    """
+    """Regression: lookups at an unresponsive name server used all threads, which also check passwords."""
     answer, asked = Event(), []
 
     def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
@@ -123,7 +118,6 @@ async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.Monke
 
 
 async def test_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding between check and use; the certificate is still that of the name, and no proxy is asked instead."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     asked = names(monkeypatch, ["1.1.1.1"], ["127.0.0.1"])
     connects(monkeypatch)
@@ -135,7 +129,6 @@ async def test_checked_address_is_the_one_connected_to(monkeypatch: pytest.Monke
 
 @for_each("url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"])
 async def test_loopback_requests_need_an_operator_option(url: str) -> None:
-    """A URL that came from outside never reaches it."""
     async with issuing() as issuer:
         with pytest.raises(OutboundError):
             await fetch(url.format(issuer.port))
@@ -149,7 +142,6 @@ def anywhere(address: str) -> bool:
 @for_each("status", [301, 302, 303, 307, 308])
 @for_each("where", ["same", "other"])
 async def test_outbound_fetches_follow_no_redirect(status: int, where: str) -> None:
-    """Not even within an origin: nothing that is fetched this way needs it."""
     async with issuing() as issuer, issuing() as other:
         target = f"{issuer.url if where == 'same' else other.url}/keys"
         issuer.answers["/from"] = b"HTTP/1.1 %d x\r\nlocation: %b\r\ncontent-length: 0\r\n\r\n" % (
@@ -197,7 +189,6 @@ async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> N
 
 
 async def test_unresponsive_peers_time_out() -> None:
-    """The time is for all of it."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
         with pytest.raises(OutboundError, match="seconds"):
@@ -220,7 +211,7 @@ async def test_responses_are_read_in_every_framing(answer: bytes) -> None:
 
 @for_each("form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"])
 async def test_remote_schema_references_are_refused_unfetched(form: str) -> None:
-    """CVE-2026-116686: nothing is fetched for a `$ref`, of a tool's arguments and of its results."""
+    """CVE-2026-116686."""
     asked: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -239,7 +230,6 @@ async def test_remote_schema_references_are_refused_unfetched(form: str) -> None
 
 
 async def test_headers_cannot_be_injected() -> None:
-    """What is sent may come from a configuration file with a line end at its end."""
     async with issuing() as issuer:
         with pytest.raises(OutboundError):
             await fetch(f"{issuer.url}/keys", headers={"authorization": "a\r\nx: y"}, judge=anywhere)

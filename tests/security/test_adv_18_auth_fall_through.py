@@ -17,7 +17,6 @@ BOGUS = ["", "x", "Bearer", "Bearer x", "bearer null", "Bearer undefined", "Bear
 @for_each("value", BOGUS)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_invalid_authorization_is_never_anonymous(value: str, way: str) -> None:
-    """Nothing but a valid credential gets to a handler."""
     async with guarded(lane=way == "lane", way=way) as world:
         reply = await world.post(None, request("tools/list"), authorization=value)
         assert reply.status in (400, 401, 403)
@@ -29,7 +28,6 @@ async def test_invalid_authorization_is_never_anonymous(value: str, way: str) ->
                                   "x-original-authorization"])  # fmt: skip
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_proxy_identity_headers_are_ignored(way: str, name: str) -> None:
-    """Whoever reaches the server directly could set it, too."""
     refused = 403 if way == "lane" else 401  # where tokens count, too, a client is told to get another one
     async with guarded(way=way) as world:
         for value in ("alice", ALICE, f"Bearer {ALICE}"):

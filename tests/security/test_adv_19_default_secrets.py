@@ -21,20 +21,17 @@ COMMON = ["", "secret", "changeme", "admin", "password", "key", "token", "test",
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_common_secrets_are_refused(way: str) -> None:
-    """Nor one of the pages of others."""
     async with guarded(way=way) as world:
         for key in COMMON:
             assert (await world.post(key, request("ping"))).status in (400, 401, 403)
 
 
 def test_servers_have_no_default_key() -> None:
-    """The default is that nobody can sign in, and that only this machine reaches the server."""
     assert Settings().auth_key == Settings().auth_keys == ""
     assert not Server("s", settings=Settings()).definition.protected
 
 
 def test_source_code_contains_no_secret() -> None:
-    """What looks like one: a long text of mixed characters given to a name that says so."""
     pattern = re.compile(
         r"""(?i)(?:key|secret|token|password)\w*\s*[:=]\s*["'](?=\S*\d)(?=\S*[a-z])[\w+/=-]{20,}["']"""
     )

@@ -22,7 +22,6 @@ BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/"
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("before", BEFORE)
 async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
-    """Nothing of the program's sources and of the system is in any answer, and none is a 500."""
     server = Server("s", serve="all", settings=Settings())
     async with wired(server, way if way == FOUR else "lane") as wire:
         assert wire.running is not None
@@ -45,7 +44,6 @@ async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
 
 
 async def test_served_files_are_fixed_at_start() -> None:
-    """A file that somebody puts beside the others later isn't served, and a link leads nowhere."""
     from millstream._web.pages import pages  # noqa: PLC0415  the table itself
 
     assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())

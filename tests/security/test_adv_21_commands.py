@@ -52,7 +52,6 @@ def started() -> Iterator[list[str]]:
 
 
 async def test_no_route_starts_a_process(started: list[str]) -> None:
-    """Names, arguments, ids, queries and headers, on every path, by somebody who may do everything."""
     async with guarded(make_server()) as world:
         assert world.runtime.routes is not None
         places = sorted({path.decode() for _, path in world.runtime.routes.hot})
@@ -83,7 +82,6 @@ async def test_no_route_starts_a_process(started: list[str]) -> None:
      "$(id)", "https://a.example/\r\nb", "vbscript:x", "https:$(calc.exe)/"],
 )  # fmt: skip
 async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
-    """https, or http on this machine: an issuer names the page that the person is sent to."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url, *rest: opened.append(url))
 
@@ -119,7 +117,6 @@ FORBIDDEN = {
 
 
 def test_commands_run_without_a_shell() -> None:
-    """In the whole program: no `shell=True`, no `os.system`, no `eval` and `exec` of what comes from outside."""
     found: list[str] = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -58,7 +58,6 @@ def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("page", PAGES)
 async def test_page_markup_does_not_depend_on_input(page: str, way: str) -> None:
-    """Names, queries and headers of any kind are in no page: what a server says is set as text by our scripts."""
     bodies = set()
     for name in ("plain", PAYLOADS[0], PAYLOADS[1]):
         server = Server("s", serve="all", info=Info(title=name), instructions=name, settings=Settings())
@@ -81,7 +80,6 @@ async def test_page_markup_does_not_depend_on_input(page: str, way: str) -> None
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_sign_in_form_has_no_script_and_no_echo(way: str) -> None:
-    """Where people type their keys."""
     async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             reply = await world.ask(None, "GET", f"/dashboard?x={quote(payload)}", accept="text/html")
@@ -95,7 +93,6 @@ async def test_sign_in_form_has_no_script_and_no_echo(way: str) -> None:
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("key", [None, ALICE, ROOT])
 async def test_other_replies_are_never_html(key: str | None, way: str) -> None:
-    """Errors repeat names, JSON repeats arguments: each says what it is, and none says HTML."""
     async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             said = quote(payload, safe="")

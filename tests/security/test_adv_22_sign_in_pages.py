@@ -70,7 +70,6 @@ class Elsewhere:
 @pytest.mark.parametrize("kind", ONE_AND_FOUR)
 @for_each("payload", PAYLOADS)
 async def test_untrusted_text_is_escaped_on_every_page(payload: str, kind: str) -> None:
-    """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
     people = Known()
     people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
     options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
@@ -103,7 +102,6 @@ async def look_around(desk: Desk, payload: str) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ONE_AND_FOUR)
 async def test_redirect_uris_cannot_extend_the_policy(uri: str, kind: str) -> None:
-    """It is refused, or only its scheme and host go in."""
     async with desk_on(kind) as desk:
         await register_and_look(desk, uri)
 

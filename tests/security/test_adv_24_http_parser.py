@@ -94,7 +94,7 @@ CORPUS = {
 async def test_ambiguous_framing_ends_the_connection_and_smuggles_nothing(
     server: Running, record: Record, message: bytes
 ) -> None:
-    """RFC 9112 §11.2; the same in one piece and byte by byte."""
+    """RFC 9112 §11.2."""
     for pieces in ([message], [message[n : n + 1] for n in range(len(message))]):
         peer = await server.connect()
         try:

@@ -27,7 +27,7 @@ async def still_serves(app: World) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 async def test_compressed_frames_are_protocol_errors(way: str) -> None:
-    """CVE-2026-77528, CVE-2026-116579, undici CVE-2026-1526: nothing is inflated, for nothing was negotiated."""
+    """CVE-2026-77528, CVE-2026-116579."""
     packer = zlib.compressobj(wbits=-15)
     bomb = packer.compress(bytes(64 * 2**20)) + packer.flush(zlib.Z_SYNC_FLUSH)
     async with world(way) as app:
@@ -43,7 +43,7 @@ async def test_compressed_frames_are_protocol_errors(way: str) -> None:
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("payload", [b"", b"x"])
 async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way: str) -> None:
-    """CVE-2026-12151: empty fragments cost their sender six bytes and would never reach a limit of size."""
+    """CVE-2026-12151."""
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, payload, fin=False), *[frame(0, payload, fin=False)] * 100_000)
@@ -53,7 +53,6 @@ async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> None:
-    """The last one allowed."""
     async with world(way) as app:
         socket = await app.raw()
         rest = [frame(0, fin=False)] * (MAX_FRAGMENTS - 2)
@@ -66,7 +65,6 @@ async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("size", [2**20 + 1, 2**31, 2**62])
 async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) -> None:
-    """The limit comes before the buffer: not one byte of the payload was sent."""
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, length=b"\x7f" + struct.pack("!Q", size)))
@@ -76,7 +74,6 @@ async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_fragment_sizes_add_up(way: str) -> None:
-    """The limit is of the message, not of a frame."""
     async with world(way) as app:
         socket = await app.raw()
         part = b" " * 2**18
@@ -85,7 +82,6 @@ async def test_fragment_sizes_add_up(way: str) -> None:
 
 
 async def test_peers_that_ping_without_reading_are_dropped() -> None:
-    """Each ping obliges the server to a pong; what is not taken is bounded."""
     async with world() as app:
         socket = await app.raw(small_buffer=True)
         pings = frame(PING, b"x" * 125) * 2000
@@ -101,7 +97,6 @@ async def test_peers_that_ping_without_reading_are_dropped() -> None:
 
 
 async def test_peers_that_call_without_reading_are_paused() -> None:
-    """Answers that are not taken stop the reading: a packet of small questions is no lever for large answers."""
     async with world() as app:
         socket = await app.raw(small_buffer=True)
         call = frame(TEXT, b'{"type":"mcp_call","tool":"text","arguments":{"size":1000000}}')
@@ -118,7 +113,7 @@ async def test_peers_that_call_without_reading_are_paused() -> None:
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
 async def test_upgrades_with_a_body_are_refused(body: bytes, way: str) -> None:
-    """CVE-2026-69243: a second request hidden in the body of an upgrade reaches nobody."""
+    """CVE-2026-69243."""
     async with world(way) as app:
         peer = await app.handshake(body)
         await peer.send(b"0\r\n\r\nGET /secret HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -129,7 +124,6 @@ async def test_upgrades_with_a_body_are_refused(body: bytes, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_malformed_handshakes_are_answered_and_closed(way: str) -> None:
-    """A header line that HTTP takes and `websockets` does not would otherwise hold its connection for ever."""
     async with world(way) as app:
         peer = await app.handshake(b"Cookie: %b\r\n" % (b"a" * 9000))
         assert (await app.opened(peer))[0] == 400
@@ -139,7 +133,6 @@ async def test_malformed_handshakes_are_answered_and_closed(way: str) -> None:
 
 
 async def test_peers_that_ignore_pings_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline of a pong ends the connection, not only the writing to it."""
     monkeypatch.setattr("millstream._http.server.websocket.PING_TIMEOUT", 0.05)
     async with world(table_options={"heartbeat": 0.05}) as app:
         peer = await app.handshake(small_buffer=True)
@@ -153,7 +146,7 @@ async def test_peers_that_ignore_pings_are_dropped(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
 async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
-    """Nesting costs stack; it is counted before anything is decoded."""
+    """Nesting is counted before anything is decoded."""
     async with world(way) as app:
         peer = await app.handshake(extra)
         assert (await app.opened(peer))[0] == 101
@@ -166,7 +159,6 @@ async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
 
 
 async def test_channels_per_socket_are_bounded() -> None:
-    """A subscription costs memory that lasts."""
     async with world(limits=HubLimits(max_channels_per_subscriber=64)) as app:
         socket = await app.raw()
         await socket.send(*(frame(TEXT, b'{"type":"subscribe","channel":"c%d"}' % n) for n in range(100)))
@@ -179,7 +171,6 @@ async def test_channels_per_socket_are_bounded() -> None:
 
 
 async def test_repeated_subscriptions_leave_nothing_behind() -> None:
-    """What a socket had is forgotten while it is still open."""
     async with world() as app:
         socket = await app.raw()
         pair = frame(TEXT, b'{"type":"subscribe"}') + frame(TEXT, b'{"type":"unsubscribe"}')
@@ -194,7 +185,6 @@ async def test_repeated_subscriptions_leave_nothing_behind() -> None:
 @pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_invalid_message_floods_are_answered_at_reading_speed(way: str) -> None:
-    """An error is an answer: who does not read it gets no more of them."""
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, b"{") * 3000, frame(TEXT, json.dumps({"type": "ping"}).encode()))

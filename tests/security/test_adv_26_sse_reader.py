@@ -26,7 +26,6 @@ ENDLESS = {
 
 @for_each("what", ENDLESS)
 async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
-    """The server gets rid of a few MiB, not of a gigabyte, and the error says which bound it was."""
     begin, piece = ENDLESS[what]
     sent = 0
     gone = asyncio.Event()
@@ -52,7 +51,6 @@ async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
 
 @for_each("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
 def test_meaningless_lines_are_not_kept(line: bytes) -> None:
-    """Short ones can come for as long as a call takes: none of them may leave anything behind."""
     decoder = Decoder(max_event_bytes=1000)
     for _ in range(200):
         assert decoder.feed(line * 1000) == []

@@ -44,7 +44,6 @@ def refused(reply: Reply) -> bool:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
-    """Every character by every one of its six bits; then the untouched state still works."""
     async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for place, character in enumerate(state):
@@ -67,7 +66,6 @@ async def test_state_with_additions_is_refused(way: str, junk: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
-    """Other arguments, more arguments and another tool are other calls; another order of keys is not."""
     async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire, topic="a")
         for arguments in ({"topic": "b"}, {}, {"topic": "a "}):
@@ -79,7 +77,6 @@ async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
 
 
 async def test_state_expires() -> None:
-    """To the second, by the server's clock; the refusal says what to do."""
     async with wired(make_shop(state_ttl=100), "asgi") as wire:
         services = wire.runtime.services
         now = 1_000_000.0
@@ -94,7 +91,6 @@ async def test_state_expires() -> None:
 
 
 async def test_state_is_bound_to_its_principal() -> None:
-    """Bound to the principal; nobody counts as a person of their own."""
     async with wired(make_shop(), "asgi") as wire:
 
         async def authenticate(request: HttpRequest) -> Principal | None:

@@ -42,7 +42,6 @@ def used(server: RedisServer) -> set[str]:
 async def test_names_and_values_never_become_redis_commands(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every part of the store, with names that would be a command anywhere else; each gives back what it was given."""
     monkeypatch.setattr("millstream._stores.redis.client.SILENCE", WAIT)
     monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", WAIT)
     async with opened(server.url) as store:
@@ -69,7 +68,6 @@ async def test_names_and_values_never_become_redis_commands(
 
 
 def test_redis_scripts_are_constant_files() -> None:
-    """Nothing in a script turns a text into code, and nothing in the program puts a text into a script."""
     for path in LUA.glob("*.lua"):
         text = re.sub(r"--.*", "", path.read_text("utf-8"))
         assert not re.search(r"\b(load|loadstring|dofile|require|setfenv|getmetatable|cjson|cmsgpack)\b", text), (
@@ -83,7 +81,7 @@ def test_redis_scripts_are_constant_files() -> None:
 
 @pytest.mark.server
 async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer) -> None:
-    """docs/how-to/use-redis.md: what a hole in a script could do at most."""
+    """docs/how-to/use-redis.md."""
     page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
     rights = page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *rights)
@@ -95,6 +93,5 @@ async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer)
 
 
 def test_page_names_the_fixed_redis_releases() -> None:
-    """An old server has holes that no client can close."""
     page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
     assert {"7.2.11", "7.4.6", "8.0.4", "8.2.2", "8.1.4"} <= set(re.findall(r"\d\.\d\.\d+", page))

@@ -68,7 +68,7 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
 def test_loopback_only_paths_are_refused_behind_nginx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int, workers: int
 ) -> None:
-    """A fixed defect: the dashboard, the metrics and `/publish` were open to everybody behind the proxy."""
+    """Regression: the dashboard, the metrics, and `/publish` were public behind the proxy."""
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
     backend = free_port()
     store = shared_servers(RedisServer).url if workers > 1 else "memory://"

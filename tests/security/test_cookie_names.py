@@ -17,9 +17,7 @@ NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_similar_cookie_names_are_ignored(way: str) -> None:
-    """A fixed defect: a byte that Python takes for white space was taken off a name. A page that was opened with such a
-    cookie would have belonged to whoever set it.
-    """
+    """Regression: Python strips more white space than browsers, so a sibling domain could set the cookie."""
     async with guarded(lane=way == "lane", way=way) as world:
         jar = (await cookie(world)).encode()
         name, _, value = jar.partition(b"=")

@@ -58,7 +58,7 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 @WAYS
 @for_each("path", STREAMS)
 async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> None:
-    """Fixed: ``<img src=".../mcp/sse/alice">`` took over the stream of Alice, and ``/events`` announced a member."""
+    """Regression: ``<img src=".../mcp/sse/alice">`` took over Alice's stream, and ``/events`` announced a member."""
     async with wired(make_server(), way) as wire:
         for mode in ("no-cors", "navigate", "cors"):
             crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}
@@ -74,7 +74,6 @@ async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> N
 @WAYS
 @for_each("path", STREAMS)
 async def test_same_site_pages_allowed_origins_and_programs_get_streams(path: str, way: str) -> None:
-    """Who types the address, who runs curl, and whom the settings name."""
     async with wired(make_server(), way) as wire:
         own: list[dict[str, str]] = [{}, *({"sec-fetch-site": site} for site in ("same-origin", "same-site", "none"))]
         friend = {"sec-fetch-site": "cross-site", "origin": FRIEND}
@@ -84,7 +83,6 @@ async def test_same_site_pages_allowed_origins_and_programs_get_streams(path: st
 
 @WAYS
 async def test_cross_site_links_open_pages(way: str) -> None:
-    """A GET of a page changes nothing."""
     async with wired(make_server(), way) as wire:
         crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "accept": "text/html"}
         assert await status(wire, "/docs", crossing) == 200

@@ -63,7 +63,6 @@ async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, dr
 
 
 async def test_unknown_key_ids_cause_one_issuer_request() -> None:
-    """Also from many addresses, none of which is slowed: the keys are fetched once for all of them."""
     async with issuing() as issuer:
         method = auth.oidc(issuer.url, audience=AUDIENCE)
         good = token(claims(iss=issuer.url))

@@ -35,7 +35,6 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
 
 @for_each("path", HERE_ONLY)
 async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path: str) -> None:
-    """Our choice: only on loopback binds."""
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get(path)).status_code == 403
@@ -44,7 +43,7 @@ async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path
 
 @for_each("path", HERE_ONLY)
 async def test_peer_decides_under_other_asgi_servers(server: Server, path: str) -> None:
-    """docs/reference/routes.md: where nobody said what the server is bound to."""
+    """docs/reference/routes.md."""
     async with client(server, OUTSIDE) as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -64,7 +63,7 @@ FORWARDED = {
 @for_each("bind", [None, True])
 @for_each("name", FORWARDED)
 async def test_local_proxy_does_not_make_pages_public(server: Server, name: str, bind: bool | None) -> None:
-    """A fixed defect: its loopback address was taken for a person who sits at this machine."""
+    """Regression: the proxy's loopback address was treated as a local user."""
     server.runtimes.bind = Bind(loopback=bind)
     headers = {name: FORWARDED[name]}
     async with client(server, HERE) as http:
@@ -80,7 +79,6 @@ async def test_local_proxy_does_not_make_pages_public(server: Server, name: str,
 
 
 async def test_documentation_assets_are_served_everywhere(server: Server) -> None:
-    """`/docs` belongs to REST and answers on every bind; without its files it is an empty page."""
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get("/docs")).status_code == 200
@@ -89,7 +87,7 @@ async def test_documentation_assets_are_served_everywhere(server: Server) -> Non
 
 
 async def test_socket_publishing_is_loopback_only(server: Server) -> None:
-    """docs/reference/websocket.md: where `/publish` answers 403, `publish` fails too, whatever server is around us."""
+    """docs/reference/websocket.md."""
     async with client(server, OUTSIDE) as http:
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
     said = await dialect(server, '{"type":"publish","data":1}')
@@ -100,7 +98,7 @@ async def test_socket_publishing_is_loopback_only(server: Server) -> None:
 async def test_peer_decides_on_loopback_origins_under_other_servers(
     server: Server, peer: tuple[str, int], expected: bool
 ) -> None:
-    """A fixed defect: bound to every address, plain uvicorn served the pages of every visitor's own machine."""
+    """Regression: bound to every address, plain uvicorn served the pages of every visitor's own machine."""
     fields = {"origin": "http://localhost:3000", "accept": "application/json, text/event-stream"}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     async with client(server, peer) as http:

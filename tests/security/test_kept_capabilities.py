@@ -20,7 +20,7 @@ async def opened(wire: Any, message: Any) -> tuple[MemoryPipe, Any]:
 
 
 async def test_huge_capabilities_are_reduced() -> None:
-    """A fixed defect: 4 MB of them held 92 MiB for as long as the connection was open."""
+    """Regression: 4 MB of capabilities used 92 MiB for the life of the connection."""
     info = {"name": "n" * 1_000_000, "version": "v" * 1_000_000}
     params = {"protocolVersion": "2025-11-25", "capabilities": WIDE, "clientInfo": info}
     async with wired(make_shop(), "asgi") as wire:
@@ -33,7 +33,7 @@ async def test_huge_capabilities_are_reduced() -> None:
 
 
 async def test_subscriptions_do_not_keep_their_request() -> None:
-    """A fixed defect: body, parameters and capabilities stayed for as long as the stream."""
+    """Regression: body, parameters, and capabilities were kept for the life of the stream."""
     params = {"notifications": {"toolsListChanged": True}}
     async with wired(make_shop(), "asgi") as wire:
         pipe, answer = await opened(wire, enveloped("subscriptions/listen", params, elicitation=BULK))
@@ -44,7 +44,7 @@ async def test_subscriptions_do_not_keep_their_request() -> None:
 
 
 async def test_subscription_uris_are_bounded_in_bytes() -> None:
-    """A fixed defect: a thousand of 4 KB each held 16 MiB."""
+    """Regression: a thousand of 4 KB each held 16 MiB."""
     params = {"notifications": {"resourceSubscriptions": [f"x://{n}/{'u' * 4000}" for n in range(40)]}}
     async with wired(make_shop(), "asgi") as wire:
         pipe, answer = await opened(wire, enveloped("subscriptions/listen", params))
@@ -54,7 +54,6 @@ async def test_subscription_uris_are_bounded_in_bytes() -> None:
 
 @for_each("size", [MAX_CAPABILITIES - 100, MAX_CAPABILITIES + 100])
 async def test_small_capabilities_are_kept_unchanged(size: int) -> None:
-    """Above the bound, a capability keeps its name and loses its settings."""
     declared = {"experimental": {"x": "y" * size}}
     params = {"protocolVersion": "2025-11-25", "capabilities": declared}
     async with wired(make_shop(), "asgi") as wire:

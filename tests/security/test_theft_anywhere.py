@@ -141,7 +141,6 @@ async def test_messages_for_foreign_streams_get_404(workers: list[Worker]) -> No
 
 
 async def test_equal_mailbox_names_are_separate_per_caller(workers: list[Worker]) -> None:
-    """`/mcp/sse/{id}`: who knows the id listens to a mailbox of their own, and takes nothing from the other."""
     turns = Turns(workers)
     thief = await turns.stream(BOB, "/mcp/sse/desk", {})
     body, named = b'{"stream":true}', {**JSON, "x-client-id": "desk"}
@@ -155,7 +154,6 @@ async def test_equal_mailbox_names_are_separate_per_caller(workers: list[Worker]
 
 
 async def test_questions_are_answered_only_by_their_session(workers: list[Worker]) -> None:
-    """The id of a question can be guessed; whose session it is, can't."""
     turns = Turns(workers)
     alice, bob = await turns.session(ALICE), await turns.session(BOB)
     call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, 7)).encode()
@@ -174,7 +172,6 @@ async def test_questions_are_answered_only_by_their_session(workers: list[Worker
 
 
 async def test_request_state_is_bound_to_its_caller(workers: list[Worker]) -> None:
-    """2026-07-28: a sealed state in other hands is none."""
     turns = Turns(workers)
 
     async def call(key: str, **more: Any) -> Any:
@@ -191,7 +188,6 @@ async def test_request_state_is_bound_to_its_caller(workers: list[Worker]) -> No
 
 
 async def test_replies_never_cross_between_callers(workers: list[Worker]) -> None:
-    """Many callers with the same request ids, some of whom leave in the middle; each reply has its caller's words."""
     turns = Turns(workers)
     compared = 0
 
@@ -231,7 +227,6 @@ async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
 
 
 async def test_forged_tokens_are_refused_by_every_worker(judges: list[Worker]) -> None:
-    """None, swapped algorithms, keys in the token, what is critical and unknown, other audiences, huge ones."""
     turns = Turns(judges)
     for what, forged in FORGED.items():
         for _ in range(len(judges)):

@@ -75,7 +75,6 @@ def alone(path: Path) -> Iterator[str]:
 
 @for_each("path", sorted(HERE.glob("test_*.py")), ids=lambda path: path.stem)
 def test_single_worker_tests_have_a_reason(path: Path) -> None:
-    """Whoever adds an attack on a server has it tried on four workers, or says here why it can't be."""
     if path == Path(__file__):
         return
     said = next((why for name, why in ON_ONE_WORKER.items() if path.stem.startswith(f"test_{name}")), {})

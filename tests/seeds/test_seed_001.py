@@ -26,7 +26,6 @@ def message_of(command: str) -> str:
 
 @pytest.mark.parametrize("name", ["health", "health_again"])
 async def test_health_answers_json(hub: int, name: str) -> None:
-    """Quick Start: `curl …/health`."""
     assert (await shell_json(seed.COMMANDS[name], hub))["status"] == "ok"
 
 
@@ -51,7 +50,6 @@ async def test_tools_are_listed(hub: int, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "request_id"), [("broadcast", 2), ("broadcast_again", 2), ("chat_one", None)])
 async def test_broadcasts_are_acknowledged(hub: int, name: str, request_id: int | None) -> None:
-    """Examples 3 and 4: the chat's commands have no id, and curl declares them as a form."""
     reply = await shell_json(seed.COMMANDS[name], hub)
     assert reply.get("id") == request_id
     assert not reply["result"].get("isError")
@@ -59,7 +57,6 @@ async def test_broadcasts_are_acknowledged(hub: int, name: str, request_id: int 
 
 
 async def test_server_describes_itself(hub: int) -> None:
-    """Example 5: `get_server_info`."""
     reply = await shell_json(seed.COMMANDS["server_info"], hub)
     assert reply["id"] == 3
     assert "hub" in reply["result"]["content"][0]["text"]
@@ -79,7 +76,6 @@ async def test_curl_receives_messages_as_data_lines(hub: int) -> None:
 
 
 async def test_event_source_receives_broadcasts(hub: int) -> None:
-    """Example 3: `onmessage` is called, so the events have no other name than `message`."""
     async with browser_script(seed.EVENTS_JS, hub) as page:
         line = await heard(page, hub, "broadcast")
     assert line.startswith("Received SSE message:")
@@ -100,7 +96,6 @@ async def test_dashboard_script_shows_status_and_log(hub: int) -> None:
 
 
 async def test_websocket_script_calls_a_tool(hub: int) -> None:
-    """Example 6: `mcp_call` is answered, and its message reaches those who listen to events."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
         await heard(stream, hub, "broadcast")
         async with browser_script(seed.WEBSOCKET_JS, hub) as page:
@@ -119,7 +114,6 @@ async def test_python_client_lists_and_calls(hub: int) -> None:
 
 
 async def test_load_test_completes_with_ten_listeners(hub: int) -> None:
-    """Example 8: 100 calls at once, then ten streams that stay open and hear every broadcast."""
     async with python_program(seed.LOAD_PY, hub) as program:
         await program.until(lambda line: line.startswith("Completed 100 calls"))
         wanted = message_of(seed.COMMANDS["broadcast"])
@@ -134,7 +128,6 @@ async def test_load_test_completes_with_ten_listeners(hub: int) -> None:
 
 
 async def test_other_services_can_notify(hub: int) -> None:
-    """Example 10: the order service's call is heard by every listener."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
 
         async def order() -> None:
@@ -145,7 +138,6 @@ async def test_other_services_can_notify(hub: int) -> None:
 
 
 async def test_curl_may_omit_the_content_type_only_for_tools(hub: int) -> None:
-    """Our choice: everywhere else the form type is 415."""
     command = at("curl -s -o /dev/null -w '%{http_code}\\n' http://localhost:8000/mcp -d '{}'", hub)
     async with running("bash", "-c", command) as program:
         assert await program.line() == "415\n"

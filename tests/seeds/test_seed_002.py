@@ -14,7 +14,6 @@ pytestmark = pytest.mark.server
 
 @pytest.mark.parametrize("command", [seed.INITIALIZE, seed.INITIALIZE_SHORT], ids=["long", "short"])
 async def test_initialize_needs_no_parameters(hub: int, command: str) -> None:
-    """Usage 1: answered as the revision without a version header, and without a session."""
     reply = await shell_json(command, hub)
     assert reply["id"] == "1"
     assert reply["result"]["serverInfo"]["name"] == "hub"
@@ -39,7 +38,6 @@ async def test_tools_are_called_without_a_handshake(hub: int) -> None:
 
 
 async def test_streamed_calls_return_their_stream_url(hub: int) -> None:
-    """Usage 2: without a client id the reply names one and its URL; what was sent to it waits there."""
     reply = await shell(seed.CALL_STREAMED, hub)
     found = re.search(r"/mcp/sse/([\w.~-]+)", reply)
     assert found, reply
@@ -49,20 +47,17 @@ async def test_streamed_calls_return_their_stream_url(hub: int) -> None:
 
 
 async def test_clients_that_listen_first_receive_their_calls(hub: int) -> None:
-    """Usage 2: `/mcp/sse/{client_id}`, with the id given in the query of the call."""
     async with shell_program(seed.LISTEN.replace("{client_id}", "seed-002"), hub) as stream:
         call = seed.CALL_STREAMED.replace("/mcp ", "/mcp?client_id=seed-002 ")
         await stream.until(lambda line: line.startswith("data:") and '"text":"15"' in line, lambda: shell(call, hub))
 
 
 async def test_health_answers_json(hub: int) -> None:
-    """Testing: `curl …/health`."""
     assert (await shell_json(seed.HEALTH, hub))["status"] == "ok"
 
 
 @pytest.mark.parametrize("path", ["/docs", "/health"])
 def test_named_pages_exist(hub: int, path: str) -> None:
-    """Installation: the four addresses of the server."""
     assert requests.get(f"http://localhost:{hub}{path}", timeout=WAIT).status_code == 200
 
 

@@ -17,7 +17,7 @@ def announcement(server: Server) -> ServerDescription:
 
 @for_each("revision", HANDSHAKE.values(), ids=HANDSHAKE)
 def test_initialize_response_is_built_once_per_revision(revision: Revision) -> None:
-    """Seed 001: cache frequently requested server info."""
+    """Seed 001."""
     said = announcement(Server("shop", version="2"))
     first = said.initialize(revision)
     assert said.initialize(revision) is first
@@ -28,7 +28,6 @@ def test_initialize_response_is_built_once_per_revision(revision: Revision) -> N
 
 
 def test_response_without_streams_announces_no_list_changes() -> None:
-    """Nobody could be told of them."""
     server = Server("shop")
     server.tool(nothing)
     said = announcement(server)
@@ -38,7 +37,6 @@ def test_response_without_streams_announces_no_list_changes() -> None:
 
 
 def test_first_tool_added_at_run_time_adds_the_capability() -> None:
-    """What is kept must not be old."""
     server = Server("shop")
     said = announcement(server)
     assert "tools" not in json.loads(said.initialize(NEWEST_HANDSHAKE))["capabilities"]
@@ -53,7 +51,7 @@ def test_first_tool_added_at_run_time_adds_the_capability() -> None:
 
 
 async def test_icons_and_descriptions_appear_only_in_discovery() -> None:
-    """A fixed defect: each result of 2026-07-28 repeated them, some kilobytes with an icon as a data URI."""
+    """Regression: each result of 2026-07-28 repeated them, including icons as data URIs."""
     icon = {"src": "data:image/png;base64," + "A" * 2_000}
     server = Server("shop", version="2", info=Info(title="Shop", description="long", icons=[icon]))
     server.tool(nothing)

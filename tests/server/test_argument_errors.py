@@ -23,7 +23,6 @@ def explained(schema: Schema, value: Any) -> str:
 
 
 def test_long_lists_of_names_are_cut() -> None:
-    """A peer's own text is repeated, but not without end."""
     names = {f"n{index}": {"type": "string"} for index in range(MAX_LISTED + 5)}
     text = explained({"type": "object", "properties": names, "required": list(names)}, {})
     assert text.startswith("missing 'n0', ")
@@ -47,15 +46,12 @@ def test_long_lists_of_names_are_cut() -> None:
     ],
 )
 def test_error_names_the_expected_type_of_each_argument(schema: Schema, expected: str) -> None:
-    """Generated and hand-written schemas read alike."""
     assert explained({"type": "object", **schema}, "x") == (
         f'the arguments must be an object, got the string "x". Expected: {expected}'
     )
 
 
 def test_deeply_nested_arguments_get_an_explanation() -> None:
-    """Depth is bounded before, but this must not depend on it."""
-
     def tool(a: int) -> None: ...
 
     with pytest.raises(ArgumentError, match=r'Expected: {"a": integer}'):
@@ -64,8 +60,6 @@ def test_deeply_nested_arguments_get_an_explanation() -> None:
 
 @given(texts, texts, json_values)
 def test_any_invalid_value_gets_an_explanation(name: str, text: str, value: Any) -> None:
-    """Names and values of a peer are repeated; none breaks the sentence."""
-
     def tool(a: int, b: list[str] | None = None) -> None: ...
 
     with pytest.raises(ArgumentError) as caught:
@@ -83,7 +77,7 @@ def test_any_invalid_value_gets_an_explanation(name: str, text: str, value: Any)
     ],
 )
 def test_invalid_dates_are_shown_with_a_valid_example(raw: str, text: str) -> None:
-    """A fixed defect: it said "Invalid RFC3339 encoded datetime" and not of what."""
+    """Regression: the error was "Invalid RFC3339 encoded datetime" without the field."""
 
     def tool(a: dt.datetime | None = None, b: list[dt.date] = [], c: dict[str, uuid.UUID] = {}) -> None: ...  # noqa: B006
 
@@ -93,8 +87,6 @@ def test_invalid_dates_are_shown_with_a_valid_example(raw: str, text: str) -> No
 
 
 def test_errors_of_prompts_show_the_invalid_value() -> None:
-    """Their arguments are texts, and one that can be read as a number is one."""
-
     def prompt(at: dt.date, copies: int, big: bool) -> None: ...
 
     with pytest.raises(ArgumentError) as refused:

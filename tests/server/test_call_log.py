@@ -11,14 +11,13 @@ from millstream._transports.open_streams import OpenStreams
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])
 def test_offsets_round_trip_through_event_ids(offset: int) -> None:
-    """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
+    """Regression: stores allow 19 digits, but such ids were treated as unknown."""
     place = Position("epoch", offset)
     assert parse_event_id(event_id("abc", place)) == ("abc", place)
 
 
 @for_each("offset", [str(MAX_OFFSET + 1), "9" * 40, "", "-1", "1x", "²"])
 def test_malformed_event_ids_are_rejected(offset: str) -> None:
-    """Ids come from peers."""
     assert parse_event_id(f"epoch.abc.{offset}") is None
 
 
@@ -30,7 +29,7 @@ class Silent:
 
 
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
-    """Fixed defect: only a message renewed the time of the log, so the result of a long quiet call was a 400."""
+    """Regression: only messages renewed the log, so resuming a long silent call got 400."""
     clock, settings = Clock(), Settings()
     store = MemoryStore(clock=clock)
     streams = OpenStreams(max_streams=9, max_per_owner=9)

@@ -66,7 +66,6 @@ PLACES: list[tuple[Any, str, str]] = [
 
 @for_each(("annotation", "raw", "place"), PLACES)
 def test_decimals_accept_only_strings_that_match_the_schema(annotation: Any, raw: str, place: str) -> None:
-    """Python's `Decimal` reads more: lenient or not, it is refused."""
     for lenient in (False, True):
         made = plan(tool_with(annotation), lenient=lenient)
         for text in ODD:
@@ -79,13 +78,11 @@ def test_decimals_accept_only_strings_that_match_the_schema(annotation: Any, raw
 
 
 def test_decimals_accept_numbers_and_other_union_members() -> None:
-    """Only where nothing but a decimal number is meant is a text refused."""
     for annotation, raw in ((Decimal | Literal["NaN"], '"NaN"'), (Decimal, "1.5"), (Decimal | None, "null")):
         read_arguments(plan(tool_with(annotation)), b'{"x":%b}' % raw.encode())
 
 
 def test_prompts_and_forms_accept_the_same_decimals_as_tools() -> None:
-    """The wire doesn't know the pattern of a form's field, so the answer is checked."""
     made = plan(tool_with(Decimal), kind="prompt")
     assert read_texts(made, {"x": "1.50"}).x == Decimal("1.50")
     with pytest.raises(ArgumentError, match="'x' must be a decimal number as text"):
@@ -93,12 +90,12 @@ def test_prompts_and_forms_accept_the_same_decimals_as_tools() -> None:
     both = plan(bill, kind="prompt")
     assert read_texts(both, {"amount": "1.50", "copies": "3"}).copies == 3
     assert parse_answer({"price": "1.50", "name": "NaN"}, Item).price == Decimal("1.50")
-    with pytest.raises(ProtocolError, match="does not fit what was asked: 'price' must be a decimal number"):
+    with pytest.raises(ProtocolError, match="doesn't match the form: 'price' must be a decimal number"):
         parse_answer({"price": "NaN"}, Item)
 
 
 def test_results_with_nan_decimals_fail() -> None:
-    """A fixed defect: it was sent against the output schema, and strict clients refused it."""
+    """Regression: it was sent against the output schema, and strict clients refused it."""
     for annotation, make in ((list[Decimal], lambda number: [Decimal(1), number]), (Item, Item)):
         output: Any = plan(tool_with(annotation)).output
         for number in ("NaN", "sNaN", "-NaN12", "Infinity", "-Infinity"):
@@ -112,7 +109,6 @@ def test_results_with_nan_decimals_fail() -> None:
 @for_each("revision", [LATEST_HANDSHAKE, PER_REQUEST])
 @for_each("way", ["asgi", "lane"])
 async def test_fast_path_refuses_invalid_decimals(way: str, revision: str) -> None:
-    """Both eras; and what fits still takes the fast path."""
     mcp = Server("shop")
 
     @mcp.tool

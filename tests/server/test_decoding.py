@@ -40,9 +40,7 @@ ERRORS = [
 
 @for_each(("raw", "text"), ERRORS)
 def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None:
-    """MCP 2025-11-25, server/tools: the text is read by a model that tries again; it names all that is missing or
-    unknown.
-    """
+    """MCP 2025-11-25, server/tools."""
     made = plan(add)
     with pytest.raises(msgspec.DecodeError) as caught:
         made.decode(raw)
@@ -53,7 +51,6 @@ def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None
 
 
 def test_whole_floats_are_accepted_as_integers() -> None:
-    """JSON Schema counts 1.0 as an integer, and clients in some languages send it."""
     made = plan(add)
     raw = b'{"a":1.0,"at":[{"x":2.5}]}'
     with pytest.raises(msgspec.ValidationError):
@@ -129,7 +126,6 @@ def recovered(made: Plan, raw: bytes) -> bool:
 @settings(max_examples=examples(20))
 @given(calls())
 def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, dict[str, Any]]) -> None:
-    """What clients are told is what is done."""
     made, arguments = call
     Draft202012Validator.check_schema(made.input_schema)
     raw = json.dumps(arguments).encode()

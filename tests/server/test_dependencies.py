@@ -64,7 +64,6 @@ async def test_dependencies_are_hidden_and_resolved_once_per_call(shop: Shop) ->
 
 
 async def test_errors_are_raised_at_the_yield_and_cannot_be_swallowed(shop: Shop) -> None:
-    """Our choice: a call that failed doesn't succeed with nothing."""
     mcp = Server("shop")
 
     async def silent() -> AsyncIterator[None]:
@@ -82,7 +81,6 @@ async def test_errors_are_raised_at_the_yield_and_cannot_be_swallowed(shop: Shop
 
 
 async def test_error_on_close_fails_the_call_and_closes_the_other_dependencies(shop: Shop) -> None:
-    """Our choice: a commit that failed is no success."""
     mcp = Server("shop")
 
     async def commits() -> AsyncIterator[None]:
@@ -100,7 +98,6 @@ async def test_error_on_close_fails_the_call_and_closes_the_other_dependencies(s
 
 
 async def test_cancelled_calls_close_their_dependencies(shop: Shop) -> None:
-    """Our choice: a client that goes away leaks nothing."""
     mcp, waits = Server("shop"), asyncio.Event()
 
     @mcp.tool(timeout=0.01)
@@ -114,7 +111,6 @@ async def test_cancelled_calls_close_their_dependencies(shop: Shop) -> None:
 
 
 async def test_dependency_opening_in_a_thread_is_closed_after_cancellation() -> None:
-    """Our choice: what nobody waits for any more is still closed."""
     mcp, began, go, closed = Server("shop"), threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> Iterator[str]:
@@ -257,7 +253,7 @@ class Copies:
 
 @pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25"])
 async def test_each_round_of_a_call_opens_its_dependencies(shop: Shop, revision: str) -> None:
-    """docs/how-to/dependencies.md: the function runs again from its start, and so does what it depends on."""
+    """docs/how-to/dependencies.md."""
     mcp = Server("shop")
 
     @mcp.tool
@@ -313,15 +309,14 @@ def circle(value: "Annotated[int, Depends(circle)]") -> int:
 @for_each(
     ("function", "said"),
     [
-        (needs_argument, "nothing fills in the parameter 'isbn'"),
+        (needs_argument, "the parameter 'isbn' of this dependency has no value"),
         (in_thread_with_context, "thread=False"),
-        (in_loop_with_sync_context, "annotate ctx: Context"),
+        (in_loop_with_sync_context, "Annotate ctx: Context"),
         (circle, "depends on itself"),
         ("shop", "pass the function itself"),
     ],
 )
 def test_unresolvable_dependencies_are_refused_at_registration(function: Any, said: str) -> None:
-    """Our choice: a mistake is told at the start, with what to write instead."""
     mcp = Server("shop")
     with pytest.raises(TypeError, match=said):
 

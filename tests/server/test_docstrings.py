@@ -80,5 +80,4 @@ CASES: list[tuple[str | None, str, dict[str, str]]] = [
 def test_google_numpy_and_sphinx_sections_describe_parameters(
     text: str | None, description: str, parameters: dict[str, str]
 ) -> None:
-    """Lines stay lines: an item of a list doesn't run into the next."""
     assert describe(documented(text)) == (description, parameters)

@@ -43,14 +43,13 @@ class Copies:
     ],
 )
 def test_pydantic_constraints_apply_to_forms_and_answers(answer: Any, content: dict[str, Any], bounds: Schema) -> None:
-    """A fixed defect: only models were checked; elsewhere validators and bounds were passed over in silence."""
+    """Regression: only models were checked; other validators and bounds were ignored."""
     assert list(requested_schema(answer)["properties"].values()) == [bounds]
-    with pytest.raises(ProtocolError, match="The answer does not fit what was asked"):
+    with pytest.raises(ProtocolError, match="The answer doesn't match the form"):
         parse_answer(content, answer)
 
 
 def test_answers_become_pydantic_models() -> None:
-    """Also where one value is asked for."""
     assert parse_answer({"path": "a"}, Where) == Where("a")
     assert parse_answer({"value": "a"}, Annotated[str, pydantic.AfterValidator(str.upper)]) == "A"
 
@@ -128,9 +127,7 @@ class Model(pydantic.BaseModel):
 
 
 def test_dataclasses_become_flat_forms_in_field_order() -> None:
-    """MCP 2025-11-25, client/elicitation: primitives, enums, formats, defaults; nothing that the schema of a form
-    does not list.
-    """
+    """MCP 2025-11-25, client/elicitation."""
     schema = requested_schema(Order)
     assert schema == ORDER
     assert list(schema["properties"]) == list(ORDER["properties"])
@@ -138,7 +135,6 @@ def test_dataclasses_become_flat_forms_in_field_order() -> None:
 
 
 def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
-    """Our choice: `elicit` takes any of them."""
     assert requested_schema(Point) == {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
     assert requested_schema(Film) == {"type": "object", "properties": {"title": {"type": "string"}}, "required": []}
     assert requested_schema(Model) == {
@@ -155,13 +151,11 @@ def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
 
 
 def test_default_none_makes_a_field_optional_but_not_nullable() -> None:
-    """`x: str = None` is common, and a form knows no null."""
     made = msgspec.defstruct("Form", [("part", str, None)])
     assert requested_schema(made) == {"type": "object", "properties": {"part": {"type": "string"}}, "required": []}
 
 
 def test_schemas_written_by_hand_are_sent_unchanged() -> None:
-    """Conformance §3.2 asks for forms that no type says."""
     assert requested_schema(TITLED_FORM) is TITLED_FORM
 
 
@@ -177,16 +171,15 @@ def form(annotation: Any) -> type:
     ],
 )  # fmt: skip
 def test_unsupported_form_fields_are_refused_before_the_question_is_sent(annotation: Any) -> None:
-    """MCP 2025-11-25, client/elicitation: flat objects of primitives."""
-    with pytest.raises(TypeError, match="'part' cannot be asked for"):
+    """MCP 2025-11-25, client/elicitation."""
+    with pytest.raises(TypeError, match="can't contain the field 'part'"):
         requested_schema(form(annotation))
 
 
 def test_forms_must_be_objects() -> None:
-    """The root is an object."""
-    with pytest.raises(TypeError, match="'value' cannot be asked for"):
+    with pytest.raises(TypeError, match="can't contain the field 'value'"):
         requested_schema(bytes)
-    with pytest.raises(TypeError, match="'value' cannot be asked for"):
+    with pytest.raises(TypeError, match="can't contain the field 'value'"):
         requested_schema(list[Point])
 
 
@@ -203,7 +196,6 @@ def test_forms_must_be_objects() -> None:
     ],
 )
 def test_scalar_questions_become_a_form_with_one_field(answer: Any, field: Schema, given: Any, value: Any) -> None:
-    """Our choice: `await ctx.elicit("Name?", str)`."""
     assert requested_schema(answer) == {"type": "object", "properties": {"value": field}, "required": ["value"]}
     assert parse_answer({"value": given}, answer) == value
     with pytest.raises(ProtocolError):
@@ -211,7 +203,6 @@ def test_scalar_questions_become_a_form_with_one_field(answer: Any, field: Schem
 
 
 def test_alternatives_in_forms_written_by_hand_stay_unchanged() -> None:
-    """Some programs write optional fields as `anyOf` with null; only choices with constants become an enum."""
     node: Schema = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Note"}
     schema = {"type": "object", "properties": {"note": node}}
     assert project(schema, rich_enums=False, defaults_all=False)["properties"]["note"] == node
@@ -219,14 +210,13 @@ def test_alternatives_in_forms_written_by_hand_stay_unchanged() -> None:
 
 
 def test_titled_choices_of_a_list_appear_in_its_items() -> None:
-    """MCP 2025-11-25, client/elicitation: `items.anyOf` of constants with titles."""
+    """MCP 2025-11-25, client/elicitation."""
     made = form(list[Annotated[Literal["s", "l"], Field(extra=TITLED)]])
     assert requested_schema(made)["properties"]["part"] == {"type": "array", "items": {"anyOf": TITLED["oneOf"]}}
     assert parse_answer({"part": ["l"]}, made) == made(part=["l"])
 
 
 def test_integer_bounds_may_be_open_on_either_side() -> None:
-    """A form has inclusive bounds only."""
     assert requested_schema(form(Annotated[int, Field(gt=1)]))["properties"]["part"] == {
         "type": "integer",
         "minimum": 2,
@@ -238,12 +228,12 @@ def test_integer_bounds_may_be_open_on_either_side() -> None:
 
 
 def test_forms_for_the_newest_revisions_are_unchanged() -> None:
-    """MCP 2025-11-25, changelog: rich enums and all defaults exist from 2025-11-25 on."""
+    """MCP 2025-11-25, changelog."""
     assert project(ORDER, rich_enums=True, defaults_all=True) is ORDER
 
 
 def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> None:
-    """MCP 2025-11-25, client/elicitation: `enum` with `enumNames`, no multi-selection, boolean default only."""
+    """MCP 2025-11-25, client/elicitation."""
     old = project(ORDER, rich_enums=False, defaults_all=False)
     expected = {name: {**node} for name, node in ORDER["properties"].items()}
     for name, node in expected.items():
@@ -259,7 +249,6 @@ def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> No
 
 
 def test_answers_become_values_of_the_requested_type() -> None:
-    """Our choice: `where = await ctx.elicit("…", Address)`."""
     assert parse_answer(ANSWER, Order) == Order("Ada", "a@b.c", dt.date(2020, 2, 29))
     full = {**ANSWER, "copies": 2.0, "colour": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
     value = parse_answer(full, Order)
@@ -269,7 +258,6 @@ def test_answers_become_values_of_the_requested_type() -> None:
 
 
 def test_single_choice_of_an_older_client_becomes_a_list() -> None:
-    """Older forms show several choices as one."""
     assert parse_answer({**ANSWER, "extras": "card"}, Order).extras == ["card"]
     assert parse_answer({"one": "s", "many": "l"}, TITLED_FORM) == {"one": "s", "many": ["l"]}
 
@@ -288,14 +276,12 @@ def test_single_choice_of_an_older_client_becomes_a_list() -> None:
     ],
 )
 def test_answers_of_the_wrong_type_are_client_errors(content: dict[str, Any], answer: Any) -> None:
-    """A client must send what it was asked for."""
-    with pytest.raises(ProtocolError, match="does not fit") as caught:
+    with pytest.raises(ProtocolError, match="doesn't match") as caught:
         parse_answer(content, answer)
     assert caught.value.code == INVALID_PARAMS
 
 
 def test_answers_to_hand_written_schemas_are_returned_unchanged() -> None:
-    """A hand-written form gives a dict."""
     content = {"one": "s", "many": ["l"], "age": 3.0, "ratio": 1, "ok": False, "code": "xy", "unknown": [1]}
     assert parse_answer(content, TITLED_FORM) == content
     assert parse_answer({"x": "y"}, {"type": "object"}) == {"x": "y"}
@@ -318,12 +304,11 @@ def test_answers_to_hand_written_schemas_are_returned_unchanged() -> None:
         ({"one": "s", "ratio": "1"}, "'ratio' is not of type number"),
         ({"one": "s", "ok": 1}, "'ok' is not of type boolean"),
         ({"one": "s", "code": "xxxx"}, "'code' is out of bounds"),
-        ({"one": "s", "code": "y"}, r"'code' does not match \^x"),
+        ({"one": "s", "code": "y"}, r"'code' doesn't match \^x"),
         ({"age": "3"}, "'one' is missing; 'age' is not of type integer"),
     ],
 )
 def test_invalid_answers_name_every_field(content: dict[str, Any], text: str) -> None:
-    """The flat subset of JSON Schema is checked in full."""
     with pytest.raises(ProtocolError, match=text) as caught:
         parse_answer(content, TITLED_FORM)
     assert caught.value.code == INVALID_PARAMS

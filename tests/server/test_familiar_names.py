@@ -45,7 +45,6 @@ def shop() -> Server:
 
 
 async def test_methods_of_other_packages_work() -> None:
-    """Our choice: the kinder answer, where the meaning is the same."""
     mcp = shop()
     assert mcp.http_app() is mcp.streamable_http_app() is mcp.sse_app() is mcp
     async with connect(mcp) as client:
@@ -65,7 +64,6 @@ async def test_methods_of_other_packages_work() -> None:
 
 
 async def test_a_tool_that_fails_raises_with_its_result() -> None:
-    """Our choice: else a test passes whatever the tool does."""
     async with Client(shop()) as client:
         with pytest.raises(ToolFailed, match="Too many") as caught:
             await client.call("order", copies=10)
@@ -74,7 +72,6 @@ async def test_a_tool_that_fails_raises_with_its_result() -> None:
 
 
 async def test_unknown_names_suggest_existing_ones() -> None:
-    """Our choice: an error says what to do."""
     mcp = shop()
     async with Client(mcp) as client:
         with pytest.raises(Failure, match="did you mean 'order'"):
@@ -97,7 +94,6 @@ async def test_unknown_names_suggest_existing_ones() -> None:
 
 
 async def test_unserved_paths_say_what_would_serve_them() -> None:
-    """Our choice: people guess the address of MCP, and of the pages."""
     async with shop().running() as runtime:
         routes = runtime.serve_http()
         for method, path, said in (
@@ -116,7 +112,6 @@ async def test_unserved_paths_say_what_would_serve_them() -> None:
 
 @pytest.mark.server
 def test_program_may_have_the_name_of_the_package(tmp_path: Path) -> None:
-    """Our choice: people call their first file millstream.py. And `call` of a URI names `read`."""
     (tmp_path / "millstream.py").write_text(
         "from millstream import Server\nmcp = Server('x')\n@mcp.tool\ndef f() -> int:\n    '''F.'''\n    return 1\n"
     )
@@ -130,7 +125,6 @@ def test_program_may_have_the_name_of_the_package(tmp_path: Path) -> None:
 
 
 async def test_missing_capability_error_names_the_client_option() -> None:
-    """Our choice: "Missing required client capability" alone tells nothing."""
     mcp = Server("shop")
 
     @mcp.tool(requires={"elicitation": {}})
@@ -144,7 +138,6 @@ async def test_missing_capability_error_names_the_client_option() -> None:
 
 
 async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
-    """A client leaves out tools without a title. An empty title stands for none."""
     mcp = Server("shop")
     for name, options in (("get_bookById", {}), ("plain", {"title": ""}), ("given", {"annotations": {"title": "G"}})):
         mcp.tool(name=name, **options)(lambda: "")  # type: ignore[call-overload]
@@ -153,7 +146,6 @@ async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
 
 
 async def test_names_of_other_packages_that_mean_something_else_say_what_to_write() -> None:
-    """Our choice: a bare AttributeError doesn't help."""
     mcp = shop()
 
     @mcp.tool

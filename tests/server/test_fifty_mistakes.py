@@ -67,7 +67,6 @@ def told(error: CommandError, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_there_are_a_hundred_mistakes() -> None:
-    """And each is one of its own."""
     assert len({each["what"] for each in TABLE}) == len(TABLE) >= 100
 
 
@@ -75,7 +74,6 @@ def test_there_are_a_hundred_mistakes() -> None:
 def test_mistakes_stop_the_command_that_loads_the_file(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything listens."""
     line = written(folder, mistake)
     with pytest.raises(CommandError) as caught:
         load("shop.py")
@@ -84,7 +82,6 @@ def test_mistakes_stop_the_command_that_loads_the_file(
 
 @staged("warn")
 def test_harmless_mistakes_warn_with_their_line(folder: Path, mistake: dict[str, Any]) -> None:
-    """The line is that of the decorator, where a function begins."""
     line = written(folder, mistake)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -97,7 +94,6 @@ def test_harmless_mistakes_warn_with_their_line(folder: Path, mistake: dict[str,
 async def test_mistakes_stop_the_server_from_starting(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the reason, and the frames of the file if it has some."""
     line = written(folder, mistake)
     mcp = load("shop.py")
     with pytest.raises(CommandError) as caught, convert_start_errors(mcp.name):
@@ -109,7 +105,6 @@ async def test_mistakes_stop_the_server_from_starting(
 async def test_mistakes_in_a_call_are_reported(
     folder: Path, mistake: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log has what only its author should see; the client reads what it can use."""
     line = written(folder, mistake)
     mcp = load("shop.py")
     async with connect(mcp) as client:
@@ -138,7 +133,6 @@ COMMAND = [
 @pytest.mark.server
 @staged("command")
 def test_mistakes_end_the_command(folder: Path, mistake: dict[str, Any]) -> None:
-    """With a status that scripts see, and no traceback."""
     line = written(folder, mistake)
     with socket.create_server(("127.0.0.1", 0)) as other:
         args = [each.format(taken=other.getsockname()[1]) for each in mistake["args"]]
@@ -154,7 +148,7 @@ def test_mistakes_end_the_command(folder: Path, mistake: dict[str, Any]) -> None
 @pytest.mark.server
 @staged("stdio")
 async def test_output_of_tools_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
-    """MCP 2025-11-25, transports, stdio: nothing but messages may stand on standard output."""
+    """MCP 2025-11-25, transports."""
     written(folder, mistake)
     errors = folder / "errors.txt"
     (folder / "main.py").write_text("from shop import mcp\nmcp.run('stdio')\n")

@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> Path:
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
-    """Our choice: a list, a template for the files, and completion of the path."""
+    """A list, a template for the files, and completion of the path."""
     mcp = Server("docs")
     mcp.files("docs://", place)
 
@@ -67,7 +67,7 @@ async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, 
      "..%5Csecret.txt", "nothing.md", "x" * 5000],
 )  # fmt: skip
 async def test_files_outside_the_folder_are_not_read(place: Path, path: str) -> None:
-    """MCP 2025-11-25, server/resources, security: paths of clients are hostile."""
+    """MCP 2025-11-25, server/resources."""
     mcp = Server("docs")
     mcp.files("docs://", place)
     async with Client(mcp, timeout=WAIT) as client:
@@ -76,7 +76,6 @@ async def test_files_outside_the_folder_are_not_read(place: Path, path: str) -> 
 
 
 async def test_oversized_files_and_missing_folders_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: 10 MiB."""
     monkeypatch.setattr(offered, "MAX_BYTES", 3)
     mcp = Server("docs")
     mcp.files("docs://", place)
@@ -89,7 +88,7 @@ async def test_oversized_files_and_missing_folders_are_refused(place: Path, monk
 
 
 def test_slow_listings_are_cached_longer(tmp_path: Path) -> None:
-    """A fixed defect: every request for the list walked through all files."""
+    """Regression: every request for the list walked through all files."""
     now = [100.0]
     for number in range(3_000):
         (tmp_path / f"{number:04}").touch()
@@ -102,7 +101,6 @@ def test_slow_listings_are_cached_longer(tmp_path: Path) -> None:
 
 
 def test_small_folders_are_not_cached(tmp_path: Path) -> None:
-    """A walk of no length isn't remembered."""
     folder = Folder(str(tmp_path), clock=lambda: 100.0)
     assert folder.files() == []
     (tmp_path / "new").touch()
@@ -110,7 +108,7 @@ def test_small_folders_are_not_cached(tmp_path: Path) -> None:
 
 
 def test_completion_reads_only_matching_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: each letter that a person typed walked through all files."""
+    """Regression: each typed letter scanned all files."""
     for name in ("a/one", "a/b/two", "a/c/three", "d/four"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -16,7 +16,7 @@ from millstream._server.questions.pending_questions import PendingQuestions
 
 
 async def test_call_cancelled_twice_withdraws_its_question() -> None:
-    """A fixed defect: the second cancellation stopped the message about the first, and the dialog stayed open."""
+    """Regression: the second cancellation stopped the notification, so the dialog stayed open."""
     workers: Any = SimpleNamespace(me="0123456789ab")
     questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
     sent: list[bytes] = []
@@ -83,9 +83,7 @@ async def turns() -> None:
 
 
 async def test_answer_that_arrives_with_the_deadline_counts() -> None:
-    """A fixed defect: after a standstill of the loop the client's answer was accepted, and the call said there was
-    none. Here answer and deadline come in one turn.
-    """
+    """Regression: after a stall of the loop, an answer that arrived in time was ignored."""
     one, taken = Asked(timeout=0), list[bool]()
     one.when_sent = lambda: asyncio.get_running_loop().call_soon(lambda: taken.append(one.answer()))
     assert json.loads(await one.task) == {"action": "accept"}
@@ -96,7 +94,7 @@ async def test_answer_that_arrives_with_the_deadline_counts() -> None:
 @for_each("telling", [True, False], ids=["while it is told", "before it is told"])
 @for_each("way", ["cancelled", "late"])
 async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way: str) -> None:
-    """A fixed defect: both the question that was given up and the end of its call told the client."""
+    """Regression: the client was notified twice."""
     one = Asked(timeout=0 if way == "late" else 60)
     await asyncio.sleep(0)
     one.goes.clear()
@@ -114,7 +112,7 @@ async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way:
 
 
 async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None:
-    """A fixed defect: nobody waited for it any more, but it looked open."""
+    """Regression: the question stayed open although its call had ended."""
     one = Asked()
     one.goes.clear()
     await turns()
@@ -127,7 +125,7 @@ async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None
 
 @for_each("way", ["end", "withdraw", "fail"])
 async def test_failed_unsent_question_leaves_no_log_line(way: str) -> None:
-    """A fixed defect: the log had a future whose exception was never retrieved."""
+    """Regression: the log had a future whose exception was never retrieved."""
     logged: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
     one = Asked()

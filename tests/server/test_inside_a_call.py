@@ -52,7 +52,7 @@ def make_server() -> Server:
 @for_each("tool", ["meta", "slow_meta"])
 @for_each("filler", ["", "x" * 20_000], ids=["small", "large"])
 async def test_request_meta_reaches_the_function_on_every_transport(way: str, tool: str, filler: str) -> None:
-    """MCP 2025-11-25, basic, `_meta`: however the call was read, and also if its arguments are let go of."""
+    """MCP 2025-11-25, basic."""
     arguments = {"filler": filler}
     async with wired(make_server(), way) as wire:
         message = enveloped("tools/call", {"name": tool, "arguments": arguments})
@@ -70,7 +70,6 @@ async def test_request_meta_reaches_the_function_on_every_transport(way: str, to
 
 
 async def test_request_meta_reaches_prompts() -> None:
-    """The same for what is no tool."""
     async with wired(make_server(), "asgi") as wire:
         session = await wire.initialize()
         asked = request("prompts/get", {"name": "say_meta", "_meta": {"trace": "9"}})
@@ -80,7 +79,6 @@ async def test_request_meta_reaches_prompts() -> None:
 
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 async def test_functions_read_resources_within_their_call(revision: str) -> None:
-    """Our choice: the same caller, the same request, the same scopes."""
     async with connect(make_server(), revision=revision) as client:
         text = (await client.call("reads", uri="book://1")).text
         inner, outer = text.replace("1 for ", "").split(" of ")
@@ -91,7 +89,6 @@ async def test_functions_read_resources_within_their_call(revision: str) -> None
 
 
 async def test_resource_scopes_apply_within_a_call() -> None:
-    """A tool for everybody opens nothing that its caller could not read."""
     async with wired(make_server(), "asgi") as wire:
         message = enveloped("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})
         reply = await wire.post(message, routing("tools/call", "reads"))

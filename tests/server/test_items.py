@@ -37,7 +37,6 @@ async def ask(wire: Wire, method: str, name: str = "", /, **params: Any) -> Any:
 
 
 async def test_a_tool_without_a_python_function_is_an_operation_of_the_openapi_document(mcp: Server) -> None:
-    """Our choice: REST needs what a tool describes, not how it is made."""
     async with wired(mcp, "asgi") as wire:
         document = (await wire.ask("GET", "/openapi.json", POST)).message
         operation = document["paths"]["/tools/weigh"]["post"]
@@ -50,8 +49,6 @@ async def test_a_tool_without_a_python_function_is_an_operation_of_the_openapi_d
 
 
 async def test_prompts_and_templates_without_a_python_function_are_served(mcp: Server) -> None:
-    """Siblings of the tool: the handlers ask an item to read and to run, whatever stands behind it."""
-
     async def run(arguments: Any, _: Call) -> str:
         return f"Weigh {arguments['of']}."
 
@@ -78,7 +75,6 @@ def tasks(*revisions: str) -> RegisteredExtension:
 
 
 async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_have_it(mcp: Server) -> None:
-    """Our choice: extensions bring methods of their own; a revision without them answers as before."""
     mcp.registry.extend(tasks(NEWEST.date))
     mcp.registry.extend(
         RegisteredExtension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,)))
@@ -95,7 +91,6 @@ async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_h
 
 
 async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: Server) -> None:
-    """The same door in the other era."""
     mcp.registry.extend(tasks(NEWEST_HANDSHAKE.date))
     async with wired(mcp, "asgi") as wire:
         session = await wire.initialize(LATEST_HANDSHAKE)
@@ -107,7 +102,6 @@ async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: 
 async def test_extensions_added_at_run_time_are_announced(
     mcp: Server,
 ) -> None:
-    """What is kept must not be old."""
     async with wired(mcp, "asgi") as wire:
         assert "extensions" not in (await ask(wire, "server/discover"))["result"]["capabilities"]
         mcp.registry.extend(tasks(NEWEST.date))
@@ -115,10 +109,9 @@ async def test_extensions_added_at_run_time_are_announced(
 
 
 def test_existing_methods_cannot_be_added_again(mcp: Server) -> None:
-    """Neither one of a revision nor one of another extension."""
     mcp.registry.extend(tasks(NEWEST.date))
     for method in ("tasks/peek", "tools/call"):
-        with pytest.raises(ValueError, match=f"There is a method '{method}' already"):
+        with pytest.raises(ValueError, match=f"The method '{method}' already exists"):
             mcp.registry.extend(RegisteredExtension("x", {}, {method: later}, frozenset()))
 
 
@@ -126,7 +119,7 @@ EITHER = {"anyOf": [{"type": "object"}, {"type": "integer"}]}
 
 
 async def test_explicit_results_are_wrapped_like_their_schema() -> None:
-    """A fixed defect: 2025-11-25 was told of a `result` and got an object without it, which a client refused."""
+    """Regression: 2025-11-25 clients got a schema with `result`, but a result without it."""
     server = Server("shop", settings=Settings())
 
     @server.tool(output_schema=EITHER)
@@ -144,7 +137,7 @@ async def test_explicit_results_are_wrapped_like_their_schema() -> None:
 
 
 async def test_resource_contents_carry_the_meta_of_the_resource() -> None:
-    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    """Regression: hosts of MCP Apps read `contents[]._meta.ui`, which was only in the list."""
     server = Server("shop", settings=Settings())
     server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
     async with wired(server, "asgi") as wire:

@@ -28,19 +28,16 @@ print(found.source, found.values[0].decode())
 
 
 def test_key_setting_takes_precedence_and_writes_no_file(tmp_path: Path) -> None:
-    """Our choice: MILLSTREAM_KEY is first."""
     assert load_secrets(ONE, state_dir=tmp_path / "state") == Secrets((ONE.encode(),), "setting")
     assert not (tmp_path / "state").exists()
 
 
 def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
-    """Our choice: the first seals, all open."""
     assert load_secrets(f" {TWO} ,{ONE}").values == (TWO.encode(), ONE.encode())
 
 
 @for_each("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
 def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) -> None:
-    """Our choice: 32 characters; a typing mistake must not become a weak key, nor be shown."""
     with pytest.raises(ValueError, match="token_urlsafe") as error:
         load_secrets(setting)
     assert "MILLSTREAM_KEY" in str(error.value)
@@ -48,7 +45,7 @@ def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) 
 
 
 def test_key_file_is_created_once_with_owner_only_permissions(tmp_path: Path) -> None:
-    """Our choice: mode 0600, shared by all workers of the machine, the same after a restart."""
+    """Mode 0600, shared by all workers of the machine, the same after a restart."""
     state = tmp_path / "a" / "state"
     first = load_secrets("", state_dir=state)
     assert first.source == "file"
@@ -62,20 +59,17 @@ def test_key_file_is_created_once_with_owner_only_permissions(tmp_path: Path) ->
 
 
 def test_each_directory_has_its_own_key(tmp_path: Path) -> None:
-    """There is no default secret anywhere."""
     one, two = (load_secrets("", state_dir=tmp_path / name) for name in ["one", "two"])
     assert one.values != two.values
 
 
 def test_the_content_of_a_key_file_may_be_used_as_the_setting(tmp_path: Path) -> None:
-    """Our choice: whoever adds a second machine copies the text."""
     found = load_secrets("", state_dir=tmp_path)
     text = (tmp_path / KEY_FILE).read_text()
     assert load_secrets(text).values == found.values
 
 
 def test_a_key_file_may_hold_several_secrets(tmp_path: Path) -> None:
-    """Rotation without a setting: the same form as the setting has."""
     (tmp_path / KEY_FILE).write_text(f"{TWO},{ONE}\n")
     (tmp_path / KEY_FILE).chmod(0o600)
     assert load_secrets("", state_dir=tmp_path) == Secrets((TWO.encode(), ONE.encode()), "file")
@@ -85,7 +79,6 @@ if POSIX:
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620])
     def test_key_files_readable_by_others_are_refused(tmp_path: Path, mode: int) -> None:
-        """Attack: another user of the machine reads or writes the key and makes session ids."""
         load_secrets("", state_dir=tmp_path)
         path = tmp_path / KEY_FILE
         path.chmod(mode)
@@ -95,7 +88,6 @@ if POSIX:
         assert path.read_text().strip() not in str(error.value)
 
     def test_a_key_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Attack: a file put there by somebody who then knows the key; a server run as root could read it."""
         load_secrets("", state_dir=tmp_path)
         owner = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
@@ -105,7 +97,6 @@ if POSIX:
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"\xff" * 8, b"\0" * 16])
 def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content: bytes) -> None:
-    """Our choice: a person decides, since a new key ends all sessions."""
     path = tmp_path / KEY_FILE
     path.write_bytes(content)
     path.chmod(0o600)
@@ -117,7 +108,6 @@ def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content:
 def test_without_a_home_directory_the_key_lasts_for_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Our choice: the last resort works, but does not do so in silence."""
     for name in ["HOME", "XDG_STATE_HOME", "LOCALAPPDATA"]:
         monkeypatch.delenv(name, raising=False)
     one, two = load_secrets(""), load_secrets("")
@@ -129,7 +119,6 @@ def test_without_a_home_directory_the_key_lasts_for_the_process(
 
 
 def test_unwritable_state_directory_is_a_warning(tmp_path: Path) -> None:
-    """A read-only container has no place for a file, and a server that is tried out must still start."""
     (tmp_path / "file").write_text("")
     found = load_secrets("", state_dir=tmp_path / "file" / "state")
     assert found.source == "process"
@@ -138,13 +127,11 @@ def test_unwritable_state_directory_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_key_file_that_is_a_directory_is_a_warning(tmp_path: Path) -> None:
-    """As above."""
     (tmp_path / KEY_FILE).mkdir(mode=0o700)
     assert load_secrets("", state_dir=tmp_path).source == "process"
 
 
 def test_processes_started_together_share_the_key(tmp_path: Path) -> None:
-    """Our choice: made once. A supervisor starts all workers in the same moment on a new machine."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for number in range(3):
         state = tmp_path / f"state{number}"
@@ -198,7 +185,6 @@ def test_the_state_directory_follows_the_platform(
 
 
 def test_the_state_directory_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: it is where the key file is when nobody says otherwise."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_directory(platform="linux") == tmp_path / "millstream"
     found = load_secrets("", state_dir=state_directory(platform="linux"))

@@ -40,7 +40,6 @@ SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]',
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) -> None:
-    """Our choice, for those hosts: by the tool's option, or by a setting for all tools."""
     by_option, by_setting = Server("one"), Server("all", settings=Settings(lenient_arguments=True))
     register(by_option, lenient=True)
     register(by_setting)
@@ -54,7 +53,6 @@ async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) 
 
 @for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
 async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any]) -> None:
-    """The model learns what the schema says."""
     mcp = Server("one")
     register(mcp, lenient=True)
     async with connect(mcp) as client:
@@ -64,7 +62,6 @@ async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any
 
 
 async def test_tools_are_strict_by_default() -> None:
-    """Our choice: a misspelled argument is told, and so is text in place of a number. A tool overrides the setting."""
     strict, told = Server("one"), Server("two", settings=Settings(lenient_arguments=True))
     register(strict)
     register(told, lenient=False)

@@ -157,7 +157,7 @@ async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
 
 
 async def test_message_hooks_change_params_before_parsing() -> None:
-    """docs/how-to/middleware.md: the place to mend arguments that don't fit."""
+    """docs/how-to/middleware.md."""
 
     class Mending:
         async def on_message(self, request: MessageRequest, next: Next) -> Any:
@@ -214,8 +214,6 @@ async def test_middleware_of_a_mounted_server_runs_inside_the_outer_middleware()
 
 
 async def test_mounted_server_hides_items_from_the_outer_lists() -> None:
-    """A server that keeps something to itself keeps it when it's mounted."""
-
     class Hiding:
         async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
             return []
@@ -238,7 +236,6 @@ async def test_mounted_server_hides_items_from_the_outer_lists() -> None:
 
 @for_each("only_calls", [True, False])
 async def test_http_fast_path_runs_the_hooks(only_calls: bool) -> None:
-    """A prepared call skips the handlers; it may not skip a refusal."""
     notes: list[str] = []
     hooks = Notes(notes)
     mcp = shop(type("CallOnly", (), {"on_call": staticmethod(hooks.on_call)})() if only_calls else hooks)
@@ -269,21 +266,18 @@ class Blocking:
 @for_each(
     ("middleware", "said"),
     [
-        (Mistaken(), "Mistaken has on_tool_call; hooks are on_call, on_read"),
+        (Mistaken(), "Mistaken has on_tool_call. Hooks are on_call, on_read"),
         (Blocking(), "on_call of Blocking must be `async def`"),
-        (Notes, r"pass an instance: Notes\(\)"),
+        (Notes, r"Pass an instance: Notes\(\)"),
         (Middleware(), "Middleware has no hook"),
     ],
 )
 def test_invalid_middleware_is_refused_at_construction(middleware: object, said: str) -> None:
-    """Our choice: a hook that never runs is a hole."""
     with pytest.raises(TypeError, match=said):
         Server("shop", middleware=[middleware])
 
 
 async def test_unrelated_hooks_do_not_slow_tools() -> None:
-    """Our choice: what isn't there costs nothing."""
-
     class ReadOnly(Middleware):
         async def on_read(self, request: Request, next: Next) -> Any:
             return await next(request)
@@ -297,7 +291,6 @@ async def test_unrelated_hooks_do_not_slow_tools() -> None:
 
 
 async def test_hidden_items_do_not_bypass_the_middleware_of_others() -> None:
-    """Our choice: a request passes the hooks of the server whose item answers it."""
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])
 
@@ -319,7 +312,6 @@ async def test_hidden_items_do_not_bypass_the_middleware_of_others() -> None:
 
 
 async def test_completion_runs_the_middleware_of_the_owning_server() -> None:
-    """Our choice: what a mounted server's middleware refuses stays refused, whatever the method."""
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])
 

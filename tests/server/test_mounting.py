@@ -21,7 +21,7 @@ def buy() -> str:
 
 
 def test_servers_cannot_be_mounted_on_themselves_or_their_children() -> None:
-    """A fixed defect: RecursionError."""
+    """Regression: RecursionError."""
     outer, middle, inner = server("outer"), server("middle"), server("inner")
     outer.mount(middle, prefix="m")
     middle.mount(inner, prefix="i")
@@ -73,7 +73,7 @@ class Places:
 
 
 async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
-    """A fixed gap: such a server was refused. What has no lifespan sees that of the server that it is mounted on."""
+    """Regression: such a server was refused. Servers without a lifespan see that of their parent."""
     places = Places()
     outer, middle, inner = places.place("outer"), places.place("middle"), places.place("inner")
     plain, last = places.place("plain", lifespan=False), places.place("last")
@@ -97,7 +97,6 @@ async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
 
 
 async def test_failing_lifespan_of_a_mounted_server_stops_the_start() -> None:
-    """The same as for a server's own."""
     places = Places()
     outer = places.place("outer")
     outer.mount(places.place("first"), prefix="f")
@@ -108,7 +107,6 @@ async def test_failing_lifespan_of_a_mounted_server_stops_the_start() -> None:
 
 
 async def test_servers_with_a_lifespan_are_mounted_before_the_start() -> None:
-    """Nobody would open it later; without a lifespan a server can be mounted at any time."""
     places = Places()
 
     @asynccontextmanager
@@ -132,12 +130,11 @@ async def test_servers_with_a_lifespan_are_mounted_before_the_start() -> None:
 
 
 def test_failed_mount_leaves_nothing_behind() -> None:
-    """Our choice: all of a server or none of it."""
     outer, inner = server("outer"), server("inner")
     outer.tool(name="stock_buy")(buy)
     inner.tool(name="sell")(buy)
     inner.tool(buy)
-    with pytest.raises(ValueError, match="There is a tool 'stock_buy' already"):
+    with pytest.raises(ValueError, match="The tool 'stock_buy' already exists"):
         outer.mount(inner, prefix="stock")
     assert list(outer.registry.tools) == ["stock_buy"]
     inner.tool(name="look")(buy)
@@ -145,17 +142,16 @@ def test_failed_mount_leaves_nothing_behind() -> None:
 
 
 def test_names_taken_on_the_outer_server_are_refused_on_both() -> None:
-    """What is registered later has the same rule as what was there when it was mounted."""
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
     outer.tool(name="stock_buy")(buy)
-    with pytest.raises(ValueError, match="There is a tool 'stock_buy' already"):
+    with pytest.raises(ValueError, match="The tool 'stock_buy' already exists"):
         inner.tool(buy)
     assert not inner.registry.tools
 
 
 async def test_completers_registered_before_their_prompt_are_mounted() -> None:
-    """A fixed defect: its name was prefixed as if it were the URI of a template."""
+    """Regression: the prompt's name was prefixed as if it were a template's URI."""
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
 
@@ -181,9 +177,8 @@ def long_server(length: int, count: int = 1) -> Server:
 
 @for_each("prefix", ["my shop", "a,b", "ü", "a/b", "a" * 129])
 def test_prefixes_that_make_invalid_tool_names_warn_once(prefix: str) -> None:
-    """As a tool's own name is (2025-11-25, server/tools, Tool Names), where it is mounted; not for each tool."""
     part, outer = long_server(5, 3), server("outer")
-    what = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
+    what = "use 1 to 128 ASCII letters, digits, underscores, hyphens, and dots"
     with pytest.warns(UserWarning, match=f"The prefix {prefix!r} makes tool names .*: {what}$") as caught:
         outer.mount(part, prefix=prefix)
     assert [each.filename for each in caught] == [__file__]
@@ -192,31 +187,28 @@ def test_prefixes_that_make_invalid_tool_names_warn_once(prefix: str) -> None:
 
 
 def test_tool_names_made_too_long_by_a_prefix_warn_once() -> None:
-    """128 characters are the most, the prefix included."""
     name, part = "shop_" + "0".rjust(128, "a"), long_server(128, 3)
-    with pytest.warns(UserWarning, match=f"the tool name '{name}', and 2 more, will not work with") as caught:
+    with pytest.warns(UserWarning, match=f"the tool name '{name}', and 2 more, won't work with") as caught:
         server("outer").mount(part, prefix="shop")
     assert [each.filename for each in caught] == [__file__]
 
 
 def test_tools_added_after_mounting_can_warn_too() -> None:
-    """The name is too long two servers further up; the line is that of the function."""
     part, middle, outer = server("part"), server("middle"), server("outer")
     middle.mount(part, prefix="b" * 10)
     outer.mount(middle, prefix="c" * 10)
     part.tool(name="a" * 106)(buy)
-    with pytest.warns(UserWarning, match=f"'{'c' * 10}_{'b' * 10}_{'a' * 107}' will not work") as caught:
+    with pytest.warns(UserWarning, match=f"'{'c' * 10}_{'b' * 10}_{'a' * 107}' won't work") as caught:
         part.tool(name="a" * 107)(buy)
     assert [each.filename for each in caught] == [__file__]
 
 
 def test_valid_names_do_not_warn_and_invalid_ones_warn_once() -> None:
-    """Warnings are errors here."""
     part, outer = long_server(123), server("outer")
     outer.mount(part, prefix="shop")
     outer.mount(long_server(128))
     odd = server("odd")
-    with pytest.warns(UserWarning, match="'a b' will not work"):
+    with pytest.warns(UserWarning, match="'a b' doesn't work"):
         odd.tool(name="a b")(buy)
     outer.mount(odd, prefix="odd")
     prompts = server("prompts")

@@ -78,7 +78,6 @@ class Empty:
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_a_part_adds_a_method_and_a_gate(revision: str) -> None:
-    """On both eras. The server itself knows nothing of it."""
     toy = Toy()
     server = Server("shop", serve="metrics", parts=[toy])
     async with connect(server, revision=revision) as client:
@@ -91,7 +90,6 @@ async def test_a_part_adds_a_method_and_a_gate(revision: str) -> None:
 
 
 async def test_a_part_adds_a_capability_a_route_a_metric_and_a_readiness_check() -> None:
-    """What a part registers shows wherever the server says something about itself."""
     toy = Toy()
     server = Server("shop", serve="metrics", parts=[toy])
     async with connect(server) as client:
@@ -111,7 +109,6 @@ async def test_a_part_adds_a_capability_a_route_a_metric_and_a_readiness_check()
 
 
 async def test_servers_with_parts_can_restart() -> None:
-    """Its methods go with it, so they're free for the next start."""
     server = Server("shop", serve="metrics", parts=[Toy()])
     for number in (1, 2):
         async with connect(server) as client:
@@ -119,7 +116,6 @@ async def test_servers_with_parts_can_restart() -> None:
 
 
 async def test_parts_open_after_their_needs_and_close_before_them() -> None:
-    """Whatever the order in which they are given."""
     events: list[str] = []
     server = Server("shop", parts=[Empty("b", events, ["a"]), Empty("a", events), Empty("c", events, ["lifespan"])])
     async with server.running():
@@ -128,7 +124,6 @@ async def test_parts_open_after_their_needs_and_close_before_them() -> None:
 
 
 async def test_unorderable_parts_are_refused_at_start() -> None:
-    """The error says what to do."""
     wrong: list[tuple[list[Empty], str]] = [
         ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
         ([Empty("till", [], ["shelf"])], "The part 'till' needs 'shelf', which isn't served: add it to parts="),
@@ -142,8 +137,6 @@ async def test_unorderable_parts_are_refused_at_start() -> None:
 
 
 async def test_opened_parts_are_closed_when_a_later_part_fails() -> None:
-    """A start that fails leaves nothing behind."""
-
     class Broken(Empty):
         async def open(self, host: Host) -> None:
             raise LookupError("no till")
@@ -156,8 +149,6 @@ async def test_opened_parts_are_closed_when_a_later_part_fails() -> None:
 
 
 async def test_two_parts_cannot_serve_the_same_path() -> None:
-    """Neither may silently win."""
-
     class Shadow(Empty):
         async def open(self, host: Host) -> None:
             host.routes.add("/mcp", Route({}))
@@ -168,7 +159,6 @@ async def test_two_parts_cannot_serve_the_same_path() -> None:
 
 
 def test_invalid_parts_are_refused_at_once() -> None:
-    """The line that is wrong is the one that is shown."""
     wrong: list[Any] = ["hub", ["hub"], [Toy]]
     for parts in wrong:
         with pytest.raises(TypeError, match="parts"):

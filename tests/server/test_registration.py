@@ -36,7 +36,7 @@ REGISTER: dict[str, Callable[[Server, dict[str, Any]], Any]] = {
     [("tool", "timout"), ("tool", "read_only"), ("resource", "mimetype"), ("prompt", "titel"), ("prompt", "timeout")],
 )
 def test_misspelled_decorator_options_raise_type_error(mcp: Server, kind: str, option: str) -> None:
-    """A fixed defect: ``@mcp.tool(timout=3)`` registered a tool without a timeout."""
+    """Regression: ``@mcp.tool(timout=3)`` registered a tool without a timeout."""
     with pytest.raises(TypeError, match=f"nothing: there is no option '{option}'"):
         REGISTER[kind](mcp, {option: 3})
     assert not mcp.registry.tools
@@ -45,9 +45,9 @@ def test_misspelled_decorator_options_raise_type_error(mcp: Server, kind: str, o
 
 @for_each("kind", REGISTER)
 def test_names_can_be_registered_again_only_after_removal(mcp: Server, kind: str) -> None:
-    """A fixed defect: the second one replaced the first without a word."""
+    """Regression: the second item silently replaced the first."""
     REGISTER[kind](mcp, {})
-    with pytest.raises(ValueError, match=f"There is a {kind} '.*' already"):
+    with pytest.raises(ValueError, match=f"The {kind} '.*' already"):
         REGISTER[kind](mcp, {})
     getattr(mcp, f"remove_{kind}")("shop://one" if kind == "resource" else "nothing")
     REGISTER[kind](mcp, {})
@@ -56,24 +56,23 @@ def test_names_can_be_registered_again_only_after_removal(mcp: Server, kind: str
 @for_each("kind", REGISTER)
 @for_each("name", ["", " "])
 def test_empty_names_are_refused(mcp: Server, kind: str, name: str) -> None:
-    """A name is how clients ask for it; the function's own name is for when none is given."""
-    with pytest.raises(ValueError, match=f"nothing: the name given for this {kind} is empty"):
+    with pytest.raises(ValueError, match=f"nothing: the name of this {kind} is empty"):
         REGISTER[kind](mcp, {"name": name})
 
 
 @for_each("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
 def test_uris_without_a_scheme_are_refused(mcp: Server, uri: str) -> None:
-    """RFC 3986 §3: a URI begins with its scheme; the schemas have `format: uri`."""
+    """RFC 3986 §3."""
 
     def read(isbn: str) -> str:
         return isbn
 
-    with pytest.raises(ValueError, match="a URI begins with a scheme, as in 'shop://"):
+    with pytest.raises(ValueError, match="a URI must start with a scheme, as in 'shop://"):
         mcp.resource(uri)(read if "{" in uri else nothing)
 
 
 def test_templates_may_begin_with_a_variable(mcp: Server) -> None:
-    """RFC 6570: what it expands to is a URI, the template itself is none."""
+    """RFC 6570."""
 
     def read(address: str) -> str:
         return address
@@ -83,7 +82,9 @@ def test_templates_may_begin_with_a_variable(mcp: Server) -> None:
 
 @pytest.mark.parametrize("reference", ["revue", "book://{isbn}"])
 async def test_completers_without_a_target_stop_the_start(mcp: Server, reference: str) -> None:
-    """A fixed defect: a misspelled reference was never asked. Not when it is registered: its prompt may come later."""
+    """Regression: a misspelled reference was silently ignored. It's checked at the start, because prompts may be
+    registered later.
+    """
 
     @mcp.complete(reference, argument="isbn")
     def complete(value: str, arguments: dict[str, str]) -> list[str]:
@@ -114,9 +115,11 @@ def serve_completed(mcp: Server) -> None:
 
 @pytest.mark.parametrize("kind", COMPLETED)
 async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(mcp: Server, kind: str) -> None:
-    """A fixed defect: it was never asked. At once where the arguments are known, else when the server starts."""
+    """Regression: the completer was never called. It's checked at registration if the arguments are known, else at the
+    start.
+    """
     known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
-    text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): no such argument, use one of {known}")
+    text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument. Use one of {known}")
     serve_completed(mcp)
     with pytest.raises(ValueError, match=text):
         mcp.complete(COMPLETED[kind], argument="ibsn")(lambda value, arguments: [])
@@ -130,8 +133,6 @@ async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(m
 
 
 async def test_removing_a_prompt_removes_its_completers(mcp: Server) -> None:
-    """A server that closes when idle starts again with what it has then."""
-
     @mcp.prompt
     def review(isbn: str) -> str:
         return isbn
@@ -148,7 +149,6 @@ async def test_removing_a_prompt_removes_its_completers(mcp: Server) -> None:
 
 @for_each("option", ["input_schema", "output_schema"])
 def test_invalid_hand_written_schemas_are_refused_with_the_tool_name(mcp: Server, option: str) -> None:
-    """At once: nobody should meet it in a call."""
     schema = {"type": "object", "properties": {"age": {"type": "int"}}}
     with pytest.raises(ValueError, match=f"nothing: {option}: #/properties/age/type: "):
         REGISTER["tool"](mcp, {option: schema})
@@ -164,14 +164,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "tool",
         {"annotations": {"readOnly": True}},
-        "nothing: annotations have no 'readOnly'; did you mean 'readOnlyHint'? There is title, readOnlyHint,",
+        "nothing: annotations have no 'readOnly'; did you mean 'readOnlyHint'? Use one of title, readOnlyHint,",
     ),
     ("tool", {"annotations": {"readOnlyHint": "yes"}}, "nothing: annotations: Expected `bool | null`, got `str`"),
     ("tool", {"annotations": Annotations(priority=1)}, "nothing: annotations must be ToolAnnotations or a dict"),
     ("tool", {"annotations": True}, "nothing: annotations must be an annotations object or a dict, not True"),
     ("tool", {"input_schema": "{}"}, "nothing: input_schema must be a JSON Schema as a dict, not '{}'"),
     ("tool", {"requires": ["sampling"]}, "nothing: requires must be a dict of client capabilities, each with a dict"),
-    ("tool", {"requires": {"sampling": True}}, "what it must have: {'sampling': {}}, not {'sampling': True}"),
+    ("tool", {"requires": {"sampling": True}}, "its required settings: {'sampling': {}}, not {'sampling': True}"),
     ("tool", {"requires": {"elicitation": ["form"]}}, "requires must be a dict of client capabilities, each with a"),
     ("tool", {"title": 5}, "nothing: title must be a string, not 5"),
     ("tool", {"name": 5}, "nothing: name must be a string, not 5"),
@@ -179,33 +179,33 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "prompt",
         {"annotations": {}},
-        "nothing: there is no option 'annotations' here; there is description, enabled, icons, meta,",
+        "nothing: there is no option 'annotations'; use one of description, enabled, icons, meta,",
     ),
     (
         "resource",
         {"annotations": {"readOnlyHint": True}},
-        "annotations have no 'readOnlyHint'; there is audience, priority",
+        "annotations have no 'readOnlyHint'; use one of audience, priority",
     ),
     ("resource", {"annotations": {"priority": 2}}, "nothing: annotations: Expected `float` <= 1.0"),
     (
         "resource",
         {"annotations": {"lastModified": "gestern"}},
-        "lastModified must be a time as ISO 8601 writes it, YYYY-MM-DDThh:mm:ssZ or a date alone, not 'gestern'",
+        "lastModified must be an ISO 8601 time, YYYY-MM-DDThh:mm:ssZ, or a date, not 'gestern'",
     ),
-    ("resource", {"annotations": Annotations(last_modified="")}, "lastModified must be a time as ISO 8601"),
-    ("resource", {"annotations": {"lastModified": "2025-02-30"}}, "lastModified must be a time as ISO 8601"),
+    ("resource", {"annotations": Annotations(last_modified="")}, "lastModified must be an ISO 8601"),
+    ("resource", {"annotations": {"lastModified": "2025-02-30"}}, "lastModified must be an ISO 8601"),
     ("resource", {"size": "5"}, "nothing: size must be a number of bytes, not '5'"),
     ("resource", {"mime_type": 1}, "nothing: mime_type must be a string, not 1"),
-    ("resource", {"meta": {1: 2}}, "nothing: meta must be a dict whose keys are strings"),
+    ("resource", {"meta": {1: 2}}, "nothing: meta must be a dict with string keys"),
     (
         "resource",
         {"meta": {"a": object()}},
-        "nothing: meta must be a dict whose keys are strings and whose values can be written",
+        "nothing: meta must be a dict with string keys and JSON-serializable",
     ),
     (
         "tool",
         {"meta": {"a": {"b": 1j}}},
-        "nothing: meta must be a dict whose keys are strings and whose values can be written",
+        "nothing: meta must be a dict with string keys and JSON-serializable",
     ),
 ]
 
@@ -214,14 +214,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_invalid_option_values_are_refused_with_the_valid_ones(
     mcp: Server, kind: str, options: dict[str, Any], text: str
 ) -> None:
-    """A fixed defect: ``timeout="soon"`` was accepted and turned every call into an error of the server."""
+    """Regression: ``timeout="soon"`` was accepted and turned every call into an error of the server."""
     with pytest.raises(TypeError, match=re.escape(text)):
         REGISTER[kind](mcp, options)
     assert not mcp.registry.tools
 
 
 def test_annotations_may_be_a_dict_with_wire_names(mcp: Server) -> None:
-    """What was right stays right."""
     mcp.tool(annotations={"readOnlyHint": True, "title": "T"}, timeout=0)(nothing)
     assert mcp.registry.tools["nothing"].describe()["annotations"] == {"readOnlyHint": True, "title": "T"}
 
@@ -229,7 +228,9 @@ def test_annotations_may_be_a_dict_with_wire_names(mcp: Server) -> None:
 @for_each("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
 def test_tool_names_that_some_clients_reject_warn(mcp: Server, name: str) -> None:
     """2025-11-25, server/tools, Tool Names: 1 to 128 ASCII letters, digits, underscores, hyphens and dots."""
-    with pytest.warns(UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens and dots") as caught:
+    with pytest.warns(
+        UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens, and dots"
+    ) as caught:
         mcp.tool(name=name)(nothing)
     assert name in mcp.registry.tools
     assert caught[0].filename == __file__
@@ -237,12 +238,11 @@ def test_tool_names_that_some_clients_reject_warn(mcp: Server, name: str) -> Non
 
 @for_each("name", ["a", "A.b-c_9", "a" * 128])
 def test_portable_tool_names_do_not_warn(mcp: Server, name: str) -> None:
-    """The same section; warnings are errors here."""
     mcp.tool(name=name)(nothing)
 
 
 def test_a_lambda_needs_a_name(mcp: Server) -> None:
-    """A fixed defect: clients saw a tool called ``<lambda>``."""
+    """Regression: clients saw a tool named ``<lambda>``."""
     with pytest.raises(TypeError, match=r"the lambda in .*test_registration\.py, line \d+ has no name that clients"):
         mcp.tool(lambda: "x")
     mcp.tool(name="named")(lambda: "x")
@@ -254,8 +254,8 @@ class Shop:
 
 
 def test_unbound_methods_are_refused(mcp: Server) -> None:
-    """A fixed defect: ``self`` became a required argument in silence."""
-    with pytest.raises(TypeError, match=r"buy: 'self' would be an argument that clients send.*mcp.tool\(shop.buy\)"):
+    """Regression: ``self`` silently became a required argument."""
+    with pytest.raises(TypeError, match=r"buy: clients would have to send 'self' as an argument.*mcp.tool\(shop.buy\)"):
         mcp.tool(Shop.buy)
     mcp.tool(Shop().buy)
     assert list(mcp.registry.tools["buy"].describe()["inputSchema"]["properties"]) == ["book"]
@@ -263,7 +263,7 @@ def test_unbound_methods_are_refused(mcp: Server) -> None:
 
 @for_each("kind", REGISTER)
 def test_context_parameters_need_an_annotation(mcp: Server, kind: str) -> None:
-    """A fixed defect: ``ctx`` became a required argument in silence."""
+    """Regression: ``ctx`` silently became a required argument."""
 
     def whisper(ctx):  # type: ignore[no-untyped-def]  # the subject
         return ctx
@@ -273,8 +273,6 @@ def test_context_parameters_need_an_annotation(mcp: Server, kind: str) -> None:
 
 
 def test_parameter_named_ctx_may_have_another_type(mcp: Server) -> None:
-    """What was right stays right."""
-
     def whisper(ctx: str) -> str:
         return ctx
 
@@ -282,7 +280,6 @@ def test_parameter_named_ctx_may_have_another_type(mcp: Server) -> None:
 
 
 def test_registration_errors_point_to_the_decorator(mcp: Server) -> None:
-    """Whoever runs the file with plain Python reads a traceback: it says the line, and then what is wrong with it."""
     with pytest.raises(TypeError) as refused:
         mcp.tool(timeout="soon")(nothing)  # type: ignore[call-overload]  # the subject
     assert [Path(str(frame.path)).name for frame in refused.traceback] == ["test_registration.py", "server.py"]
@@ -291,7 +288,7 @@ def test_registration_errors_point_to_the_decorator(mcp: Server) -> None:
 
 @pytest.mark.many
 def test_registration_cost_does_not_grow_with_the_number_of_tools() -> None:
-    """A fixed defect: each tool went through all before it, so that 10,000 took twice as long as they should."""
+    """Regression: each registration scanned all tools, so 10,000 tools took twice as long."""
     mcp = Server("crowd")
     counts: list[int] = []
 
@@ -313,7 +310,6 @@ def test_registration_cost_does_not_grow_with_the_number_of_tools() -> None:
 
 @pytest.mark.parametrize("moment", ["2025-01-12T15:00:58Z", "2025-01-12T15:00:58.25+02:00", "2025-01-12", None])
 def test_last_modified_is_listed_unchanged(mcp: Server, moment: str | None) -> None:
-    """ISO 8601 has moments and days (MCP 2026-07-28, Annotations)."""
     mcp.resource("shop://stock", annotations=Annotations(priority=1, last_modified=moment))(nothing)
     listed = mcp.registry.resources["shop://stock"].describe()["annotations"]
     assert listed.get("lastModified") == moment
@@ -322,14 +318,13 @@ def test_last_modified_is_listed_unchanged(mcp: Server, moment: str | None) -> N
 @pytest.mark.parametrize(
     ("requires", "text"),
     [
-        ({"bogus": {}}, "the capability 'bogus' can call it, and MCP has none of that name; there is elicitation"),
+        ({"bogus": {}}, "the capability 'bogus' can call it, but MCP doesn't define that name; use one of elicitation"),
         ({"elicitaton": {}}, "'elicitaton' can call it, .*; did you mean 'elicitation'"),
         ({"elicitation": {"forms": {}}}, "'elicitation.forms' can call it, .*; did you mean 'form'"),
         ({"tools": {}}, "'tools' can call it"),
     ],
 )
 def test_unknown_required_capabilities_warn(mcp: Server, requires: Any, text: str) -> None:
-    """A client may declare its own (MCP 2026-07-28, ClientCapabilities: not a closed set), so it's no error."""
     with pytest.warns(UserWarning, match=text) as caught:
         mcp.tool(requires=requires)(nothing)
     assert [each.filename for each in caught] == [__file__]
@@ -346,20 +341,19 @@ def test_unknown_required_capabilities_warn(mcp: Server, requires: Any, text: st
     ],
 )
 def test_known_required_capabilities_do_not_warn(mcp: Server, requires: Any) -> None:
-    """Warnings are errors here."""
     mcp.tool(requires=requires)(nothing)
 
 
 @for_each("keyword", ["additionalProperties", "unevaluatedProperties"])
 def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keyword: str) -> None:
-    """A fixed defect: every call that the schema allows failed for lack of it."""
+    """Regression: every call that matched the schema failed."""
 
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"
 
     text = (
-        f"buy: input_schema allows no property 'book', since {keyword} is false, and the function can't be called "
-        'without it. Add it to "properties", or give the parameter a default'
+        f"buy: input_schema doesn't allow the property 'book', because {keyword} is false, but the function "
+        'requires it. Add it to "properties", or give the parameter a default'
     )
     for properties in ({}, {"copies": {}}):
         with pytest.raises(TypeError, match=re.escape(text)):
@@ -386,8 +380,6 @@ def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keywor
     ],
 )
 def test_hand_written_schemas_may_describe_parameters_in_subschemas(mcp: Server, schema: dict[str, Any]) -> None:
-    """Only what certainly cannot come is refused: a schema that doesn't say that it's closed allows any property."""
-
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"
 
@@ -400,7 +392,6 @@ def test_hand_written_schemas_may_describe_parameters_in_subschemas(mcp: Server,
 
 
 async def test_tools_without_types_or_docstring_warn(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a type or a docstring a model guesses. A server in production says it once."""
     for developing, level in ((True, logging.WARNING), (False, logging.INFO)):
         mcp = Server("shop", settings=Settings(show_errors=developing))
 
@@ -418,4 +409,4 @@ async def test_tools_without_types_or_docstring_warn(caplog: pytest.LogCaptureFi
         (record,) = (each for each in caplog.records if each.message.startswith(("order:", "remove:")))
         assert record.levelno == level
         assert "clients see no type for 'isbn'" in record.message
-        assert "models see no description: write a docstring" in record.message
+        assert "models see no description. Write a docstring" in record.message

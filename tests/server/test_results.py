@@ -96,7 +96,6 @@ NATURAL: list[tuple[Any, Any]] = [
 
 @for_each(("value", "content"), NATURAL)
 def test_text_and_content_have_no_structured_result(value: Any, content: Any) -> None:
-    """Our choice: all content kinds from natural return values."""
     assert members(encode_result(value)) == {"content": content}
 
 
@@ -118,7 +117,7 @@ STRUCTURED: list[tuple[Any, Any]] = [
 
 @for_each(("value", "expected"), STRUCTURED)
 def test_other_values_are_structured_and_repeated_as_text(value: Any, expected: Any) -> None:
-    """MCP 2025-11-25, server/tools: structured content, repeated as serialized JSON text for older readers."""
+    """MCP 2025-11-25, server/tools."""
     result = members(encode_result(value))
     assert result["structuredContent"] == expected
     (block,) = result["content"]
@@ -133,7 +132,6 @@ def test_dict_results_round_trip(value: Any) -> None:
 
 
 def test_values_that_json_cannot_express_raise_type_error() -> None:
-    """The dispatcher logs it; the peer sees an identifier."""
     with pytest.raises(TypeError, match="object"):
         encode_result({"a": object()})
 
@@ -168,7 +166,6 @@ def test_values_that_match_the_output_schema_pass() -> None:
     ],
 )
 def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, value: Any, place: str) -> None:
-    """Our choice: an internal error naming the field in the log only."""
     with pytest.raises(LocalError, match=place):
         encode_result(value, output_of(annotation))
 
@@ -181,7 +178,7 @@ def test_model_instances_are_not_validated_again() -> None:
 
 
 def test_results_must_match_hand_written_output_schemas() -> None:
-    """A fixed defect: only the type of the root was compared."""
+    """Regression: only the type of the root was compared."""
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
     with pytest.raises(LocalError, match="schema: 'a' must be an integer, got the string"):
@@ -203,7 +200,7 @@ def test_results_must_match_hand_written_output_schemas() -> None:
     ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
 def test_unsupported_hand_written_output_schemas_are_refused(schema: dict[str, Any], text: str) -> None:
-    """MCP 2025-11-25, basic, as for input schemas; but the root of a result may be anything."""
+    """MCP 2025-11-25, basic."""
     with pytest.raises(ValueError, match=text):
         output_from_schema(schema)
 
@@ -232,14 +229,13 @@ def test_tool_results_must_match_the_output_schema_unless_they_are_errors() -> N
 
 
 def test_yielded_values_become_progress_messages() -> None:
-    """Our choice: each yield goes out as progress with its text."""
     assert [as_text(value) for value in ("a", Text("b"), {"c": 1}, Model(count=1))] == [
         "a", "b", '{"c":1}', '{"count":1}'
     ]  # fmt: skip
 
 
 def test_prompts_become_messages() -> None:
-    """MCP 2025-11-25, server/prompts: one block each; what is not said by somebody is said by the user."""
+    """MCP 2025-11-25, server/prompts."""
 
     def said(role: str, content: Any) -> dict[str, Any]:
         return {"role": role, "content": content}
@@ -286,27 +282,27 @@ def test_resources_return_several_contents_as_embedded_resources() -> None:
 
 @for_each("value", ["x", b"x", {"a": 1}])
 def test_contents_carry_the_meta_of_their_resource(value: Any) -> None:
-    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    """Regression: hosts of MCP Apps read `contents[]._meta.ui`, which was only in the list."""
     ui = {"ui": {"csp": {}}}
     assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
 
 
 def test_embedded_resources_merge_their_meta_with_the_resource() -> None:
-    """A fixed defect: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
+    """Regression: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
     own = EmbeddedResource("a:1", text="x", meta={"b": 2})
     content = members(encode_contents(own, "a:b", None, {"a": 1, "b": 1}))["contents"][0]
     assert content == {"uri": "a:1", "text": "x", "_meta": {"a": 1, "b": 2}}
 
 
 def test_resources_that_return_none_fail() -> None:
-    """MCP 2025-11-25, server/resources: never empty contents for a missing resource."""
+    """MCP 2025-11-25, server/resources."""
     with pytest.raises(LocalError, match="a:b returned nothing"):
         encode_contents(None, "a:b")
 
 
 @for_each("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
 def test_untyped_lists_have_no_output_schema(annotation: Any) -> None:
-    """A fixed defect: an `Image` in the result of ``-> list`` was base64 inside a text block."""
+    """Regression: an `Image` in the result of ``-> list`` was base64 inside a text block."""
     output = output_of(annotation)
     assert output is None
     blocks = members(encode_result(["see", Image(PNG, "image/png")], output))["content"]
@@ -315,7 +311,6 @@ def test_untyped_lists_have_no_output_schema(annotation: Any) -> None:
 
 
 def test_typed_lists_have_an_output_schema() -> None:
-    """Only a list that says nothing about its items loses its schema."""
     assert output_of(list[int]) is not None
     assert output_of(list[dict[str, Any]]) is not None
     assert output_of(dict[str, Any]) is not None
@@ -327,14 +322,12 @@ def test_typed_lists_have_an_output_schema() -> None:
     [Model.model_construct(count="many"), Model.model_construct(), Model(count=1).model_copy(update={"count": "many"})],
 )
 def test_unvalidated_models_must_match_the_output_schema(value: Model) -> None:
-    """A fixed defect: `model_construct` and changed fields went out as they were."""
+    """Regression: models from `model_construct`, and changed fields, were sent without validation."""
     with pytest.raises(LocalError, match="count"):
         encode_result(value, output_of(Model))
 
 
 def test_model_validators_do_not_run_on_results() -> None:
-    """Our choice: a validator may turn text into a list, and need not accept the list."""
-
     class Tagged(pydantic.BaseModel):
         tags: list[str]
 
@@ -352,22 +345,22 @@ async def fetch() -> str:
 
 
 def test_unawaited_coroutine_results_are_explained() -> None:
-    """A fixed defect: it said that a value of type coroutine cannot be written as JSON."""
+    """Regression: the error only said that a coroutine can't be converted to JSON."""
     for value in (fetch(), {"page": fetch()}):
-        with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
+        with pytest.raises(TypeError, match=r"returned 'fetch' without awaiting it\. Write `await` before the call"):
             encode_result(value)
 
 
 def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: `map` should be a builtin instead, which it is. With pydantic it becomes a list."""
+    """Regression: the error suggested a builtin in place of `map`."""
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
-    with pytest.raises(TypeError, match="cannot be written as JSON: make a list of what it gives"):
+    with pytest.raises(TypeError, match="can't be converted to JSON: convert it to a list"):
         encode_result(map(int, ["1"]))
 
 
 @for_each("value", [float("nan"), float("inf")])
 def test_nan_results_are_named_in_the_error(value: float) -> None:
-    """A fixed defect: NaN was reported as `null`."""
+    """Regression: NaN was reported as `null`."""
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
-        with pytest.raises(LocalError, match="got NaN or an infinity, and JSON has no number for these"):
+        with pytest.raises(LocalError, match="NaN and infinities can't be represented in JSON"):
             encode_result(result, output_of(annotation))

@@ -38,7 +38,6 @@ asyncio.run(main())
 
 
 async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -> None:
-    """As `run` does it: a panel, exactly one Host, and SIGTERM closes the lifespan before the program goes on."""
     program, port, log = tmp_path / "loop.py", free_port(), tmp_path / "log"
     program.write_text(PROGRAM, "utf-8")
     with serving([sys.executable, str(program), str(port)], port, log) as process:
@@ -55,7 +54,6 @@ async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -
 
 
 async def test_cancelled_server_task_shuts_down_cleanly() -> None:
-    """In a task group with other work: the port is free afterwards, and nothing of the server goes on."""
     port, mcp = free_port(), Server("loop")
 
     @mcp.tool()
@@ -79,7 +77,6 @@ async def test_cancelled_server_task_shuts_down_cleanly() -> None:
 
 
 async def test_run_async_refuses_unknown_transports_and_options() -> None:
-    """As `run` does."""
     with pytest.raises(ValueError, match="'http' or 'stdio'"):
         await Server("x").run_async("tcp")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="port"):

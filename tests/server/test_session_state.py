@@ -59,7 +59,6 @@ async def value(client: Client, key: str) -> Any:
 
 
 async def test_session_state_is_visible_only_in_its_session() -> None:
-    """Our choice: each session has values of its own."""
     server = make_server()
     async with Client(server, revision=OLD) as one, Client(server, revision=OLD) as other:
         await one.call("keep", key="cart", value={"books": ["Dune"], "n": 1})
@@ -71,7 +70,6 @@ async def test_session_state_is_visible_only_in_its_session() -> None:
 
 
 async def test_concurrent_state_changes_are_all_kept() -> None:
-    """Our choice: `update` runs again where another call was faster."""
     async with Client(make_server(), revision=OLD) as client:
         counts = await asyncio.gather(*(client.call("add", into=int) for _ in range(30)))
         assert sorted(counts) == list(range(1, 31))
@@ -84,14 +82,12 @@ async def test_session_state_works_from_threads() -> None:
 
 
 async def test_calls_without_a_session_have_no_state() -> None:
-    """MCP 2026-07-28 has no sessions; type checkers see that it may be None."""
     async with Client(make_server(), revision=NEW) as client:
         assert await value(client, "cart") == "no session"
         assert (await client.call("in_thread")).data == []
 
 
 async def test_session_state_is_bounded() -> None:
-    """Nobody's state fills the store; the values that are there stay."""
     async with Client(make_server(), revision=OLD) as client:
         await client.call("keep", key="small", value="x")
         with pytest.raises(Failure):

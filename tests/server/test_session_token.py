@@ -89,7 +89,7 @@ JSON = st.recursive(
 
 @given(TOKENS, st.binary(min_size=12, max_size=12))
 def test_session_ids_have_at_most_400_visible_ascii_characters(token: SessionToken, nonce: bytes) -> None:
-    """Our choice; visible ASCII is the specification's rule for session ids."""
+    """Visible ASCII is the specification's rule for session ids."""
     text = encode(token, RING, nonce)
     assert len(text) <= MAX_SESSION_ID
     assert all("!" <= char <= "~" for char in text)
@@ -104,7 +104,6 @@ def test_session_ids_have_at_most_400_visible_ascii_characters(token: SessionTok
 
 
 def test_longest_session_id_is_below_the_limit() -> None:
-    """Every field at its largest at once."""
     largest = SessionToken(
         f"{'s' * 12}.{'f' * 32}", "2025-11-25", 2**64 - 1, "x" * 40, "y" * 40, b"h" * 16, 2**64 - 1, 2**64 - 1, "e" * 16
     )
@@ -112,7 +111,7 @@ def test_longest_session_id_is_below_the_limit() -> None:
 
 
 def test_session_ids_decode_on_any_worker_with_the_key() -> None:
-    """Our choice: a handshake session is its id."""
+    """A handshake session is its id."""
     assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
 
 
@@ -128,7 +127,6 @@ def test_session_ids_decode_on_any_worker_with_the_key() -> None:
     ],
 )
 def test_long_client_names_are_cut_between_characters(text: str, kept: str) -> None:
-    """Our choice: 32 bytes each of name and version, never half a character."""
     token = msgspec.structs.replace(TOKEN, client_name=text, client_version=text)
     opened = decode(encode(token, RING, NONCE), RING, NOW)
     assert opened is not None
@@ -136,7 +134,6 @@ def test_long_client_names_are_cut_between_characters(text: str, kept: str) -> N
 
 
 def test_sessions_end_in_the_second_of_their_expiry() -> None:
-    """Our choice: then it is an unknown session (404), and the client begins another."""
     text = encode(TOKEN, RING, NONCE)
     assert decode(text, RING, TOKEN.expires_at - 0.5) == TOKEN
     assert decode(text, RING, TOKEN.expires_at) is None
@@ -144,12 +141,11 @@ def test_sessions_end_in_the_second_of_their_expiry() -> None:
 
 @given(st.text(max_size=500))
 def test_invalid_session_ids_are_rejected(text: str) -> None:
-    """The id comes from a header, so any text may come."""
     assert decode(text, RING, NOW) is None
 
 
 def test_ids_of_other_keys_and_kinds_are_rejected() -> None:
-    """Our choice: state of a multi-round request cannot be played as a session id."""
+    """State of a multi-round request cannot be played as a session id."""
     plain = msgspec.msgpack.encode(TOKEN)
     assert decode(RING.seal(KIND, plain, NONCE), RING, NOW) == TOKEN
     assert decode(RING.seal(b"state", plain, NONCE), RING, NOW) is None
@@ -158,12 +154,10 @@ def test_ids_of_other_keys_and_kinds_are_rejected() -> None:
 
 @for_each("content", [b"", b"\xc1", b"\x90", b"\x99" + b"\xc0" * 9, b"\xa1x"])
 def test_malformed_sealed_content_is_rejected(content: bytes) -> None:
-    """A rolling deploy: the other version has other fields."""
     assert decode(RING.seal(KIND, content, NONCE), RING, NOW) is None
 
 
 def test_overlong_session_ids_are_rejected_before_decryption() -> None:
-    """A bound before decoding."""
     longer = RING.seal(KIND, msgspec.msgpack.encode(msgspec.structs.replace(TOKEN, client_name="x" * 400)), NONCE)
     assert len(longer) > MAX_SESSION_ID
     assert decode(longer, RING, NOW) is None
@@ -171,7 +165,6 @@ def test_overlong_session_ids_are_rejected_before_decryption() -> None:
 
 @for_each("change", [{"epoch": "e" * 300}, {"id": "0" * 300}, {"issued_at": 2**64}, {"capabilities": 2**70}])
 def test_oversized_session_fields_raise(change: dict[str, Any]) -> None:
-    """Our choice: only what the client sends is cut."""
     with pytest.raises(LocalError):
         encode(msgspec.structs.replace(TOKEN, **change), RING, NONCE)
 
@@ -188,7 +181,6 @@ def test_session_ids_identify_principals_by_16_bytes() -> None:
 
 @given(CAPABILITIES)
 def test_capability_bits_round_trip_or_are_marked_inexact(capabilities: dict[str, Any]) -> None:
-    """Our choice: what the bits do not hold is stored in a record."""
     bits, exact = capability_bits(capabilities)
     assert exact == (capabilities_of(bits) == capabilities)
     has_more = "unknown" in capabilities or "setting" in repr(capabilities) or "com.example" in repr(capabilities)
@@ -197,7 +189,6 @@ def test_capability_bits_round_trip_or_are_marked_inexact(capabilities: dict[str
 
 @given(CAPABILITIES)
 def test_inexact_bits_contain_known_capabilities(capabilities: dict[str, Any]) -> None:
-    """A worker that cannot load the record must not refuse what the client can do."""
     kept = capabilities_of(capability_bits(capabilities)[0])
     for name, parts in {"sampling": ["tools", "context"], "elicitation": ["form", "url"]}.items():
         assert (name in kept) == (name in capabilities)
@@ -207,13 +198,11 @@ def test_inexact_bits_contain_known_capabilities(capabilities: dict[str, Any]) -
 
 @given(st.dictionaries(NAMES, JSON))
 def test_malformed_capabilities_do_not_raise(capabilities: dict[str, Any]) -> None:
-    """Capability objects are open sets, and they come from the network."""
     bits, exact = capability_bits(capabilities)
     assert exact == (capabilities_of(bits) == capabilities)
 
 
 def test_capabilities_of_common_clients_fit_in_the_id() -> None:
-    """Our choice: a handshake of these writes nothing to the store."""
     apps = {"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}}
     usual: list[dict[str, Any]] = [{}, {"roots": {"listChanged": True}}, {"sampling": {}, "elicitation": {}}, apps]
     for capabilities in usual:
@@ -221,7 +210,6 @@ def test_capabilities_of_common_clients_fit_in_the_id() -> None:
 
 
 def test_capabilities_must_be_objects() -> None:
-    """The schema: each is an object; anything else is kept in the record and grants nothing."""
     assert capability_bits({"sampling": True, "elicitation": None, "roots": []}) == (0, False)
 
 
@@ -253,7 +241,6 @@ def test_the_meaning_of_each_bit_is_fixed() -> None:
 
 
 def test_the_capabilities_belong_to_the_caller() -> None:
-    """Whoever changes them changes no other session's."""
     every = (1 << 20) - 1
     capabilities_of(every)["extensions"]["io.modelcontextprotocol/ui"]["mimeTypes"].append("other")
     capabilities_of(every)["sampling"]["tools"]["other"] = 1

@@ -37,7 +37,6 @@ def shop(*, show_errors: bool) -> Server:
 
 
 async def test_callers_see_the_traceback_in_development() -> None:
-    """Our choice: whoever writes the tool calls it, too, and wants to know what is wrong with it."""
     async with connect(shop(show_errors=True)) as client:
         text = (await client.call("order", copies=0, raise_on_error=False)).text
         with pytest.raises(Failure) as caught:
@@ -51,7 +50,6 @@ async def test_callers_see_the_traceback_in_development() -> None:
 
 
 async def test_callers_see_only_an_incident_in_production() -> None:
-    """Our choice: what callers may know of your code is nothing."""
     async with connect(shop(show_errors=False)) as client:
         text = (await client.call("order", copies=0, raise_on_error=False)).text
     assert "incident" in text
@@ -60,7 +58,6 @@ async def test_callers_see_only_an_incident_in_production() -> None:
 
 @pytest.mark.parametrize("level", ["info", "debug"])
 async def test_log_shows_user_frames_and_all_frames_at_debug(level: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Our choice: the frames of libraries and of the server say nothing to whoever wrote the tool."""
     caplog.set_level(level.upper(), "millstream")
     async with connect(shop(show_errors=False)) as client:
         await client.call("parse", text="/nowhere", raise_on_error=False)

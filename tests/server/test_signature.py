@@ -41,7 +41,7 @@ def returning(annotation: Any) -> Plan:
     ],
 )  # fmt: skip
 def test_structured_return_annotations_become_output_schemas(annotation: Any, expected: Schema) -> None:
-    """MCP 2025-11-25, server/tools: any schema in the newest revision; projection wraps those that are no objects."""
+    """MCP 2025-11-25, server/tools."""
     made = returning(annotation)
     assert made.output_schema == expected
     Draft202012Validator.check_schema(made.output_schema)
@@ -61,15 +61,13 @@ def test_text_and_content_annotations_have_no_output_schema(annotation: Any) -> 
 
 @for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
 def test_undescribable_return_annotations_warn(annotation: Any) -> None:
-    """A fixed defect: the tool had no output schema, and nobody was told."""
+    """Regression: the tool had no output schema, without a warning."""
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:
         assert returning(annotation).output_schema is None
     assert caught[0].filename == __file__
 
 
 def test_generators_have_the_schema_of_their_items() -> None:
-    """Our choice: the last yield is the result."""
-
     async def counting() -> AsyncIterator[int]:
         yield 1
 
@@ -91,7 +89,6 @@ def test_generators_have_the_schema_of_their_items() -> None:
 
 
 def test_text_blocks_stay_content_with_any_annotation() -> None:
-    """A union with a block is content, whatever else it holds."""
     assert returning(Text | dict[str, int]).output_schema is None
 
 
@@ -132,8 +129,6 @@ def test_context_may_be_any_parameter() -> None:
 
 
 def test_two_contexts_are_refused() -> None:
-    """There is only one call."""
-
     def tool(a: Context, b: SyncContext) -> None: ...
 
     with pytest.raises(TypeError, match="a and b"):
@@ -141,8 +136,6 @@ def test_two_contexts_are_refused() -> None:
 
 
 def test_context_imported_under_type_checking_is_found() -> None:
-    """`if TYPE_CHECKING:` is common in typed code; the other annotations still resolve."""
-
     def tool(a: int, ctx: "nowhere.Context | None") -> Any:  # type: ignore[name-defined]  # noqa: F821
         return a, ctx
 
@@ -150,7 +143,7 @@ def test_context_imported_under_type_checking_is_found() -> None:
 
 
 def test_model_values_reach_the_function_as_objects() -> None:
-    """Our choice: dataclasses, TypedDict, Structs and pydantic models, nested too."""
+    """Dataclasses, TypedDict, Structs and pydantic models, nested too."""
 
     def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
         return a, p, m, q, n, c
@@ -212,8 +205,6 @@ BY_HAND: Schema = {
 
 
 def test_hand_written_schemas_are_listed_unchanged() -> None:
-    """Conformance §3.6; annotations validate, what the function does not name is left out."""
-
     def tool(name: str = "x") -> str:
         return name
 
@@ -225,8 +216,6 @@ def test_hand_written_schemas_are_listed_unchanged() -> None:
 
 
 def test_closed_hand_written_schemas_refuse_unknown_arguments() -> None:
-    """`additionalProperties: false` is kept where it can be."""
-
     def both(name: str = "", age: int = 0) -> None: ...
 
     def one(name: str = "") -> None: ...
@@ -238,8 +227,6 @@ def test_closed_hand_written_schemas_refuse_unknown_arguments() -> None:
 
 
 def test_parameter_named_arguments_receives_all_arguments() -> None:
-    """For schemas that no signature can say."""
-
     def tool(arguments: dict[str, Any]) -> Any:
         return arguments
 
@@ -253,7 +240,7 @@ def test_parameter_named_arguments_receives_all_arguments() -> None:
 
 
 def test_hand_written_schemas_replace_the_annotation() -> None:
-    """MCP 2025-11-25, basic: a schema that cannot be served is refused."""
+    """MCP 2025-11-25, basic."""
 
     def tool() -> int:
         return 1
@@ -267,7 +254,7 @@ def test_hand_written_schemas_replace_the_annotation() -> None:
 
 
 def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
-    """MCP 2025-11-25, server/prompts: prompt arguments are strings; URI variables are too."""
+    """MCP 2025-11-25, server/prompts."""
 
     def prompt(n: int, when: dt.date, tone: Literal["dry", "warm"] = "warm", free="x") -> Any:  # type: ignore[no-untyped-def]  # the subject
         return n, when, tone, free
@@ -286,8 +273,6 @@ def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
 
 
 def test_prompts_and_resources_refuse_types_without_text_form() -> None:
-    """Found at registration."""
-
     def tool(where: Address) -> None: ...
 
     def lists(names: list[str]) -> None: ...

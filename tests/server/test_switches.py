@@ -89,7 +89,7 @@ HIDDEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 @REVISIONS
 @for_each("why", ["not visible", "disabled"])
 async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> None:
-    """docs/reference/server.md: nobody learns that it exists."""
+    """docs/reference/server.md."""
     mcp = shop()
     if why == "disabled":
         mcp = shop()
@@ -186,7 +186,7 @@ async def test_disabled_items_keep_their_name_completers_and_mounts() -> None:
     inner, outer = shop(), Server("outer")
     inner.disable("prompt", "advise")
     outer.mount(inner, prefix="in")
-    with pytest.raises(ValueError, match="There is a prompt 'advise' already"):
+    with pytest.raises(ValueError, match="The prompt 'advise' already exists"):
         inner.prompt(name="advise")(lambda topic: topic)
     async with connect(outer) as client:
         assert await names(client) == ["in_first", "in_last"]
@@ -201,7 +201,6 @@ async def test_disabled_items_keep_their_name_completers_and_mounts() -> None:
 
 
 async def test_failing_conditions_hide_their_item() -> None:
-    """Our choice: whoever cannot be asked says no."""
     mcp = Server("shop")
 
     @mcp.tool(visible=lambda principal: 1 / 0)  # type: ignore[arg-type, return-value]
@@ -219,8 +218,6 @@ async def test_failing_conditions_hide_their_item() -> None:
 
 
 def test_invalid_switch_options_are_refused() -> None:
-    """Our choice: a condition that is never asked hides nothing."""
-
     async def later(principal: Principal | None) -> bool:
         return False
 
@@ -236,7 +233,6 @@ def test_invalid_switch_options_are_refused() -> None:
 
 
 def test_unconditional_lists_are_prepared_once() -> None:
-    """Our choice: what isn't used costs nothing."""
     mcp = Server("plain")
     mcp.tool(name="a")(lambda: "")
     assert mcp.registry.conditional == {}

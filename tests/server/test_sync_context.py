@@ -13,13 +13,13 @@ from patience import WAIT
 
 
 def test_def_functions_can_use_the_whole_context() -> None:
-    """docs/reference/context.md, "the same methods". A fixed defect: `lifespan` was missing."""
+    """docs/reference/context.md."""
     public = {name for name, _ in inspect.getmembers(Context) if not name.startswith("_")}
     assert public <= {name for name, _ in inspect.getmembers(SyncContext)}
 
 
 async def test_side_effects_run_in_the_thread_of_their_call() -> None:
-    """A fixed defect: they waited for a thread of asyncio's own pool, which anybody can fill."""
+    """Regression: they used asyncio's shared thread pool, which can be full."""
     mcp = Server("once", settings=Settings(max_threads=2))
     together = Barrier(2, timeout=WAIT)
     threads: set[tuple[str, str]] = set()
@@ -47,7 +47,6 @@ async def test_side_effects_run_in_the_thread_of_their_call() -> None:
 
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 async def test_side_effect_errors_are_raised_at_the_call_site(revision: str) -> None:
-    """Our choice; and `StopIteration`, which no future carries, ends the call too."""
     mcp = Server("once", settings=Settings())
 
     @mcp.tool
@@ -66,7 +65,6 @@ async def test_side_effect_errors_are_raised_at_the_call_site(revision: str) -> 
 
 
 async def test_cancellation_during_a_side_effect_is_raised_when_it_ends() -> None:
-    """The thread cannot be stopped; what it does next raises `Cancelled`, and its slot is free."""
     mcp = Server("once", settings=Settings(max_threads=1))
     begun, go_on = Event(), Event()
     ended: list[str] = []
@@ -90,7 +88,7 @@ async def test_cancellation_during_a_side_effect_is_raised_when_it_ends() -> Non
 
     async with connect(mcp) as client, asyncio.timeout(WAIT):
         while not begun.is_set():  # a thread may begin after the timeout
-            assert re.search("did not finish|busy", (await client.call("pay", raise_on_error=False)).text)
+            assert re.search("didn't finish|busy", (await client.call("pay", raise_on_error=False)).text)
         assert "busy" in (await client.call("free", raise_on_error=False)).text
         go_on.set()
         while (await client.call("free", raise_on_error=False)).is_error:

@@ -36,7 +36,7 @@ def shop() -> Server:
 async def test_tool_error_says_to_retry_when_the_store_rejected_an_event(
     revision: str, failure: LocalError, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fixed defect: the model read "Internal error", and gave up. The address stays in the log."""
+    """Regression: the model only got "Internal error". The address stays in the log."""
     server = shop()
     async with server.running() as runtime, Client(server, revision=revision) as client:
 

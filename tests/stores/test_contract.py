@@ -24,13 +24,13 @@ from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, da
 
 
 async def test_epoch_is_short_visible_ascii(store: Store) -> None:
-    """Our choice: session and event ids carry it."""
+    """Session and event ids carry it."""
     assert 1 <= len(store.epoch) <= 16
     assert all("!" <= char <= "~" for char in store.epoch)
 
 
 async def test_stored_data_survives_close_and_open(store: Store) -> None:
-    """Our choice: the runtime closes a store after a time without work and opens it again."""
+    """The runtime closes a store after a time without work and opens it again."""
     await store.kv.put("key", b"value", TTL)
     (first,) = await append(store, "stream", b"a")
     epoch = store.epoch
@@ -83,7 +83,7 @@ async def test_compare_and_set_requires_the_expected_value(
 
 
 async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
-    """The contract of `Map.compare_and_set`: leases and single answers stand on it."""
+    """The contract of `Map.compare_and_set`."""
     tries = [store.kv.compare_and_set("lease", None, b"%d" % n, TTL) for n in range(20)]
     won = await asyncio.gather(*tries)
     assert sum(won) == 1
@@ -91,7 +91,7 @@ async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
 
 
 async def test_key_prefixes_are_literal(store: Store) -> None:
-    """The contract of `Map.keys`; wildcards of a store behind it must not shine through."""
+    """The contract of `Map.keys`."""
     names = ["s:1", "s:2", "s", "t:1", "s*", "s?x", "s[1]", "s%", "s_", "S:3", "sé"]
     for name in names:
         await store.kv.put(name, b"", TTL)
@@ -104,7 +104,7 @@ async def test_key_prefixes_are_literal(store: Store) -> None:
 
 @pytest.mark.many
 async def test_key_kinds_have_separate_quotas(store: Store) -> None:
-    """Fixed defect: debts of streamed calls, which anybody can make, kept sessions from subscribing for days."""
+    """Regression: records of streamed calls kept sessions from subscribing for days."""
     piece = bytes(2**20)
     with suppress(StoreFull):
         for number in range(200):
@@ -116,7 +116,7 @@ async def test_key_kinds_have_separate_quotas(store: Store) -> None:
 
 @pytest.mark.many
 async def test_lossy_values_evict_the_oldest(store: Store) -> None:
-    """The contract of `Map`: oldest out, and only what was written as lossy."""
+    """The contract of `Map`."""
     piece = bytes(2**20)
     await store.kv.put("debt:0", piece, TTL, lossy=True)
     await store.kv.put("debt:1", piece, TTL, lossy=True)
@@ -134,7 +134,7 @@ async def test_lossy_values_evict_the_oldest(store: Store) -> None:
 
 @pytest.mark.many
 async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
-    """Fixed defect: one address could fill all records, and nobody else could subscribe until they expired."""
+    """Regression: one address could use all records, so others couldn't subscribe until they expired."""
     kv, piece = store.kv, bytes(2**20)
     number = 0
     with suppress(ShareFull):
@@ -163,7 +163,6 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
 
 
 async def test_shares_apply_only_to_declared_kinds() -> None:
-    """A dot in a channel's name or a client's id means nothing."""
     assert [share_of(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
         "a", "", "", "", "", "",
     ]  # fmt: skip
@@ -181,7 +180,7 @@ async def test_values_are_returned_in_request_order(store: Store) -> None:
 
 
 async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None:
-    """The contract of `Bus`: the publisher's own worker is served too."""
+    """The contract of `Bus`."""
     one, two, other = Heard(), Heard(), Heard()
     store.bus.subscribe("topic", one)
     store.bus.subscribe("topic", two)
@@ -215,7 +214,7 @@ async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> Non
 
 
 async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
-    """The contract of `Bus.subscribe`: after the returned function, the receiver is not called any more."""
+    """The contract of `Bus.subscribe`."""
     late, end = Heard(), Heard()
     store.bus.subscribe("topic", lambda _data: stop_late())
     stop_late = store.bus.subscribe("topic", late)
@@ -253,7 +252,7 @@ async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
 
 
 async def test_reads_continue_after_a_position(store: Store) -> None:
-    """The contract of `Log.read`: ``after`` itself is not repeated."""
+    """The contract of `Log.read`."""
     positions = await append(store, "stream", b"a", b"b", b"c")
     assert data_of(await store.log.read("stream", positions[0])) == [b"b", b"c"]
     assert data_of(await store.log.read("stream", positions[0], 1)) == [b"b"]
@@ -281,7 +280,7 @@ async def test_position_between_entries_reads_the_next(store: Store) -> None:
 
 
 async def test_reads_are_bounded_in_bytes(store: Store) -> None:
-    """The contract of `Log.read`: a page of large entries must not be a reply of hundreds of megabytes."""
+    """The contract of `Log.read`."""
     positions = await append(store, "stream", *[bytes(1000)] * 10)
     page = await store.log.read("stream", positions[0], max_bytes=2500)
     assert [entry.position for entry in page] == positions[1:4]
@@ -292,7 +291,7 @@ async def test_reads_are_bounded_in_bytes(store: Store) -> None:
 
 
 async def test_newest_entries_can_be_read_alone(store: Store) -> None:
-    """The contract of `Log.newest`: to show one line of a history, one is read."""
+    """The contract of `Log.newest`."""
     assert await store.log.newest("stream", 5) == []
     positions = await append(store, "stream", *(b"%d" % n for n in range(10)))
     assert data_of(await store.log.newest("stream", 3)) == [b"7", b"8", b"9"]
@@ -306,7 +305,7 @@ async def test_newest_entries_can_be_read_alone(store: Store) -> None:
 
 
 async def test_gap_contains_the_newest_position(store: Store) -> None:
-    """The contract of `Gap`: after a lost tail, a reader that stayed where it was would drop what follows."""
+    """The contract of `Gap`."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     ahead = Position(store.epoch, positions[-1].offset + 7)
     with pytest.raises(Gap) as gap:
@@ -322,7 +321,7 @@ async def test_gap_contains_the_newest_position(store: Store) -> None:
 
 
 async def test_touch_returns_whether_the_stream_exists(store: Store) -> None:
-    """The contract of `Log.touch`; that it starts the time anew is in each store's own tests."""
+    """The contract of `Log.touch`."""
     assert await store.log.touch("call:stream", TTL) is False
     (position,) = await append(store, "call:stream", b"a")
     assert await store.log.touch("call:stream", TTL) is True
@@ -332,7 +331,7 @@ async def test_touch_returns_whether_the_stream_exists(store: Store) -> None:
 
 
 async def test_streams_are_separate(store: Store) -> None:
-    """The contract of `Log`: a position counts in its own stream."""
+    """The contract of `Log`."""
     for n in range(3):
         await append(store, "one", b"1%d" % n)
         await append(store, "two", b"2%d" % n)
@@ -350,7 +349,7 @@ async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
 
 
 async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
-    """The contract of `Log.read`: offsets of another epoch say nothing."""
+    """The contract of `Log.read`."""
     positions = await append(store, "stream", b"a", b"b")
     with pytest.raises(Gap) as gap:
         await store.log.read("stream", Position("another", positions[0].offset))
@@ -359,14 +358,14 @@ async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
 
 
 async def test_position_beyond_the_newest_entry_is_a_gap(store: Store) -> None:
-    """The contract of `Log.read`: nobody was given it, or the tail was lost."""
+    """The contract of `Log.read`."""
     (position,) = await append(store, "stream", b"a")
     with pytest.raises(Gap):
         await store.log.read("stream", Position(store.epoch, position.offset + 1))
 
 
 async def test_dropped_entries_are_a_gap(store: Store) -> None:
-    """The contract of `Log.append`: at least the newest `max_entries` are there."""
+    """The contract of `Log.append`."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     held = data_of(await store.log.read("stream", None))
     assert held == [b"%d" % n for n in range(500 - len(held), 500)]
@@ -380,7 +379,7 @@ async def test_dropped_entries_are_a_gap(store: Store) -> None:
 
 @pytest.mark.many
 async def test_stream_kinds_have_separate_quotas(store: Store) -> None:
-    """The contract of `Log.append`: a kind that is full drops its own."""
+    """The contract of `Log.append`."""
     piece = bytes(2**20)
     kept = await append(store, "mailbox:ada", *[piece] * 40)
     for n in range(40):
@@ -389,7 +388,7 @@ async def test_stream_kinds_have_separate_quotas(store: Store) -> None:
 
 
 async def test_trimmed_streams_never_reuse_positions(store: Store) -> None:
-    """The contract of `Position`: an old reader gets a gap, not the new entries as if nothing had been lost."""
+    """The contract of `Position`."""
     old = await append(store, "stream", b"a", b"b", b"c")
     await store.log.trim("stream")
     await store.log.trim("stream")
@@ -517,7 +516,7 @@ async def add(store: Store, data: bytes, stream: str = "hub:journal", **options:
 
 
 async def test_indexed_entries_share_one_position(store: Store) -> None:
-    """The contract of `Index`: what a history shows can be compared with what the journal brought."""
+    """The contract of `Index`."""
     journal = [
         await add(store, b"other"),
         await add(store, b"a", index=INDEX),
@@ -533,7 +532,7 @@ async def test_indexed_entries_share_one_position(store: Store) -> None:
 
 @pytest.mark.many
 async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> None:
-    """The contract of `Index`: it's for reading exactly that."""
+    """The contract of `Index`."""
     kept = await add(store, b"kept", index=INDEX)
     for n in range(500):
         await add(store, b"%d" % n, max_entries=2)
@@ -546,7 +545,7 @@ async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> Non
 
 @pytest.mark.many
 async def test_indexes_have_their_own_length(store: Store) -> None:
-    """The contract of `Index`: the newest are kept, and a place that was dropped is a gap."""
+    """The contract of `Index`."""
     short = Index("history:short", TTL, 3)
     entries = [await add(store, b"%d" % n, index=short) for n in range(500)]
     held = await store.log.read(short.stream, None)
@@ -559,7 +558,7 @@ async def test_indexes_have_their_own_length(store: Store) -> None:
 
 @pytest.mark.many
 async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
-    """The contract of `Log.append`: both or none."""
+    """The contract of `Log.append`."""
     await add(store, b"end", "hub:ended", seal=True)
     with pytest.raises(StreamSealed):
         await add(store, b"late", "hub:ended", index=INDEX)
@@ -569,7 +568,7 @@ async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
 
 
 async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> None:
-    """The contract of `Index`: a history that was cleared goes on with the journal."""
+    """The contract of `Index`."""
     old, lost = await add(store, b"old", index=INDEX), await add(store, b"lost", index=INDEX)
     await store.log.trim(INDEX.stream)
     assert await store.log.read(INDEX.stream, None) == []
@@ -584,7 +583,7 @@ async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> Non
 
 
 async def test_sealed_streams_refuse_appends(store: Store) -> None:
-    """The contract of `Log.append`: a worker that was stopped can't write behind the end."""
+    """The contract of `Log.append`."""
     first = await add(store, b"first", "call:1")
     end = await add(store, b"end", "call:1", seal=True)
     assert end.position.offset > first.position.offset
@@ -606,7 +605,7 @@ async def test_streams_may_be_sealed_with_their_first_entry(store: Store) -> Non
 
 
 async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
-    """The contract of `Log.append`: a stream has one end."""
+    """The contract of `Log.append`."""
     tries = await asyncio.gather(
         *(add(store, b"%d" % n, "call:1", seal=True) for n in range(20)), return_exceptions=True
     )
@@ -616,7 +615,7 @@ async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
 
 
 async def test_deleted_streams_are_not_sealed(store: Store) -> None:
-    """The contract of `Log.append`: an unknown stream begins with the entry."""
+    """The contract of `Log.append`."""
     await add(store, b"end", "call:1", seal=True)
     await store.log.trim("call:1")
     again = await add(store, b"again", "call:1")
@@ -627,7 +626,7 @@ async def test_deleted_streams_are_not_sealed(store: Store) -> None:
 
 
 async def test_followers_receive_entries_with_positions(store: Store) -> None:
-    """The contract of `Log.listen`: without an announcement by the writer."""
+    """The contract of `Log.listen`."""
     one, two, other = [await Ear(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")]
     entries = [await add(store, b"%d" % n, index=INDEX) for n in range(50)]
     assert await one.until(entries[-1]) == entries
@@ -668,7 +667,7 @@ async def test_listening_can_restart(store: Store) -> None:
 
 
 async def test_refused_entries_are_not_delivered(store: Store) -> None:
-    """The contract of `Log.listen`: what was appended, and that only."""
+    """The contract of `Log.listen`."""
     ear = await Ear(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
     await ear.until(end)
@@ -705,7 +704,7 @@ def told(data: bytes) -> CoAppend:
 
 
 async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
-    """The contract of `Members`: the entry is appended with the change, and its position is given back."""
+    """The contract of `Members`."""
     value, come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
     assert value == b"Ann"
     assert await store.members.join("chat", "ann", b"again", told(b"+ann")) == (b"Ann", None)
@@ -724,7 +723,7 @@ async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
 
 
 async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
-    """The contract of `Members.join`: every lease had expired."""
+    """The contract of `Members.join`."""
     for value in (b"one", b"two"):
         assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
         assert await store.members.present("chat") == [("ann", value)]
@@ -733,7 +732,7 @@ async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
 
 
 async def test_concurrent_joins_announce_once(store: Store) -> None:
-    """The contract of `Members`: each change is atomic for its group."""
+    """The contract of `Members`."""
     joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, told(b"+")) for n in range(20)))
     assert len([at for _, at in joins if at is not None]) == 1
     assert {value for value, _ in joins} == {value for _, value in await store.members.present("chat")}
@@ -743,7 +742,7 @@ async def test_concurrent_joins_announce_once(store: Store) -> None:
 
 
 async def test_membership_entries_reach_followers(store: Store) -> None:
-    """The contract of `CoAppend`: an entry as any other."""
+    """The contract of `CoAppend`."""
     heard = await Ear(store, "hub:journal").ready()
     await store.members.join("chat", "ann", b"", told(b"+"))
     await store.members.leave("chat", "ann", told(b"-"))
@@ -768,7 +767,7 @@ async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
 
 
 async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
-    """The contract of `Bus.send`: the inbox of a worker is open to all."""
+    """The contract of `Bus.send`."""
     inbox, other = Heard(), Heard()
     store.bus.subscribe("inbox", inbox)
     store.bus.subscribe("else", other)
@@ -783,13 +782,13 @@ async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
 
 
 async def test_store_clock_is_wall_time(store: Store) -> None:
-    """The contract of `Store.time`: on one machine both clocks are the same."""
+    """The contract of `Store.time`."""
     before = time.time()
     assert before - 60.0 <= store.time() <= time.time() + 60.0
 
 
 async def test_appends_and_memberships_share_one_order(store: Store) -> None:
-    """The contract of `CoAppend`: an entry as any other."""
+    """The contract of `CoAppend`."""
     _, first = await store.members.join("chat", "ann", b"", told(b"+"))
     (second,) = await append(store, "hub:journal", b"said")
     third = await store.members.leave("chat", "ann", told(b"-"))
@@ -817,7 +816,6 @@ async def until_gone(store: Store, worker: str) -> None:
 
 
 async def test_writes_are_visible_to_every_worker(backing: Backing) -> None:
-    """The contract of `Map` and `Log`: a read that starts after a write has returned sees it."""
     one, two = await backing.worker(), await backing.worker()
     assert one.shared
     assert two.shared
@@ -840,7 +838,7 @@ async def test_one_of_several_workers_wins_compare_and_set(backing: Backing) -> 
 
 
 async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
-    """The contract of `Map.compare_and_set`: one order of the operations on a key."""
+    """The contract of `Map.compare_and_set`."""
     workers = [await backing.worker() for _ in range(3)]
 
     async def count(store: Store) -> None:
@@ -867,7 +865,7 @@ async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
 
 
 async def test_seals_apply_to_every_worker(backing: Backing) -> None:
-    """The contract of `Log.append`: who was stopped and wakes later can't write behind the end."""
+    """The contract of `Log.append`."""
     owner, other = await backing.worker(), await backing.worker()
     await append(owner, "call:1", b"begun")
     await other.log.append("call:1", b"closed by another", ttl=TTL, max_entries=10, seal=True)
@@ -877,7 +875,7 @@ async def test_seals_apply_to_every_worker(backing: Backing) -> None:
 
 
 async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None:
-    """The contract of `Log.listening`: nothing that is appended after it is missed."""
+    """The contract of `Log.listening`."""
     workers = [await backing.worker() for _ in range(3)]
     ears = [await Ear(each, STREAM).ready() for each in workers]
     await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
@@ -942,7 +940,7 @@ async def test_published_messages_reach_other_workers_in_order(backing: Backing)
 
 
 async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -> None:
-    """The contract of `Bus`: messages are for the workers that are open."""
+    """The contract of `Bus`."""
     one = await backing.worker()
     await one.bus.publish("topic", b"before")
     two = await backing.worker()
@@ -953,7 +951,7 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
 
 
 async def test_messages_of_several_workers_have_one_order(backing: Backing) -> None:
-    """The contract of `Bus.publish`: whoever hears its own message knows which of the others' came before."""
+    """The contract of `Bus.publish`."""
     workers = [await backing.worker() for _ in range(3)]
     heard = [Heard() for _ in workers]
     for worker, inbox in zip(workers, heard, strict=True):
@@ -975,7 +973,7 @@ async def test_messages_of_several_workers_have_one_order(backing: Backing) -> N
 
 
 async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None:
-    """The contract of `Bus.send`: in the order of sending."""
+    """The contract of `Bus.send`."""
     one, two, three = [await backing.worker() for _ in range(3)]
     inboxes = {each.workers.me: Heard() for each in (one, two, three)}
     for each in (one, two, three):
@@ -990,7 +988,7 @@ async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None
 
 
 async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
-    """The contract of `Bus.send`: False, and no worker receives it."""
+    """The contract of `Bus.send`."""
     one, two = await backing.worker(), await backing.worker()
     dead = two.workers.me
     two.bus.subscribe("inbox", Heard())
@@ -1007,7 +1005,7 @@ async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
 
 
 async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
-    """The contract of `Workers.watch`: after a death within the lease, and at once after a close."""
+    """The contract of `Workers.watch`."""
     one = await backing.worker()
     changed = asyncio.Event()
     stop = one.workers.watch(changed.set)
@@ -1028,7 +1026,7 @@ async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
 
 
 async def test_first_worker_announces_join_and_last_announces_leave(backing: Backing) -> None:
-    """The contract of `Members`: of all workers exactly one."""
+    """The contract of `Members`."""
     one, two = await backing.worker(), await backing.worker()
     assert (await one.members.join("chat", "ann", b"first", told(b"+")))[1] is not None
     assert await two.members.join("chat", "ann", b"second", told(b"+")) == (b"first", None)
@@ -1042,7 +1040,7 @@ async def test_first_worker_announces_join_and_last_announces_leave(backing: Bac
 
 
 async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backing) -> None:
-    """The contract of `Members`: each change is atomic for its group."""
+    """The contract of `Members`."""
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
         joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", told(b"+")) for each in workers))
@@ -1053,7 +1051,7 @@ async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backi
 
 
 async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
-    """The contract of `Members.remove_abandoned`: who gets them tells that they left."""
+    """The contract of `Members.remove_abandoned`."""
     dead, one, two = [await backing.worker() for _ in range(3)]
     name = dead.workers.me
     for n in range(20):
@@ -1074,7 +1072,7 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
 
 
 async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> None:
-    """The contract of `Workers`: its lease is renewed while it's open."""
+    """The contract of `Workers`."""
     gone, one = await backing.worker(), await backing.worker()
     name = gone.workers.me
     await gone.members.join("chat", "ann", b"Ann", told(b"+"))
@@ -1084,7 +1082,7 @@ async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> Non
 
 
 async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
-    """The contract of `Members.join`: a client that reconnects to another worker after a crash isn't seen to leave."""
+    """The contract of `Members.join`."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
     await dead.members.join("chat", "ann", b"before", told(b"+"))
@@ -1098,7 +1096,7 @@ async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
 
 
 async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
-    """The contract of `Members.leave`: a lease that is over vouches for nobody."""
+    """The contract of `Members.leave`."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
     await dead.members.join("chat", "ann", b"", told(b"+"))
@@ -1132,7 +1130,7 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
-    """The contract of `Pace`: GCRA, by the store's clock."""
+    """The contract of `Pace`."""
     assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
     (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).taken
     assert HOUR - 600 < refused.wait <= HOUR
@@ -1141,7 +1139,7 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
 
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
-    """The contract of `Rates.take`: whoever asks for more than the whole count waits for the whole count."""
+    """The contract of `Rates.take`."""
     first, second = (
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).taken
@@ -1164,14 +1162,14 @@ async def test_refused_charges_charge_nothing(store: Store) -> None:
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    """The contract of `Pace.most`: as much as there is, never less than the cost, never more than the count."""
+    """The contract of `Pace.most`."""
     amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).taken[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await allowed(store, Pace("a", 25, 25 * HOUR, most=10))
 
 
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
-    """The contract of `Quota`: one that has ended holds nobody back."""
+    """The contract of `Quota`."""
     now = store.time()
     assert await allowed(store, Quota("day", 2, now + HOUR, 2))
     (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).taken
@@ -1181,7 +1179,7 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
-    """The contract of `Seat`: taking one again changes nothing, giving back what isn't held is no error."""
+    """The contract of `Seat`."""
     assert [await allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
     (refused,) = (await store.rates.take(seats(2, "z"))).taken
     assert refused.wait == SEAT_WAIT
@@ -1191,7 +1189,7 @@ async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
 
 
 async def test_quotas_survive_closing_the_store(store: Store) -> None:
-    """The contract of `Rates.take`: quotas live as long as values do."""
+    """The contract of `Rates.take`."""
     until = store.time() + HOUR
     assert await allowed(store, Quota("month", 1, until))
     await store.close()
@@ -1200,7 +1198,7 @@ async def test_quotas_survive_closing_the_store(store: Store) -> None:
 
 
 async def test_workers_share_the_available_tokens(backing: Backing) -> None:
-    """The contract of `Rates.take`: no more than that, however they race, and no less."""
+    """The contract of `Rates.take`."""
     stores = [await backing.worker() for _ in range(4)]
     until = stores[0].time() + HOUR
     assert await how_many(stores, 60, Pace("a", 20, HOUR * 20)) == 20
@@ -1212,7 +1210,7 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
 
 
 async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
-    """The contract of `Rates`: only their holder can release them."""
+    """The contract of `Rates`."""
     first, second = await backing.worker(), await backing.worker()
     assert await allowed(first, *seats(1, "x"))
     assert not await allowed(second, *seats(1, "x"))
@@ -1221,7 +1219,6 @@ async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
 
 
 async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proofs come with every request: whoever has a key would else forget wrong passwords by sending many."""
     monkeypatch.setattr("millstream._stores.tally.MAX_PACES", 100)
     store = MemoryStore()
     await store.open()

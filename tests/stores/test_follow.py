@@ -94,7 +94,6 @@ async def running(reader: Reader) -> AsyncIterator[None]:
 
 
 async def test_followers_start_with_existing_entries() -> None:
-    """The purpose: one order, nothing twice, nothing left out between the read and the first message."""
     store = MemoryStore()
     first, *_ = await append(store, b"1", b"2", b"3")
     reader = Reader(store, first)
@@ -107,7 +106,7 @@ async def test_followers_start_with_existing_entries() -> None:
 
 @for_each("seed", range(20))
 async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> None:
-    """Fixed defect: a reader went by the messages, and skipped what one of them did not bring."""
+    """Regression: a reader skipped entries whose messages were lost."""
     dice = random.Random(seed)
     store = Parts()
     reader = Reader(store)
@@ -133,7 +132,7 @@ async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> N
 
 
 async def test_followers_reread_after_an_interruption() -> None:
-    """The contract of `Bus.subscribe`: messages may have been lost, and nobody repeats them."""
+    """The contract of `Bus.subscribe`."""
     store = Parts()
     reader = Reader(store)
     async with running(reader):
@@ -143,7 +142,6 @@ async def test_followers_reread_after_an_interruption() -> None:
 
 
 async def test_current_followers_need_no_read() -> None:
-    """Offsets need not be consecutive: the store says when something may be missing."""
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     await reader.tail.catch_up()
@@ -158,7 +156,6 @@ async def test_current_followers_need_no_read() -> None:
 
 
 async def test_following_writers_continue_after_their_own_entry() -> None:
-    """A publisher is served when its publication returns, without asking the store."""
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     await reader.tail.catch_up()
@@ -174,7 +171,6 @@ async def test_following_writers_continue_after_their_own_entry() -> None:
 
 
 async def test_writers_read_their_own_unpushed_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hints may be lost: nobody waits for one for ever."""
     monkeypatch.setattr(tail, "PATIENCE", 0)
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
@@ -194,7 +190,6 @@ async def test_entries_dropped_before_reading_are_a_gap() -> None:
 
 
 async def test_recreated_streams_are_a_gap() -> None:
-    """The store interrupts the listeners of a stream that it drops."""
     store = MemoryStore()
     reader = Reader(store, (await append(store, b"1"))[0])
     async with running(reader):
@@ -204,7 +199,6 @@ async def test_recreated_streams_are_a_gap() -> None:
 
 
 async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
-    """What the new epoch holds already may be what the reader had in the old one."""
     store = Parts()
     reader = Reader(store, Position("older", 1))
     async with running(reader):
@@ -217,7 +211,7 @@ async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
 
 
 async def test_readers_beyond_the_end_continue_at_the_end() -> None:
-    """Fixed defect: a reader that stayed where it was took everything up to there as old."""
+    """Regression: a reader that kept its position considered new entries old."""
     store = Parts()
     await append(store, b"1", b"2")
     reader = Reader(store, Position("here", 9))
@@ -230,7 +224,6 @@ async def test_readers_beyond_the_end_continue_at_the_end() -> None:
 
 
 async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever follows for a slow peer is not flooded."""
     monkeypatch.setattr(tail, "_PAGE", 2)
     store = MemoryStore()
     await append(store, *(b"%d" % number for number in range(5)))
@@ -245,7 +238,6 @@ async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPa
 
 
 async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A task that follows outlives its store; what failed has its line in the log."""
     monkeypatch.setattr(tail, "PAUSE", 0)
     store = Parts()
     reader = Reader(store)

@@ -17,7 +17,6 @@ def open_shelf(url):
 
 
 async def test_packages_can_register_a_url_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: an entry point, as of other plugins."""
     with pytest.raises(LocalError, match="Unknown store 'shelf'"):
         open_store("shelf://top")
     (tmp_path / "shelf_of_a_test.py").write_text(SHELF)

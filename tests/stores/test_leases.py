@@ -46,7 +46,6 @@ async def test_expired_workers_get_a_new_name() -> None:
 
 
 async def test_store_pauses_and_clock_jumps_expire_no_lease() -> None:
-    """No worker could renew its lease in that time."""
     machine = Machine()
     workers = [await machine.worker() for _ in range(3)]
     names = [each.me for each in workers]

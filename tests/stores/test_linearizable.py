@@ -84,7 +84,7 @@ async def judge(workers: list[Map], histories: int) -> list[int]:
 
 @pytest.mark.parametrize("name", backings(BACKINGS))
 async def test_concurrent_histories_are_linearizable(name: str) -> None:
-    """The contract of `Map`: one order that all workers see."""
+    """The contract of `Map`."""
     backing = BACKINGS[name]()
     try:
         shared = type(backing).shared
@@ -97,7 +97,6 @@ async def test_concurrent_histories_are_linearizable(name: str) -> None:
 
 @pytest.mark.server
 async def test_values_stay_linearizable_with_broken_connections() -> None:
-    """What was asked on a connection that broke may have been done or not, but it's never done twice."""
     server = RedisServer()
     try:
         async with AsyncExitStack() as stack:
@@ -163,7 +162,6 @@ class Broken:
 
 @for_each("way", ["stale", "two steps", "repeated", "early"])
 async def test_checker_finds_planted_faults(way: str) -> None:
-    """A checker that finds nothing proves nothing."""
     kv: Any = Broken(MemoryStore().kv, way)
     assert await judge([Yielding(kv)] * WORKERS, 200) != []  # type: ignore[list-item]
 

@@ -46,7 +46,6 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def test_local_socket_is_private_and_removed() -> None:
-    """Our choice: who can open a folder of mode 0700 is who started the workers, so no secret is needed."""
     server = LocalServer(open_store)
     path = Path((await server.start()).path)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -55,7 +54,6 @@ async def test_local_socket_is_private_and_removed() -> None:
 
 
 async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
     monkeypatch.setattr(parent._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
     async with run_local_server(lambda url: MemoryStore()) as text:
@@ -71,7 +69,6 @@ async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytes
 
 
 async def test_tcp_connections_require_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody on the machine can connect to a port."""
     monkeypatch.delattr(socket, "AF_UNIX")
     server = LocalServer(lambda url: MemoryStore())
     at = await server.start()
@@ -109,7 +106,6 @@ async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
 
 
 async def test_stores_with_different_urls_are_separate() -> None:
-    """Two servers in one program may want two stores."""
     server = LocalServer(lambda url: MemoryStore())
     at = await server.start()
     one, two = LocalStore(at, "memory://"), LocalStore(at, "sqlite:////else.db")
@@ -170,7 +166,7 @@ async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBackin
 
 
 async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None:
-    """The contract of `Workers`: everything under its old name is void."""
+    """The contract of `Workers`."""
     cut, other = await backing.worker(), await backing.worker()
     old = cut.workers.me
     changed, interrupted = asyncio.Event(), asyncio.Event()
@@ -198,7 +194,6 @@ async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None
 
 @pytest.mark.many
 async def test_requests_wait_while_replies_are_unread(backing: LocalBacking) -> None:
-    """A worker could ask for more pages than the parent has memory, and be stopped."""
     worker = await backing.worker()
     await append(worker, STREAM, *[bytes(2**20)] * 8)
     await stop_reading(worker)
@@ -215,7 +210,6 @@ async def test_requests_wait_while_replies_are_unread(backing: LocalBacking) -> 
 
 @pytest.mark.many
 async def test_busy_workers_do_not_starve_others(backing: LocalBacking, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker's code mustn't make all others wait."""
     greedy, modest = await backing.worker(), await backing.worker()
     asked: list[str] = []
     others: list[asyncio.Future[bytes | None]] = []
@@ -252,7 +246,7 @@ async def test_calls_fail_at_once_without_the_parent(backing: LocalBacking) -> N
 
 
 async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `StoreUnavailable`: and the worker goes on when the parent does."""
+    """The contract of `StoreUnavailable`."""
     monkeypatch.setattr(worker_side, "PATIENCE", 0.05)
     worker = await backing.worker()
     (own,) = backing.server.peers
@@ -266,7 +260,7 @@ async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monk
 
 
 async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Store.time`: a worker with a wrong clock doesn't matter."""
+    """The contract of `Store.time`."""
     memory = MemoryStore()
     monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
     server = LocalServer(lambda url: memory)
@@ -320,7 +314,7 @@ async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Pr
 
 @pytest.mark.server
 async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
-    """The contract of `Workers`: the kernel closes what a process had, whatever ended it."""
+    """The contract of `Workers`."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
     assert await here.workers.alive(me)
@@ -339,7 +333,7 @@ async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
 
 @pytest.mark.server
 async def test_paused_workers_keep_their_lease_and_messages(backing: LocalBacking) -> None:
-    """The contract of `Bus.send`: as long as it fits."""
+    """The contract of `Bus.send`."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
     process.send_signal(signal.SIGSTOP)
@@ -356,7 +350,6 @@ async def test_paused_workers_keep_their_lease_and_messages(backing: LocalBackin
 
 @pytest.mark.server
 async def test_worker_processes_notice_a_dead_parent(backing: LocalBacking) -> None:
-    """The supervisor's workers end then."""
     await backing.worker()
     process, _ = await start(backing, "ann")
     await backing.server.close()

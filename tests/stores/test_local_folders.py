@@ -49,7 +49,7 @@ def start_and_close() -> None:
 
 
 def test_leftovers_of_a_killed_parent_are_removed(place: Path) -> None:
-    """Fixed defect: it stayed for good."""
+    """Regression: they were never removed."""
     program = """
 import asyncio, os, signal
 from millstream._stores import open_store
@@ -71,7 +71,6 @@ asyncio.run(main())
 
 
 def test_active_sockets_are_not_removed(place: Path) -> None:
-    """A parent may stand still, and take no more connections than wait for it."""
     path = left_behind()
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
@@ -85,7 +84,6 @@ def test_active_sockets_are_not_removed(place: Path) -> None:
 
 
 def test_unrelated_files_are_not_removed(place: Path) -> None:
-    """Its name alone makes nothing ours, and a socket that's new may be about to be listened at."""
     new = left_behind(age=0)
     more = left_behind()
     (more.parent / "notes").touch()

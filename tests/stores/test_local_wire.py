@@ -50,7 +50,6 @@ NONSENSE = {
 
 @for_each("what", list(NONSENSE))
 async def test_invalid_frames_end_only_their_connection(backing: LocalBacking, what: str) -> None:
-    """Workers run the user's code: whatever that does to its socket, the parent stays."""
     worker = await backing.worker()
     reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
     writer.write(NONSENSE[what])
@@ -73,7 +72,6 @@ async def test_unencodable_names_fail_only_their_caller(backing: LocalBacking) -
 
 @for_each("size", [1, 2, 3, 5, 100])
 def test_frames_are_reassembled(size: int) -> None:
-    """A socket knows no frames."""
     put = calls.calls("kv")["put"]
     out = calls.Frame()
     sent: list[bytes] = []
@@ -89,6 +87,5 @@ def test_frames_are_reassembled(size: int) -> None:
 
 
 def test_every_store_method_has_a_call() -> None:
-    """A method that is added to `Log` or `Map` needs nothing else to reach the parent."""
     assert set(calls.calls("kv")) == {"get", "get_many", "put", "compare_and_set", "delete", "keys"}
     assert set(calls.calls("log")) == {"append", "read", "newest", "touch", "trim"}

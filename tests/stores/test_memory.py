@@ -54,12 +54,10 @@ def run_without_loop(store: MemoryStore) -> None:
 
 
 def test_memory_store_methods_never_suspend() -> None:
-    """Our choice: in-process calls cost no turn of the event loop, so each coroutine ends at its first step."""
     run_without_loop(MemoryStore())
 
 
 def test_open_store_creates_a_separate_store() -> None:
-    """Our choice: nothing survives the object, and the epoch says so."""
     one, two = open_store("memory://"), open_store("memory://")
     assert one.shared is False
     assert one.epoch != two.epoch
@@ -67,14 +65,14 @@ def test_open_store_creates_a_separate_store() -> None:
 
 @for_each("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
 def test_unknown_store_urls_are_refused_without_the_password(url: str) -> None:
-    """Our choice: the message goes to a terminal and into logs."""
+    """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match="memory://") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
 
 
 async def test_values_expire_exactly_on_time(clock: Clock) -> None:
-    """The contract of `Map`: for every method."""
+    """The contract of `Map`."""
     store = MemoryStore(clock=clock)
     for key in ["get", "delete", "keys", "cas"]:
         await store.kv.put(key, b"value", 10.0)
@@ -107,7 +105,7 @@ async def test_put_restarts_the_time_to_live(clock: Clock) -> None:
 
 
 async def test_streams_expire_after_their_last_append(clock: Clock) -> None:
-    """The contract of `Log.append`: the whole stream ends at once."""
+    """The contract of `Log.append`."""
     store = MemoryStore(clock=clock)
     first = await append(store, "stream", b"a", ttl=10.0)
     clock.now += 9.0
@@ -121,7 +119,7 @@ async def test_streams_expire_after_their_last_append(clock: Clock) -> None:
 
 
 async def test_touch_restarts_the_time_to_live(clock: Clock) -> None:
-    """The contract of `Log.touch`: a call may be silent for longer than its messages are kept."""
+    """The contract of `Log.touch`."""
     store = MemoryStore(clock=clock)
     first = await append(store, "call:stream", b"a", ttl=10.0)
     for _ in range(5):
@@ -148,7 +146,6 @@ async def test_expired_streams_continue_above_old_positions(clock: Clock) -> Non
 
 
 async def test_expired_items_are_swept_incrementally(clock: Clock) -> None:
-    """Our choice: no timer, and no single call that pays for all."""
     store = MemoryStore(clock=clock)
     for n in range(10 * SWEEP):
         await store.kv.put(f"key{n}", b"", 10.0)
@@ -166,7 +163,6 @@ async def test_expired_items_are_swept_incrementally(clock: Clock) -> None:
 
 
 async def test_unswept_expired_items_are_absent(clock: Clock) -> None:
-    """The contract: expiry is exact, giving memory back is not."""
     store = MemoryStore(clock=clock)
     for n in range(4 * SWEEP):
         await store.kv.put(f"{n}", b"", 10.0)
@@ -179,7 +175,6 @@ async def test_unswept_expired_items_are_absent(clock: Clock) -> None:
 
 
 async def test_full_map_refuses_and_keeps_its_values(clock: Clock) -> None:
-    """Our choice: a record that is dropped in silence would bring a deleted session back to life."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("key", b"old", 10.0)
     await store.kv.put("rest", bytes(8_400), 10.0)
@@ -195,7 +190,7 @@ async def test_full_map_refuses_and_keeps_its_values(clock: Clock) -> None:
 
 
 async def test_tombstones_fit_when_larger_values_do_not(clock: Clock) -> None:
-    """Our choice: what sessions accumulate must not keep a tombstone out, or a deleted session would live on."""
+    """What sessions accumulate must not keep a tombstone out, or a deleted session would live on."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)
     with pytest.raises(StoreFull):
@@ -212,7 +207,6 @@ async def test_tombstones_fit_when_larger_values_do_not(clock: Clock) -> None:
 
 
 async def test_expired_values_do_not_count_as_full(clock: Clock) -> None:
-    """Our choice: a full store looks through everything before it refuses."""
     store = MemoryStore(clock=clock, max_value_bytes=100_000)
     for n in range(400):
         await store.kv.put(f"{n}", b"", 10.0)
@@ -224,7 +218,6 @@ async def test_expired_values_do_not_count_as_full(clock: Clock) -> None:
 
 
 async def test_full_log_evicts_the_least_recent_stream(clock: Clock) -> None:
-    """Our choice: its readers get a gap, the busy streams do not feel it."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     old = await append(store, "old", bytes(2_000))
     busy = await append(store, "busy", bytes(2_000))
@@ -242,7 +235,7 @@ async def test_full_log_evicts_the_least_recent_stream(clock: Clock) -> None:
 
 
 async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
-    """Fixed defect: the stream of a call drove out mailboxes. Each kind has the whole bound."""
+    """Regression: a call's stream evicted mailboxes. Each kind has its own limit."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     await append(store, "mailbox:ada", bytes(8_000))
     for n in range(20):
@@ -252,7 +245,6 @@ async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
 
 
 async def test_unused_kinds_release_their_room(clock: Clock) -> None:
-    """Calls for others sweep, whatever their kind."""
     store = MemoryStore(clock=clock)
     await append(store, "call:1:a", bytes(3_000), ttl=10.0)
     clock.now += 10.0
@@ -261,7 +253,7 @@ async def test_unused_kinds_release_their_room(clock: Clock) -> None:
 
 
 async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> None:
-    """Our choice: the newest entry is always kept."""
+    """The newest entry is always kept."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     positions = [await append(store, "stream", bytes(1_000)) for _ in range(100)]
     held = await store.log.read("stream", None)
@@ -273,7 +265,7 @@ async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> Non
 
 
 async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
-    """Fixed defect: a large stream was forgotten whole, and small ones before it."""
+    """Regression: a large stream was dropped entirely, after the small ones."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     small = await append(store, "small", b"quiet")
     for _ in range(100):
@@ -286,7 +278,7 @@ async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
 
 
 async def test_copies_do_not_evict_their_source(clock: Clock) -> None:
-    """Fixed defect: the copy threw out the stream that its writer was about to read."""
+    """Regression: the copy evicted the stream that its writer was about to read."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     for n in range(50):
         await append(store, f"other{n}", bytes(500))
@@ -298,7 +290,6 @@ async def test_copies_do_not_evict_their_source(clock: Clock) -> None:
 
 
 async def test_newer_of_two_large_entries_stays(clock: Clock) -> None:
-    """The bound holds, and what was appended last can be read."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     await append(store, "first", bytes(12_000))
     await append(store, "second", bytes(12_000))
@@ -308,7 +299,6 @@ async def test_newer_of_two_large_entries_stays(clock: Clock) -> None:
 
 
 async def test_eviction_is_independent_of_size_order(clock: Clock) -> None:
-    """The bound holds and the count is exact for a thousand appends of mixed sizes, ends and trims among them."""
     store = MemoryStore(clock=clock, max_log_bytes=30_000)
     for n in range(1_000):
         await append(store, f"s{n * 7 % 13}", bytes(n * 37 % 3_000), max_entries=1 + n % 9, ttl=50.0)
@@ -322,7 +312,7 @@ async def test_eviction_is_independent_of_size_order(clock: Clock) -> None:
 
 
 async def test_oversized_entries_are_refused_without_eviction() -> None:
-    """The contract of `StoreFull`: nothing was changed."""
+    """The contract of `StoreFull`."""
     store = MemoryStore(max_log_bytes=10_000)
     await append(store, "stream", b"a")
     with pytest.raises(StoreFull):
@@ -331,7 +321,6 @@ async def test_oversized_entries_are_refused_without_eviction() -> None:
 
 
 async def test_long_streams_are_trimmed_exactly() -> None:
-    """Our choice: in memory nothing is kept beyond `max_entries`, and a smaller number cuts at once."""
     store = MemoryStore()
     positions = [await append(store, "stream", b"%d" % n, max_entries=300) for n in range(2_000)]
     assert [entry.position for entry in await store.log.read("stream", None)] == positions[-300:]
@@ -342,7 +331,6 @@ async def test_long_streams_are_trimmed_exactly() -> None:
 
 @pytest.mark.many
 async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> None:
-    """A flood of short-lived records with a long ttl must not leave its deadlines behind for a day."""
     store = MemoryStore(clock=clock)
     gc.collect()
     tracemalloc.start()
@@ -360,7 +348,6 @@ async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> Non
 @pytest.mark.many
 @for_each("end", ["delete", "expire"])
 async def test_memory_is_released_when_items_are_gone(clock: Clock, end: str) -> None:
-    """Our choice: 10,000 sessions that open and close leave nothing behind."""
     store = MemoryStore(clock=clock)
     gc.collect()
     tracemalloc.start()
@@ -382,7 +369,6 @@ async def test_memory_is_released_when_items_are_gone(clock: Clock, end: str) ->
 
 
 async def test_listing_one_kind_does_not_scan_others() -> None:
-    """Whoever asks who is in a chat must not pay for the mailboxes of everybody."""
     store = MemoryStore()
     for number in range(1000):
         await store.kv.put(f"debt:{number}", b"", 60.0)

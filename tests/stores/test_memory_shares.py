@@ -23,7 +23,6 @@ def clock() -> Clock:
 
 
 async def test_expired_values_release_their_share(clock: Clock) -> None:
-    """Expired values count no more, also where nobody asked for them since."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     for number in range(4):
         await store.kv.put(f"session:a.{number}", bytes(1_000), 10.0)
@@ -40,7 +39,7 @@ async def test_expired_values_release_their_share(clock: Clock) -> None:
 
 
 async def test_full_store_accepts_values_that_do_not_grow(clock: Clock) -> None:
-    """A fixed defect: marks filled the room that is kept back, and then no record could be changed."""
+    """Regression: tombstones used up the reserved space, so records couldn't be changed."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)
     for number in range(3):

@@ -26,7 +26,6 @@ async def backing() -> AsyncIterator[NatsBacking]:
 
 
 def test_nats_url_has_servers_login_replicas_and_namespace() -> None:
-    """Interface of the URL."""
     address = parse_address("nats://ada:p%40ss@one:4223,two,[::1]:4224/?replicas=3&namespace=shop")
     assert address.servers == ("nats://one:4223", "nats://two:4222", "nats://[::1]:4224")
     assert (address.user, address.password, address.token) == ("ada", "p@ss", None)
@@ -37,7 +36,6 @@ def test_nats_url_has_servers_login_replicas_and_namespace() -> None:
 
 
 def test_invalid_nats_urls_are_refused_without_the_password() -> None:
-    """What happened, and what to write instead."""
     for bad in ("nats://", "nats://a:p4ss@", "nats://one?replicas=9", "nats://one?namespace=a.b", "nats://one?x=1",
                 "nats://one:0", "nats://u:p4ss@one:x", "nats://one/db", "nats://one?credentials=/nowhere"):  # fmt: skip
         with pytest.raises(LocalError) as refused:
@@ -53,7 +51,6 @@ async def test_unreachable_nats_server_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:
-    """Before the server deletes it, which it does in whole seconds."""
     kv = (await backing.worker()).kv
     await kv.put("session:a", b"1", 0.2)
     assert await kv.get("session:a") == b"1"
@@ -70,7 +67,6 @@ async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:
 
 
 async def test_expired_streams_are_unknown_and_restart(backing: NatsBacking) -> None:
-    """For every worker, and also where it was sealed."""
     one, two = await backing.worker(), await backing.worker()
     old = await one.log.append("call:1", b"old", ttl=0.2, max_entries=9, seal=True)
 
@@ -104,7 +100,6 @@ async def test_touched_streams_keep_all_entries(backing: NatsBacking) -> None:
 
 
 async def test_unreferenced_entries_are_purged(backing: NatsBacking) -> None:
-    """A stream and its indexes share their messages."""
     store = await backing.worker()
     index = Index("hub:channel:news", TTL, 10)
     for number in range(600):
@@ -121,7 +116,6 @@ async def test_unreferenced_entries_are_purged(backing: NatsBacking) -> None:
 
 
 async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It's tried again with the same message id."""
     store = await backing.worker()
     await append(store, "hub:journal", b"0")
     ask, lost = type(store.backend._link)._ask, 0
@@ -145,9 +139,6 @@ async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, mo
 async def test_reads_after_an_election_return_every_known_entry(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new leader may answer reads before it has applied all that the last one acknowledged. Followers used to report
-    a gap, or to skip entries.
-    """
     one, two = await backing.worker(), await backing.worker()
     await append(one, "hub:journal", b"a")
     stale = {}
@@ -175,7 +166,6 @@ async def test_reads_after_an_election_return_every_known_entry(
 
 
 async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBacking) -> None:
-    """Readers get a gap, and writers go on."""
     store: NatsStore = await backing.worker()
     (old,) = await append(store, "hub:journal", b"old")
     await store.backend._link.api(f"STREAM.DELETE.{backing.namespace}-log-aHVi")
@@ -189,7 +179,6 @@ async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBackin
 
 
 async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -> None:
-    """Nothing was changed."""
     store = await backing.worker()
     await store.kv.put("session:a", b"1", TTL)
     with pytest.raises(StoreFull):

@@ -51,7 +51,6 @@ async def append_until(store: Store, name: str, done: asyncio.Event, acknowledge
 
 
 async def test_acknowledged_entries_survive_the_loss_of_a_node(cluster: NatsCluster) -> None:
-    """Whichever node dies, and whatever it leads: readers that follow get all, once and in order."""
     url = await cluster.url()
     async with contextlib.AsyncExitStack() as stack:
         stores = [await opened(url) for _ in range(3)]

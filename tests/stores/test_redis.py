@@ -34,27 +34,25 @@ STREAM = "hub:journal"
 @for_each(
     ("url", "said"),
     [
-        ("redis://:hunter2@", "names no host"),
-        ("redis://:hunter2@host:port", "can't be read"),
-        ("redis://:hunter2@host/one", "number of the database"),
+        ("redis://:hunter2@", "has no host"),
+        ("redis://:hunter2@host:port", "is invalid"),
+        ("redis://:hunter2@host/one", "database number"),
         ("redis://:hunter2@host/0?colour=hunter2", "Unknown option"),
         ("redis://:hunter2@host/0?prefix={hunter2}", "prefix"),
         ("redis+sentinel://:hunter2@host:26379", "name of the service"),
         ("redis+cluster://:hunter2@host:7000/3", "only database 0"),
         ("rediss://:hunter2@host?ca=/nowhere/hunter2", "certificates"),
-        ("redis://:hunter2@host?wait=hunter2", "wait is a number"),
+        ("redis://:hunter2@host?wait=hunter2", "wait must be a number"),
         ("http://:hunter2@host", "Unknown store"),
     ],
 )
 def test_invalid_redis_urls_are_explained_without_the_password(url: str, said: str) -> None:
-    """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match=said) as refused:
         open_store(url)
     assert "hunter2" not in str(refused.value)
 
 
 async def test_unreachable_redis_fails_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong port in a deployment shows when the server starts."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     with pytest.raises(LocalError, match="can't be reached"):
         async with opened("redis://127.0.0.1:1"):
@@ -62,7 +60,7 @@ async def test_unreachable_redis_fails_after_a_bounded_wait(monkeypatch: pytest.
 
 
 async def test_redis_that_starts_later_is_awaited() -> None:
-    """Fixed defect: one second without Redis while the workers started ended the server."""
+    """Regression: one second without Redis at startup stopped the server."""
     server = RedisServer()
     server.stop()
     try:
@@ -79,7 +77,6 @@ async def test_redis_that_starts_later_is_awaited() -> None:
 
 
 async def test_wrong_redis_password_is_reported_without_showing_it(server: RedisServer) -> None:
-    """The message goes to a terminal and into logs."""
     server.ask("CONFIG", "SET", "requirepass", "right")
     for url in (f"redis://:hunter2@127.0.0.1:{server.port}", server.url):
         with pytest.raises(LocalError, match="user or password") as refused:
@@ -93,9 +90,7 @@ async def test_wrong_redis_password_is_reported_without_showing_it(server: Redis
 async def test_changed_redis_password_is_an_outage_until_fixed(
     server: RedisServer,
 ) -> None:
-    """Fixed defect: it was another error than any that a store may give, so a call that logs failed, and a publication
-    was answered with 500.
-    """
+    """Regression: the error wasn't one that stores may raise, so logging calls failed and publications got 500."""
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await quiet(store)
@@ -119,7 +114,6 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
 
 
 async def test_released_values_free_their_share(server: RedisServer) -> None:
-    """What has expired counts no more, and what counts goes with the last value. All of it is in one slot."""
     async with opened(server.url) as store:
         store.backend.kv._room = 4_000
         order, sizes = "millstream:{ada}:o:session", "millstream:{ada}:s:session"
@@ -141,7 +135,6 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
 
 
 async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
-    """It would lose sessions and events in silence."""
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     with pytest.raises(LocalError, match="noeviction"):
@@ -152,7 +145,7 @@ async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
 async def test_redis_eviction_at_run_time_degrades_the_store(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fixed defect: nobody noticed before the next connection. What's asked is still answered."""
+    """Regression: it was noticed only at the next connection. Requests are still answered."""
     monkeypatch.setattr("millstream._stores.redis.client.LOOK", 0.01)
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     async with opened(server.url) as store:
@@ -177,7 +170,6 @@ async def trusts(store: Store) -> bool:
 
 
 async def test_redis_replicas_are_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes no writes."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     server.ask("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(LocalError, match="read-only replica") as refused:
@@ -187,7 +179,6 @@ async def test_redis_replicas_are_refused(server: RedisServer, monkeypatch: pyte
 
 
 async def test_read_only_redis_is_reported_and_recovers(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was made a replica, or lost its own ones: changes fail after a bounded wait."""
     async with opened(server.url) as store:
         for forbid, allow in (
             (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
@@ -214,13 +205,13 @@ async def test_old_redis_versions_are_refused() -> None:
 
     listener = await asyncio.start_server(old, "127.0.0.1", 0)
     async with listener:
-        with pytest.raises(LocalError, match=r"6\.2\.14.*needs Redis 7\.0"):
+        with pytest.raises(LocalError, match=r"6\.2\.14.*Use Redis 7\.0"):
             async with opened(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"):
                 pass
 
 
 async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
-    """The contract of `StoreFull`: named, at once, and nothing is changed."""
+    """The contract of `StoreFull`."""
     async with opened(server.url) as store:
         (first,) = await append(store, STREAM, b"before")
         await store.kv.put("session:one", b"old", TTL)
@@ -242,7 +233,7 @@ def documented() -> list[str]:
 
 
 async def test_documented_redis_permissions_are_sufficient(server: RedisServer) -> None:
-    """docs/how-to/use-redis.md names the commands."""
+    """docs/how-to/use-redis."""
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await quiet(store)
@@ -270,7 +261,6 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
 
 
 def test_script_commands_are_documented_and_checked() -> None:
-    """A new one mustn't break those who gave Millstream a user of its own."""
     folder = Path(scripts.__file__).parent / "lua"
     pattern = re.compile(r"redis\.p?call\('([A-Z]+)'")
     used = {name for file in folder.glob("*.lua") for name in pattern.findall(file.read_text("utf-8"))}
@@ -281,7 +271,7 @@ def test_script_commands_are_documented_and_checked() -> None:
 
 
 async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) -> None:
-    """Fixed defect: it showed with the first event, as the digest of a script."""
+    """Regression: it failed at the first event, with the digest of a script."""
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
         with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):
@@ -290,9 +280,8 @@ async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) 
 
 
 async def test_missing_databases_and_server_modes_are_named(server: RedisServer) -> None:
-    """The message is for the operator."""
     for url, said in (
-        (f"{server.url}/99", "refuses the connection"),
+        (f"{server.url}/99", "rejects the connection"),
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
     ):
         with pytest.raises(LocalError, match=said):
@@ -301,7 +290,6 @@ async def test_missing_databases_and_server_modes_are_named(server: RedisServer)
 
 
 async def test_publish_and_log_need_one_command_each(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our budget: the store is asked once."""
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with opened(server.url, lease=600.0) as store:
         await quiet(store)
@@ -321,7 +309,6 @@ async def test_publish_and_log_need_one_command_each(server: RedisServer, monkey
 
 
 async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:
-    """Batching is what a publish costs little with: Redis reads many commands at once."""
     async with opened(server.url, lease=600.0) as store:
         await quiet(store)
         before = int(info(server, "total_reads_processed"))
@@ -372,10 +359,10 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
             assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
         monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
         for url, why in (
-            (f"rediss://localhost:{port}", "can't be trusted: self-signed certificate.*with ca= the file"),
-            (f"rediss://127.0.0.1:{port}?ca={cert}", "can't be trusted: IP address mismatch.*name the host"),
+            (f"rediss://localhost:{port}", "isn't trusted: self-signed certificate.*set ca= to the file"),
+            (f"rediss://127.0.0.1:{port}?ca={cert}", "isn't trusted: IP address mismatch.*use the host name"),
             (f"rediss://localhost:{port}?ca={cert}", "can't be reached"),
-            (f"redis://localhost:{port}", "wants TLS, begin the URL with rediss"),
+            (f"redis://localhost:{port}", "requires TLS, start the URL with rediss"),
         ):
             with pytest.raises(LocalError, match=why):
                 async with opened(url):

@@ -30,7 +30,6 @@ def node_of(servers: Cluster, slot: int) -> RedisServer:
 
 
 async def test_moved_cluster_keys_are_found() -> None:
-    """The Cluster's own redirections: ASK while a slot is being moved, MOVED after it."""
     servers = Cluster()
     try:
         async with opened(servers.url) as store:
@@ -84,7 +83,6 @@ async def test_cluster_failover_is_a_gap() -> None:
 
 
 async def test_cluster_nodes_without_cluster_url_are_refused() -> None:
-    """It would have to be asked for every key in turn."""
     servers = Cluster()
     try:
         with pytest.raises(LocalError, match=re.escape("redis+cluster://")):

@@ -43,7 +43,6 @@ async def insist(store: RedisStore, data: bytes) -> None:
 
 
 async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
-    """Redis replicates asynchronously. What is lost is never lost in silence, nor replaced at the same position."""
     async with opened(servers.url) as one, opened(servers.url) as two:
         follower, epoch = Follower(two, STREAM), two.epoch
         await append(one, STREAM, *(b"%d" % n for n in range(10)))
@@ -69,7 +68,6 @@ async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
 async def test_positions_of_an_old_primary_are_void(
     servers: Sentinels,
 ) -> None:
-    """A primary that's replaced while it's well serves on. Where a worker comes back to it, its data lack events."""
     async with opened(servers.primary.url) as old:
         (before,) = await append(old, STREAM, b"before")
         old.backend._state.adopt("e" * 11 + "0000")
@@ -80,7 +78,6 @@ async def test_positions_of_an_old_primary_are_void(
 
 
 async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
-    """The option of the URL: an append counts once so many replicas have it."""
     async with opened(f"{servers.primary.url}?wait=1") as store:
         await append(store, STREAM, b"confirmed")
         assert servers.replica.ask("XLEN", JOURNAL) == 1
@@ -93,7 +90,6 @@ async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
 async def test_unknown_services_and_dead_sentinels_are_named(
     monkeypatch: pytest.MonkeyPatch, servers: Sentinels
 ) -> None:
-    """The message is for the operator."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
     for url, said in (
         (servers.url.replace("/main", "/other"), "other"),

@@ -38,7 +38,6 @@ async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
 
 
 async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> None:
-    """Restarted without files: sessions and events are gone, and every reader is told."""
     async with opened(server.url) as store:
         before = store.epoch
         old = await append(store, STREAM, b"old")
@@ -52,7 +51,6 @@ async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> No
 
 
 async def test_redis_restart_starts_a_new_epoch() -> None:
-    """Redis may have lost the newest entries, and can't say so: every reader gets a gap."""
     server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
         async with opened(server.url) as store:
@@ -71,7 +69,6 @@ async def test_redis_restart_starts_a_new_epoch() -> None:
 
 
 async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
-    """Redis' own promise is asynchronous, so what it acknowledged may be gone. Never in silence."""
     server = RedisServer()
     try:
         async with opened(server.url) as one, opened(server.url) as two:
@@ -93,7 +90,6 @@ async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
 
 @pytest.mark.impatient
 async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> None:
-    """A publish waits for some seconds, and never succeeds before the store has the event."""
     async with opened(server.url) as store:
         await append(store, STREAM, b"before")
         assert server.process is not None
@@ -111,7 +107,7 @@ async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> No
 
 
 async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Log.append`: a store that tries again recognizes what it has."""
+    """The contract of `Log.append`."""
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
         await quiet(store)
@@ -139,7 +135,6 @@ async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkey
 
 
 async def test_broken_redis_connections_are_reopened(server: RedisServer) -> None:
-    """Nobody who listens misses anything, because reading goes on behind the last entry."""
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}") as store:
         follower = Follower(store, STREAM)
         for n, fault in enumerate([wire.cut, wire.half_close] * 3):
@@ -153,7 +148,6 @@ async def test_broken_redis_connections_are_reopened(server: RedisServer) -> Non
 
 
 async def test_random_channels_cannot_fill_redis(server: RedisServer) -> None:
-    """Each kind of index has so much room, and what was appended to the longest ago goes first."""
     async with opened(server.url) as store:
         store.backend.log._room = 200_000
         for n in range(300):
@@ -168,7 +162,6 @@ async def test_random_channels_cannot_fill_redis(server: RedisServer) -> None:
 
 
 async def test_every_redis_key_expires(server: RedisServer) -> None:
-    """A Redis that is shared with others isn't left full of what nobody uses any more."""
     async with opened(server.url) as store:
         await quiet(store)
         await store.kv.put("session:a", b"", TTL)
@@ -183,7 +176,6 @@ async def test_every_redis_key_expires(server: RedisServer) -> None:
 
 
 async def test_servers_with_different_prefixes_share_redis(server: RedisServer) -> None:
-    """The option of the URL: neither sees the other."""
     async with opened(f"{server.url}?prefix=a:") as one, opened(f"{server.url}?prefix=b:") as two:
         await one.kv.put("key", b"one", TTL)
         await append(one, STREAM, b"one")
@@ -195,7 +187,6 @@ async def test_servers_with_different_prefixes_share_redis(server: RedisServer) 
 
 
 async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
-    """A pause that is longer than a lease must not make every member leave and come again, whoever comes first."""
     async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
         await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
         names = [one.workers.me, two.workers.me]
@@ -217,7 +208,7 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
 
 
 async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> None:
-    """The contract of `Workers`: what was given to the old one is void, and it holds its members again."""
+    """The contract of `Workers`."""
     async with opened(server.url) as store, opened(server.url) as other:
         await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
         changed, interrupted = asyncio.Event(), asyncio.Event()

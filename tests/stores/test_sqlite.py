@@ -49,7 +49,7 @@ async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[S
 
 
 async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
-    """The contract of `Store.epoch`: nothing was lost, so it's the same, and every position is good."""
+    """The contract of `Store.epoch`."""
     index = Index("history:news", TTL, 100)
     async with opened(path) as store:
         epoch = store.epoch
@@ -120,7 +120,7 @@ async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> No
 
 
 async def test_eviction_order_survives_a_restart(path: Path) -> None:
-    """The contract of `Map`: the oldest lossy value first."""
+    """The contract of `Map`."""
     async with opened(path, max_value_bytes=10_000) as store:
         for name in ("a", "b", "c", "a"):
             await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
@@ -134,7 +134,6 @@ async def test_eviction_order_survives_a_restart(path: Path) -> None:
 
 
 async def test_sqlite_file_size_is_bounded(path: Path) -> None:
-    """Our choice: what was dropped for want of room, ended or was trimmed leaves the file, too."""
     async with opened(path, max_log_bytes=100_000) as store:
         for n in range(300):
             await append(store, f"call:{n % 7}", bytes(1_000), max_entries=50)
@@ -175,7 +174,6 @@ async def test_recreated_files_have_a_new_epoch(path: Path) -> None:
 
 
 async def test_uncommitted_data_is_not_visible(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A position that was seen and then lost in a crash would be given out twice."""
     async with opened(path) as store:
         commits = HeldUp(store, monkeypatch)
         heard: list[bytes] = []
@@ -227,7 +225,6 @@ async def test_waiting_writes_share_one_commit(path: Path, monkeypatch: pytest.M
 
 
 async def test_closed_store_does_not_touch_the_file(path: Path) -> None:
-    """A late call must not open the file again that somebody else has by now."""
     store = SqliteStore(locate(f"sqlite:///{path}"))
     await store.open()
     await store.close()
@@ -242,7 +239,6 @@ async def test_closed_store_does_not_touch_the_file(path: Path) -> None:
 
 
 async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
-    """Who reads the store can forge sessions."""
     path.parent.chmod(0o755)
     before = os.umask(0)
     try:
@@ -257,7 +253,6 @@ async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
 
 
 async def test_second_process_is_refused_with_a_fix(path: Path) -> None:
-    """One process has the file; several workers ask that one, and several machines need a server."""
     async with opened(path) as store:
         await append(store, "hub:journal", b"a")
         with pytest.raises(LocalError, match="in use") as error:

@@ -60,7 +60,7 @@ async def fill(store: SqliteStore, kept: list[Entry]) -> None:
 
 
 async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `StoreFull`: nothing was changed."""
+    """The contract of `StoreFull`."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     heard: list[bytes] = []
     store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
@@ -86,7 +86,7 @@ async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, mo
 
 
 async def test_unwritable_file_is_an_outage(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: it was another error than any that a store may give, and callers made an internal error of it."""
+    """Regression: the error type wasn't part of the store's contract, so callers reported an internal error."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
     database(store).execute("PRAGMA query_only=1")
@@ -97,7 +97,6 @@ async def test_unwritable_file_is_an_outage(store: SqliteStore, monkeypatch: pyt
 
 
 async def test_full_disk_is_not_retried_by_every_caller(store: SqliteStore) -> None:
-    """Our choice: for a second, changes fail at once; reads go on."""
     await append(store, "hub:journal", b"a")
     tries = 0
 
@@ -153,7 +152,7 @@ async def test_failed_commits_change_nothing(store: SqliteStore, monkeypatch: py
 
 
 async def test_followers_find_data_of_a_failed_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Log.append`: one that failed may have been added, and then it's an entry like any other."""
+    """The contract of `Log.append`."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (first,) = await append(store, "hub:journal", b"a")
     transact = store.backend._file.transact
@@ -172,7 +171,6 @@ async def test_followers_find_data_of_a_failed_commit(store: SqliteStore, monkey
 
 
 async def test_unopenable_file_fails_until_it_recovers(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads, too: there is nothing to read from."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
     file, gone = store.backend._file, True
@@ -188,7 +186,7 @@ async def test_unopenable_file_fails_until_it_recovers(store: SqliteStore, monke
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await append(store, "hub:journal", b"b")
-        with pytest.raises(StoreUnavailable, match="Look at the disk"):
+        with pytest.raises(StoreUnavailable, match="Check the disk"):
             await store.log.read("hub:journal", None)
     gone = False
     assert data_of(await store.log.read("hub:journal", None)) == [b"a"]
@@ -241,7 +239,6 @@ def held(sure: dict[int, bytes], found: dict[int, bytes]) -> dict[int, bytes]:
 @pytest.mark.server
 @pytest.mark.parametrize("durability", ["normal", "full"])
 async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) -> None:
-    """Our promise for both settings; one file lives through many deaths."""
     chance = random.Random(7)
     sure: dict[int, bytes] = {}
     for cycle in range(CYCLES):
@@ -259,7 +256,6 @@ async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) ->
 @pytest.mark.server
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) -> None:
-    """Our promise for `full`: an error of the disk is an error for whoever waits, and the store goes on."""
     strace = shutil.which("strace")
     if strace is None:
         assert "CI" not in os.environ, "install strace"
@@ -297,7 +293,7 @@ class FullDisk(sqlite3.Connection):
 
 
 async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: the server couldn't be started again before somebody had made room."""
+    """Regression: the server couldn't start until space was freed."""
     await _make(path)
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
     store = SqliteStore(locate(f"sqlite:///{path}"))
@@ -309,8 +305,8 @@ async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatc
 
 @pytest.mark.server
 async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
-    """Fixed defect: a write-ahead log that filled the volume kept the store from writing again. A limit on the size of
-    files is the size of the volume, as `ulimit -f` and some containers set it.
+    """Regression: a write-ahead log that filled the volume blocked all writes. A file size limit simulates the volume,
+    as with `ulimit -f`.
     """
     command = writer(path, "0", "300", "5000", "--file-size", "2000000", "--more-room")
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
@@ -324,7 +320,6 @@ async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="files of another user are a matter of POSIX")
 @for_each("what", ["file", "folder"])
 def test_unwritable_files_are_named(what: str) -> None:
-    """Mostly a volume that is mounted read-only, or made by another user."""
     with tempfile.TemporaryDirectory(prefix="millstream-") as folder:
         path = Path(folder) / "store.db"
         asyncio.run(_make(path))
@@ -387,15 +382,15 @@ def copy_files(path: Path, to: Path) -> None:
 async def test_deleted_file_refuses_writes(
     store: SqliteStore, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed defect: the store went on to acknowledge, and all of it was lost with the process. SQLite writes to a file
-    that has no name anymore as to any other.
+    """Regression: the store acknowledged writes that were lost with the process, because SQLite keeps writing to a
+    deleted file.
     """
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (before,) = await append(store, "hub:journal", b"before")
     await store.kv.put("s:a", b"a", TTL)
     kept = move_away(path, copy=how == "replaced")
     for _ in range(2):
-        with pytest.raises(StoreUnavailable, match=r"store\.db was deleted, moved or replaced while"):
+        with pytest.raises(StoreUnavailable, match=r"store\.db was deleted, moved, or replaced while"):
             await append(store, "hub:journal", b"refused")
         with pytest.raises(StoreUnavailable):
             await store.kv.put("s:a", b"refused", TTL)
@@ -413,7 +408,7 @@ async def test_deleted_file_refuses_writes(
 async def test_deleted_wal_is_recreated(
     store: SqliteStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed defect: what was acknowledged from then on was in a file without a name."""
+    """Regression: acknowledged data was written to a deleted file."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (before,) = await append(store, "hub:journal", b"before")
     path.with_name("store.db-wal").unlink()

@@ -55,7 +55,6 @@ def acknowledged_too_early(lines: Iterable[str]) -> tuple[int, set[str]]:
 
 
 def test_strace_records_are_parsed() -> None:
-    """A check that finds nothing must be able to find something."""
     lines = [
         '7 pwrite64(5, "..run:1:0..run:2:0..", 100, 0) = 100',
         "8 fdatasync(5 <unfinished ...>",
@@ -72,7 +71,6 @@ def test_strace_records_are_parsed() -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("durability", ["full", "normal"])
 async def test_full_durability_syncs_before_acknowledging(tmp_path: Path, durability: str) -> None:
-    """Our promise for `full`; `normal` doesn't make it, which shows that this test could fail."""
     strace = shutil.which("strace")
     if strace is None:
         assert "CI" not in os.environ, "install strace"

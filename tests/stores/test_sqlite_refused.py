@@ -94,7 +94,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("what", list(REFUSED))
 def test_unusable_files_are_refused_and_unchanged(path: Path, what: str) -> None:
-    """Nothing is ever overwritten: somebody may want to save it."""
     make, reason = REFUSED[what]
     make(path)
     before = path.read_bytes()
@@ -105,7 +104,6 @@ def test_unusable_files_are_refused_and_unchanged(path: Path, what: str) -> None
 
 
 def test_empty_files_become_new_stores(path: Path) -> None:
-    """As `mktemp` makes one."""
     path.touch()
     fill(path)
 
@@ -115,7 +113,6 @@ def test_empty_files_become_new_stores(path: Path) -> None:
     [("no/such/store.db", "folder doesn't exist"), (".", "is a folder"), ("file/store.db", "a file")],
 )
 async def test_invalid_file_locations_are_named(tmp_path: Path, name: str, reason: str) -> None:
-    """Mostly a folder that wasn't mounted."""
     (tmp_path / "file").touch()
     with pytest.raises(LocalError, match=reason):
         await SqliteStore(locate(f"sqlite:///{tmp_path / name}")).open()
@@ -127,14 +124,13 @@ async def test_invalid_file_locations_are_named(tmp_path: Path, name: str, reaso
      "sqlite:///x?durability=off", "sqlite:///x?durability=hunter2", "sqlite:///%00"],
 )  # fmt: skip
 def test_invalid_sqlite_urls_show_the_right_form(url: str) -> None:
-    """Our choice: the message goes to a terminal and into logs."""
+    """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match=r"sqlite:///|durability=normal") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
 
 
 def test_three_slashes_are_relative_and_four_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As other programs read such URLs. A parent and its workers may stand in different folders."""
     monkeypatch.chdir(tmp_path)
     assert locate("sqlite:///a/b.db").path == tmp_path / "a" / "b.db"
     assert locate("sqlite:////a/b%20c.db?durability=full").path == Path("/a/b c.db")

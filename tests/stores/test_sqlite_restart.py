@@ -98,7 +98,6 @@ INITIALIZE = request(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_server_continues_where_it_was(tmp_path: Path, workers: int) -> None:
-    """Our promise for SQLite. With several workers it's the parent that is killed, which holds the file."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     store = f"sqlite:///{tmp_path}/store.db"
 

@@ -12,7 +12,6 @@ def table(**given: int) -> tuple[ActiveSessions, list[tuple[Labels, float]]]:
 
 
 def test_sessions_are_active_while_used() -> None:
-    """Our choice: five minutes; a sealed id tells nobody when it is left alone."""
     sessions, ended = table()
     sessions.note("a", 10.0, *HTTP)
     sessions.note("a", 20.0, *HTTP)
@@ -23,7 +22,6 @@ def test_sessions_are_active_while_used() -> None:
 
 
 def test_ended_sessions_are_counted_once() -> None:
-    """DELETE, or the end of its connection; later messages about an unknown one change nothing."""
     sessions, ended = table()
     sessions.note("a", 1.0, *HTTP)
     sessions.over("a")
@@ -33,7 +31,6 @@ def test_ended_sessions_are_counted_once() -> None:
 
 
 def test_session_floods_use_bounded_memory() -> None:
-    """Our choice: bounded; the one that began first makes room."""
     sessions, ended = table(max_sessions=3)
     for number in range(10):
         sessions.note(str(number), float(number), *HTTP)

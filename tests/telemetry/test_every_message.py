@@ -98,7 +98,7 @@ async def world(capture: pytest.CaptureFixture[str], **settings: Any) -> AsyncIt
 
 
 async def test_initialize_log_line_has_session_client_and_revision(capture: pytest.CaptureFixture[str]) -> None:
-    """A fixed defect: over HTTP it had none of them, and nobody could tell which client a session is of."""
+    """Regression: over HTTP, the line didn't identify the client."""
     async with world(capture) as seen:
         sealed = (await seen.post("/mcp", INITIALIZE))[b"mcp-session-id"]
         await seen.post(
@@ -115,7 +115,7 @@ async def test_initialize_log_line_has_session_client_and_revision(capture: pyte
 
 
 async def test_refused_initialize_is_logged_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
-    """A fixed defect: on connections it was not told at all."""
+    """Regression: on connections, they weren't logged."""
     wrong = {**INITIALIZE, "params": {}}
     async with world(capture) as seen:
         await seen.post("/mcp", wrong)
@@ -153,14 +153,14 @@ REFUSED = [
 async def test_early_refusals_are_logged_with_the_reason(
     capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
 ) -> None:
-    """A fixed defect: a refusal of REST, `/publish`, `/messages/` or of a media type left no trace."""
+    """Regression: refusals by REST, `/publish`, `/messages/`, and media type checks weren't logged."""
     async with world(capture) as seen:
         await seen.post(path, body, **headers)
         assert seen.brief() == [line]
 
 
 async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[str]) -> None:
-    """A fixed defect: until there is authentication only this machine may publish, and a refusal left no line."""
+    """Regression: refusals weren't logged."""
     async with world(capture) as seen:
         seen.runtime.bind = Bind(loopback=False)
         await seen.post("/publish", b'{"data":1}')
@@ -168,7 +168,6 @@ async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[st
 
 
 async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.CaptureFixture[str]) -> None:
-    """An operator looks for them first."""
     async with world(capture, max_calls=1) as seen:
         seen.runtime.dispatcher.calls.add(a_call())
         for path in ("/tools/add", "/mcp/tools/call", "/mcp"):
@@ -180,7 +179,7 @@ async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.Capture
 
 
 async def test_dialect_messages_are_logged_once(capture: pytest.CaptureFixture[str]) -> None:
-    """A fixed defect: its verbs and its errors were not; its calls are the dispatcher's to tell."""
+    """Regression: the dialect's other messages and errors weren't logged."""
     subscribe, unsubscribe = '{"type":"subscribe","channel":"news"}', '{"type":"unsubscribe","channel":"news"}'
     messages = [
         ('{"type":"subscribe","channel":"$client.x"}', ("hub/subscribe", "$client.x", "-32003")),
@@ -204,7 +203,7 @@ async def test_dialect_messages_are_logged_once(capture: pytest.CaptureFixture[s
 
 
 async def test_every_batch_message_is_logged(capture: pytest.CaptureFixture[str]) -> None:
-    """A fixed defect: only its calls were."""
+    """Regression: only calls were logged."""
     batch = b'[{"jsonrpc":"2.0","method":"notifications/cancelled"},{"jsonrpc":"2.0","id":1,"result":{}},7]'
     told = [("notifications/cancelled", "ok"), ("response", "ok"), ("_other", "-32600")]
     async with world(capture) as seen:
@@ -218,7 +217,6 @@ async def test_every_batch_message_is_logged(capture: pytest.CaptureFixture[str]
 
 
 async def test_unmeasured_messages_enter_no_histogram(capture: pytest.CaptureFixture[str]) -> None:
-    """Only calls are timed: zeros of other messages would make quantiles look better than they are."""
     async with world(capture) as seen:
         await seen.post("/mcp", INITIALIZE)
         await seen.post("/mcp", b"{")
@@ -233,7 +231,6 @@ async def test_unmeasured_messages_enter_no_histogram(capture: pytest.CaptureFix
 
 
 async def test_unchecked_names_are_truncated(capture: pytest.CaptureFixture[str]) -> None:
-    """Lines wait for their batch: hundreds of names as long as a body would fill the memory."""
     async with world(capture) as seen:
         await seen.post("/publish", {"data": 1, "channel": "x" * 100_000})
         await seen.post("/mcp/tools/call", {"params": {"name": "y" * 100_000}})

@@ -41,7 +41,7 @@ def measured(
 
 
 def test_call_figures_of_two_workers_are_merged() -> None:
-    """Our choice: counts by bucket travel, since percentiles can't be added up."""
+    """Workers exchange counts per bucket, because percentiles can't be added."""
     fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
     page = dashboard_values({"a": fast, "b": slow}, "a")
     alone = dashboard_values({"a": fast}, "a")
@@ -56,14 +56,13 @@ def test_call_figures_of_two_workers_are_merged() -> None:
 
 
 def test_sessions_of_two_workers_are_summed() -> None:
-    """One that reached both counts at both."""
     one, other = measured({}, sessions=("a", "b", "c")), measured({}, sessions=("b", "c", "d"))
     page = dashboard_values({"a": one, "b": other}, "a")
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
 
 def test_worker_figures_are_summed_with_the_worst_lag() -> None:
-    """Our choice: memory, descriptors, connections and the hub's counts are sums; of lags the largest counts."""
+    """Memory, descriptors, connections and the hub's counts are sums; of lags the largest counts."""
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")
@@ -80,7 +79,7 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
 
 
 def test_worker_rows_start_with_the_oldest() -> None:
-    """Our choice: the order of the rows doesn't depend on who answers."""
+    """The order of the rows doesn't depend on who answers."""
     young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
     old = measured({}, began=20.0, pid=8, host="west")
     for here in ("a", "b"):
@@ -99,7 +98,6 @@ def test_worker_rows_start_with_the_oldest() -> None:
 
 
 def test_workers_with_other_buckets_are_counted() -> None:
-    """During a deploy another version may measure differently: its calls are counted, its times are left out."""
     own = measured({"add": [0.001]})
     other = msgspec.structs.replace(measured({"add": [2.0] * 9}), bounds=(1.0,))
     (add,) = dashboard_values({"a": own, "b": other}, "a")["tools"]

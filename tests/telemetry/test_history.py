@@ -21,7 +21,6 @@ def calls(past: HistoryWindow) -> list[int]:
 
 
 def test_history_slots_hold_increments() -> None:
-    """Calls cost nothing: the counts are looked at once a second."""
     history, series = made()
     for second, number in ((0, 3), (1, 0), (10, 2), (11, 1)):
         for _ in range(number):
@@ -37,7 +36,6 @@ def test_history_slots_hold_increments() -> None:
 
 
 def test_longer_ranges_sum_slots() -> None:
-    """Ranges from a minute to a day; a point that has just begun is there, too."""
     history, series = made()
     for second in range(4_000):
         series[(*ADD, "")].observe(0.001)
@@ -55,7 +53,6 @@ def test_longer_ranges_sum_slots() -> None:
 
 @pytest.mark.many
 def test_history_of_a_day_is_bounded() -> None:
-    """Our choice: the rings are bounded, whatever a server has and however long it runs."""
     history, _ = made()
     series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
     for second in range(0, 2 * 86_400, 450):
@@ -71,7 +68,6 @@ def test_history_of_a_day_is_bounded() -> None:
 
 
 def test_stalled_and_reversed_clocks_change_nothing() -> None:
-    """The clock of the machine may be set."""
     history, series = made()
     series[(*ADD, "")].observe(0.1)
     history.take(START, series, Gauges())
@@ -84,6 +80,5 @@ def test_stalled_and_reversed_clocks_change_nothing() -> None:
 
 
 def test_empty_history_has_no_points() -> None:
-    """The first page may ask before the first second is over."""
     past = made()[0].look(3_600, ADD)
     assert (past.points, past.operations, past.chosen) == ({}, {}, {})

@@ -27,7 +27,6 @@ def root() -> Iterator[logging.Logger]:
 def test_records_go_to_the_file_as_json_lines(
     tmp_path: Path, root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder is created, other users can't read the file, and a file that can't be written is an error."""
     path = tmp_path / "logs" / "server.log"
     logs.configure_as(Settings(log_file=str(path)))
     root.info("open", extra={"password": "secret"})
@@ -40,7 +39,6 @@ def test_records_go_to_the_file_as_json_lines(
 
 
 def test_rotated_log_files_are_recreated(tmp_path: Path, root: logging.Logger) -> None:
-    """No signal and no restart is needed."""
     path = tmp_path / "server.log"
     logs.configure_as(Settings(log_file=str(path)))
     root.info("one")

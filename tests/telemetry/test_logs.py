@@ -55,7 +55,6 @@ def human_line(message: object, *args: object, **extra: Any) -> str:
 
 
 def test_pipes_get_json_lines() -> None:
-    """Our choice: JSON logs when nobody watches."""
     line = json_line("sold %d books", 3, isbn="978", copies=3)
     assert list(line)[:4] == ["ts", "level", "logger", "message"]
     assert line["ts"].endswith("Z")
@@ -64,13 +63,11 @@ def test_pipes_get_json_lines() -> None:
 
 
 def test_terminals_get_short_lines_with_fields() -> None:
-    """Our choice: people read time, level, logger, message, fields."""
     line = human_line("sold", copies=3)
     assert line.endswith("WARNING  shop: sold  copies=3\n")
 
 
 def test_terminals_get_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The NO_COLOR convention."""
     for present in (False, True):
         monkeypatch.delenv("NO_COLOR", raising=False)
         if present:
@@ -81,7 +78,7 @@ def test_terminals_get_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyP
 
 
 def test_extra_fields_cannot_replace_standard_fields() -> None:
-    """Our choice: readers of the log rely on the first four fields."""
+    """Readers of the log rely on the first four fields."""
     assert json_line("sold", level="critical", ts="1999")["level"] == "warning"
 
 
@@ -91,7 +88,7 @@ def test_extra_fields_cannot_replace_standard_fields() -> None:
      "password", "mcp-session-id", "requestState", "credentials"],
 )  # fmt: skip
 def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
-    """Our choice: logs redact credentials by the name of the field."""
+    """Logs redact credentials by the name of the field."""
     nested = json_line("request", headers={name: "hunter2-hunter2"}, items=[{name: 42}])
     assert nested["headers"] == {name: "***"}
     assert nested["items"] == [{name: "***"}]
@@ -100,7 +97,7 @@ def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
 
 @for_each("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
 def test_harmless_fields_are_kept(name: str) -> None:
-    """Our choice: hiding too much makes logs useless."""
+    """Hiding too much makes logs useless."""
     assert json_line("request", **{name: "value"})[name] == "value"
 
 
@@ -119,7 +116,7 @@ def test_harmless_fields_are_kept(name: str) -> None:
     ],
 )
 def test_secrets_inside_text_are_hidden(text: str) -> None:
-    """Our choice: a message may quote a header or a URL."""
+    """A message may quote a header or a URL."""
     assert "hunter2" not in json_line("saw %s", text)["message"]
     assert "hunter2" not in human_line("saw %s", text)
 
@@ -136,12 +133,11 @@ def test_values_cannot_forge_log_lines(forged: str) -> None:
 
 @for_each("char", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066"])
 def test_values_cannot_control_the_terminal(char: str) -> None:
-    """Escape sequences and bidirectional marks reach a terminal only as text."""
     assert char not in human_line(f"a{char}b")
 
 
 def test_exceptions_have_type_message_and_stack() -> None:
-    """Our choice: one field that a log store can index."""
+    """One field that a log store can index."""
     stream = io.StringIO()
     logs.configure("info", stream=stream)
     try:
@@ -155,7 +151,6 @@ def test_exceptions_have_type_message_and_stack() -> None:
 
 
 def test_continuation_lines_on_a_terminal_are_indented() -> None:
-    """A newline in an exception's text cannot begin a line of its own."""
     stream = io.StringIO()
     logs.configure("info", json=False, stream=stream)
     try:
@@ -166,14 +161,12 @@ def test_continuation_lines_on_a_terminal_are_indented() -> None:
 
 
 def test_long_values_are_truncated() -> None:
-    """A peer decides how long a text is; the log decides how much of it is kept."""
     line = json_line("x" * 100_000, body="y" * 100_000, raw=b"z" * 100_000, many=list(range(10_000)))
     assert len(json.dumps(line, ensure_ascii=False)) < 4 * logs.MAX_TEXT
     assert line["message"].endswith("more)")
 
 
 def test_deep_values_are_truncated() -> None:
-    """Nesting is bounded, so that a hostile value cannot exhaust the stack."""
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
@@ -181,22 +174,19 @@ def test_deep_values_are_truncated() -> None:
 
 
 def test_levels_filter_and_unknown_ones_are_explained() -> None:
-    """`--log-level` of the command line ends here."""
     stream = io.StringIO()
     logs.configure("ERROR", stream=stream)
     assert write(stream, "quiet") == ""
-    with pytest.raises(ValueError, match=r"no log level 'loud'.*debug, info"):
+    with pytest.raises(ValueError, match=r"Unknown log level 'loud'.*debug, info"):
         logs.configure("loud")
 
 
 def test_logging_to_stdout_is_refused() -> None:
-    """Our choice: nothing but the protocol is ever on stdout."""
     with pytest.raises(ValueError, match="standard output"):
         logs.configure("info", stream=sys.stdout)
 
 
 def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    """Our choice: logs go to stderr."""
     logs.configure("info")
     logging.getLogger("shop").warning("here")
     captured = capsys.readouterr()
@@ -213,7 +203,6 @@ def test_configuring_twice_writes_each_record_once() -> None:
 
 
 def test_uvicorn_logs_use_our_format() -> None:
-    """Our choice: the panel says where the server listens; uvicorn's own lines are for debugging."""
     stream = io.StringIO()
     logging.getLogger("uvicorn.access").addHandler(logging.StreamHandler(io.StringIO()))
     logs.configure("info", stream=stream)
@@ -232,7 +221,6 @@ def test_uvicorn_logs_use_our_format() -> None:
     value=st.recursive(st.none() | st.integers() | st.floats() | st.text() | st.binary(), st.lists),
 )
 def test_any_value_produces_exactly_one_line(message: str, name: str, value: Any) -> None:
-    """Property: logging never fails and never breaks a line, whatever the text."""
     record = logging.makeLogRecord({"msg": message, "levelname": "INFO", "name": "shop"})
     record.__dict__.setdefault(name, value)
     json.loads(line := logs.JsonLines().format(record))

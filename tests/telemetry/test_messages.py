@@ -43,7 +43,7 @@ async def lines_of(*given: AccessRecord) -> list[dict[str, Any]]:
 
 
 async def test_message_lines_have_fixed_fields() -> None:
-    """Our choice: one access line for each JSON-RPC message."""
+    """One access line for each JSON-RPC message."""
     message = AccessRecord(
         AT, "tools/call", "add", "", 0.0123451, "2025-11-25", "inspector", "1.2", "s" * 32, "alice", 99, "http",
     )  # fmt: skip
@@ -67,20 +67,17 @@ async def test_message_lines_have_fixed_fields() -> None:
 
 
 async def test_traced_messages_have_trace_ids() -> None:
-    """Our choice: trace_id and span_id join log and trace."""
     (line,) = await lines_of(AccessRecord(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
 @for_each(("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")])
 async def test_level_depends_on_the_kind_of_failure(status: str, level: str) -> None:
-    """Our choice: errors are ours, warnings the caller's."""
     (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
     assert (line["level"], line["status"]) == (level, status or "ok")
 
 
 async def test_session_ids_are_never_logged() -> None:
-    """Who reads logs must not be able to take over a session."""
     first, again, other, none = await lines_of(
         AccessRecord(AT, "ping", session="secret-1"),
         AccessRecord(AT, "ping", session="secret-1"),
@@ -109,7 +106,6 @@ async def test_client_text_cannot_forge_log_lines(text: str) -> None:
 
 
 async def test_secrets_in_targets_are_hidden() -> None:
-    """A resource URI may carry a token; a name may be as long as a body."""
     secret, long = await lines_of(
         AccessRecord(AT, "resources/read", "https://shop/?api_key=abcdef123456&x=1"),
         AccessRecord(AT, "tools/call", "n" * 100_000),
@@ -119,13 +115,11 @@ async def test_secrets_in_targets_are_hidden() -> None:
 
 
 async def test_secrets_are_hidden_before_truncation() -> None:
-    """Hiding sees the whole text."""
     (line,) = await lines_of(AccessRecord(AT, "resources/read", "x" * (MAX_TEXT - 10) + " bearer abcdefghijkl"))
     assert "abc" not in line["target"]
 
 
 async def test_peer_memory_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: names and sessions come from outside."""
     monkeypatch.setattr(messages, "REMEMBERED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
@@ -134,7 +128,6 @@ async def test_peer_memory_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_lines_are_written_in_batches() -> None:
-    """A write for each line costs more than the call it tells of."""
     written = asyncio.Event()
     writes: list[str] = []
 
@@ -155,7 +148,6 @@ async def test_lines_are_written_in_batches() -> None:
 
 
 async def test_pending_lines_are_bounded() -> None:
-    """Our choice: at the bound they are written at once."""
     stream = io.StringIO()
     log = MessageLog(stream)
     for _ in range(MAX_PENDING - 1):
@@ -167,7 +159,6 @@ async def test_pending_lines_are_bounded() -> None:
 
 @for_each("closed", [False, True])
 async def test_failing_log_stream_harms_no_call(closed: bool) -> None:
-    """Our choice: the log is not worth a server."""
     stream = io.StringIO() if closed else Broken()
     log = MessageLog(stream, json=True)
     if closed:
@@ -178,7 +169,6 @@ async def test_failing_log_stream_harms_no_call(closed: bool) -> None:
 
 
 async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same form as every other line there."""
     for no_color in (True, False):
         monkeypatch.delenv("NO_COLOR", raising=False)
         if no_color:
@@ -195,7 +185,7 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a pipe takes more")
 async def test_stalled_log_reader_blocks_nothing() -> None:
-    """A fixed defect: the loop stood still until somebody read standard error."""
+    """Regression: the event loop blocked until standard error was read."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
         log = MessageLog(stream, worker="w")
@@ -236,7 +226,6 @@ async def as_coroutine(function: Callable[[], Any]) -> Any:
     text=st.text(max_size=20), seconds=st.floats(0, 1e6), size=st.integers(0, 2**40), status=st.sampled_from(["", "x"])
 )
 async def test_cached_log_lines_equal_uncached_ones(text: str, seconds: float, size: int, status: str) -> None:
-    """Lines that differ in time, duration and size only are put together from pieces; a traced one is encoded whole."""
     given_fields: tuple[Any, ...] = (text, status, seconds, "2025-11-25", text, "1", text, text, size, "http")
     pieces = AccessRecord(AT, "tools/call", *given_fields)
     whole = AccessRecord(AT, "tools/call", *given_fields, "a" * 32, "b" * 16)

@@ -8,7 +8,6 @@ from millstream._telemetry.metrics import Metrics
 
 
 async def test_metrics_have_the_prometheus_content_type() -> None:
-    """Prometheus: the content type says how to read it; a cache would show the past."""
     registry = Metrics()
     registry.read("gauge", "depth", "How deep.", lambda: {(): 2})
     request = HttpRequest(method="GET", path="/metrics", raw_headers=[], headers={})

@@ -52,7 +52,7 @@ LABELS = ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_ver
 
 
 def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
-    """Our choice: the histogram of the conventions, translated for Prometheus."""
+    """The histogram of the conventions, translated for Prometheus."""
     observer = Observer({"add"})
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
@@ -69,14 +69,12 @@ def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
 
 
 def test_cancelled_calls_have_an_outcome() -> None:
-    """Nobody waits for its answer, so nobody sets one."""
     observer = Observer(())
     observer(a_call(cancelled=True), 0.1, b"")
     assert list(counts(observer.registry, DURATION)) == [("ping", "cancelled", NEWEST.date)]
 
 
 def test_clients_cannot_create_labels() -> None:
-    """Our choice: only registered tools are labels; the same for methods and revisions."""
     tools: set[str] = set()
     observer = Observer(tools)
     for number in range(5000):
@@ -95,7 +93,6 @@ def test_clients_cannot_create_labels() -> None:
 
 
 async def test_each_call_is_one_log_line() -> None:
-    """Our choice: one structured log line for each message."""
     stream = io.StringIO()
     log = MessageLog(stream, worker="w")
     observer = Observer({"add"}, log=log, wall=lambda: 0.5)
@@ -130,7 +127,6 @@ async def test_each_call_is_one_log_line() -> None:
 
 
 async def test_log_and_span_share_trace_ids() -> None:
-    """Our choice: trace_id and span_id in the line."""
     stream = io.StringIO()
     tracing, exporter = recording()
     observer = Observer((), log=MessageLog(stream), tracing=tracing)
@@ -146,7 +142,6 @@ async def test_log_and_span_share_trace_ids() -> None:
 
 
 def test_disabled_observers_are_not_called() -> None:
-    """Our choice: pay only when asked."""
     observer = Observer(())
     assert observer.begin is None
     observer.close()
@@ -154,7 +149,6 @@ def test_disabled_observers_are_not_called() -> None:
 
 
 def test_spans_end_without_a_log() -> None:
-    """Each part is on by itself."""
     tracing, exporter = recording()
     observer = Observer((), tracing=tracing)
     call = a_call()
@@ -164,7 +158,6 @@ def test_spans_end_without_a_log() -> None:
 
 
 def test_sessions_are_counted_by_activity() -> None:
-    """Our choice: sessions active and their durations; never a session id on a metric."""
     clock = Clock()
     observer = Observer((), clock=clock)
     client = a_call().client
@@ -195,7 +188,7 @@ def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
 
 
 def test_notifications_are_counted_without_duration() -> None:
-    """A fixed defect: `initialize` entered the latencies as 0.0 s."""
+    """Regression: `initialize` was recorded with a latency of 0.0 s."""
     observer = Observer(())
     date = NEWEST_HANDSHAKE.date
     observer.message(AccessRecord(0.0, "initialize", revision=date, transport="http"))
@@ -212,7 +205,6 @@ def test_notifications_are_counted_without_duration() -> None:
 
 
 def test_snapshots_match_the_metrics() -> None:
-    """Our choice: the dashboard's numbers match `/metrics`."""
     clock = Clock()
     connections = {("sse", FIRST.date): 1, ("ws", NEWEST.date): 0}
     observer = Observer({"add", "slow"}, connections=connections, clock=clock)
@@ -240,7 +232,7 @@ def test_snapshots_match_the_metrics() -> None:
 
 
 async def test_subscriptions_are_not_counted_as_calls() -> None:
-    """A fixed defect: a stream of an hour was a call of an hour, in the 99th percentile of the dashboard too."""
+    """Regression: an hour-long stream was recorded as an hour-long call."""
     observer = Observer({"add"}, clock=(clock := Clock()))
     for cancelled, outcome in ((True, ""), (False, ""), (False, "-32603")):
         observer(a_call(method="subscriptions/listen", cancelled=cancelled, outcome=outcome), 3600.0, b"")
@@ -261,7 +253,6 @@ async def test_subscriptions_are_not_counted_as_calls() -> None:
 
 
 def test_snapshots_have_recent_rates_and_percentiles() -> None:
-    """A chart of figures since the start of the server would not move."""
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
     observer(a_call(method="tools/call", name="add"), 5.0, b"")
@@ -282,7 +273,6 @@ def test_snapshots_have_recent_rates_and_percentiles() -> None:
 
 
 def test_current_calls_are_collected_only_while_watched() -> None:
-    """Our choice: the chart of a tool begins with nothing, not with the average of an hour in which nobody looked."""
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
     rates = []
@@ -296,7 +286,7 @@ def test_current_calls_are_collected_only_while_watched() -> None:
 
 
 async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: one task, which the runtime owns."""
+    """One task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
     assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "stood": 0.0}
@@ -309,7 +299,6 @@ async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_every_call_of_a_running_server_is_observed() -> None:
-    """`Dispatcher.observe`: each call is told once, with its outcome, whatever the revision."""
     server = Server("shop")
 
     @server.tool

@@ -15,7 +15,6 @@ from patience import WAIT
 
 
 async def test_lag_is_the_excess_sleep_time() -> None:
-    """A timer of the loop that fires late is what every call waits for."""
     registry = Metrics()
     late = iter([0.0, 0.3, 0.0, 0.004])
     now = 0.0
@@ -55,7 +54,7 @@ async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
 
 
 async def test_loop_stalls_are_summed_over_a_minute() -> None:
-    """A fixed defect: one sample that was a second late, as right after the start, was a server in trouble."""
+    """Regression: a single late sample, as right after the start, was reported as a problem."""
     lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
     assert lag.stood == pytest.approx(1.75)  # nobody notices the others
     now[0] += 59.0
@@ -65,7 +64,7 @@ async def test_loop_stalls_are_summed_over_a_minute() -> None:
 
 
 async def test_stall_window_is_a_minute_despite_late_samples() -> None:
-    """A fixed defect: samples were counted, and 240 that are a second late each are five minutes."""
+    """Regression: samples were counted instead of time, so 240 late samples covered five minutes."""
     lag, _ = await lagged(9.0, *[1.0] * 100)
     assert lag.worst == pytest.approx(1.0)
     assert lag.worst_of(2.0) == pytest.approx(1.0)
@@ -74,7 +73,7 @@ async def test_stall_window_is_a_minute_despite_late_samples() -> None:
 
 
 async def test_sampler_runs_until_cancelled() -> None:
-    """Our choice: one task, owned by the runtime."""
+    """One task, owned by the runtime."""
     registry = Metrics()
     sampled = asyncio.Event()
 
@@ -90,7 +89,6 @@ async def test_sampler_runs_until_cancelled() -> None:
 
 
 async def test_cpu_is_a_share_since_the_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page asks again and again; each answer is about the time between."""
     clock, cpu = iter([0.0, 10.0, 20.0, 20.0]), iter([1.0, 6.0, 6.0, 6.0])
     monkeypatch.setattr(process.time, "process_time", lambda: next(cpu))
     figures = ProcessFigures(Metrics(), clock=lambda: next(clock))
@@ -107,7 +105,6 @@ async def test_figures_match_the_system() -> None:
 
 
 async def test_process_metrics_have_the_usual_names() -> None:
-    """Our choice: `process_*`; the names that dashboards for Prometheus know."""
     text = render(Metrics())
     names = {family.name: family.type for family in text_string_to_metric_families(text.decode())}
     assert names["process_cpu_seconds"] == "counter"
@@ -117,5 +114,4 @@ async def test_process_metrics_have_the_usual_names() -> None:
 
 
 def test_task_count_is_none_outside_a_loop() -> None:
-    """Rendering must not depend on where it runs."""
     assert process.tasks() == 0

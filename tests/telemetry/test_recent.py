@@ -15,7 +15,6 @@ def count(ring: PerSecond, *seconds: int) -> None:
 
 
 def test_whole_seconds_are_listed_oldest_first() -> None:
-    """The second that runs is not over, so it is left out."""
     ring = PerSecond(8)
     count(ring, 3, 3, 4, 6, 7)
     assert ring.last(7, 5) == [0, 2, 1, 0, 1]
@@ -31,7 +30,6 @@ def test_ring_buffers_never_show_stale_counts(seconds: list[int]) -> None:
 
 
 def test_growth_covers_ten_to_fifteen_seconds() -> None:
-    """Our choice: fresh, and long enough to count."""
     growth: Growth[str] = Growth(100.0)
     assert growth.since(101.0, {"a": [1, 0]}) == (1.0, {"a": [1, 0]})
     for second in range(102, 160):
@@ -43,14 +41,12 @@ def test_growth_covers_ten_to_fifteen_seconds() -> None:
 
 
 def test_new_keys_start_at_zero() -> None:
-    """A tool that was called for the first time grew by all its calls."""
     growth: Growth[str] = Growth(0.0)
     growth.since(1.0, {"a": [1]})
     assert growth.since(2.0, {"a": [4], "b": [2]}) == (1.0, {"a": [3], "b": [2]})
 
 
 def test_growth_after_a_long_pause_covers_the_pause() -> None:
-    """Copies from before a pause say nothing about now."""
     growth: Growth[str] = Growth(0.0)
     growth.since(1.0, {"a": [1]})
     assert growth.since(500.0, {"a": [9]}) == (500.0, {"a": [9]})

@@ -54,7 +54,6 @@ def looked(recent: RecentCalls) -> dict[str, Any]:
 
 
 def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
-    """Our choice: a call that goes well pays for nothing but a note while nobody looks."""
     clock = Clock()
     recent = RecentCalls(clock=clock)
     recent.observe(asked({"n": 1}), 0.001, b"{}")
@@ -81,7 +80,6 @@ def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
     ],
 )
 def test_secrets_in_arguments_are_hidden(given: Any, shown: str | None) -> None:
-    """Whoever watches a server need not learn what its callers keep secret."""
     recent = RecentCalls()
     recent.observe(asked(given, outcome="tool_error"), 0.1, b"")
     text = looked(recent)["calls"][0]["arguments"]
@@ -92,7 +90,6 @@ def test_secrets_in_arguments_are_hidden(given: Any, shown: str | None) -> None:
 
 
 def test_arguments_are_shown_as_received() -> None:
-    """Those of a call that a transport has prepared stand in its request."""
     recent = RecentCalls()
     body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
     prepared = SimpleNamespace(body=body, peer="")
@@ -107,7 +104,6 @@ def test_arguments_are_shown_as_received() -> None:
 
 
 def test_failures_show_the_reply_without_secrets() -> None:
-    """A tool may put into its error whatever it was given."""
     recent = RecentCalls()
     content = b'"content":[{"type":"text","text":"No such user; password=hunter2"}]'
     told = b'{"jsonrpc":"2.0","id":1,"result":{%b,"isError":true}}' % content
@@ -124,7 +120,6 @@ def test_failures_show_the_reply_without_secrets() -> None:
 
 
 def test_failures_outlast_successful_calls() -> None:
-    """In an incident the failures are what one looks for."""
     clock = Clock()
     recent = RecentCalls(clock=clock)
     recent.observe(asked({}, outcome="tool_error"), 0.1, b"")
@@ -140,7 +135,6 @@ def test_failures_outlast_successful_calls() -> None:
 
 
 def test_client_counts_are_bounded() -> None:
-    """Our choice: two hundred of them; further ones are counted together."""
     recent, other = RecentCalls(), RecentCalls()
     for number in range(MAX_CLIENTS + 50):
         recent.observe(a_call(client=ClientInfo({}, f"agent-{number}", "1")), 0.1, b"")
@@ -157,7 +151,7 @@ def test_client_counts_are_bounded() -> None:
 
 
 def test_ended_subscriptions_are_not_recent_calls() -> None:
-    """A fixed defect: each was listed as a call of an hour, and counted among the calls of its client."""
+    """Regression: each one was listed as an hour-long call of its client."""
     recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
         recent.observe(
@@ -180,7 +174,6 @@ def past(until: int, **given: Any) -> HistoryWindow:
 
 
 def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
-    """A second that one worker has not told yet would look like a fall."""
     page = history_values([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
     assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)
     assert page["all"]["calls"][-1] == 4
@@ -197,7 +190,6 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
 
 
 def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
-    """Our choice: a spike in the charts can be looked into when its calls have long been pushed out."""
     clock = Clock()
     clock.now = 100.0 * SPAN
     recent = RecentCalls(clock=clock)
@@ -218,7 +210,6 @@ def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
 
 
 def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:
-    """Our choice: a hundred calls that fail in one way are one line, with how often, since when, and where."""
     clock = Clock()
     recent, other = RecentCalls(clock=clock), RecentCalls(clock=clock)
 

@@ -45,7 +45,6 @@ def parent_of(span: ReadableSpan) -> tuple[str, str] | None:
 
 
 def test_spans_have_kind_name_and_attributes() -> None:
-    """OpenTelemetry conventions for MCP."""
     recorder = Recorder()
     opened = recorder.spans.start("tools/call add", {"a": "b"}, meta={}, headers={})
     recorder.spans.end(opened, attributes={"c": 1}, failed=True)
@@ -60,7 +59,6 @@ def test_spans_have_kind_name_and_attributes() -> None:
 
 
 def test_spans_are_current_until_they_end() -> None:
-    """What a tool does becomes a child."""
     recorder = Recorder()
     before = trace.get_current_span()
     opened = recorder.spans.start("outer", {}, meta={}, headers={})
@@ -73,7 +71,7 @@ def test_spans_are_current_until_they_end() -> None:
 
 
 def test_message_context_is_the_parent_and_http_span_a_link() -> None:
-    """SEP-414: `_meta` names the caller's span; the one of HTTP is only how it came."""
+    """SEP-414."""
     recorder = Recorder()
     with recorder.tracer.start_as_current_span("POST") as http:
         span = recorder.one(meta={"traceparent": PARENT, "tracestate": "a=1,b=2"}, headers={"traceparent": OTHER})
@@ -85,7 +83,6 @@ def test_message_context_is_the_parent_and_http_span_a_link() -> None:
 
 
 def test_http_span_is_the_parent_without_message_context() -> None:
-    """A trace is not cut where a client knows nothing of tracing."""
     recorder = Recorder()
     with recorder.tracer.start_as_current_span("POST") as http:
         span = recorder.one()
@@ -94,7 +91,6 @@ def test_http_span_is_the_parent_without_message_context() -> None:
 
 
 def test_http_headers_are_the_fallback_context() -> None:
-    """The lane has no middleware that would."""
     recorder = Recorder()
     assert parent_of(recorder.one(headers={"traceparent": PARENT})) == (TRACE, SPAN)
     assert linked(recorder.one(meta={"traceparent": PARENT}, headers={"traceparent": OTHER})) == ["1" * 32]
@@ -114,14 +110,12 @@ def test_invalid_traceparents_are_ignored(value: object) -> None:
 
 @given(st.text(), st.text())
 def test_no_trace_context_raises(parent: str, state: str) -> None:
-    """The call is not worth less because its trace context is broken."""
     recorder = Recorder()
     recorder.one(meta={"traceparent": parent, "tracestate": state})
     assert parent_of(recorder.one(meta={"traceparent": PARENT, "tracestate": state})) == (TRACE, SPAN)
 
 
 def test_no_spans_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that does not trace pays nothing for a library that happens to be installed."""
     assert open_spans("1") is None
     provider = TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)

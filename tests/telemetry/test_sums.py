@@ -32,7 +32,6 @@ def samples(text: bytes) -> dict[str, float]:
 
 
 def test_counts_are_summed_and_starts_are_the_earliest() -> None:
-    """Histograms by bucket; figures of the processes themselves are there, too."""
     found = samples(render_sums([process(2, since=7.0), process(3, since=5.0)]))
     assert found.pop("process_resident_memory_bytes") > 2**21
     assert {name: value for name, value in found.items() if not name.startswith(("process_", "python_"))} == {
@@ -59,6 +58,5 @@ def test_counters_of_ended_processes_stay_and_gauges_go() -> None:
 
 
 def test_metrics_of_another_kind_are_ignored() -> None:
-    """Workers of two versions run at once while all restart."""
     found = samples(render_sums([process(1, since=1.0), process(1, since=1.0, kind="counter"), process(1, since=2.0)]))
     assert (found["memory_bytes"], found["calls_total add"]) == (200, 3)

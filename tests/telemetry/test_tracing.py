@@ -30,7 +30,7 @@ def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]
 
 
 def test_tool_call_spans_follow_the_conventions() -> None:
-    """Our choice: the span is named by method and tool; arguments are never recorded."""
+    """The span is named by method and tool; arguments are never recorded."""
     name, attributes = attributes_of(
         method="tools/call", name="add", id=7, headers={}, params=b'{"name":"add","arguments":{"password":"x"}}'
     )
@@ -63,7 +63,6 @@ def test_resource_uris_are_attributes_and_not_names() -> None:
 
 
 def test_sessions_are_identified_by_hash() -> None:
-    """The same as in the access log; the id itself would open the session to who reads traces."""
     call = a_call()
     _, attributes = attributes_of(session=Session("abc", FIRST, call.client))
     assert attributes["mcp.session.id"] == session_hash("abc")
@@ -88,13 +87,12 @@ def test_failures_have_a_code_or_kind(outcome: str, told: dict[str, str]) -> Non
     "params", [b"", b"[]", b"1", b"{", b'{"_meta":[],"name":3,"uri":{}}', b'{"_meta":{"traceparent":[]}}', b"[" * 9999]
 )
 def test_params_of_any_shape_produce_a_span(params: bytes) -> None:
-    """Bad values are ignored; the handler answers for them."""
     name, _ = attributes_of(method="tools/call", params=params)
     assert name == "tools/call"
 
 
 def test_trace_context_is_read_from_meta_and_from_headers() -> None:
-    """SEP-414: unprefixed keys of `_meta`, of a prepared call, too; headers where the message says nothing."""
+    """SEP-414."""
     for given in (
         {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACE},
         {"headers": {b"traceparent": TRACE}},
@@ -110,14 +108,12 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
 
 
 def test_calls_that_never_began_have_no_span() -> None:
-    """Spans may be switched on while calls are in flight."""
     tracing, exporter = recording()
     assert tracing.end(a_call(), "") == ("", "")
     assert exporter.get_finished_spans() == ()
 
 
 def test_tracing_is_imported_only_with_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever traces has imported OpenTelemetry; the import alone is not yet tracing."""
     assert load_spans("1") is None
     provider = TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
@@ -125,7 +121,6 @@ def test_tracing_is_imported_only_with_a_provider(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra."""
     monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
     monkeypatch.delitem(sys.modules, "millstream._telemetry.spans")
@@ -134,7 +129,7 @@ def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_programs_without_tracing_import_no_opentelemetry() -> None:
-    """Our choice: no cost when absent, and none when it is only installed."""
+    """No cost when absent, and none when it is only installed."""
     program = (
         "import sys\nfrom millstream._server.observability.tracing import Tracer, load_spans\n"
         "import millstream._server.observability.observer\n"

@@ -80,7 +80,6 @@ async def _where(request: HttpRequest) -> Response:
     ],
 )
 async def test_mount_path_follows_either_asgi_convention(root: str, path: str, expected: str) -> None:
-    """Starlette left root_path off the path until 0.33, and leaves it there since."""
     assert await Peer(root_path=root, path=path).ask(_where) == (200, expected.encode())
 
 
@@ -112,7 +111,6 @@ async def test_oversized_body_without_content_length_gets_413(more: bool) -> Non
 
 
 async def test_disconnect_during_the_body_starts_no_handler() -> None:
-    """Half a request is no request."""
     for messages in ([DISCONNECT], [{"type": "http.request", "body": b"a", "more_body": True}, DISCONNECT]):
         peer = Peer(messages)
         adapter = AsgiAdapter(lambda method, path: _fail, limits=HttpLimits.of(Settings()), policy=HostPolicy())
@@ -125,7 +123,6 @@ async def _fail(request: HttpRequest) -> Response:
 
 
 async def test_cancelling_the_server_task_cancels_the_handler() -> None:
-    """Only a cancellation that the adapter itself asked for is swallowed."""
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def work(request: HttpRequest) -> None:
@@ -145,7 +142,6 @@ async def test_cancelling_the_server_task_cancels_the_handler() -> None:
 
 
 async def test_cancellation_after_a_disconnect_is_swallowed() -> None:
-    """The server's task ends as if the handler had returned."""
     began = asyncio.Event()
 
     async def work(request: HttpRequest) -> None:
@@ -164,7 +160,6 @@ async def test_cancellation_after_a_disconnect_is_swallowed() -> None:
 
 
 async def test_handlers_can_finish_after_a_disconnect() -> None:
-    """It may have something to put away."""
     began, finished = asyncio.Event(), asyncio.Event()
 
     async def work(request: HttpRequest) -> Response:
@@ -230,7 +225,6 @@ async def test_send_errors_for_a_lost_peer_end_the_stream() -> None:
 
 
 async def test_failing_callback_does_not_block_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """Callbacks at the end of a stream belong to different owners."""
     heard: list[int] = []
 
     def fail() -> None:
@@ -247,7 +241,6 @@ async def test_failing_callback_does_not_block_the_others(caplog: pytest.LogCapt
 
 
 async def test_streams_report_unsent_bytes() -> None:
-    """Broadcast looks at `buffered`."""
     sizes: list[int] = []
 
     async def stream(request: HttpRequest) -> None:
@@ -264,7 +257,6 @@ async def test_streams_report_unsent_bytes() -> None:
 
 
 def test_parsed_heads_are_cached_within_bounds() -> None:
-    """Heads with session ids in them differ for ever."""
     assert header_list(b"a: b\r\nc: d: e\r\n") == [(b"a", b"b"), (b"c", b"d: e")]
     for number in range(1000):
         header_list(b"x: %d\r\n" % number)

@@ -30,7 +30,7 @@ async def ask(running: Running, path: str) -> tuple[int, bytes]:
 
 
 async def test_late_task_cancellation_never_affects_another_call() -> None:
-    """Fixed: a task served one call after another, so `call_later(…, current_task().cancel)` hit whoever came next."""
+    """Regression: a task served consecutive calls, so `call_later(…, current_task().cancel)` could cancel the next."""
     kept: list[asyncio.Task[Any]] = []
     began, go = asyncio.Event(), asyncio.Event()
 
@@ -59,7 +59,6 @@ async def test_late_task_cancellation_never_affects_another_call() -> None:
 
 @for_each("turns", [0, 1])
 async def test_task_local_state_is_not_shared_between_calls(turns: int) -> None:
-    """Libraries do this, such as sessions of a database that are scoped to a task."""
     scoped: dict[asyncio.Task[Any] | None, bytes] = {}
 
     async def scope(request: HttpRequest) -> Response:
@@ -92,7 +91,9 @@ class Equal:
 
 @for_each("raises", [False, True])
 async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None:
-    """Fixed: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the connection."""
+    """Regression: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the
+    connection.
+    """
     current: ContextVar[Equal] = ContextVar("current")
     nobody = Equal(b"nobody", raises=raises)
 
@@ -119,7 +120,7 @@ async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None
 )
 @pytest.mark.parametrize("eager", [False, True])
 async def test_user_code_sees_no_internal_exception_context(way: str, odd: bytes, eager: bool) -> None:
-    """Fixed: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""
+    """Regression: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""
     if eager and sys.version_info < (3, 12):
         pytest.skip("This Python has no eager tasks.")
 
@@ -164,7 +165,6 @@ WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client", "gateway"}
 
 @pytest.mark.check
 def test_no_await_inside_an_except_block() -> None:
-    """User code that runs there has our error as its context: handlers, middleware around `send`, lifespans, stores."""
     root = Path(millstream.__file__ or "").parent
     found = {
         path.relative_to(root).as_posix()

@@ -59,7 +59,7 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.usefixtures("no_collector")
 @for_each("message", REFUSED.values(), ids=REFUSED)
 async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> None:
-    """Fixed: the error that a call ended with referred to the call by its traceback, which nothing ever collected."""
+    """Regression: the call's error referred to the call through its traceback, which was never collected."""
     server = Server("refusing")
 
     @server.tool
@@ -77,7 +77,7 @@ async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> 
 
 
 async def test_open_subscriptions_do_not_keep_their_request() -> None:
-    """Fixed: the frames of an open stream held the body and its parameters, its call the names and the token."""
+    """Regression: the frames of an open stream kept the body, the parameters, and the token."""
     server = Server("streams")
     server.tool(len)
     message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
@@ -133,7 +133,7 @@ def nobody(book: int) -> str:
     ],
 )
 async def test_refusals_do_not_keep_their_call(method: str, params: dict[str, Any]) -> None:
-    """Fixed: the call kept its error, whose traceback kept the call, and no collector saw the two."""
+    """Regression: the call and its error's traceback formed a cycle that was never collected."""
     server = Server("refusals")
     server.tool(thread=False)(nobody)
     server.resource("z://z")(page)

@@ -82,7 +82,6 @@ async def calls_of(protocol: Any, transport: KeptTransport, data: bytes = EIGHT_
 
 @for_each(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
 async def test_plain_call_stays_within_its_python_call_budget(data: bytes, most: int) -> None:
-    """Our choice: callbacks of the parser and the handler are counted here."""
     protocol, transport = connect()
     calls = await calls_of(protocol, transport, data)
     assert calls.total() + HANDLER_AND_ROUTE <= most, calls
@@ -91,7 +90,6 @@ async def test_plain_call_stays_within_its_python_call_budget(data: bytes, most:
 
 
 async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
-    """Our choice: the adapter's share; the handler included."""
     config = uvicorn.Config(APP, log_config=None, access_log=False, proxy_headers=False)
     config.load()
     protocol, transport = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}), KeptTransport()
@@ -102,7 +100,6 @@ async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
 
 
 async def test_one_timer_sweeps_all_connections() -> None:
-    """An idle server wakes for nothing."""
     listener = SocketListener(APP.table)
     one, other = listener.make_protocol(), listener.make_protocol()
     for each in (one, other):
@@ -118,7 +115,7 @@ async def test_one_timer_sweeps_all_connections() -> None:
 
 
 async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 9110 §6.6.1: the time at which the message was made."""
+    """RFC 9110 §6.6.1."""
     protocol, transport = connect()
     for text in ("one", "two"):
         dated: Callable[..., str] = lambda usegmt, text=text: text  # noqa: E731
@@ -132,7 +129,6 @@ async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPat
 
 
 async def test_connections_in_the_backlog_are_served_when_the_listener_closes() -> None:
-    """The kernel completes connections before the server accepts them, and resets those that are still queued then."""
     listener = SocketListener(APP.table)
     bound = socket.create_server(("127.0.0.1", 0), backlog=64)
     await listener.listen(bound)

@@ -18,7 +18,7 @@ class Force(BaseException):
 @for_each("raised", [Force, asyncio.CancelledError])
 @for_each("turns", [0, 1])
 async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
-    """Fixed: the connection stayed open and busy for ever, and SIGTERM waited for it."""
+    """Regression: the connection stayed open forever, and SIGTERM waited for it."""
 
     async def fails(_request: HttpRequest) -> Response:
         for _ in range(turns):

@@ -124,7 +124,7 @@ def held_bodies(connections: list[Any]) -> int:
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("lane", [True, False])
 async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: bytes, lane: bool) -> None:
-    """Fixed: protocol and call referred to each other, so the body stayed until the oldest generation was collected."""
+    """Regression: protocol and call formed a cycle, so the body was kept until a full collection."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply}, Settings())
     async with serve(app, lane=lane) as running:
@@ -146,7 +146,7 @@ async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: by
 @for_each("name", ["reply", "wait", "fail", "stream", "listen"])
 @for_each("lane", [True, False])
 async def test_body_is_freed_when_the_connection_ends(head: bytes, name: str, lane: bool) -> None:
-    """Fixed: answered calls kept their bodies after their connections had closed, 700 KiB each."""
+    """Regression: finished calls kept 700 KiB each after their connections had closed."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply, ("POST", f"/{name}"): getattr(watch, name)}, Settings())
     async with serve(app, lane=lane) as running:
@@ -172,7 +172,6 @@ async def test_body_is_freed_when_the_connection_ends(head: bytes, name: str, la
 @pytest.mark.usefixtures("no_collector")
 @for_each("name", ["reply", "wait", "fail", "stream", "listen"])
 async def test_body_is_freed_after_the_call_under_any_asgi_server(name: str) -> None:
-    """The adapter alone: no cycle goes through the request, however its call ends."""
     watch = Watch()
     routes = {("POST", f"/{name}"): getattr(watch, name)}
     adapter = AsgiAdapter(
@@ -208,7 +207,7 @@ def alive(*kinds: type) -> int:
 @for_each("way", ["lane", "asgi"])
 @for_each("method", ["subscriptions/listen", "tools/call"])
 async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -> None:
-    """Fixed: call and line referred to each other, a cancelled call's traceback to itself; both kept the request."""
+    """Regression: reference cycles of calls and reply channels kept the request."""
     server = Server("streams")
 
     @server.tool
@@ -241,7 +240,6 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
 
 
 async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
-    """Our choice, the same number: without the guard the adapter counts."""
     watch = Watch()
     limits = HttpLimits.of(Settings(max_unfinished=500, max_body=250))
     adapter = AsgiAdapter(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
@@ -283,7 +281,6 @@ async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @for_each("path", [b"/echo", b"/exact"])
 async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, path: bytes) -> None:
-    """Our choice: 256 MiB; who brings more is told to try again, and the room comes back."""
     server = await start(max_unfinished=500, max_body=250)
     await _known_host(server)
     holding = [await server.connect() for _ in range(3)]
@@ -293,7 +290,7 @@ async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, 
         if count < 3:
             await _until(lambda count=count: _guard(server).unfinished.held == 100 * count)  # type: ignore[misc]
     body = await refused(holding[2], 503)
-    assert b"too much at once" in body
+    assert b"too much data" in body
     assert _guard(server).unfinished.held == 200
     await holding[0].send(b"y" * 100 + (b"\r\n0\r\n\r\n" if head is CHUNKED else b""))
     if head is not CHUNKED:
@@ -327,7 +324,7 @@ async def _until(fact: Any) -> None:
 @for_each("first", [b"", b"X-Odd:1\r\n"], ids=["usual", "parsed"])
 @for_each("waits", [False, True])
 async def test_three_thousand_requests_in_one_segment_are_answered_in_order(first: bytes, waits: bool) -> None:
-    """Fixed: each was read inside the one before it, until Python's stack was full."""
+    """Regression: each request was parsed inside the one before it, until the stack overflowed."""
 
     async def echo(request: HttpRequest) -> Response:
         if waits:

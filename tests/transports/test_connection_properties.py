@@ -138,7 +138,6 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(st.one_of(MESSAGES, FRAGMENTS, st.binary(max_size=20)), max_size=8), st.data())
 @settings(max_examples=examples(20))
 def test_arbitrary_bytes_get_http_replies_and_leak_nothing(parts: list[bytes], data: st.DataObject) -> None:
-    """Never an exception, a 500, bytes behind the end, or a task that stays."""
     stream = b"".join(parts)
     answer = asyncio.run(talk([piece for piece in data.draw(cuts(stream)) if piece]))
     assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
@@ -148,7 +147,6 @@ def test_arbitrary_bytes_get_http_replies_and_leak_nothing(parts: list[bytes], d
 @given(st.lists(MESSAGES, min_size=1, max_size=6), st.one_of(st.just(b""), st.binary(min_size=1, max_size=20)))
 @settings(max_examples=examples(10))
 def test_byte_by_byte_feeding_equals_whole_feeding(messages: list[bytes], garbage: bytes) -> None:
-    """Replies, their order and the refusal at the end do not depend on how the bytes were cut."""
     stream = b"".join(messages) + garbage
     whole = asyncio.run(talk([stream]))
     assert whole == asyncio.run(talk(list(bytewise(stream))))

@@ -119,7 +119,6 @@ class Watched(ServerConnection):
 
 
 def test_every_state_is_reachable_and_can_end() -> None:
-    """Our choice: no state is a name only, and no connection can be stuck in one."""
     for moves, first, last, names in (
         (READING_MOVES, NEW, DONE, READING),
         (REPLYING_MOVES, SILENT, CLOSED, states.REPLYING),
@@ -133,13 +132,12 @@ def test_every_state_is_reachable_and_can_end() -> None:
 
 
 def test_no_state_reads_after_the_end() -> None:
-    """RFC 9112 §9.6: what comes behind the last reply is not processed."""
+    """RFC 9112 §9.6."""
     assert {after for before, after in pairs(READING_MOVES) if before == DONE} == {DONE}
     assert {after for before, after in pairs(REPLYING_MOVES) if before == CLOSED} == {CLOSED}
 
 
 def test_state_changes_go_through_the_tables() -> None:
-    """Otherwise the tables would be comments. Only the first states of a connection are given."""
     tables = {name for name, value in vars(states).items() if isinstance(value, dict)}
     given_directly = []
     for path in Path(server.__file__ or "").parent.glob("*.py"):
@@ -155,7 +153,6 @@ def test_state_changes_go_through_the_tables() -> None:
 
 
 def test_connections_make_exactly_the_moves_of_the_tables() -> None:
-    """One conversation for each; the tables have no entry that nothing takes."""
     seen: set[tuple[int, int]] = set()
     replied: set[tuple[int, int]] = set()
     fast, parsed, exact = (
@@ -214,7 +211,7 @@ def test_connections_make_exactly_the_moves_of_the_tables() -> None:
 
 
 def test_requests_are_returned_one_at_a_time_in_order() -> None:
-    """RFC 9112 §9.3.2: replies keep the order of requests."""
+    """RFC 9112 §9.3.2."""
     connection = Watched()
     (first,) = connection.feed(request(body=b"1", extra=b"X-Odd:1\r\n") + request(body=b"2") + request(body=b"3"))
     assert isinstance(first, ServerExchange)
@@ -248,7 +245,6 @@ def test_upgrade_event_includes_early_frames() -> None:
 
 
 def test_a_full_pipeline_is_answered_and_then_the_connection_closes() -> None:
-    """What comes behind it is not read."""
     connection = Watched()
     events = connection.answer(request(body=b"x", extra=b"X-Odd:1\r\n") * (MAX_PIPELINE + 5))
     assert [type(each) for each in events] == [ServerExchange] * (MAX_PIPELINE + 1)
@@ -270,7 +266,6 @@ PIECES = [
 )
 @settings(max_examples=examples(13), deadline=None)
 def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes: list[bool]) -> None:
-    """A move that is not there would be a KeyError in a callback of the parser, which is answered with 500."""
     shared = Shared()
     connection = Watched(shared)
     running: ServerExchange | None = None
@@ -296,12 +291,12 @@ def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes:
 async def test_invalid_chunk_after_expect_is_refused_without_a_traceback(
     path: str, chunk: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fixed: ``100 Continue`` was written behind the refusal, with 1.5 KB of traceback in the log."""
+    """Regression: ``100 Continue`` followed the refusal, with a traceback in the log."""
     events = Watched().feed(
         b"POST %b HTTP/1.1\r\n" % path.encode() + HEAD + b"Expect: 100-continue\r\n" + CHUNKED + chunk
     )
     await asyncio.sleep(0)
     assert [type(each) for each in events] == [Refusal]
     assert isinstance(events[0], Refusal)
-    assert events[0].response.body == b"This is not HTTP.\n"
+    assert events[0].response.body == b"The request isn't valid HTTP.\n"
     assert caplog.text == ""

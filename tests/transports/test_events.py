@@ -134,7 +134,6 @@ def lane(request: pytest.FixtureRequest) -> bool:
 
 
 async def test_subscribers_receive_each_event_once_in_order(lane: bool) -> None:
-    """Our choice: `EventSource.onmessage` sees what is published."""
     async with world(lane) as here:
         streams = [await here.stream() for _ in range(50)]
         for number in range(20):
@@ -150,7 +149,6 @@ async def test_subscribers_receive_each_event_once_in_order(lane: bool) -> None:
 
 @for_each("how", ["header", "query"])
 async def test_reconnect_with_last_event_id_misses_nothing(lane: bool, how: str) -> None:
-    """HTML standard §9.2.3; the query serves a page that is loaded anew."""
     async with world(lane) as here:
         stream = await here.stream()
         await here.publish({"data": "1"})
@@ -167,7 +165,6 @@ async def test_reconnect_with_last_event_id_misses_nothing(lane: bool, how: str)
 
 
 async def test_event_id_from_before_a_restart_gets_a_gap(lane: bool) -> None:
-    """Our choice: a gap is told."""
     async with world(lane) as here:
         await here.publish({"data": "1"})
         stream = await here.stream(extra=b"Last-Event-ID: before.7\r\n")
@@ -176,7 +173,6 @@ async def test_event_id_from_before_a_restart_gets_a_gap(lane: bool) -> None:
 
 
 async def test_channels_may_be_repeated_comma_separated_or_wildcards(lane: bool) -> None:
-    """Interface of `GET /events`."""
     async with world(lane) as here:
         some = await here.stream("/events?channel=a,b&channel=c.*")
         every = await here.stream("/events?channel=%3E")
@@ -189,7 +185,6 @@ async def test_channels_may_be_repeated_comma_separated_or_wildcards(lane: bool)
 
 
 async def test_query_selects_history_and_presence(lane: bool) -> None:
-    """Our choice: presence with names, and history after reload."""
     async with world(lane) as here:
         for text in "abc":
             await here.publish({"data": text})
@@ -204,7 +199,7 @@ async def test_query_selects_history_and_presence(lane: bool) -> None:
 
 
 async def test_clients_receive_their_own_and_missed_messages(lane: bool) -> None:
-    """Our choice: `GET /mcp/sse/{client_id}`, and the mailbox behind it."""
+    """`GET /mcp/sse/{client_id}`, and the mailbox behind it."""
     async with world(lane) as here:
         await here.hub.send("me", {"progress": 1}, event="progress")
         await here.hub.send("you", "not mine")
@@ -220,7 +215,6 @@ async def test_clients_receive_their_own_and_missed_messages(lane: bool) -> None
 
 
 async def test_event_streams_have_heartbeats_and_end_with_the_server(lane: bool) -> None:
-    """Our choice: every open stream gets a comment; shutdown ends streams properly."""
     async with world(lane) as here:
         streams = [await here.stream(), await here.stream("/mcp/sse/me")]
         assert len(here.streams) == 2
@@ -236,7 +230,7 @@ async def test_event_streams_have_heartbeats_and_end_with_the_server(lane: bool)
 
 
 async def test_expired_event_streams_end_with_a_retry_time(lane: bool) -> None:
-    """A fixed defect: only those that the server ended for other reasons said when."""
+    """Regression: only streams ended for other reasons had a retry time."""
     async with world(lane, age=0) as here:
         stream = await here.stream()
         here.streams.beat()
@@ -245,7 +239,6 @@ async def test_expired_event_streams_end_with_a_retry_time(lane: bool) -> None:
 
 
 async def test_stalled_readers_are_cut_without_affecting_others(lane: bool) -> None:
-    """Our choice: a slow one is cut with a named reason; nothing is lost for anybody else."""
     async with world(lane, max_buffered=64 * 1024) as here:
         good = await here.stream()
         stalled = await here.server.connect(small_buffer=True)
@@ -285,7 +278,7 @@ async def test_stalled_readers_are_cut_without_affecting_others(lane: bool) -> N
         ("POST /publish", b'{"data":1,"event":"a\\r\\nb"}', JSON, 400, "event name"),
         ("POST /publish", b'{"data":1,"event":"cut"}', JSON, 400, "hub"),
         ("POST /publish", b'{"data":1,"id":"a\\nid: b"}', JSON, 400, "event id"),
-        ("POST /publish", b'{"data":1,"id":"here.3"}', JSON, 400, "made by the hub"),
+        ("POST /publish", b'{"data":1,"id":"here.3"}', JSON, 400, "reserved for the hub"),
         ("POST /publish", b'{"channel":"a"}', JSON, 400, "data"),
         ("POST /publish", b"[1]", JSON, 400, "body"),
         ("POST /publish", b"{", JSON, 400, "body"),
@@ -304,7 +297,7 @@ async def test_stalled_readers_are_cut_without_affecting_others(lane: bool) -> N
 async def test_invalid_input_is_refused_without_affecting_others(
     lane: bool, asked: str, body: bytes, extra: bytes, status: int, text: str
 ) -> None:
-    """Our choice; the errors are problem details (RFC 9457)."""
+    """The errors are problem details (RFC 9457)."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return channel != "secret"
@@ -320,17 +313,19 @@ async def test_invalid_input_is_refused_without_affecting_others(
 
 
 async def test_misspelled_channel_parameters_are_refused(lane: bool) -> None:
-    """A fixed defect: without its channel the event went to everybody on `broadcast`."""
+    """Regression: without its channel, the event was published to `broadcast`."""
     async with world(lane) as here:
         everybody = await here.stream()
         status, _, refusal = await here.publish({"data": "for the operators", "chanel": "ops"})
-        assert (status, refusal["detail"]) == (400, "The body is not an event: Object contains unknown field `chanel`.")
+        assert (status, refusal["detail"]) == (
+            400,
+            "The body isn't a valid event: Object contains unknown field `chanel`.",
+        )
         await here.publish({"data": "for all"})
         assert await everybody.until(1) == ["for all"]
 
 
 async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
-    """Our choice: 503 with `Retry-After`."""
     async with world(lane, max_connections=2) as here:
         first = await here.stream()
         await here.stream("/mcp/sse/me")
@@ -344,7 +339,6 @@ async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
 
 
 async def test_hub_streams_count_toward_the_stream_cap(lane: bool) -> None:
-    """One cap for the streams of a server, whoever opens them."""
     async with world(lane, max_streams=1) as here:
         await here.stream()
         status, headers, _ = await here.ask("GET", "/events")
@@ -353,8 +347,6 @@ async def test_hub_streams_count_toward_the_stream_cap(lane: bool) -> None:
 
 
 async def test_channel_permission_receives_the_principal(lane: bool) -> None:
-    """Our choice: per-channel authorization; a mailbox is its owner's."""
-
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
         return principal is not None and (not channel.startswith("$client.") or channel == f"$client.{principal.id}")
 
@@ -381,12 +373,10 @@ async def test_channel_permission_receives_the_principal(lane: bool) -> None:
     ],
 )
 def test_client_path_has_at_most_one_segment(path: str, client_id: str | None) -> None:
-    """What the route table asks."""
     assert HubRoutes.match(path) == client_id
 
 
 async def test_client_ids_with_spaces_are_refused() -> None:
-    """Our choice: a client id with control characters. Such a path is never in the lane."""
     async with world(False) as here:
         assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
         assert (await here.ask("GET", "/mcp/sse/"))[0] == 404
@@ -394,7 +384,7 @@ async def test_client_ids_with_spaces_are_refused() -> None:
 
 @for_each("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
 async def test_names_must_be_utf_8(lane: bool, query: str) -> None:
-    """A fixed defect: everybody who sent one shared the channel or mailbox of U+FFFD."""
+    """Regression: all senders of invalid UTF-8 shared the channel or mailbox U+FFFD."""
     async with world(lane) as here:
         status, headers, body = await here.ask("GET", f"/events?{query}")
         assert (status, headers[b"content-type"]) == (400, b"application/problem+json")

@@ -155,13 +155,11 @@ def requests(draw: st.DrawFn) -> bytes:
 @example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
 @example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
 def test_fast_head_reader_agrees_with_the_parser_on_requests(pieces: list[bytes]) -> None:
-    """Docs: decisions, usual heads. What is not provably the same goes to the parser."""
     compare(pieces)
 
 
 @for_each("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
 def test_fast_head_reader_agrees_with_the_parser_on_lines(name: bytes) -> None:
-    """Each name in each spelling with each value, in place of the usual line of that name."""
     for line in (name + colon + value for colon in COLONS for value in VALUES):
         lines = [usual for usual in [*USUAL, b"content-length: 3"] if not usual.lower().startswith(name.lower() + b":")]
         compare([message([*lines[:2], line, *lines[2:]], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
@@ -169,7 +167,6 @@ def test_fast_head_reader_agrees_with_the_parser_on_lines(name: bytes) -> None:
 
 @for_each("spelling", sorted(fast_head._NAMES), ids=bytes.decode)
 def test_fast_head_reader_agrees_with_the_parser_on_known_names(spelling: bytes) -> None:
-    """What proxies and browsers add is passed on as a header and decides nothing, in each spelling."""
     for value in (b"a", b"", b" a", b"a\x7fb", b"\xc3\xa9", b"keep-alive", b"127.0.0.1", b"https", b"3", b"x" * 550):
         line = spelling + b": " + value
         rest = [each for each in USUAL if not each.lower().startswith(spelling.lower() + b":")]
@@ -178,7 +175,6 @@ def test_fast_head_reader_agrees_with_the_parser_on_known_names(spelling: bytes)
 
 
 async def test_connection_stays_with_the_parser_after_a_miss() -> None:
-    """A client that sends such a line sends it again: each attempt would cost it about a microsecond."""
     connection = SHORT.connect()
     connection.connection_made(KeptTransport())
     whole = [message([*USUAL, *odd, b"content-length: 1"], b"x") for odd in ([], [b"x-made-up: 1"])]
@@ -192,7 +188,6 @@ async def test_connection_stays_with_the_parser_after_a_miss() -> None:
 
 @for_each("cut", [list, bytewise], ids=["whole", "bytewise"])
 def test_usual_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
-    """Our choice: whole and byte by byte."""
     data = message([*USUAL, b"content-length: 2"], b"{}")
     written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
     assert written.endswith(b"\r\n\r\n{}")
@@ -208,7 +203,6 @@ def test_body_may_follow_a_usual_head_later() -> None:
 
 
 def test_incomplete_heads_are_not_read() -> None:
-    """What looks like the end of a number may be its middle."""
     written, _, heard = compare([message([*USUAL, b"content-length: 0"], b"").removesuffix(b"\r\n\r\n"), b"1\r\n\r\nx"])
     assert written.endswith(b"\r\n\r\nx")
     assert len(heard) == 2
@@ -225,7 +219,6 @@ def test_incomplete_heads_are_not_read() -> None:
     ],
 )
 def test_ambiguous_lines_are_left_to_the_parser(line: bytes) -> None:
-    """Request smuggling (RFC 9112 §11.2): there is one reading of a message, the strict parser's."""
     for place in range(len(USUAL) + 2):
         lines = [*USUAL, b"content-length: 5"]
         lines.insert(place, line)
@@ -234,7 +227,6 @@ def test_ambiguous_lines_are_left_to_the_parser(line: bytes) -> None:
 
 
 def test_usual_heads_have_the_same_limits() -> None:
-    """Count and size of the headers, size of the body, one good Host."""
     names = [
         b"accept-encoding",
         b"accept-language",
@@ -254,7 +246,6 @@ def test_usual_heads_have_the_same_limits() -> None:
 
 
 def test_line_cache_is_bounded_and_holds_no_secrets() -> None:
-    """Bounded: a flood of different lines takes no more memory, and harms nobody."""
     lines = HeaderLineCache()
     for number in range(5000):
         assert lines[b"mcp-name: %d" % number] == (b"mcp-name", b"%d" % number)
@@ -295,7 +286,6 @@ class CountingParser:
 
 @for_each(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
 async def test_usual_requests_bypass_the_parser(side: Side, fed: int) -> None:
-    """Otherwise everything above would compare the parser with itself."""
     connection = side.connect()
     connection.connection_made(KeptTransport())
     data = message([*USUAL, b"content-length: 1"], b"x")

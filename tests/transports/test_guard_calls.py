@@ -27,7 +27,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
-    """RFC 9112 §7.1: its end is the end of the connection. (uvicorn alone chunks it.)"""
+    """RFC 9112 §7.1."""
 
     async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
@@ -43,7 +43,6 @@ async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
 
 
 async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) -> None:
-    """uvicorn cancels what is left when the grace time is over; the peer must not wait for ever."""
     handler, began, _ = held()
     server = await start({("POST", "/held"): handler})
     peer = await server.connect()
@@ -78,7 +77,6 @@ async def test_waiting_calls_can_be_stopped(start: Start) -> None:
 
 
 async def test_requests_leave_no_tasks_behind(start: Start) -> None:
-    """The end of the server waits for those that are left."""
     server = await start()
     peer = await server.connect()
     for path in ("/echo", "/exact", "/echo"):
@@ -90,7 +88,6 @@ async def test_requests_leave_no_tasks_behind(start: Start) -> None:
 
 
 async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> None:
-    """Requests behind it never run."""
     began, ended = asyncio.Event(), asyncio.Event()
     ran: list[bytes] = []
 
@@ -121,8 +118,6 @@ async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> 
 
 
 async def test_parser_callback_errors_get_500_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The parser turns it into a parse error, which would read as the peer's fault."""
-
     def fail(method: str, path: str) -> Handler | None:
         raise ZeroDivisionError
 
@@ -182,8 +177,6 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
 
 @for_each(("trusted", "expected"), [("127.0.0.1", b"203.0.113.9 https"), ("198.51.100.1", b"127.0.0.1 http")])
 async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected: bytes) -> None:
-    """From trusted addresses only, read by the fast head reader and by the parser."""
-
     async def who(request: HttpRequest) -> Response:
         return Response(body=f"{request.peer} {request.scheme}".encode())
 
@@ -196,8 +189,6 @@ async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected
 
 
 async def test_handlers_see_the_root_path(start: Start) -> None:
-    """Every URL that the server hands out includes it."""
-
     async def where(request: HttpRequest) -> Response:
         return Response(body=f"{request.root_path}|{request.path}".encode())
 

@@ -28,7 +28,6 @@ async def start() -> AsyncIterator[Start]:
 
 @PATHS
 async def test_more_than_a_hundred_headers_get_431(start: Start, path: str) -> None:
-    """Our choice: 100 headers."""
     server = await start()
     peer = await server.connect()
     fields = b"".join(b"X-%d: y\r\n" % n for n in range(98))
@@ -41,7 +40,6 @@ async def test_more_than_a_hundred_headers_get_431(start: Start, path: str) -> N
 @PATHS
 @for_each("pieces", [1, 7])
 async def test_header_section_above_64_kib_gets_431(start: Start, path: str, pieces: int) -> None:
-    """Our choice, however it is cut."""
     peer = await (await start()).connect()
     data = request(path=path, extra=b"X-Large: " + b"y" * 70_000 + b"\r\n")
     size = len(data) // pieces + 1
@@ -52,7 +50,6 @@ async def test_header_section_above_64_kib_gets_431(start: Start, path: str, pie
 
 
 async def test_endless_header_gets_431(start: Start) -> None:
-    """The parser gives a header only when it is whole, so bytes are counted as they come: 12 MiB in one header."""
     server = await start()
     peer = await server.connect()
     peer.writer.write(b"POST /echo HTTP/1.1\r\n" + HEAD + b"X-Endless: ")
@@ -72,7 +69,6 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
 
 @for_each("body", [b"3\r\nabc\r\n0\r\nX: ", b"3;x="])
 async def test_endless_trailers_and_chunk_extensions_get_431(start: Start, body: bytes) -> None:
-    """They are counted as bytes that bring the body no further."""
     peer = await (await start()).connect()
     peer.writer.write(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + body)
     sending = asyncio.create_task(_pour(peer, b"y" * 65536, 10))
@@ -97,7 +93,6 @@ async def test_trailers_are_not_headers(start: Start, path: str) -> None:
 
 
 async def test_target_above_8_kib_gets_414(start: Start) -> None:
-    """Our choice, whole or in pieces."""
     server = await start()
     for pieces in (1, 3):
         peer = await server.connect()
@@ -111,21 +106,18 @@ async def test_target_above_8_kib_gets_414(start: Start) -> None:
 
 @for_each("target", [b"http://127.0.0.1", b"evil.com:443", b"/%ff/\xff"])
 async def test_targets_must_be_paths(start: Start, target: bytes) -> None:
-    """The answer is neither silence nor a 500."""
     peer = await (await start()).connect()
     await peer.send(b"OPTIONS " + target + b" HTTP/1.1\r\n" + HEAD + b"\r\n")
     await refused(peer, 400)
 
 
 async def test_connect_requests_get_400(start: Start) -> None:
-    """We are no proxy."""
     peer = await (await start()).connect()
     await peer.send(b"CONNECT evil.com:443 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     await refused(peer, 400)
 
 
 async def test_upgrade_with_a_body_gets_400(start: Start) -> None:
-    """Request smuggling through upgrades."""
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     await peer.send(request(body=b"GET /", extra=extra))
@@ -137,8 +129,8 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
 
 @PATHS
 async def test_http_2_upgrade_is_ignored(start: Start, path: str) -> None:
-    """Fixed: Java's HttpClient and `curl --http2` ask for it with every first request, and got 400 for one with a body
-    (RFC 9110 §7.8).
+    """Regression: Java's HttpClient and `curl --http2` request it, and got 400 if the request had a body (RFC 9110
+    §7.8).
     """
     peer = await (await start()).connect()
     asked = request(path=path, body=b"one", extra=H2C) + request(path=path, extra=H2C)
@@ -149,7 +141,6 @@ async def test_http_2_upgrade_is_ignored(start: Start, path: str) -> None:
 
 
 async def test_unserved_websocket_is_treated_as_a_final_request(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """Frames may follow it, so the connection ends. The log stays empty, or any peer could fill it."""
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + extra + b"\r\n" + request(body=b"behind it"))
@@ -160,7 +151,6 @@ async def test_unserved_websocket_is_treated_as_a_final_request(start: Start, ca
 
 
 async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    """The socket cannot change hands while a reply is owed on it."""
     handler, began, go = held()
 
     async def no_socket(scope: Any, receive: Any, send: Any) -> None:
@@ -180,7 +170,6 @@ async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: St
 
 
 async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    """Replies keep the order of requests; what waited in between is answered too."""
     handler, began, go = held()
     peer = await (await start({("POST", "/held"): handler})).connect()
     good = request(path="/held") + request(body=b"second") + request(path="/exact", body=b"third")
@@ -192,7 +181,6 @@ async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: St
 
 
 async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    """Its request is dropped, not started."""
     handler, began, go = held()
     ran: list[bytes] = []
 
@@ -212,7 +200,6 @@ async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(star
 
 
 async def test_garbage_in_a_chunked_body_gets_400(start: Start) -> None:
-    """Also where the reply is known from the head."""
     server = await start()
     for path in (b"/exact", b"/absent"):
         peer = await server.connect()
@@ -222,7 +209,6 @@ async def test_garbage_in_a_chunked_body_gets_400(start: Start) -> None:
 
 
 async def test_pipelined_requests_in_one_segment_are_bounded(start: Start) -> None:
-    """Those up to the cap are answered in order, then the connection ends."""
     handler, began, go = held()
     peer = await (await start({("POST", "/held"): handler})).connect()
     peer.writer.write(request(path="/held") + b"".join(request(body=b"%d" % n) for n in range(2000)))
@@ -235,7 +221,6 @@ async def test_pipelined_requests_in_one_segment_are_bounded(start: Start) -> No
 
 
 async def test_bytes_after_a_refusal_are_not_served(start: Start) -> None:
-    """Parser callbacks go on for the chunk; they are not believed."""
     ran: list[bytes] = []
 
     async def record(request: HttpRequest) -> Response:

@@ -18,7 +18,7 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
 
 
 async def test_keep_alive_replies_come_in_order(start: Start) -> None:
-    """RFC 9112 §9.3: a connection persists."""
+    """RFC 9112 §9.3."""
     peer = await (await start()).connect()
     for path in ("/echo", "/slow", "/echo"):
         await peer.send(request(path=path, body=b"hello"))
@@ -29,7 +29,7 @@ async def test_keep_alive_replies_come_in_order(start: Start) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
-    """RFC 9112 §9.3.2, across plain replies, slow ones, streams and requests that no handler takes."""
+    """RFC 9112 §9.3.2."""
     peer = await (await start()).connect()
     paths = ["/slow", "/echo", "/absent", "/stream", "/echo", "/fail", "/slow", "/absent"]
     await peer.send(b"".join(request(path=path, body=path.encode()) for path in paths))
@@ -39,7 +39,6 @@ async def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
 
 
 async def test_requests_may_arrive_byte_by_byte(start: Start) -> None:
-    """TCP has no messages."""
     peer = await (await start()).connect()
     for byte in request(body=b"hello") + request(path="/slow", body=b"again"):
         await peer.send(bytes([byte]))
@@ -49,14 +48,13 @@ async def test_requests_may_arrive_byte_by_byte(start: Start) -> None:
 
 
 async def test_handlers_see_method_path_query_and_peer(start: Start) -> None:
-    """Our own interface: the same `HttpRequest` by both ways."""
     peer = await (await start()).connect()
     await peer.send(b"GET /describe?a=1&b=%20 HTTP/1.1\r\n" + HEAD + b"\r\n")
     assert (await peer.reply())[2] == b"GET /describe a=1&b=%20 127.0.0.1 http"
 
 
 async def test_escaped_paths_reach_the_same_handler(start: Start) -> None:
-    """RFC 3986 §6.2.2.2: %65 is e."""
+    """RFC 3986 §6.2.2.2."""
     peer = await (await start()).connect()
     await peer.send(request(path="/%65cho", body=b"hello"))
     assert (await peer.reply())[2] == b"hello"
@@ -71,7 +69,7 @@ async def test_large_bodies_round_trip(start: Start) -> None:
 
 
 async def test_chunked_bodies_are_joined(start: Start) -> None:
-    """RFC 9112 §7.1, with chunk extensions."""
+    """RFC 9112 §7.1."""
     peer = await (await start()).connect()
     head = b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     await peer.send(head + b"3\r\nabc\r\n1;ext=1\r\nd\r\n")
@@ -80,7 +78,7 @@ async def test_chunked_bodies_are_joined(start: Start) -> None:
 
 
 async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) -> None:
-    """Our choice: 4 MiB by default, refused by its Content-Length."""
+    """4 MiB by default, refused by its Content-Length."""
     peer = await (await start(max_body=10)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 1073741824\r\n\r\n")
     status, headers, _ = await peer.reply()
@@ -89,7 +87,6 @@ async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) 
 
 
 async def test_endless_chunked_body_gets_413_at_the_cap(start: Start) -> None:
-    """Our choice: counted while it comes."""
     peer = await (await start(max_body=10)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
     for _ in range(3):
@@ -99,7 +96,6 @@ async def test_endless_chunked_body_gets_413_at_the_cap(start: Start) -> None:
 
 
 async def test_missing_body_gets_408(start: Start) -> None:
-    """Our choice: a body has its time, with the lane and without."""
     peer = await (await start(body_timeout=0.1)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 10\r\n\r\nabc")
     status, headers, _ = await peer.reply()
@@ -108,7 +104,6 @@ async def test_missing_body_gets_408(start: Start) -> None:
 
 
 async def test_unknown_paths_get_404(start: Start) -> None:
-    """And the connection lives on."""
     peer = await (await start()).connect()
     await peer.send(request(path="/absent", body=b"x") + request(body=b"hello"))
     assert (await peer.reply())[0] == 404
@@ -146,7 +141,7 @@ async def test_connection_close_is_honored(start: Start) -> None:
 
 
 async def test_http_1_0_requests_close_the_connection(start: Start) -> None:
-    """RFC 9112 §9.3: no persistence without asking."""
+    """RFC 9112 §9.3."""
     peer = await (await start()).connect()
     await peer.send(b"POST /echo HTTP/1.0\r\n" + HEAD + b"Content-Length: 5\r\n\r\nhello")
     status, headers, body = await peer.reply()
@@ -166,7 +161,6 @@ async def test_expect_100_continue_is_answered_before_the_body(start: Start) -> 
 
 
 async def test_expect_continue_waits_for_the_running_call(start: Start) -> None:
-    """An interim reply must not come in the middle of another one."""
     peer = await (await start()).connect()
     await peer.send(request(path="/slow", body=b"first"))
     head = b"POST /echo HTTP/1.1\r\n" + HEAD + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n"
@@ -179,7 +173,6 @@ async def test_expect_continue_waits_for_the_running_call(start: Start) -> None:
 
 
 async def test_unserved_host_gets_421_naming_the_setting(start: Start) -> None:
-    """DNS rebinding: names have to be listed."""
     peer = await (await start()).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\nHost: evil.com\r\nContent-Length: 1\r\n\r\nx" + request(body=b"next"))
     status, _, body = await peer.reply()
@@ -189,7 +182,6 @@ async def test_unserved_host_gets_421_naming_the_setting(start: Start) -> None:
 
 
 async def test_probes_accept_any_host(start: Start) -> None:
-    """Health checks call by whatever name they have."""
     peer = await (await start()).connect()
     await peer.send(b"GET /livez HTTP/1.1\r\nHost: pod-7.internal\r\n\r\n")
     assert (await peer.reply())[0] == 204
@@ -210,7 +202,6 @@ async def test_other_origins_get_403_and_allowed_ones_cors_headers(start: Start)
 
 
 async def test_preflight_reply_reflects_requested_headers(start: Start) -> None:
-    """Fetch standard, CORS preflight; parameter headers have names of the user's choice."""
     peer = await (await start({("OPTIONS", "/echo"): echo})).connect()
     extra = (
         b"Origin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n"
@@ -224,8 +215,6 @@ async def test_preflight_reply_reflects_requested_headers(start: Start) -> None:
 
 
 async def test_handler_headers_are_sent(start: Start) -> None:
-    """Handlers give finished header lines."""
-
     async def custom(request: HttpRequest) -> Response:
         return Response(body=b"{}", status=202, head=JSON_HEAD + b"mcp-session-id: abc\r\nx-two: 1\r\n")
 

@@ -19,7 +19,7 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
 
 
 async def test_streams_are_chunked_and_end_properly(start: Start) -> None:
-    """RFC 9112 §7.1; empty writes must not end it."""
+    """RFC 9112 §7.1."""
     peer = await (await start()).connect()
     await peer.send(request(path="/stream") + request(body=b"next"))
     status, headers, body = await peer.reply()
@@ -31,7 +31,6 @@ async def test_streams_are_chunked_and_end_properly(start: Start) -> None:
 async def test_failing_handlers_reveal_only_an_incident(
     start: Start, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our choice: what it raised stands in the log under that identifier."""
     peer = await (await start()).connect()
     await peer.send(request(path=path))
     status, _, body = await peer.reply()
@@ -43,7 +42,6 @@ async def test_failing_handlers_reveal_only_an_incident(
 
 
 async def test_handler_failure_cuts_its_stream(start: Start) -> None:
-    """A broken stream must not look like a whole one: there is no final chunk."""
     peer = await (await start()).connect()
     await peer.send(request(path="/fail-late"))
     status, _ = await peer.head()
@@ -53,7 +51,6 @@ async def test_handler_failure_cuts_its_stream(start: Start) -> None:
 
 
 async def test_a_second_stream_for_one_request_is_an_error(start: Start) -> None:
-    """One request has one reply."""
     raised = asyncio.Event()
 
     async def twice(request: HttpRequest) -> None:
@@ -69,7 +66,6 @@ async def test_a_second_stream_for_one_request_is_an_error(start: Start) -> None
 
 
 async def test_disconnect_ends_the_stream(start: Start) -> None:
-    """`Sink.on_close` is called once, at once when it is too late, and writes do nothing from then on."""
     closed: asyncio.Queue[str] = asyncio.Queue()
 
     async def endless(request: HttpRequest) -> None:
@@ -93,7 +89,7 @@ async def test_disconnect_ends_the_stream(start: Start) -> None:
 
 @for_each("streams", [False, True])
 async def test_disconnect_cancels_handlers_that_ask_for_it(start: Start, streams: bool) -> None:
-    """2026-07-28: a disconnect is a cancel."""
+    """MCP 2026-07-28: a disconnect cancels the call."""
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def work(request: HttpRequest) -> None:
@@ -120,7 +116,6 @@ async def test_disconnect_cancels_handlers_that_ask_for_it(start: Start, streams
 
 
 async def test_disconnect_does_not_cancel_independent_handlers(start: Start) -> None:
-    """A handshake-era call belongs to the server, not to the connection."""
     began, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def work(request: HttpRequest) -> Response:
@@ -142,7 +137,6 @@ async def test_disconnect_does_not_cancel_independent_handlers(start: Start) -> 
 
 
 async def test_streams_opened_after_a_disconnect_are_closed(start: Start) -> None:
-    """Nobody would ever tell the handler otherwise."""
     began, go = asyncio.Event(), asyncio.Event()
     states: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -166,7 +160,6 @@ async def test_streams_opened_after_a_disconnect_are_closed(start: Start) -> Non
 
 
 async def test_slow_readers_hold_back_draining_writers(start: Start) -> None:
-    """`drain` waits for the peer; nothing is lost."""
     piece = b"x" * 65536
 
     async def pour(request: HttpRequest) -> None:
@@ -181,7 +174,6 @@ async def test_slow_readers_hold_back_draining_writers(start: Start) -> None:
 
 
 async def test_readers_too_far_behind_are_cut(start: Start) -> None:
-    """Every queue is bounded; who does not read is cut, and the stream does not end properly."""
     cut = asyncio.Event()
 
     async def flood(request: HttpRequest) -> None:

@@ -33,7 +33,6 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
 
 @for_each("path", ["/health", "/livez", "/readyz", "/mcp", "/events"])
 async def test_preflight_works_on_every_route(path: str) -> None:
-    """Our choice; a fixed defect: the probes said 405, and that they take OPTIONS."""
     start, _ = await answers("http", path, **ASKS)
     head = dict(start["headers"])
     assert (start["status"], head[b"access-control-allow-origin"]) == (204, ORIGIN.encode())
@@ -41,7 +40,6 @@ async def test_preflight_works_on_every_route(path: str) -> None:
 
 
 async def test_plain_options_requests_to_probes_get_405() -> None:
-    """No preflight without an Origin that is allowed."""
     for headers in ({}, {**ASKS, "origin": "https://evil.example"}):
         start, _ = await answers("http", "/health", **headers)
         assert start["status"] == 405
@@ -63,7 +61,7 @@ async def test_plain_options_requests_to_probes_get_405() -> None:
 async def test_probes_have_the_same_cors_headers_under_every_server(
     path: str, method: str, head: bytes, allowed: bool
 ) -> None:
-    """A fixed defect: through the lane any page could read `/health`, through plain ASGI none could."""
+    """Regression: under our own server, pages of any origin could read `/health`, under plain ASGI none."""
     found: list[tuple[int, dict[bytes, bytes]]] = []
     for lane in (True, False):
         server = Server("paths")
@@ -85,7 +83,7 @@ async def test_websocket_handshake_at_other_paths_gets_404() -> None:
     """ASGI: the extension `websocket.http.response`; without it closing before the accept is a 403."""
     start, body = await answers("websocket", "/nowhere", extensions={"websocket.http.response": {}})
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)
-    assert b"no WebSocket" in body["body"]
+    assert b"isn't a WebSocket" in body["body"]
     assert [message["type"] for message in await answers("websocket", "/nowhere")] == ["websocket.close"]
 
 
@@ -98,12 +96,12 @@ HANDSHAKES = {
 
 
 @for_each("handshake", HANDSHAKES)
-@for_each(("parts", "where"), [(("hub",), b"It's at /ws."), ((), b"use --serve hub.")])
+@for_each(("parts", "where"), [(("hub",), b"Use /ws."), ((), b"start it with --serve hub.")])
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_websocket_handshake_at_mcp_names_the_right_path(
     lane: bool, parts: tuple[str, ...], where: bytes, handshake: str
 ) -> None:
-    """A fixed defect: it was answered 200 and an event stream, which RFC 9110 §7.8 allows and no such client reads."""
+    """Regression: it got 200 and an event stream, which RFC 9110 §7.8 allows but WebSocket clients can't read."""
     server = Server("paths", serve=parts)
     async with server.running() as runtime:
         prepare(server, runtime)
@@ -113,13 +111,13 @@ async def test_websocket_handshake_at_mcp_names_the_right_path(
                 head = b"Accept: text/event-stream\r\n" + UPGRADE + HANDSHAKES[handshake]
                 await peer.send(request("GET", path, extra=head))
                 status, _, body = await peer.reply()
-                assert (status, body.partition(b". ")[0]) == (404, b"There is no WebSocket at this path")
+                assert (status, body.partition(b". ")[0]) == (404, b"This path isn't a WebSocket")
                 assert where in body
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_unknown_upgrades_are_ignored(lane: bool) -> None:
-    """RFC 9110 §7.8; curl asks for HTTP/2 in this way. A POST is no handshake, whatever it asks (RFC 6455 §4.1)."""
+    """RFC 9110 §7.8."""
     server = Server("paths")
     async with server.running() as runtime:
         prepare(server, runtime)

@@ -19,7 +19,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 async def test_publish_error_says_to_retry_when_the_store_rejected_the_event(
     failure: LocalError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fixed defect: it got 500 and an incident, as if the server were broken."""
+    """Regression: it got 500 and an incident."""
     server = Server("shop", serve="hub")
     async with server.running() as runtime:
 

@@ -21,7 +21,7 @@ def send_and_reset(port: int, data: bytes) -> None:
 
 @for_each("way", WAYS)
 async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
-    """A fixed defect: nobody could say whose they were, so they ran without the limits of callers and addresses."""
+    """Regression: they had no address, so limits per caller and address didn't apply."""
     owners: list[str] = []
 
     async def note(request: HttpRequest) -> Response:
@@ -41,7 +41,6 @@ async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
 
 @for_each("way", WAYS)
 async def test_reset_handshakes_are_dropped(way: str) -> None:
-    """As other requests: a socket can do what they can."""
     peers: list[str] = []
 
     async def note(request: HttpRequest) -> None:

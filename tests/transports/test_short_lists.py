@@ -93,7 +93,6 @@ async def both(wire: Wire, message: Any, *more: tuple[bytes, bytes], path: str =
 @for_each("way", ["asgi", "lane"])
 @for_each("kind", MESSAGES)
 async def test_fast_and_exact_path_return_the_same_list(kind: str, way: str) -> None:
-    """Our choice: the short cut has no answer of its own."""
     async with wired(make_server(), way) as wire:
         short, exact = await both(wire, MESSAGES[kind], mcp_method=METHODS.get(kind, "tools/list"))
     assert short == exact
@@ -116,7 +115,6 @@ HEADERS: dict[str, dict[str, str]] = {
 
 @for_each("kind", HEADERS)
 async def test_fast_and_exact_path_check_the_same_headers(kind: str) -> None:
-    """The routing headers repeat what the body says, in either way."""
     async with wired(make_server(), "asgi") as wire:
         short, exact = await both(wire, enveloped("tools/list"), **HEADERS[kind])
     assert short == exact
@@ -124,7 +122,6 @@ async def test_fast_and_exact_path_check_the_same_headers(kind: str) -> None:
 
 
 async def test_duplicate_headers_and_queries_take_the_exact_path() -> None:
-    """A repeated routing header is refused, and a query may name the stream of a client."""
     async with wired(make_server(), "asgi") as wire:
         short, exact = await both(wire, enveloped("tools/list"), (b"mcp-method", b"tools/list"))
         assert (short.status, short) == (400, exact)

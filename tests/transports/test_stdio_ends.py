@@ -56,7 +56,7 @@ def opening() -> Any:
 
 
 async def test_questions_after_end_of_input_fail_at_once() -> None:
-    """Fixed: it waited for an answer until the grace time was over, and nobody was told."""
+    """Regression: the call waited for an answer until the grace time ended."""
     mcp, gone = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
 
     @mcp.tool
@@ -95,15 +95,15 @@ async def asking_client() -> AsyncIterator[tuple[Runtime, Client]]:
 
 
 async def test_open_questions_fail_at_end_of_input() -> None:
-    """Fixed: the process stayed for the whole grace time."""
+    """Regression: the process waited for the whole grace time."""
     async with asking_client() as (_, client):
         client.leave()
         said = {each.get("id"): each for each in await client.rest()}
-    assert "gone away" in said[1]["result"]["content"][0]["text"]
+    assert "has disconnected" in said[1]["result"]["content"][0]["text"]
 
 
 async def test_open_questions_are_withdrawn_on_shutdown() -> None:
-    """Fixed: the client was told nothing, and the tool that the client had gone away, which it had not."""
+    """Regression: the client wasn't notified, and the tool got a wrong reason."""
     async with asking_client() as (runtime, client):
         await until(lambda: len(runtime.services.questions))
         client.stop.set()
@@ -113,9 +113,11 @@ async def test_open_questions_are_withdrawn_on_shutdown() -> None:
     assert "The server is stopping" in answer["result"]["content"][0]["text"]
 
 
-@for_each(("way", "said"), [("stop", "The server is stopping"), ("leave", "gone away"), ("late", "did not answer")])
+@for_each(
+    ("way", "said"), [("stop", "The server is stopping"), ("leave", "has disconnected"), ("late", "didn't answer")]
+)
 async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, said: str) -> None:
-    """Fixed: one was told to the model as what it is, and two as an internal error."""
+    """Regression: two questions that failed for the same reason were reported as an internal error."""
     timeout = 0.01 if way == "late" else 60
     mcp, over = Server("asks", settings=Settings(drain_timeout=30, ask_timeout=timeout)), asyncio.Event()
 
@@ -147,7 +149,7 @@ async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, s
 
 @for_each("way", ["stop", "leave"])
 async def test_calls_that_outlast_the_grace_time_get_an_error(way: str) -> None:
-    """Fixed: the output ended without an answer, whether the server was stopped or its input ended."""
+    """Regression: the output ended without an answer."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
 
     @mcp.tool
@@ -164,11 +166,10 @@ async def test_calls_that_outlast_the_grace_time_get_an_error(way: str) -> None:
         client.stop.set() if way == "stop" else client.leave()
         (answer,) = await client.rest()
     assert (answer["id"], answer["error"]["code"]) == (1, -32000)
-    assert answer["error"]["message"] == "The server stopped before this call was done. Try again"
+    assert answer["error"]["message"] == "The server stopped before the call was complete. Try again."
 
 
 async def test_unread_output_does_not_block_shutdown() -> None:
-    """What its calls would be told can't be written, and isn't waited for."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
 
     @mcp.tool
@@ -194,7 +195,7 @@ async def test_unread_output_does_not_block_shutdown() -> None:
 
 
 async def test_clients_that_do_not_read_are_not_read() -> None:
-    """Fixed: its messages were taken and answered without end, into memory."""
+    """Regression: their messages were read and answered without limit, into memory."""
     mcp = Server("echo", settings=Settings(stream_buffer=64 * 1024))
     ping = json.dumps(request("ping", {}, 1)).encode() + b"\n"
     async with mcp.running() as runtime:

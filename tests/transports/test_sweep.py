@@ -118,9 +118,6 @@ def guard(loop: Loop) -> ConnectionGuard:
 def test_peers_are_cut_after_their_timeout(
     guard: ConnectionGuard, loop: Loop, connection: Connection, seconds: int, fate: str
 ) -> None:
-    """What it is waited for decides how long and what then. Who sends slowly is gone when the time is over, not later:
-    fixed, for a body of 30 s ended after 30 or 31.
-    """
     assert guard.admit(connection)
     loop.turn(seconds)
     assert connection.fate == ""
@@ -129,7 +126,6 @@ def test_peers_are_cut_after_their_timeout(
 
 
 def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard, loop: Loop) -> None:
-    """The peer cannot go on, or owes nothing."""
     running, asking, refused, paused = (
         Connection(busy=True),
         Connection(EXPECTED, busy=True),
@@ -149,7 +145,6 @@ def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard
 
 
 def test_only_peers_that_read_nothing_are_cut(guard: ConnectionGuard, loop: Loop) -> None:
-    """Only a write buffer that never becomes smaller is a stalled one; heartbeats make it larger."""
     stalled, slow = Connection(busy=True), Connection(busy=True)
     for connection in (stalled, slow):
         guard.admit(connection)
@@ -165,7 +160,6 @@ def test_only_peers_that_read_nothing_are_cut(guard: ConnectionGuard, loop: Loop
 
 
 def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop: Loop) -> None:
-    """A large reply may take longer than the keep-alive time."""
     connection = Connection()
     guard.admit(connection)
     for size in range(200, 0, -1):
@@ -175,7 +169,6 @@ def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop
 
 
 def test_refused_peers_may_linger_after_pending_replies(guard: ConnectionGuard, loop: Loop) -> None:
-    """Its refusal waits for them; then it has a moment to read."""
     connection = Connection(DONE, busy=True)
     guard.admit(connection)
     loop.turn(100)
@@ -189,7 +182,7 @@ def test_refused_peers_may_linger_after_pending_replies(guard: ConnectionGuard, 
 
 @for_each("phase", [NEW, IDLE])
 def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop: Loop, phase: int) -> None:
-    """A fixed defect: over TLS, a peer that never answered the close stayed, and was closed again by each sweep."""
+    """Regression: over TLS, a peer that didn't answer the close was closed again by each sweep."""
     peer = Connection(phase)
     guard.admit(peer)
     loop.now += 100
@@ -200,7 +193,6 @@ def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop
 
 
 def test_sweep_timer_stops_without_connections(guard: ConnectionGuard, loop: Loop) -> None:
-    """An idle server wakes for nothing, and its clock is right when somebody comes."""
     connection = Connection()
     guard.admit(connection)
     loop.turn(1)
@@ -215,8 +207,6 @@ def test_sweep_timer_stops_without_connections(guard: ConnectionGuard, loop: Loo
 
 
 def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> None:
-    """One bad connection must not leave all others without limits."""
-
     class Broken(Connection):
         def get_write_buffer_size(self) -> int:
             raise ValueError("broken")
@@ -240,9 +230,7 @@ def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> N
 
 
 def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
-    """Fixed: a sweep over thousands of connections held up every call until it was through. To refuse a peer takes much
-    longer than to look at it: 256 refusals held up each call for some 10 ms.
-    """
+    """Regression: a sweep over thousands of connections blocked all calls. 256 refusals take about 10 ms."""
     crowd = [Connection(HEAD) for _ in range(1_000)]
     for connection in crowd:
         guard.admit(connection)
@@ -261,7 +249,6 @@ def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard
 @pytest.mark.many
 @for_each("many", [5_000, 100_000])
 def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop: Loop, many: int) -> None:
-    """They take less than a second, so that the time that a peer has is kept."""
     crowd = [Connection(HEAD) for _ in range(many)]
     for connection in crowd:
         guard.admit(connection)
@@ -277,7 +264,6 @@ def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop:
 
 @pytest.mark.parametrize("replying", [SILENT, CLOSED])
 def test_closes_without_a_refusal_count_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
-    """Idle for too long, or lingering after a refusal."""
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
         connection.replying = replying
@@ -288,7 +274,6 @@ def test_closes_without_a_refusal_count_as_work(guard: ConnectionGuard, loop: Lo
 
 
 def test_stalled_peers_are_cut_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
-    """They have bytes to take, so they're a case of their own."""
     crowd = [Connection(busy=True) for _ in range(20)]
     for connection in crowd:
         guard.admit(connection)
@@ -299,7 +284,6 @@ def test_stalled_peers_are_cut_a_few_at_a_time(guard: ConnectionGuard, loop: Loo
 
 
 def test_sweep_checks_connections_in_batches(guard: ConnectionGuard, loop: Loop) -> None:
-    """Also where all of them are well."""
     for _ in range(1_000):
         guard.admit(Connection())
     loop.turn(1)
@@ -311,7 +295,6 @@ def test_sweep_checks_connections_in_batches(guard: ConnectionGuard, loop: Loop)
 
 
 def test_addresses_are_counted_only_with_a_cap(loop: Loop) -> None:
-    """Else a table of all addresses ever seen would grow."""
     state = ServerState()
     capped = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     first, second = Connection(), Connection()
@@ -336,7 +319,7 @@ def test_addresses_are_counted_only_with_a_cap(loop: Loop) -> None:
 
 
 def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
-    """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
+    """Regression: a customer has 2**64 addresses, and the cap applied to each."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
     near, other = [Connection() for _ in range(3)], Connection()
@@ -352,7 +335,7 @@ def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
 
 
 def test_upgraded_connections_count_at_once(loop: Loop) -> None:
-    """A fixed defect: a WebSocket counted from the next sweep on, so that an address could open any number at once."""
+    """Regression: a WebSocket counted only from the next sweep, so an address could open any number at once."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     upgraded, other, third = Connection(), Connection(), Connection()
@@ -370,7 +353,6 @@ def test_upgraded_connections_count_at_once(loop: Loop) -> None:
 
 
 def test_few_probes_are_allowed_above_the_cap(loop: Loop) -> None:
-    """Above the cap nobody may wait long: the next probe wants the place."""
     guard = ConnectionGuard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     assert guard.admit(Connection())
     spares = [Connection(NEW) for _ in range(16)]

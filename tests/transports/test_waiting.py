@@ -7,7 +7,6 @@ from patience import WAIT
 
 
 async def test_gate_holds_until_it_is_set() -> None:
-    """As `asyncio.Event`."""
     gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -24,7 +23,6 @@ async def test_gate_holds_until_it_is_set() -> None:
 
 
 async def test_other_waiters_are_woken_to_check() -> None:
-    """`notify` opens nothing."""
     gate = CompactEvent()
     waiting = asyncio.create_task(gate.wait_changed())
     await asyncio.sleep(0)
@@ -34,7 +32,6 @@ async def test_other_waiters_are_woken_to_check() -> None:
 
 
 async def test_inbox_returns_items_in_order() -> None:
-    """As `asyncio.Queue`."""
     inbox: CompactQueue[int] = CompactQueue()
     reading = asyncio.create_task(inbox.get())
     await asyncio.sleep(0)

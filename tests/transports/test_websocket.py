@@ -28,7 +28,6 @@ def call(tool: str, id: int = 1, **arguments: Any) -> dict[str, Any]:
 
 @for_each("way", WAYS)
 async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
-    """Specification, basic/transports, custom transports: the format and the lifecycle are those of every transport."""
     async with world(way) as app, app.client(MCP) as socket:
         assert socket.subprotocol == "mcp"
         answer = await ask(socket, request("initialize", INITIALIZE, 0))
@@ -41,7 +40,6 @@ async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
 
 @for_each("way", WAYS)
 async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
-    """Specification, elicitation: the question is a request of the server, its answer a response of the client."""
     async with world(way) as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         question = await ask(socket, call("name"))
@@ -52,7 +50,6 @@ async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
 
 @for_each("way", WAYS)
 async def test_per_request_tools_ask_in_their_result(way: str) -> None:
-    """2026-07-28, multi round-trip requests: the server asks by its result, and the client calls again."""
     async with world(way) as app, app.client(MCP) as socket:
         first = (await ask(socket, enveloped("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
         assert first["resultType"] == "input_required"
@@ -69,7 +66,6 @@ async def test_per_request_tools_ask_in_their_result(way: str) -> None:
 
 
 async def test_both_eras_share_one_socket() -> None:
-    """The era is that of each message (`Connection`)."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         newer = await ask(socket, enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 1}}))
@@ -78,7 +74,6 @@ async def test_both_eras_share_one_socket() -> None:
 
 
 async def test_progress_precedes_the_response() -> None:
-    """Specification, basic/utilities/progress."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         await tell(socket, request("tools/call", {"name": "steps", "arguments": {}, "_meta": {"progressToken": "p"}}))
@@ -88,7 +83,6 @@ async def test_progress_precedes_the_response() -> None:
 
 
 async def test_cancelled_calls_get_no_response() -> None:
-    """Specification, basic/utilities/cancellation."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         await tell(socket, call("forever", 7))
@@ -112,7 +106,6 @@ async def test_subscriptions_run_on_the_socket() -> None:
 
 @for_each(("revision", "answered"), [("2025-03-26", True), ("2025-06-18", False)])
 async def test_only_one_revision_accepts_batches(revision: str, answered: bool) -> None:
-    """Specification 2025-03-26, basic: only this revision has batches."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", {**INITIALIZE, "protocolVersion": revision}, 0))
         answer = await ask(socket, [request("ping", id=1), request("ping", id=2)])
@@ -130,7 +123,7 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
 
 
 async def test_credentials_are_checked_before_accepting_the_socket() -> None:
-    """Our choice: authentication before accept, and the query holds no credential."""
+    """Authentication before accept, and the query holds no credential."""
 
     async def authenticate(request: HttpRequest) -> Principal | Response:
         assert request.query == b""
@@ -150,7 +143,6 @@ async def test_credentials_are_checked_before_accepting_the_socket() -> None:
 
 @for_each("way", WAYS)
 async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
-    """Our choice. One address may have half of all streams."""
     async with world(way, max_streams=4) as app:
         async with app.client(), app.client(MCP):
             with pytest.raises(InvalidStatus) as refused:
@@ -165,7 +157,6 @@ async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
 
 @pytest.mark.many
 async def test_hundred_sockets_are_served_concurrently() -> None:
-    """Each gets its own answers, and all hear one event."""
     async with world() as app, asyncio.timeout(WAIT * 4), asyncio.TaskGroup() as group:
         here, told = asyncio.Semaphore(0), asyncio.Event()
 

@@ -25,7 +25,6 @@ async def test_seed_snippet_gets_its_response(way: str) -> None:
 
 @for_each("id", [1, -1, 1.5, "a", "\x00", 10**30])
 async def test_replies_carry_the_id_of_the_message(id: Any) -> None:
-    """Our dialect: text and numbers, as they stood."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         assert (await ask(socket, {"type": "ping", "id": id})) == {"type": "pong", "id": id}
@@ -65,7 +64,6 @@ BAD = [
 
 @for_each(("text", "code"), BAD, ids=range(len(BAD)))
 async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code: int) -> None:
-    """Our choice: an error in the dialect that asked, and nothing lost."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, text)
@@ -77,7 +75,7 @@ async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code:
 
 
 async def test_misspelled_channel_members_are_refused() -> None:
-    """A fixed defect: without its channel the event went to everybody on `broadcast`."""
+    """Regression: without its channel, the event was published to `broadcast`."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, {"type": "publish", "data": 1, "chanel": "ops", "id": 1})
@@ -87,7 +85,6 @@ async def test_misspelled_channel_members_are_refused() -> None:
 
 
 async def test_invalid_arguments_are_reported_in_the_result() -> None:
-    """Specification, server/tools, errors: 2025-11-25, whose shapes the dialect has, tells the model what to fix."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for arguments in ([], {"a": 1}, {"a": 1, "b": "x"}):
@@ -96,7 +93,6 @@ async def test_invalid_arguments_are_reported_in_the_result() -> None:
 
 
 async def test_failing_tools_return_only_an_incident() -> None:
-    """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "fails"})
@@ -106,7 +102,6 @@ async def test_failing_tools_return_only_an_incident() -> None:
 
 
 async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
-    """The dialect has no way back for an answer."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "name", "id": 1})
@@ -115,7 +110,6 @@ async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
 
 
 async def test_json_rpc_works_beside_the_dialect() -> None:
-    """Our choice: both on one connection."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         assert (await ask(socket, enveloped("tools/list", id="x")))["id"] == "x"
@@ -125,7 +119,6 @@ async def test_json_rpc_works_beside_the_dialect() -> None:
 
 @for_each("way", WAYS)
 async def test_published_events_reach_other_sockets(way: str) -> None:
-    """Our choice."""
     async with world(way) as app, app.client() as one, app.client() as other:
         await hear(one), await hear(other)
         await tell(other, {"type": "subscribe", "channel": "news.*", "id": 1})
@@ -140,7 +133,6 @@ async def test_published_events_reach_other_sockets(way: str) -> None:
 
 
 async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
-    """Our dialect."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         await tell(socket, {"type": "subscribe"})
@@ -152,7 +144,7 @@ async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
 
 
 async def test_reconnect_with_last_id_misses_nothing() -> None:
-    """Our choice: resume by the id of the last event, in order, none twice."""
+    """Resume by the id of the last event, in order, none twice."""
     async with world() as app:
         async with app.client() as socket:
             await hear(socket)
@@ -169,7 +161,7 @@ async def test_reconnect_with_last_id_misses_nothing() -> None:
 
 @for_each("way", WAYS)
 async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> None:
-    """Fixed defect: `broadcast` and `>` gave the same id twice."""
+    """Regression: `broadcast` and `>` gave the same id twice."""
     async with world(way) as app, app.client() as socket:
         await hear(socket)
         for channel in ("broadcast", ">"):
@@ -185,7 +177,6 @@ async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> No
 
 
 async def test_gap_precedes_the_remaining_events() -> None:
-    """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         await app.hub.publish("broadcast", "left")
@@ -195,7 +186,6 @@ async def test_gap_precedes_the_remaining_events() -> None:
 
 
 async def test_named_subscribers_are_present_until_their_socket_closes() -> None:
-    """Our choice: presence."""
     async with world() as app:
         async with app.client() as socket:
             hello = await hear(socket)
@@ -208,7 +198,6 @@ async def test_named_subscribers_are_present_until_their_socket_closes() -> None
 
 
 async def test_hub_limits_are_dialect_errors() -> None:
-    """Our choice: too many subscriptions of one socket, and of all."""
     limits = HubLimits(max_channels_per_subscriber=2, max_connections=3)
     async with world(limits=limits) as app, app.client() as one, app.client() as other:
         await hear(one), await hear(other)
@@ -225,7 +214,6 @@ TOO_BIG_A_NUMBER = "1e400"
 
 @for_each("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
 async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
-    """Many clients write whatever isn't ASCII as escapes of six bytes, and some with white space for people."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         message = json.dumps({"type": "publish", "data": data}, indent=4)
@@ -234,7 +222,7 @@ async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
 
 
 async def test_unused_members_are_not_decoded() -> None:
-    """A fixed defect: a megabyte of numbers as the channel or the tool was decoded, whatever the type."""
+    """Regression: a megabyte of numbers as the channel or tool was decoded for every type."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for member in ("channel", "tool"):
@@ -245,8 +233,6 @@ async def test_unused_members_are_not_decoded() -> None:
 
 
 async def test_forbidden_channels_are_dialect_errors() -> None:
-    """Our choice: publishing to a forbidden channel."""
-
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
         return channel != f"no-{action}"
 
@@ -258,12 +244,12 @@ async def test_forbidden_channels_are_dialect_errors() -> None:
 
 
 async def test_oversized_events_are_refused_before_parsing() -> None:
-    """A defect: it was built whole, however long that took. A number that no float holds shows what is read."""
+    """Regression: it was decoded completely first. A number that doesn't fit a float shows what is decoded."""
     async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
         await hear(socket)
         data = f"[{'1,' * 2000}1e999]"
         answer = await ask(socket, f'{{"type":"publish","data":{data},"id":1}}')
-        assert answer["error"]["message"] == f"An event takes 1000 bytes, not {len(data)} bytes of JSON."
+        assert answer["error"]["message"] == f"An event must have at most 1000 bytes, not {len(data)} bytes of JSON."
         answer = await ask(socket, '{"type":"publish","data":[1e999],"id":1}')
         assert "out of range" in answer["error"]["message"]
 
@@ -278,7 +264,7 @@ async def test_oversized_events_are_refused_before_parsing() -> None:
     ],
 )
 async def test_errors_quote_only_the_beginning_of_the_input(message: dict[str, Any]) -> None:
-    """A defect: names of any length came back whole."""
+    """Regression: names of any length were returned in full."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, message)
@@ -287,7 +273,6 @@ async def test_errors_quote_only_the_beginning_of_the_input(message: dict[str, A
 
 
 async def test_missing_hub_is_explained_in_the_dialect() -> None:
-    """A server of tools alone has a WebSocket too."""
     async with world() as app:
         app.route._hub = None
         async with app.client() as socket:
@@ -299,7 +284,6 @@ async def test_missing_hub_is_explained_in_the_dialect() -> None:
 
 
 async def test_publishing_is_forbidden_when_it_is_off() -> None:
-    """Our choice: without authentication only a loopback bind takes it."""
     async with world() as app:
         app.route.may_publish = lambda principal, address, headers: False
         async with app.client() as socket:
@@ -309,7 +293,6 @@ async def test_publishing_is_forbidden_when_it_is_off() -> None:
 
 
 async def test_excess_calls_are_dialect_errors() -> None:
-    """`max_calls`, as on every transport."""
     async with world(max_calls=1) as app, app.client() as socket:
         await hear(socket)
         await tell(socket, {"type": "mcp_call", "tool": "forever"})
@@ -319,7 +302,6 @@ async def test_excess_calls_are_dialect_errors() -> None:
 
 
 async def test_calls_over_the_time_limit_are_ended() -> None:
-    """`call_cap`: the sweep expires it, and the caller hears so."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         await tell(socket, {"type": "mcp_call", "tool": "forever", "id": 5})
@@ -338,7 +320,6 @@ async def test_plain_get_explains_the_websocket_path() -> None:
 
 
 async def test_subscriptions_can_start_with_recent_events() -> None:
-    """Our dialect, as `?history=` of the event stream: without a last event id, which says more."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for number in range(3):

@@ -63,7 +63,7 @@ def test_frames_match_those_of_the_websockets_library(size: int) -> None:
 
 
 async def test_broadcast_events_are_framed_once() -> None:
-    """Our choice: encoded once, and the same bytes for all."""
+    """Encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
     outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
     for message in (b'{"a":1}', b'{"b":2}'):
@@ -74,7 +74,7 @@ async def test_broadcast_events_are_framed_once() -> None:
 
 
 async def test_broadcast_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed defect: each socket had a writer, a reader and a queue, and every event went through all of them."""
+    """Regression: each socket had a writer, a reader, and a queue that every event passed through."""
     sent: list[str] = []
     send = WebSocketProtocol.send
 
@@ -96,13 +96,13 @@ async def test_broadcast_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_compression_is_never_negotiated() -> None:
-    """RFC 7692 §5: a server may decline. Nothing that a client sends inflates."""
+    """RFC 7692 §5."""
     async with world() as app, app.client(compression="deflate") as socket:
         assert not socket.protocol.extensions
 
 
 async def test_nothing_is_written_after_a_close_frame() -> None:
-    """RFC 6455 §5.5.1: no data frame after it, whoever closes and however soon the next event is there."""
+    """RFC 6455 §5.5.1."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, SUBSCRIBE))
@@ -116,7 +116,6 @@ async def test_nothing_is_written_after_a_close_frame() -> None:
 
 @for_each("way", WAYS)
 async def test_pending_large_replies_do_not_mark_the_reader_slow(way: str) -> None:
-    """Who asks for much over a thin line is not slow, and still gets its events."""
     async with world(way, limits=HubLimits(max_buffered=100_000)) as app:
         socket = await app.raw(small_buffer=True)
         await socket.send(frame(TEXT, SUBSCRIBE))
@@ -134,7 +133,6 @@ async def test_pending_large_replies_do_not_mark_the_reader_slow(way: str) -> No
 
 
 async def test_excess_notifications_close_the_socket_with_a_reason() -> None:
-    """JSON-RPC has no hub behind it to look: the outbox does."""
     wire = Taken()
     outbox = DirectSocket(wire, unsent, limit=1000, grace=WAIT)
     change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
@@ -156,7 +154,6 @@ async def held(app: World) -> tuple[Any, WebSocketProtocol]:
 
 
 async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
-    """Our choice: the ping is behind the answer, and its deadline begins anew while the answer is being read."""
     async with world(table_options={"heartbeat": 1000.0}) as app:
         socket, protocol = await held(app)
         protocol._send_ping()
@@ -171,7 +168,7 @@ async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
 
 
 async def test_ping_after_a_large_reply_is_answered() -> None:
-    """Fixed defect: more than a MiB unread made any ping an attack; only pongs that pile up are one."""
+    """Regression: more than 1 MiB of unread output made any ping count as an attack."""
     async with world() as app:
         socket, _ = await held(app)
         await socket.send(frame(PING, b"p"))

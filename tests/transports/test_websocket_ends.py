@@ -84,7 +84,6 @@ async def publish_until_cut(app: World, listener: Any) -> None:
 
 @for_each("way", WAYS)
 async def test_slow_readers_are_closed_with_a_reason(way: str) -> None:
-    """Our choice: it hears 1013 ``slow`` once it reads again, and can resume."""
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
         await tell(listener, {"type": "subscribe"})
         slow = await slow_reader(app)
@@ -97,7 +96,6 @@ async def test_slow_readers_are_closed_with_a_reason(way: str) -> None:
 
 
 async def test_stalled_readers_are_dropped() -> None:
-    """Our protocol class: what was written does not wait for ever for a peer that takes nothing."""
     limits = HubLimits(max_buffered=400_000)
     async with world(limits=limits, write_timeout=0.05) as app, app.client(max_size=None) as listener:
         await tell(listener, {"type": "subscribe"})
@@ -109,7 +107,6 @@ async def test_stalled_readers_are_dropped() -> None:
 @pytest.mark.many
 @for_each("way", WAYS)
 async def test_pipelined_requests_are_all_answered(way: str) -> None:
-    """While the answers are not taken, no more is read: that bounds the memory, and cuts nobody who comes to read."""
     async with world(way) as app:
         socket = await app.raw(small_buffer=True)
         call = b'{"type":"mcp_call","tool":"text","arguments":{"size":300000},"id":%d}'
@@ -123,7 +120,6 @@ async def test_pipelined_requests_are_all_answered(way: str) -> None:
 
 
 async def test_bytes_waiting_for_the_loop_do_not_count_as_slow() -> None:
-    """Many large answers in one turn of the loop are no reason to cut a peer that reads."""
     send = HeldSend()
     send.reads.set()
     outbox = QueuedSocket(send, limit=10, grace=WAIT)
@@ -135,7 +131,6 @@ async def test_bytes_waiting_for_the_loop_do_not_count_as_slow() -> None:
 
 
 async def test_queue_behind_a_held_message_is_bounded() -> None:
-    """Over the limit the peer is cut: what waits is dropped, the held message goes first, then the reason."""
     async with held_outbox(limit=1000) as (outbox, send, writer):
         ended: list[str] = []
         outbox.on_close(lambda: ended.append("outbox"))
@@ -150,7 +145,6 @@ async def test_queue_behind_a_held_message_is_bounded() -> None:
 
 
 async def test_replies_and_questions_do_not_count_as_backlog() -> None:
-    """Who asks for much over a thin line is not slow; notifications, which nobody asked for, count."""
     async with held_outbox(limit=1000) as (outbox, _, _):
         for message in (b'{"jsonrpc":"2.0","id":1,"result":{}}', b'{"jsonrpc":"2.0","id":1,"method":"ping"}', b"[]"):
             assert all(carry(outbox, message + b" " * 400) for _ in range(10))
@@ -160,7 +154,6 @@ async def test_replies_and_questions_do_not_count_as_backlog() -> None:
 
 
 async def test_drain_waits_for_the_peer() -> None:
-    """Senders that can wait do."""
     async with held_outbox(limit=2**20) as (outbox, send, _):
         outbox.write(b"x" * 100_000)
         waiting = asyncio.create_task(outbox.drain())
@@ -173,7 +166,6 @@ async def test_drain_waits_for_the_peer() -> None:
 
 @for_each("fails", [True, False])
 async def test_disconnect_during_a_write_ends_the_outbox(fails: bool) -> None:
-    """ASGI 2.4: `send` raises OSError; a peer that takes nothing runs into the grace time."""
     async with held_outbox(grace=0.01) as (outbox, send, writer):
         if fails:
             send.gone = True
@@ -187,7 +179,6 @@ async def test_disconnect_during_a_write_ends_the_outbox(fails: bool) -> None:
 
 
 async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> None:
-    """`close` is the hub's."""
     async with held_outbox() as (outbox, send, writer):
         outbox.write(b'{"a":1}')
         assert outbox.buffered == 7
@@ -208,7 +199,6 @@ async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> No
 
 @for_each("way", WAYS)
 async def test_stopping_server_replies_before_closing(way: str) -> None:
-    """Our choice: what was asked is answered, then 1001."""
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
         await hear(busy)
         await tell(busy, {"type": "mcp_call", "tool": "waits", "id": 1})
@@ -219,8 +209,8 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
         await asyncio.wait_for(draining, WAIT)
         await asyncio.wait_for(app.route.close(WAIT), WAIT)
         assert (await hear(busy))["result"]["content"][0]["text"] == "through"
-        assert await end_of(busy) == (GOING_AWAY, "The server stops")
-        assert await end_of(idle) == (GOING_AWAY, "The server stops")
+        assert await end_of(busy) == (GOING_AWAY, "The server is stopping")
+        assert await end_of(idle) == (GOING_AWAY, "The server is stopping")
         with pytest.raises(InvalidStatus) as refused:
             async with app.client():
                 pass
@@ -229,8 +219,8 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
 
 @for_each("way", WAYS)
 async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
-    """Fixed: the socket was closed, and nothing said what became of the calls."""
-    stopped = "The server stopped before this call was done. Try again"
+    """Regression: the socket was closed without answering the calls."""
+    stopped = "The server stopped before the call was complete. Try again."
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
         await hear(plain)
         await tell(plain, {"type": "mcp_call", "tool": "forever", "id": 1})
@@ -249,7 +239,7 @@ async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str)
 
 @for_each("way", WAYS)
 async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> None:
-    """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the socket just closed."""
+    """MCP 2026-07-28, subscriptions."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
         for n in (7, 8):
             await tell(socket, enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n))
@@ -266,27 +256,27 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
 
 @for_each("way", WAYS)
 async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
-    """A fixed defect: it heard that the server stops, which went on."""
+    """Regression: the reason claimed that the server was stopping."""
     async with world(way, stream_age=1e-6) as app, app.client() as socket:
         await hear(socket)
         app.runtime.streams.beat()
         code, reason = await end_of(socket)
         assert code == GOING_AWAY
-        assert reason == "Open for as long as it may be (stream_age): connect again, and resume with the last id"
+        assert reason == "The connection reached its maximum age (stream_age). Reconnect, and resume with the last id."
 
 
 async def test_cancelled_socket_task_closes_as_going_away() -> None:
-    """A fixed defect: a server that didn't wait any longer told its peers of an internal error."""
+    """Regression: peers got an internal error instead."""
     async with world() as app:
         socket = await app.raw()
         (task,) = app.route._sockets.values()
         assert task is not None
         task.cancel()
-        assert await socket.closing() == (GOING_AWAY, "The server stops")
+        assert await socket.closing() == (GOING_AWAY, "The server is stopping")
 
 
 async def test_handshake_at_a_stopping_server_is_refused() -> None:
-    """A fixed defect: it heard that there were too many connections."""
+    """Regression: the reason claimed that there were too many connections."""
     async with world() as app:
         await app.route.close(WAIT)
         peer = await app.handshake()
@@ -295,7 +285,6 @@ async def test_handshake_at_a_stopping_server_is_refused() -> None:
 
 
 async def test_heartbeats_are_not_sent_as_messages() -> None:
-    """Pings of the protocol keep a socket alive; the comment of event streams has no form there."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         app.runtime.streams.beat()
@@ -345,7 +334,6 @@ async def test_refusal_without_the_response_extension_closes_the_socket() -> Non
 
 
 async def test_oversized_message_closes_with_1009_under_any_server() -> None:
-    """The server's own limit is a setting of the server, which may be higher."""
     async with world() as app:
         large = {"type": "websocket.receive", "text": " " * (2**20 + 1)}
         accepted, hello, close = await in_process(app, large)

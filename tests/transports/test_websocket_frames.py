@@ -57,7 +57,6 @@ async def test_valid_messages_are_answered(frames: list[bytes], way: str) -> Non
 
 @for_each("way", WAYS)
 async def test_messages_may_arrive_byte_by_byte(way: str) -> None:
-    """Autobahn 5 and 6: the cuts of the network mean nothing."""
     async with world(way) as app:
         socket = await app.raw()
         for byte in frame(TEXT, ASK[:9], fin=False) + frame(PING, b"p") + frame(CONT, ASK[9:]):
@@ -69,7 +68,7 @@ async def test_messages_may_arrive_byte_by_byte(way: str) -> None:
 
 @for_each("payload", [b"", b"p", b"\x00\xff", b"x" * 125], ids=len)
 async def test_pong_carries_the_payload_of_the_ping(payload: bytes) -> None:
-    """RFC 6455 §5.5.3; Autobahn 2."""
+    """RFC 6455 §5.5.3."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(PING, payload))
@@ -77,7 +76,7 @@ async def test_pong_carries_the_payload_of_the_ping(payload: bytes) -> None:
 
 
 async def test_largest_message_fits_in_4_kib_fragments() -> None:
-    """A fixed defect: with a larger `max_message`, clients that write 4 KiB at a time were refused from 1 MiB on."""
+    """Regression: with a larger `max_message`, clients that write 4 KiB at a time were refused after 1 MiB."""
     async with world(max_message=2**22) as app:
         socket = await app.raw()
         parts = [frame(CONT, b" " * 4096, fin=False)] * 1022
@@ -88,7 +87,7 @@ async def test_largest_message_fits_in_4_kib_fragments() -> None:
 
 
 async def test_ping_between_fragments_is_answered_first() -> None:
-    """RFC 6455 §5.4: control frames may stand between fragments; Autobahn 5.6."""
+    """RFC 6455 §5.4."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, ASK[:9], fin=False), frame(PING, b"p"), frame(CONT, ASK[9:]))
@@ -110,7 +109,6 @@ def upgrade(rest: bytes = b"") -> bytes:
 
 
 async def test_frames_in_the_packet_of_the_handshake_are_answered() -> None:
-    """RFC 6455 §4.1 lets a client send once it has read the answer; some don't wait. Theirs were lost."""
     async with world() as app:
         ask = frame(TEXT, ASK)
         for early, later in ((ask, b""), (frame(PING, b"p"), ask), (ask[:3], ask[3:])):
@@ -127,7 +125,7 @@ async def test_frames_in_the_packet_of_the_handshake_are_answered() -> None:
 
 @for_each("together", [True, False], ids=["in its packet", "behind it"])
 async def test_handshake_reply_comes_first(together: bool) -> None:
-    """RFC 6455 §4.2.2: a ping that comes while the server finds out who it is gets its pong behind the 101."""
+    """RFC 6455 §4.2.2."""
     asked, known = asyncio.Event(), asyncio.Event()
 
     async def guard(request: HttpRequest) -> None:
@@ -151,7 +149,7 @@ async def test_handshake_reply_comes_first(together: bool) -> None:
 
 
 async def test_invalid_frame_in_the_handshake_packet_closes_with_its_code() -> None:
-    """RFC 6455 §5.1; the answer to the handshake comes first."""
+    """RFC 6455 §5.1."""
     async with world() as app:
         socket = RawSocket(await app.running.connect())
         await socket.peer.send(upgrade(frame(TEXT, ASK, mask=False)))
@@ -194,7 +192,7 @@ WRONG = {
 @for_each("way", WAYS)
 @for_each(("frames", "expected"), WRONG.values(), ids=WRONG.keys())
 async def test_invalid_frame_closes_with_its_code(frames: bytes, expected: int, way: str) -> None:
-    """RFC 6455 §5, §7.4.1, §8.1; Autobahn 3, 4, 6, 7. Nobody else's connection feels it."""
+    """RFC 6455 §5, §7.4.1, §8.1; Autobahn 3, 4, 6, 7."""
     async with world(way) as app:
         other, socket = await app.raw(), await app.raw()
         await socket.send(frames)
@@ -206,7 +204,7 @@ async def test_invalid_frame_closes_with_its_code(frames: bytes, expected: int, 
 
 @for_each("number", [1000, 1001, 1003, 1007, 1011, 3000, 3999, 4000, 4999])
 async def test_close_frames_are_echoed(number: int) -> None:
-    """RFC 6455 §5.5.1; Autobahn 7.7: the peer's code comes back, and the socket is gone for the server."""
+    """RFC 6455 §5.5.1; Autobahn 7.7."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(CLOSE, code(number, b"bye")), frame(TEXT, ASK))
@@ -225,7 +223,6 @@ async def test_close_frames_without_a_code_are_echoed_without_one() -> None:
 
 @for_each("way", WAYS)
 async def test_broken_connection_leaves_nothing_behind(way: str) -> None:
-    """The peer need not say goodbye: its call stops and its subscription ends."""
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, b'{"type":"subscribe"}'), frame(TEXT, b'{"type":"mcp_call","tool":"forever"}'))
@@ -236,7 +233,6 @@ async def test_broken_connection_leaves_nothing_behind(way: str) -> None:
 
 
 async def test_deflate_is_not_negotiated() -> None:
-    """Our choice: no compression, so nothing to inflate; offering it is no error."""
     async with world() as app:
         peer = await app.handshake(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n")
         status, headers = await app.opened(peer)
@@ -255,7 +251,7 @@ VERSION_12 = UPGRADE.replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Versi
 
 @for_each("way", WAYS)
 async def test_unsupported_version_is_refused_with_the_supported_one(way: str) -> None:
-    """RFC 6455 §4.2.2: 426 and ``Sec-WebSocket-Version: 13``, or 400."""
+    """RFC 6455 §4.2.2."""
     async with world(way) as app:
         peer = await app.handshake(head=VERSION_12)
         status, headers = await app.opened(peer)
@@ -264,7 +260,7 @@ async def test_unsupported_version_is_refused_with_the_supported_one(way: str) -
 
 @for_each("key", [b"", b"short", b"!" * 24, b"AAAAAAAAAAAAAAAAAAAAAA=="[:-3]])
 async def test_invalid_websocket_key_gets_400(key: bytes) -> None:
-    """RFC 6455 §4.2.1: 16 bytes in base64."""
+    """RFC 6455 §4.2.1."""
     async with world() as app:
         peer = await app.running.connect()
         await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n\r\n" % (UPGRADE, key))
@@ -273,7 +269,7 @@ async def test_invalid_websocket_key_gets_400(key: bytes) -> None:
 
 
 async def test_unknown_subprotocols_are_not_selected() -> None:
-    """RFC 6455 §4.2.2: the server names one only if it speaks it; the dialect is then spoken."""
+    """RFC 6455 §4.2.2."""
     async with world() as app:
         for offered, chosen in ((b"chat", None), (b"chat, mcp", b"mcp"), (b"MCP", None)):
             peer = await app.handshake(b"Sec-WebSocket-Protocol: %b\r\n" % offered)
@@ -288,7 +284,7 @@ async def test_unknown_subprotocols_are_not_selected() -> None:
 
 
 async def test_the_upgrade_needs_its_headers() -> None:
-    """RFC 6455 §4.2.1: `UPGRADE` begins as `HEAD`, and both Connection and Upgrade count."""
+    """RFC 6455 §4.2.1."""
     assert UPGRADE.startswith(HEAD)
     async with world() as app:
         peer = await app.handshake(head=UPGRADE.replace(b"Sec-WebSocket-Version: 13\r\n", b""))

@@ -40,7 +40,7 @@ async def authenticate(request: HttpRequest) -> Response | None:
 async def test_invalid_frames_are_not_logged_as_errors(
     frames: bytes, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fixed defect: each frame that was no UTF-8 wrote an error with its traceback."""
+    """Regression: each frame that wasn't UTF-8 logged a traceback."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frames)
@@ -54,7 +54,7 @@ async def test_invalid_frames_are_not_logged_as_errors(
 async def test_refused_handshakes_are_not_logged_as_errors(
     extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fixed defect: each wrote "ASGI callable returned without completing handshake"."""
+    """Regression: each wrote "ASGI callable returned without completing handshake"."""
     async with world(guard=authenticate) as app:
         peer = await app.handshake(extra, head)
         assert (await app.opened(peer))[0] == status
@@ -66,7 +66,6 @@ async def test_refused_handshakes_are_not_logged_as_errors(
 async def test_disconnect_during_the_handshake_is_not_logged_as_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Anybody can connect and leave."""
     entered = asyncio.Event()
 
     async def slowly(request: HttpRequest) -> Principal | None:

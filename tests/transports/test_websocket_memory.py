@@ -63,7 +63,7 @@ def traced() -> Iterator[None]:
     ids=["ping", "subscribe", "a call that runs", "refused", "json-rpc"],
 )
 async def test_handled_messages_are_not_kept_until_the_next(message: str) -> None:
-    """Fixed defect: each open socket held its last message, in characters and in bytes."""
+    """Regression: each open socket kept its last message in memory."""
     async with world() as app:
         scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "subprotocols": []}
         before = tracemalloc.get_traced_memory()[0]
@@ -77,7 +77,7 @@ async def test_handled_messages_are_not_kept_until_the_next(message: str) -> Non
 
 
 async def test_subscribed_resources_are_bounded_in_bytes() -> None:
-    """Fixed defect: a socket could hold a thousand URIs of any length, where a session over HTTP holds 128 KiB."""
+    """Regression: a socket could subscribe to a thousand URIs of any length. Sessions are limited to 128 KiB."""
     server = Server("notes", version="1", settings=Settings(key="the one key of the tests of sockets' memory"))
 
     @server.resource("note://{text}")
@@ -96,7 +96,7 @@ async def test_subscribed_resources_are_bounded_in_bytes() -> None:
 
 
 async def test_open_subscriptions_do_not_count_as_dialect_calls() -> None:
-    """Fixed defect: the dialect counted what listens, the other transports what works."""
+    """Regression: the dialect counted subscriptions as calls, unlike the other transports."""
     async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
         params = {"notifications": {"toolsListChanged": True}}
         await ask(listener, enveloped("subscriptions/listen", params, 1))

@@ -85,8 +85,8 @@ ENDS: list[End] = [
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
 async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
-    """A fixed defect: its close frame found the connection closing, and the traceback kept the lifespan from its end;
-    or the server waited for a peer that takes nothing.
+    """Regression: the close frame failed, and its traceback blocked the lifespan's shutdown, or the server waited for
+    the peer.
     """
     async with fed() as one:
         transport = unread(one)
@@ -97,7 +97,7 @@ async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
 
 @for_each("end", ENDS)
 async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: End) -> None:
-    """A fixed defect: a few bytes that nobody read kept it for ever."""
+    """Regression: a few unread bytes kept the connection open forever."""
     async with fed(write_timeout=5) as one:
         transport, protocol = unread(one), one.protocol
         begun = protocol._loop.time()
@@ -115,7 +115,6 @@ async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: E
 
 @for_each("end", ENDS)
 async def test_lost_connections_wait_for_no_peer(end: End) -> None:
-    """The timer would keep the connection in memory."""
     async with fed() as one:
         unread(one)
         await end(one)
@@ -127,7 +126,6 @@ async def test_lost_connections_wait_for_no_peer(end: End) -> None:
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
 async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
-    """Most do, and pay nothing."""
     async with fed() as one:
         await end(one)
         assert one.transport.closed
@@ -136,7 +134,7 @@ async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
 
 @for_each("kind", [TEXT, BINARY])
 async def test_fragments_after_our_close_frame_are_dropped(kind: int) -> None:
-    """A fixed defect: nobody would ever take it, and the first one stayed as long as the connection."""
+    """Regression: they were never read, and the first one was kept for the life of the connection."""
     async with fed() as one:
         await is_closed_by_us(one)
         one.protocol.data_received(frame(kind, HALF, fin=False))

@@ -121,7 +121,6 @@ async def test_programs_can_have_pages_and_webhooks(lane: bool) -> None:
 
 @LANES
 async def test_streams_end_when_their_reader_leaves(lane: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Our choice: nothing is produced for nobody, and that is no error."""
     mcp, events = shop()
     async with asked(mcp, lane=lane) as client:
         async with client.stream("GET", "/stream") as reply:
@@ -133,7 +132,6 @@ async def test_streams_end_when_their_reader_leaves(lane: bool, caplog: pytest.L
 
 @LANES
 async def test_pages_require_login_unless_public(lane: bool, tmp_path: Path) -> None:
-    """Our choice: a page is as protected as the tools beside it."""
     (tmp_path / "index.html").write_text("app", "utf-8")
     mcp, _ = shop(auth=auth.keys(named={"alice": KEY}))
     mcp.static("/app", tmp_path)
@@ -155,7 +153,6 @@ async def test_pages_require_login_unless_public(lane: bool, tmp_path: Path) -> 
 async def test_failing_pages_are_reported_like_tools(
     lane: bool, show_errors: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Our choice: an incident for the caller, the lines of the program for the log, and both while developing."""
     mcp = Server("shop", settings=Settings(show_errors=show_errors))
 
     @mcp.route("/fails")
@@ -265,7 +262,6 @@ async def test_mounted_servers_bring_their_pages(lane: bool, tmp_path: Path) -> 
 
 
 async def test_reserved_and_invalid_paths_are_refused() -> None:
-    """Our choice: whether a page answers doesn't hang on which parts are served."""
     mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
     async with mcp.running() as runtime:
         routes = runtime.serve_http()
@@ -287,7 +283,6 @@ async def home_page(request: Request) -> Response:
 
 
 def test_pages_cannot_use_reserved_paths() -> None:
-    """Parts add what the settings want when the server starts, such as the paths of an authorization server."""
     user = UserRoutes(
         [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
     )
@@ -296,7 +291,6 @@ def test_pages_cannot_use_reserved_paths() -> None:
 
 
 def test_replaced_pages_keep_mcp_and_login() -> None:
-    """Our choice, for programs of other libraries: a public page in their way would open them to everybody."""
     paths = ["/mcp", "/talk/", "/token", "/health", "/health"]
     pages = [route_of(each, home_page, methods=["GET"], public=True, fixed=True) for each in paths]
     user = UserRoutes([("/in", each) for each in pages], served=["/mcp", "/talk"], show_errors=bool)
@@ -321,7 +315,6 @@ def routes_of(user: UserRoutes) -> Routes:
 
 
 async def test_duplicate_and_late_paths_are_refused() -> None:
-    """Our choice: a conflict is told when it is made."""
     mcp, other = Server("one"), Server("other")
     mcp.route("/page")(home_page)
     mcp.route("/page", methods=["POST"])(home_page)
@@ -346,7 +339,6 @@ async def test_duplicate_and_late_paths_are_refused() -> None:
 
 @for_each(("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")])
 async def test_public_routes_do_not_open_moved_paths(settings: dict[str, Any], path: str) -> None:
-    """Our choice: whoever has both a path of MCP and a public route there hears of it, at the start at the latest."""
     with pytest.raises(ValueError, match=path):
         Server("shop", settings=Settings(**settings)).route(path, public=True)(home_page)
     late = Server("shop", auth=auth.keys(KEY), settings=Settings())
@@ -359,7 +351,6 @@ async def test_public_routes_do_not_open_moved_paths(settings: dict[str, Any], p
 
 @LANES
 async def test_private_folders_inside_public_ones_stay_private(lane: bool, tmp_path: Path) -> None:
-    """``/site//staff/plan`` begins as what is public, and names the file of ``/site/staff/plan``."""
     (tmp_path / "staff").mkdir()
     (tmp_path / "staff" / "plan").write_text("secret", "utf-8")
     (tmp_path / "page").write_text("open", "utf-8")
@@ -400,7 +391,7 @@ async def leaves_work(request):
 @pytest.mark.server
 @pytest.mark.parametrize("path", ["/blocks", "/leaves-work"])
 async def test_shutdown_does_not_wait_for_blocked_routes(path: str, tmp_path: Path) -> None:
-    """Fixed: it waited for Starlette's thread until somebody killed it."""
+    """Regression: the server waited for Starlette's thread until it was killed."""
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()
     command, hurry = millstream(str(tmp_path / "shop.py"), port), {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}

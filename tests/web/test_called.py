@@ -57,12 +57,11 @@ def accepted(path: str) -> bool:
 
 @for_each("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
 def test_pages_call_only_what_their_cookie_allows(script: str) -> None:
-    """A fixed defect: somebody who signed in to the dashboard saw no history, no recent calls and no readers."""
+    """Regression: users with access to the dashboard saw no history, no recent calls, and no readers."""
     assert [path for path in called(script) if not accepted(path) and path not in DEVELOPING] == []
 
 
 def test_cookie_allows_only_what_pages_call() -> None:
-    """Our choice: what isn't needed isn't open."""
     paths = {path for script in SCRIPTS if script.removeprefix("/assets/") not in ELSEWHERE for path in called(script)}
     needless = [
         each
@@ -73,7 +72,6 @@ def test_cookie_allows_only_what_pages_call() -> None:
 
 
 def test_named_page_calls_exist() -> None:
-    """A name that is gone would hide another one later."""
     told = {
         (script.removeprefix("/assets/"), target)
         for script in SCRIPTS

@@ -29,19 +29,16 @@ SOURCES = sorted(
 
 
 def test_document_lists_every_design_token() -> None:
-    """Our choice: whoever builds a page finds in one table what there is."""
     assert sorted(re.findall(r"^\| `(--[\w-]+)` \|", DOCUMENT, re.MULTILINE)) == sorted(DEFINED)
 
 
 def test_document_sizes_match_the_tokens() -> None:
-    """Our choice: 16 px to the rem, as browsers have it by default."""
     told = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) px", DOCUMENT, re.MULTILINE))
     assert len(told) > 15
     assert told == {name: f"{float(DEFINED[name].removesuffix('rem')) * 16:g}" for name in told}
 
 
 def test_colors_have_light_and_dark_values() -> None:
-    """Our choice: a color that is missing in one scheme cannot be written."""
     colors = {name: value for name, value in DEFINED.items() if "#" in value and not name.startswith("--shadow")}
     assert colors
     assert [name for name, value in colors.items() if not re.fullmatch(r"light-dark\(#\w+, #\w+\)", value)] == []
@@ -49,14 +46,12 @@ def test_colors_have_light_and_dark_values() -> None:
 
 @for_each("path", SOURCES)
 def test_colors_are_defined_only_in_tokens(path: str) -> None:
-    """Our choice: a page that names a color of its own is wrong in the other scheme."""
     text = re.sub(r"/\*.*?\*/", "", asset(path).body.decode(), flags=re.DOTALL)
     lines = [line for line in text.splitlines() if path.endswith(".css") or not line.lstrip().startswith("//")]
     assert [line for line in lines if COLOR.search(line) and "querySelector" not in line] == []
 
 
 def test_schemes_change_only_colors() -> None:
-    """Our choice: where something lies, and what it's called, is the same in both. Tests of the pages build on that."""
     rules = [rule for path in STYLES for rule in re.findall(r"[^{}]*\{[^{}]*\}", asset(path).body.decode())]
     assert len(rules) > 300
     told = [rule for rule in rules if "prefers-color-scheme" in rule or "data-theme" in rule]
@@ -66,7 +61,6 @@ def test_schemes_change_only_colors() -> None:
 
 
 def test_desktop_and_laptop_layouts_differ_only_in_height() -> None:
-    """Our choice: from 1,280 pixels on, a wider window shows the same. Tests of the pages build on that."""
     queries = [each for path in STYLES for each in QUERY.findall(asset(path).body.decode())]
     widths = [float(rem) for conditions, _ in queries for rem in re.findall(r"width: ([\d.]+)rem", conditions)]
     assert len(widths) > 8
@@ -80,14 +74,12 @@ def test_desktop_and_laptop_layouts_differ_only_in_height() -> None:
 
 
 def test_used_tokens_are_defined() -> None:
-    """Our choice: a misspelled token is an empty value, and nobody is told."""
     used = {token for path in SOURCES for token in re.findall(r"var\((--[\w-]+)", asset(path).body.decode())}
     own = {name for path in STYLES for name in re.findall(r"(--[\w-]+):", asset(path).body.decode())}
     assert used - own - set(DEFINED) == set()
 
 
 def test_pages_link_only_to_served_pages() -> None:
-    """Our choice: with `serve="rest"` there is one page, and no link that ends in 404."""
     links = re.compile(r'<a href="(\w+)"')
     everything = asset("/docs").body.decode()
     assert links.findall(everything) == ["connect", "inspect", "dashboard", "gateway", "docs", "chat"]

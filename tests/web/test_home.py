@@ -44,7 +44,6 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 @LANES
 async def test_the_address_alone_is_a_page_or_leads_to_one(*, lane: bool) -> None:
-    """Our choice; RFC 9110 §15.4.4."""
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", "/docs")]
     given = await replies(Server("shop", serve="rest"), *asked, lane=lane)
     assert given == [(303, "docs"), (303, "docs"), (404, None), (200, None)]
@@ -56,7 +55,6 @@ async def test_the_address_alone_is_a_page_or_leads_to_one(*, lane: bool) -> Non
 
 
 async def test_the_connect_page_says_how_callers_sign_in_and_which_pages_they_reach() -> None:
-    """Where no caller signs in, other machines reach the documentation alone."""
     locked = Server("shop", serve="web", settings=Settings(auth_key=KEY, path="/shop/mcp"))
     [found] = await ask(locked, ("GET", "/connect/server"), authorization=f"Bearer {KEY}")
     assert (found.json()["path"], found.json()["keys"], found.json()["oauth"]) == ("/shop/mcp", True, False)
@@ -68,7 +66,6 @@ async def test_the_connect_page_says_how_callers_sign_in_and_which_pages_they_re
 
 @LANES
 async def test_the_address_alone_leads_nowhere_for_those_who_may_not_have_the_page(*, lane: bool) -> None:
-    """A credential where callers sign in. The page says no more than MCP does; others are for this machine."""
     paths = [("GET", "/"), ("GET", "/inspect")]
     forwarded = {"x-forwarded-for": "192.0.2.1"}
     open_to_all = Server("shop", serve="web")
@@ -79,7 +76,6 @@ async def test_the_address_alone_leads_nowhere_for_those_who_may_not_have_the_pa
 
 
 async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> None:
-    """The form, and then the page that it leads to."""
     mcp = Server("shop", serve="web", settings=Settings(auth_key=KEY))
     async with mcp.running() as runtime:
         prepare(mcp, runtime)
@@ -115,7 +111,6 @@ async def test_a_folder_of_the_programs_own_stays_at_the_address(tmp_path: Path)
 
 @LANES
 async def test_without_pages_the_address_says_where_mcp_is(*, lane: bool) -> None:
-    """Somebody gave a browser the address of the server. It's a 404 still, also with a way to sign in."""
     for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
         found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
         told = f"MCP is served at {where}. Give that address to an MCP client.\n"
@@ -128,7 +123,6 @@ async def outer(request: Request) -> Response:
 
 
 async def test_below_a_mount_point_the_address_says_where_mcp_is_and_takes_nothing_from_others(tmp_path: Path) -> None:
-    """The whole path. What the program has at its address stays, in the application around it and in its own routes."""
     told = "MCP is served at /in/mcp. Give that address to an MCP client.\n"
     mcp = Server("shop")
     app = Starlette(routes=[Route("/", outer), Mount("/in", mcp)])
@@ -142,8 +136,7 @@ async def test_below_a_mount_point_the_address_says_where_mcp_is_and_takes_nothi
     assert await replies(Server("shop"), ("HEAD", "/"), ("POST", "/"), ("OPTIONS", "/")) == [(404, None)] * 3
 
 
-async def test_without_pages_nothing_is_at_the_address_and_below_a_mount_point_it_leads_to_its_page() -> None:
-    """The target is relative, so that it's right below any mount point."""
+async def test_address_without_pages_is_empty_and_mount_points_link_to_their_page() -> None:
     assert await replies(Server("shop"), ("GET", "/")) == [(404, None)]
     mcp = Server("shop", serve="rest")
     assert await replies(mcp, ("GET", "/in/"), app=Starlette(routes=[Mount("/in", mcp)])) == [(303, "docs")]

@@ -76,7 +76,6 @@ async def inspecting(other: Guarded, **options: Any) -> AsyncIterator[Browser]:
 
 
 async def test_tokens_stay_on_the_server() -> None:
-    """Nothing that the page gets has one; the cookie is for this path, and no script reads it."""
     async with guarded() as other, inspecting(other) as browser:
         assert (await browser.call()).status_code == 401
         reply = await browser.begin()
@@ -101,7 +100,6 @@ async def test_tokens_stay_on_the_server() -> None:
 
 
 async def test_stored_tokens_are_sealed() -> None:
-    """Whoever reads the store reads no token."""
     async with guarded() as other, inspecting(other) as browser, browser.mcp.running() as runtime:
         await browser.sign_in(other, client_id="me", client_secret="my-secret")
         kv = runtime.store.kv
@@ -121,7 +119,6 @@ async def test_unknown_states_are_refused() -> None:
 
 
 async def test_callbacks_are_single_use() -> None:
-    """Our choice: whoever finds the address in a history gets nothing by it."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
         first, second = [await browser.come_back(code="c", state=state, iss=other.origin) for _ in range(2)]
@@ -129,7 +126,6 @@ async def test_callbacks_are_single_use() -> None:
 
 
 async def test_callbacks_are_bound_to_their_browser() -> None:
-    """Otherwise somebody could be talked into being signed in as somebody else."""
     async with guarded() as other, inspecting(other) as browser:
         stranger = Browser(browser.base, browser.mcp)
         await stranger.leave()
@@ -159,7 +155,6 @@ async def test_duplicate_parameters_are_refused() -> None:
 
 
 async def test_errors_are_shown_as_text() -> None:
-    """`error_description` is whatever somebody put into the address, and so is `next`."""
     script = "<script>alert(1)</script>\n" + "x" * 5000
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -176,7 +171,6 @@ async def test_errors_are_shown_as_text() -> None:
 
 
 async def test_token_endpoint_redirects_are_not_followed() -> None:
-    """The code and the verifier are for one issuer."""
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         other.redirect = f"{evil.origin}/token"
         reply = await browser.sign_in(other)
@@ -186,7 +180,6 @@ async def test_token_endpoint_redirects_are_not_followed() -> None:
 
 @for_each("place", ["javascript:alert(1)", "http://evil.example/authorize", "data:text/html,x", ""])
 async def test_unprotected_servers_start_no_login(place: str) -> None:
-    """The server that is inspected chooses that address."""
     async with guarded() as other, inspecting(other) as browser:
         other.about = {"authorization_endpoint": place}
         reply = await browser.begin()
@@ -212,7 +205,6 @@ async def test_only_same_origin_pages_use_tokens() -> None:
 
 
 async def test_tokens_are_bound_to_the_operator() -> None:
-    """Where people sign in to our own pages, the cookie alone isn't enough; coming back takes no credential."""
     keys = auth.keys(named={"ada": "a" * 20, "bob": "b" * 20})
     async with guarded() as other, inspecting(other, auth=keys) as browser:
         browser.http.headers["authorization"] = "Bearer " + "a" * 20
@@ -227,7 +219,6 @@ async def test_tokens_are_bound_to_the_operator() -> None:
 
 
 async def test_sign_in_routes_are_loopback_only() -> None:
-    """It reaches what this machine reaches, so it's for this machine only."""
     mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
     try:
@@ -242,7 +233,6 @@ async def test_sign_in_routes_are_loopback_only() -> None:
 
 
 async def test_tokens_are_refreshed_once_for_concurrent_calls() -> None:
-    """A refresh token often counts once: two calls that use it would end the sign-in."""
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
         await browser.sign_in(other)
@@ -254,7 +244,7 @@ async def test_tokens_are_refreshed_once_for_concurrent_calls() -> None:
 
 
 async def test_sign_out_during_a_refresh_wins() -> None:
-    """A fixed defect: the renewed token was kept, and counted. It's revoked as well."""
+    """Regression: the renewed token was stored and stayed valid. It must be revoked."""
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
         await browser.sign_in(other)
@@ -278,7 +268,7 @@ async def test_sign_out_during_a_refresh_wins() -> None:
 
 
 async def test_expired_refresh_locks_do_not_release_others() -> None:
-    """A fixed defect: whoever came back late let a third in beside the second."""
+    """Regression: a late worker released the lock of another worker."""
     store = MemoryStore()
     await store.open()
     services = Services(Settings(), store, ChangeFeed())
@@ -294,7 +284,6 @@ async def test_expired_refresh_locks_do_not_release_others() -> None:
 
 
 async def test_refused_tokens_are_refreshed_and_the_call_repeated() -> None:
-    """It may have been revoked before its time. Without a way to renew it, the page is asked."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
         other.valid.clear()
@@ -306,7 +295,6 @@ async def test_refused_tokens_are_refreshed_and_the_call_repeated() -> None:
 
 
 async def test_step_up_keeps_existing_scopes() -> None:
-    """MCP: step-up keeps what was granted."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
         challenge = 'Bearer error="insufficient_scope", scope="orders:write"'
@@ -331,7 +319,6 @@ async def test_sign_out_forgets_and_revokes_the_token(able: bool) -> None:
 
 
 async def test_entered_secrets_are_bound_to_one_issuer() -> None:
-    """A server that names another one later must not have it sent there."""
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         asked = await browser.leave(client_id="mine", client_secret="my-secret")
         await browser.come_back(code="c", state=asked["state"], iss=other.origin)
@@ -343,12 +330,11 @@ async def test_entered_secrets_are_bound_to_one_issuer() -> None:
 
 
 async def test_missing_registration_is_explained() -> None:
-    """An error says what happened, why, and what to do."""
     async with guarded() as other, inspecting(other) as browser:
         other.about = {"registration_endpoint": None}
         said = (await browser.begin()).json()["detail"]
         assert said == (
-            f"{other.origin} does not support client registration. Register a client there with the redirect URI "
+            f"{other.origin} doesn't support client registration. Register a client there with the redirect URI "
             f"{browser.base}/inspect/callback, and enter its id below."
         )
         assert (await browser.http.post("/inspect/sign-in/7", json={})).status_code == 404

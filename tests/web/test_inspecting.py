@@ -55,8 +55,6 @@ async def test_clients_work_through_the_inspector_proxy(revision: str) -> None:
 
 
 async def test_only_foreign_credentials_are_forwarded() -> None:
-    """A browser sends what belongs to us by itself."""
-
     async def behave(asked: Asked) -> None:
         body = json.dumps(asked.headers).encode()
         more = "Set-Cookie: a=b\r\nX-Secret: c\r\nMcp-Session-Id: s\r\nRetry-After: 3\r\n"
@@ -98,7 +96,7 @@ async def test_foreign_basic_auth_prompts_are_blocked() -> None:
 
 @for_each("method", ["GET", "POST"])
 async def test_foreign_replies_never_become_pages(method: str) -> None:
-    """A fixed defect: a browser that opened the address ran that server's scripts in our name."""
+    """Regression: a browser that opened the address ran the foreign server's scripts in this origin."""
 
     async def behave(asked: Asked) -> None:
         await asked.reply(
@@ -112,7 +110,7 @@ async def test_foreign_replies_never_become_pages(method: str) -> None:
 
 
 async def test_proxied_streams_count_toward_the_cap() -> None:
-    """A fixed defect: all that waited were let in, once that server answered."""
+    """Regression: all waiting streams were admitted when the server answered."""
     go, leave = asyncio.Event(), asyncio.Event()
 
     async def behave(asked: Asked) -> None:
@@ -138,8 +136,6 @@ async def test_proxied_streams_count_toward_the_cap() -> None:
 
 
 async def test_only_named_servers_are_reachable() -> None:
-    """No URL of a page's own, and no redirect."""
-
     async def behave(asked: Asked) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://169.254.169.254/\r\n")
 
@@ -156,7 +152,7 @@ async def test_only_named_servers_are_reachable() -> None:
 
 @for_each("method", ["GET", "DELETE"])
 async def test_bodies_cannot_smuggle_requests(method: str) -> None:
-    """A fixed defect: a GET with a body reached any path of that server, by any headers."""
+    """Regression: a GET with a body reached any path of the foreign server, with any headers."""
     heard = bytearray()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,7 +173,6 @@ async def test_bodies_cannot_smuggle_requests(method: str) -> None:
 
 @for_each("method", ["GET", "POST", "DELETE"])
 async def test_cross_site_pages_are_refused(method: str) -> None:
-    """As with every path."""
     async with rude(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
         evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
         assert (await http.request(method, "/inspect/via/1", headers=evil)).status_code == 403
@@ -185,7 +180,6 @@ async def test_cross_site_pages_are_refused(method: str) -> None:
 
 
 async def test_remote_access_is_refused_despite_credentials() -> None:
-    """It reaches what this machine reaches, so it's for this machine only, also where callers sign in."""
     mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
     try:
@@ -200,7 +194,6 @@ async def test_remote_access_is_refused_despite_credentials() -> None:
 
 
 def test_inspect_option_enables_the_pages() -> None:
-    """Beside what the program serves already."""
     mcp = Server("ours", serve="hub")
     configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, more=frozenset({"web"}))
     assert mcp.settings.inspect == ("http://a.example/mcp",)
@@ -209,6 +202,5 @@ def test_inspect_option_enables_the_pages() -> None:
 
 @for_each("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
 def test_invalid_inspect_targets_stop_the_start(url: str) -> None:
-    """On the command line."""
     with pytest.raises(CommandError):
         check_inspected((url,))

@@ -111,7 +111,6 @@ class World:
 
 
 async def test_watchers_receive_server_log_and_snapshots() -> None:
-    """Our choice: everything updates by SSE."""
     world = World()
     world.logger.warning("Before.")
     async with world.watching() as screen:
@@ -127,7 +126,6 @@ async def test_watchers_receive_server_log_and_snapshots() -> None:
 
 
 async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
-    """Our choice: a snapshot each second only while somebody watches, encoded once."""
     world = World()
     runner = asyncio.ensure_future(world.feed.run())
     await asyncio.sleep(0)
@@ -145,7 +143,7 @@ async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
 async def test_figures_continue_after_a_failed_second(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fixed defect: one exception ended the task that tells them, and the dashboard stood still until a restart."""
+    """Regression: one exception ended the task, and the dashboard stopped until a restart."""
     monkeypatch.setattr(live, "INTERVAL", 0)
     world = World()
     trouble = iter([ValueError("no figures now")])
@@ -181,7 +179,6 @@ async def test_reconnecting_watchers_receive_no_line_twice(query: bool) -> None:
 
 
 async def test_watchers_receive_the_same_lines() -> None:
-    """A line that was logged between two snapshots comes once to who was there and once to who came since."""
     world = World()
     async with world.watching() as early:
         world.logger.warning("one")
@@ -192,7 +189,6 @@ async def test_watchers_receive_the_same_lines() -> None:
 
 
 async def test_unknown_event_ids_return_every_line() -> None:
-    """A restarted server counts its lines anew; hostile ids are ids of nobody."""
     world = World()
     world.logger.warning("one")
     async with world.watching() as screen:
@@ -203,7 +199,6 @@ async def test_unknown_event_ids_return_every_line() -> None:
 
 
 async def test_stalled_watchers_are_cut() -> None:
-    """Style §22: what happens when a buffer is full."""
     world = World()
     async with world.watching() as slow, world.watching() as quick:
         slow.buffered = MAX_BUFFERED + 1
@@ -214,7 +209,6 @@ async def test_stalled_watchers_are_cut() -> None:
 
 
 async def test_excess_streams_get_a_retry_time() -> None:
-    """Our choice: too many connections are 503 with `Retry-After`."""
     world = World(max_streams=1)
     async with world.watching():
         request = Asked("GET", "/dashboard/events", [], {}, screen=Screen())
@@ -225,7 +219,6 @@ async def test_excess_streams_get_a_retry_time() -> None:
 
 
 async def test_log_tail_keeps_the_newest_lines() -> None:
-    """Our choice: a bounded ring. Old lines go; their numbers are not given again."""
     world = World(size=3)
     threads = [threading.Thread(target=world.logger.warning, args=(f"line {number}",)) for number in range(8)]
     for thread in threads:
@@ -240,7 +233,7 @@ async def test_log_tail_keeps_the_newest_lines() -> None:
 
 
 async def test_secrets_do_not_reach_the_dashboard() -> None:
-    """Our choice: logs with secrets redacted and control characters escaped."""
+    """Logs with secrets redacted and control characters escaped."""
     world = World()
     world.logger.warning("token=abcdef\nforged", extra={"password": "hunter2"})
     async with world.watching() as screen:
@@ -251,7 +244,6 @@ async def test_secrets_do_not_reach_the_dashboard() -> None:
 
 
 async def test_unformattable_log_records_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As every handler of the logging module."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
     world = World()
     world.logger.warning("%d", "no number")
@@ -259,7 +251,6 @@ async def test_unformattable_log_records_are_harmless(monkeypatch: pytest.Monkey
 
 
 async def test_chat_members_are_listed() -> None:
-    """Our choice: presence, in the order of arrival."""
     asked: list[str] = []
 
     class Room:
@@ -293,7 +284,7 @@ class Refusing:
 
 
 async def test_dashboard_reports_a_store_outage() -> None:
-    """A fixed defect: it could only say that it does."""
+    """Regression: it always reported a working store."""
     server, screen = Server("shop", serve="web"), Screen()
     async with server.running() as runtime:
         store: Any = SimpleNamespace(kv=Refusing())

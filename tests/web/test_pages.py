@@ -27,7 +27,6 @@ def own_files() -> list[str]:
 
 
 def test_pages_and_assets_are_served() -> None:
-    """Our choice: `/docs`, without anything from another host."""
     assert "docs" in page_names()
     assert {"/docs", "/assets/base.css", "/assets/docs/page.js", "/assets/docs/docs.css", "/assets/mark.svg"} <= set(
         pages()
@@ -39,7 +38,6 @@ def test_pages_and_assets_are_served() -> None:
 
 
 def test_replies_have_content_type_and_policy() -> None:
-    """Our choice: strict Content-Security-Policy, nosniff."""
     kinds = {"/docs": "text/html; charset=utf-8", "/assets/docs/page.js": "text/javascript; charset=utf-8"}
     for path, kind in kinds.items():
         found = headers(asset(path).head)
@@ -54,7 +52,6 @@ def test_replies_have_content_type_and_policy() -> None:
 
 @for_each("name", ["docs"])
 def test_pages_comply_with_their_policy(name: str) -> None:
-    """A page that breaks its own policy is broken in every browser."""
     page = asset(f"/{name}").body.decode()
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
     assert re.findall(r"<script(?![^>]*\ssrc=)", page) == []
@@ -64,7 +61,6 @@ def test_pages_comply_with_their_policy(name: str) -> None:
 
 
 def test_assets_load_nothing_from_other_hosts() -> None:
-    """Our choice: no foreign host."""
     for path in own_files():
         text = asset(path).body.decode().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"(?:https?|wss?):?//(?!127\.0\.0\.1|localhost)\w", text), path
@@ -73,7 +69,6 @@ def test_assets_load_nothing_from_other_hosts() -> None:
 
 
 def test_page_assets_are_small() -> None:
-    """Our choice: all that any page loads takes 256 kB on the wire, fonts aside."""
     bodies = {path: asset(path).body for path in pages()}
     fonts = [bodies.pop(path) for path in list(bodies) if path.endswith(".woff2")]
     assert len(fonts) == 2
@@ -94,7 +89,6 @@ FONTS = {
 
 
 def test_fonts_match_their_digests_and_are_served_for_good() -> None:
-    """Each has its license beside it, and style sheets name it with the digest."""
     folder = resources.files("millstream._web") / "assets" / "vendor"
     assert {each.name for each in folder.iterdir() if each.name.endswith(".woff2")} == set(FONTS)
     styles = asset("/assets/fonts.css").body.decode()
@@ -110,7 +104,6 @@ def test_fonts_match_their_digests_and_are_served_for_good() -> None:
 
 
 def test_vendored_libraries_match_their_digests() -> None:
-    """Each file has its digest and its license, and none turns text into code, which the policy forbids."""
     folder = resources.files("millstream._web") / "assets" / "vendor"
     assert {each.name for each in folder.iterdir() if each.name.endswith(".js")} == set(VENDORED)
     for name, digest in VENDORED.items():
@@ -121,7 +114,7 @@ def test_vendored_libraries_match_their_digests() -> None:
 
 
 def test_digest_named_files_are_immutable() -> None:
-    """RFC 8246: the address changes with the content."""
+    """RFC 8246."""
     page = asset("/docs").body.decode()
     digest = re.search(r'"assets/base\.css\?([0-9a-f]{16})"', page)
     assert digest
@@ -134,9 +127,7 @@ def test_digest_named_files_are_immutable() -> None:
 
 @for_each("name", page_names())
 def test_pages_preload_their_modules(name: str) -> None:
-    """A fixed defect: modules named each other without a digest, so a browser asked for each of them at each visit, and
-    at the first one only after it had read whoever imports it, ten times in a row.
-    """
+    """Regression: modules were requested again at each visit, and one after the other at the first one."""
     page = asset(f"/{name}").body.decode()
     named = dict(re.findall(r'"assets/([\w./-]+\.js)\?([0-9a-f]{16})"', page))
     for module, digest in named.items():
@@ -151,8 +142,6 @@ def test_pages_preload_their_modules(name: str) -> None:
 
 
 def test_changed_modules_get_new_names() -> None:
-    """Also for who imports those."""
-
     def names(leaf: bytes) -> dict[str, bytes]:
         files = {
             "page.js": b'import "./a/one.js";\n',

@@ -102,7 +102,6 @@ def one(kind: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def test_a_model_uses_the_tools_and_each_call_says_how_long_it_took(api: Any) -> None:
-    """Text comes in pieces; a tool that only reads runs without a question."""
     api(calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="How much?")
@@ -115,7 +114,6 @@ async def test_a_model_uses_the_tools_and_each_call_says_how_long_it_took(api: A
 
 
 async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows_it(api: Any) -> None:
-    """Once, or always for the rest of the conversation."""
     burn = calls(("burn", '{"isbn": "1"}'))
     api(burn, repeats(""), burn, repeats(""), burn, repeats(""))
     async with running(shop()) as address, talking(address) as socket:
@@ -132,7 +130,6 @@ async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows
 
 
 async def test_a_form_of_the_server_is_filled_in_by_the_person(api: Any) -> None:
-    """As every client with elicitation does."""
     api(calls(("deliver", "{}")), repeats("To "))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="Deliver it")
@@ -143,7 +140,6 @@ async def test_a_form_of_the_server_is_filled_in_by_the_person(api: Any) -> None
 
 
 async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goes_on(api: Any) -> None:
-    """What the model said so far stays in the conversation."""
     model = api(hangs("Once upon"), says("Yes."))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="A story")
@@ -158,7 +154,6 @@ async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goe
 
 
 async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_server(api: Any) -> None:
-    """A scope that the caller lacks is lacking here, too. What an API says of a key isn't passed on."""
     keys = auth.keys(ALL, named={"grace": (READER, ["millstream:chat"]), "eve": (PLAIN, ["books:read"])})
     api(calls(("who", "{}"), ("order", "{}")), says("So."), refuses(401, f"Incorrect API key provided: {MODEL_KEY}"))
     async with running(shop(keys)) as address:
@@ -187,7 +182,6 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
 
 
 async def test_without_a_sign_in_only_this_machine_has_a_playground(api: Any) -> None:
-    """And without a model there's a reason, which says what to do."""
     mcp = shop()
     async with running(mcp) as address, httpx2.AsyncClient(base_url=f"http://{address}", verify=NOBODY) as client:
         state = (await client.get("/chat/playground")).json()
@@ -201,7 +195,6 @@ async def test_without_a_sign_in_only_this_machine_has_a_playground(api: Any) ->
 
 
 async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
-    """A caller has a few conversations at a time, and a message has an end."""
     api(says("Yes."))
     async with running(shop()) as address:
         sockets = [
@@ -224,7 +217,6 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
 
 
 async def test_upstream_tools_ask_though_they_say_that_they_only_read(api: Any) -> None:
-    """Hints of another server are its word; only the server's own tools run by them."""
     api(calls(("price", '{"isbn": "9780"}')), says("Well"), calls(("safe", "{}")), repeats("It said "))
     mcp = Server("office", serve="web")
     mcp.upstream("books", make_shop(), prefix="")

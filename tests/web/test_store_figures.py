@@ -6,7 +6,7 @@ from millstream._stores.memory.store import MemoryStore
 
 
 async def test_memory_store_reports_usage_and_limits() -> None:
-    """A fixed defect: its health was a constant."""
+    """Regression: its health was a constant."""
     store = MemoryStore(max_value_bytes=10_000, max_log_bytes=20_000)
     health = StoreHealth("memory", store)
     assert store_figures(health, store) == {

@@ -53,7 +53,6 @@ def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
     ids=["alone", "with workers", "alone by option", "with workers by option"],
 )
 async def test_passed_sockets_are_used(tmp_path: Path, how: str, options: list[str]) -> None:
-    """Its address is that of the socket, whatever --port says."""
     with activated(tmp_path, how, *options) as served:
         (told,) = [record for record in served.records if "url" in record]
         assert told["url"] == f"http://127.0.0.1:{served.port}/mcp"
@@ -63,7 +62,6 @@ async def test_passed_sockets_are_used(tmp_path: Path, how: str, options: list[s
 
 @pytest.mark.parametrize("what", ["nothing", "a file", "another kind of socket"])
 def test_invalid_descriptors_are_explained(tmp_path: Path, what: str) -> None:
-    """The message says what to give instead."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     with socket.socket(socket.AF_UNIX) as other, (tmp_path / "shop.py").open() as file:
         number = {"nothing": 250, "a file": file.fileno(), "another kind of socket": other.fileno()}[what]
@@ -78,7 +76,6 @@ def test_invalid_descriptors_are_explained(tmp_path: Path, what: str) -> None:
 
 
 def test_activation_variables_of_other_processes_are_ignored(tmp_path: Path) -> None:
-    """systemd writes whom they are for; a program that inherits them isn't meant."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(tmp_path / "shop.py")]

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.server
 
 @pytest.mark.parametrize("options", [["--workers", "2"], ["--reload"]], ids=["workers", "reload"])
 def test_commands_of_the_page_serve(tmp_path: Path, options: list[str]) -> None:
-    """Our choice: a command that nobody runs is wrong sooner or later."""
     port = free_port()
     with started(millstream("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
         assert answers(port)
@@ -22,7 +21,6 @@ def test_commands_of_the_page_serve(tmp_path: Path, options: list[str]) -> None:
 
 
 async def test_program_of_the_page_serves_with_two_workers(tmp_path: Path) -> None:
-    """`Server.run(workers=2)`."""
     port = free_port()
     program = tmp_path / "several_workers.py"
     program.write_text((ROOT / "examples" / "several_workers.py").read_text().replace("8000", str(port)))

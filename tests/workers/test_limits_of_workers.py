@@ -13,7 +13,7 @@ pytestmark = pytest.mark.server
 
 
 async def test_limits_are_shared_by_four_processes(tmp_path: Path) -> None:
-    """A fixed defect: each worker counted for itself. Every request comes on a connection of its own."""
+    """Regression: each worker counted separately. Every request uses its own connection."""
     with workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
 
         async def one() -> tuple[int, int | None]:

@@ -34,7 +34,6 @@ async def counted(port: int, name: str) -> Counter[float]:
 
 
 async def test_metrics_are_summed_across_workers(tmp_path: Path) -> None:
-    """A scraper is answered by some worker, another one each time: its counters would jump, and fall with a worker."""
     with workers(tmp_path, 3, "--serve", "metrics") as served:
         pids: Counter[int] = Counter()
         while len(pids) < 3:

@@ -45,7 +45,6 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_backoff_grows_in_crash_loops_and_resets() -> None:
-    """The first death costs nothing; the wait doubles up to half a minute. A long start is no life."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
     assert [waits.record_death() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
@@ -57,7 +56,7 @@ def test_backoff_grows_in_crash_loops_and_resets() -> None:
 
 
 def test_killed_workers_are_replaced_at_once() -> None:
-    """A fixed defect: who had served for less than 30 s counted as a crash loop, until nobody was left to serve."""
+    """Regression: workers killed within 30 s counted as a crash loop, until none were left."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
     for _ in range(10):
@@ -67,7 +66,6 @@ def test_killed_workers_are_replaced_at_once() -> None:
 
 
 def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.socket]) -> None:
-    """A stream of bytes has no borders."""
     ours, theirs = ends
     sent = [HELLO, Drain(replaced=True), Force(), WorkerStates([WorkerState(1, 10, "ready", 0)])]
     for message in sent:
@@ -81,7 +79,6 @@ def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.s
 
 
 def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, socket.socket]) -> None:
-    """What nobody could have said comes from a parent that is broken."""
     ours, theirs = ends
     line = MessageChannel(theirs, FOR_WORKER)
     theirs.setblocking(False)
@@ -95,14 +92,12 @@ def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, s
 
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])
 def test_processes_without_the_socket_are_not_workers(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    """The variable alone says nothing: it may come from a worker that started this process."""
     monkeypatch.setenv(slot.VARIABLE, given)
     assert slot.claim() is None
     assert slot.VARIABLE not in os.environ
 
 
 def test_restart_command_uses_the_original_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The program may have changed its folder."""
     main = ModuleType("__main__")
     main.__file__ = str(tmp_path / "shop.py")
     monkeypatch.setitem(sys.modules, "__main__", main)
@@ -114,7 +109,6 @@ def test_restart_command_uses_the_original_path(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_interactive_programs_cannot_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says what to do."""
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     monkeypatch.setattr(sys, "orig_argv", ["python"])
     with pytest.raises(CommandError, match="can be started again") as raised:
@@ -123,7 +117,6 @@ def test_interactive_programs_cannot_have_workers(monkeypatch: pytest.MonkeyPatc
 
 
 def test_workers_have_sockets_on_the_same_port() -> None:
-    """The kernel spreads over those that listen."""
     sockets = open_sockets("127.0.0.1", 0, 3)
     try:
         assert len({each.getsockname() for each in sockets}) == 1
@@ -139,13 +132,11 @@ def test_workers_have_sockets_on_the_same_port() -> None:
 
 
 def test_process_exits_are_described() -> None:
-    """Operators look for these words."""
     assert [how(3), how(-9), how(-64)] == ["ended with status 3", "was killed by SIGKILL", "was killed by SIGRTMAX"]
     assert how(-250) == "was killed by signal 250"
 
 
 def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
-    """An environment in the program's folder has thousands of files that nobody edits."""
     for name in ("shop.py", "prices/books.py", "notes.txt", ".venv/a.py", "env/lib/b.py", "node_modules/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -155,7 +146,7 @@ def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
 
 
 async def test_edits_before_the_first_scan_are_noticed(tmp_path: Path) -> None:
-    """A fixed defect: what was saved while the workers started was never served."""
+    """Regression: files saved while the workers started were ignored."""
     (tmp_path / "shop.py").write_text("1")
     changes = watching.changes(tmp_path)
     (tmp_path / "shop.py").write_text("12")
@@ -163,7 +154,6 @@ async def test_edits_before_the_first_scan_are_noticed(tmp_path: Path) -> None:
 
 
 async def test_several_edits_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An editor or a checkout writes one file after the other."""
     looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
     monkeypatch.setattr(watching, "PAUSE", 0)
 
@@ -181,7 +171,6 @@ async def test_several_edits_are_one_change(tmp_path: Path, monkeypatch: pytest.
 
 @for_each(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
 def test_invalid_worker_counts_are_refused(transport: str | None, workers: int) -> None:
-    """Stdio has one peer."""
     with pytest.raises(ValueError, match=f"workers={workers}"):
         Server("shop").run(transport, workers=workers)
 
@@ -189,7 +178,6 @@ def test_invalid_worker_counts_are_refused(transport: str | None, workers: int) 
 def test_one_process_serves_without_socket_passing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on Windows."""
     monkeypatch.setattr(over_http, "can_supervise", lambda: False)
     assert not over_http.is_supervisor(4)
     assert "one process serves" in caplog.text
@@ -197,8 +185,6 @@ def test_one_process_serves_without_socket_passing(
 
 
 def test_missing_store_location_is_explained() -> None:
-    """The workers would have nowhere to ask."""
-
     @asynccontextmanager
     async def store() -> AsyncGenerator[str, None]:
         raise OSError(28, "No space left on device")
@@ -213,7 +199,6 @@ def test_missing_store_location_is_explained() -> None:
 
 
 def test_workers_share_passed_sockets_and_own_opened_ones() -> None:
-    """Only a socket that nobody else accepts from may stop listening while its worker is away."""
     with socket.socket() as one, socket.socket() as two:
         assert [(slot.listeners, slot.own) for slot in slots_of([one, two], 2, passed=False)] == [
             ([one], True),

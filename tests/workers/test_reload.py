@@ -15,7 +15,6 @@ pytestmark = pytest.mark.server
 
 
 async def test_reload_serves_changed_files_without_failures(tmp_path: Path) -> None:
-    """An edit within the same second, of the same length: compiled code from before must not be taken for fresh."""
     with workers(tmp_path, 1, "--reload") as served:
         load = Load(served.port, 4, [call("version"), call("slow", seconds=0.05)])
         for number in (2, 3):
@@ -29,7 +28,6 @@ async def test_reload_serves_changed_files_without_failures(tmp_path: Path) -> N
 
 
 async def test_reload_notices_changed_modules(tmp_path: Path) -> None:
-    """Programs have more than one file."""
     (tmp_path / "prices.py").write_text("VERSION = 7\n")
     program = PROGRAM.replace("VERSION = 1", "from prices import VERSION")
     with workers(tmp_path, 1, "--reload", program=program) as served:
@@ -41,7 +39,7 @@ async def test_reload_notices_changed_modules(tmp_path: Path) -> None:
 
 
 async def test_stale_bytecode_is_not_used(tmp_path: Path) -> None:
-    """A fixed defect: the compiled code of a test run hid an edit of the same length, for ever."""
+    """Regression: compiled code of a test run hid an edit of the same length."""
     edit(tmp_path / "prices.py", "PRICE = 1\n")
     py_compile.compile(str(tmp_path / "prices.py"))
     edit(tmp_path / "prices.py", "PRICE = 2\n")
@@ -66,7 +64,6 @@ def edit(path: Path, text: str) -> None:
 
 
 async def test_broken_edits_keep_the_previous_version(tmp_path: Path) -> None:
-    """Until the next edit mends it."""
     with workers(tmp_path, 1, "--reload") as served:
         load = Load(served.port, 2, [call("version")])
         (tmp_path / "shop.py").write_text(PROGRAM + "\nthis is no Python\n")
@@ -84,7 +81,6 @@ async def test_broken_edits_keep_the_previous_version(tmp_path: Path) -> None:
 
 
 async def test_failed_restarts_keep_all_workers(tmp_path: Path) -> None:
-    """Never some of the old program and some of the new one."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
         served.process.send_signal(signal.SIGHUP)
@@ -98,7 +94,6 @@ async def test_failed_restarts_keep_all_workers(tmp_path: Path) -> None:
 
 
 async def test_restart_ends_a_crash_loop(tmp_path: Path) -> None:
-    """Whoever has installed a version that works need not wait for the back-off."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
         kill(served.pids[0])
@@ -112,7 +107,7 @@ async def test_restart_ends_a_crash_loop(tmp_path: Path) -> None:
 
 
 async def test_restart_replaces_a_worker_that_is_starting(tmp_path: Path) -> None:
-    """A fixed defect: the one that was given up stayed in the list of workers for ever."""
+    """Regression: the abandoned process stayed in the list of workers."""
     program = PROGRAM.replace(
         "    yield\n", "    while (HERE / 'waits').exists():\n        await asyncio.sleep(0.01)\n    yield\n"
     )

@@ -78,7 +78,7 @@ async def all_become_new(served: Served) -> None:
 async def test_worker_exit_during_replacement_starts_no_second_successor(
     restarting: Served, tmp_path: Path, number: int
 ) -> None:
-    """Fixed defect: another one followed, too, and from then on a place had two processes."""
+    """Regression: a second successor was started, so a slot had two processes."""
     await begun(tmp_path, 3)
     kill(restarting.pids[0], number)
     await until_async(lambda: restarting.pids[0] not in restarting.children())
@@ -87,13 +87,12 @@ async def test_worker_exit_during_replacement_starts_no_second_successor(
 
 
 async def test_failed_successors_are_replaced(restarting: Served, tmp_path: Path) -> None:
-    """Somebody has killed it, which says nothing of the program. Fixed defect: that ended the restart."""
     kill(await begun(tmp_path, 3))
     await all_become_new(restarting)
 
 
 async def test_successors_failing_before_all_are_ready_are_replaced(restarting: Served, tmp_path: Path) -> None:
-    """Fixed defect: the old ones went all the same, and its place was empty until the next one served."""
+    """Regression: the old workers stopped anyway, and the slot stayed empty."""
     hold(tmp_path, 4)
     successor = await begun(tmp_path, 3)
     (tmp_path / "hold 3").unlink()
@@ -109,7 +108,6 @@ async def test_successors_failing_before_all_are_ready_are_replaced(restarting: 
 
 
 async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Served, tmp_path: Path) -> None:
-    """The restart is given up after as many tries as a first start has."""
     for number in range(3, 3 + STARTS):
         hold(tmp_path, number + 1)
         kill(await begun(tmp_path, number))
@@ -118,7 +116,7 @@ async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Ser
 
 
 async def test_early_replacements_are_replaced_again(restarting: Served, tmp_path: Path) -> None:
-    """Fixed defect: the one that a death had brought meanwhile served on beside its successor."""
+    """Regression: a replacement from before the restart kept running beside its successor."""
     await begun(tmp_path, 3)
     kill(restarting.pids[1])
     restarting.wait_until_said("is ready")
@@ -127,7 +125,7 @@ async def test_early_replacements_are_replaced_again(restarting: Served, tmp_pat
 
 
 async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
-    """Fixed defect: where somebody was being looked for already, two came in the end."""
+    """Regression: a slot with a pending replacement got two processes."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
         kill(served.pids[1])
@@ -141,7 +139,7 @@ async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
 
 
 async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
-    """Fixed defect: the restart waited for it for ever, and whoever had mended the program saw no change."""
+    """Regression: the restart waited forever, so a fixed version was never loaded."""
     with workers(tmp_path, 1, "--reload") as served:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)

@@ -19,9 +19,6 @@ STREAMS = 2_000
 
 
 async def test_no_call_fails_and_no_event_is_lost_while_every_worker_is_replaced(tmp_path: Path) -> None:
-    """SIGHUP, again and again, under keep-alive calls as fast as they go, slow ones among them, and streams whose
-    subscribers come back with their last id, as `EventSource` does; `make chaos` has a million calls.
-    """
     raise_file_limit()
     report = Report()
     async with cluster(tmp_path / "log", workers=4) as running:
@@ -44,11 +41,6 @@ async def test_no_call_fails_and_no_event_is_lost_while_every_worker_is_replaced
 
 
 async def test_connections_are_spread_evenly_after_a_restart(tmp_path: Path) -> None:
-    """The old workers go together: clients of one that went alone would come back to those that are still to go.
-
-    Each of 90 connections falls to one of two: 20 or fewer on one side happen once in 20 million times. After restarts
-    one by one, two thirds would be on one side.
-    """
     with workers(tmp_path, 2) as served:
         clients = [Client(served.port) for _ in range(90)]
         old = {(await client.request(call("who"))).value for client in clients}

@@ -44,7 +44,6 @@ INITIALIZE = {
 
 
 async def test_connections_are_spread_over_all_workers(tmp_path: Path) -> None:
-    """Our choice: a socket for each, and the kernel chooses. 120 fair choices of 3 leave nobody with fewer than 15."""
     with workers(tmp_path, 3) as served:
         found = await pids_by_new_connections(served.port, 120)
         assert set(found) == set(served.pids)
@@ -52,7 +51,6 @@ async def test_connections_are_spread_over_all_workers(tmp_path: Path) -> None:
 
 
 async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Path) -> None:
-    """Our choice: one record, when all are ready."""
     program = PROGRAM + "\nimport sys\nprint('imported', os.getpid(), file=sys.stderr, flush=True)\n"
     with workers(tmp_path, 2, program=program) as served:
         assert served.said("is serving on") == 1
@@ -72,7 +70,6 @@ async def test_port_zero_is_shared_by_all_workers(tmp_path: Path) -> None:
 
 
 async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) -> None:
-    """The parent makes a key for all, and passes it where no other process can see it."""
     with workers(tmp_path, 2, env={**os.environ, "XDG_STATE_HOME": "/dev/null"}) as served:
         first = Client(served.port)
         session = (await first.request(json.dumps(INITIALIZE).encode())).headers["mcp-session-id"]
@@ -88,7 +85,6 @@ async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) 
 
 
 async def test_health_lists_every_worker(tmp_path: Path) -> None:
-    """Whoever asks one worker sees the whole."""
     with workers(tmp_path, 2) as served:
         client = Client(served.port)
         told = json.loads((await client.request(path="/health")).body)["workers"]
@@ -101,7 +97,6 @@ async def test_health_lists_every_worker(tmp_path: Path) -> None:
 
 
 async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
-    """All of them write to the same standard error."""
     program = PROGRAM + (
         "\nimport logging\n\n@mcp.tool\nasync def notes() -> int:\n"
         "    logging.getLogger('shop').warning('noted')\n    return os.getpid()\n"
@@ -122,7 +117,6 @@ async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [GUARDED, PLAIN], ids=["with a main guard", "without one"])
 async def test_scripts_can_serve_with_several_workers(tmp_path: Path, source: str) -> None:
-    """`Server.run(workers=2)`: each worker runs the script up to that call, and what follows is the parent's."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(source)
     with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path) as served:
@@ -135,7 +129,6 @@ async def test_scripts_can_serve_with_several_workers(tmp_path: Path, source: st
 
 
 async def test_scripts_that_change_directory_can_restart(tmp_path: Path) -> None:
-    """The command line named the file as it lay at the start."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text("import os\nos.chdir('/')\n" + GUARDED)
     with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path):
@@ -143,7 +136,6 @@ async def test_scripts_that_change_directory_can_restart(tmp_path: Path) -> None
 
 
 async def test_workers_serve_the_same_run_call_as_their_parent(tmp_path: Path) -> None:
-    """A program may serve one server after the other."""
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(
         GUARDED.replace("def main():\n", "def main():\n    first.run(port=int(sys.argv[2]))\n").replace(
@@ -159,7 +151,6 @@ async def test_workers_serve_the_same_run_call_as_their_parent(tmp_path: Path) -
 
 
 def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
-    """It inherits the variables of the worker, and neither its socket nor its place."""
     other = tmp_path / "other.py"
     other.write_text("from millstream import Server\nmcp = Server('other')\n")
     command = millstream(str(other), 0)
@@ -175,7 +166,6 @@ def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
 
 
 def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
-    """Sockets that share a port would let them, and each would get half of the calls."""
     with workers(tmp_path, 2) as served:
         command = millstream(str(tmp_path / "shop.py"), served.port, "--workers", "2")
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
@@ -194,7 +184,6 @@ def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
     ids=["raises", "needs a module", "serves itself", "exits"],
 )
 def test_broken_programs_are_reported_once(tmp_path: Path, program: str, said: str) -> None:
-    """Three workers would say it three times."""
     (tmp_path / "shop.py").write_text(program)
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
@@ -205,7 +194,6 @@ def test_broken_programs_are_reported_once(tmp_path: Path, program: str, said: s
 
 
 def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
-    """The parent reads the same variables, and leaves it to the worker to say so."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
     environment = {**os.environ, "MILLSTREAM_KEEP_ALIVE": "long"}
@@ -216,7 +204,6 @@ def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
 
 
 def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
-    """The first worker goes ahead; nobody follows one that cannot start."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     (tmp_path / "broken").touch()
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
@@ -227,7 +214,6 @@ def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
 
 
 def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
-    """As on macOS. It works, and says what it does."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     start = (
         "from millstream._app.server_process.workers import sockets; sockets.SPREADS = False; "
@@ -236,5 +222,5 @@ def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", start, "run", str(tmp_path / "shop.py"), "--port", str(port), "--workers", "2"]
     with started(command, port, tmp_path / "log") as served:
-        assert served.said("All workers accept from one socket here") == 1
+        assert served.said("All workers accept from one socket on this platform") == 1
         until(lambda: len(served.children()) == 2)

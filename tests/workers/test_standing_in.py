@@ -38,12 +38,10 @@ def seats(*states: str) -> list[WorkerState]:
     ],
 )
 def test_workers_agree_on_one_stand_in(states: tuple[str, ...], expected: list[int | None]) -> None:
-    """The next place that serves; nobody where nobody serves."""
     assert [stands_in(place, seats(*states)) for place in (1, 2, 3)] == expected
 
 
 async def test_socket_takeover_follows_messages() -> None:
-    """Also where it hears of the next state while it settles the last one."""
     log: list[str] = []
     sockets = {2: [socket.socket()], 3: [socket.socket()]}
 
@@ -77,7 +75,7 @@ async def test_socket_takeover_follows_messages() -> None:
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
 async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
-    """Fixed defect: a third of all clients waited for the start of a process, and longer where that was slow."""
+    """Regression: a third of all clients waited until the new process had started."""
     with workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()
         dead = served.pids[1]

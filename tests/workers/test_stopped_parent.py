@@ -33,11 +33,11 @@ async def counted(self, **options):
 Hub.refresh = counted
 mcp = Server("shop", lifespan=lifespan, serve="hub")
 """
-BEGINS, ENDS = "The hub can't refresh its records, which is tried again: ", "The hub refreshes its records again."
+BEGINS, ENDS = "The hub can't refresh its records; retrying: ", "The hub can refresh its records again."
 
 
 def test_stalled_parent_is_logged_once_per_worker(tmp_path: Path) -> None:
-    """Fixed defect: it was a traceback every ten seconds."""
+    """Regression: a traceback was logged every ten seconds."""
     program = PROGRAM.replace('mcp = Server("shop", lifespan=lifespan)\n', SOON)
     assert program != PROGRAM
     failed = tmp_path / "failed"

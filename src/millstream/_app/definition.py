@@ -96,12 +96,12 @@ def _warning_of(names: Sequence[str], prefix: str = "") -> str:
         prefix: prefix of a new mount. If the prefix itself is invalid, the warning is about it alone.
     """
     if prefix and not works_everywhere(prefix):
-        return f"The prefix {prefix!r} makes tool names that will not work with every client: {NAMES_THAT_WORK}"
+        return f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}"
     if not names:
         return ""
     others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
     return (
-        f"Where its server is mounted, the tool name {names[0]!r}{others} will not work with every client: "
+        f"Where its server is mounted, the tool name {names[0]!r}{others} won't work with every client: "
         f"{NAMES_THAT_WORK}, including the prefix"
     )
 
@@ -177,7 +177,7 @@ class Definition:
 
     @property
     def connects(self) -> bool:
-        """Whether users connect accounts of upstreams, on a page for that."""
+        """Whether users can connect their accounts at upstreams, on the page of connections."""
         return any(each.connects for each in self.upstreams)
 
     @property
@@ -278,9 +278,9 @@ class Definition:
     def _check_everywhere(self, what: str) -> None:
         if self._runs_in_several() and not _ON_EACH_WORKER.get():
             raise OneWorkerOnly(
-                f"{what!r} would be on one worker only: this server is running, and it shares its store with "
-                "other workers. Register it before the server runs, or in its lifespan, which every worker "
-                "enters (a task that begins there may register, too)"
+                f"{what!r} would be registered on one worker only, because the server is running and shares its store "
+                "with other workers. Register it before the server runs, in its lifespan, or in a task that the "
+                "lifespan starts"
             )
 
     def _check_free(self, kind: str, key: str) -> None:

@@ -11,7 +11,7 @@ COMMANDS = {
         "install": "Write a server into the configuration of an application.",
         "publish": "Print the entry of a server for the MCP registry.",
         "keys": "Create, list, revoke, and rotate API keys.",
-        "users": "Add, list and remove the people who may sign in.",
+        "users": "Add, list, and remove users.",
         "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {

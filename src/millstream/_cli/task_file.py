@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Struct
 
 _MOST = 500
-"""Tasks that the file keeps; the oldest go first."""
+"""Maximum tasks in the file; the oldest are removed first."""
 _UNLIMITED = 30 * 86400.0
-"""Seconds for which a task is kept whose server names no time to live."""
+"""Seconds to keep a task without a time to live."""
 
 
 class StartedTask(Struct):

@@ -11,7 +11,7 @@ _logger = logging.getLogger("millstream")
 
 
 class CloseSignal:
-    """Open from the start; calls every registered callback once, when it closes."""
+    """A signal that calls its registered callbacks once, when it closes."""
 
     __slots__ = ("_callbacks", "_waiters", "closed")
 
@@ -21,7 +21,7 @@ class CloseSignal:
         self._waiters: Sequence[asyncio.Future[None]] = ()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when it closes, or immediately if it already has."""
+        """Call `callback` once, when the signal closes, or immediately if it already has."""
         if self.closed:
             callback()
         else:
@@ -33,7 +33,7 @@ class CloseSignal:
             self._callbacks.remove(callback)
 
     def connection_lost(self) -> None:
-        """Close. Idempotent; a callback that raises does not stop the others."""
+        """Close. Idempotent. If a callback raises, the others still run."""
         if self.closed:
             return
         self.closed = True
@@ -45,10 +45,10 @@ class CloseSignal:
             try:
                 callback()
             except Exception:
-                _logger.exception("A callback at the end of a stream failed.")
+                _logger.exception("A callback for the end of a stream failed.")
 
     async def wait_closed(self) -> None:
-        """Wait until it closes."""
+        """Wait until the signal closes."""
         if self.closed:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ class CloseSignal:
 
 
 class LastFrame:
-    """The bytes framed last. A broadcast writes the same bytes to every client, one after the other."""
+    """The last frame, cached because a broadcast writes the same bytes to every client."""
 
     __slots__ = ("data", "framed")
 

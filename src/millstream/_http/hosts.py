@@ -30,7 +30,7 @@ _REMEMBERED = 1024
 _FAMILIAR = 64
 """Cache size for hosts and addresses. Most requests use one of a few."""
 
-_CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
+_CROSS_SITE = refusal(403, "A cross-site request needs an Origin that is listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
@@ -146,7 +146,7 @@ class HostPolicy:
         if len(headers) != len(raw_headers):
             for single in (b"host", b"origin"):
                 if sum(name == single for name, _ in raw_headers) > 1:
-                    return refusal(400, f"More than one {single.decode().title()} header.")
+                    return refusal(400, f"The request has more than one {single.decode().title()} header.")
         if host not in self.good:
             wrong = self._check_host(host)
             if wrong is not None:
@@ -242,7 +242,8 @@ class HostPolicy:
         if authority.address is None and not authority.loopback and not self._hosts.allow(*authority[:2]):
             return refusal(
                 421,
-                f"Host {authority.name!r} is not served here. Add it to `allowed_hosts` (MILLSTREAM_ALLOWED_HOSTS).",
+                f"This server doesn't serve Host {authority.name!r}. Add it to `allowed_hosts` "
+                "(MILLSTREAM_ALLOWED_HOSTS).",
             )
         if len(self.good) >= _REMEMBERED:
             self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
@@ -269,7 +270,7 @@ class _OriginRules:
             elif scheme == "null":
                 self.opaque = True
             elif scheme:
-                raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port], null or *.")
+                raise ValueError(f"allowed_origins: {entry!r} isn't an origin. Use scheme://host[:port], null, or *.")
         self.by_scheme = {scheme: HostNames(rest) for scheme, rest in names.items()}
 
     def allow(self, scheme: bytes, authority: Authority, *, wildcard: bool) -> bool:
@@ -305,8 +306,12 @@ def require_same_site(handler: Handler) -> Handler:
 
 def no_websocket(root_path: str, *, served: bool) -> Response:
     """Return the reply to a handshake at a path without a WebSocket. `served`: whether another path has one."""
-    where = f"It's at {root_path}/ws." if served else "This server has none. To serve one at /ws, use --serve hub."
-    return refusal(404, f"There is no WebSocket at this path. {where}")
+    where = (
+        f"Use {root_path}/ws."
+        if served
+        else "This server has no WebSocket. To serve one at /ws, start it with --serve hub."
+    )
+    return refusal(404, f"This path isn't a WebSocket. {where}")
 
 
 def not_a_socket(handler: Handler, *, served: bool) -> Handler:
@@ -327,7 +332,7 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
 
 def _origin_refused(origin: bytes) -> Response:
     shown = ascii(origin[:200].decode("latin-1"))
-    return refusal(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
+    return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
 @lru_cache(_FAMILIAR)

@@ -43,7 +43,7 @@ def header_lines(**headers: str) -> bytes:
     lines = b""
     for name, value in headers.items():
         if not value.isprintable():
-            raise ValueError(f"A header cannot hold {value!r}.")
+            raise ValueError(f"{value!r} can't be the value of a header.")
         lines += f"{name.replace('_', '-')}: {value}\r\n".encode("latin-1")
     return lines
 
@@ -159,7 +159,7 @@ class HttpRequest(Struct, eq=False):
         Raises:
             RuntimeError: the request was already answered, or doesn't support a streamed reply.
         """
-        raise RuntimeError(f"{self.method} {self.path} cannot be answered by a stream.")
+        raise RuntimeError(f"{self.method} {self.path} doesn't support a streamed reply.")
 
 
 def query_values(query: bytes) -> dict[str, list[str]]:

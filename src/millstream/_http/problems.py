@@ -26,29 +26,30 @@ class ProblemKind(Struct, frozen=True):
 
 
 MALFORMED = ProblemKind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
-UNKNOWN_TOOL = ProblemKind("unknown-tool", 404, "Unknown tool", "This server has no tool of that name.")
+UNKNOWN_TOOL = ProblemKind("unknown-tool", 404, "Unknown tool", "This server has no tool with that name.")
 TOOL_ERROR = ProblemKind(
-    "tool-error", 409, "The tool could not do it",
-    "The arguments fit, but the tool could not do what was asked. The detail is its own explanation.",
+    "tool-error", 409, "The tool failed",
+    "The arguments are valid, but the tool could not complete the call. The detail is the tool's own explanation.",
 )  # fmt: skip
 NEEDS_ANSWERS = ProblemKind(
-    "needs-answers", 409, "The tool has a question",
-    "The tool asks a person or the client's model while it runs, which a REST call cannot answer. Call it over MCP.",
+    "needs-answers", 409, "The tool needs input",
+    "The tool asks the user or the client's model while it runs, which isn't possible in a REST call. Call it "
+        "over MCP.",
 )  # fmt: skip
 WRONG_TYPE = ProblemKind(
-    "unsupported-type", 415, "Unsupported media type", "A body must be application/json, without a content coding."
+    "unsupported-type", 415, "Unsupported media type", "The body must be application/json, without a content coding."
 )
 INVALID_ARGUMENTS = ProblemKind(
     "invalid-arguments", 422, "Invalid arguments",
-    "The arguments do not fit the schema of the tool. The detail says what to fix.",
+    "The arguments don't match the tool's schema. The detail says what to fix.",
 )  # fmt: skip
-REFUSED = ProblemKind("refused", 403, "Refused", "The call was refused before it ran.")
+REFUSED = ProblemKind("refused", 403, "Refused", "The call was rejected before it ran.")
 INTERNAL = ProblemKind(
     "internal-error", 500, "Internal error",
-    "The server failed. Its log has the details under the incident that is named here.",
+    "The server failed. Its log has the details under the incident identifier.",
 )  # fmt: skip
 BUSY = ProblemKind(
-    "busy", 503, "Too many calls are running", "Try again after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
+    "busy", 503, "Too many calls are running", "Retry after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
 )
 KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
 

@@ -1,8 +1,7 @@
-"""How often something may happen: GCRA, the generic cell rate algorithm, with one number for each key.
+"""Rate limiting with GCRA, the generic cell rate algorithm, which keeps one number for each key.
 
-The number is the time at which the key's allowance is whole again. Something is allowed while that time is not too far
-ahead, which permits a burst, refills evenly, and says exactly how long to wait. These decisions are of one worker.
-Nothing here knows who is limited, or why.
+The number is the time at which the key's allowance is full again. An action is allowed while that time is close enough,
+which permits a burst, refills evenly, and gives the exact time to wait. Decisions are local to one worker.
 """
 
 import re
@@ -26,33 +25,31 @@ class Rate(Struct, frozen=True):
 
     @classmethod
     def of(cls, text: str) -> "Rate":
-        """Read ``100/minute``; the units are second, minute, hour and day.
+        """Parse ``100/minute``. The units are second, minute, hour, and day.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: The text isn't a rate.
         """
         match = _RATE.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is not a rate. Write a number and a unit, such as 100/minute or 5/second.")
+            raise ValueError(f"{text!r} isn't a rate. Use a number and a unit, such as 100/minute or 5/second.")
         return cls(int(match[1]), _UNITS[match[2]])
 
 
 class Limiter:
-    """One rate, applied to each key. For one event loop."""
+    """A limiter that applies one rate to each key. For one event loop."""
 
     __slots__ = ("_max_keys", "clock", "each", "name", "rate", "whole_at")
 
     def __init__(
         self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
     ) -> None:
-        # Configuration
         self.name = name
         self.rate = rate
         self.each: float = rate.seconds / rate.count
         """Seconds until one token is refilled."""
         self.clock: Callable[[], float] = clock
         self._max_keys = max_keys
-        # Process
         self.whole_at: dict[str, float] = {}
         """Key -> time when its allowance is full again, in order of first use. The dictionary object never changes."""
 
@@ -82,7 +79,7 @@ class Limiter:
             self.whole_at[key] -= self.each * cost
 
     def block(self, key: str, wait: float) -> None:
-        """Block a key for a number of seconds, because another worker has reported its limit as reached."""
+        """Block a key for a number of seconds, because another worker has reached its limit."""
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
@@ -106,7 +103,7 @@ def report_headers(limiter: Limiter, key: str, wait: float) -> bytes:
 
 
 def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:
-    """Return header lines for any limit that is based on time."""
+    """Return header lines for any time-based limit."""
     policy, seconds = name.encode(), max(1, ceil(wait))
     return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
         seconds,

@@ -1,4 +1,4 @@
-"""A rate for rare actions, shared by all workers. The store is asked each time, if workers share one."""
+"""A rate limit for rare actions, shared by all workers. If workers share a store, every action is charged there."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from millstream._stores.rates import Pace
 
 
 class GlobalLimiter:
-    """A rate, applied to each key."""
+    """A limiter that applies one rate to each key on all workers."""
 
     __slots__ = ("_limiter", "_pool")
 
     def __init__(self, name: str, rate: Rate, pool: Callable[[], StoreLimiter | None]) -> None:
-        """Create the limiter. `pool` provides access to the store once it's open."""
+        """Create the limiter. `pool` returns the store's limiter once the store is open."""
         self._limiter = Limiter(name, rate)
         self._pool = pool
 
     def wait(self, key: str) -> float:
-        """Return the seconds until a key can take one, as far as this worker knows. Takes nothing."""
+        """Return the seconds until a key can take one token, as far as this worker knows. Takes nothing."""
         return self._limiter.wait(key)
 
     async def take(self, key: str) -> float:
@@ -35,7 +35,7 @@ class GlobalLimiter:
         return wait
 
     def report(self, key: str) -> float:
-        """Take one token here and report it to other workers later, for actions that have happened or can't wait."""
+        """Take one token here and report it to the store later, for actions that have happened or can't wait."""
         limiter, pool = self._limiter, self._pool()
         wait = limiter.take(key)
         if wait <= 0 and pool is not None:

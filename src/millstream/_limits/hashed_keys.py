@@ -1,4 +1,4 @@
-"""Hash the keys of rate limits, so that the store never sees addresses or principals."""
+"""Hashed keys of rate limits. The store never sees addresses or principals."""
 
 from functools import lru_cache
 from hashlib import sha256

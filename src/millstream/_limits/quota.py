@@ -11,7 +11,7 @@ from millstream._stores.rates import Quota
 
 _QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
 _MONTH = 32
-"""Days after the first of a month that always fall in the next month."""
+"""Days to add to the first of a month to reach the next month."""
 
 
 class Period(Struct, frozen=True):
@@ -28,14 +28,14 @@ class CalendarQuota:
     name = "quota"
 
     def __init__(self, text: str) -> None:
-        """Read ``10000/day`` or ``100000/month``.
+        """Parse ``10000/day`` or ``100000/month``.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: The text isn't a quota.
         """
         match = _QUOTA.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is not a quota. Write a number and day or month, such as 10000/day.")
+            raise ValueError(f"{text!r} isn't a quota. Use a number with day or month, such as 10000/day.")
         self.count = int(match[1])
         self._monthly = match[2] == "month"
         self._now = Period(0.0, 0.0)

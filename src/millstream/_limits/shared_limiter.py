@@ -1,4 +1,4 @@
-"""A rate for all workers together: the store decides, and a worker caches its decisions."""
+"""A rate limit shared by all workers: the store decides, and each worker caches its decisions."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -36,23 +36,21 @@ class _KnownPace(Struct):
 
 
 class SharedLimiter:
-    """A rate, applied to each key, of which this worker has a share. For one event loop."""
+    """A limiter that applies this worker's share of one rate to each key. For one event loop."""
 
     __slots__ = ("_alone", "_clock", "_known", "name", "rate", "workers")
 
     def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
-        # Configuration
         self.name = name
         self.rate = rate
         self._clock = clock
-        # Process
         self.workers = 1
         """Number of workers that share the rate, as last reported by the store."""
         self._known: dict[str, _KnownPace] = {}
         self._alone: Limiter | None = None
 
     def wait(self, key: str, cost: float = 1.0) -> float:
-        """Return the seconds until the store can be asked for this much, or 0. Not a guarantee."""
+        """Return the seconds until the store can be asked for this cost, or 0. The store may still deny it."""
         known = self._known.get(key)
         if known is None or cost < known.denied:
             return 0.0
@@ -117,5 +115,5 @@ class SharedLimiter:
         return self._alone
 
     def rejoin(self) -> None:
-        """Discard local decisions, because the store answers again."""
+        """Discard local decisions after the store has answered again."""
         self._alone = None

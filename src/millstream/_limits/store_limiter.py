@@ -1,4 +1,4 @@
-"""Requests of limits to the store, and the behavior while it doesn't answer."""
+"""The limits kept in the store, and the fallback while it doesn't answer."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from millstream._stores.rates import Charge, Decision, Rates, Seat
 PATIENCE: Final = 2.0
 """Seconds that a call waits for the store."""
 PAUSE: Final = 1.0
-"""Seconds during which a store that didn't answer isn't asked again."""
+"""Seconds without requests to a store that didn't answer."""
 _AT_ONCE: Final = 100
 """Maximum number of seats to return in one request."""
 _REPORTS: Final = 64
@@ -21,7 +21,7 @@ logger = logging.getLogger("millstream")
 
 
 class StoreLimiter:
-    """The limits in one store, from the view of one worker."""
+    """One worker's access to the limits in the store."""
 
     __slots__ = (
         "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "lasting",
@@ -29,13 +29,11 @@ class StoreLimiter:
     )  # fmt: skip
 
     def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
-        # Configuration
         self._rates = rates
         self._patience = patience
         self._clock = clock
         self.lasting: bool = rates.lasting
-        """Seats in the store remain taken when all workers end and start again."""
-        # Process
+        """Whether seats in the store stay taken when all workers restart."""
         self.away: bool = False
         """Whether the store failed to answer the last request."""
         self.workers: int = 1
@@ -54,7 +52,7 @@ class StoreLimiter:
         try:
             async with asyncio.timeout(self._patience):
                 decision = await self._rates.take(charges)
-        except (LocalError, OSError) as exc:  # a TimeoutError is one
+        except (LocalError, OSError) as exc:  # includes TimeoutError
             self._lose(exc)
             self.leave([charge for charge in charges if isinstance(charge, Seat)])
             return None
@@ -65,12 +63,12 @@ class StoreLimiter:
             self._trying = False
         if self.away:
             self.away = False
-            logger.warning("The store answers again: limits hold for all workers together.")
+            logger.warning("The store answers again. Limits are shared by all workers.")
         self.workers = decision.workers
         return decision
 
     def leave(self, seats: Sequence[Seat]) -> None:
-        """Return seats soon, without waiting."""
+        """Return seats in the background."""
         for seat in seats:
             self._leaving[seat.key, seat.holder] = seat
         if self._leaving and (self._task is None or self._task.done()):
@@ -95,7 +93,7 @@ class StoreLimiter:
             task.add_done_callback(self._reporting.discard)
 
     async def close(self) -> None:
-        """Return all pending seats, if the store answers."""
+        """Return all pending seats if the store answers."""
         for task in list(self._reporting):
             task.cancel()
         if self._task is not None and not self._task.done():
@@ -109,7 +107,7 @@ class StoreLimiter:
             try:
                 await self._rates.leave(list(some.values()))
             except (LocalError, OSError):
-                await asyncio.sleep(PAUSE)  # those of a worker without a lease are free anyway
+                await asyncio.sleep(PAUSE)  # The store frees the seats of a worker without a lease.
             else:
                 for name in some:
                     del self._leaving[name]
@@ -124,7 +122,6 @@ class StoreLimiter:
         if not self.away:
             self.away = True
             logger.warning(
-                "Limits can't be shared: %s. Until the store answers, each worker counts alone, with its part of every "
-                "limit.",
+                "The store doesn't answer (%s). Until it does, each worker enforces its own share of every limit.",
                 str(exc).rstrip(".") or type(exc).__name__,
             )

@@ -72,7 +72,7 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
     """Return whether a request or notification belongs to the per-request era.
 
     Raises:
-        ProtocolError: `initialize` came with a header that names a revision without a handshake.
+        ProtocolError: An `initialize` request names a revision without a handshake in its header.
     """
     enveloped, complete = _envelope_marks(message.params)
     by_header = headers is not None and names_per_request_era(header_version(headers))
@@ -80,8 +80,8 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
         if by_header:
             raise ProtocolError(
                 HEADER_MISMATCH,
-                "The MCP-Protocol-Version header names a revision without initialize: "
-                "send a version with a handshake, or no header",
+                "The MCP-Protocol-Version header names a revision that has no initialize request. Send a "
+                "revision with a handshake, or omit the header.",
                 status=400,
             )
         return False
@@ -121,13 +121,13 @@ def admit_per_request(
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
-    """Run checks a to e of the specification. The handler does f, parameter headers, and g, parameters.
+    """Run checks a to e of the specification. The handler runs f (parameter headers) and g (parameters).
 
     Args:
         message: The request.
-        serves: Return whether the server has a method in a revision.
-        requires: Return the client capabilities that a method and name require.
-        named: Methods of extensions that need `Mcp-Name`, each with the member of `params` that the header repeats.
+        serves: Returns whether the server has a method in a revision.
+        requires: Returns the client capabilities that a method and name require.
+        named: Extension methods that need `Mcp-Name`, each with the member of `params` that the header repeats.
         headers: The last value of each header, or None for a transport without headers.
         raw_headers: All headers, to find repeated ones.
 

@@ -151,7 +151,7 @@ Content = Text | Image | Audio | ResourceLink | EmbeddedResource
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
-    """A tool call that a sampled model asks for: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
+    """A tool call requested by a sampled model: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
 
     id: str
     name: str
@@ -160,7 +160,7 @@ class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
 
 
 class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
-    """The result of a `ToolUse`, for the sampled model: ``ToolResultBlock(use.id, [Text("5")])``."""
+    """The result of a `ToolUse`, sent back to the sampled model: ``ToolResultBlock(use.id, [Text("5")])``."""
 
     tool_use_id: str
     content: list[Content]

@@ -1,9 +1,9 @@
 """Bounds on JSON before it's parsed: nesting depth, and the number of arrays, objects, members, and long numbers.
 
-`exceeds_limits` protects recursive decoders and the event loop. A value of a million empty arrays fits into 4 MiB and
-takes half a second to build, because the garbage collector walks it repeatedly. Half a million numbers such as
-``1.5e300`` take four seconds. The function doesn't validate: for text that isn't JSON its result is arbitrary, and the
-decoder refuses the text afterward. Each step is one linear pass, without a loop in Python.
+`exceeds_limits` protects recursive decoders and the event loop. A million empty arrays fit into 4 MiB and take half a
+second to build, because the garbage collector walks them repeatedly. Half a million numbers such as ``1.5e300`` take
+four seconds. The function doesn't validate: if the text isn't JSON, the result is arbitrary, and the decoder rejects
+the text afterward. Each step is one linear pass, without a loop in Python.
 """
 
 import re

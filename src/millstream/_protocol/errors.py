@@ -20,7 +20,7 @@ INSUFFICIENT_SCOPE = -31403
 OVERLOADED = -31503
 """Our own code, outside the range reserved by JSON-RPC, for the per-request era. Handshake revisions use `-32000`."""
 SERVER_ERROR = -32000
-"""The handshake-era code for errors that have no code of their own."""
+"""The handshake-era code for errors without a code of their own."""
 
 
 MAX_SHOWN = 200

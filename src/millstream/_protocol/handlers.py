@@ -42,7 +42,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(False)
             decode = _decoder(annotation, name)
         else:
-            raise TypeError(f"{name} takes the parameters of the message and a {context.__name__}, and nothing else")
+            raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}")
 
     async def run(params: bytes, about: Any) -> Any:
         try:
@@ -71,6 +71,6 @@ def result_object(value: Any) -> dict[str, Any]:
     built: Any = {} if value is None else msgspec.to_builtins(value, str_keys=True)
     if not is_object(built):
         raise TypeError(
-            f"The result of a method is an object: return a mapping or a Struct, not {type(value).__name__}"
+            f"The result of a method must be an object. Return a mapping or a Struct, not {type(value).__name__}."
         )
     return built

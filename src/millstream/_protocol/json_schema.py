@@ -40,7 +40,7 @@ MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time",
 """Module and class name -> RFC 3339 format. Texts without an offset are accepted, too."""
 DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 r"""Some validators match non-ASCII digits with ``\d``."""
-NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
+NO_NUMBER = "NaN and infinities can't be represented in JSON"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
@@ -99,8 +99,8 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
 
     Args:
         annotation: A type that msgspec can decode, or that `hook` knows.
-        hook: Return the schema of a class that msgspec doesn't know, or raise NotImplementedError.
-        written: For output. Leaves out formats that only some values follow, see `LOOSE`.
+        hook: Returns the schema of a class that msgspec doesn't know, or raises NotImplementedError.
+        written: True for output: omits formats that only some values follow, see `LOOSE`.
 
     Raises:
         TypeError: Neither msgspec nor the hook knows the type.
@@ -109,7 +109,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     try:
         (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
     except NameError as error:
-        raise TypeError(f"an annotation inside {type_text(annotation)} cannot be resolved: {error}") from error
+        raise TypeError(f"an annotation inside {type_text(annotation)} can't be resolved: {error}") from error
     _write_decimals(root)
     for component in components.values():
         _write_decimals(component)
@@ -203,7 +203,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         if isinstance(node, bool):
             continue
         if not is_object(node):
-            raise ValueError(f"{where}: a schema is an object or a boolean")
+            raise ValueError(f"{where}: a schema must be an object or a boolean")
         _check_identity(node, where)
         try:
             pending += [(child, "/".join(map(str, (where, *at))), depth + 1) for at, child in children(node)]
@@ -425,7 +425,7 @@ def _detail_class(
     if moment is not None:
         node.setdefault("format", moment)
     elif issubclass(annotation, enum.Flag):
-        node.pop("enum", None)  # Several at once make another number.
+        node.pop("enum", None)  # The values of several literals combined make another enum.
     elif issubclass(annotation, enum.Enum):
         _order(node, [member.value for member in annotation])
     elif any(key in node for key in ("properties", "prefixItems")):

@@ -35,7 +35,7 @@ class _Envelope(Struct, gc=False):
 
 
 class Envelope(Struct, gc=False, frozen=True):
-    """A request (`method` and `id`), a notification (`method` only), or an answer (`id`, and `result` or `error`)."""
+    """A request (`method` and `id`), a notification (`method` only), or a response (`id`, and `result` or `error`)."""
 
     id: RequestId | None
     method: str
@@ -54,7 +54,7 @@ class Envelope(Struct, gc=False, frozen=True):
 
 
 class PeerError(Struct, gc=False):
-    """The error of an answer."""
+    """The error of a response."""
 
     code: int = INTERNAL_ERROR
     message: str = ""
@@ -121,7 +121,7 @@ def read(body: bytes) -> Envelope:
         envelope = _decode_envelope(body)
     except msgspec.ValidationError:
         require_json(body)
-        raise _invalid("a message is a JSON object") from None
+        raise _invalid("a message must be a JSON object") from None
     except (ValueError, RecursionError) as exc:  # msgspec's errors and UnicodeDecodeError are ValueErrors.
         raise _unreadable(exc) from exc
     return _message(envelope)
@@ -150,7 +150,7 @@ def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
     if not raw or (raw == b"null" and envelope.error):
         return None
     if len(raw) > MAX_ID:
-        raise _invalid(f'"id" has at most {MAX_ID} bytes')
+        raise _invalid(f'"id" must have at most {MAX_ID} bytes')
     try:
         request_id: RequestId = _decode_id(raw)
     except ValueError:
@@ -173,7 +173,7 @@ def _message(envelope: _Envelope) -> Envelope:
     if not method:
         raise _invalid('"method" must not be empty')
     if envelope.result or envelope.error:
-        raise _invalid('a message has a "method", or exactly one of "result" and "error"')
+        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')
@@ -183,9 +183,9 @@ def _message(envelope: _Envelope) -> Envelope:
 def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     result, error = bytes(envelope.result), bytes(envelope.error)
     if bool(result) == bool(error):
-        raise _invalid('a message has a "method", or exactly one of "result" and "error"')
+        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     if request_id is None and not error:
-        raise _invalid('an answer needs the "id" of its request')
+        raise _invalid('a response must have the "id" of its request')
     return Envelope(request_id, "", b"", result, error)
 
 
@@ -207,7 +207,7 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
     try:
         items = [bytes(item) for item in msgspec.structs.astuple(_batch_decoder(max_items)(body))]
     except msgspec.ValidationError:
-        raise _invalid(f"a batch has at most {max_items} messages") from None
+        raise _invalid(f"a batch must have at most {max_items} messages") from None
     except (msgspec.DecodeError, RecursionError) as exc:
         raise _unreadable(exc) from exc
     items = [item for item in items if item]

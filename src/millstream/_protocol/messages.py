@@ -31,7 +31,7 @@ class Params(Struct, rename="camel", omit_defaults=True, gc=False):
     """Parameters of a method that has none, and the base of all others."""
 
 
-# What a client asks
+# Client requests
 
 
 class InitializeRequestParams(Params, omit_defaults=False):
@@ -57,7 +57,7 @@ class InputResponseRequestParams(Params):
 
 
 class CallToolRequestParams(InputResponseRequestParams):
-    """`tools/call`. A call without a name is treated like a call of an unknown tool."""
+    """`tools/call`. A call without a name is handled like a call of an unknown tool."""
 
     name: str = ""
     arguments: Raw = Raw(b"")
@@ -83,7 +83,8 @@ class ResourceRequestParams(Params):
 
 
 class Reference(Params):
-    """The owner of the argument to complete: `ref/prompt` with a name, or `ref/resource` with a template's URI."""
+    """The prompt or resource template of the argument to complete: `ref/prompt` with a name, or `ref/resource` with a
+    URI."""
 
     type: str
     name: str = ""
@@ -132,7 +133,7 @@ class SubscriptionsListenRequestParams(Params):
     notifications: SubscriptionFilter
 
 
-# What a server answers
+# Results of client requests
 
 
 class EmptyResult(Wire, frozen=True, kw_only=True):

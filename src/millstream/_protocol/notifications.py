@@ -101,7 +101,7 @@ def progress_token(params: bytes) -> ProgressToken | None:
         return None
     token = None if meta is UNSET or meta.token is UNSET else meta.token
     if isinstance(token, str) and len(token) > MAX_ID:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: a progress token has at most {MAX_ID} characters")
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: a progress token must have at most {MAX_ID} characters")
     return token
 
 

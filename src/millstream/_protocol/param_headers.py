@@ -120,7 +120,7 @@ def decode_value(raw: bytes, header: str = "Header value") -> str:
     """
     text = raw.decode("latin-1").strip(" \t")
     if not _PLAIN.fullmatch(text):
-        raise _mismatch(f"{header} has characters outside visible ASCII; encode it as {_OPEN}…{_CLOSE}")
+        raise _mismatch(f"{header} has characters outside visible ASCII. Encode it as {_OPEN}…{_CLOSE}.")
     if not _is_sentinel(text):
         return text
     payload = text[len(_OPEN) : -len(_CLOSE)].encode()

@@ -1,9 +1,9 @@
 """Multi-round requests: the valid answers, and the sealed state that the client returns.
 
 See MCP 2026-07-28, basic/patterns/mrtr. A function that asks is stopped with `InputRequired` and run again from its
-start with the answers (replay). Each question has a slot: its explicit key, or its ordinal. A digest of kind, message,
-and schema shows whether it's still the same question. Answers of this round are valid with or without state. Answers of
-earlier rounds come only from the state, which is sealed and bound to principal, method, name, and arguments.
+start with the answers (replay). Each question has a slot: its explicit key, or its ordinal. A digest of method and
+parameters detects a changed question. Answers of this round are valid with or without state. Answers of earlier rounds
+come only from the state, which is sealed and bound to principal, method, name, and arguments.
 
 The clock and randomness are arguments: `now` and `nonce`.
 """
@@ -85,13 +85,13 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
     """
     plain = ring.open(_KIND, token, bound)
     if plain is None:
-        raise ProtocolError(INVALID_PARAMS, "Invalid requestState: start the request again without it")
+        raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.")
     try:
         state = _decode_state(plain)
     except msgspec.DecodeError as exc:
-        raise ProtocolError(INVALID_PARAMS, "Invalid requestState: start the request again without it") from exc
+        raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.") from exc
     if state.expires_at < now:
-        raise ProtocolError(INVALID_PARAMS, "Expired requestState: start the request again without it")
+        raise ProtocolError(INVALID_PARAMS, "Expired requestState. Start the request again without it.")
     return state
 
 
@@ -156,7 +156,7 @@ class Rounds:
             ProtocolError: INVALID_PARAMS, after too many rounds.
         """
         if self.rounds >= max_rounds:
-            raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")
+            raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions")
         return ring.seal(_KIND, _encode_state(self.state(expires_at)), nonce, bound)
 
     def state(self, expires_at: int) -> RoundState:

@@ -57,7 +57,7 @@ _CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] =
 
 
 class SessionToken(Struct, frozen=True, gc=False, array_like=True):
-    """The facts about a session that any worker reads from its id."""
+    """The data about a session that any worker can read from its id."""
 
     id: str
     """128 random bits as 32 hexadecimal digits: the name of the session's record, log, and topics. A prefix before a

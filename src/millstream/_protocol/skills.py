@@ -1,6 +1,6 @@
-"""The messages of the skills extension (``io.modelcontextprotocol/skills``), and the check of what was read.
+"""The messages of the skills extension (``io.modelcontextprotocol/skills``), and the check of files against a manifest.
 
-https://github.com/modelcontextprotocol/ext-skills, specification/stable/skills.mdx.
+See https://github.com/modelcontextprotocol/ext-skills, specification/stable/skills.mdx.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ SKILL_FILE: Final = "SKILL.md"
 DIRECTORY: Final = "inode/directory"
 """The media type of a directory."""
 MAX_FILES: Final = 512
-"""Files of one skill that every host accepts."""
+"""Number of files in one skill that every host accepts."""
 MAX_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of one skill's files together that every host accepts."""
+"""Total size of one skill's files that every host accepts."""
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _MAX_NAME = 64
 
@@ -33,56 +33,58 @@ class SkillResource(Struct, frozen=True):
 
 
 class Skill(Struct, frozen=True):
-    """A skill that a server offers: ``for skill in await client.skills(): print(skill.name, skill.description)``."""
+    """A skill offered by a server: ``for skill in await client.skills(): print(skill.name, skill.description)``."""
 
     uri: str
-    """Of its `SKILL.md`."""
+    """The URI of its `SKILL.md`."""
     frontmatter: dict[str, Any]
-    """What the frontmatter of its `SKILL.md` says, as JSON values."""
+    """The frontmatter of its `SKILL.md`, as JSON values."""
     resources: list[SkillResource] | Literal["dynamic"]
-    """Every file of the skill, or ``dynamic`` for a skill whose content is made at each read."""
+    """Every file of the skill, or ``dynamic`` for a skill whose content is generated at each read."""
 
     @property
     def name(self) -> str:
-        """What the author calls it. Not unique."""
+        """Return the name in the frontmatter. Names aren't unique."""
         return str(self.frontmatter.get("name", ""))
 
     @property
     def description(self) -> str:
-        """What it's for."""
+        """Return the description in the frontmatter."""
         return str(self.frontmatter.get("description", ""))
 
     @property
     def root(self) -> str:
-        """The URI of its directory, without a slash at the end."""
+        """Return the URI of its directory, without a trailing slash."""
         return self.uri.removesuffix(f"/{SKILL_FILE}")
 
     def uri_of(self, path: str) -> str:
-        """Return the URI of a file by its path below the skill."""
+        """Return the URI of a file from its path inside the skill."""
         return f"{self.root}/{path}"
 
     def entry(self, uri: str) -> SkillResource | None:
-        """Return what the manifest says about a file; None if it's not in the manifest."""
+        """Return a file's entry in the manifest, or None."""
         listed: Sequence[SkillResource] = () if isinstance(self.resources, str) else self.resources
         return next((each for each in listed if each.uri == uri), None)
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest of a file as a manifest has it."""
+    """Return the digest of a file, as written in a manifest."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def name_problem(name: object) -> str:
-    """Return what is wrong with the name of a skill, or an empty string. https://agentskills.io/specification"""
+    """Return why a skill's name is invalid, or an empty string. See https://agentskills.io/specification."""
     if isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name):
         return ""
-    return f"a skill's name has at most {_MAX_NAME} lowercase letters, digits, and single hyphens, not {name!r:.80}"
+    return (
+        f"a skill's name must have at most {_MAX_NAME} lowercase letters, digits, and single hyphens, not {name!r:.80}"
+    )
 
 
 def mismatch(entry: SkillResource, data: bytes) -> str:
     """Return how the bytes of a file differ from its manifest, or an empty string."""
     if len(data) != entry.size:
-        return f"{entry.uri} has {len(data):,} bytes, and its manifest says {entry.size:,}"
+        return f"{entry.uri} has {len(data):,} bytes, but its manifest says {entry.size:,}"
     if digest_of(data) != entry.digest:
-        return f"the digest of {entry.uri} isn't the one of its manifest"
+        return f"the digest of {entry.uri} differs from the one in its manifest"
     return ""

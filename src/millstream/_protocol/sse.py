@@ -175,7 +175,7 @@ class Decoder:
 
     def _grow(self, size: int) -> None:
         if size > self._max:
-            raise ProtocolError(PARSE_ERROR, f"The event stream has an event of more than {self._max} bytes.")
+            raise ProtocolError(PARSE_ERROR, f"An event in the stream is larger than {self._max} bytes.")
 
     def _end_line(self, line: bytes, events: list[SseEvent]) -> None:
         if self._first:

@@ -34,7 +34,7 @@ def suggest(name: str, names: Collection[str]) -> str:
     if len(names) > FEW:
         return f"did you mean {near!r}?" if near else f"there are {len(names)} others"
     all_names = names if isinstance(names, list | tuple) else sorted(names)
-    return f"{f'did you mean {near!r}? There' if near else 'there'} is {', '.join(all_names)}"
+    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}"
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
@@ -51,7 +51,7 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
     Args:
         owner: The object without the attribute.
         name: The attribute.
-        elsewhere: A name that users look for here -> a sentence with the alternative.
+        elsewhere: Name that users try here -> a sentence with the alternative.
     """
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in elsewhere:
@@ -70,7 +70,7 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
         where: The function or class that takes the names, for the error.
         given: The given names.
         names: The known names.
-        elsewhere: A name that users look for here -> a sentence with the alternative.
+        elsewhere: Name that users try here -> a sentence with the alternative.
 
     Raises:
         TypeError: A name is unknown. The text suggests the closest one.
@@ -81,9 +81,10 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
 
 
 def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
-    """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call.
+    """Return a wrapper of a function or class whose errors about unknown keywords suggest the closest one.
 
-    A class can have `_ELSEWHERE`: keyword that people look for -> the sentence that says where it is.
+    The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE`: keyword
+    that users try -> a sentence with the alternative.
     """
     if isinstance(function, type):
         elsewhere = getattr(function, "_ELSEWHERE", None)

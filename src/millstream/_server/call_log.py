@@ -20,10 +20,10 @@ OPEN, MESSAGE, END = b"o", b"m", b"e"
 
 _WORKER: Final = 12
 """Number of characters in a worker's name."""
-_GONE = "The worker that ran this call is gone. Try again"
+_GONE = "The worker that ran this call is gone. Try again."
 _decode_id = msgspec.json.Decoder(RequestId).decode
 
-_NOT_KEPT = "The result is too large to be read again on another connection"
+_NOT_KEPT = "The result is too large to be read again on another connection."
 
 
 async def append(
@@ -50,8 +50,8 @@ async def append(
 
 
 async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
-    """Write the end of a stream whose worker is gone: an error, unless the stream had ended. If the worker was only
-    paused, it can no longer write to the stream.
+    """Write the end of a stream whose worker is gone: an error, unless the stream had already ended. If the worker was
+    only paused, it can no longer write to the stream.
 
     Raises:
         LocalError, OSError: The store doesn't answer.

@@ -93,18 +93,18 @@ class Control:
         if not self._peers.shared or not worker or self._peers.is_me(worker):
             return
         if not self._allowance.take(session_id):
-            raise ProtocolError(SERVER_ERROR, "The session sends too many answers. Try again", status=503)
+            raise ProtocolError(SERVER_ERROR, "The session sends too many answers. Try again.", status=503)
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
             there = await self._peers.send(worker, AnswerMessage(session_id, message.id, message.result, message.error))
         except LocalError as exc:
             raise ProtocolError(
-                SERVER_ERROR, "The call that asked is unreachable at the moment. Try again", status=503
+                SERVER_ERROR, "The worker of the call that asked is unreachable at the moment. Try again.", status=503
             ) from exc
         if not there:
             raise ProtocolError(
                 INVALID_REQUEST,
-                "The call that asked ended, because its worker is gone. Start the call again",
+                "The call that asked has ended, because its worker is gone. Start the call again.",
                 status=400,
             )
 

@@ -70,11 +70,11 @@ class Outcome(Struct):
 
 
 _TOLD = (NotJson, LocalError, ValueError)
-"""Errors of our checks. Their text is complete, so no traceback is needed."""
+"""Errors of our own checks. Their text is complete, so no traceback is needed."""
 _HIDDEN = "; callers see only the incident. Raise ToolError to show them a message"
-_NO_STORE = "The server can't reach its store, so this may not be done. Try again in a moment."
-_STORE_FULL = "The server's store is full, so this wasn't done. Try again later."
-_HALTED = "The server stopped before this call was done. Try again"
+_NO_STORE = "The server can't reach its store, so the call may not be complete. Try again in a moment."
+_STORE_FULL = "The server's store is full, so the call wasn't completed. Try again later."
+_HALTED = "The server stopped before the call was complete. Try again."
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -309,7 +309,7 @@ class Dispatcher:
         return self._tool_error(call, text, incident)
 
     def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
-        """Return the answer for a function that couldn't use the store. The caller can try again."""
+        """Return the answer for a function that couldn't use the store. The caller can retry."""
         incident = secrets.token_hex(8)
         extra = {"incident": incident}
         logger.error(
@@ -333,7 +333,7 @@ class Dispatcher:
             )
         except ProtocolError as error:
             return self._refuse(call, error)
-        except LocalError as error:  # the answers don't fit into a state
+        except LocalError as error:  # the answers are too large for a state
             return self._answer_failure(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})

@@ -134,7 +134,7 @@ class Load:
             self._full.clear()
             self._shares = Counter(self._owners())
         if self._shares[owner] >= self.max_each:
-            if owner not in self._full:  # of those that came since the count, some may be over
+            if owner not in self._full:  # some of those counted may have finished
                 self._shares[owner] = sum(each == owner for each in self._owners())
             if self._shares[owner] >= self.max_each:
                 self._full.add(owner)
@@ -163,7 +163,7 @@ def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int)
 
 def busy_error() -> ProtocolError:
     """Return the error for a call above the limit."""
-    return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+    return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)
 
 
 def release_arguments(call: Call, bodies: "ByteBudget") -> None:

@@ -1,4 +1,4 @@
-"""Notifications of clients that an extension handles: each runs as a task, within the limits of calls."""
+"""Client notifications that an extension handles. Each runs as a task, within the limits of calls."""
 
 import asyncio
 import logging
@@ -15,9 +15,9 @@ _logger = logging.getLogger("millstream")
 
 
 class Notifications:
-    """The handlers that run now. One for each running server.
+    """The running handlers of one server.
 
-    A notification isn't answered, so one that a limit refuses is dropped, and the log says so at debug level.
+    A notification isn't answered. One that exceeds a limit is dropped and logged at debug level.
     """
 
     __slots__ = ("_load", "_owners", "_registry", "_services", "_tasks")
@@ -28,13 +28,13 @@ class Notifications:
         self._load = load
         self._tasks: set[asyncio.Task[None]] = set()
         self._owners: Counter[str] = Counter()
-        """Caller, see `Call.owner` -> number of its handlers that run."""
+        """Caller (see `Call.owner`) -> number of its running handlers."""
 
     def take(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
-        """Start the handler of a notification, unless too many run or `gate` refuses."""
+        """Start the handler of a notification, unless too many are running or `gate` refuses it."""
         load, owner = self._load, call.owner
         if len(self._tasks) >= load.max_calls or self._owners.get(owner, 0) >= load.max_each:
-            _logger.debug("Dropped %s of a client: too many notifications are being handled", call.method)
+            _logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
             return
         self._owners[owner] += 1
         task = asyncio.get_running_loop().create_task(self._run(call, gate))
@@ -56,15 +56,15 @@ class Notifications:
             if handler is not None:
                 await handler(call)
         except (ProtocolError, ToolError) as exc:
-            _logger.debug("Refused %s of a client: %s", call.method, exc)
+            _logger.debug("Refused a client's %s: %s", call.method, exc)
         except Exception:
-            _logger.exception("The handler of %s failed", call.method)
+            _logger.exception("The handler of %s failed.", call.method)
         finally:
             call.over = True
             if call.release is not None:
                 call.release()
 
     def close(self) -> None:
-        """Stop the handlers that run."""
+        """Stop the running handlers."""
         for task in self._tasks:
             task.cancel()

@@ -163,7 +163,9 @@ class Peers:
                     await look()
             except (LocalError, OSError) as failure:
                 if not failing:
-                    _logger.warning("What a worker left can't be put in order, which is tried again: %s", failure)
+                    _logger.warning(
+                        "The calls and sessions of a worker that is gone can't be cleaned up; retrying: %s", failure
+                    )
                 failing = self._changed = True
             if self._changed:
                 await asyncio.sleep(PAUSE)
@@ -180,7 +182,7 @@ class Peers:
             try:
                 receive(message, sender)
             except Exception:
-                _logger.exception("A message of another worker could not be carried out")
+                _logger.exception("A message of another worker couldn't be processed.")
 
     def _open_letter(self, data: bytes) -> _Letter | None:
         """Return a valid message of another worker, or of this one if it's wanted; None for anything else."""
@@ -188,11 +190,13 @@ class Peers:
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:
                 self._warned = True
-                _logger.warning("A message between workers has no valid signature: do all of them use the same key?")
+                _logger.warning(
+                    "A message between workers has no valid signature. Check that all workers use the same key."
+                )
             return None
         try:
             letter = _decode(body)
-        except msgspec.DecodeError:  # of another version, during a deploy
+        except msgspec.DecodeError:  # from another version, during a deployment
             return None
         me = self._store.workers.me
         late = abs(letter.stamp / 1e6 - self._store.time()) > WINDOW
@@ -221,7 +225,7 @@ class Peers:
     def stamp(self) -> int:
         """Return a number, in microseconds, greater than that of every message sent or received so far."""
         now = int(self._store.time() * 1e6)
-        if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that nobody would take it
+        if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that no worker would accept the message
             self._stamp = now
         self._stamp = max(self._stamp + 1, now)
         return self._stamp
@@ -234,7 +238,7 @@ class Peers:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
         except (LocalError, OSError) as failure:
             if not self._mute:
-                _logger.warning("Nothing can be sent to all workers: %s", failure)
+                _logger.warning("Messages to all workers can't be sent: %s", failure)
                 self._mute = True
                 for waiting in list(self._waiting):
                     self._hear_alone(waiting)
@@ -270,7 +274,7 @@ class Peers:
             try:
                 sent = await self.tell(message)
             except Exception:
-                _logger.exception("A message to the other workers can't be sent")
+                _logger.exception("A message to the other workers can't be sent.")
                 continue
             if not sent:
                 if not heard:

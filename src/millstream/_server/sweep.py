@@ -61,8 +61,8 @@ class Sweep:
         self._pending: dict[object, asyncio.Task[None]] = {}
         self._trouble = LogOnce(
             logger,
-            "The streams of calls can't be kept in the store, which is tried again",
-            "The streams of calls are kept in the store again.",
+            "The streams of calls can't be extended in the store; retrying",
+            "The streams of calls can be extended in the store again.",
         )
 
     def open(self) -> None:
@@ -103,8 +103,8 @@ class Sweep:
         self._told = now
         names = sorted({call.name for call in self._dispatcher.calls if call.name})
         logger.warning(
-            "Nothing could run for %.1f seconds%s. If an `async def` function calls something that blocks, such as "
-            "time.sleep or requests, make it a `def` function: those run in threads",
+            "The event loop was blocked for %.1f seconds%s. If an `async def` function calls blocking code, "
+            "such as time.sleep or requests, make it a `def` function, which runs in a thread.",
             self.lag,
             f" (calls: {', '.join(names)})" if names else "",
         )
@@ -125,7 +125,7 @@ class Sweep:
             with self._trouble:
                 task.result()
         except Exception:
-            logger.exception("A periodic task failed; it is tried again")
+            logger.exception("A periodic task failed; retrying.")
 
     def look_at_calls(self, now: float) -> None:
         """End calls over the time limit, and turn silent ones into streams."""
@@ -157,4 +157,4 @@ def _attempt(work: Callable[..., object], *args: object) -> None:
     try:
         work(*args)
     except Exception:
-        logger.exception("A periodic task failed; it is tried again")
+        logger.exception("A periodic task failed; retrying.")

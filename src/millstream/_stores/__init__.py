@@ -39,7 +39,7 @@ def _installed_factory(scheme: str) -> Callable[[str, str], Store] | None:
 
 def _memory(url: str, rest: str) -> Store:
     if rest:
-        raise LocalError("memory:// takes nothing behind it.")
+        raise LocalError("memory:// takes no host or path. Write memory:// alone.")
     return _at_parent(url) or MemoryStore()
 
 
@@ -93,8 +93,8 @@ _KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
     "nats+tls": _nats,
 }
 _WHICH: Final = (
-    "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it), each for one "
-    "program on one machine, with any number of --workers; and redis://host (for any number of machines; also "
-    "rediss://, redis+sentinel:// and redis+cluster://), and nats://host (the same on NATS JetStream; with replicas it "
+    "Use memory:// (data is lost when the program ends) or sqlite:///file.db (data is kept in a file), each for "
+    "one program on one machine with any number of --workers; or redis://host (any number of machines; also "
+    "rediss://, redis+sentinel://, and redis+cluster://) or nats://host (NATS JetStream; with replicas, data "
     "survives the loss of a node)."
 )

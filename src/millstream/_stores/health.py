@@ -55,7 +55,7 @@ class StoreHealth:
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:
-                why = str(exc) or f"nothing came within {self.bound:g} s"
+                why = str(exc) or f"no answer within {self.bound:g} s"
                 logger.error("The store doesn't answer: %s", why)
         return self.up
 
@@ -64,7 +64,7 @@ class LogOnce:
     """A context manager that suppresses store errors and logs the first of a series.
 
     Example:
-        >>> trouble = LogOnce(logger, "The list can't be read, which is tried again", "The list is read again.")
+        >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")
         >>> with trouble:
         ...     await read()
         >>> if trouble.lasts:

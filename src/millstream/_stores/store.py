@@ -143,7 +143,7 @@ class BackendStore:
             self._rejoining = asyncio.create_task(self._rejoin())
 
     async def _rejoin(self) -> None:
-        trouble = LogOnce(_logger, "Members can't be held again; trying again", "Members are held again.")
+        trouble = LogOnce(_logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups.")
         while self._rejoins:
             self._rejoins = False
             with trouble:
@@ -153,7 +153,7 @@ class BackendStore:
                 await asyncio.sleep(PAUSE)
 
     async def _keep(self) -> None:
-        trouble = LogOnce(_logger, "Members can't be renewed; trying again", "Members are renewed again.")
+        trouble = LogOnce(_logger, "Members can't be renewed; retrying", "Members can be renewed again.")
         while True:
             await asyncio.sleep(_KEEP_EVERY)
             with trouble:

@@ -47,8 +47,8 @@ class Tail:
 
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
-        >>> await tail.catch_up()  # everything that is there
-        >>> await tail.run()  # everything that comes, until cancelled
+        >>> await tail.catch_up()  # existing entries
+        >>> await tail.run()  # new entries, until cancelled
     """
 
     __slots__ = (
@@ -90,7 +90,7 @@ class Tail:
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
         self._log_once = LogOnce(
-            _logger, f"The stream {name} can't be read, which is tried again", f"The stream {name} is read again."
+            _logger, f"The stream {name} can't be read; retrying", f"The stream {name} can be read again."
         )
         self._listens = False
         """Whether the store pushes every append."""

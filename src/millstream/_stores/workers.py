@@ -154,7 +154,7 @@ class Leases:
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
-            _logger, "The lease of this worker can't be renewed; trying again", "The lease of this worker is renewed."
+            _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
         )
 
     async def alive(self, worker: str) -> bool:

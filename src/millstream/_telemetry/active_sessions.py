@@ -1,8 +1,8 @@
 """Active sessions: those with a message in the last minutes.
 
-A session is a sealed id that any worker verifies, so its end isn't known. Without a message for `IDLE_SECONDS`, it
-counts as over; its duration is the time from the first to the last message. The table is bounded: when it's full, the
-session that began first counts as over.
+A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
+without a message. Its duration is the time from the first to the last message. The table is bounded: when it's full,
+the oldest session counts as over.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ MAX_SESSIONS = 10_000
 
 
 class ActiveSessions:
-    """The first and the last message of each session."""
+    """The times of the first and last message of each session."""
 
     __slots__ = ("_ended", "_max", "_seen")
 
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended
-        """Called with the labels (transport, revision) and seconds of each session that is over."""
+        """Called with the labels (transport, revision) and duration in seconds of each session that is over."""
         self._max = max_sessions
         self._seen: dict[str, tuple[float, float, Labels]] = {}
 
@@ -29,7 +29,7 @@ class ActiveSessions:
         return len(self._seen)
 
     def note(self, session: str, now: float, transport: str, revision: str) -> None:
-        """Note a message of a session."""
+        """Record a message of a session."""
         seen = self._seen.get(session)
         if seen is not None:
             self._seen[session] = (seen[0], now, seen[2])
@@ -39,12 +39,12 @@ class ActiveSessions:
         self._seen[session] = (now, now, (transport, revision))
 
     def over(self, session: str) -> None:
-        """Note the end of a session; unknown ones are ignored."""
+        """Record the end of a session. Unknown sessions are ignored."""
         if session in self._seen:
             self._end(session)
 
     def count(self, now: float) -> dict[Labels, int]:
-        """Return how many are active, by transport and revision."""
+        """Return the number of active sessions by transport and revision."""
         for session in [each for each, seen in self._seen.items() if now - seen[1] > IDLE_SECONDS]:
             self._end(session)
         return dict(Counter(labels for _, _, labels in self._seen.values()))

@@ -1,8 +1,8 @@
-"""The audit log: who called what, and with what result, one JSON line each, in a file that only grows.
+"""The audit log: callers, calls, and results as JSON lines in an append-only file.
 
-Every line has the hash of the line before it, so that nobody can change, remove or insert a line in the middle without
-changing all that follow. That the end was cut off shows only by comparing with a hash that was noted elsewhere. Each
-process writes a file of its own; arguments and results are not in it.
+Every line contains the hash of the previous line, so changing, removing, or inserting a line invalidates all lines
+after it. Truncation is detected only by comparison with a hash recorded elsewhere. Each process writes its own file.
+Arguments and results aren't logged.
 """
 
 import os
@@ -40,7 +40,7 @@ class AuditEntry(Struct, omit_defaults=True):
     address: str = ""
     transport: str = ""
     session: str = ""
-    """A hash of it."""
+    """A hash of the session id."""
 
 
 class AuditLog:
@@ -49,10 +49,10 @@ class AuditLog:
     __slots__ = ("_fd", "hash", "path", "seq")
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or the first free one of ``path.1``, ``path.2``… where other processes write.
+        """Open the file, or the first of ``path.1``, ``path.2``… that isn't used by another process.
 
         Raises:
-            LocalError: it cannot be written to, or its end isn't an audit log.
+            LocalError: The file can't be written to, or doesn't end with a line of an audit log.
         """
         self.path, self._fd = _open(path)
         try:
@@ -95,7 +95,7 @@ def _open(path: Path) -> tuple[Path, int]:
         if _is_free(handle):
             return each, handle
         os.close(handle)
-    raise LocalError(f"{_MAX_FILES} processes write audit logs beside {path}: give each server one of its own.")
+    raise LocalError(f"{_MAX_FILES} processes already write audit logs next to {path}. Give each server its own path.")
 
 
 def _is_free(handle: int) -> bool:
@@ -120,7 +120,10 @@ def _last(path: Path) -> tuple[int, str]:
     line = tail.rstrip(b"\n").rpartition(b"\n")[2]
     found = _check(line) if tail.endswith(b"\n") else None
     if found is None:
-        raise LocalError(f"The end of {path} isn't an audit log, or was changed. Move the file away and keep it.")
+        raise LocalError(
+            f"The last line of {path} isn't from an audit log, or was changed. Move the file away and keep it as "
+            "evidence."
+        )
     return found["seq"], found["hash"]
 
 
@@ -137,15 +140,15 @@ def _check(line: bytes) -> dict[str, Any] | None:
 
 
 class BrokenAuditLog(Exception):
-    """A line was changed. The text names it."""
+    """A line was changed. The text gives its number."""
 
 
 def verify(path: Path) -> tuple[int, str]:
-    """How many lines a file has, and the hash of the last one.
+    """Return the number of lines in a file and the hash of the last one.
 
     Raises:
-        Broken: somebody has changed, removed, inserted or reordered lines.
-        OSError: it cannot be read.
+        BrokenAuditLog: A line was changed, removed, inserted, or moved.
+        OSError: The file can't be read.
     """
     seq, previous = 0, START
     for number, line in enumerate(_lines(path), 1):
@@ -153,9 +156,7 @@ def verify(path: Path) -> tuple[int, str]:
         if found is None:
             raise BrokenAuditLog(f"Line {number} of {path} was changed.")
         if found.get("prev") != previous or found.get("seq") != seq + 1:
-            raise BrokenAuditLog(
-                f"Before line {number} of {path}, lines are missing, were inserted, or changed places."
-            )
+            raise BrokenAuditLog(f"Before line {number} of {path}, lines were removed, inserted, or reordered.")
         seq, previous = seq + 1, str(found["hash"])
     return seq, previous
 
@@ -164,10 +165,10 @@ def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
-                raise BrokenAuditLog(f"The last line of {path} is not whole.")
+                raise BrokenAuditLog(f"The last line of {path} is incomplete.")
             yield line[:-1]
 
 
 def stamp(seconds: float) -> str:
-    """Return a time as the log has it."""
+    """Return a time in the format of the log."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,5 +1,5 @@
-"""The newest lines of the audit logs of a machine: of the file that a server was given, and of those beside it that its
-other workers write. Reading shows what stands there; whether it was changed, `audit.verify` says.
+"""The newest lines of a machine's audit logs: the server's file and the numbered files of its other workers. This
+module doesn't verify them. See `audit.verify`.
 """
 
 import os
@@ -21,13 +21,13 @@ _FIELDS: Final = ("method", "target", "subject", "issuer", "client", "address", 
 
 
 def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
-    """Return the newest lines, the newest first, without their hashes.
+    """Return the newest lines without their hashes, newest first.
 
     Args:
-        path: the file that the server was given.
-        words: only those with each of these words, in whatever case.
-        failed: only those that didn't go well.
-        limit: at most so many, and never more than `MAX_LINES`.
+        path: The file configured for the server.
+        words: Return only lines that contain all of these words, ignoring case.
+        failed: Return only failed calls.
+        limit: Maximum number of lines, up to `MAX_LINES`.
     """
     wanted = words.lower().split()
     found = [
@@ -54,7 +54,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tail(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the last lines of a file. A first line that can be incomplete is left out."""
+    """Return the last lines of a file, without a first line that may be incomplete."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""`GET /metrics`: the metrics of one process, or of several added up, as prometheus_client writes them."""
+"""`GET /metrics`: the metrics of one process or the sums of several, in the format of prometheus_client."""
 
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from millstream._telemetry.metrics import Merge, Metrics, Reading
 _HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
 _LASTING: Final = ("counter", "histogram")
 _REMEMBERED: Final = 1_000
-"""Names of processes that have ended."""
+"""Maximum number of names of ended processes to remember."""
 _PROCESS: Final = CollectorRegistry(auto_describe=False)
 ProcessCollector(registry=_PROCESS)
 GCCollector(registry=_PROCESS)
@@ -29,8 +29,8 @@ class MetricsEndpoint:
     """The handler of the metrics path.
 
     Args:
-        render: returns the text.
-        measure: awaited first, for figures that need a question.
+        render: Returns the text.
+        measure: Awaited first, to update figures that need I/O.
     """
 
     __slots__ = ("_measure", "_render")
@@ -46,14 +46,14 @@ class MetricsEndpoint:
 
 
 class EndedProcesses(Struct, array_like=True):
-    """The counts of processes that have ended. Without them, sums would fall."""
+    """The counts of processes that have ended, so sums never decrease."""
 
     names: list[str]
-    """The newest ones, so none is added twice."""
+    """The newest names, so no process is added twice."""
     readings: list[Reading]
 
     def add(self, name: str, data: bytes) -> "EndedProcesses":
-        """Return these with the counts of another process."""
+        """Return the counts with those of another process added."""
         if name in self.names:
             return self
         lasting = [each for each in _decode(data) if each.kind in _LASTING]
@@ -61,7 +61,7 @@ class EndedProcesses(Struct, array_like=True):
 
 
 def dump(metrics: Metrics) -> bytes:
-    """Return the metrics of this process for another one."""
+    """Return the metrics of this process, encoded for another process."""
     return _encode(_readings(metrics))
 
 
@@ -71,12 +71,12 @@ def render(metrics: Metrics) -> bytes:
 
 
 def render_sums(processes: Iterable[bytes], ended: Sequence[Reading] = ()) -> bytes:
-    """Return the metrics of several processes as text, added up."""
+    """Return the sums of several processes' metrics as text."""
     return _text(_add_up([ended, *map(_decode, processes)]))
 
 
 def process_values() -> dict[str, float]:
-    """Return the figures of this process by their names in Prometheus, as far as the system has them."""
+    """Return the figures of this process under their Prometheus names. Figures that the system lacks are omitted."""
     return {sample.name: sample.value for metric in _PROCESS.collect() for sample in metric.samples}
 
 
@@ -95,7 +95,7 @@ def _readings(metrics: Metrics) -> list[Reading]:
 
 
 def _add_up(several: Iterable[Sequence[Reading]]) -> list[Reading]:
-    """Merge metrics of the same name. A kind that differs, as in another version, counts as the first one has it."""
+    """Merge metrics of the same name. If their kinds differ, as with another version, the first one's is used."""
     found: dict[str, Reading] = {}
     for readings in several:
         for each in readings:

@@ -1,8 +1,8 @@
-"""The last day in one ring of slots of ten seconds.
+"""The last day of activity, in a ring of ten-second slots.
 
-A slot holds, for each operation, the calls by duration and the errors, and the state of the process. Call `take` once a
-second; calls themselves cost nothing. Slots are kept packed: a day without calls takes about a megabyte. They begin at
-multiples of their length since 1970, so that readers can add up those of several processes.
+A slot contains the calls by duration and the errors of each operation, and the state of the process. Call `take` once a
+second. Calls themselves have no overhead. Slots are stored packed: a day without calls takes about a megabyte. They
+start at multiples of their length since 1970, so slots of several processes can be added up.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ KEPT: Final = 8_640
 STEPS: Final = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS: Final = 64
-"""Maximum operations per slot: those with the most errors and calls. The others are counted together."""
+"""Maximum operations per slot: those with the most errors and calls. All others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""
@@ -78,7 +78,7 @@ class HistoryWindow(Struct, array_like=True):
     step: int
     """Seconds of each point."""
     until: int
-    """The end of the last whole second, in seconds since 1970."""
+    """The end of the last complete second, in seconds since 1970."""
     bounds: tuple[float, ...]
     points: dict[int, tuple[OperationTally, Gauges]]
     """Start -> all operations together."""
@@ -98,30 +98,30 @@ class History:
     __slots__ = ("_counted", "_keys", "_last", "_merged", "_numbers", "_ring", "_slot", "bounds")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        """`bounds` are those between the buckets of every series that `take` gets."""
+        """Create a history. `bounds` are the bucket bounds of every series passed to `take`."""
         # Configuration
         self.bounds = bounds
         # Process
         self._ring: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
-        """The beginning of each slot, and the slot itself."""
+        """The start of each slot, and its packed content."""
         self._merged: dict[tuple[int, int], bytes] = {}
-        """Points that are over, by length and beginning: each is added up once."""
+        """Finished points by length and start, so each is added up only once."""
         self._slot: HistorySlot | None = None
-        """The present one."""
+        """The current slot."""
         self._counted: dict[Labels, list[int]] = {}
-        """Series -> its counts at the last look."""
+        """Series -> its counts at the last call of `take`."""
         self._numbers: dict[Key, int] = {REST: 0}
         self._keys: list[Key] = [REST]
         self._last: int | None = None
-        """The last second that was taken."""
+        """The second of the last call of `take`."""
 
     def take(self, second: int, series: Mapping[Labels, Series], gauges: Gauges) -> None:
-        """Keep what was counted since the last look as what happened in this second.
+        """Record the growth of the counts since the last call as the activity of this second.
 
         Args:
-            second: since 1970. Unless it's larger than at the last look, nothing happens.
-            series: by method, tool, outcome, and further labels. The metrics bound their number.
-            gauges: of this second.
+            second: Seconds since 1970. Ignored unless larger than in the last call.
+            series: Series by method, tool, outcome, and further labels. The metrics limit their number.
+            gauges: The state of the process in this second.
         """
         if self._last is not None and second <= self._last:
             return
@@ -159,11 +159,12 @@ class History:
         return number
 
     def look(self, seconds: int, chosen: Key | None = None) -> HistoryWindow:
-        """Return the last so many seconds. Another thread may call it: a day takes long when it's first asked for.
+        """Return the last `seconds` of the history. Call it in a thread, because the first request for a whole day is
+        slow.
 
         Args:
-            seconds: one of `STEPS`.
-            chosen: an operation whose own points are wanted, too.
+            seconds: One of `STEPS`.
+            chosen: An operation whose points are returned separately, too.
         """
         step, last = STEPS.get(seconds, SLOT), self._last if self._last is not None else -1
         past = HistoryWindow(step, last + 1, self.bounds, {}, {}, {})
@@ -179,7 +180,7 @@ class History:
         return past
 
     def _points(self, step: int, since: int) -> Iterator[HistorySlot]:
-        """Yield the points of a length that end after a moment."""
+        """Yield the points of a length that end after a given time."""
         ring = list(self._ring)
         if self._slot is not None:
             ring.append((self._slot.at, _pack(self._slot)))

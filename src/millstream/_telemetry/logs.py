@@ -1,9 +1,9 @@
 """Structured logs: JSON lines for machines, short lines for a terminal, always on standard error.
 
-`configure` puts one handler on the root logger, so that the user's own loggers and uvicorn's come out alike. What a
-peer can influence is never trusted: secrets are replaced by ``***`` by the name of their field and by their shape in
-the text, control characters are escaped so that no value can forge a line, and long values are cut. Standard output
-is refused: on stdio it belongs to the protocol.
+`configure` installs one handler on the root logger, so the program's own loggers and uvicorn's have the same format.
+Values that a peer can influence are never trusted: secrets are replaced by ``***``, recognized by field name and by
+their form in text, control characters are escaped so no value can forge a line, and long values are cut. Standard
+output is rejected, because it carries the protocol on stdio.
 """
 
 import logging
@@ -38,12 +38,12 @@ _SECRET_TEXT = re.compile(
     r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}""",
     re.IGNORECASE,
 )
-# C0, DEL, C1, the Unicode line separators, and the marks that reorder text on a screen.
+# C0, DEL, C1, the Unicode line separators, and characters that reorder text on a screen.
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
-# JSON escapes C0 itself; the rest may stand in a string, but some readers break lines there.
+# JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -51,10 +51,10 @@ _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL
 
 
 def configure_as(settings: Settings, *, level: str = "") -> None:
-    """Send every log record where the settings say; `level` stands for theirs.
+    """Send all log records to the destination in the settings. `level` overrides their level.
 
     Raises:
-        ValueError: the log file cannot be written.
+        ValueError: The log file can't be written.
     """
     beside: logging.Handler | None = None
     if settings.log_file:
@@ -63,7 +63,7 @@ def configure_as(settings: Settings, *, level: str = "") -> None:
         path = Path(settings.log_file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(0o640)  # lines name clients and tools
+            path.touch(0o640)  # lines contain names of clients and tools
             beside = WatchedFileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             raise ValueError(f"The log file {settings.log_file} can't be written: {exc.strerror}.") from exc
@@ -78,23 +78,25 @@ def configure(
     stream: TextIO | None = None,
     beside: logging.Handler | None = None,
 ) -> None:
-    """Send every log record to `stream` (standard error), replacing what an earlier call set up.
+    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration.
 
     Args:
-        level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
-        json: JSON lines or not; ``None`` decides by whether `stream` is a terminal.
-        stream: where to write; anything but standard output.
-        beside: gets every record as a JSON line, too.
+        level: ``debug``, ``info``, ``warning``, ``error``, or ``critical``.
+        json: Whether to write JSON lines. ``None`` writes them unless `stream` is a terminal.
+        stream: Any stream except standard output.
+        beside: A second stream that gets every record as a JSON line.
 
     Raises:
-        ValueError: the level is unknown, or the stream is standard output.
+        ValueError: The level is unknown, or the stream is standard output.
     """
     number = LEVELS.get(level.lower())
     if number is None:
-        raise ValueError(f"There is no log level {level!r}. Use one of: {', '.join(LEVELS)}.")
+        raise ValueError(f"Unknown log level {level!r}. Use one of: {', '.join(LEVELS)}.")
     target = stream or sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  stderr may be closed (2>&-)
     if target is sys.stdout:
-        raise ValueError("Logs do not go to standard output: on stdio it carries the protocol. Use another stream.")
+        raise ValueError(
+            "Logs can't go to standard output, because it carries the protocol on stdio. Use another stream."
+        )
     lines = (not target.isatty()) if json is None else json
     handler = _OurHandler(target)
     handler.setFormatter(JsonLines() if lines else HumanLines(color=target.isatty() and "NO_COLOR" not in os.environ))
@@ -110,19 +112,19 @@ def configure(
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        # At "info" uvicorn tells what the start-up panel already says.
+        # At level "info", uvicorn repeats the start-up panel.
         logger.setLevel(logging.WARNING if number == logging.INFO else number)
 
 
 class _OurHandler(logging.StreamHandler[TextIO]):
-    """Marks the handler that `configure` may replace."""
+    """A handler installed by `configure`, which it may replace."""
 
 
 def capture_logs(listener: logging.Handler) -> Callable[[], None]:
-    """Let a handler hear every record beside those that show them; returns what ends that.
+    """Pass every record to a handler, in addition to the handlers that show them. Return a function that stops it.
 
-    Where a program has set up no logging, Python shows warnings and errors on standard error, but only as long as no
-    logger has a handler. One that merely listens must not silence that.
+    If a program hasn't configured logging, Python shows warnings and errors on standard error, but only while no logger
+    has a handler. A capturing handler must not suppress that.
     """
     handler = _CaptureHandler(listener)
     root = logging.getLogger()
@@ -142,14 +144,14 @@ class _CaptureHandler(logging.Handler):
             last.handle(record)
 
     def _shows(self) -> bool:
-        """Return whether it's the one that shows what nothing else does: each server that runs here has one that
-        listens.
+        """Return whether this handler shows records that no other handler does. Each server in this process has a
+        capturing handler.
         """
         return next((each for each in logging.getLogger().handlers if isinstance(each, _CaptureHandler)), self) is self
 
 
 def _is_shown(name: str) -> bool:
-    """Return whether a logger of this name reaches a handler that is not merely listening."""
+    """Return whether records of a logger reach a handler that shows them."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
         if any(not isinstance(each, _CaptureHandler) for each in logger.handlers):
@@ -159,7 +161,7 @@ def _is_shown(name: str) -> bool:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: ``ts``, ``level``, ``logger``, ``message``, then the record's extra fields."""
+    """One JSON object per line: ``ts``, ``level``, ``logger``, ``message``, and the record's extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -176,7 +178,7 @@ class JsonLines(logging.Formatter):
 
 
 class HumanLines(logging.Formatter):
-    """``12:00:00 INFO  logger: message  field=value``; continuation lines (tracebacks) are indented."""
+    """``12:00:00 INFO  logger: message  field=value``. Continuation lines (tracebacks) are indented."""
 
     def __init__(self, *, color: bool) -> None:
         super().__init__()
@@ -197,12 +199,12 @@ class HumanLines(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What the caller gave as ``extra={…}``, with secrets hidden."""
+    """Return the fields of ``extra={…}``, with secrets hidden."""
     return {name: redact(value, name) for name, value in vars(record).items() if name not in _OWN_FIELDS}
 
 
 def redact(value: Any, name: str = "", depth: int = 0) -> Any:
-    """`value` with secrets hidden: by the name of a field at any depth, and by shape inside texts."""
+    """Return `value` with secrets hidden: by field name at any depth, and by their form in text."""
     if name and value is not None and not isinstance(value, bool) and is_secret(name):
         return HIDDEN
     if isinstance(value, str):
@@ -222,12 +224,12 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
 
 @lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
-    """Return whether a field of this name holds a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
+    """Return whether a field of this name contains a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
     return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
 
 
 def redact_text(text: str) -> str:
-    """`text` without credentials, lone surrogates and anything beyond `MAX_TEXT` characters."""
+    """Return `text` without credentials and lone surrogates, cut to `MAX_TEXT` characters."""
     rest = len(text) - MAX_TEXT
     if rest > 0:
         text = f"{text[:MAX_TEXT]}… ({rest} more)"
@@ -236,7 +238,7 @@ def redact_text(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` on one line: control characters, line separators and bidirectional marks as escapes."""
+    """Return `text` on one line, with control characters, line separators, and bidirectional marks escaped."""
     return text.translate(_ESCAPES)
 
 
@@ -253,7 +255,7 @@ def _error_of(record: logging.LogRecord, formatter: logging.Formatter) -> dict[s
         return None
     kind, error = record.exc_info[0], record.exc_info[1]
     stack = formatter.formatException(record.exc_info)
-    # The end of a traceback says what happened; the middle of a deep recursion does not.
+    # The end of a traceback is the useful part; the middle of a deep recursion isn't.
     if len(stack) > MAX_TEXT:
         stack = f"…{stack[-MAX_TEXT:]}"
     return {"type": kind.__name__, "message": redact_text(str(error)), "stack": redact_text(stack)}

@@ -1,9 +1,9 @@
 """The access log: one JSON line for each message, written in batches.
 
-Lines are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` wait, whichever is first: that bound is what a
-crash can lose. A stream that fails, or whose reader stands still, loses its lines and stops nobody; `lost` counts them.
-Texts of peers go through the redaction and escaping of `logs`. Lines that differ only in time, duration and size have
-the rest in common: whoever writes many keeps that as a `Frame`, which is encoded once.
+Lines are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is first. A crash loses at
+most these lines. Lines for a stream that fails or blocks are dropped and counted in `lost`, and nothing waits for them.
+Text from peers is redacted and escaped as in `logs`. Lines that differ only in time, duration, and size share a
+`Frame`, which is encoded once.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class AccessRecord(Struct, gc=False):
 
 
 class _Line(Struct, gc=False):
-    """A line but for its time; duration and size differ in each."""
+    """A line without its time, duration, and size."""
 
     level: str
     logger: str
@@ -79,7 +79,7 @@ class _Line(Struct, gc=False):
 _TRACED = ("trace_id", "span_id")
 """The end of a line with a trace."""
 _SLACK = 1e-6
-"""Seconds that sums of times may be off."""
+"""Tolerance for rounding errors of sums, in seconds."""
 _LEVELS = {"ok": "info", "-32603": "error"}
 """Status -> level. All other failures are the caller's, and warnings."""
 
@@ -105,9 +105,9 @@ class MessageLog:
         """Write to `stream`.
 
         Args:
-            stream: where to write; anything but standard output.
-            worker: what tells this process from others; its number by default.
-            json: JSON lines or short ones for people; ``None`` decides by whether `stream` is a terminal.
+            stream: Any stream except standard output.
+            worker: The name of this process in the log. The process id by default.
+            json: Whether to write JSON lines or short ones. ``None`` writes short ones if `stream` is a terminal.
         """
         # Configuration
         self._outlet = TextOutlet(stream)
@@ -189,7 +189,7 @@ class MessageLog:
         )
 
     def _begin(self, at: float) -> None:
-        """Another millisecond."""
+        """Start a new millisecond."""
         millisecond = int((at + _SLACK) * 1000)
         self._from, self._until = millisecond / 1000 - _SLACK, (millisecond + 1) / 1000 - _SLACK
         moment = datetime.fromtimestamp(millisecond / 1000, UTC)
@@ -221,7 +221,7 @@ class MessageLog:
         )
 
     def _text(self, text: str) -> str:
-        """Return a text of a peer as it may stand in the log."""
+        """Return a peer's text in a form that is safe for the log."""
         clean = escape(redact_text(text))
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
@@ -239,7 +239,7 @@ class MessageLog:
 
 
 def _human_frame(line: _Line, *, color: bool) -> Frame:
-    """Short lines with time, outcome, target, duration, and caller."""
+    """Return the frame of a short line with time, outcome, target, duration, and caller."""
     dim, plain = _dim(color=color)
     who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
     about = f"{line.method} {line.target}" if line.target else line.method

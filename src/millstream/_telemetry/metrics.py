@@ -1,7 +1,7 @@
-"""Counters, gauges and histograms of the hot path. `exposition` writes them as Prometheus text.
+"""Counters, gauges, and histograms of the hot path. `exposition` writes them as Prometheus text.
 
-A series is a tuple of label values, in the order of the metric's labels. Each metric has a bounded number of series,
-because peers choose some values; further ones are counted together under ``_other``. Not safe for several threads.
+A series is a tuple of label values, in the order of the metric's labels. Each metric has a maximum number of series,
+because peers choose some values. Further ones are counted together under ``_other``. Not thread-safe.
 """
 
 import re
@@ -42,13 +42,13 @@ class Family(Struct, frozen=True):
     max_series: int = MAX_SERIES
 
     def admit(self, labels: Labels, held: int) -> Labels:
-        """Return the series of new label values: themselves, or ``_other`` if there are too many series already.
+        """Return the series for new label values: the values, or ``_other`` if there are already too many series.
 
         Raises:
-            ValueError: the number of values isn't that of the labels.
+            ValueError: The number of values differs from the number of labels.
         """
         if len(labels) != len(self.labels):
-            raise ValueError(f"{self.name} has the labels {self.labels}, not {len(labels)} of them.")
+            raise ValueError(f"{self.name} needs values for the labels {self.labels}, but got {len(labels)} values.")
         return labels if held < self.max_series or not labels else (OTHER,) * len(labels)
 
 
@@ -132,7 +132,7 @@ class Series:
         self.total += value
 
     def quantile(self, q: float) -> float | None:
-        """Return the quantile `q` (0 to 1), as exact as the bounds; None without values."""
+        """Return the quantile `q` (0 to 1), as exact as the bounds allow, or None without values."""
         return quantile(self.bounds, self.counts, q)
 
 
@@ -162,7 +162,7 @@ class Histogram:
         self.of(labels).observe(value)
 
     def read(self) -> Reading:
-        """Return cumulative buckets, sum and count of each series."""
+        """Return the cumulative buckets, sum, and count of each series."""
         name = self.family.name
         samples: dict[tuple[str, ...], float] = {}
         for values, series in self.series.items():
@@ -188,10 +188,10 @@ class Metrics:
         self._metrics: dict[str, Metric] = {}
 
     def counter(self, name: str, help: str, labels: Labels = ()) -> Counter:
-        """Create a counter. Its name ends in ``_total``.
+        """Create a counter. Its name must end in ``_total``.
 
         Raises:
-            ValueError: the name is taken or invalid. The other kinds raise the same.
+            ValueError: The name is taken or invalid. The other methods raise the same.
         """
         return self._add(Counter(_family(name, help, labels)))
 
@@ -204,9 +204,9 @@ class Metrics:
         bounds: Sequence[float] = DURATIONS,
         finer: Sequence[float] = (),
     ) -> Histogram:
-        """Create a histogram. The exposition leaves out `finer` bounds, which serve `quantile`."""
+        """Create a histogram. The exposition omits `finer` bounds, which only serve `quantile`."""
         if "le" in labels:
-            raise ValueError("The label 'le' of a histogram is its own.")
+            raise ValueError("The label 'le' is reserved in histograms.")
         return self._add(Histogram(_family(name, help, labels), bounds, finer))
 
     def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = (), *, merge: Merge = "sum") -> None:
@@ -220,16 +220,16 @@ class Metrics:
     def _add(self, metric: AnyMetric) -> AnyMetric:
         name = metric.family.name
         if name in self._metrics:
-            raise ValueError(f"There is a metric named {name} already.")
+            raise ValueError(f"A metric named {name} already exists.")
         self._metrics[name] = metric
         return metric
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
-    """Return the quantile `q` by the counts between bounds; None when all counts are 0.
+    """Return the quantile `q` from the counts between bounds, or None if all counts are 0.
 
-    Values of a bucket are taken as evenly spread on a logarithmic scale, those of the first bucket as evenly spread
-    from 0. Values above all bounds count as the last bound.
+    Values in a bucket are assumed to be spread evenly on a logarithmic scale, in the first bucket evenly from 0. Values
+    above all bounds count as the last bound.
     """
     number = sum(counts)
     if number == 0:
@@ -246,19 +246,19 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return each of `SHARES` in milliseconds, of durations that were counted in seconds."""
+    """Return each of `SHARES` in milliseconds, from durations in seconds."""
     found = {name: quantile(bounds, counts, share) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
 
 def _family(name: str, help: str, labels: Labels) -> Family:
     if not _METRIC_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} can't be the name of a metric.")
+        raise ValueError(f"{name!r} isn't a valid metric name.")
     for label in labels:
         if not _LABEL_NAME.fullmatch(label):
-            raise ValueError(f"{label!r} can't be the name of a label.")
+            raise ValueError(f"{label!r} isn't a valid label name.")
     if len(set(labels)) != len(labels):
-        raise ValueError(f"{name} names a label twice.")
+        raise ValueError(f"{name} has the same label twice.")
     return Family(name, help, labels)
 
 
@@ -268,10 +268,11 @@ def _to_reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels,
 
 
 def _pairs(names: Labels, values: Labels) -> tuple[str, ...]:
-    """Return each label and its value in turn. An empty value means the same as no label, and is left out."""
+    """Return each label followed by its value. Labels with an empty value are omitted, because Prometheus treats them
+    alike."""
     return tuple(each for name, value in zip(names, values, strict=True) if value for each in (name, _utf8(value)))
 
 
 def _utf8(value: str) -> str:
-    """Replace lone surrogates, which UTF-8 can't have."""
+    """Replace lone surrogates, which UTF-8 can't encode."""
     return value if value.isascii() else value.encode(errors="replace").decode()

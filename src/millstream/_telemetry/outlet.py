@@ -34,10 +34,10 @@ class TextOutlet:
                 self._descriptor = descriptor
 
     def write(self, text: str, *, wait_ms: int = 0) -> bool:
-        """Write, or keep for the next time, at most `wait_ms` long at each standstill; False when the text is lost.
+        """Write `text`, or keep it for later if the stream blocks for more than `wait_ms`. Return False if it was lost.
 
         Raises:
-            OSError, ValueError: nobody reads any more, or the stream is closed.
+            OSError, ValueError: The reader is gone, or the stream is closed.
         """
         if self._poll is None:
             self._stream.write(text)

@@ -1,4 +1,5 @@
-"""Pass what a program prints on to a log handler, beside where it goes anyway. For development: it costs each print."""
+"""Pass printed lines to a log handler, in addition to the original streams. For development, because it slows down each
+print."""
 
 import logging
 import sys
@@ -6,14 +7,14 @@ from collections.abc import Callable
 from typing import Any, TextIO, cast
 
 _MAX_LINE = 8192
-"""Characters; the rest of a longer line begins another."""
+"""Maximum characters of a line. The rest becomes another line."""
 
 
 def capture_prints(listener: logging.Handler) -> Callable[[], None]:
-    """Let a handler get each line printed to standard output and standard error; return what ends that.
+    """Pass each line printed to standard output and standard error to a handler. Return a function that stops it.
 
-    Records have the level INFO, and ``stdout`` or ``stderr`` as the name of their logger. Log handlers that exist
-    already keep the original streams, so their lines don't come twice.
+    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. Existing log handlers keep the
+    original streams, so their lines don't appear twice.
     """
     before = sys.stdout, sys.stderr
     after = cast("TextIO", _Tee(before[0], "stdout", listener)), cast("TextIO", _Tee(before[1], "stderr", listener))
@@ -29,7 +30,7 @@ def capture_prints(listener: logging.Handler) -> Callable[[], None]:
 
 
 class _Tee:
-    """A text stream that also makes log records of what is written to it."""
+    """A text stream that also turns written lines into log records."""
 
     def __init__(self, stream: TextIO, name: str, listener: logging.Handler) -> None:
         self._stream = stream
@@ -38,7 +39,7 @@ class _Tee:
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Write, and pass on the lines that are complete now."""
+        """Write, and pass on complete lines."""
         written = self._stream.write(text)
         *lines, self._rest = (self._rest + text).split("\n")
         if len(self._rest) > _MAX_LINE:

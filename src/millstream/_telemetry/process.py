@@ -1,4 +1,4 @@
-"""The process and its event loop: CPU, memory, descriptors, tasks, and how late the loop is."""
+"""Figures of the process and its event loop: CPU, memory, descriptors, tasks, and the delay of the loop."""
 
 import asyncio
 import gc
@@ -44,7 +44,7 @@ class LoopLag:
 
     @property
     def last(self) -> float:
-        """Seconds of the newest sample; 0 before the first."""
+        """The newest sample in seconds, or 0 before the first."""
         return self._samples[-1][1] if self._samples else 0.0
 
     @property
@@ -58,7 +58,7 @@ class LoopLag:
         return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
 
     def worst_of(self, seconds: float) -> float:
-        """Return the largest sample of the last so many seconds."""
+        """Return the largest sample of the last `seconds`."""
         return max(self._since(seconds), default=0.0)
 
     def _since(self, seconds: float) -> list[float]:
@@ -88,7 +88,7 @@ class ProcessFigures:
         registry.read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
 
     def now(self) -> dict[str, float | None]:
-        """Return figures for a page; `cpu_percent` is of one core, over the time since the last call."""
+        """Return the figures for a page. `cpu_percent` is relative to one core and to the time since the last call."""
         from millstream._telemetry.exposition import process_values  # noqa: PLC0415  pages and metrics alone need it
 
         now, cpu = self._clock(), time.process_time()
@@ -108,7 +108,7 @@ class ProcessFigures:
 
 
 def resident_bytes() -> int | None:
-    """Return the resident memory; None where the system has no ``/proc``."""
+    """Return the resident memory, or None on systems without ``/proc``."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -116,7 +116,7 @@ def resident_bytes() -> int | None:
 
 
 def tasks() -> int:
-    """Return the number of tasks of the running loop; 0 outside of one."""
+    """Return the number of tasks in the running loop, or 0 outside of one."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Recent activity for live pages: calls in each of the last seconds, and the growth of counts over the last moments."""
+"""Recent activity for live pages: calls in each of the last seconds, and the recent growth of counts."""
 
 from collections import deque
 from collections.abc import Hashable, Mapping
@@ -12,27 +12,27 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class PerSecond:
-    """Counts for each of the last seconds, in a ring. Add to `count`, after a `turn` if the second is over."""
+    """Counts for each of the last seconds, in a ring. Call `turn` when a second is over, then add to `count`."""
 
     __slots__ = ("_counts", "_seconds", "count", "size", "until")
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
         self.until = 0
-        """End of the present second."""
+        """The end of the current second."""
         self.count = 0
-        """Count of the present second."""
+        """The count of the current second."""
         self._counts = [0] * size
         self._seconds = [-1] * size
 
     def turn(self, second: int) -> None:
-        """Begin another second."""
+        """Start a new second."""
         place = (self.until - 1) % self.size
         self._seconds[place], self._counts[place] = self.until - 1, self.count
         self.until, self.count = second + 1, 0
 
     def last(self, second: int, length: int) -> list[int]:
-        """Return the counts of the `length` whole seconds before this one (fewer than `size`), oldest first."""
+        """Return the counts of the `length` complete seconds before this one (fewer than `size`), oldest first."""
         if second >= self.until:
             self.turn(second)
         return [
@@ -42,7 +42,7 @@ class PerSecond:
 
 
 class Growth(Generic[Key]):
-    """The growth of counts over the last 10 to 15 seconds, or since the beginning if there was no look."""
+    """The growth of counts over the last 10 to 15 seconds, or since the start if they weren't read before."""
 
     __slots__ = ("_copies", "_started")
 
@@ -51,7 +51,7 @@ class Growth(Generic[Key]):
         self._copies: deque[tuple[float, Mapping[Key, list[int]]]] = deque()
 
     def since(self, now: float, counts: Mapping[Key, list[int]]) -> tuple[float, dict[Key, list[int]]]:
-        """Return the seconds covered, and for each key what was added in them. `counts` must be a copy."""
+        """Return the number of seconds covered, and the growth for each key. `counts` must be a copy."""
         copies = self._copies
         while copies and now - copies[0][0] > _KEEP + 2 * _STEP:
             copies.popleft()

@@ -1,8 +1,9 @@
-"""Spans by OpenTelemetry: the one module that imports it. It gets names and values and knows no method.
+"""OpenTelemetry spans. This is the only module that imports OpenTelemetry. It gets names and values and doesn't know
+MCP methods.
 
-Import it only where the program traces. The trace context of a message stands in its `_meta` as W3C text
-(`traceparent`, `tracestate`) and is the parent; the span or the headers of the HTTP request around it are linked then,
-and are the parent where the message says nothing. Bad values are ignored.
+Import it only if the program traces. The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`)
+and becomes the parent; the surrounding span or the HTTP headers are then linked. Without it, they are the parent.
+Invalid values are ignored.
 """
 
 from collections.abc import Mapping
@@ -41,10 +42,10 @@ class Spans:
         """Start a span of kind SERVER and make it current.
 
         Args:
-            name: what is done to what.
-            attributes: known now.
-            meta: trace context of the message, whatever the peer put there.
-            headers: trace context of the HTTP request.
+            name: The operation and its target.
+            attributes: Attributes known at the start.
+            meta: The trace context of the message, unvalidated.
+            headers: The trace context of the HTTP request.
         """
         ambient = trace.get_current_span().get_span_context()
         if not ambient.is_valid:
@@ -68,7 +69,7 @@ class Spans:
         )
 
     def end(self, opened: OpenSpan, *, attributes: Attributes, failed: bool) -> None:
-        """End a span in the task that started it, with what is known only now."""
+        """End a span in the task that started it, and add attributes known only at the end."""
         context.detach(opened.token)
         span = opened.span
         span.set_attributes(dict(attributes))
@@ -78,7 +79,7 @@ class Spans:
 
 
 def open_spans(version: str) -> Spans | None:
-    """Spans, where the program has set a tracer provider; None where they would go nowhere."""
+    """Return the spans if the program has set a tracer provider, else None, because they would be discarded."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
     return Spans(trace.get_tracer("millstream", version))

@@ -128,7 +128,8 @@ class ClientConnection:
             return
         self._write(answer)
         if call.method == _LISTEN:
-            # The server ended the call, and must say so: https://modelcontextprotocol.io/specification/2026-07-28/basic
+            # The server ended the call, so it must send an error:
+            # https://modelcontextprotocol.io/specification/2026-07-28/basic
             self._notify(notification_message("notifications/cancelled", {"requestId": call.id}))
         await self._drain()
 
@@ -198,7 +199,7 @@ class ClientConnection:
         assert message.id is not None  # noqa: S101  only requests are answered
         try:
             if self.session is not None:
-                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is initialized already")
+                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is already initialized")
             opening = read_initialize(message.params)
         except ProtocolError as exc:
             self._note("initialize", str(exc.code))
@@ -217,7 +218,7 @@ class ClientConnection:
             self._note("", str(exc.code))
             self._write(error_message(None, exc.code, exc.message, exc.data))
             return
-        del data  # each call has its part, and can run for a day
+        del data  # each call has its own part, and can run for a day
         work = [self._one(message) for message in messages]
         messages.clear()
         answers = await asyncio.gather(*work)
@@ -266,8 +267,8 @@ class ClientConnection:
             self._write(message)
 
     def finish(self, then: Callable[[], None]) -> None:
-        """End the subscriptions, and call `then` when their results are written; immediately if called again
-        meanwhile.
+        """End the subscriptions, and call `then` when their results are written. A second call before that doesn't
+        wait.
         """
         ends, self._ends = self._ends, set()
         for end in ends:
@@ -318,7 +319,7 @@ def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], No
 
 
 async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
-    done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can be left while one still runs
+    done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can stop while one task still runs
     for task in done:
         if not task.cancelled():
             task.exception()  # no caller is left to receive it

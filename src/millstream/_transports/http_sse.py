@@ -33,11 +33,11 @@ from millstream._transports.refusals import (
 )
 
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
-_NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
+_NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event.")
 _UNREACHABLE = refusal(
-    503, SERVER_ERROR, "The stream of this session cannot be reached now: try again", head=b"retry-after: 1\r\n"
+    503, SERVER_ERROR, "The stream of this session can't be reached now. Try again.", head=b"retry-after: 1\r\n"
 )
-_UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found: open a new stream")
+_UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
 
 
 class _Address(Struct, frozen=True, gc=False, array_like=True):
@@ -134,7 +134,7 @@ class HttpSse:
         return _ACCEPTED if there else _UNKNOWN
 
     async def _look_at_my_name(self) -> None:
-        """End every stream whose session id names a former identity of this worker."""
+        """End every stream whose session id contains a former name of this worker."""
         if self._dispatcher.services.peers.is_me(self._name):
             return
         self._name = self._dispatcher.services.store.workers.me

@@ -1,8 +1,8 @@
 """The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
 
-Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap
-is ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
-from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
+Streams are server-sent events. A plain event has no ``event`` field, so `EventSource.onmessage` receives it. A gap is
+``event: gap``, and a stream that the hub cuts ends with ``event: cut``. Between events, the position to resume from is
+sent as an id alone, which clients store without dispatching an event. Errors are problem details (RFC 9457).
 """
 
 from collections.abc import Awaitable, Callable
@@ -121,7 +121,7 @@ class HubRoutes:
         """Stream the messages of one client: progress and results of its streamed calls."""
         client_id, principal, address = self.match(request.path), request.principal, request.peer
         if client_id is None:
-            return plain_problem(404, "The path is /mcp/sse/ and a client id.")
+            return plain_problem(404, "The path must be /mcp/sse/ followed by a client id.")
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
             first = sse.encode_event(encode({"client_id": client_id}), event="connected")
@@ -148,7 +148,7 @@ class HubRoutes:
         except (InvalidName, Forbidden, TooMany) as exc:
             return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
-            return plain_problem(406, "This is a stream of content-type text/event-stream.")
+            return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
         if self._streams.full(request):
             return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
@@ -196,10 +196,10 @@ class HubRoutes:
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:
-            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {shorten(str(exc))}.") from exc
+            raise ProtocolError(INVALID_REQUEST, f"The body isn't a valid event: {shorten(str(exc))}.") from exc
         except msgspec.DecodeError as exc:
             # The decoder's message for half a surrogate pair is misleading: it says that the data was truncated.
-            text = "The body is not JSON, or a text in it has half of a surrogate pair."
+            text = "The body isn't JSON, or a string in it has half of a surrogate pair."
             raise ProtocolError(PARSE_ERROR, text) from exc
 
 
@@ -214,8 +214,8 @@ _STATUS: dict[type[Exception], tuple[int, bytes]] = {
 
 
 _SAID: dict[type[Exception], str] = {
-    StoreFull: "The store is full. The event is not published.",
-    StoreUnavailable: "The store didn't answer in time. The event may be published or not.",
+    StoreFull: "The store is full. The event was not published.",
+    StoreUnavailable: "The store didn't answer in time. The event may or may not be published.",
 }
 """Texts for clients instead of the errors' own, which are for operators and can contain a server name."""
 
@@ -232,5 +232,5 @@ def _last(query: dict[str, list[str]], name: str) -> str:
 def _count(query: dict[str, list[str]]) -> int:
     text = _last(query, "history") or "0"
     if not text.isascii() or not text.isdigit() or len(text) > 4 or int(text) > MAX_HISTORY:
-        raise InvalidName(f"The history is a number up to {MAX_HISTORY}, not {text[:20]!r}.")
+        raise InvalidName(f"The history must be a number up to {MAX_HISTORY}, not {text[:20]!r}.")
     return int(text)

@@ -82,7 +82,7 @@ class OpenStreams:
         return len(self._sinks)
 
     def by_transport(self) -> dict[str, int]:
-        """How many there are, by transport."""
+        """Return the number of streams by transport."""
         found: Counter[str] = Counter()
         for kind, count in self.by_kind.items():
             found[kind[0]] += count
@@ -91,7 +91,7 @@ class OpenStreams:
     def slowest(self, count: int) -> list[tuple[str, str, float, int]]:
         """Return the streams with the most unread bytes, then the oldest.
 
-        For each: transport, owner (empty for none), age in seconds, and unread bytes. Walks over all streams.
+        For each stream: transport, owner (empty for none), age in seconds, and unread bytes. Iterates over all streams.
         """
         now = monotonic()
         found = (
@@ -162,9 +162,7 @@ class OpenStreams:
                 self._by_owner.pop(share, None)
 
     def beat(self) -> None:
-        """Send a comment to every stream, so that proxies and clients see that it's alive. End streams over the maximum
-        age.
-        """
+        """Send a comment to every stream as a sign of life. End streams over the maximum age."""
         oldest = monotonic() - self._max_age
         for sink, (code, opened, end, _, _, finish) in list(self._sinks.items()):
             if opened < oldest:

@@ -20,16 +20,16 @@ def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> R
     return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
 
 
-WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
-_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
+WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type. Send content-type application/json.")
+_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable. A GET is answered with text/event-stream.")
 _FOR_CLIENTS = Response(
     b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",
     406,
     TEXT_HEAD,
 )
-"""For browsers, in which the stream would show nothing."""
+"""For browsers, which can't show the stream."""
 TOO_MANY_STREAMS = refusal(
-    503, SERVER_ERROR, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"
+    503, SERVER_ERROR, "Too many open streams. Close some, or try again later.", head=b"retry-after: 5\r\n"
 )
 
 
@@ -43,16 +43,16 @@ def no_stream(accept: bytes | None) -> Response | None:
 
 def too_many_streams() -> ProtocolError:
     """Return the error for a subscription above the cap of streams."""
-    return ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
+    return ProtocolError(OVERLOADED, "Too many open streams. Close some, or try again later.", status=503)
 
 
 def unknown_session() -> ProtocolError:
     """Return the error for a session that doesn't exist or has ended."""
-    text = "Session not found: initialize again, without Mcp-Session-Id"
+    text = "Session not found. Initialize again, without Mcp-Session-Id."
     return ProtocolError(SESSION_NOT_FOUND, text, status=404)
 
 
 def missing_session() -> ProtocolError:
     """Return the error for a request without the session that it needs."""
-    text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
+    text = "Bad request: Mcp-Session-Id is missing. Send the id from the result of initialize."
     return ProtocolError(INVALID_REQUEST, text, status=400)

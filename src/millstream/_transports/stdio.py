@@ -57,7 +57,7 @@ class _Output(asyncio.Protocol):
             self._transport = None
 
     def write(self, message: bytes) -> bool:
-        """Queue one message. Return False if the reader is gone or too slow."""
+        """Queue a message. Return False if the reader is gone or too slow."""
         if self._gone:
             return False
         if not self._waiting:
@@ -85,7 +85,7 @@ class _Output(asyncio.Protocol):
         await self._room.wait()
 
     async def make_room(self) -> None:
-        """Wait while too much is unread, so a client that sends without reading isn't read, either."""
+        """Wait while too much is unread, so a client that doesn't read isn't read from, either."""
         self.flush()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:
@@ -134,7 +134,7 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open missing standard descriptors, or the next opened files would get their numbers."""
+    """Open missing standard descriptors. Otherwise, files opened later would get their numbers."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -145,7 +145,7 @@ def _set_line_buffering(*, on: bool) -> bool:
     out = sys.stdout
     if not isinstance(out, io.TextIOWrapper) or out.line_buffering is on:
         return False
-    with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
+    with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
         out.reconfigure(line_buffering=on)
     return True
 
@@ -153,7 +153,7 @@ def _set_line_buffering(*, on: bool) -> bool:
 def _flush() -> None:
     """Flush prints while the descriptor points to stderr, so they can't reach the protocol later."""
     if sys.stdout is not None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
             sys.stdout.flush()
 
 
@@ -234,10 +234,10 @@ async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -
 
 
 async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
-    """Return how to read a descriptor, and how to stop reading."""
+    """Return a function that reads a descriptor, and one that stops reading."""
     stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
     mode = os.fstat(fd).st_mode
-    # Not every descriptor that asyncio accepts can be polled: epoll refuses /dev/null.
+    # epoll can't poll every descriptor that asyncio accepts, such as /dev/null.
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         reader = asyncio.StreamReader(limit=_CHUNK)
         with contextlib.suppress(NotImplementedError):  # a loop without pipes (on Windows)

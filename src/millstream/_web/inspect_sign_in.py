@@ -151,7 +151,7 @@ class SignIns:
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
     async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
-        """Return who is signed in at a server, as far as the token says."""
+        """Return the user that the token of a server names."""
         held = await self._mine(request, url)
         tokens = None if held is None else held.kept.tokens.get(str(url))
         if tokens is None:

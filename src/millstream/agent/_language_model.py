@@ -122,7 +122,7 @@ class LanguageModel:
             raise ModelDenied(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
             # The library parses responses strictly. A wrong URL is the usual reason for an error here.
-            raise ModelBroken(f"{self.url} responded, but not like a chat API. {_HINT}") from exc
+            raise ModelBroken(f"The response of {self.url} isn't that of a chat API. {_HINT}") from exc
         except Exception as exc:
             raise self._explain_other(exc, begun=begun) from exc
         self._answered = True
@@ -185,8 +185,8 @@ class LanguageModel:
         if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
             # The library treats a truncated stream as complete.
             if not begun:
-                raise ModelBroken(f"{self.url} responded, but not like a chat API. {_HINT}")
-            raise ModelBroken("The model's answer broke off.", temporary=True)
+                raise ModelBroken(f"The response of {self.url} isn't that of a chat API. {_HINT}")
+            raise ModelBroken("The model's answer ended early.", temporary=True)
         text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
         wanted = _tool_calls(calls)
         tokens = response.usage.total_tokens

@@ -62,8 +62,8 @@ class ChallengeResponses:
         right key.
         """
         if self._oauth:
-            return plain_problem(401, "The token isn't valid, or no longer valid.", self._head("invalid_token", ()))
-        return plain_problem(403, "The key isn't valid, or no longer valid.", _NO_STORE)
+            return plain_problem(401, "The token is invalid or has expired.", self._head("invalid_token", ()))
+        return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
     def for_malformed(self, text: str) -> Response:
         """Respond to a malformed credential."""

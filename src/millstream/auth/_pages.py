@@ -94,9 +94,7 @@ def _warning(client: OAuthClient, uri: str) -> str:
             "Your browser will open an app on your device, and any app could have taken that name. "
             "Continue only if you just started it."
         )
-    return (
-        "Nobody has checked its name. Continue only if you know this address." if client.source == "registered" else ""
-    )
+    return "Its name isn't verified. Continue only if you know this address." if client.source == "registered" else ""
 
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
@@ -227,12 +225,12 @@ def render(
     """Return a page.
 
     Args:
-        template: its name among the templates here, or the path of a template elsewhere that extends one of these.
-        status: of the reply.
-        head: further header lines.
-        target: where forms lead besides this server.
-        images: what the policy says of images.
-        values: of the template.
+        template: The name of a template in this package, or the path of a template that extends one of them.
+        status: The status of the reply.
+        head: Further header lines.
+        target: Where forms lead besides this server.
+        images: The policy for images.
+        values: The values for the template.
     """
     forms = f"'self' {target}".strip()
     lines = (

@@ -1,4 +1,4 @@
-"""Checks of the token rules in a program's arguments, when the server is created rather than at the first token."""
+"""Checks of token rules in a program's arguments. They run when the server is created, before the first token."""
 
 from collections.abc import Collection, Mapping
 from typing import cast

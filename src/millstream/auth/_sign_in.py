@@ -161,7 +161,7 @@ class SignIn:
         credential = given.get("key", [""])[-1].strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
-            raise NotAdmitted("This isn't valid, or no longer valid.", 403, wrong=True)
+            raise NotAdmitted("This key or token is invalid or no longer valid.", 403, wrong=True)
         return _KIND, credential.encode(), b"", b""
 
     async def leave(self, request: HttpRequest) -> Response:

@@ -1,7 +1,7 @@
 """A cache of results that carry a time to live, emptied when the server reports a change.
 
-https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. A cache belongs to one client, and so
-to one set of credentials; it treats public and private results the same.
+See https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. A cache belongs to one client,
+and so to one set of credentials. It treats public and private results the same.
 """
 
 import time

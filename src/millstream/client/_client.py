@@ -62,7 +62,7 @@ _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 class Client(ClientAliases):
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
-    Calls can run concurrently. Entering the block connects; a lost connection is made again by the next request.
+    Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects.
 
     Args:
         target: a URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
@@ -152,7 +152,7 @@ class Client(ClientAliases):
 
     @property
     def server_extensions(self) -> Mapping[str, Any]:
-        """The settings of each extension that the server announced, by identifier."""
+        """Settings of each extension that the server announced, by identifier."""
         return members(self.capabilities.get("extensions"))
 
     @property
@@ -219,9 +219,9 @@ class Client(ClientAliases):
             progress: handler for progress reports: ``progress(value, total, message)``.
             timeout: seconds to wait for this call.
             raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
-                `into`, an error always raises.
-            task: whether the server may make a task of the call, if it can. The wait then outlives connections and
-                restarts of the server, and `timeout` is for all of it; see `tasks`.
+            `into`, an error always raises.
+            task: whether the server may run the call as a task. The wait then outlives connections and restarts of the
+            server, and `timeout` applies to all of it; see `tasks`.
 
         Raises:
             ToolFailed: the tool reported an error.
@@ -336,20 +336,20 @@ class Client(ClientAliases):
     # Skills
 
     def skills(self, *, fresh: bool = False) -> "PaginatedList[Skill]":
-        """List the skills of the server, without reading them: ``for skill in await client.skills(): …``."""
+        """List the skills of the server without reading their files: ``for skill in await client.skills(): …``."""
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
         return _skills.list_skills(self.conversation, fresh=fresh)
 
     async def skill(self, uri: str) -> "Skill":
-        """Return the entry of one skill, whether the server lists it or not: ``await client.skill(uri)``.
+        """Return the entry of one skill, even if the server doesn't list it: ``await client.skill(uri)``.
 
         Args:
             uri: URI of its `SKILL.md`.
 
         Raises:
             Failure: the server has no such skill.
-            SkillMismatch: its entry can't be used.
+            SkillMismatch: the entry is invalid.
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
@@ -359,14 +359,14 @@ class Client(ClientAliases):
         """Read a file of a skill and check it against the manifest: ``(await client.read_skill(skill)).decode()``.
 
         The content is instructions from the server's author. Show the user where it comes from, and ask before a model
-        follows it.
+        follows them.
 
         Args:
             skill: entry of the skill.
-            path: path of the file below the skill.
+            path: path of the file inside the skill.
 
         Raises:
-            SkillMismatch: the file isn't what the entry says, or isn't listed there.
+            SkillMismatch: the file differs from its manifest, or isn't listed there.
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
@@ -405,14 +405,14 @@ class Client(ClientAliases):
         progress: OnProgress | None = None,
         timeout: float = 0,
     ) -> dict[str, Any]:
-        """Send any request and return its result as JSON data, answering the server's questions on the way.
+        """Send any request and return its result as JSON data. Questions from the server are answered by the handlers.
 
         Args:
-            method: of MCP, or of an extension.
-            params: an object.
-            name: the value of the header `Mcp-Name`, for methods of extensions that have one.
-            progress: receives how far the request is.
-            timeout: seconds for this request.
+            method: method of MCP or of an extension.
+            params: parameters, an object.
+            name: value of the header `Mcp-Name`, for extension methods that have one.
+            progress: handler for progress reports.
+            timeout: seconds to wait for this request.
 
         Raises:
             Failure: the server responded with an error.

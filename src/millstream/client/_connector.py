@@ -56,7 +56,7 @@ def failure(error: bytes) -> Failure:
         told = _decode_error(error)
         data = msgspec.json.decode(told.data) if told.data else None
     except (ValueError, RecursionError):
-        return Failure(0, "The server reported an error that can't be read")
+        return Failure(0, "The server reported an error that can't be decoded")
     remedy = _handler_for(data) if told.code == MISSING_CLIENT_CAPABILITY else ""
     return Failure(told.code, told.message or "The server gave no reason", data, remedy=remedy)
 
@@ -288,7 +288,7 @@ class Connector:
             return agreement
 
     async def _raise_unknown_version(self, revision: Revision) -> Negotiation:
-        raise UnknownVersion(f"The server does not speak revision {revision.date}.")
+        raise UnknownVersion(f"The server doesn't support revision {revision.date}.")
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
         """Ask what the server offers. Return None if it doesn't know the method, or doesn't respond unless `alone`."""
@@ -333,7 +333,7 @@ class Connector:
         if result.protocol_version in PER_REQUEST:
             # A server of the per-request era whose response to the probe was lost or late.
             dates = {"supported": [result.protocol_version]}
-            raise Failure(UNSUPPORTED_VERSION, "The server has no handshake", dates)
+            raise Failure(UNSUPPORTED_VERSION, "The server doesn't support the handshake", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.set_revision(agreed)
@@ -343,7 +343,7 @@ class Connector:
                 if filters is None or (message := filters.filter_outgoing(message)):
                     await transport.send(message, "notifications/initialized")
         except TimeoutError as exc:
-            raise NoAnswer(f"The server did not complete the handshake within {self._timeout:g} seconds.") from exc
+            raise NoAnswer(f"The server didn't complete the handshake within {self._timeout:g} seconds.") from exc
         return Negotiation(
             revision=agreed,
             capabilities=result.capabilities,
@@ -361,7 +361,7 @@ class Connector:
             answer = await transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise NoAnswer(f"The server did not answer {method} within {seconds:g} seconds.") from exc
+                raise NoAnswer(f"The server didn't answer {method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

@@ -126,7 +126,7 @@ class Conversation:
         """
         link = self.requests.link or self.requests.last
         if link is None:
-            raise ClientError("The client is not connected. Use it as `async with Client(…) as client:`.")
+            raise ClientError("The client isn't connected. Use `async with Client(…) as client:`.")
         return link
 
     @property
@@ -178,7 +178,7 @@ class Conversation:
     async def set_log_level(self, level: str) -> None:
         """Set the log level of the session."""
         if level not in LOG_LEVELS:
-            raise ValueError(f"There is no log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
+            raise ValueError(f"Unknown log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         revision = self.negotiated.revision
         if not revision.handshake:
             raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")

@@ -30,7 +30,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     """
     for name, value in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise TargetError(f"{name!r} is not a valid header name.")
+            raise TargetError(f"{name!r} isn't a valid header name.")
         if name.lower() in _OURS:
             raise TargetError(f"The client sets the header {name} itself. Remove it.")
         if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
@@ -53,9 +53,8 @@ class Auth(Protocol):
         ...
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Learn the nonce for proofs from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the
-        request
-        can be sent again.
+        """Store the nonce from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the request can be
+        sent again.
         """
         ...
 

@@ -41,7 +41,7 @@ class NotMcp(ClientError):
 
 
 class AccessDenied(ClientError):
-    """The server wants other credentials (401) or more permissions (403). ``except AccessDenied:
+    """The server requires other credentials (401) or more permissions (403). ``except AccessDenied:
     ask_for_another_key()``
     """
 
@@ -96,7 +96,7 @@ class Failure(ClientError):
 
 
 class SkillMismatch(ClientError):
-    """A file of a skill isn't what the server announced. Don't use it. ``except SkillMismatch: skill = None``"""
+    """A file of a skill differs from what the server announced. Don't use it. ``except SkillMismatch: skill = None``"""
 
 
 class Flood(ClientError):

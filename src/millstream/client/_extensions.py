@@ -1,4 +1,4 @@
-"""Extensions of a client: what they declare, which messages they handle, and their hooks around requests."""
+"""Client extensions: the capabilities they declare, the messages they handle, and their hooks around requests."""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -36,17 +36,17 @@ class OutgoingRequest:
     def __init__(self, method: str, params: dict[str, Any], client: "Client") -> None:
         self.method: str = method
         self.params: dict[str, Any] = params
-        """What you put there is sent, ``_meta`` included."""
+        """The parameters to send, including ``_meta``."""
         self.client: Client = client
 
 
 Outgoing = Callable[[OutgoingRequest], Awaitable[dict[str, Any]]]
-"""``await next(request)``: the members of the result, or whatever it raises."""
+"""``await next(request)`` returns the members of the result, or raises its error."""
 Wrap = Callable[[OutgoingRequest, Outgoing], Awaitable[dict[str, Any]]]
 
 
 class ClientExtension(Protocol):
-    """The side of an extension that a client has; see `millstream.extensions.Extension`."""
+    """The client side of an extension; see `millstream.extensions.Extension`."""
 
     @property
     def name(self) -> str:
@@ -58,11 +58,11 @@ class ClientExtension(Protocol):
 
 
 class ClientHost:
-    """The client, as an extension can change it. See `Extension.connect`."""
+    """A client as extensions can configure it. See `Extension.connect`."""
 
     def __init__(self, client: "Client", questions: Questions) -> None:
         self.client: Client = client
-        """The client, not connected yet."""
+        """The client, which isn't connected yet."""
         self.declared: list[DeclaredCapability] = []
         """The capabilities that extensions declare."""
         self._questions = questions
@@ -79,31 +79,31 @@ class ClientHost:
         for each in extensions:
             if isinstance(each, type) or not hasattr(each, "bind_client"):
                 raise TypeError(
-                    f"extensions takes objects of subclasses of millstream.extensions.Extension, not {each!r}"
+                    f"extensions must contain instances of millstream.extensions.Extension subclasses, not {each!r}"
                 )
             if each.name in names:
-                raise ValueError(f"Two extensions are named {each.name!r}: leave one out")
+                raise ValueError(f"Two extensions have the name {each.name!r}. Remove one.")
             names.add(each.name)
             each.bind_client(self)
 
     def capability(
         self, name: str, value: Mapping[str, Any], *, member: str = "extensions", revisions: Collection[str] = ()
     ) -> None:
-        """Declare a capability beside `Extension.client_settings`, which is declared anyway.
+        """Declare a capability in addition to `Extension.client_settings`.
 
         Args:
-            name: of the capability.
-            value: what servers read there.
-            member: of the client's capabilities: ``extensions`` or ``experimental``.
-            revisions: dates of the revisions that declare it; all without any.
+            name: name of the capability.
+            value: value for servers.
+            member: member of the client's capabilities: ``extensions`` or ``experimental``.
+            revisions: dates of the revisions that declare it; by default all.
         """
         self.declared.append(DeclaredCapability(member, name, value, frozenset(revisions)))
 
     def notification(self, name: str, handler: Handler) -> None:
-        """Handle a notification of the server: ``handler(params, client)``, in the order in which they come.
+        """Handle a server notification: ``handler(params, client)``, called in order of arrival.
 
         Raises:
-            ValueError: MCP or another extension has it.
+            ValueError: the notification belongs to MCP or another extension.
         """
         run = self._handler(name, handler)
         custom = self.client.conversation.incoming.custom
@@ -114,10 +114,10 @@ class ClientHost:
         custom[name] = hear
 
     def method(self, name: str, handler: Handler) -> None:
-        """Answer a request of the server: ``handler(params, client)`` returns the members of the result.
+        """Answer a server request: ``handler(params, client)`` returns the members of the result.
 
         Raises:
-            ValueError: MCP or another extension has the method.
+            ValueError: the method belongs to MCP or another extension.
         """
         run = self._handler(name, handler)
 
@@ -128,9 +128,9 @@ class ClientHost:
         self._questions.custom[name] = answer
 
     def wrap(self, wrap: Wrap) -> None:
-        """Wrap every request: ``await wrap(request, next)`` gives the members of the result.
+        """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
 
-        The hooks of the first extension are outermost. They run once for a request, around all rounds of questions.
+        The hooks of the first extension are outermost. They run once per request, around all rounds of questions.
         """
         self._wraps.append(wrap)
         self.client.conversation.requests.around = self._around
@@ -145,7 +145,7 @@ class ClientHost:
     def _handler(self, name: str, handler: Handler) -> Run:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
-            raise ValueError(f"There is a method {name!r} already")
+            raise ValueError(f"The method {name!r} already exists")
         return with_decoded_params(handler, type(self.client))
 
     async def _around(self, ask: Ask) -> bytes:
@@ -161,7 +161,7 @@ class ClientHost:
             try:
                 return _decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-                raise BadAnswer(f"The result of {ask.method} can't be read: {exc}.") from exc
+                raise BadAnswer(f"The result of {ask.method} can't be decoded: {exc}.") from exc
 
         chain: Outgoing = inside
         for wrap in reversed(self._wraps):
@@ -171,7 +171,7 @@ class ClientHost:
 
 def log_failed_filter(method: str, error: Exception) -> None:
     """Log that a filter raised."""
-    _logger.error("A filter of notifications failed, and %s is dropped", method, exc_info=error)
+    _logger.error("A notification filter failed, so %s is dropped.", method, exc_info=error)
 
 
 def _link(wrap: Wrap, inside: Outgoing) -> Outgoing:

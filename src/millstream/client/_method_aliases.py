@@ -91,7 +91,7 @@ class ClientAliases:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
         """Do nothing, because `__enter__` never returns."""
 
-    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+    if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name: str) -> Any:
             from millstream._protocol.suggestions import no_attribute  # noqa: PLC0415  only mistakes need it

@@ -42,7 +42,7 @@ class PaginatedList(Generic[T]):
             if cursor is None:
                 return
             if cursor in seen or len(seen) >= self._max_pages:
-                raise BadAnswer("The server's list does not end: its pages repeat, or there are too many.")
+                raise BadAnswer("The server's list doesn't end: its pages repeat, or there are too many.")
             seen.add(cursor)
 
     def __await__(self) -> Generator[Any, None, list[T]]:

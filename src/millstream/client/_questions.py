@@ -83,7 +83,7 @@ class Questions:
         self._sample = sample
         self._roots = roots
         self.custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
-        """Request of an extension -> its handler."""
+        """Extension request -> its handler."""
         self.noted: Callable[[ObservedQuestion], object] | None = None
         """Observer that receives each question before it's answered."""
 
@@ -161,7 +161,7 @@ async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:
     except ProtocolError:
         raise
     except Exception as exc:
-        raise ProtocolError(INTERNAL_ERROR, f"The client could not answer: {type(exc).__name__}") from exc
+        raise ProtocolError(INTERNAL_ERROR, f"The client couldn't answer: {type(exc).__name__}") from exc
 
 
 def root_of(place: str | Path | Root) -> Root:

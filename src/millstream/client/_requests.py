@@ -54,7 +54,7 @@ class Ask(Struct, kw_only=True):
     meta: bytes = b""
     """`_meta` members as JSON without braces, instead of the connection's default ones."""
     wrapped: bool = False
-    """The hooks of extensions are around it already."""
+    """Whether the extensions' hooks already wrap the request."""
     rounds: bool = True
     """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
 
@@ -152,13 +152,13 @@ class Requests:
             if required is None:
                 return result
             if not required.input_requests and required.request_state is None:
-                raise BadAnswer(f"The server requires input for {ask.method}, but doesn't say what.")
+                raise BadAnswer(f"The server requires input for {ask.method}, but sent no questions.")
             rounds += 1
             if rounds > self._options.max_rounds:
-                raise BadAnswer(f"The server asked {rounds} times without a result (Options.max_rounds).")
+                raise BadAnswer(f"The server asked {rounds} times without returning a result (Options.max_rounds).")
             now = asyncio.get_running_loop().time()
             since = 0.0 if required.input_requests else since or now
-            if since and now - since > (ask.timeout or self._timeout):  # it keeps asking for another round
+            if since and now - since > (ask.timeout or self._timeout):  # the server keeps requesting another round
                 raise NoAnswer(f"The server postponed its response to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds, ask.id)
 
@@ -211,7 +211,7 @@ class Requests:
             async with asyncio.timeout(self._timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
-            raise NoAnswer(f"The server did not accept {method} within {self._timeout:g} seconds.") from exc
+            raise NoAnswer(f"The server didn't accept {method} within {self._timeout:g} seconds.") from exc
 
     async def send(self, link: Connection, ask: Ask, extra: bytes = b"") -> bytes:
         """Send one request on one connection."""
@@ -231,7 +231,7 @@ class Requests:
             answer = await link.transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise NoAnswer(f"The server did not answer {ask.method} within {seconds:g} seconds.") from exc
+                raise NoAnswer(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

@@ -115,7 +115,7 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
     try:
         return decode(raw)
     except (ValueError, RecursionError) as exc:
-        raise BadAnswer(f"The server's result of {method} has the wrong shape: {exc}.") from exc
+        raise BadAnswer(f"The server's result of {method} is malformed: {exc}.") from exc
 
 
 def _read(raw: bytes, wanted: Any) -> Any:
@@ -123,7 +123,7 @@ def _read(raw: bytes, wanted: Any) -> Any:
         return _decoder(wanted)(raw)
     except (ValueError, RecursionError) as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
-        raise BadAnswer(f"The tool's value is not a {name}: {exc}.") from exc
+        raise BadAnswer(f"The tool's value isn't a {name}: {exc}.") from exc
 
 
 @lru_cache(256)

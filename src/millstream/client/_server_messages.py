@@ -102,12 +102,12 @@ class ServerMessages:
         self._room = max_waiting
         # State
         self.custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
-        """Notification of an extension -> its handler."""
+        """Extension notification -> its handler."""
         self.filters: NotificationFilters | None = None
         """Filters of notifications in both directions, if an extension has one."""
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
-        """By request id, which is also the progress token."""
+        """Pending requests by id, which is also the progress token."""
         self.watchers: set[Hear] = set()
         self.acknowledged: dict[int, asyncio.Event] = {}
         """Subscriptions that the server hasn't acknowledged yet, by id."""
@@ -145,7 +145,7 @@ class ServerMessages:
         try:
             handler(self, message)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            _logger.debug("The server sent a %s that cannot be read.", message.method)
+            _logger.debug("The server sent a %s that can't be decoded.", message.method)
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
@@ -212,8 +212,8 @@ class ServerMessages:
             if inspect.iscoroutine(waits):
                 waits.close()
             raise Flood(
-                f"{self._room:,} messages from the server are waiting for your handlers, the limit of "
-                "Options.max_waiting."
+                f"{self._room:,} messages from the server are waiting for your handlers, which is the limit "
+                "(Options.max_waiting)."
             )
         self._queue.append(waits)
         if self._worker is None or self._worker.done():
@@ -249,7 +249,7 @@ class ServerMessages:
         try:
             await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
-            _logger.info("The answer to %s could not be sent to the server: %s", message.method, exc)
+            _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
         finally:
             self._answering.pop(message.id, None)
 
@@ -263,7 +263,7 @@ class ServerMessages:
             return error_message(question_id, exc.code, exc.message, exc.data)
         except (TypeError, ValueError, RecursionError):
             _logger.exception("A handler of the client returned a value that JSON can't represent.")
-            return error_message(question_id, INTERNAL_ERROR, "The client could not answer")
+            return error_message(question_id, INTERNAL_ERROR, "The client couldn't answer")
 
     @contextmanager
     def standing_still(self, request_id: int = 0) -> Generator[None]:

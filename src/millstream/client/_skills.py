@@ -1,4 +1,4 @@
-"""Skills of a server, as a client lists, checks, and reads them: ``io.modelcontextprotocol/skills``."""
+"""Client side of skills: listing, checking, and reading them (``io.modelcontextprotocol/skills``)."""
 
 import logging
 from typing import Any
@@ -34,7 +34,7 @@ _decode_skill = msgspec.json.Decoder(Skill).decode
 
 
 def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Skill]:
-    """Return the skills of a server; none of a server without the extension. Nothing else is read."""
+    """List the skills of a server without reading their files. Servers without the extension have none."""
 
     async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:
         if not _has_skills(conversation):
@@ -59,20 +59,20 @@ def _has_skills(conversation: Conversation) -> bool:
 
 
 def _valid(raw: bytes) -> Skill | None:
-    """Return an entry that a host may load; None for others."""
+    """Return the entry if a host may load it, or None."""
     try:
         skill = _decode_skill(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        _logger.warning("Left out a skill of the server that can't be read: %s", exc)
+        _logger.warning("Skipped a skill of the server that can't be decoded: %s", exc)
         return None
     problem = problem_of(skill)
     if problem:
-        _logger.warning("Left out the skill %.200s of the server: %s", skill.uri, problem)
+        _logger.warning("Skipped the skill %.200s of the server: %s", skill.uri, problem)
     return None if problem else skill
 
 
 def problem_of(skill: Skill) -> str:
-    """Return why a host mustn't load an entry, or an empty string."""
+    """Return why a host must not load an entry, or an empty string."""
     if problem := name_problem(skill.frontmatter.get("name")):
         return problem
     if not skill.uri.endswith(f"/{skill.name}/{SKILL_FILE}"):
@@ -83,9 +83,9 @@ def problem_of(skill: Skill) -> str:
         return ""
     uris = [each.uri for each in skill.resources]
     if skill.uri not in uris or len(set(uris)) != len(uris):
-        return "its manifest lacks SKILL.md, or has a file twice"
+        return "its manifest lacks SKILL.md, or lists a file twice"
     if not all(uri.startswith(f"{skill.root}/") for uri in uris):
-        return "its manifest has a file that isn't in its directory"
+        return "its manifest lists a file outside of its directory"
     if len(uris) > MAX_FILES or sum(each.size for each in skill.resources) > MAX_BYTES:
         return f"it has more than {MAX_FILES} files, or more than {MAX_BYTES:,} bytes"
     return ""
@@ -95,39 +95,39 @@ async def get_skill(conversation: Conversation, uri: str) -> Skill:
     """Return the entry of one skill."""
     ask = Ask(method="skills/get", params=encode({"uri": uri}), repeatable=True)
     result: _Skill = read("skills/get", _decode_one, await conversation.requests.ask(ask))
-    problem = problem_of(result.skill) or ("" if result.skill.uri == uri else "it's another one than was asked for")
+    problem = problem_of(result.skill) or ("" if result.skill.uri == uri else "it's not the requested skill")
     if problem:
-        raise SkillMismatch(f"The server's entry of the skill {uri} can't be used: {problem}.")
+        raise SkillMismatch(f"The server's entry for the skill {uri} is invalid: {problem}.")
     return result.skill
 
 
 def check_listed(skill: Skill, uri: str) -> None:
-    """Make sure that the manifest lists a file, before it's read.
+    """Check that the manifest lists a file, before the file is read.
 
     Raises:
-        SkillMismatch: it doesn't.
+        SkillMismatch: the file isn't listed.
     """
     if not isinstance(skill.resources, str) and skill.entry(uri) is None:
         raise SkillMismatch(f"The manifest of the skill {skill.name!r} doesn't list {uri}.")
 
 
 def bytes_of(uri: str, contents: list[ResourceContents]) -> bytes:
-    """Return the bytes of a resource that is one file.
+    """Return the bytes of a resource that must be one file.
 
     Raises:
-        SkillMismatch: it's something else.
+        SkillMismatch: the resource isn't a single file.
     """
     if len(contents) != 1:
-        raise SkillMismatch(f"The server gave {len(contents)} contents for {uri}, and a file has one.")
+        raise SkillMismatch(f"The server returned {len(contents)} contents for {uri} instead of one.")
     text, blob = contents[0].text, contents[0].blob
     return text.encode() if text is not None else blob or b""
 
 
 def check_file(skill: Skill, uri: str, data: bytes) -> None:
-    """Make sure that a file is what its manifest says.
+    """Check that a file matches its manifest.
 
     Raises:
-        SkillMismatch: it isn't, or the manifest doesn't list it.
+        SkillMismatch: the file differs, or the manifest doesn't list it.
     """
     problem = ""
     if not isinstance(skill.resources, str):
@@ -139,8 +139,8 @@ def check_file(skill: Skill, uri: str, data: bytes) -> None:
         problem = _frontmatter_problem(skill, data)
     if problem:
         raise SkillMismatch(
-            f"The skill {skill.name!r} isn't what the server announced: {problem}.",
-            remedy="It may have changed: get its entry again, and look at it before you use it.",
+            f"The skill {skill.name!r} differs from what the server announced: {problem}.",
+            remedy="It may have changed. Get its entry again, and review it before you use it.",
         )
 
 

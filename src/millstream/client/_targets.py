@@ -63,7 +63,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
         return _command(target, env, cwd)
     if isinstance(target, TransportFactory) or hasattr(target, "running"):
         return target
-    raise TargetError(f"{type(target).__name__} is not a server. Use a URL, a command, a script, or a Server.")
+    raise TargetError(f"{type(target).__name__} isn't a server. Use a URL, a command, a script, or a Server.")
 
 
 def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
@@ -82,7 +82,7 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
     try:
         words = shlex.split(text, posix=os.name != "nt")
     except ValueError as exc:
-        raise TargetError(f"The command {text!r} cannot be read: {exc}.") from exc
+        raise TargetError(f"The command {text!r} can't be parsed: {exc}.") from exc
     return _command(words, env, cwd)
 
 
@@ -99,7 +99,7 @@ def _check_no_file(text: str) -> None:
     if os.path.isdir(text):  # noqa: PTH112  unlike that of a Path, it takes names of any length
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
     if os.path.isfile(text):  # noqa: PTH113
-        raise TargetError(f"{text} is not a program. Use a .py, .js, or .json file, a command, or a URL.")
+        raise TargetError(f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a URL.")
     if os.path.isfile(f"{text}.py"):  # noqa: PTH113
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
@@ -124,7 +124,7 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
         try:
             given: Any = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as exc:
-            raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
+            raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
         return _from_configuration(given, name, str(path), env, cwd)
     if path.suffix == ".py":
         text = path.read_text("utf-8", "replace")

@@ -1,7 +1,7 @@
 """Tasks of a server: start them, wait for them, answer their questions, and cancel them.
 
-A task lives on the server. The client polls it, and connects again when a connection is lost, so neither its own
-connection nor a restart of the server ends the wait.
+A task lives on the server. The client polls it, and reconnects when a connection is lost, so the wait survives lost
+connections and restarts of the server.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _PATIENCE = 120.0
 _LEAST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0
 _USUAL_PAUSE = 1.0
-"""Seconds between two polls, if the server names none."""
+"""Seconds between two polls, if the server doesn't specify an interval."""
 
 Status = Literal["working", "input_required", "completed", "failed", "cancelled"]
 
@@ -48,20 +48,20 @@ class _Error(Struct):
 
 
 class Task(Struct, frozen=True, rename="camel"):
-    """A task of a server, as it was when you asked: ``(await client.tasks.get(task_id)).status``."""
+    """The state of a task when it was requested: ``(await client.tasks.get(task_id)).status``."""
 
     task_id: str
-    """Empty for a call that was over at once."""
+    """Task id; empty for a call that finished immediately."""
     status: Status
     status_message: str = ""
-    """What the task does now, or why it ended."""
+    """The current activity of the task, or why it ended."""
     created_at: str = ""
-    """ISO 8601."""
+    """Creation time, ISO 8601."""
     last_updated_at: str = ""
     ttl_ms: int | None = None
     """Milliseconds from the creation until the server deletes the task."""
     poll_interval_ms: int | None = None
-    """Milliseconds to wait before you ask again."""
+    """Milliseconds to wait before the next poll."""
     input_requests: dict[str, InputRequest] = {}
     """Questions that wait for `ClientTasks.update`, by key."""
     result: Raw | UnsetType = UNSET
@@ -104,7 +104,7 @@ class ClientTasks:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._meta: tuple[bytes, bytes] = b"", b""
-        """`_meta` of the connection, and the same with the extension."""
+        """`_meta` of the connection, without and with the extension."""
 
     @property
     def supported(self) -> bool:
@@ -115,8 +115,8 @@ class ClientTasks:
     async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
         """Call a tool, and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
 
-        Keep `Task.task_id`: with it, any client of the same principal gets the task later. The server decides what
-        becomes a task. A call that is over at once is a task without an id.
+        Keep `Task.task_id`: any client of the same principal can use it to get the task later. The server decides which
+        calls become tasks. A call that finishes immediately returns a task without an id.
 
         Raises:
             NotSupported: the server has no tasks.
@@ -130,11 +130,11 @@ class ClientTasks:
         return Task("", "completed", result=Raw(raw))
 
     async def get(self, task_id: str, *, timeout: float = 0) -> Task:
-        """Return a task as it is now.
+        """Return the current state of a task.
 
         Raises:
             NotSupported: the server has no tasks.
-            Failure: there's no such task, for example because its time to live is over.
+            Failure: there's no such task, for example because it has expired.
             ClientError: there was no response.
         """
         return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout, repeatable=True))
@@ -147,27 +147,27 @@ class ClientTasks:
         await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout, repeatable=True)
 
     async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
-        """Cancel a task unless it's over: ``await client.tasks.cancel(task_id)``. Raises as `get` does."""
+        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises as `get` does."""
         await self._ask("tasks/cancel", task_id, {}, timeout, repeatable=True)
 
     async def wait(
         self, task: str | Task, *, progress: OnProgress | None = None, timeout: float = 0, raise_on_error: bool = True
     ) -> Result:
-        """Wait until a task is over, and return its result: ``(await client.tasks.wait(task_id)).text``.
+        """Wait until a task ends, and return its result: ``(await client.tasks.wait(task_id)).text``.
 
-        The handlers of the client answer the questions of the task. If you stop waiting, the task goes on.
+        The client's handlers answer the task's questions. If you stop waiting, the task continues.
 
         Args:
-            task: its id, or what `start` returned.
-            progress: gets each new status message: ``progress(count, None, message)``.
-            timeout: seconds to wait; 0 for as long as the task takes.
+            task: the task's id, or the result of `start`.
+            progress: handler for each new status message: ``progress(count, None, message)``.
+            timeout: seconds to wait; 0 for no limit.
             raise_on_error: as for `Client.call`.
 
         Raises:
             ToolFailed: the tool reported an error.
             Failure: the call failed with an error, or there's no such task.
-            NoAnswer: the task isn't over in time.
-            ClientError: the task was canceled, or the server doesn't respond any more.
+            NoAnswer: the task didn't end in time.
+            ClientError: the task was canceled, or the server no longer responds.
         """
         task_id = task if isinstance(task, str) else task.task_id
         limit = asyncio.timeout(timeout or None)
@@ -177,7 +177,9 @@ class ClientTasks:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            raise NoAnswer(f"The task {task_id} isn't over after {timeout:g} seconds. It goes on.") from exc
+            raise NoAnswer(
+                f"The task {task_id} didn't end within {timeout:g} seconds. It continues on the server."
+            ) from exc
         result = ended.outcome()
         if raise_on_error:
             result.check()
@@ -211,7 +213,7 @@ class ClientTasks:
         return answers
 
     async def _get_again(self, task_id: str) -> Task:
-        """Return a task, from a server that may start again at the moment."""
+        """Return a task, from a server that may be restarting."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         pause = _LEAST_PAUSE
@@ -250,7 +252,7 @@ class ClientTasks:
         link = await self._conversation.requests.connect()
         if not self.supported:
             raise NotSupported(
-                "The server has no tasks: it doesn't announce the extension, or speaks an older revision."
+                "The server has no tasks: it doesn't announce the extension, or it uses an older revision."
             )
         if self._meta[0] != link.meta:
             meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % link.meta)
@@ -262,7 +264,7 @@ class ClientTasks:
 
 
 _PASSING = frozenset({OVERLOADED, RATE_LIMITED})
-"""Codes of errors that are over soon: the server is busy, or a limit refuses."""
+"""Codes of temporary errors: the server is overloaded, or a rate limit was reached."""
 
 
 def _pause(task: Task) -> float:

@@ -1,8 +1,8 @@
 """Subscriptions to changes at a server, in both eras.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A broken subscription is opened
-again with a growing delay, and so is a watched connection of the handshake era. A change of the kind `again` then says
-that changes may have been missed. If the server refuses for good, the watch ends with an error.
+See https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A broken subscription is
+reopened with a growing delay, and so is a watched connection of the handshake era. A change of the kind `again` then
+reports that changes may have been missed. If the server refuses permanently, the watch ends with an error.
 """
 
 import asyncio
@@ -40,9 +40,8 @@ _AGREES = 60.0
 class Changes:
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
-    While it's open, a broken connection or session is made again, followed by a change of the kind `again`. If the
-    server
-    refuses for good, the loop raises a `ClientError`.
+    While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
+    refuses permanently, the loop raises a `ClientError`.
     """
 
     __slots__ = (
@@ -161,9 +160,9 @@ class Changes:
         finally:
             first.cancel()
         if task in done:
-            raise self._fault or BadAnswer("The server ended the subscription at once.")
+            raise self._fault or BadAnswer("The server ended the subscription immediately.")
         if not done:
-            raise NoAnswer(f"The server did not confirm the subscription within {_AGREES:g} seconds.")
+            raise NoAnswer(f"The server didn't confirm the subscription within {_AGREES:g} seconds.")
 
     async def _keep_listening(self, agreed: asyncio.Event) -> None:
         failures = 0
@@ -215,7 +214,7 @@ class _ReopenedEvent(asyncio.Event):
 
 
 class Watches:
-    """Watchers of the handshake era, where changes arrive unrequested. For them, a lost connection is made again."""
+    """Watchers of the handshake era, where changes arrive unrequested. A lost connection is reopened for them."""
 
     __slots__ = ("_always", "_background", "_failures", "_incoming", "_lock", "_made", "_open", "_requests",
                  "_restored", "_task")  # fmt: skip
@@ -233,7 +232,7 @@ class Watches:
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         self._made = -math.inf
-        """When the connection was last made again, in the loop's time."""
+        """When the connection was last reopened, in the loop's time."""
         incoming.keep = self._on_interruption
 
     def of(self, wanted: SubscriptionFilter) -> Changes:
@@ -290,7 +289,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server can no longer be received. %s", fault)
+            _logger.warning("Changes at the server can't be received any longer. %s", fault)
         self._incoming.subscribed.clear()
 
     @property

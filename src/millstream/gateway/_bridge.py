@@ -412,7 +412,7 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
 
 
 class _Exchange:
-    """One call on its way to an upstream."""
+    """A call that is being forwarded to an upstream."""
 
     __slots__ = ("_ask", "_call", "_link", "_relay", "_source", "_state", "_upstream")
 
@@ -467,9 +467,7 @@ class _Exchange:
             except (msgspec.DecodeError, RecursionError) as exc:
                 raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question['method']}") from exc
             if action != "accept":
-                text = (
-                    "The person declined to open the URL." if action == "decline" else "The person dismissed the URL."
-                )
+                text = "The user declined to open the URL." if action == "decline" else "The user dismissed the URL."
                 raise (Declined if action == "decline" else Cancelled)(text)
 
     # Per-request-era upstreams
@@ -529,8 +527,8 @@ class _Exchange:
     async def _with_task(self) -> bytes:
         """Forward a call that may become a task of the upstream, and wait for that task.
 
-        A client with tasks gets one of the gateway, which keeps the id of the upstream's. So it goes on after a
-        question, and in another worker.
+        A client with tasks gets a task of the gateway, which stores the id of the upstream's task. So it survives
+        questions, and continues in another worker.
         """
         call, kept = self._call, self._state.kept
         if kept is not None and kept.kind == "task":
@@ -566,7 +564,7 @@ class _Exchange:
                     await self._ask_client(StoredTask(kept.id, asked), InputRequiredResult(input_requests=new))
                 await asyncio.sleep(task.pause)
         except asyncio.CancelledError:
-            if not call.halted:  # the client gave up, and nobody else waits for it
+            if not call.halted:  # The client gave up, and no other client waits for the call.
                 with contextlib.suppress(ClientError, TimeoutError):
                     async with asyncio.timeout(_LONGEST_WAIT):
                         await self._ask_task("tasks/cancel", kept.id, {})

@@ -132,7 +132,7 @@ class Links:
         if not full:
             idle = [link for link in idle if link.key.principal == principal]
         if not idle:
-            raise TooManyLinks(f"Too many of the {self._max} connections to this upstream are in use.")
+            raise TooManyLinks(f"This upstream's connections are in use; {self._max} are allowed. Try again later.")
         self.end(min(idle, key=lambda link: (-counts[link.key.principal], link.last_used)))
 
     def end(self, link: Link) -> None:

@@ -21,7 +21,8 @@ from millstream.hub._limits import Forbidden, HubLimits, InvalidName
 from millstream.hub._subscriber import Authorize
 
 SubscribeRule = Callable[[Principal | None, str], bool]
-"""``rule(principal, channel)`` says whether a peer may receive a channel as it is; must not block or raise."""
+"""``rule(principal, channel)`` returns whether a peer may receive a channel without filtering. It must not block or
+raise."""
 
 
 def check_target(channel: str) -> None:
@@ -48,12 +49,12 @@ class AccessRules:
         self._rules: list[SubscribeRule] = []
 
     def restrict(self, rule: SubscribeRule) -> None:
-        """Ask a further rule about each channel that a peer subscribes to, and that a pattern reaches."""
+        """Add a rule for the channels that a peer subscribes to or that its patterns match."""
         self._rules.append(rule)
 
     @property
     def reach(self) -> Authorize | None:
-        """Decides which channels of a pattern a subscription receives; None where it receives all of them."""
+        """The check for each channel that a pattern matches, or None if a subscription receives all of them."""
         return self._reaches if self._rules else self._authorize
 
     def _reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
@@ -70,7 +71,7 @@ class AccessRules:
 
         Raises:
             InvalidName: The channel name is invalid.
-            Forbidden: The channel is reserved for the hub, or the hook refuses.
+            Forbidden: The channel is reserved for the hub, or the hook denies access.
         """
         check_target(channel)
         self._allow(principal, "publish", channel)
@@ -88,13 +89,13 @@ class AccessRules:
         """Return the channels of a subscription without duplicates.
 
         Args:
-            channels: channels and patterns.
-            client_id: who appears in the presence.
-            name: the client's name there.
-            principal: who subscribes.
-            address: counted against the cap for each address.
-            direct: the peer receives the channels as they are, so the rules of `restrict` hold. An extension that
-                filters what it reads leaves them out.
+            channels: Channels and patterns.
+            client_id: The client id for the channels' presence.
+            name: The client's name there.
+            principal: The subscriber.
+            address: The address, for the cap per address.
+            direct: Whether the peer receives the channels without filtering, so the rules of `restrict` apply. An
+            extension that filters events passes False.
 
         Raises:
             InvalidName, Forbidden, TooMany: The subscription isn't allowed.
@@ -102,7 +103,7 @@ class AccessRules:
         wanted = tuple(dict.fromkeys(channels))
         most = self._limits.max_channels_per_subscriber
         if not 1 <= len(wanted) <= most:
-            raise InvalidName(f"A subscription has 1 to {most} channels, not {len(wanted)}.")
+            raise InvalidName(f"A subscription must have 1 to {most} channels, not {len(wanted)}.")
         for channel in wanted:
             check_pattern(channel)
             if f"{channel}.".startswith(CLIENT):

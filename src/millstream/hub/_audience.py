@@ -57,11 +57,11 @@ class Audience:
         return self._by_outlet
 
     def queued_bytes(self) -> int:
-        """Return the unread bytes of all outlets. Walks over all of them."""
+        """Return the unread bytes of all outlets. Iterates over all of them."""
         return sum(outlet.buffered for outlet in self._by_outlet)
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """Return the subscriptions of the outlets with the most unread bytes, by a walk over all."""
+        """Return the subscriptions of the outlets with the most unread bytes. Iterates over all outlets."""
         found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
         return [self._by_outlet[outlet] for outlet in found]
 

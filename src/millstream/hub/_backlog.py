@@ -30,7 +30,7 @@ class UnreadBacklog:
         self._since = 0
         """Bytes written since the unread bytes were last counted."""
         self._waiting: dict[Outlet, int] = {}
-        """Outlets that wait for room while catching up, longest wait first -> their unread bytes."""
+        """Outlets that are catching up and wait for space, longest wait first -> their unread bytes."""
         self._waiting_bytes = 0
 
     def add(self, size: int) -> None:
@@ -51,9 +51,9 @@ class UnreadBacklog:
                 return
 
     async def drain(self, outlet: Outlet) -> None:
-        """Wait until an outlet that is catching up has room. If too much is unread, the longest waits are cut."""
+        """Wait until an outlet that is catching up has space. If too much is unread, the longest waits are cut."""
         unread = outlet.buffered
-        if outlet in self._waiting:  # another subscription of this outlet waits already
+        if outlet in self._waiting:  # another subscription of this outlet already waits
             await outlet.drain()
             return
         self._waiting[outlet] = unread

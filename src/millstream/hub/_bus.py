@@ -1,7 +1,8 @@
-"""Bridges between the hub and a message bus, by the public interface of FastStream.
+"""Bridges between the hub and a message bus, based on FastStream's public interface.
 
-Both directions deliver at least once. A message of the bus is acknowledged once the hub has the event. An event of the
-hub counts as sent once the broker has the message; one worker at a time sends, and its position is in the store.
+Both directions deliver at least once. A message from the bus is acknowledged after the hub has stored its event. An
+event from the hub counts as sent after the broker has confirmed it. One worker at a time sends, and its position is
+kept in the store.
 """
 
 import asyncio
@@ -29,15 +30,15 @@ from millstream.hub._journal import JOURNAL
 from millstream.hub._limits import InvalidName
 
 PREFETCH: Final = 32
-"""Messages of one bridge that a worker holds unacknowledged."""
+"""Maximum unacknowledged messages per bridge and worker."""
 ATTEMPTS: Final = 8
-"""Attempts to publish a message on the hub before the broker gets it back."""
+"""Attempts to publish a message to the hub before it's returned to the broker."""
 CLAIM_AFTER: Final = 60_000
-"""Milliseconds after which a worker takes over what another one left unacknowledged in a Redis stream."""
+"""Milliseconds after which a worker claims unacknowledged messages of another worker in a Redis stream."""
 _PAGE: Final = 100
 _CURSOR_TTL: Final = 30 * 86400.0
 _LINES: Final = 20
-"""Maximum number of refused messages that a worker logs per bridge in `_PERIOD` seconds."""
+"""Maximum number of rejected messages that a worker logs per bridge in `_PERIOD` seconds."""
 _PERIOD: Final = 60.0
 _BROKERS: Final = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
 """FastStream package -> its broker class. A package is imported only if the program has created such a broker."""
@@ -69,12 +70,12 @@ class InboundBridge:
             subscriber(self._receive)
 
     def open(self, hub: Hub | None) -> None:
-        """Publish on this hub. None refuses messages until another hub is opened."""
+        """Publish to this hub. With None, messages are rejected until another hub is opened."""
         self._hub = hub
         self._turn = asyncio.Lock()
 
     async def _receive(self, message: Any) -> None:
-        async with self._turn:  # one after the other: their order is that of the bus
+        async with self._turn:  # One at a time, to keep the order of the bus.
             if message.headers.get(_ORIGIN) == self._name:
                 await message.ack()
                 return
@@ -82,7 +83,7 @@ class InboundBridge:
                 channel, text = self._read(message)
                 published = await self._publish(channel, text, message_id(self._kind, message))
             except (ToolError, ValueError) as error:
-                self._refused.log("A message of %r was rejected: %s", self.subject, error)
+                self._refused.log("Rejected a message from %r: %s", self.subject, error)
                 # Redis has no dead-letter queue and would redeliver the message forever.
                 await (message.ack() if self._kind == "redis" else message.reject())
             else:
@@ -99,13 +100,13 @@ class InboundBridge:
         if record_key is not None and not is_pattern(self.subject):
             key = record_key.decode()
             if "{key}" in self.to and "." in key:
-                raise InvalidName(f"The key {key[:80]!r} has a dot, which would make two segments of it.")
+                raise InvalidName(f"The key {key[:80]!r} contains a dot, which would split it into two segments.")
         channel = self.to.format(key=key, subject=subject)
         check_target(channel)
         return channel, bytes(message.body).decode()
 
     async def _publish(self, channel: str, text: str, id: str | None) -> bool:
-        """Publish, and return False if the store stays unavailable. The caller's lock holds back later messages."""
+        """Publish a message. Return False if the store stays unavailable. The caller's lock delays later messages."""
         for attempt in range(ATTEMPTS):
             hub = self._hub
             if hub is None:
@@ -113,7 +114,7 @@ class InboundBridge:
             try:
                 await hub.publish(channel, text, id=id)
             except LocalError as error:
-                _logger.debug("The hub didn't take an event of %r: %s", self.subject, error)
+                _logger.debug("The hub couldn't store an event of %r: %s", self.subject, error)
                 await asyncio.sleep(backoff(attempt))
             else:
                 return True
@@ -133,7 +134,7 @@ class OutboundBridge:
         self._kind = kind_of(broker)
         check_pattern(channels)
         if channels.startswith("$"):
-            raise InvalidName(f"Channels that begin with $ belong to the hub: {channels!r}.")
+            raise InvalidName(f"Channels that start with $ are reserved for the hub: {channels!r}.")
         check_template(to, ("key", "channel") if is_pattern(channels) else ("channel",))
         self._name = name
         self._options = _with_stream(self._kind, dict(options))
@@ -159,8 +160,8 @@ class OutboundBridge:
         """Send events while this worker has the lease, until cancelled."""
         attempt = 0
         trouble = LogOnce(
-            _logger, f"Events of {self.channels!r} can't be sent to the bus, which is tried again",
-            f"Events of {self.channels!r} are sent to the bus again.",
+            _logger, f"Events of {self.channels!r} can't be sent to the bus; retrying",
+            f"Events of {self.channels!r} can be sent to the bus again.",
         )  # fmt: skip
         try:
             while True:
@@ -198,7 +199,9 @@ class OutboundBridge:
                     page = await store.log.read(JOURNAL, position, _PAGE)
                 except Gap as loss:
                     position = loss.resume_from(position)
-                    _logger.warning("Events of %r may be missing on the bus: the journal lost them.", self.channels)
+                    _logger.warning(
+                        "Events of %r may be missing on the bus, because the journal dropped them.", self.channels
+                    )
                     continue
                 for entry in page:
                     await self._send(unpack(entry.data, entry.position.epoch, entry.position.offset))
@@ -228,7 +231,7 @@ class OutboundBridge:
             return
         subject = self.to.format(key=key_of(self.channels, event.channel), channel=event.channel)
         if self._kind == "kafka" and not _TOPIC.fullmatch(subject):
-            self._refused.log("An event of %r wasn't sent: %s", event.channel, "Kafka has no topic of that name")
+            self._refused.log("An event of %r wasn't sent: %s", event.channel, "Kafka has no topic with that name")
             return
         headers = {_ORIGIN: self._name, "millstream-channel": event.channel, "millstream-event-id": event.id}
         if event.event is not None:
@@ -244,8 +247,8 @@ class OutboundBridge:
             options["topic" if self._kind == "kafka" else "stream"] = subject
         try:
             await self.broker.publish(body, headers=headers, **options)
-        except Exception as error:  # each client has errors of its own, and all mean: again later
-            raise LocalError(f"{type(self.broker).__name__} didn't take an event: {error!r:.300}") from error
+        except Exception as error:  # each client has its own errors, and all of them mean: retry
+            raise LocalError(f"{type(self.broker).__name__} rejected an event: {error!r:.300}") from error
 
 
 def _pack(position: Position) -> bytes:
@@ -268,7 +271,7 @@ class LineLimit:
         now = self._clock() if self._clock is not None else asyncio.get_running_loop().time()
         if now - self._began >= _PERIOD:
             if self._lines > _LINES:
-                _logger.warning("%d further lines about %r were left out.", self._lines - _LINES, subject)
+                _logger.warning("Omitted %d more lines about %r.", self._lines - _LINES, subject)
             self._began, self._lines = now, 0
         self._lines += 1
         if self._lines <= _LINES:
@@ -289,7 +292,7 @@ def kind_of(broker: object) -> str:
         if module is not None and isinstance(broker, getattr(module, name)):
             return kind
     wanted = ", ".join(f"faststream.{kind}.{name}" for kind, name in _BROKERS.items())
-    raise TypeError(f"A message bus is given by a broker ({wanted}), not by an object of {type(broker)}.")
+    raise TypeError(f"A message bus must be a broker ({wanted}), not {type(broker)}.")
 
 
 def check_template(to: str, fields: tuple[str, ...]) -> None:
@@ -301,12 +304,12 @@ def check_template(to: str, fields: tuple[str, ...]) -> None:
     try:
         parsed = list(string.Formatter().parse(to))
     except ValueError as error:
-        raise ValueError(f"{to!r} isn't a name with fields such as {{key}}: {error}.") from error
+        raise ValueError(f"{to!r} isn't a valid name template: {error}. Use fields such as {{key}}.") from error
     for _, field, form, conversion in parsed:
         if field is not None and (field not in fields or form or conversion):
             have = " and ".join(f"{{{each}}}" for each in fields)
-            hint = ". A key needs a wildcard in the name on the left" if field == "key" else ""
-            raise ValueError(f"{to!r} can have the fields {have}, not {{{field}}}{hint}.")
+            hint = ". A key needs a wildcard in the source's name" if field == "key" else ""
+            raise ValueError(f"{to!r} can use the fields {have}, not {{{field}}}{hint}.")
     check_target(to.format(**dict.fromkeys(fields, "key")))
 
 
@@ -317,7 +320,7 @@ def key_of(pattern: str, name: str) -> str:
         InvalidName: The pattern doesn't match the name.
     """
     if not matches(pattern, name):
-        raise InvalidName(f"The pattern {pattern!r} doesn't reach {name[:200]!r}.")
+        raise InvalidName(f"The pattern {pattern!r} doesn't match {name[:200]!r}.")
     segments, rest = split_pattern(pattern)
     given = name.split(".")
     keys = [each for wanted, each in zip(segments, given, strict=False) if wanted == "*"]
@@ -342,8 +345,8 @@ def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
             and matches(inbound.subject, subject)
         ):
             raise ValueError(
-                f"from_bus brings {inbound.subject!r} to channels that to_bus sends to {outbound.to!r}: each message "
-                "would come twice. Use other names on one side."
+                f"from_bus publishes {inbound.subject!r} to channels that to_bus sends to {outbound.to!r}, so "
+                "every message would loop. Use different names on one side."
             )
 
 
@@ -360,7 +363,7 @@ def parse_body(data: bytes) -> Any:
     return data.decode()
 
 
-# What differs between brokers
+# Differences between brokers
 
 
 def address_of(kind: str, message: Any) -> tuple[str, bytes | None]:
@@ -382,7 +385,7 @@ def message_id(kind: str, message: Any) -> str | None:
     elif kind == "redis":
         found = f"{raw['channel']}/{raw['message_ids'][0].decode()}"
     elif kind == "rabbit":
-        found = raw.message_id  # FastStream makes one up where the publisher gave none
+        found = raw.message_id  # FastStream generates an id if the publisher set none
     else:
         found = message.headers.get("Nats-Msg-Id") or f"{raw.metadata.stream}/{raw.metadata.sequence.stream}"
     if found and (len(found) > MAX_ID or not found.isprintable()):
@@ -422,7 +425,9 @@ def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict
     from faststream.redis import StreamSub  # noqa: PLC0415
 
     if is_pattern(subject):
-        raise ValueError(f"Streams of Redis have no wildcards, as {subject!r} has: name one stream, and bridge each.")
+        raise ValueError(
+            f"Redis streams have no wildcards, so {subject!r} can't be used. Bridge each stream by its name."
+        )
     consumer = f"{os.uname().nodename if hasattr(os, 'uname') else 'worker'}-{os.getpid()}"
     streams = (
         StreamSub(subject, group=group, consumer=consumer, max_records=PREFETCH),
@@ -438,7 +443,7 @@ def _with_stream(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         ValueError: No stream is named.
     """
     if kind == "nats" and "stream" not in options:
-        raise ValueError('NATS keeps messages in a stream only. Name one: stream="ORDERS".')
+        raise ValueError('NATS only keeps messages in a stream. Name one: stream="ORDERS".')
     if kind == "rabbit" and "exchange" not in options:
         from faststream.rabbit import ExchangeType, RabbitExchange  # noqa: PLC0415
 

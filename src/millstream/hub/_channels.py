@@ -31,7 +31,7 @@ def check_channel(name: str) -> None:
     """
     check_pattern(name)
     if is_pattern(name):
-        raise InvalidName(f"A wildcard is for subscriptions only: {name!r}.")
+        raise InvalidName(f"A wildcard is allowed only in subscriptions: {name!r}.")
 
 
 def check_pattern(name: str) -> None:
@@ -43,9 +43,9 @@ def check_pattern(name: str) -> None:
     _check_text("channel", name, MAX_NAME)
     segments = name.split(".")
     if "" in segments:
-        raise InvalidName(f"A channel has no empty segment: {name!r}.")
+        raise InvalidName(f"A channel must not have an empty segment: {name!r}.")
     if ">" in segments[:-1]:
-        raise InvalidName(f"The wildcard '>' stands at the end: {name!r}.")
+        raise InvalidName(f"The wildcard '>' must be at the end: {name!r}.")
 
 
 def check_client_id(client_id: str) -> None:
@@ -56,12 +56,12 @@ def check_client_id(client_id: str) -> None:
     """
     _check_text("client id", client_id, MAX_CLIENT_ID)
     if "/" in client_id:
-        raise InvalidName("A client id has no slash: it is one segment of a path.")
+        raise InvalidName("A client id must not contain a slash, because it's one segment of a path.")
     check_channel(CLIENT + client_id)
 
 
 def owner_of(principal: Principal | None) -> str:
-    """Return the part of names that stands for a principal."""
+    """Return the part of names that represents a principal."""
     return "" if principal is None else principal.bound.hex()
 
 
@@ -78,7 +78,7 @@ def check_name(name: str) -> None:
     """
     _check_readable("client's name", name)
     if len(name) > MAX_CLIENT_NAME or _CONTROLS.search(name):
-        raise InvalidName(f"A client's name has up to {MAX_CLIENT_NAME} characters, none of them control characters.")
+        raise InvalidName(f"A client's name must have at most {MAX_CLIENT_NAME} characters, and no control characters.")
 
 
 def is_pattern(name: str) -> bool:
@@ -114,12 +114,12 @@ def _same(wanted: str, given: str) -> bool:
 
 def _check_readable(what: str, text: str) -> None:
     if _UNREADABLE in text:
-        raise InvalidName(f"A {what} is UTF-8: {text[:80]!r} has something else in it.")
+        raise InvalidName(f"A {what} must be UTF-8, but {text[:80]!r} isn't.")
 
 
 def _check_text(what: str, text: str, limit: int) -> None:
     if not 1 <= len(text) <= limit:
-        raise InvalidName(f"A {what} has 1 to {limit} characters, not {len(text)}.")
+        raise InvalidName(f"A {what} must have 1 to {limit} characters, not {len(text)}.")
     _check_readable(what, text)
     if not text.isprintable() or " " in text:
-        raise InvalidName(f"A {what} has no blanks and no control characters: {text!r}.")
+        raise InvalidName(f"A {what} must not contain blanks or control characters: {text!r}.")

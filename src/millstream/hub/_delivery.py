@@ -116,7 +116,9 @@ class Delivery:
 
     def _tell_loss(self, what: str) -> None:
         self.gaps += 1
-        _logger.warning("The %s of the hub was cut behind this worker: its subscribers get a gap.", what)
+        _logger.warning(
+            "Entries of the hub's %s were dropped before this worker read them. Its subscribers get a gap.", what
+        )
         self._write(gap("lost"), None)
 
     def tell_place(self) -> None:

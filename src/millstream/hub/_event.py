@@ -126,7 +126,7 @@ def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
 
 
 def parse_offset(id: str, epoch: str) -> int:
-    """Return the offset in an id of this epoch, or 0 for any other id."""
+    """Return the id of the position after a journal entry."""
     return (parse_position(id, epoch) or (0, None))[0]
 
 
@@ -140,7 +140,7 @@ def gap(reason: str) -> Event:
 
 
 def cut(reason: str) -> Event:
-    """Return the last event of a subscriber that the hub ends."""
+    """Return the last event of a subscriber that the hub cuts."""
     return Event("", _encode_json({"reason": reason}), CUT)
 
 
@@ -154,7 +154,7 @@ def check_event_name(name: str | None) -> None:
         return
     _check_line("name", name, MAX_EVENT_NAME)
     if name in RESERVED:
-        raise InvalidName(f"The event name {name!r} belongs to the hub.")
+        raise InvalidName(f"The event name {name!r} is reserved for the hub.")
 
 
 def check_event_id(id: str | None, epoch: str) -> None:
@@ -167,11 +167,11 @@ def check_event_id(id: str | None, epoch: str) -> None:
         return
     _check_line("id", id, MAX_ID)
     if parse_position(id, epoch) is not None:
-        raise InvalidName(f"Event ids of the form {id!r} are made by the hub.")
+        raise InvalidName(f"Event ids of the form {id!r} are reserved for the hub.")
 
 
 def _check_line(what: str, text: str, limit: int) -> None:
     if not 1 <= len(text) <= limit:
-        raise InvalidName(f"An event {what} has 1 to {limit} characters, not {len(text)}.")
+        raise InvalidName(f"An event {what} must have 1 to {limit} characters, not {len(text)}.")
     if not text.isprintable():
-        raise InvalidName(f"An event {what} has no line ends and no control characters: {text[:80]!r}.")
+        raise InvalidName(f"An event {what} must not contain line ends or control characters: {text[:80]!r}.")

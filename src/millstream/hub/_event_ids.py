@@ -30,7 +30,7 @@ class EventIds:
         self._repeats: dict[int, None] = {}
 
     def add(self, id: str, event: KnownEvent) -> bool:
-        """Remember an event; return False if it repeats an earlier one."""
+        """Remember an event. Return False if it repeats an earlier one."""
         earlier = self._known.pop(id, ())
         same = next((each for each in earlier if each.channel == event.channel), event)
         first, second = (same, event) if same.offset <= event.offset else (event, same)

@@ -1,7 +1,7 @@
 """The hub of one worker: publishing, subscriptions, and presence.
 
-It combines the parts: the journal stores events, delivery writes them, replay brings a subscriber up to date, and
-mailboxes and presence track clients. Nothing here touches a socket.
+The hub combines these parts: the journal stores events, delivery writes them, replay brings a subscriber up to date,
+and mailboxes and presence track clients. This module does no network I/O.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class HubStats(Struct, frozen=True):
     transports: dict[str, int]
     """Number of subscribers per transport."""
     replays: dict[str, int]
-    """Number of subscribers that came back with an event id or to a mailbox: ``full`` if they got everything, or
+    """Number of subscribers that returned with an event id or to a mailbox: ``full`` if they missed nothing, else
     ``gap``.
     """
 
@@ -156,10 +156,9 @@ class Hub:
         Args:
             channel: The channel, without wildcards.
             data: The data.
-            event: The event name. Without one the event is a plain message.
+            event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
-                the same
-                channel within two minutes is a repetition and isn't published again.
+            the same channel within two minutes is a repetition and isn't published again.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
@@ -201,12 +200,11 @@ class Hub:
 
         Args:
             channels: Channels and patterns.
-            outlet: The outlet. An event that another of its subscriptions writes isn't repeated.
+            outlet: The outlet. Events written by its other subscriptions aren't repeated.
             encode: The encoder, one function per kind of outlet.
-            last_event_id: First write the events after this one. If they are no longer complete, write a `gap` event
-                and the
-                rest.
-            history: Without a last event id, first write this number of recent events.
+            last_event_id: The id of the last received event. Missed events are written first, after a `gap` event if
+            some of them are gone.
+            history: The number of recent events to write first, without a last event id.
             client_id: The id that appears in the presence of the channels (not of patterns) until the outlet closes.
             name: The client's display name.
             principal: The caller, for the authorization hook.
@@ -260,8 +258,8 @@ class Hub:
     ) -> Subscription:
         """Write a client's messages to an outlet: first those that arrived while it was offline, then new ones.
 
-        Without a last event id, the first messages are those that no connection of the client received. With one, they
-        are those after it. Arguments and errors are those of `subscribe`.
+        Without a last event id, the first messages are those that no connection of the client has received. With an id,
+        they are those after it. Arguments and errors are those of `subscribe`.
         """
         mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
@@ -301,30 +299,30 @@ class Hub:
         )  # fmt: skip
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """Return the subscribers furthest behind, each with its subscriptions. Walks over all subscribers."""
+        """Return the subscribers furthest behind, each with its subscriptions. Iterates over all subscribers."""
         return self._audience.slowest(count)
 
     def queued_bytes(self) -> int:
-        """Return the bytes that subscribers haven't read yet. Walks over all subscribers."""
+        """Return the bytes that subscribers haven't read yet. Iterates over all subscribers."""
         return self._audience.queued_bytes()
 
     async def refresh(self, *, read: bool = True) -> None:
-        """Report members of dead workers as departed and the current position to all. With `read`, also read missed
-        messages.
+        """Report members of dead workers as departed, and send the current position to all subscribers. With `read`,
+        also read missed messages.
         """
         if read:
             await self._delivery.catch_up()
         await self._presence.refresh()
         self._delivery.tell_place()
 
-    # Inside
+    # Internals
 
     async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> PublishResult:
         """Publish to any channel, including those of clients."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
-            raise EventTooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
+            raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
         if id is not None:
             return await self._publish_once(channel, encoded, event, id)
         return await self._append(channel, encoded, event, None)
@@ -374,7 +372,7 @@ class Hub:
 
     async def _keep_fresh(self) -> None:
         trouble = LogOnce(
-            _logger, "The hub can't refresh its records, which is tried again", "The hub refreshes its records again."
+            _logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
         )
         for turn in count(1):
             await asyncio.sleep(self.limits.refresh)

@@ -75,7 +75,7 @@ class Journal:
         """Append an event to the journal and to its channel's history.
 
         Raises:
-            StoreFull: The store can't take an event of this size.
+            StoreFull: The store can't store an event of this size.
         """
         data = pack(record)
         count, age = self.bounds(record.channel)

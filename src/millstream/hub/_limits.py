@@ -65,7 +65,8 @@ class InvalidName(ToolError, ValueError):
 class EventTooLarge(ToolError, ValueError):
     """The data of an event exceeds `HubLimits.max_event`.
 
-    Example: ``except EventTooLarge: await mcp.hub.publish("news", link)``
+    Example:
+        ``except EventTooLarge: await mcp.hub.publish("news", link)``
     """
 
 
@@ -78,14 +79,16 @@ def check_unread(size: int, max_event: int) -> None:
         EventTooLarge: The `size` in bytes is more than four times the maximum size of an event.
     """
     if size > 4 * max_event:
-        raise EventTooLarge(f"An event takes {max_event} bytes, not {size} bytes of JSON.")
+        raise EventTooLarge(f"An event must have at most {max_event} bytes, not {size} bytes of JSON.")
 
 
 class Forbidden(ToolError):
-    """The authorization hook or the hub refused a channel: ``except Forbidden: return "You may not."``."""
+    """The authorization hook or the hub denied access to a channel: ``except Forbidden: return "Access denied."``."""
 
     def __init__(self, action: str, channel: str) -> None:
-        super().__init__(f"You may not {action} {'to' if action == 'publish' else 'to the'} channel {channel!r}.")
+        super().__init__(
+            f"You aren't allowed to {action} {'to' if action == 'publish' else 'to the'} channel {channel!r}."
+        )
         self.action = action
         self.channel = channel
 

@@ -2,14 +2,16 @@
 
 The messages are the history of the client's channel (see `journal`). This module stores only the offset up to which
 they were written to a connection: in memory while the client is connected to this worker, and in the store for its next
-connection to any worker. It's saved after each written message, in batches under load, so a worker that dies repeats at
-most the last messages. If a connection breaks, the client resumes with an event id, which is more exact.
+connection to any worker. The offset is saved after each written message, in batches under load, so after a worker's
+death only the last messages may be repeated. If a connection breaks, the client resumes with an event id, which is more
+exact.
 
-Messages can expire before the client returns, leaving no trace in the log. So the oldest message sent while it was
-offline is recorded separately, for longer than messages are kept: the debt. A client that can't get that message
+Messages can expire before the client returns, leaving no trace in the log. So the debt, the oldest message sent while
+the client was offline, is recorded separately and kept for longer than messages. A client that can't get that message
 receives a `gap`.
 
-Client ids are chosen by clients, so these records are lossy: a flood of them displaces only the oldest of their kind.
+Client ids are chosen by clients, so these records are lossy: a flood of them only evicts the oldest records of its
+kind.
 """
 
 import asyncio
@@ -74,8 +76,8 @@ class Mailboxes:
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
     async def record_debt(self, client_id: str, place: str, at: float) -> None:
-        """Record a message for a client that isn't connected to this worker. An older debt stays unless it was paid:
-        the client can be connected to another worker.
+        """Record a message for a client that isn't connected to this worker. An older debt is kept unless it was paid,
+        because the client may be connected to another worker.
         """
         kv, ttl, epoch = self._kv, self._limits.mailbox_age * _KEEP, self._journal.epoch
         debt = _encode(Debt(place, at))
@@ -130,8 +132,8 @@ class Mailboxes:
         """Save pending offsets until cancelled. Retry when the store fails."""
         trouble = LogOnce(
             _logger,
-            "The hub can't save how far clients were served, which is tried again",
-            "The hub saves again how far clients were served.",
+            "The hub can't save the mailbox positions of clients; retrying",
+            "The hub can save the mailbox positions of clients again.",
         )
         while True:
             await self.unsaved.wait()
@@ -148,7 +150,7 @@ class Mailboxes:
             return
         debt = await self._kv.get(_DEBT + client_id)
         if debt is not None and parse_offset(_decode(debt).place, self._journal.epoch) <= offset:
-            # Unless another worker has changed it.
+            # The record stays if another worker has changed it.
             await self._kv.compare_and_set(_DEBT + client_id, debt, None, self._limits.mailbox_age)
         if not await self._journal.has_history(CLIENT + client_id):
             return  # invented client ids must not leave records

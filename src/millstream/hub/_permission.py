@@ -1,7 +1,7 @@
 """The authorization hook, with error handling.
 
 Only callers that can subscribe to a channel can see its presence, so a check of ``$presence.X`` becomes one of ``X``. A
-hook that raises refuses: it must not grant access, and must not end other subscriptions.
+hook that raises denies access, and doesn't end other subscriptions.
 """
 
 import logging
@@ -29,5 +29,7 @@ class SafeAuthorize:
         except Exception as exc:
             if type(exc) not in self._logged:
                 self._logged.add(type(exc))
-                _logger.exception("The authorization hook failed; that counts as a refusal. It is logged once.")
+                _logger.exception(
+                    "The authorization hook failed, so access was denied. Later failures of this kind aren't logged."
+                )
             return False

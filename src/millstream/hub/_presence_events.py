@@ -50,8 +50,8 @@ class PresenceEvents:
         self._departed: deque[Subscription] = deque()
         self._trouble = LogOnce(
             _logger,
-            "The hub can't say who comes and goes, which is tried again",
-            "The hub says again who comes and goes.",
+            "The hub can't publish presence events; retrying",
+            "The hub can publish presence events again.",
         )
         self._departures = asyncio.Event()
 
@@ -87,7 +87,7 @@ class PresenceEvents:
         replay.finish()
         if last_event_id or subscription.mailbox:
             self.replays["full" if replay.complete else "gap"] += 1
-        # No await between the end of the replay and here, or an event would be lost.
+        # There is no await between the end of the replay and this line, or an event would be lost.
         if outlet.closed:
             return subscription
         self._audience.join(subscription)
@@ -134,7 +134,7 @@ class PresenceEvents:
     async def _tell_departure(self, subscription: Subscription) -> None:
         if subscription.member is not None:
             for channel in _presence_channels(subscription):
-                with self._trouble:  # `Presence.refresh` tries again
+                with self._trouble:  # `Presence.refresh` retries
                     await self._presence.leave(channel, subscription.member)
 
 

@@ -1,6 +1,6 @@
 """Reads of the journal and histories for subscribers that catch up.
 
-A subscriber that waits for its connection holds offsets but no events. When there's room, it reads the page again,
+A subscriber that waits for its connection holds offsets but no events. When it has space, it reads the page again,
 which is often cached by then. At most `TURNS` subscribers hold pages at the same time.
 """
 
@@ -151,7 +151,7 @@ class JournalReader:
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
             page = await self._read_page(JOURNAL, begin, lambda since, page: True, _is_full)
             if not page or page[0].position.epoch != epoch:
-                break  # the end, or a gap: the store says which
+                break  # the end, or a gap: the store tells which
             place = bisect_right(page, after, key=_offset)
             if place < len(page) and (place or page[0].position.offset == after + 1):
                 return page[place:], begin
@@ -165,7 +165,7 @@ class JournalReader:
 
         async def read() -> Page:
             if start:
-                with suppress(Gap):  # perhaps only because the stream begins within this page
+                with suppress(Gap):  # the stream may begin within this page
                     return await log.read(stream, Position(epoch, start), PAGE, PAGE_BYTES)
             return await log.read(stream, None, PAGE, PAGE_BYTES)
 

@@ -28,7 +28,7 @@ from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
 from millstream.hub._subscriber import Subscription
 
 _CHUNK = 64 * 1024
-"""Bytes to write between checks of the outlet's room."""
+"""Bytes to write between checks for space in the outlet."""
 _MEMORY = -1
 """The source of cached events."""
 
@@ -81,7 +81,7 @@ class CatchUp:
         self._cursors: list[HistoryCursor] = []
         """Positions in the histories of the channels."""
         self._unread = 0
-        """Bytes written since the outlet's room was checked."""
+        """Bytes written since the last check for space in the outlet."""
         self._visits: deque[PresenceChange] = deque()
         """Presence changes to write before the next event."""
         self._wanted: dict[str, bool] = {}
@@ -306,7 +306,7 @@ class CatchUp:
                 yield offset, source
 
     async def _write(self, plan: Iterator[Place]) -> None:
-        """Write the events at these positions, waiting for room in the outlet."""
+        """Write the events at these positions, waiting for space in the outlet."""
         outlet, journal, cursors, epoch = self._subscription.outlet, self._journal, self._cursors, self._epoch
         place = next(plan, None)
         while place is not None and not outlet.closed:
@@ -353,7 +353,7 @@ class CatchUp:
         self._unread += len(data)
 
     async def _make_room(self) -> None:
-        """Wait for room in the outlet, after every `_CHUNK` bytes."""
+        """Wait for space in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
             await self._backlog.drain(self._subscription.outlet)

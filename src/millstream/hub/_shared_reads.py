@@ -65,15 +65,15 @@ class SharedReads(Generic[T]):
         usable: Callable[[int, T | None], bool] = lambda since, value: True,
         final: Callable[[T], bool] = lambda value: True,
     ) -> T:
-        """Return the result kept under a key, or read it.
+        """Return the cached result for a key, or read it.
 
         Args:
-            key: identifies the read.
-            read: reads the store.
-            since: the present offset of the worker.
-            usable: says whether a result that was read at an offset is still complete enough; the result is None while
-                it is being read.
-            final: says whether to keep a result. One that isn't kept serves those who wait for this read.
+            key: Identifies the read.
+            read: Reads the store.
+            since: The worker's current offset.
+            usable: Returns whether a result read at an offset is still complete enough. The result is None while it's
+            being read.
+            final: Returns whether to cache a result. Other results serve only the callers that wait for this read.
         """
         kept = self._kept.get(key)
         if kept is not None and usable(kept.since, kept.value):
@@ -112,13 +112,13 @@ class SharedReads(Generic[T]):
             self.bytes -= kept.size
 
     def forget(self) -> None:
-        """Drop all results. Reads under way serve only those who already wait for them."""
+        """Drop all results. Pending reads serve only the callers that already wait for them."""
         for key in list(self._kept):
             self._drop(key)
         self._reading.clear()
 
     def close(self) -> None:
-        """Drop all results, and cancel the reads under way."""
+        """Drop all results, and cancel pending reads."""
         self.forget()
         for task in list(self._tasks):
             task.cancel()

@@ -1,7 +1,7 @@
-"""A subscriber: an outlet for bytes, the channels it wants, and who it is.
+"""A subscriber: an outlet for bytes, its channels, and its identity.
 
-There is no queue and no task: the outlet is the bounded queue, and the hub looks at how far behind it is. Several
-subscriptions may share an outlet; it is then written each event once.
+There is no queue and no task: the outlet is the bounded queue, and the hub checks how far behind it is. Several
+subscriptions can share an outlet, which then gets each event once.
 """
 
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from millstream.hub._event import Event
 from millstream.hub._presence import Member
 
 Encode = Callable[[Event], bytes]
-"""Turns an event into the bytes of one kind of outlet, or into none where the kind has no word for it.
+"""Encodes an event for one kind of outlet. Returns empty bytes if that kind can't represent the event.
 
-Subscribers with the same function (the same object) share the bytes, so it must be a module-level function.
+Subscribers with the same function object share the bytes, so it must be a module-level function.
 """
 
 Authorize = Callable[[Principal | None, str, str], bool]
-"""``authorize(principal, action, channel)`` with the action ``publish`` or ``subscribe``; must not block.
+"""``authorize(principal, action, channel)`` with the action ``publish`` or ``subscribe``. Must not block.
 
-Of ``$presence.X`` it is asked about ``X``. One that raises refuses.
+For ``$presence.X``, it's called with ``X``. A hook that raises denies access.
 
-For a subscription with wildcards it is asked about the pattern, then about each channel that the pattern reaches,
-the first time that something is published there.
+For a subscription with wildcards, it's called with the pattern, then with each matching channel on the first
+publication there.
 """
 
 
@@ -54,27 +54,27 @@ class Subscription:
         self.outlet: Outlet = outlet
         self.encode: Encode = encode
         self.mailbox: str = mailbox
-        """The client whose own channel this is, or empty."""
+        """The client whose mailbox this is, or an empty string."""
         self.member: Member | None = member
-        """How it appears in the presence of its channels; None without an id."""
+        """The client in the presence of its channels, or None without an id."""
         self.principal: Principal | None = principal
         self.address: str = address
         self.authorize: Authorize | None = authorize
         self.transport: str = transport
-        """What carries it, for those who count."""
+        """The transport, for statistics."""
         self.wild: bool = any(map(is_pattern, channels))
         self.joined: bool = False
-        """It has caught up, and gets what is published."""
+        """Whether the subscriber has caught up and receives new events."""
         self.since: int = 0
-        """Once it has joined: what it wants behind this offset was written to the outlet."""
+        """After joining: wanted events after this offset were written to the outlet."""
         self.heard: int = 0
-        """The same for the number of an arrival or departure."""
+        """The same for the number of a presence change."""
         self.present: bool = False
-        """Others can see it in the presence of its channels."""
+        """Whether the subscriber is visible in the presence of its channels."""
         self._leave = leave
 
     def wants(self, channel: str) -> bool:
-        """Return whether an event of the channel is for this subscriber."""
+        """Return whether events of a channel are for this subscriber."""
         if channel in self.channels:
             return True
         if not self.wild or not any(matches(pattern, channel) for pattern in self.channels):
@@ -82,7 +82,7 @@ class Subscription:
         return self.authorize is None or self.authorize(self.principal, "subscribe", channel)
 
     def write(self, event: Event) -> None:
-        """Write one event to this subscriber alone."""
+        """Write an event to this subscriber only."""
         chunk = self.encode(event)
         if chunk:
             self.outlet.write(chunk)
@@ -92,5 +92,5 @@ class Subscription:
         self.outlet.close()
 
     def handle_close(self) -> None:
-        """The outlet is closed, or carries this subscription no longer."""
+        """Handle that the outlet is closed or no longer carries this subscription."""
         self._leave(self)

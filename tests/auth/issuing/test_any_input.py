@@ -69,7 +69,6 @@ def loop() -> Iterator[Loop]:
 @FEW
 @given(pairs=PAIRS, noise=st.binary(max_size=40))
 def test_any_authorization_query_ends_on_a_page_or_a_redirect(loop: Loop, pairs: Any, noise: bytes) -> None:
-    """Never elsewhere."""
     for query in (encoded(pairs), f"{authorization(loop.id)}&{encoded(pairs)}", noise.decode("latin-1")):
         reply = loop.ask("GET", "/authorize", query=query)
         assert reply.status in (200, 303, 400)
@@ -79,7 +78,6 @@ def test_any_authorization_query_ends_on_a_page_or_a_redirect(loop: Loop, pairs:
 @FEW
 @given(pairs=PAIRS, noise=st.binary(max_size=60), header=st.binary(max_size=40))
 def test_any_form_gets_a_reply(loop: Loop, pairs: Any, noise: bytes, header: bytes) -> None:
-    """An error of OAuth, or a page; 500 is never one."""
     more = {"authorization": f"Basic {b64encode(header).decode()}"} if header else {}
     for path in ("/token", "/revoke", "/introspect", "/authorize", "/register"):
         for body in (encoded(pairs).encode(), f"client_id={loop.id}&{encoded(pairs)}".encode(), noise):
@@ -95,7 +93,6 @@ def test_any_form_gets_a_reply(loop: Loop, pairs: Any, noise: bytes, header: byt
     )
 )
 def test_any_redirect_uri_is_refused_or_safe_in_policy_and_page(uri: str) -> None:
-    """What is taken cannot end a directive of the policy, and its host is the one that is shown."""
     try:
         check_redirect(uri)
     except ValueError:

@@ -57,7 +57,7 @@ def batch(desk: Desk) -> Desk:
 
 @for_each("audience", [URL, f"{URL}/token", [URL]])
 async def test_client_assertions_are_accepted_once(batch: Desk, audience: Any) -> None:
-    """RFC 7523 §3; replays are refused."""
+    """RFC 7523 §3."""
     proof = assertion(aud=audience)
     assert (await prove(batch, proof)).status == 200
     again = await prove(batch, proof)
@@ -81,13 +81,12 @@ async def test_assertions_with_wrong_issuer_audience_or_time_are_refused(batch: 
     "JWT", "jwt", "client-authentication+jwt", "dpop+jwt", "at+jwt", "oauth-id-jag+jwt", "logout+jwt", "application/x",
 ])  # fmt: skip
 async def test_signatures_made_for_other_purposes_are_refused(batch: Desk, typ: str) -> None:
-    """RFC 8725 §3.11: by the type in its header, where it says one."""
+    """RFC 8725 §3.11."""
     good = typ.lower() in ("jwt", "client-authentication+jwt")
     assert (await prove(batch, assertion(typ=typ))).status == (200 if good else 401)
 
 
 async def test_clients_with_keys_must_use_them(batch: Desk) -> None:
-    """Nor use the type of another proof."""
     assert (await batch.post("/token", {"grant_type": "client_credentials", "client_id": "batch"})).status == 401
     assert (await prove(batch, assertion(), client_id="other")).status == 401
     assert (await prove(batch, assertion(), client_assertion_type="urn:x")).status == 400
@@ -99,7 +98,6 @@ async def test_clients_with_keys_must_use_them(batch: Desk) -> None:
     (KEY, "ES256"), (RSAKey.generate_key(2048), "RS256"), (OKPKey.generate_key("Ed25519"), "Ed25519"),
 ])  # fmt: skip
 async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: str) -> None:
-    """Not everybody has a set of keys at hand; whichever `kid` the proof names, there must be one of that name."""
     pem = key.as_pem(private=False).decode()
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=pem, scopes=["orders:read"])])
     assert (await prove(desk, assertion(key=key, alg=alg, kid=None))).status == 200
@@ -112,13 +110,11 @@ async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: st
     (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that can verify"),
 ])  # fmt: skip
 def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str) -> None:
-    """And a private key doesn't belong on the server."""
     with pytest.raises(ValueError, match=words):
         auth.client("batch", jwks=pem)
 
 
 async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
-    """And are fetched when they are needed: in the author's own network, where the program's author has named them."""
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
         client = auth.client("batch", jwks=f"{site.url}/jwks")
@@ -134,7 +130,7 @@ async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
 
 
 async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: many of them displaced its keys, which go on to count for a day while their place is away."""
+    """Regression: unknown key ids evicted the client's keys, which must stay valid while their URL is unreachable."""
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
@@ -150,9 +146,7 @@ async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, m
 
 
 async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: more sets than are kept were fetched ten times a second for one address, from any host that it
-    named. It may do no more than with the documents of clients.
-    """
+    """Regression: one address could trigger ten fetches a second, from any host that it named."""
     monkeypatch.setattr("millstream.auth._authorization_server.documents._LOOKUPS", Rate(2, 60))
     desk = Desk(desk.services.store)
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
@@ -163,7 +157,7 @@ async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: p
 
 
 async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
-    """A fixed defect: whoever named such a set had the token endpoint answer 500."""
+    """Regression: such a key set made the token endpoint return 500."""
     async with issuing() as site:
         body = b'{"keys":' + b"[" * 20_000
         site.answers["/jwks"] = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -173,7 +167,7 @@ async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
 
 
 async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> None:
-    """A fixed defect: private parts were kept and shown, and what was nested deep enough could be stored, not read."""
+    """Regression: private members were stored and shown, and deeply nested ones could be stored but not read."""
     odd = {**KEY.as_dict(private=True), "x5c": [[[]]], "key_ops": ["verify"], "oth": {"a": {}}, "alg": ["ES256"]}
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
     said = await desk.register(**about, jwks={"keys": [odd], "more": [[[]]]})
@@ -192,8 +186,8 @@ async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> 
 
 
 def test_keys_with_slow_verification_are_ignored() -> None:
-    """A fixed defect: anybody could register keys with exponents as long as the key, at 11 ms for each look. All that
-    is in use has 17 bits.
+    """Regression: clients could register keys with exponents as long as the key, which cost 11 ms per verification.
+    Usual exponents have 17 bits.
     """
     numbers = RSAKey.generate_key(2048).public_key.public_numbers()
     for exponent, there in ((3, True), (65537, True), (2**32 - 1, True), (2**32 + 1, False), (2**2047 + 1, False)):
@@ -204,7 +198,7 @@ def test_keys_with_slow_verification_are_ignored() -> None:
 
 @pytest.mark.parametrize("kid", [None, "a"])
 async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
-    """A fixed defect: with a set of 64 keys of one id or none, each look took 64 times as long."""
+    """Regression: a set of 64 keys with the same id or none made each verification 64 times slower."""
     tried: list[object] = []
 
     def count(token: str, key: Any, algorithm: str) -> Any:
@@ -222,7 +216,7 @@ async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
 async def test_assertion_quotas_separate_registered_and_configured_clients(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fixed defect: each proof is remembered for ten minutes, and anybody could fill the store with their own."""
+    """Regression: each assertion is remembered for ten minutes, so any client could fill the store."""
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._PROOFS", Rate(5, 60))
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS)])
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS}
@@ -236,7 +230,7 @@ async def test_assertion_quotas_separate_registered_and_configured_clients(
 
 @pytest.mark.server
 async def test_concurrent_wrong_secrets_are_throttled() -> None:
-    """A fixed defect: where the store is Redis, all that came before the first answer were looked into."""
+    """Regression: with Redis as the store, all concurrent attempts were verified before the first failure counted."""
     backing = BACKINGS["redis"]()
     desk = Desk(await backing.worker())
     id = (await desk.register(token_endpoint_auth_method="client_secret_post"))["client_id"]

@@ -72,7 +72,7 @@ async def test_registration_returns_the_accepted_metadata(every_store: Store) ->
     ({"redirect_uris": ["http://[::1"]}, "invalid_redirect_uri"),
 ])  # fmt: skip
 async def test_invalid_registrations_are_refused(desk: Desk, said: Any, error: str) -> None:
-    """RFC 7591 §3.2.2, and `application_type` as OpenID Connect has it."""
+    """RFC 7591 §3.2.2."""
     reply = await register(desk, said)
     assert (reply.error, reply.status in (400, 413)) == (error, True)
     assert await desk.services.store.kv.keys("oauth-new:") == []
@@ -80,12 +80,10 @@ async def test_invalid_registrations_are_refused(desk: Desk, said: Any, error: s
 
 @for_each("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
 async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
-    """So that no form of another site sends one."""
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
 
 
 async def test_excess_registrations_are_throttled_and_keep_used_clients(desk: Desk) -> None:
-    """A hundred an hour for an address; what was agreed to is kept elsewhere, for as long as it is used."""
     used = (await desk.register())["client_id"]
     await desk.sign_in(used)
     assert await desk.services.store.kv.keys("oauth-client:") == [f"oauth-client:{used}"]
@@ -98,7 +96,6 @@ async def test_excess_registrations_are_throttled_and_keep_used_clients(desk: De
 
 
 async def test_registration_flood_does_not_block_other_addresses() -> None:
-    """Those that nobody has used make room for each other; a client in use and new sign-ins have room of their own."""
     store = MemoryStore(max_value_bytes=64 * 1024)
     await store.open()
     desk = Desk(store)
@@ -113,7 +110,6 @@ async def test_registration_flood_does_not_block_other_addresses() -> None:
 
 
 async def test_providers_limit_the_scopes_a_user_can_grant(desk: Desk) -> None:
-    """`Provider.grantable`, at the consent and at each refresh; what everybody gets stays."""
     allowed = ["orders:read", "orders:write"]
 
     class Ours(Provider):
@@ -129,15 +125,12 @@ async def test_providers_limit_the_scopes_a_user_can_grant(desk: Desk) -> None:
 
 
 async def test_disabled_registration_has_no_path_and_no_metadata(desk: Desk) -> None:
-    """`registration=False`."""
     closed = Desk(desk.services.store, registration=False)
     assert "/register" not in closed.paths
     assert "registration_endpoint" not in (await closed.ask("GET", "/.well-known/oauth-authorization-server")).message
 
 
 async def test_providers_can_refuse_and_have_their_own_clients(desk: Desk) -> None:
-    """`Provider.check_registration`, `find_client`, and `claims`, which add to tokens; the protocol's claims stay."""
-
     class Ours(Provider):
         async def find_client(self, client_id: str) -> OAuthClient | None:
             return auth.client("ours", redirect_uris=[BACK]) if client_id == "ours" else None
@@ -186,7 +179,7 @@ def document(
 
 
 async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
-    """MCP 2025-11-25, basic/authorization: client ID metadata documents. The page shows whose it is."""
+    """MCP 2025-11-25, basic/authorization."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
         id = described(site, grant_types=["authorization_code", "refresh_token"])
@@ -206,7 +199,7 @@ async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
     {"token_endpoint_auth_method": "private_key_jwt"}, {"client_name": "x" * 6000}, {"grant_types": ["implicit"]},
 ])  # fmt: skip
 async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, changes: dict[str, Any]) -> None:
-    """draft-ietf-oauth-client-id-metadata-document §4: exact id, no shared secret, few bytes. Errors are not kept."""
+    """draft-ietf-oauth-client-id-metadata-document §4."""
     desk = Desk(desk.services.store, url=HERE)
     async with issuing() as site:
         id = described(site, **changes)
@@ -223,7 +216,6 @@ async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, chang
     (b"{}", b"content-type: application/json\r\n", "201 Created"),
 ])  # fmt: skip
 async def test_invalid_metadata_documents_are_refused(desk: Desk, body: bytes, head: bytes, status: str) -> None:
-    """Only 200 and JSON; redirects are not followed."""
     desk = Desk(desk.services.store, url=HERE)
     async with issuing() as site:
         document(site, body, head, status)
@@ -262,13 +254,12 @@ async def test_metadata_documents_are_cached_by_their_headers(desk: Desk, contro
     "x://y",
 ])  # fmt: skip
 async def test_invalid_and_private_client_urls_are_not_fetched(desk: Desk, id: str) -> None:
-    """draft-ietf-oauth-client-id-metadata-document §3 and §8.6: this issuer is on the Internet."""
+    """draft-ietf-oauth-client-id-metadata-document §3 and §8.6."""
     reply = await desk.ask("GET", "/authorize", query=authorization(id))
     assert (reply.status, "location" in reply.headers) == (400, False)
 
 
 def test_only_development_servers_fetch_loopback_client_urls() -> None:
-    """And nothing else of its networks, even then."""
     assert not judge_of(here=False)("127.0.0.1")
     assert judge_of(here=True)("127.0.0.1")
     assert judge_of(here=True)("::1")
@@ -277,7 +268,6 @@ def test_only_development_servers_fetch_loopback_client_urls() -> None:
 
 
 async def test_remote_callers_cannot_trigger_loopback_fetches(desk: Desk) -> None:
-    """A server under development that listens on every address is no port scanner: neither the page nor `/token`."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
         id = described(site)
@@ -293,7 +283,6 @@ async def test_remote_callers_cannot_trigger_loopback_fetches(desk: Desk) -> Non
 async def test_document_fetches_are_shared_and_limited_per_address(
     desk: Desk,
 ) -> None:
-    """Single flight; sixty look-ups a minute for an address."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
         id = described(site)
@@ -317,13 +306,11 @@ async def test_document_fetches_are_shared_and_limited_per_address(
     {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},
 ])  # fmt: skip
 def test_invalid_configured_clients_are_refused(options: dict[str, Any]) -> None:
-    """At the start, and not when somebody comes."""
     with pytest.raises(ValueError, match=r"."):
         auth.client("x", **options)
 
 
 def test_names_are_shown_without_control_and_bidi_characters() -> None:
-    """Bidirectional overrides, zero-width characters, line ends; and no more than 80 characters."""
     said = {"client_name": "a\u202eb\u200b\r\n\tc" + "x" * 200, "redirect_uris": [BACK]}
     name = client_of("x", said, "registered", methods=("none",), default="none").name
     assert name == ("a b c" + "x" * 200)[:80]
@@ -331,12 +318,12 @@ def test_names_are_shown_without_control_and_bidi_characters() -> None:
 
 @for_each("kind", [{}, [], 7, True, "robot", None])
 async def test_unknown_application_types_are_ignored(desk: Desk, kind: Any) -> None:
-    """RFC 7591 §2. A fixed defect: an object or a list was answered with 500."""
+    """RFC 7591 §2."""
     assert "application_type" not in await desk.register(application_type=kind)
 
 
 async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: they waited without end behind others of their address."""
+    """Regression: they waited without a limit behind other clients of their address."""
     monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
     checks = desk.running._token._proof._checks
     async with AsyncExitStack() as stack:

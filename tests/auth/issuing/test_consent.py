@@ -19,7 +19,7 @@ NATIVE = "http://127.0.0.1:7777/back"
 async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
     desk: Desk,
 ) -> None:
-    """MCP, security best practices: what a person has to see before they agree."""
+    """MCP, security best practices."""
     desk = Desk(desk.services.store, described={"orders:write": "Order books"})
     id = (await desk.register(client_name="Reader"))["client_id"]
     page = await Browser(desk).open(id, scope="orders:write orders:read")
@@ -38,7 +38,7 @@ async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
 
 
 async def test_denied_consent_redirects_with_an_error(desk: Desk) -> None:
-    """OAuth 2.1 §4.1.2.1: without a password, since nobody needs one to refuse."""
+    """OAuth 2.1 §4.1.2.1."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     reply = await browser.answer(await browser.open(id), answer="deny")
@@ -47,7 +47,6 @@ async def test_denied_consent_redirects_with_an_error(desk: Desk) -> None:
 
 @for_each(("name", "password"), [("ada", "wrong"), ("nobody", "x"), ("", ""), ("ada", "correct horse ")])
 async def test_wrong_password_shows_an_error_and_allows_a_retry(desk: Desk, name: str, password: str) -> None:
-    """The same words whether the name or the password was wrong; what was typed as the name stays."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     page = await browser.answer(await browser.open(id), name=name, password=password, answer="allow")
@@ -59,7 +58,6 @@ async def test_wrong_password_shows_an_error_and_allows_a_retry(desk: Desk, name
 
 
 async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
-    """Ten wrong ones a minute from a network; thirty in five minutes for a name, wherever they come from."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     page = await browser.open(id)
@@ -77,9 +75,6 @@ async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
 
 
 async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) -> None:
-    """One wrong password every five seconds kept a person out everywhere. One network can't lock a name, and many of
-    them can't lock a browser in which the person has logged in before.
-    """
     throttle, known, new = desk.running._authorize._throttle, Browser(desk), Browser(desk)
     id = (await desk.register())["client_id"]
     await desk.sign_in(id, browser=known)
@@ -104,7 +99,6 @@ async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) ->
 
 
 async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
-    """Forty forms, sent before the first is answered: ten passwords are looked at."""
     looked = 0
     gate = asyncio.Event()
 
@@ -137,7 +131,6 @@ async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:
 
 
 async def test_consent_is_remembered_and_new_scopes_are_asked(desk: Desk) -> None:
-    """Remembered for person, client and scopes, where only the owner of the redirect URI gets the answer."""
     id, browser = await consented(desk)
     assert "code" in (await browser.open(id, scope="orders:read")).answer
     more = await browser.open(id, scope="orders:read orders:write")
@@ -149,7 +142,6 @@ async def test_consent_is_remembered_and_new_scopes_are_asked(desk: Desk) -> Non
 
 
 async def test_consent_applies_to_one_server(desk: Desk) -> None:
-    """And the page says for which one."""
     id, browser = await consented(desk)
     for resource in (OTHER, [RESOURCE, OTHER]):
         page = await browser.open(id, scope="orders:read", resource=resource)
@@ -159,7 +151,6 @@ async def test_consent_applies_to_one_server(desk: Desk) -> None:
 
 
 async def test_unknown_clients_always_get_the_consent_page(desk: Desk) -> None:
-    """Even in a browser that knows the person, and though another client of the same name was agreed to."""
     _, browser = await consented(desk)
     other = (await desk.register())["client_id"]
     assert (await browser.open(other, scope="orders:read")).status == 200
@@ -187,7 +178,6 @@ CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.co
     ],
 )
 async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
-    """Our choice: a scheme is anybody's to take, so the person sees it, and whom it names, before they agree."""
     id = (await desk.register(redirect_uris=[*CURSOR, "com.example.app:/back"]))["client_id"]
     browser = Browser(desk)
     page = await browser.open(id, redirect_uri=uri)
@@ -201,7 +191,7 @@ async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: st
     (None, 303, False),
 ])  # fmt: skip
 async def test_clients_can_request_the_consent_page(desk: Desk, prompt: str | None, status: int, form: bool) -> None:
-    """OpenID Connect Core §3.1.2.1: prompt."""
+    """OpenID Connect Core §3.1.2.1."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:read", prompt=prompt)
     assert page.status == status
@@ -210,7 +200,7 @@ async def test_clients_can_request_the_consent_page(desk: Desk, prompt: str | No
 
 @for_each("prompt", ["login", "select_account", "login consent"])
 async def test_reauthentication_requires_a_password(desk: Desk, prompt: str) -> None:
-    """A fixed defect: the page asked for the password, but a form without one counted as the person who was there."""
+    """Regression: the page asked for the password, but accepted a form without one."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:read", prompt=prompt)
     asked = await browser.send({"ticket": page.ticket, "answer": "allow"})
@@ -220,7 +210,6 @@ async def test_reauthentication_requires_a_password(desk: Desk, prompt: str) -> 
 
 
 async def test_users_can_switch_accounts(desk: Desk) -> None:
-    """The browser forgets who it was."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     asked = await browser.answer(page, answer="other")
@@ -230,14 +219,12 @@ async def test_users_can_switch_accounts(desk: Desk) -> None:
 
 
 async def test_removed_users_are_signed_out(desk: Desk) -> None:
-    """Whatever their browser remembers."""
     id, browser = await consented(desk)
     desk.people.remove("ada")
     assert 'name="password"' in (await browser.open(id, scope="orders:read")).text
 
 
 async def test_new_password_resets_consent(desk: Desk) -> None:
-    """Whoever knew the old one may have agreed; and a namesake has agreed to nothing."""
     id, browser = await consented(desk)
     desk.people.people["ada"] = ("new horse", User("ada", "Ada", (EVERYTHING,), since=2.0))
     page = await browser.open(id, scope="orders:read")
@@ -252,8 +239,6 @@ async def test_new_password_resets_consent(desk: Desk) -> None:
 
 
 async def test_providers_can_require_consent_each_time(desk: Desk) -> None:
-    """`Provider.remembers`."""
-
     class Careful(Provider):
         async def remembers(self, *_: Any) -> bool:
             return False
@@ -279,7 +264,6 @@ async def test_consent_is_bound_to_the_browser(desk: Desk) -> None:
 
 @for_each("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
 async def test_cross_origin_consent_is_refused(desk: Desk, origin: str) -> None:
-    """CSRF: by the browser's word, before anything is read."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     reply = await browser.send({"ticket": page.ticket, "answer": "allow"}, origin=origin)
@@ -287,7 +271,6 @@ async def test_cross_origin_consent_is_refused(desk: Desk, origin: str) -> None:
 
 
 async def test_expired_changed_and_foreign_tickets_are_refused(desk: Desk) -> None:
-    """Ten minutes; sealed; bound to what it is for."""
     clock = Clock()
     desk = Desk(desk.services.store, clock=clock)
     id, browser = await consented(desk)
@@ -301,7 +284,6 @@ async def test_expired_changed_and_foreign_tickets_are_refused(desk: Desk) -> No
 
 
 async def test_sealed_values_of_other_kinds_do_not_sign_in(desk: Desk) -> None:
-    """A question is no person, and neither is a refresh token."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     for value in (page.ticket, "x", (await desk.tokens(id))["refresh_token"].removeprefix("mr_")):
@@ -310,7 +292,6 @@ async def test_sealed_values_of_other_kinds_do_not_sign_in(desk: Desk) -> None:
 
 
 async def test_duplicate_cookies_are_ignored(desk: Desk) -> None:
-    """A neighbor domain may have planted one of them."""
     id, browser = await consented(desk)
     twice = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     reply = await desk.ask(
@@ -320,7 +301,6 @@ async def test_duplicate_cookies_are_ignored(desk: Desk) -> None:
 
 
 async def test_opening_pages_stores_nothing(desk: Desk) -> None:
-    """A flood of `/authorize` cannot fill it."""
     id = (await desk.register())["client_id"]
     before = sorted(await desk.services.store.kv.keys("oauth-"))
     for _ in range(50):
@@ -341,7 +321,6 @@ async def test_redirects_to_clients_use_303_without_referrer(desk: Desk) -> None
 
 
 async def test_cookie_names_differ_over_plain_loopback_http(desk: Desk) -> None:
-    """`__Host-` needs https, which nobody has while developing."""
     desk = Desk(desk.services.store, url="http://127.0.0.1:8000")
     page = await Browser(desk).open((await desk.register())["client_id"], resource=None)
     assert re.fullmatch(r"millstream-browser=[\w-]{43}; .*; SameSite=Lax", page.set_cookies[0])

@@ -37,7 +37,7 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
 
 
 async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[Store]) -> None:
-    """A fixed defect: each worker counted for itself, so that four gave forty tries."""
+    """Regression: each worker counted separately, so four workers allowed forty attempts."""
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
@@ -46,7 +46,6 @@ async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[S
 
 
 async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Store]) -> None:
-    """Each takes a seat in the store until it's known whether it failed."""
     desks = await desks_on(stores)
     tries = [guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(60)]
     said = Counter(map(str, await asyncio.gather(*tries)))
@@ -55,7 +54,7 @@ async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Sto
 
 
 async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
-    """A fixed defect: more than ten at once, of one address, were told that there were too many attempts."""
+    """Regression: more than ten concurrent valid logins from one address were refused."""
     desks = await desks_on(stores)
     for desk in desks:
         desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject
@@ -65,14 +64,12 @@ async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) ->
 
 
 async def test_valid_passwords_do_not_count_as_attempts(stores: list[Store]) -> None:
-    """An office has one address."""
     desks = await desks_on(stores)
     for number in range(30):
         assert isinstance(await guess(desks[number % 2], "192.0.2.1", "ada", "correct horse"), User)
 
 
 async def test_consent_and_registrations_apply_to_all_workers() -> None:
-    """The figures are those of one worker."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()
     desks = await desks_on([store, store])
@@ -94,7 +91,6 @@ async def test_consent_and_registrations_apply_to_all_workers() -> None:
 
 
 async def test_workers_count_alone_during_a_store_outage() -> None:
-    """Nobody is kept out by an outage, and nobody gets endless tries."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()
     (desk,) = await desks_on([store])

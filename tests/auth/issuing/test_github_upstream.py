@@ -50,7 +50,6 @@ async def sign_in(upstream: UpstreamLogin, **query: str) -> tuple[dict[str, str]
 
 
 async def test_github_users_are_identified_by_number(github: Issuer) -> None:
-    """Logins can change hands; a number never does."""
     asked, user = await sign_in(way(github, "octocat"))
     assert (user.subject, user.name) == ("583231", "The Octocat")
     assert (asked["redirect_uri"], asked["state"], "scope" in asked) == (CALLBACK, "st", False)
@@ -69,14 +68,12 @@ async def test_github_users_are_identified_by_number(github: Issuer) -> None:
 async def test_memberships_and_emails_are_fetched_only_if_configured(
     github: Issuer, allow: str, scope: str, path: str
 ) -> None:
-    """Each with the one scope that it takes."""
     asked, user = await sign_in(way(github, allow))
     assert (asked["scope"], user.subject, github.asked[path]) == (scope, "583231", 1)
 
 
 @for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
 async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, allow: str) -> None:
-    """An organization's name isn't a login, and the address of a public profile isn't verified."""
     with pytest.raises(SignInFailed, match="Octocat may not sign in here"):
         await sign_in(way(github, allow))
 
@@ -101,14 +98,12 @@ async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: s
 
 
 async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
-    """Nothing is asked of GitHub then."""
     with pytest.raises(SignInFailed, match="allowed GitHub to identify you"):
         await sign_in(way(github, "*"), error="access_denied")
     assert not github.asked
 
 
 async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> None:
-    """The whole way, with scopes for one login."""
     made = auth.upstream("github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", at=github.url)
     desk = Desk(desk.services.store, people=made)
     browser = Browser(desk)

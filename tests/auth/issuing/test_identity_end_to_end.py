@@ -50,7 +50,6 @@ class Login:
 
 
 async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
-    """ID token, grant, token, tool: with a secret, and with a key; and not with another ID token."""
     async with issuing() as provider:
         login, key = Login(provider), ECKey.generate_key("P-256")
         pem = key.as_pem(private=True).decode()
@@ -76,7 +75,6 @@ async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
 
 
 async def test_programs_can_present_a_grant_themselves() -> None:
-    """`WorkloadIdentity`: a function gives a fresh one for each token."""
     async with issuing() as provider:
         login = Login(provider)
         ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]

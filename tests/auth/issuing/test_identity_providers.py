@@ -64,7 +64,6 @@ async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), *
 
 
 async def test_identity_grants_become_tokens_with_allowed_scopes(every_store: Store) -> None:
-    """The provider's scopes, as far as the program lets it give them; no refresh token; the guard knows the person."""
     async with world(every_store) as there:
         reply = await there.bring(there.grant(name="Ada"))
         assert (reply.status, reply.headers["cache-control"]) == (200, "no-store"), reply.text
@@ -108,9 +107,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bound to a key that nobody shows": ({"cnf": {"jkt": "x" * 43}}, "bound to a key"),
     "scopes in a list": ({"scope": ["orders:read"]}, "scope must be a string"),
     "resources that are numbers": ({"resource": [7]}, "scope must be a string"),
-    "another issuer's": ({"iss": "https://evil.example"}, "not from an identity provider that is accepted"),
-    "no issuer": ({"iss": None}, "not from an identity provider that is accepted"),
-    "a list of issuers": ({"iss": ["https://evil.example"]}, "not from an identity provider that is accepted"),
+    "another issuer's": ({"iss": "https://evil.example"}, "doesn't accept grants from this identity provider"),
+    "no issuer": ({"iss": None}, "doesn't accept grants from this identity provider"),
+    "a list of issuers": ({"iss": ["https://evil.example"]}, "doesn't accept grants from this identity provider"),
     "an ID token": ({"header": {"typ": "JWT"}}, "of the type oauth-id-jag"),
     "an access token": ({"header": {"typ": "at+jwt"}}, "of the type oauth-id-jag"),
     "of no type": ({"header": {"typ": None}}, "of the type oauth-id-jag"),
@@ -121,7 +120,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @for_each("kind", REFUSED)
 async def test_invalid_identity_grants_are_refused_with_a_reason(kind: str) -> None:
-    """RFC 7521 §5.2 and the draft's own rules. The same grant, made right, counts."""
     changes, words = REFUSED[kind]
     async with world() as there:
         reply = await there.bring(there.grant(**changes))
@@ -132,13 +130,11 @@ async def test_invalid_identity_grants_are_refused_with_a_reason(kind: str) -> N
 
 @for_each("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
 async def test_malformed_grants_are_refused(assertion: str) -> None:
-    """An empty one counts as missing (RFC 6749 §3.1)."""
     async with world() as there:
         assert (await there.bring(assertion)).error == ("invalid_grant" if assertion else "invalid_request")
 
 
 async def test_forged_grants_are_refused() -> None:
-    """Class 23: no algorithm, a public key as a secret, and a key that the grant brings along."""
     async with world() as there:
         head = {"typ": "oauth-id-jag+jwt", "kid": "rs"}
         pem = KEYS["RS256"].as_pem(private=False)
@@ -155,7 +151,6 @@ async def test_forged_grants_are_refused() -> None:
 
 
 async def test_usual_signature_algorithms_are_accepted() -> None:
-    """As for access tokens."""
     async with world() as there:
         for name in KEYS:
             assert (await there.bring(there.grant(header={"alg": name}))).status == 200, name
@@ -163,7 +158,7 @@ async def test_usual_signature_algorithms_are_accepted() -> None:
 
 @pytest.mark.parametrize("kind", ONE_AND_FOUR)
 async def test_grants_are_accepted_once_across_workers(kind: str) -> None:
-    """RFC 7523 §5.2; what was refused for another reason may be brought again."""
+    """RFC 7523 §5.2."""
     async with issuing() as provider:
         ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:read"])]
         async with desk_on(kind, people=ways, clients=[CLIENT]) as desk:
@@ -194,7 +189,6 @@ async def test_granted_scopes_are_the_intersection(
 
 
 async def test_required_scopes_are_always_granted() -> None:
-    """`scopes=` of the issuer, whatever the grant says."""
     async with world(scopes=[]) as there:
         desk = Desk(ServerStore(), people=there.desk.people, clients=[CLIENT], scopes=["shop:use"])
         reply = await World(there.provider, desk).bring(there.grant(scope=None))
@@ -208,7 +202,6 @@ async def test_required_scopes_are_always_granted() -> None:
     (RESOURCE + "2", None, None), ("", None, None),
 ])  # fmt: skip
 async def test_tokens_have_the_audience_of_the_grant(granted: Any, asked: str | None, given: Any) -> None:
-    """The extension, §5.1; a grant that names none is for this server and no other."""
     async with world() as there:
         reply = await there.bring(there.grant(resource=granted), **({"resource": asked} if asked else {}))
         if given is None:
@@ -218,7 +211,6 @@ async def test_tokens_have_the_audience_of_the_grant(granted: Any, asked: str | 
 
 
 async def test_identity_grants_require_client_authentication() -> None:
-    """The draft, Client Authentication: whoever steals a grant can do nothing with it."""
     async with world(clients=[auth.client("desk", redirect_uris=[BACK])]) as there:
         form = {"grant_type": ASSERTED, "assertion": there.grant(), "client_id": "desk"}
         assert (await there.desk.post("/token", form)).error == "unauthorized_client"
@@ -238,7 +230,7 @@ async def test_identity_grants_require_client_authentication() -> None:
 
 
 async def test_revocation_and_policy_changes_end_identity_tokens() -> None:
-    """RFC 7009; and as for everybody who may not come in any more."""
+    """RFC 7009."""
     store = ServerStore()
     async with world(store) as there:
         first, second = [(await there.bring(there.grant())).message["access_token"] for _ in range(2)]
@@ -253,7 +245,6 @@ async def test_revocation_and_policy_changes_end_identity_tokens() -> None:
 
 
 async def test_subjects_of_different_providers_are_distinct() -> None:
-    """Names are the provider's own: neither people with a password, nor those of an upstream, have such subjects."""
     async with world() as there:
         for name in ("ada", "bob", "openid:ada"):
             claims = claims_of((await there.bring(there.grant(sub=name))).message["access_token"])
@@ -264,7 +255,6 @@ async def test_subjects_of_different_providers_are_distinct() -> None:
 
 
 async def test_identity_grants_are_off_without_a_provider(desk: Desk) -> None:
-    """RFC 8414 metadata, and the endpoint."""
     form = {"grant_type": ASSERTED, "assertion": "x", "client_id": "x"}
     said = (await desk.ask("GET", ROOT)).message
     assert (await desk.post("/token", form)).error == "unsupported_grant_type"
@@ -284,20 +274,17 @@ async def test_identity_grants_are_off_without_a_provider(desk: Desk) -> None:
     (URL, {}, "own identity provider"), (URL + "/", {}, "own identity provider"),
 ])  # fmt: skip
 def test_invalid_providers_are_refused_in_the_configuration(issuer: str, options: dict[str, Any], words: str) -> None:
-    """Tokens of our own mustn't become new ones (the draft, Cross-Domain Use)."""
     with pytest.raises((ValueError, TypeError), match=words):
         auth.issuer(URL, users=auth.identity_provider(issuer, **options))
 
 
 def test_duplicate_providers_are_refused() -> None:
-    """Which scopes counted would be anybody's guess."""
     twice = [auth.identity_provider("https://login.example.com", scopes=each) for each in (["a"], ["b"])]
     with pytest.raises(ValueError, match="listed twice"):
         auth.issuer(URL, users=twice)
 
 
 async def test_provider_outage_is_reported_to_the_client() -> None:
-    """And its grant isn't used up. Keys that are known go on to count."""
     async with world() as there:
         there.provider.answers["/keys"] = b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n"
         reply = await there.bring(there.grant())
@@ -312,7 +299,6 @@ async def test_provider_outage_is_reported_to_the_client() -> None:
 
 
 async def test_provider_only_servers_show_no_password_form() -> None:
-    """The client hears it; a browser that was led there would find a form without a field."""
     async with issuing() as provider:
         only = auth.identity_provider(provider.url)
         desk = Desk(ServerStore(), people=only, clients=[CLIENT, auth.client("web", redirect_uris=[BACK])])

@@ -47,7 +47,6 @@ class Crowd:
 
 
 async def test_valid_attempts_wait_within_the_failure_limit() -> None:
-    """An office has one address: twenty sign in when the day begins."""
     crowd = Crowd(three())
     tasks = crowd.send(20)
     await until(lambda: crowd.inside == 3)
@@ -58,7 +57,6 @@ async def test_valid_attempts_wait_within_the_failure_limit() -> None:
 
 
 async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
-    """Those who wait learn at once that nothing is left."""
     crowd = Crowd(three())
     tasks = crowd.send(20, right=False)
     await until(lambda: crowd.inside == 3)
@@ -68,7 +66,6 @@ async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
 
 
 async def test_failure_reduces_concurrency_without_refusing() -> None:
-    """Two are left: two at a time."""
     crowd = Crowd(three())
     crowd.gate.set()
     await crowd.one(right=False)
@@ -81,7 +78,6 @@ async def test_failure_reduces_concurrency_without_refusing() -> None:
 
 
 async def test_addresses_do_not_wait_for_each_other() -> None:
-    """Each has its own."""
     crowd = Crowd(three())
     tasks = crowd.send(4)
     await until(lambda: crowd.inside == 3)
@@ -92,7 +88,6 @@ async def test_addresses_do_not_wait_for_each_other() -> None:
 
 
 async def test_abandoned_waits_leave_nothing_behind() -> None:
-    """What checks passwords may hang."""
     crowd = Crowd(three(patience=0.0))
     tasks = crowd.send(3)
     await until(lambda: crowd.inside == 3)
@@ -108,7 +103,6 @@ async def test_abandoned_waits_leave_nothing_behind() -> None:
 
 
 async def test_waiting_attempts_are_bounded() -> None:
-    """People don't come by hundreds from one address."""
     crowd = Crowd(three())
     tasks = crowd.send(400)
     await until(lambda: sum(task.done() for task in tasks) == 400 - 3 - 256)

@@ -81,7 +81,6 @@ def text(result: Any) -> str:
 
 
 async def test_official_client_registers_steps_up_and_refreshes() -> None:
-    """The whole life of a grant. A tool that takes a scope is refused until the person agrees to that."""
     async with serving(scopes=["shop:use"]) as url:
         program = Program(url)
         async with program.connected() as client:
@@ -123,7 +122,7 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 async def test_official_client_signs_in_with_a_metadata_document(trusted: ssl.SSLContext) -> None:
-    """MCP 2025-11-25, basic/authorization: nothing is registered, and the client id is a URL."""
+    """MCP 2025-11-25, basic/authorization."""
     asked = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

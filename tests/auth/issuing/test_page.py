@@ -21,7 +21,6 @@ PAGE = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("
 
 
 async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands and the program, in their order, and then any MCP client."""
     path = tmp_path / "users.json"
     assert "$ millstream users add ada --scope orders:write\n" in PAGE
     assert f"Added ada to {path}." in users(path, "add", "ada", "--scope", "orders:write", typed="correct horse\n")
@@ -38,7 +37,6 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
 
 
 def test_figures_on_the_page_match_the_code() -> None:
-    """Whoever changes one finds the other."""
     assert (grants.CODE_SECONDS, "| code | 60 seconds, counts once |" in PAGE) == (60, True)
     assert (config.ACCESS_SECONDS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
     assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
@@ -50,7 +48,6 @@ def test_figures_on_the_page_match_the_code() -> None:
 
 
 def test_page_lists_every_provider_decision() -> None:
-    """And nothing else is."""
     ours = {name for name, value in vars(Provider).items() if callable(value) and not name.startswith("_")}
     shown = {
         line.split("`")[1].partition("(")[0] for line in PAGE.splitlines() if line.startswith("| `") and "(" in line

@@ -29,7 +29,7 @@ def office(store: Store, **options: Any) -> Desk:
 
 @for_each("kind", ["access_token", "refresh_token"])
 async def test_token_revocation_ends_the_grant(every_store: Store, kind: str) -> None:
-    """RFC 7009 §2.1: whichever of the two it names."""
+    """RFC 7009 §2.1."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
@@ -40,7 +40,7 @@ async def test_token_revocation_ends_the_grant(every_store: Store, kind: str) ->
 
 
 async def test_clients_can_revoke_only_their_own_tokens(desk: Desk) -> None:
-    """RFC 7009 §2.2: unknown is 200, since it counts no more; a client ends its own only."""
+    """RFC 7009 §2.2."""
     id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
     given = await desk.tokens(id)
     for token in (given["access_token"], given["refresh_token"], "unknown", "a.b.c"):
@@ -51,7 +51,6 @@ async def test_clients_can_revoke_only_their_own_tokens(desk: Desk) -> None:
 
 
 async def test_client_credentials_tokens_are_revoked_alone(every_store: Store) -> None:
-    """It belongs to no grant."""
     desk = office(every_store)
     form = {"grant_type": "client_credentials", **OFFICE}
     one, two = [(await desk.post("/token", form)).message["access_token"] for _ in range(2)]
@@ -61,7 +60,6 @@ async def test_client_credentials_tokens_are_revoked_alone(every_store: Store) -
 
 
 async def test_tokens_of_removed_clients_are_invalid(desk: Desk) -> None:
-    """After a restart with another list."""
     known = office(desk.services.store)
     token = (await known.post("/token", {"grant_type": "client_credentials", **OFFICE})).message["access_token"]
     assert await known.who(token) is not None
@@ -100,7 +98,7 @@ async def test_introspection_returns_current_claims(every_store: Store) -> None:
 async def test_introspection_requires_authentication_and_ownership(
     desk: Desk,
 ) -> None:
-    """RFC 7662 §2.1: otherwise anybody could try out tokens. Whoever registers learns nothing of others' tokens."""
+    """RFC 7662 §2.1."""
     desk = office(desk.services.store)
     public = (await desk.register())["client_id"]
     stranger = await desk.register(token_endpoint_auth_method="client_secret_post")
@@ -130,7 +128,6 @@ async def asks(guard: AuthGuard, token: str) -> Principal | Response:
 
 
 async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Backing) -> None:
-    """The guard of each keeps verdicts; one word on the bus makes it forget. Ticks come once a second."""
     one, two = Desk(await shared.worker()), Desk(await shared.worker())
     guards = [guard_of(one), guard_of(two)]
     id = (await one.register())["client_id"]
@@ -152,7 +149,6 @@ async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Back
 
 
 async def test_any_worker_continues_a_grant(shared: Backing) -> None:
-    """Registered here, signed in there, exchanged elsewhere, with the keys that whoever was first has made."""
     desks = [Desk(await shared.worker()) for _ in range(3)]
     id = (await desks[0].register())["client_id"]
     code = (await desks[1].sign_in(id))["code"]
@@ -176,7 +172,6 @@ async def test_gap_in_revocations_rechecks_everything(desk: Desk) -> None:
 async def test_revocation_ends_only_the_streams_of_its_user(
     desk: Desk,
 ) -> None:
-    """Whoever still may comes back with the id of the last event."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
     ada = await desk.who(given["access_token"])
@@ -193,7 +188,6 @@ async def test_revocation_ends_only_the_streams_of_its_user(
 
 
 async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
-    """Our choice: neither the store nor a signature is looked at again, and the handler runs in the same step."""
     guard = guard_of(desk)
     id = (await desk.register())["client_id"]
     token = (await desk.tokens(id))["access_token"]
@@ -218,7 +212,6 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
 
 
 async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk) -> None:
-    """The answer may be older than the word that it ended; a guard would keep it for a minute."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
     introspection = desk.running._introspection
@@ -241,7 +234,6 @@ async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk) -> None:
 
 
 async def test_store_contains_no_secrets(every_store: Store) -> None:
-    """Codes, tokens and secrets of clients are kept as hashes, private keys sealed."""
     desk = Desk(every_store)
     about = await desk.register(token_endpoint_auth_method="client_secret_post")
     id, secret = about["client_id"], about["client_secret"]
@@ -264,7 +256,6 @@ async def test_store_contains_no_secrets(every_store: Store) -> None:
 
 
 async def test_store_outage_gets_503_not_401(desk: Desk) -> None:
-    """A new token would not help; neither would a new registration."""
     from shared_store import SharedStore  # noqa: PLC0415
 
     store = SharedStore().worker()
@@ -288,7 +279,6 @@ async def test_store_outage_gets_503_not_401(desk: Desk) -> None:
 
 
 async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
-    """Its store may live on."""
     people = Known()
     from issuing_world import Desk as Another  # noqa: PLC0415
 
@@ -302,7 +292,6 @@ async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
 
 
 async def test_two_authorization_servers_in_one_server_are_refused() -> None:
-    """Their paths would be the same."""
     from millstream import Server  # noqa: PLC0415
 
     both = [auth.issuer(URL, users=Known()), auth.issuer("https://b.example", users=Known())]

@@ -38,7 +38,7 @@ def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
 
 @WAYS
 async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
-    """RFC 8414 §2 and §3, OpenID Connect Discovery; the issuer is exactly what the program named."""
+    """RFC 8414 §2 and §3, OpenID Connect Discovery."""
     async with guarded(shop(), lane=lane) as world:
         for path in (ROOT, CONFIGURATION):
             reply = await world.ask(None, "GET", path, host=HOST, origin=EVIL)
@@ -65,7 +65,6 @@ async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
 
 
 async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
-    """RFC 8414 §3.1 puts the well-known part in front of the path, OpenID Connect behind it."""
     async with guarded(shop(f"https://{HOST}/books")) as world:
         for path in (f"{ROOT}/books", f"{CONFIGURATION}/books", f"/books{CONFIGURATION}", ROOT):
             said = (await world.ask(None, "GET", path, host=HOST)).message
@@ -80,7 +79,6 @@ async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
 
 @WAYS
 async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool) -> None:
-    """Browser clients need CORS at `/token` and `/register`; cookies count at `/authorize` only, which has none."""
     async with guarded(shop(), lane=lane) as world:
         for path in ("/token", "/register", "/revoke", "/.well-known/jwks.json"):
             preflight = await world.ask(
@@ -110,7 +108,6 @@ async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool
 
 @WAYS
 async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
-    """DNS rebinding."""
     async with guarded(shop(), lane=lane) as world:
         for method, path in [("GET", ROOT), ("GET", CONFIGURATION), ("POST", "/token"), ("POST", "/register"),
                              ("GET", "/authorize"), ("GET", "/.well-known/jwks.json")]:  # fmt: skip
@@ -119,7 +116,6 @@ async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
 
 
 async def test_oauth_paths_refuse_other_methods() -> None:
-    """405 with what is allowed; 404 or 401 where no tokens are given out."""
     async with guarded(shop()) as world:
         assert (await world.ask(None, "GET", "/token", host=HOST)).status == 405
         assert (await world.ask(None, "PUT", "/authorize", host=HOST)).status == 405
@@ -152,7 +148,6 @@ async def signed_in(world: Guarded, **asked: Any) -> str:
 
 @WAYS
 async def test_tokens_and_keys_work_side_by_side(lane: bool) -> None:
-    """`auth=[auth.issuer(…), auth.keys(…)]`."""
     key = "key-of-a-job-0123456789"
     async with guarded(shop(f"https://{HOST}", auth.keys(key)), lane=lane) as world:
         token = await signed_in(world)
@@ -167,7 +162,6 @@ async def test_tokens_and_keys_work_side_by_side(lane: bool) -> None:
 
 
 async def test_other_servers_accept_tokens_through_metadata() -> None:
-    """`resources=[…]` here, `auth.oidc(…)` there; a token for this server is none for that one."""
     port, other = free_port(), "https://other.example.com/mcp"
     url = f"http://127.0.0.1:{port}"
     async with guarded(shop(url, resources=[other]), port=port) as world:
@@ -179,7 +173,7 @@ async def test_other_servers_accept_tokens_through_metadata() -> None:
 
 
 async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
-    """A fixed defect: those of the server's own pages did, and those of the authorization server's paths didn't."""
+    """Regression: failures at the authorization server's own paths weren't audited."""
     path = tmp_path / "audit.jsonl"
     server = Server(
         "shop",
@@ -210,7 +204,6 @@ async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
 
 
 def test_servers_without_issuer_do_not_import_it() -> None:
-    """Neither for keys nor for tokens of others, and naming the module `auth` loads no method at all."""
     program = (
         "import sys; from millstream import Server, auth; Server('x', auth=auth.keys('k' * 20));"
         "print([name for name in sys.modules if name.endswith('server.server') or name[:6] in ('jinja2', 'joserf')])"
@@ -225,7 +218,7 @@ def test_servers_without_issuer_do_not_import_it() -> None:
     ("mcp.example.com", "https"), ("https://u:p@mcp.example.com", "user name"),
 ])  # fmt: skip
 def test_invalid_issuer_urls_are_refused(url: str, said: str) -> None:
-    """RFC 8414 §2; plain http only of this machine."""
+    """RFC 8414 §2."""
     with pytest.raises(ValueError, match=said) as refused:
         auth.issuer(url, users=Known())
     assert "u:p" not in str(refused.value)

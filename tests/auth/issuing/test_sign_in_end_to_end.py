@@ -90,7 +90,7 @@ def said(result: Any) -> str:
 
 
 async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
-    """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up. The whole life of a grant."""
+    """MCP 2026-07-28, basic/authorization."""
     person, kept = Person(), MemoryTokenStore()
     async with serving(scopes=["shop:use"]) as url:
         oauth = OAuth(store=kept, visit=person.visit)

@@ -23,7 +23,7 @@ def kids(found: Any) -> list[str]:
 
 
 async def test_first_key_signs_despite_a_slow_clock(every_store: Store) -> None:
-    """A fixed defect: until its clock had caught up, each token it was asked for was a 500."""
+    """Regression: a worker with a slow clock returned 500 for each token until its clock had caught up."""
     ahead, behind = Clock(), Clock()
     behind.now -= 5
     maker, other = Desk(every_store, clock=ahead), Desk(every_store, clock=behind)
@@ -32,7 +32,6 @@ async def test_first_key_signs_despite_a_slow_clock(every_store: Store) -> None:
 
 
 async def test_keys_are_published_before_and_after_use(every_store: Store) -> None:
-    """Overlap: whoever keeps the public keys for hours never meets a token of an unknown one."""
     clock = Clock()
     desk = Desk(every_store, clock=clock)
     signing = desk.running.signing
@@ -72,7 +71,6 @@ async def test_tokens_survive_key_rotation_and_restart(every_store: Store) -> No
 
 
 def test_idle_server_signs_with_the_old_key_until_the_new_one_is_published() -> None:
-    """Nobody was there to publish one."""
     old = SigningKey("a", {}, 0.0)
     kept, new = advance((old,), 365 * DAY)
     assert (kept, new.begins) == (old, 366 * DAY)
@@ -82,7 +80,6 @@ def test_idle_server_signs_with_the_old_key_until_the_new_one_is_published() -> 
 async def test_keys_sealed_with_another_secret_are_replaced_and_logged(
     every_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever changes MILLSTREAM_KEY without keeping the old one ends every token, and is told."""
     desk = Desk(every_store)
     given = await desk.tokens((await desk.register())["client_id"])
     other = Desk(every_store)

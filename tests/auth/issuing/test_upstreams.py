@@ -55,7 +55,6 @@ async def come_back(browser: Browser, state: str, **more: str) -> Reply:
 
 
 async def test_upstream_login_returns_to_the_client(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """Subjects of an upstream have its name in front, so that nobody is Ada by being called so elsewhere."""
     browser = Browser(desk_of)
     id, page = await sent_away(desk_of, browser, scope="orders:read orders:write")
     assert page.status == 200
@@ -71,7 +70,7 @@ async def test_upstream_login_returns_to_the_client(desk_of: Desk, elsewhere: El
 
 
 async def test_consent_precedes_the_upstream_redirect(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """MCP, security best practices: consent for each client before anything is forwarded."""
+    """MCP, security best practices."""
     browser = Browser(desk_of)
     id = (await desk_of.register())["client_id"]
     page = await browser.open(id)
@@ -82,7 +81,6 @@ async def test_consent_precedes_the_upstream_redirect(desk_of: Desk, elsewhere: 
 
 
 async def test_login_state_is_single_use_and_expires(desk: Desk, elsewhere: Elsewhere) -> None:
-    """A second use, a late one and a guess all end on a page, and nothing goes to the client."""
     clock = Clock()
     desk = Desk(desk.services.store, people=elsewhere, clock=clock)
     browser = Browser(desk)
@@ -95,7 +93,6 @@ async def test_login_state_is_single_use_and_expires(desk: Desk, elsewhere: Else
 
 
 async def test_users_unknown_to_the_upstream_see_an_error(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """The text is escaped."""
     browser = Browser(desk_of)
     await sent_away(desk_of, browser)
     reply = await come_back(browser, elsewhere.sent[0][1], error="access_denied")
@@ -104,14 +101,12 @@ async def test_users_unknown_to_the_upstream_see_an_error(desk_of: Desk, elsewhe
 
 
 async def test_callbacks_with_too_many_parameters_show_an_error(desk_of: Desk) -> None:
-    """A fixed defect: it was answered with 500, for anybody."""
+    """Regression: they got status 500."""
     page = await Browser(desk_of).ask("GET", "/sign-in/callback/elsewhere", query="&".join(["state=x"] * 41))
     assert (page.status, "too many parameters" in page.text) == (400, True)
 
 
 async def test_callbacks_are_bound_to_their_upstream(desk: Desk, elsewhere: Elsewhere) -> None:
-    """Mix-up: the state says where the person was sent."""
-
     class Other(Elsewhere):
         name, label = "other", "Continue with Other"
 
@@ -123,7 +118,6 @@ async def test_callbacks_are_bound_to_their_upstream(desk: Desk, elsewhere: Else
 
 
 async def test_removing_an_upstream_ends_its_grants(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """At the next start of the server."""
     browser = Browser(desk_of)
     id, _ = await sent_away(desk_of, browser)
     answer = (await come_back(browser, elsewhere.sent[0][1], code="grace")).answer
@@ -137,7 +131,7 @@ async def test_removing_an_upstream_ends_its_grants(desk_of: Desk, elsewhere: El
     ("login", "login"), ("select_account", "select_account"), ("login consent", "login"), ("consent", ""), (None, ""),
 ])  # fmt: skip
 async def test_reauthentication_happens_at_the_upstream(desk: Desk, prompt: str | None, handed_on: str) -> None:
-    """A fixed defect: what the client asked for ended here, and the upstream let in whoever had signed in there."""
+    """Regression: the request ended at this server, and the upstream reused its own session."""
 
     class Strict(Elsewhere):
         async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
@@ -154,8 +148,6 @@ async def test_reauthentication_happens_at_the_upstream(desk: Desk, prompt: str 
 
 
 async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
-    """And the person may try again."""
-
     class Down(Elsewhere):
         async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
             raise SignInFailed("Elsewhere does not answer.")
@@ -169,13 +161,11 @@ async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
 
 @for_each("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
 async def test_indistinguishable_login_methods_are_refused(desk: Desk, ways: Any) -> None:
-    """Where the program names them."""
     with pytest.raises(ValueError, match=r"."):
         Desk(desk.services.store, people=ways)
 
 
 async def test_removed_clients_start_no_upstream_login(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """Its registration may have ended while the person was away."""
     browser = Browser(desk_of)
     id, _ = await sent_away(desk_of, browser)
     await desk_of.services.store.kv.delete(f"oauth-new:{id}")

@@ -34,7 +34,6 @@ def users(path: Path, *arguments: str, typed: str = "") -> str:
 
 
 def test_missing_input_is_not_reported_as_a_short_password(path: Path) -> None:
-    """`millstream users add ada </dev/null`."""
     done = CliRunner().invoke(program("users"), ["users", "add", "ada", "--file", str(path)], input="")
     assert str(done.exception) == "There is no password: the input is empty."
     assert not path.exists()
@@ -51,7 +50,6 @@ def write(path: Path, text: str) -> None:
 
 
 async def test_users_are_added_listed_changed_and_removed(path: Path) -> None:
-    """The password is hashed by Argon2id, the file is for its owner, and a running server follows it."""
     users(path, "add", "ada", "--scope", "orders:write", typed="correct horse\n")
     mode, text = seen(path)
     assert mode == 0o600
@@ -76,7 +74,6 @@ async def test_users_are_added_listed_changed_and_removed(path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_hashes")
 async def test_new_passwords_and_recreated_users_end_old_grants(desk: Desk, path: Path) -> None:
-    """`User.since`: whoever comes later under the same name is not the same."""
     file = UserFile(path)
     file.add("ada", "correct horse", ("*",), time.time())
     desk = Desk(desk.services.store, people=auth.users(file=path))
@@ -96,21 +93,18 @@ async def test_new_passwords_and_recreated_users_end_old_grants(desk: Desk, path
     (("password", "eve"), "long enough\n", "no user 'eve'"),
 ])  # fmt: skip
 def test_invalid_user_commands_are_explained(path: Path, arguments: tuple[str, ...], typed: str, said: str) -> None:
-    """In one sentence, without a trace."""
     with pytest.raises(CommandError, match=said):
         users(path, *arguments, typed=typed)
 
 
 @pytest.mark.usefixtures("quick_hashes")
 def test_user_names_are_normalized(path: Path) -> None:
-    """Ada and ADA would be taken for each other."""
     UserFile(path).add("Ada", "correct horse", (), 0)
     with pytest.raises(ValueError, match="already"):
         UserFile(path).add("ADA", "correct horse", (), 0)
 
 
 def test_writable_and_invalid_user_files_are_refused(path: Path) -> None:
-    """The start fails and says what to do."""
     with pytest.raises(LocalError, match="millstream users add NAME"):
         auth.users(file=path)
     path.write_text("[]")
@@ -125,7 +119,6 @@ def test_writable_and_invalid_user_files_are_refused(path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_hashes")
 async def test_broken_user_file_locks_users_out_until_repaired(path: Path) -> None:
-    """They may have been removed."""
     UserFile(path).add("ada", "correct horse", (), 0)
     people = auth.users(file=path)
     _, whole = seen(path)
@@ -139,7 +132,7 @@ async def test_broken_user_file_locks_users_out_until_repaired(path: Path) -> No
 
 @pytest.mark.usefixtures("quick_hashes")
 def test_passwords_are_compared_in_full() -> None:
-    """A fixed defect: of what was typed, only as many characters counted as a password may have."""
+    """Regression: only the first characters up to the maximum password length were compared."""
     longest = "p" * MAX_PASSWORD
     kept = hash_password(longest)
     assert verify_password(longest, kept)
@@ -148,7 +141,7 @@ def test_passwords_are_compared_in_full() -> None:
 
 @pytest.mark.usefixtures("quick_hashes")
 async def test_passwords_that_are_not_utf_8_are_wrong(desk: Desk, path: Path) -> None:
-    """A fixed defect: it was answered by 500, and didn't count as a try."""
+    """Regression: they got status 500, and didn't count as failed attempts."""
     users(path, "add", "ada", typed="correct horse\n")
     desk = Desk(desk.services.store, people=auth.users(file=path))
     browser = Browser(desk)
@@ -161,14 +154,12 @@ async def test_passwords_that_are_not_utf_8_are_wrong(desk: Desk, path: Path) ->
 
 @pytest.mark.usefixtures("quick_hashes")
 def test_passwords_may_contain_any_terminal_input() -> None:
-    """Where it doesn't speak UTF-8, Python keeps its bytes as surrogates."""
     kept = hash_password("p\udcffssword")
     assert verify_password("p\udcffssword", kept)
     assert not verify_password("p\ufffdssword", kept)
 
 
 def test_hashes_of_other_argon2_libraries_are_accepted() -> None:
-    """A user file that argon2-cffi wrote still lets its people in; what isn't a hash lets in no one."""
     kept = "$argon2id$v=19$m=64,t=1,p=4$ltdlDZp7BnrAyXHjFNoOfA$Tsx8N4a9H5RNuN2Or1hqoMJ9tGWC90cNs81OVjVuQag"
     assert verify_password("correct horse", kept)
     assert not verify_password("correct horses", kept)

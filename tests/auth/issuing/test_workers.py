@@ -65,7 +65,6 @@ class Shop:
 @pytest.mark.server
 @pytest.mark.usefixtures("quick_hashes")
 def test_two_workers_share_the_authorization_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file as the store. A revoked token is refused by both workers, within the second of their tick."""
     UserFile(tmp_path / "users.json").add("ada", "correct horse", ("*",), time.time())
     port = free_port()
     shop = Shop(f"http://127.0.0.1:{port}")

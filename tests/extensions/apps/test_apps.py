@@ -56,7 +56,6 @@ async def test_views_are_resources_with_their_metadata(folder: Path, revision: s
 
 
 async def test_tools_are_linked_to_their_views(folder: Path) -> None:
-    """For newer and older hosts, and for who may call them."""
     server = Server("shop")
     server.app(folder / "table.html", uri="ui://shop/orders")
 
@@ -78,7 +77,6 @@ async def test_tools_are_linked_to_their_views(folder: Path) -> None:
 
 
 async def test_a_tool_whose_view_is_missing_stops_the_start() -> None:
-    """A host would ask for it before it shows anything."""
     server = Server("shop")
 
     @server.tool(ui="ui://shop/none")

@@ -45,7 +45,6 @@ async def test_the_card_says_who_and_where_the_server_is() -> None:
 
 
 async def test_the_catalog_points_to_the_card_and_pages_of_any_origin_read_both() -> None:
-    """With an entity tag, so that a reader who has a document gets no second copy."""
     server = shop()
     async with server.running():
         listed = json.loads((await ask(server, "GET", PATHS[1])).body)
@@ -134,7 +133,6 @@ def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_has_a_card_of_its_own(tmp_path: Path) -> None:
-    """With the name and version of its file, whatever is behind it."""
     file = tmp_path / "gateway.toml"
     file.write_text(
         f'name = "front"\nversion = "3"\n[settings]\ncard_url = "{URL}"\n'

@@ -50,7 +50,6 @@ def served(folder: Path, **more: Any) -> Server:
 
 @for_each("revision", list(BY_DATE))
 async def test_a_folder_is_served_with_a_manifest_that_holds(folder: Path, revision: str) -> None:
-    """In every revision. A nested skill is a skill of its own, and a part of the outer one."""
     async with connect(served(folder), revision=revision) as client:
         refunds, later = await client.skills()
         assert (refunds.uri, later.uri) == ("skill://acme/refunds/SKILL.md", "skill://acme/refunds/later/SKILL.md")
@@ -73,7 +72,6 @@ async def test_a_folder_is_served_with_a_manifest_that_holds(folder: Path, revis
 
 
 async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
-    """Files with their type and size, directories as directories, and errors for what isn't one."""
     async with connect(served(folder)) as client:
         read = await client.request("resources/directory/read", {"uri": "skill://acme/refunds"})
         assert [(each["name"], each["mimeType"]) for each in read["resources"]] == [
@@ -89,7 +87,6 @@ async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
 
 
 async def test_lists_come_in_pages(folder: Path) -> None:
-    """A cursor continues after the last entry, and a cursor of something else is an error."""
     server = served(folder, settings=Settings(page_size=1, list_ttl_ms=7))
     async with connect(server) as client:
         first = await client.request("skills/list")
@@ -104,7 +101,6 @@ async def test_lists_come_in_pages(folder: Path) -> None:
 
 
 async def test_nothing_outside_of_the_folder_is_served(folder: Path) -> None:
-    """Not by a link, a dot file, or a path that climbs; a link inside is a file."""
     (folder / "acme/refunds/leak.md").symlink_to(folder.parent / "outside.md")
     (folder / "acme/refunds/loop").symlink_to(folder / "acme/refunds/loop")
     (folder / "acme/refunds/inner.md").symlink_to(folder / "acme/refunds/SKILL.md")
@@ -130,7 +126,6 @@ async def test_nothing_outside_of_the_folder_is_served(folder: Path) -> None:
 
 
 def test_changes_are_noticed_and_only_changed_files_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A skill that was broken since is left out, and comes back."""
     now = [0.0]
     skills = SkillFolder(str(folder), clock=lambda: now[0])
     digests: list[bytes] = []
@@ -168,7 +163,6 @@ def test_changes_are_noticed_and_only_changed_files_are_read(folder: Path, monke
     ],
 )
 def test_a_skill_that_cannot_be_served_stops_the_start(tmp_path: Path, text: str | bytes, problem: str) -> None:
-    """The text names it, and what is wrong."""
     write(tmp_path, "skills/bad/SKILL.md", text)
     with pytest.raises(ValueError, match=problem) as refused:
         served(tmp_path / "skills")
@@ -176,7 +170,6 @@ def test_a_skill_that_cannot_be_served_stops_the_start(tmp_path: Path, text: str
 
 
 def test_the_limits_of_one_skill_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files, bytes, and no skill at all."""
     with pytest.raises(ValueError, match="There is no folder"):
         served(tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -193,7 +186,6 @@ def test_the_limits_of_one_skill_hold(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_frontmatter_is_bounded() -> None:
-    """In bytes and depth, since it may come from the network."""
     for text, problem in (
         (f"---\na: {'x' * 70_000}\n---\n", "more than 16384 bytes"),
         (f"---\na: {'[' * 40}{']' * 40}\n---\n", "levels deep"),
@@ -207,7 +199,6 @@ def test_frontmatter_is_bounded() -> None:
 
 
 async def test_functions_make_skills() -> None:
-    """Once at the start, or at each read; with files beside them."""
     server = Server("shop")
     reads = [0]
 
@@ -235,7 +226,6 @@ async def test_functions_make_skills() -> None:
 
 
 def test_functions_that_cannot_make_a_skill_are_refused() -> None:
-    """With what to write instead."""
     server = Server("shop")
     with pytest.raises(ValueError, match="no description"):
         server.skill(lambda: "text", name="x")  # type: ignore[call-overload]
@@ -289,7 +279,6 @@ def _entry(text: str, **changes: Any) -> dict[str, Any]:
 
 
 async def test_a_client_refuses_files_that_differ_from_the_manifest() -> None:
-    """By size, digest, frontmatter, and for what isn't listed; nothing is read ahead."""
     text = TEXT.format(name="refunds")
     changed = text.replace("Body", "Evil")
     for served_text, entry, problem in (
@@ -311,7 +300,6 @@ async def test_a_client_refuses_files_that_differ_from_the_manifest() -> None:
 
 
 async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
-    """Each breaks a rule of the specification."""
     text = TEXT.format(name="refunds")
     good = _entry(text)
     wrong: list[dict[str, Any]] = [
@@ -339,7 +327,6 @@ async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
 
 
 async def test_the_example_of_the_documents_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """examples/skilled.py, with its folder."""
     monkeypatch.chdir(ROOT / "examples")
     from examples import skilled  # noqa: PLC0415  it reads its folder
 

@@ -103,7 +103,6 @@ async def shop(**options: Any) -> AsyncIterator[tuple[TaskClient, asyncio.Event,
 
 
 async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
-    """Tasks, Task Creation and Task Polling."""
     async with shop() as (client, release, _):
         created = await client.call("waits", word="Dune")
         assert {"taskId", "status", "createdAt", "lastUpdatedAt", "ttlMs", "pollIntervalMs"} <= created.keys()
@@ -117,7 +116,6 @@ async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
 
 
 async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_required_one_is_refused() -> None:
-    """Tasks, Capability Negotiation."""
     mcp, release, _ = make_shop()
     release.set()
     async with wired(mcp, "asgi") as wire:
@@ -138,7 +136,6 @@ async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_requi
 
 
 async def test_a_server_without_such_tools_has_no_tasks() -> None:
-    """Nothing is announced, and the methods are unknown."""
     mcp = Server("shop")
 
     @mcp.tool
@@ -168,7 +165,6 @@ async def test_a_tool_error_completes_a_task_and_an_error_of_the_request_fails_i
 
 
 async def test_wrong_arguments_are_an_answer_and_no_task() -> None:
-    """The model corrects them at once."""
     async with shop() as (client, _, _):
         result = await client.result("tools/call", {"name": "waits", "arguments": {"word": 7}})
         assert (result["resultType"], result["isError"]) == ("complete", True)
@@ -188,7 +184,6 @@ async def test_cancelling_a_task_stops_its_function_and_keeps_the_task() -> None
 
 
 async def test_unknown_ids_are_refused() -> None:
-    """Tasks, Protocol Errors; an id may be as odd as a client likes."""
     async with shop() as (client, _, _):
         for task_id in ("", "nothing", "x" * 5_000, "../task"):
             for method in ("tasks/get", "tasks/update", "tasks/cancel"):
@@ -197,7 +192,6 @@ async def test_unknown_ids_are_refused() -> None:
 
 
 async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
-    """Digest of the security considerations: ids are bound to the principal."""
     mcp, release, _ = make_shop(auth=known_keys())
     async with wired(mcp, "asgi") as wire:
         ada = client_of(wire, authorization=f"Bearer {ALICE}")
@@ -229,7 +223,6 @@ async def test_questions_are_answered_through_the_task() -> None:
 
 
 async def test_an_answer_that_is_no_object_is_refused_and_the_task_waits_on() -> None:
-    """Our choice."""
     async with shop() as (client, _, _):
         task_id = (await client.call("asks"))["taskId"]
         await client.asked(task_id)
@@ -251,7 +244,6 @@ async def test_progress_and_log_messages_are_the_status_message() -> None:
 
 
 async def test_a_deferred_task_asks_within_the_call() -> None:
-    """Tasks, Task Creation: rounds are over before the task begins. A call that needs no task is none."""
     async with shop() as (client, _, _):
         result = await client.result("tools/call", {"name": "deferred", "arguments": {"known": True}})
         assert result["content"][0]["text"] == "at once"
@@ -265,7 +257,6 @@ async def test_a_deferred_task_asks_within_the_call() -> None:
 
 
 async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
-    """Our limits: of one caller, and in all."""
     for settings in (Settings(max_tasks=2), Settings(max_tasks_per_caller=2)):
         async with shop(settings=settings) as (client, release, _):
             tasks = [await client.call("waits", word=word) for word in ("one", "two")]
@@ -281,7 +272,6 @@ async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
 
 
 async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
-    """From the call to the end of the task, and again once its questions are answered."""
     mcp, release = Server("shop"), asyncio.Event()
 
     @mcp.tool(task="allowed", concurrency=1)
@@ -311,7 +301,6 @@ async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
 
 
 async def test_a_task_ends_with_its_time_to_live() -> None:
-    """Tasks, Task Polling: what is expired is unknown, and its function is stopped."""
     mcp = Server("shop")
     stopped = asyncio.Event()
 
@@ -334,7 +323,6 @@ async def test_a_task_ends_with_its_time_to_live() -> None:
 
 
 async def test_a_stream_has_the_states_of_the_tasks_that_it_names() -> None:
-    """Tasks, Task Status Notifications: what `tasks/get` would have said, for the caller's own tasks."""
     mcp, release, _ = make_shop()
     async with wired(mcp, "lane") as wire:
         client = client_of(wire)
@@ -375,12 +363,11 @@ async def _messages(peer: Any) -> AsyncIterator[Json]:
 
 
 def test_options_of_tasks_are_checked_when_a_tool_is_registered() -> None:
-    """Our choice."""
     mcp = Server("shop")
     for options, said in (
         ({"task": "always"}, "'allowed' or 'required'"),
         ({"task": "allowed", "task_ttl": 0}, "task_ttl"),
-        ({"task_retry": True}, "need task='allowed'"),
+        ({"task_retry": True}, "require task='allowed'"),
     ):
         with pytest.raises((TypeError, ValueError), match=said):
             mcp.tool(**options)(_plain)  # type: ignore[arg-type]

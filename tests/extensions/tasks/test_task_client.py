@@ -73,7 +73,6 @@ def make_shop() -> tuple[Server, asyncio.Event]:
 
 
 async def test_a_call_as_a_task_reports_progress_and_returns_the_result() -> None:
-    """The same result as without a task."""
     mcp, release = make_shop()
     heard: list[tuple[float, float | None, str | None]] = []
 
@@ -90,7 +89,6 @@ async def test_a_call_as_a_task_reports_progress_and_returns_the_result() -> Non
 
 
 async def test_a_call_as_a_task_is_a_plain_call_where_there_are_no_tasks() -> None:
-    """Older revisions, and servers without the extension."""
     mcp, release = make_shop()
     release.set()
     async with connect(mcp, revision=LATEST_HANDSHAKE) as client:
@@ -102,7 +100,6 @@ async def test_a_call_as_a_task_is_a_plain_call_where_there_are_no_tasks() -> No
 
 
 async def test_questions_of_a_task_reach_the_handlers_of_the_client() -> None:
-    """Each is answered once."""
     mcp, _ = make_shop()
     asked: list[str] = []
 
@@ -116,7 +113,6 @@ async def test_questions_of_a_task_reach_the_handlers_of_the_client() -> None:
 
 
 async def test_a_task_that_fails_raises_as_a_call_does() -> None:
-    """Errors of tools, and errors of requests."""
     mcp, _ = make_shop()
     async with connect(mcp) as client:
         with pytest.raises(ToolFailed, match="no such book"):
@@ -128,7 +124,6 @@ async def test_a_task_that_fails_raises_as_a_call_does() -> None:
 
 
 async def test_a_task_is_followed_later_by_its_id() -> None:
-    """Another client waits for it, cancels it, and asks how it is."""
     mcp, release = make_shop()
     async with serve(mcp, lane=True) as running:
         url = f"http://127.0.0.1:{running.port}/mcp"
@@ -153,7 +148,6 @@ async def test_a_task_is_followed_later_by_its_id() -> None:
 
 @pytest.mark.server
 async def test_waiting_for_a_task_outlives_the_server(tmp_path: Path) -> None:
-    """It's killed, and starts again with the same store."""
     program, port = tmp_path / "shop.py", free_port()
     program.write_text(PROGRAM)
     command = millstream(str(program), port, "--store", f"sqlite:///{tmp_path}/store.db")
@@ -191,7 +185,6 @@ class _Started:
 
 
 async def test_the_example_runs_as_tasks() -> None:
-    """Both tools of examples/reports.py, the second after a question."""
     async with Client("examples/reports.py", elicit=lambda _: {"approved": True}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
         assert (await client.call("publish", year=2026, task=True)).text == "The report of 2026 is public."

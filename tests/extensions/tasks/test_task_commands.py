@@ -52,7 +52,6 @@ def run(*words: str) -> tuple[int, str, str]:
 
 
 def test_ctrl_c_leaves_a_task_that_another_command_waits_for(url: str, tmp_path: Path) -> None:
-    """The first command prints the id at once."""
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None
@@ -73,7 +72,6 @@ def test_ctrl_c_leaves_a_task_that_another_command_waits_for(url: str, tmp_path:
 
 
 def test_a_task_is_canceled_by_its_id(url: str, tmp_path: Path) -> None:
-    """Unknown ids and missing ones are errors that say so."""
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None

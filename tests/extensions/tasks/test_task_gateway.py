@@ -73,7 +73,6 @@ class Shop:
 
 
 async def test_a_task_of_an_upstream_is_a_task_of_the_gateway() -> None:
-    """With its status messages, questions, errors, and end. What isn't a task there isn't one here."""
     shop = Shop()
     async with shop.client() as client:
         assert client.server_extensions == {TASKS: {}}
@@ -96,7 +95,6 @@ async def test_a_task_of_an_upstream_is_a_task_of_the_gateway() -> None:
 
 
 async def test_the_gateway_waits_for_clients_without_tasks() -> None:
-    """Of both eras: also for tools that require a task."""
     for revision in (PER_REQUEST, LATEST_HANDSHAKE):
         shop = Shop()
         shop.release.set()
@@ -108,7 +106,6 @@ async def test_the_gateway_waits_for_clients_without_tasks() -> None:
 
 
 async def test_cancelling_a_task_of_the_gateway_cancels_that_of_the_upstream() -> None:
-    """So does a client that gives up a call."""
     shop = Shop()
     async with shop.client() as client:
         started = await client.tasks.start("shop_report", {"year": 2026})
@@ -120,7 +117,6 @@ async def test_cancelling_a_task_of_the_gateway_cancels_that_of_the_upstream() -
 
 
 async def test_a_gateway_without_such_upstreams_announces_no_tasks() -> None:
-    """It has nothing to make tasks of."""
     shop, gateway = Server("shop"), Server("front")
 
     @shop.tool

@@ -71,7 +71,6 @@ class Shop:
 
 @for_each("count", [2, 4])
 async def test_any_worker_answers_for_a_task_of_an_upstream(backing: Backing, count: int) -> None:
-    """It tells its state, takes answers, cancels it, and has its result."""
     shop = Shop()
     async with asyncio.timeout(WAIT), shop.gateways(backing, count) as workers:
         clients: list[TaskClient] = [client_of(worker) for worker in workers]

@@ -124,5 +124,4 @@ async def test_tasks_of_a_killed_worker_fail_or_run_again(tmp_path: Path) -> Non
 
 @pytest.mark.nightly
 async def test_a_thousand_tasks_survive_two_killed_workers(tmp_path: Path) -> None:
-    """The same with many tasks, and four workers."""
     await kill_workers(tmp_path, tasks=1_000, kills=2, count=4)

@@ -96,7 +96,6 @@ async def test_any_worker_answers_for_a_task_and_takes_what_is_said_to_it(backin
 
 
 async def test_a_killed_worker_leaves_no_task_open(backing: Backing) -> None:
-    """Once its lease is over, a task fails with what to do, or runs again where its tool says so, and never both."""
     shop = Shop()
     async with real_fleet(shop.make, backing, 3) as workers:
         one, two, three = map(client_of, workers)
@@ -121,7 +120,6 @@ async def test_a_killed_worker_leaves_no_task_open(backing: Backing) -> None:
 
 
 async def test_a_worker_that_counted_as_dead_changes_nothing_when_it_goes_on() -> None:
-    """It was stopped for longer than its lease: others have settled its tasks."""
     shop = Shop()
     async with fleet(shop.make, 2) as workers:
         one, two = map(client_of, workers)
@@ -140,7 +138,6 @@ async def test_a_worker_that_counted_as_dead_changes_nothing_when_it_goes_on() -
 
 
 async def test_a_task_that_loses_its_workers_again_and_again_fails() -> None:
-    """Our choice: one that kills its worker doesn't kill all of them."""
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (last,), fleet(shop.make, 4, store=shared) as workers:
         task_id = (await client_of(workers[0]).call("again", word="Emma"))["taskId"]
@@ -155,7 +152,6 @@ async def test_a_task_that_loses_its_workers_again_and_again_fails() -> None:
 
 
 async def test_a_worker_that_stops_hands_over_what_it_does_not_finish() -> None:
-    """SIGTERM: tasks finish in the time for that. The others run again elsewhere, or fail with what to do."""
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
         leaving, staying = client_of(goes), client_of(stays)
@@ -172,7 +168,6 @@ async def test_a_worker_that_stops_hands_over_what_it_does_not_finish() -> None:
 
 
 async def test_tasks_finish_in_the_time_that_a_server_has_to_stop() -> None:
-    """They are calls like others."""
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
         task_id = (await client_of(goes).call("once", word="Dune"))["taskId"]
@@ -185,7 +180,6 @@ async def test_tasks_finish_in_the_time_that_a_server_has_to_stop() -> None:
 
 
 async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> None:
-    """With a store in a file: what ended is kept, what waits for an answer goes on, and what ran is settled."""
     shop, url = Shop(), f"sqlite:///{tmp_path}/store.db"
     kept: dict[str, str] = {}
 
@@ -237,7 +231,6 @@ async def test_the_end_of_a_task_is_stored_once_the_store_answers_again() -> Non
 
 
 async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None:
-    """After lost messages, a worker looks at what it runs."""
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 2, store=shared) as workers:
         one, two = map(client_of, workers)
@@ -252,7 +245,6 @@ async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None
 
 
 async def test_a_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Backing) -> None:
-    """Else a caller could run more at a time than the limit allows, by tasks whose workers die."""
     release, began = asyncio.Event(), Counter[str]()
 
     def make() -> Server:

@@ -84,7 +84,7 @@ async def _start(broker: Any, label: str) -> None:
             await broker.start()
         except Exception as error:
             log = logger.warning if not attempt else logger.debug
-            log("%s can't connect, and will be retried: %s", label, str(error)[:300] or type(error).__name__)
+            log("%s can't connect. Retrying: %s", label, str(error)[:300] or type(error).__name__)
             await asyncio.sleep(backoff(attempt))
             attempt += 1
         else:

@@ -101,9 +101,7 @@ class ConsulRegistration:
             logger.warning("The server couldn't be deregistered from Consul, which removes it later: %s", status)
 
     async def _keep(self) -> None:
-        trouble = LogOnce(
-            logger, "The server can't register with Consul, and will retry", "The server is registered again."
-        )
+        trouble = LogOnce(logger, "The server can't register with Consul; retrying", "The server is registered again.")
         check = quote(f"service:{self._id}", safe="")
         registered = False
         while True:

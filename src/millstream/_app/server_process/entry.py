@@ -18,7 +18,7 @@ logger = logging.getLogger("millstream")
 _OWN_SERVER = (
     "time limits for headers and stalled writes",
     "caps on header count and size, on URLs and on pipelined requests",
-    "exactly one Host (health probes apart)",
+    "exactly one Host header (except for health probes)",
     "caps on connections and on unsent replies",
 )
 """Protections that only our own server provides; they're logged under another one."""
@@ -43,7 +43,7 @@ async def _first(application: ServerApplication, scope: MutableMapping[str, Any]
         runtime = await application.runtimes.start()
         prepare(application, runtime)
     except Exception:
-        logger.exception("%s could not start; the next request tries again", application.runtimes.definition.name)
+        logger.exception("%s couldn't start. The next request retries.", application.runtimes.definition.name)
     else:
         await application(scope, receive, send)
         return
@@ -61,7 +61,7 @@ async def _lifespan(application: ServerApplication, receive: Any, send: Any) -> 
         prepare(application, runtime)
         look_ahead(runtime)
     except Exception as exc:
-        logger.exception("%s could not start", application.runtimes.definition.name)
+        logger.exception("%s couldn't start.", application.runtimes.definition.name)
         failure = str(exc)
     if failure is not None:
         await send({"type": "lifespan.startup.failed", "message": failure})

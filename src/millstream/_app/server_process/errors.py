@@ -49,7 +49,7 @@ def check_not_importing() -> None:
         raise CommandError(
             f"{_Imports.source} calls run() while it's being imported.",
             why="`millstream run` imports the file first and then serves its server.",
-            fix='Put the call below a line that says `if __name__ == "__main__":`.',
+            fix='Put the call below the line `if __name__ == "__main__":`.',
         )
 
 
@@ -90,7 +90,7 @@ def check_key(settings: Settings) -> None:
     try:
         load_secrets(settings.key)
     except (ValueError, LocalError) as exc:
-        raise CommandError(str(exc), why="It seals session ids, and must be secret.") from exc
+        raise CommandError(str(exc), why="It seals session ids, so it must be secret.") from exc
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def convert_start_errors(name: str) -> Generator[None, None, None]:
     except Exception as exc:
         frames = user_frames(exc)
         if isinstance(exc, _TOLD) and Path(frames[-1].filename).is_relative_to(PROGRAM):
-            raise CommandError(f"{name} could not start.", why=str(exc)) from exc
-        what = f"{name} could not start: {type(exc).__name__}."
+            raise CommandError(f"{name} couldn't start.", why=str(exc)) from exc
+        what = f"{name} couldn't start: {type(exc).__name__}."
         fix = f"Correct {place_of(exc, frames)}."
         raise CommandError(what, fix=fix, detail=show_failure(exc, frames)) from exc
 

@@ -89,7 +89,7 @@ def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
     names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
     checked = " and ".join(name for name, on in names if on)
     return [
-        *(["callers sign in"] if signed_in else []),
+        *(["sign-in required for all callers"] if signed_in else []),
         *([f"{checked} checked"] if checked else []),
         f"bodies ≤ {settings.max_body / 1024 / 1024:g} MiB",
         f"headers ≤ {settings.header_timeout:g} s",

@@ -183,7 +183,7 @@ class HttpServer:
             try:
                 await self._runtimes.stop()
             except Exception:
-                logger.exception("%s could not be closed cleanly", self._runtimes.definition.name)
+                logger.exception("%s couldn't be closed cleanly.", self._runtimes.definition.name)
 
 
 def serve(
@@ -251,9 +251,12 @@ def _certificate(application: ServerApplication) -> Certificate | None:
     settings = application.runtimes.definition.settings
     if settings.tls_key and not settings.tls_cert:
         raise CommandError(
-            "There is a key for TLS, but no certificate.",
-            why="Without the certificate, the server would use plain http, which anyone on the network could read.",
-            fix="Add the certificate, too: --tls-cert FILE",
+            "The TLS certificate is missing.",
+            why=(
+                "There is a TLS key, but without a certificate the server would use plain http, which anyone on the "
+                "network could read."
+            ),
+            fix="Add the certificate: --tls-cert FILE",
         )
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
 

@@ -38,7 +38,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
             set_up_logs(application.runtimes.definition.settings)
         if place is not None:
             serve_worker(place, application)
-            sys.exit(0)  # the parent does what follows
+            sys.exit(0)  # the code after the run() call belongs to the parent
         elif is_supervisor(workers):
             supervise(*chosen_address(host, port), workers, run=number)
         else:
@@ -53,7 +53,7 @@ def is_supervisor(workers: int, *, reload: bool = False) -> bool:
     if workers > 1 or reload:
         if can_supervise():
             return True
-        logger.warning("This platform cannot pass a socket to another process, so only one process serves")
+        logger.warning("This platform can't pass a socket to another process, so only one process serves.")
     return False
 
 

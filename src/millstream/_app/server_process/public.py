@@ -29,6 +29,9 @@ def check_public(definition: Definition, host: str) -> None:
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:
         raise CommandError(
             "The auth key is too short for an address that is reachable from other machines.",
-            why=f"It has {len(settings.auth_key)} characters, and fewer than {SHORTEST_KEY} can be guessed.",
+            why=(
+                f"It has {len(settings.auth_key)} characters. Keys of fewer than {SHORTEST_KEY} characters can be "
+                "guessed."
+            ),
             fix='Create one: python -c "import secrets; print(secrets.token_urlsafe(32))"',
         )

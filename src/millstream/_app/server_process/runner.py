@@ -54,7 +54,7 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
 def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
     what = ", ".join(places) or "a thread or a generator"
-    logger.error("The server stops without waiting for what is still running: %s", what)
+    logger.error("The server stops without waiting for code that is still running: %s", what)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

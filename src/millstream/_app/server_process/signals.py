@@ -76,7 +76,7 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._stop)
         elif number == signal.SIGINT and not self.forced:
             self.forced = True
-            logger.warning("Stopping at once after a second Ctrl-C: %s cut off", self._calls("is", "are"))
+            logger.warning("Stopping immediately after a second Ctrl-C: %s cut off", self._calls("is", "are"))
             last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
             last.daemon = True
             last.start()
@@ -86,8 +86,8 @@ class StopSignals:
         waits = waits_for(self._runtimes)
         calls = f": {waits}" if waits else ""
         times = DrainTimes.for_stop(self._runtimes.definition.settings.drain_delay)
-        delay = f"It keeps serving for {times.delay:g} s, but isn't ready any more." if times.delay else ""
-        logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
+        delay = f" It keeps serving for {times.delay:g} s, but is no longer ready." if times.delay else ""
+        logger.info("Stopping%s.%s Press Ctrl-C again to stop immediately.", calls, delay)
         self._on_stop(times)
 
     def _force(self) -> None:

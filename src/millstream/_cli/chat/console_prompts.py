@@ -37,7 +37,9 @@ class ConsolePrompts:
             return True
         what = request.tool or "a server's question to the model"
         if self._read is None:
-            self._screen.note(f"{what} wasn't allowed, because there's no terminal to ask on. --yes allows everything.")
+            self._screen.note(
+                f"{what} wasn't allowed, because there's no terminal to confirm it. --yes allows everything."
+            )
             return False
         self._screen.pause()
         for line in _describe(request):

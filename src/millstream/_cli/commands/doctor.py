@@ -210,7 +210,7 @@ def remedy_of(error: ClientError) -> str:
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (
             ConnectFailed,
-            "Check host and port, and that the server is running. A server on 127.0.0.1 is local only.",
+            "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only.",
         ),
         (AccessDenied, "Log in with --login, or send a valid key: --auth KEY."),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),

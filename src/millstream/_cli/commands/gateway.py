@@ -206,6 +206,6 @@ def _printable(line: str) -> str:
 def _confirm() -> bool:
     if not sys.stdin.isatty():
         raise CommandError(
-            "Nothing was accepted, because there's no terminal to ask on.", fix="Look at the change, and add --yes."
+            "Nothing was accepted, because there's no terminal to confirm it.", fix="Review the change, then add --yes."
         )
     return input("Accept? [y/N] ").strip().lower() in ("y", "yes")

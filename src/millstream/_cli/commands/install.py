@@ -143,7 +143,7 @@ def only_one_here(system: System) -> str:
         return here[0]
     if here:
         raise CommandError(
-            f"Several applications are here: {', '.join(here)}.", fix=f"Name the one you mean: --client {here[0]}"
+            f"Several applications are installed: {', '.join(here)}.", fix=f"Choose one: --client {here[0]}"
         )
     raise CommandError(
         "No application that can be configured was found on this machine.",
@@ -211,9 +211,9 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
         return not dry_run
     if json or not somebody_looks():
         if json:
-            tell("Nothing was written, because there's no terminal to ask on.", 2, remedy="Use --yes.")
+            tell("Nothing was written, because there's no terminal to confirm it.", 2, remedy="Use --yes.")
         else:
-            print("Nothing was written, because there's no terminal to ask on. Use --yes.", file=sys.stderr)
+            print("Nothing was written, because there's no terminal to confirm it. Use --yes.", file=sys.stderr)
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)
@@ -222,7 +222,7 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
 
 
 def somebody_looks() -> bool:
-    """Return whether there's a terminal to ask on."""
+    """Return whether standard input is a terminal."""
     return sys.stdin.isatty()
 
 

@@ -42,8 +42,8 @@ def publish(
     if not url and not name:
         raise CommandError(
             f"{target} needs a name in the registry, such as com.example/shop.",
-            why="The registry knows servers by the domain of their owner.",
-            fix="Add the public URL, which the name comes from: --url https://shop.example.com/mcp, or give a --name.",
+            why="Names in the registry begin with the domain of the owner.",
+            fix="Give the public URL, to derive the name from: --url https://shop.example.com/mcp, or a --name.",
         )
     try:
         identity = identify(definition.name, url, name)

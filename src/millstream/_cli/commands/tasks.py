@@ -1,4 +1,4 @@
-"""``millstream tasks``: the tasks that were started here, and what became of them."""
+"""``millstream tasks``: the tasks started with ``millstream call --task``, and their state."""
 
 import sys
 from datetime import UTC, datetime

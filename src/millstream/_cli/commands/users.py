@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "users.json"
 
-users = App(name="users", help="Add, list and remove the people who may sign in.")
+users = App(name="users", help="Add, list, and remove users.")
 
 File = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

@@ -212,7 +212,7 @@ def _copies(path: Path, name: str) -> list[Path]:
 def _refusal(path: Path, exc: JsonSyntaxError) -> CommandError:
     return CommandError(
         f"{path} can't be changed: {exc}.",
-        why="It was left unchanged, so that nothing is lost.",
+        why="The file was left unchanged.",
         fix="Correct it in an editor, or print the entry with --client json and put it there by hand.",
     )
 

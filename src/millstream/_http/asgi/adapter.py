@@ -30,10 +30,10 @@ MAX_PIECES = 1024
 
 _NOT_FOUND = refusal(404, "Not found.")
 _TOO_LARGE = refusal(413, "The body is too large.", connection="close")
-_PIECES_TOO_SMALL = refusal(400, "The body comes in too many small pieces. Send larger ones.", connection="close")
-_TOO_SLOW = refusal(408, "The body came too slowly.", connection="close")
+_PIECES_TOO_SMALL = refusal(400, "The body arrives in too many small pieces. Send larger ones.", connection="close")
+_TOO_SLOW = refusal(408, "The body arrived too slowly.", connection="close")
 _TOO_MANY = refusal(
-    503, "The server is receiving too much at once. Send the request again.", retry_after="1", connection="close"
+    503, "The server is receiving too much data. Retry the request.", retry_after="1", connection="close"
 )
 
 
@@ -217,7 +217,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             await self.sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
-                response = self.fail(RuntimeError("The handler gave neither a reply nor a stream."))
+                response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
             await self.reply(response)
 
     async def reply(self, response: Response) -> None:
@@ -310,7 +310,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply."""
         if self.sink is not None:
-            raise RuntimeError("This reply is already a stream.")
+            raise RuntimeError("This reply was already opened as a stream.")
         self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.limits.stream_buffer)
         if self.gone:
             self.sink.cut()

@@ -57,7 +57,7 @@ class HostedApplication:
             with contextlib.suppress(_Enough):
                 await self._application(scope, reply.receive, reply.send)
             if not reply.complete and not reply.left:
-                raise RuntimeError("The application gave no complete reply.")
+                raise RuntimeError("The application didn't send a complete reply.")
         except Exception as exc:
             if reply.left:
                 return None
@@ -72,7 +72,7 @@ class BrokenReply(Exception):
 
 
 class _Enough(Exception):
-    """The reply to a HEAD needs no body."""
+    """Raised to stop the application: the reply to a HEAD needs no body."""
 
 
 class _Reply:
@@ -122,7 +122,7 @@ class _Reply:
     def _start(self, status: int, headers: Any) -> None:
         pairs = [(bytes(name).lower(), bytes(value)) for name, value in headers]
         if any(each in part for pair in pairs for part in pair for each in _BREAKS):
-            raise ValueError("A header of the reply would end its line.")
+            raise ValueError("A header of the reply contains a line break.")
         length = next((value for name, value in pairs if name == b"content-length"), b"")
         names = {name for name, _ in pairs}
         # Replies whose head begins with a text type may be compressed later, but parts of a file must not be.
@@ -149,7 +149,7 @@ class _Reply:
                 raise _Enough
         sink = self._sink
         if sink.closed:
-            raise OSError("The client has gone.")
+            raise OSError("The client has disconnected.")
         sink.write(body)
         await sink.drain()
         if not more:

@@ -158,12 +158,14 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
-            self._fault = BadAnswer("The server switched to another protocol, which nobody asked for.")
+            self._fault = BadAnswer("The server switched to another protocol without a request.")
         except HttpParserError as exc:
             if self._fault is None and not self.closed:
-                self._fault = BadAnswer(f"The server does not speak HTTP/1.1: {exc}.")
+                self._fault = BadAnswer(f"The server doesn't speak HTTP/1.1: {exc}.")
         if self._fault is None and self._fed > self._max_head:
-            self._fault = TooLarge(f"The server's reply has more than {self._max_head // 1024} KiB beside its body.")
+            self._fault = TooLarge(
+                f"The server's reply is larger than {self._max_head // 1024} KiB, not counting its body."
+            )
         if self._fault is not None:
             self._end(self._fault)
             self.abort()
@@ -270,7 +272,7 @@ def lines(headers: Mapping[str, str]) -> str:
 
 def too_large(limit: int) -> TooLarge:
     """Return the error for a message over the limit."""
-    return TooLarge(f"The server sent a message of more than {limit:,} bytes (Options.max_bytes).")
+    return TooLarge(f"The server sent a message of more than {limit:,} bytes. To allow more, set Options.max_bytes.")
 
 
 def _look_after(transport: asyncio.BaseTransport) -> None:

@@ -1,7 +1,7 @@
 """Dial functions for connection pools: to any address, or only to addresses that a guard accepts.
 
-The guard is for URLs from untrusted sources (SSRF). It resolves a name once, checks each address, and connects to one
-of these addresses, so DNS rebinding can't substitute another.
+The guard is for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one
+of the checked addresses, so DNS rebinding has no effect.
 """
 
 import asyncio
@@ -96,9 +96,9 @@ async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
     here = is_this_machine(host)
     for each in addresses:
         if not (ip_address(str(each[0]).partition("%")[0]).is_loopback if here else judge(str(each[0]))):
-            raise AddressRefused(f"{host} is an address that isn't asked.")
+            raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
     if here and judge is is_public:
-        raise AddressRefused(f"{host} is an address that isn't asked.")
+        raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
     return str(addresses[0][0]), int(addresses[0][1])
 
 
@@ -109,7 +109,7 @@ async def _look_up(host: str, port: int) -> list[Any]:
     free for other work, such as hashing passwords.
     """
     if not _LOOKUPS.acquire(blocking=False):
-        raise AddressRefused("Too many names are looked up just now.")
+        raise AddressRefused("Too many names are being looked up. Retry later.")
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
 

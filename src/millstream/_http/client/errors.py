@@ -1,4 +1,4 @@
-"""Errors of the outbound HTTP engine. Each is one sentence that a person can act on."""
+"""Errors of the outbound HTTP engine. Each text says what happened and what to do."""
 
 
 class ClientError(Exception):
@@ -33,11 +33,11 @@ class TlsFailed(ConnectFailed):
 
 
 class ConnectionLost(ClientError):
-    """The connection ended before the answer came. ``except ConnectionLost: did_it_run = None``"""
+    """The connection ended before the answer arrived. ``except ConnectionLost: did_it_run = None``"""
 
 
 class TooLarge(ClientError):
-    """The server sent more than the client is ready to keep. ``except TooLarge: options = Options(max_bytes=2**30)``"""
+    """The server sent more than the client accepts. ``except TooLarge: options = Options(max_bytes=2**30)``"""
 
 
 class BadAnswer(ClientError):

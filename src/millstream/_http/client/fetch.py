@@ -51,9 +51,9 @@ def check_url(url: str) -> SplitResult:
     if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url or not host or port == 0:
         raise OutboundError("The URL is malformed.")
     if parts.username is not None or parts.password is not None:
-        raise OutboundError("A URL with a user name isn't asked.")
+        raise OutboundError("A URL with a user name can't be requested.")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_this_machine(host)):
-        raise OutboundError("Only https is asked, and http of this machine.")
+        raise OutboundError("The URL must use https, or http on this machine.")
     return parts
 
 
@@ -88,7 +88,7 @@ async def fetch(
     if form is not None:
         head["content-type"] = "application/x-www-form-urlencoded"
     if any(not value.isprintable() for value in head.values()):
-        raise OutboundError("A header can't hold that.")
+        raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
             "GET" if form is None else "POST", where, head, form or b"", dial=guard_dial(judge), max_body=max_bytes,
@@ -99,9 +99,9 @@ async def fetch(
     if reply.status != 200:
         raise OutboundError(f"{host} answered {reply.status}.")
     if reply.stream is not None:
-        raise OutboundError(f"The answer of {host} is a stream.")
+        raise OutboundError(f"{host} sent a stream instead of a complete answer.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":
-        raise OutboundError(f"The answer of {host} has a content coding.")
+        raise OutboundError(f"{host} sent an answer with a content coding, which isn't supported.")
     return FetchedDocument(reply.body, reply.headers)
 
 
@@ -110,13 +110,13 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case AddressRefused():
             return str(exc)
         case TimeoutError():
-            return f"{host} didn't answer in {seconds:g} seconds."
+            return f"{host} didn't answer within {seconds:g} seconds."
         case ConnectionLost():
-            return f"The answer of {host} broke off."
+            return f"{host} closed the connection in the middle of its answer."
         case TooLarge():
             return "The answer is too large."
         case BadAnswer():
-            return "The answer isn't HTTP."
+            return "The answer isn't valid HTTP."
         case _:
             return f"{host} can't be reached: {type(exc.__cause__ or exc).__name__}."
 

@@ -154,14 +154,14 @@ class ConnectionPool:
                     return await self._through(proxy)
                 connection = await self._dial_by(self._connection, url, self._tls)
         except TimeoutError as exc:
-            hint = " Is it http:// rather than https://?" if url.secure else ""
-            text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
+            hint = " Use http:// if the server has no TLS." if url.secure else ""
+            text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
         except ssl.SSLCertVerificationError as exc:
             raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
-                f"{url.origin} does not speak TLS ({exc.reason or exc}). Is it http:// rather than https://?"
+                f"{url.origin} doesn't speak TLS ({exc.reason or exc}). Use http:// if the server has no TLS."
             ) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
@@ -205,15 +205,15 @@ class ConnectionPool:
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
     """Return the error for a server that doesn't respond."""
-    remedy = "Check host and port, and that the server runs."
+    remedy = "Check the host and port, and that the server is running."
     return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
 
 
 def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
     """Return the error for an untrusted certificate."""
     return TlsFailed(
-        f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",
-        remedy="If it is your own, give the client a context that knows it (Options.tls).",
+        f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
+        remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
     )
 
 

@@ -63,7 +63,9 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     except ValueError:
         port = 0
     if parts.scheme != "http" or not parts.hostname or not port:
-        raise TargetError(f"{name} is not a proxy that can be used. Give one like http://proxy.example.com:3128.")
+        raise TargetError(
+            f"{name} isn't the URL of a supported proxy. Set it to a URL such as http://proxy.example.com:3128."
+        )
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
     return Proxy(parts.hostname, port, credentials, parts.geturl())
@@ -106,7 +108,7 @@ class _ConnectRequest(asyncio.Protocol):
         self._data = b""
 
     def data_received(self, data: bytes) -> None:
-        """Add received bytes. Nothing follows the proxy's reply, because the server doesn't send first."""
+        """Add received bytes. No data follows the proxy's reply, because the server doesn't send first."""
         self._data += data
         if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
             self.head.set_result(self._data)
@@ -133,7 +135,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         head = await asking.head
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         if len(words) < 2 or not words[0].startswith("HTTP/1."):
-            raise ConnectFailed(f"The proxy {proxy} gave no answer when asked to connect to {place}.")
+            raise ConnectFailed(f"The proxy {proxy} didn't answer the request to connect to {place}.")
         if not words[1].startswith("2"):
             raise proxy_error(proxy, place, " ".join(words[1:]))
     except BaseException:
@@ -146,12 +148,12 @@ def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
     """Return the error for a proxy that refused to connect."""
     if status.startswith("407"):
         return ConnectFailed(
-            f"The proxy {proxy} wants credentials (407). Put them into the variable: http://name:password@{proxy.host}:"
-            f"{proxy.port}"
+            f"The proxy {proxy} requires credentials (407). Add them to the variable: "
+            f"http://name:password@{proxy.host}:{proxy.port}"
         )
-    return ConnectFailed(f"The proxy {proxy} does not connect to {place}: {status or 'no reason given'}.")
+    return ConnectFailed(f"The proxy {proxy} refused to connect to {place}: {status or 'no reason given'}.")
 
 
 def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
     """Return the error for an unreachable proxy."""
-    return ConnectFailed(f"There is no proxy at {proxy}, which the environment names: {exc.strerror or exc}.")
+    return ConnectFailed(f"Can't connect to the proxy {proxy} from the environment: {exc.strerror or exc}.")

@@ -54,21 +54,23 @@ def parse(text: str) -> Url:
         TargetError: it isn't an absolute http, https, ws, or wss URL, or it contains a password.
     """
     if any(ord(letter) <= 0x20 or ord(letter) == 0x7F for letter in text):
-        raise TargetError(f"{text!r} is not a URL: it has spaces or control characters.")
+        raise TargetError(f"{text!r} is not a URL: it contains spaces or control characters.")
     try:
         parts = urlsplit(text)
         try:
             port = parts.port
         except ValueError:
-            raise TargetError(f"{text} is not a URL: its port is not a number from 0 to 65535.") from None
+            raise TargetError(f"{text} is not a URL: its port isn't a number from 0 to 65535.") from None
         host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
     except (ValueError, UnicodeError) as exc:
         raise TargetError(f"{text} is not a URL: {exc}.") from exc
     if parts.scheme not in _PORTS or not host:
-        raise TargetError(f"{text} is not a URL of a server. Give one like https://example.com/mcp.")
+        raise TargetError(f"{text} is not a URL of a server. Use a URL such as https://example.com/mcp.")
     if parts.username is not None or parts.password is not None:
-        raise TargetError("A URL must not hold a name or password. Send them in headers, for example Authorization.")
+        raise TargetError(
+            "A URL must not contain a user name or password. Send them in headers, for example Authorization."
+        )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not target.isascii():
-        raise TargetError(f"{text} has letters outside ASCII in its path. Percent-encode them.")
+        raise TargetError(f"{text} has non-ASCII characters in its path. Percent-encode them.")
     return Url(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target)

@@ -20,14 +20,14 @@ class Endpoints:
     """The endpoints of one application, with its limits and its Host and Origin rules.
 
     Args:
-        find: return the handler for a method and a decoded path, or `None` for 404.
-        limits: bounds of connections and requests.
-        policy: which Hosts and Origins are served.
+        find: Returns the handler for a method and a decoded path, or `None` for 404.
+        limits: Limits of connections and requests.
+        policy: The Host and Origin rules.
         hot: (method, path) to handler, for the endpoints that the fast head reader finds without a call.
-        websocket: an ASGI application for WebSockets, or `None` to ignore their upgrade.
-        max_message: bytes of the largest WebSocket message.
-        heartbeat: seconds between two WebSocket pings.
-        root_path: the path prefix that a proxy has removed.
+        websocket: An ASGI application for WebSockets, or `None` to ignore upgrades.
+        max_message: Maximum bytes of a WebSocket message.
+        heartbeat: Seconds between two WebSocket pings.
+        root_path: The path prefix that a proxy has removed.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Endpoints:
         self.policy: HostPolicy = policy
         self.hot: Mapping[tuple[bytes, bytes], Target] = hot or {}
         self.by_line: dict[bytes, Target] = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
-        """The endpoint by the complete request line."""
+        """Endpoints by complete request line."""
         self.websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = websocket
         self.max_message: int = max_message
         self.heartbeat: float = heartbeat

@@ -5,7 +5,7 @@ request as written. Requests are answered one at a time, in order of arrival; pi
 `states` has the two state tables, one for reading and one for replying.
 
 Most requests are read by the fast head reader (`fast_head`), all others by httptools. Every limit is checked while a
-request is parsed. A request above one becomes a `Refusal`, the last event of its connection.
+request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its connection.
 """
 
 from collections import deque
@@ -86,7 +86,7 @@ class Refusal(Struct, frozen=True):
 
 
 class Upgrade(Struct, frozen=True):
-    """Continue as a WebSocket: the handshake as it was received, and the frames that came with it."""
+    """Continue as a WebSocket, with the handshake and any frames received after it."""
 
     handshake: bytes
     ahead: bytes
@@ -108,7 +108,7 @@ class ServerContext(Protocol):
     clock: float
     """The time of the last sweep."""
     leaving: bool
-    """Whether the server is stopping. Each connection gets at most one more reply, which says so."""
+    """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
     unfinished: ByteBudget
 
 
@@ -116,11 +116,11 @@ class ServerConnection:
     """The state of one connection.
 
     Args:
-        table: the endpoints.
-        shared: what all connections of the server share.
-        peer: the client's address without the port, or an empty string.
+        table: The endpoints.
+        shared: The state shared by all connections of the server.
+        peer: The client's address without the port, or an empty string.
         scheme: ``http`` or ``https``.
-        proxies: whose forwarded headers are trusted, if `peer` is one of them.
+        proxies: Proxies whose forwarded headers are trusted.
     """
 
     __slots__ = (
@@ -144,7 +144,7 @@ class ServerConnection:
         self.over_cap = False
         """Whether the connection exceeds the cap. It gets one reply: a refusal, unless it's a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
-        """The table, as long as the fast head reader could read every head."""
+        """The table, or None once a head couldn't be read by the fast head reader."""
         # Connection
         self._parser = _new_parser(self)
         self.reading = NEW
@@ -165,7 +165,7 @@ class ServerConnection:
         self._handshake = b""
         """The head of a WebSocket handshake."""
         self._ignored_head = b""
-        """The head of a request whose upgrade is ignored, without the upgrade, until it is read again."""
+        """The head of a request whose upgrade is ignored, without the upgrade, until it's parsed again."""
         self._ignored_upgrade = b""
         self._ignores_body = False
         """Whether the head alone determines the reply."""
@@ -279,7 +279,7 @@ class ServerConnection:
 
     def announce_close(self) -> None:
         """Make the last pending reply announce the close, or the next reply if that one's head is already written."""
-        self.fast = None  # the fast head reader gives every reply a connection that stays open
+        self.fast = None  # The fast head reader keeps every connection open.
         if self.newest is not None and not self.newest.response_started:
             self.newest.keep_alive = False
 
@@ -289,7 +289,7 @@ class ServerConnection:
         self.replying = CLOSES[self.replying]
         self.queue.clear()
         self.newest = None
-        # The parser refers to this connection: without it there is no cycle for the garbage collector.
+        # The parser refers to this connection, so dropping it avoids a reference cycle.
         self._parser = None  # type: ignore[assignment]
 
     def _stop(self) -> None:
@@ -307,7 +307,7 @@ class ServerConnection:
             try:
                 self._parser.feed_data(data)
             except HttpParserCallbackError as exc:
-                # A defect of this program, not of the client; the parser hides the exception.
+                # An error in this program, not of the client. The parser would hide the exception.
                 self.refuse(failure(exc.__context__ or exc, "Parsing", self._target.decode("latin-1")))
             except HttpParserError:
                 self.refuse(BAD_REQUEST)
@@ -321,8 +321,8 @@ class ServerConnection:
                 if self._asks_for_socket:
                     self._stop()  # the next bytes may be WebSocket frames
                     return
-                # An upgrade that the server ignores (RFC 9110 §7.8). The parser takes the body for another protocol, so
-                # a new one reads the request without the upgrade.
+                # The server ignores this upgrade (RFC 9110 §7.8). The parser takes the body for another protocol, so a
+                # new parser reads the request without the upgrade.
                 self._parser = _new_parser(self)
                 self.reading = IGNORES_UPGRADE[self.reading]
                 rest = self._ignored_head + rest
@@ -389,7 +389,7 @@ class ServerConnection:
         if self._ignored_upgrade:
             headers.append((b"upgrade", self._ignored_upgrade))
             self._ignored_head = self._ignored_upgrade = b""
-        # Trailers come through `on_header`; they must not become headers.
+        # Trailers arrive through `on_header`, but must not become headers.
         self._headers = []
         fields = dict(headers)
         upgrade = fields.get(b"upgrade")
@@ -463,7 +463,7 @@ class ServerConnection:
         elif not self.body:
             self.body = body
         else:
-            # The usual single piece is not copied; thousands of small ones go into one buffer.
+            # A body in one piece, the usual case, isn't copied. Thousands of small pieces go into one buffer.
             self.body = self.body if isinstance(self.body, bytearray) else bytearray(self.body)
             self.body += body
 
@@ -473,7 +473,7 @@ class ServerConnection:
         self.reading = ENDS[self.reading]
         self._seen = 0
         self._target = b""
-        self._headers = []  # what came as trailers
+        self._headers = []  # Discard trailers.
         if self.newest is not None:
             self.newest.body = bytes(self.body)
             self.queue.append(self.newest)
@@ -485,7 +485,7 @@ class ServerConnection:
         """Refuse a head that is too large, and stop reading if the queue is full. Return whether either happened."""
         limits, headers = self._table.limits, self._headers
         if len(self.queue) >= MAX_PIPELINE + (self.replying == SILENT):
-            # Those in the queue are answered; the reply to the last of them says that the connection closes.
+            # Queued requests are answered. The reply to the last one announces the close.
             if self.newest is not None:
                 self.newest.keep_alive = False
             self._stop()
@@ -524,7 +524,7 @@ class ServerConnection:
 
 def _new_parser(connection: ServerConnection) -> HttpRequestParser:
     parser = HttpRequestParser(connection)
-    # Bytes behind a request with `ServerConnection: close` must not refuse that request.
+    # Bytes after a request with `Connection: close` must not cause its refusal.
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
 

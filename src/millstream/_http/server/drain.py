@@ -54,7 +54,7 @@ class ConnectionDrainer:
 
     def close_idle(self, linger: float) -> bool:
         """Close connections that have been idle for `linger` seconds. Return whether to check again."""
-        self.announce()  # to connections that were accepted in between
+        self.announce()  # Include connections accepted since the last check.
         now, waiting = self._clock(), False
         since = {each: self._since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
         self._since = since

@@ -35,7 +35,7 @@ class ReplyQueue(Protocol):
         ...
 
     def complete(self, exchange: "ServerExchange") -> None:
-        """Go on after the reply to a request is written."""
+        """Continue after the reply to a request is written."""
 
 
 class Tasks(Protocol):
@@ -103,7 +103,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         """Start a streamed reply."""
         protocol = self.protocol
         if self.sink is not None or self.response_complete or protocol is None:
-            raise RuntimeError("This request already has its reply.")
+            raise RuntimeError("This request was already answered.")
         self.sink = sink = HttpReplyStream(
             protocol,
             limit=protocol.guard.limits.stream_buffer,
@@ -126,7 +126,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         return sink
 
     def fail(self, exc: Exception) -> Response:
-        """Return the reply for a handler that failed; cut a stream that has begun."""
+        """Return the reply for a failed handler. Cut the stream instead if it has begun."""
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)
@@ -166,7 +166,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 return
         elif not self.disconnected:
             if not isinstance(response, Response):
-                response = self.fail(RuntimeError("The handler gave neither a reply nor a stream."))
+                response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
             if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
                 response = compress(response, self.headers)
             heads, body = protocol.guard.heads, response.body
@@ -177,7 +177,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 and not self.cors
                 and self.method == "POST"
             ):
-                # `ReplyHeads.reply` of the usual reply, inline.
+                # `ReplyHeads.reply` for the usual reply, inline.
                 protocol.transport.write(b"%b%d\r\n\r\n%b" % (heads.usual, len(body), body))
             else:
                 protocol.transport.write(
@@ -185,7 +185,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 )
         self.response_complete = True
         protocol.current = None
-        # `Connection.complete`, inline.
+        # `ServerConnection.complete`, inline.
         connection = protocol.connection
         connection.replying = COMPLETES[connection.replying]
         connection.since = protocol.guard.clock
@@ -194,7 +194,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         if not self.keep_alive:
             protocol.transport.close()
         elif waited and (connection.queue or protocol.read_paused or connection.reading == EXPECTED):
-            # Whoever began a call that never waited goes on itself.
+            # The caller of an exchange that never suspended continues by itself.
             protocol.proceed()
 
     def _give_up(self, protocol: Carrier) -> None:

@@ -1,12 +1,12 @@
-"""The fast head reader: header lines that are read without the parser.
+"""The fast head reader, which reads header lines without the parser.
 
-Clients of MCP send the same few header lines with nearly every request. `HeaderLineCache` remembers them and reads new
-lines in one plain form: a common name in its usual spelling, a colon, a space, printable ASCII (RFC 9112 §5, without
-folding or further white space). Any other line, and any line that changes how a message is framed, raises KeyError.
-Then the HTTP parser reads the request from its beginning, and all that follow on the connection.
+MCP clients send the same few header lines with nearly every request. `HeaderLineCache` stores them and reads new lines
+in one plain form: a common name in its usual spelling, a colon, a space, and printable ASCII (RFC 9112 §5, without
+folding or further white space). Any other line, and any line that changes how a message is framed, raises KeyError. The
+HTTP parser then reads that request from its beginning, and all later requests on the connection.
 
-Framing has one case, HTTP/1.1 with a Content-Length of digits, so each message has one reading. The cache keeps no
-secrets except credentials that were found valid. ``tests/transports/test_fast_heads.py`` compares both readers.
+Framing has one case, HTTP/1.1 with a Content-Length of digits, so a message can be read in only one way. The cache
+keeps no secrets except valid credentials. ``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
 _REPEATED = (
@@ -21,8 +21,8 @@ _OTHERS = (
     "traceparent", "tracestate", "via", "x-amzn-trace-id", "x-correlation-id", "x-forwarded-for", "x-forwarded-host",
     "x-forwarded-port", "x-forwarded-proto", "x-forwarded-server", "x-real-ip", "x-request-id",
 )  # fmt: skip
-"""What proxies and browsers add. None of it changes how a message is framed. `Origin` and ``Sec-Fetch-Site`` are
-missing on purpose: they decide whether a request is served at all, so the parser reads them."""
+"""Headers of proxies and browsers. None of them changes how a message is framed. `Origin` and ``Sec-Fetch-Site`` are
+excluded, because they decide whether a request is served at all. The parser reads them."""
 
 _NAMES = {
     spelling.encode(): name.encode()
@@ -38,7 +38,7 @@ _MAX_DIGITS = 15
 _AUTHORIZATION = (b"authorization", b"Authorization")
 _MAX_CREDENTIAL = 2048
 _MAX_CREDENTIALS = 512
-"""Lines of credentials, two for each. Further credentials are read each time."""
+"""Maximum number of cached credential lines, two for each credential. Further ones are read each time."""
 
 
 class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
@@ -70,7 +70,7 @@ class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
         return header
 
     def keep_credential(self, value: bytes) -> None:
-        """Keep the ``Authorization`` line of a valid credential until `forget_credentials`."""
+        """Cache the ``Authorization`` line of a valid credential until `forget_credentials`."""
         if len(value) <= _MAX_CREDENTIAL and len(self._credentials) < _MAX_CREDENTIALS:
             for spelling in _AUTHORIZATION:
                 self._credentials[spelling + b": " + value] = (b"authorization", value)
@@ -85,4 +85,4 @@ class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
 
 header_lines = HeaderLineCache()
 read_line = header_lines.__getitem__
-"""Return (lower-case name, value) of a line. Raises KeyError for a line that the parser has to read."""
+"""Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""

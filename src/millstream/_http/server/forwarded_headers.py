@@ -24,7 +24,7 @@ class TrustedProxies:
             try:
                 networks.append(ip_network(each))
             except ValueError:
-                continue  # a name, which is never the address of a peer
+                continue  # Skip names, because a peer's address is never a name.
         self._networks = networks
         self.trusts = lru_cache(maxsize=1024)(self._trusts)
 
@@ -61,7 +61,7 @@ class TrustedProxies:
         return next((each for each in reversed(chain) if len(each) > _LONGEST or not self.trusts(each)), chain[0])
 
     def apply(self, request: HttpRequest) -> None:
-        """Give a request the peer and the scheme that its proxy reports."""
+        """Set the peer and scheme of a request from its proxy's headers."""
         scheme = self.scheme(request.headers)
         if scheme in ("http", "https"):
             request.scheme = scheme
@@ -69,11 +69,11 @@ class TrustedProxies:
 
 
 _LONGEST = 64
-"""Characters of the longest address; anything longer can't be trusted and would fill the cache."""
+"""Maximum characters of an address. Longer texts can't be trusted and would fill the cache."""
 
 
 def _without_port(value: str) -> str:
-    """Return the address of ``192.0.2.1:80`` and ``[2001:db8::1]:80``; anything else as it is."""
+    """Return the address in ``192.0.2.1:80`` or ``[2001:db8::1]:80``, or any other text unchanged."""
     if value.startswith("["):
         host, bracket, rest = value[1:].partition("]")
         return host if bracket and (not rest or rest.startswith(":")) else value

@@ -24,7 +24,7 @@ from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, 
 logger = logging.getLogger("millstream")
 
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
-"""The refusal of a client that keeps the server waiting, by what the connection reads."""
+"""The refusal of a client that is too slow, by what the connection reads."""
 _LINGER = 2.0
 """Seconds that a refused client has to read the refusal."""
 _SPARES = 16
@@ -36,7 +36,7 @@ _ENDS_AT_ONCE = 4
 _TURNS = 500
 """Maximum event loop iterations per sweep, so it finishes before the next one begins."""
 _LINGERING = 256
-"""Connections above the cap that may read their refusal at a time; more are dropped without one."""
+"""Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
 class ServerState:
@@ -144,7 +144,7 @@ class ConnectionGuard:
         self.unsent = 0
         """The sum of `_stalled`."""
         self.leaving = False
-        """Whether the server is stopping. Each connection gets at most one more reply, which says so."""
+        """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
         self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = (
             partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
             if sys.version_info >= (3, 12)
@@ -206,7 +206,7 @@ class ConnectionGuard:
             largest = owners.most_common(1)[0][0]
             slowest = next(each for each in self._stalled if peer_network(each.peer) == largest)
             logger.warning(
-                "A connection of %s was cut: unsent replies take %d bytes, and max_unsent allows %d.",
+                "Cut a connection of %s: unsent replies take %d bytes, and max_unsent allows %d.",
                 slowest.peer or "a local client", self.unsent, self.limits.max_unsent,
             )  # fmt: skip
             self.resume(slowest)
@@ -230,7 +230,7 @@ class ConnectionGuard:
         ends = max(_ENDS_AT_ONCE, len(everybody) // _TURNS)
         self._look(everybody, now, max(1, _AT_ONCE // ends))
         if self.limits.max_connections_per_address:
-            # WebSockets are not watched here but stay in the server's set: count again.
+            # WebSockets aren't checked here but stay in the server's set, so count again.
             self._counts = Counter(peer_network(each.peer) for each in self._state.connections if each.peer)
 
     def _look(self, left: list[GuardedConnection], now: float, end: int) -> None:

@@ -53,7 +53,7 @@ class HttpProtocol(asyncio.Protocol):
         proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
         self.connection = ServerConnection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
         if not self.peer and isinstance(transport.get_extra_info("sockname"), tuple):
-            # Over TCP, only a connection that was reset has no peer. Its requests would escape every limit.
+            # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
             self.transport.abort()
         elif not self.guard.admit(self):
             if self.guard.overrun:
@@ -103,7 +103,7 @@ class HttpProtocol(asyncio.Protocol):
         exchange.protocol = self
         task = self.guard.start(exchange.run(self))
         if not (exchange.response_complete or exchange.left_open):
-            # It can be cancelled now, and the server waits for it.
+            # From now on, the call can be cancelled, and the server waits for it.
             exchange.task = task
             exchange.cancel = task.cancel
             self.state.tasks.add(task)

@@ -51,17 +51,17 @@ class ReplyHeads:
 
 
 NOT_FOUND = refusal(404, "Not found.")
-BAD_REQUEST = refusal(400, "This is not HTTP.")
+BAD_REQUEST = refusal(400, "The request isn't valid HTTP.")
 BAD_TARGET = refusal(400, "The request target is malformed.")
 BAD_HOST = refusal(400, "A request needs exactly one Host header.")
-CHUNKS_TOO_SMALL = refusal(400, "The body comes in too many small chunks. Send larger ones.")
-UPGRADE_WITH_BODY = refusal(400, "An upgrade request cannot have a body.")
-HEADER_TIMEOUT = refusal(408, "The headers came too slowly.")
-BODY_TIMEOUT = refusal(408, "The body came too slowly.")
+CHUNKS_TOO_SMALL = refusal(400, "The body arrives in too many small chunks. Send larger ones.")
+UPGRADE_WITH_BODY = refusal(400, "An upgrade request must not have a body.")
+HEADER_TIMEOUT = refusal(408, "The headers arrived too slowly.")
+BODY_TIMEOUT = refusal(408, "The body arrived too slowly.")
 BODY_TOO_LARGE = refusal(413, "The body is too large.")
 TARGET_TOO_LONG = refusal(414, "The request target is too long.")
-HEADERS_TOO_LARGE = refusal(431, "The headers are too many or too large.")
+HEADERS_TOO_LARGE = refusal(431, "The request has too many headers, or its headers are too large.")
 TOO_MANY_BODIES = refusal(
-    503, "The server is receiving too much at once. Send the request again, in one piece if you can.", retry_after="1"
+    503, "The server is receiving too much data. Retry the request, in one piece if possible.", retry_after="1"
 )
-TOO_MANY_CONNECTIONS = refusal(503, "Too many connections.", retry_after="1")
+TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")

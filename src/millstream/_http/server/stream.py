@@ -1,4 +1,4 @@
-"""A streamed reply: chunks straight to the transport, under its flow control."""
+"""A streamed reply that writes chunks directly to the transport, under its flow control."""
 
 import asyncio
 from typing import Protocol
@@ -12,7 +12,7 @@ class Channel(Protocol):
     """The connection that a stream writes to."""
 
     write_paused: bool
-    """The client does not keep up."""
+    """Whether the client doesn't keep up."""
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -20,7 +20,7 @@ class Channel(Protocol):
         ...
 
     async def wait_writable(self) -> None:
-        """Wait until the client has read, or the connection is lost."""
+        """Wait until the client has read data, or the connection is lost."""
 
 
 class HttpReplyStream(CloseSignal):
@@ -35,14 +35,14 @@ class HttpReplyStream(CloseSignal):
         self._limit = limit
         self._chunked = chunked
         self._mute = mute
-        """The reply to HEAD: headers only."""
+        """Whether this is the reply to HEAD: headers only."""
 
     @property
     def buffered(self) -> int:
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
-        """Write a chunk; cut off a client that is already too far behind."""
+        """Write a chunk. Cut off a client that is already too far behind."""
         if self.closed or not data or self._mute:
             return
         transport = self._transport
@@ -70,6 +70,6 @@ class HttpReplyStream(CloseSignal):
         self.connection_lost()
 
     def cut(self) -> None:
-        """End the reply without the final chunk and drop what is buffered."""
+        """End the reply without the final chunk, and drop buffered data."""
         self._transport.abort()
         self.connection_lost()

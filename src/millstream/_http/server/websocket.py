@@ -1,6 +1,6 @@
-"""A WebSocket on a socket, above `websockets.server.ServerProtocol`, for an ASGI application.
+"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application.
 
-Beyond RFC 6455 every client is bounded here:
+In addition to RFC 6455, every client is limited:
 
 - Input is parsed in pieces. Parsing yields to the event loop after `MAX_FRAMES` frames, and pauses while a message
   waits for the application.
@@ -52,7 +52,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that the client may take to answer a close frame."""
 
 _UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_NO_ROOM = "The server is receiving too much at once. Connect again, and send it in one piece if you can."
+_NO_ROOM = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
 
 logger = logging.getLogger("millstream")
 _quiet = logging.getLogger("millstream.websockets")
@@ -76,7 +76,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    # A WebSocket ends in its own way, by a close frame from the application.
+    # The application ends a WebSocket with a close frame.
     idle = False
     arriving = False
     answering = False
@@ -105,19 +105,19 @@ class WebSocketProtocol(asyncio.Protocol):
         self._scope: dict[str, Any] = {}
         self._messages: CompactQueue[dict[str, Any]] = CompactQueue()
         self._is_open = False
-        """The handshake is complete."""
+        """Whether the handshake is complete."""
         self._closed = False
-        """A close frame or a refusal was sent."""
+        """Whether a close frame or a refusal was sent."""
         self._disconnected = False
         self._close_timer: asyncio.TimerHandle | None = None
         self._parting: asyncio.TimerHandle | None = None
-        """Time of the next check whether the client still reads, after the connection ends."""
+        """Timer for the next check whether the client still reads, after the connection ends."""
         # Reading
         self._read_paused = False
         self._ahead = b""
         """Received bytes that wait for the handshake, the application, or their turn."""
         self._turn: asyncio.Handle | None = None
-        """Time at which the rest is parsed, if it only waits for its turn."""
+        """Timer for parsing the rest, if it only waits for its turn."""
         self._unparsed = 0
         """Bytes of an incomplete frame."""
         self._fragments: list[bytes] = []
@@ -153,7 +153,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._scheme = "wss" if transport.get_extra_info("sslcontext") else "ws"
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application, and drop what has been read."""
+        """Notify the application, and drop received data."""
         self._end_messages()
         self._stop_pings()
         self._messages.put_nowait({"type": "websocket.disconnect", "code": 1005 if self._is_open else 1006})
@@ -175,10 +175,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self._part()
 
     def announce_close(self) -> None:
-        """Do nothing: the application closes its WebSockets when the server stops."""
+        """Do nothing, because the application closes its WebSockets when the server stops."""
 
     def shutdown(self) -> None:
-        """Close because the server ends."""
+        """Close, because the server is stopping."""
         self._end_messages()
         self._stop_pings()
         if self.transport.is_closing():
@@ -196,9 +196,9 @@ class WebSocketProtocol(asyncio.Protocol):
     # Reading
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the client. The first are its handshake, which the HTTP connection has bounded.
+        """Process received bytes. The first are the handshake, which the HTTP connection has bounded.
 
-        Frames that come before the answer wait for it, because a pong would stand in front of the answer.
+        Frames that arrive before the reply to the handshake wait for it, because a pong must not precede that reply.
         """
         if self._request is None:
             self._open(data)
@@ -224,7 +224,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._ask(event)
 
     def _ask(self, request: Request) -> None:
-        """Ask the application about a handshake."""
+        """Pass a handshake to the application."""
         answer = self._conn.accept(request)
         if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             self._is_open = self._closed = True
@@ -275,9 +275,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _read_on(self) -> None:
-        """Parse what has arrived until a message waits for the application or the event loop has its turn.
+        """Parse received bytes until a message waits for the application or the event loop gets its turn.
 
-        After our close frame messages are dropped, and only the client's close frame matters.
+        After our close frame, messages are dropped, and only the client's close frame matters.
         """
         if self._turn is not None or not self._is_open:
             return
@@ -311,14 +311,14 @@ class WebSocketProtocol(asyncio.Protocol):
         return (self._closed or self._messages.empty()) and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
-        """Handle the frames that end in these bytes, and return how many there were."""
+        """Handle the frames that end in these bytes, and return their number."""
         conn = self._conn
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
         before = len(frames)
         failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
         if failed and self._flush():
-            # The bytes are not frames; the parser has written the close frame.
+            # The bytes aren't valid frames, and the parser has written the close frame.
             self._fail(CloseCode.PROTOCOL_ERROR)
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
@@ -399,13 +399,13 @@ class WebSocketProtocol(asyncio.Protocol):
     # Unfinished messages
 
     def _weigh(self, frames: int) -> None:
-        """Count the part of a message or a frame that has arrived in the budget of all connections."""
+        """Count the received part of a message or frame in the budget of all connections."""
         if frames and self._partial is None:
             self._finish_in_time()
         if self.transport.is_closing() or (self._partial is None and not self._unparsed):
             self._finish_in_time()
             return
-        # Without the head of a frame, or the largest message would not fit into a budget of its size.
+        # Exclude frame heads. Otherwise the largest message would not fit into a budget of its size.
         size = (self._partial or 0) + max(min(1, self._unparsed), self._unparsed - MAX_FRAME_HEAD)
         if self._deadline is None:
             self._set_deadline()
@@ -430,10 +430,13 @@ class WebSocketProtocol(asyncio.Protocol):
     def _is_late(self) -> None:
         self._deadline = None
         if self._read_paused:
-            self._set_deadline()  # the server has stopped reading, so the client cannot go on
+            self._set_deadline()  # the server has stopped reading, so the client can't continue
             return
         seconds = self._guard.limits.body_timeout
-        reason = f"The message came too slowly: it may take {seconds:g} seconds. Send it faster, or send smaller ones."
+        reason = (
+            f"The message arrived too slowly: it took more than {seconds:g} seconds. Send it faster, or send "
+            "smaller messages."
+        )
         self._fail_with(CloseCode.POLICY_VIOLATION, reason)
 
     def _end_messages(self) -> None:
@@ -583,21 +586,21 @@ class WebSocketProtocol(asyncio.Protocol):
         self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next message for the application; after the last of them, read on."""
+        """Return the next message for the application. Resume reading after the last one."""
         message = await self._messages.get()
         if self._read_paused and self._messages.empty():
             if self._ahead:
-                self._wait_for_turn()  # an application that takes them all must not be the only one to run
+                self._wait_for_turn()  # An application that takes every message must not block the event loop.
             else:
                 self._read_on()
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Take a message of the application.
+        """Process a message from the application.
 
         Raises:
-            ClientDisconnected: the client is gone.
-            RuntimeError: the message is not one that can follow the last one.
+            ClientDisconnected: The client is gone.
+            RuntimeError: The message can't follow the previous one.
         """
         await self.room.wait()
         if self._disconnected:
@@ -610,7 +613,7 @@ class WebSocketProtocol(asyncio.Protocol):
         elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
             self._send_message(message)
         else:
-            raise RuntimeError(f"An application can't send {kind!r} at this point of a WebSocket.")
+            raise RuntimeError(f"An application can't send {kind!r} in this state of a WebSocket.")
 
     def _settle(self, message: MutableMapping[str, Any]) -> None:
         """Send the reply to the handshake, or the first part of it."""
@@ -634,7 +637,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._is_open = True
         self._send_response(answer)
         self._schedule_ping()
-        # The parser keeps the request as long as the connection lives.
+        # The parser keeps the request for the lifetime of the connection.
         request.headers.clear()
         answer.headers.clear()
         self._answer = None
@@ -694,6 +697,6 @@ def _headers(message: MutableMapping[str, Any]) -> Headers:
 
 
 def _wire_size(frame: Frame) -> int:
-    """Return the bytes of a client's frame: head, mask, and payload."""
+    """Return the size of a client's frame in bytes: head, mask, and payload."""
     size = len(frame.data)
     return 6 + size + (0 if size < 126 else 2 if size < 65536 else 8)

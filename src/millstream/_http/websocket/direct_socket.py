@@ -101,7 +101,7 @@ class DirectSocket(Socket):
                 async with asyncio.timeout(self._grace):
                     await self._say_goodbye()
             except (OSError, RuntimeError):
-                pass  # The peer is gone, or does not take the rest in time (TimeoutError is an OSError).
+                pass  # The peer is gone, or doesn't read the rest in time (TimeoutError is an OSError).
             self.connection_lost()
 
 

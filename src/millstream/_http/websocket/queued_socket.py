@@ -89,8 +89,9 @@ class QueuedSocket(Socket):
                     await self._flush()
                 await self._say_goodbye()
         except (OSError, RuntimeError):
-            # Servers of ASGI 2.4 raise OSError when the peer is gone (TimeoutError, our own deadline, is one too), and
-            # uvicorn RuntimeError when it has closed the connection itself, after a ping without an answer.
+            # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,
+            # too. uvicorn raises RuntimeError after it has closed the connection itself, because a ping wasn't
+            # answered.
             pass
         finally:
             self._deadline = None

@@ -29,7 +29,7 @@ DEFERRED = "deferred"
 RUNNING = "running"
 """Values of `Call.task`."""
 NOBODY = ClientInfo()
-"""A client that sent no information about itself."""
+"""A client without information about itself."""
 
 
 class ReplyChannel(Protocol):
@@ -161,10 +161,10 @@ class Call(Struct, eq=False, kw_only=True):
     release: Callable[[], object] | None = None
     """Called when the call is over, to free what other calls wait for."""
     lasting: bool = False
-    """It's open until its client closes it, as `subscriptions/listen` is: no limit of time holds."""
+    """Whether it's open until its client closes it, like `subscriptions/listen`, so no time limit applies."""
     task: str = ""
-    """`DEFERRED` while the function may still make a task of the call. `RUNNING` for the work of a task: gates don't
-    see it, because they saw the request that made the task.
+    """`DEFERRED` while the function may still turn the call into a task. `RUNNING` for a task's work, which gates don't
+    check, because they checked the request that created the task.
     """
     weight: int = 0
     """Bytes of the budget for large calls, see `Load.take`. Most calls use none."""
@@ -329,7 +329,7 @@ class CallInfo:
         self.state: dict[str, Any] = {} if shared is None else shared
         """Values of this call, shared by middleware, dependencies, and functions."""
 
-    if not TYPE_CHECKING:  # Type checkers would accept any attribute name.
+    if not TYPE_CHECKING:  # type checkers would accept any attribute name
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)

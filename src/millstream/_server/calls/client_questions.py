@@ -72,7 +72,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)
-    except ProtocolError as exc:  # The client made a mistake in its answer, not in the request that is being answered.
+    except ProtocolError as exc:  # The client's mistake is in its answer, not in the request that is being answered.
         raise ToolError(exc.message) from exc
 
 

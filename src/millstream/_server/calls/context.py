@@ -32,7 +32,7 @@ OWN_STEP = 1e-6
 
 
 class TaskStart(BaseException):
-    """Stops the function: it runs again as a task. Not an `Exception`, so that user code lets it pass."""
+    """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
 
 
 class Context(CallInfo):
@@ -163,10 +163,11 @@ class Context(CallInfo):
         return await self._call.open_line().interrupt(retry_ms)
 
     async def start_task(self) -> None:
-        """Make a task of a call of ``@mcp.tool(defer_task=True)``: ``await ctx.start_task()``. Not for every client.
+        """Turn a call of ``@mcp.tool(defer_task=True)`` into a task: ``await ctx.start_task()``. Only clients with the
+        tasks extension get a task.
 
-        The function stops here and runs again from its start as the task, with the answers that it has: the caller
-        answers what it asks before within the call, and what it asks later through the task.
+        The function stops here and runs again from its start as the task, with the answers given so far. The caller
+        answers earlier questions within the call, and later ones through the task.
         """
         if self._call.task == DEFERRED:
             raise TaskStart
@@ -257,11 +258,9 @@ class Context(CallInfo):
         Args:
             key: The name of the effect.
             function: The effect.
-            store: Also run the effect once if a round is sent twice or to two workers. The second copy waits for the
-                value of
-                the first. If the first one's worker dies, the next copy runs the effect again. A copy of the first
-                    round has
-                no state yet and counts as another call.
+            store: Also run the effect only once if a round is sent twice or to two workers. The second copy waits for
+            the value of the first. If the first one's worker dies, the next copy runs the effect again. A copy of the
+            first round has no state yet and counts as another call.
         """
         slot = f"once:{key}"
         if self._call.revision.handshake:

@@ -34,7 +34,7 @@ _KEPT: Final = 4
 """Number of secrets kept for opening, after the store has lost its data."""
 
 _ADVICE: Final = "Set MILLSTREAM_KEY to a secret shared by all workers."
-_HOW: Final = "Make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_HOW: Final = "Create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
 class Secrets(Struct, frozen=True):
@@ -72,7 +72,9 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
     try:
         return Secrets(_parse(text, str(path)), "file")
     except ValueError as exc:
-        raise LocalError(f"{exc} Or delete the file: the next start creates another, and open sessions end.") from None
+        raise LocalError(
+            f"{exc} Alternatively, delete the file. The next start creates another one, and open sessions end."
+        ) from None
 
 
 async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secrets:
@@ -130,8 +132,8 @@ def _derive(secret: bytes) -> bytes:
 
 def _of_process(why: str) -> Secrets:
     warning = (
-        f"{why} Session ids and sealed state are lost when this process ends, and no other worker can read them. "
-        f"{_ADVICE}"
+        f"{why} Session ids and sealed state are lost when this process ends, and no other worker can read "
+        f"them. {_ADVICE}"
     )
     return Secrets((secrets.token_bytes(32),), "process", warning)
 
@@ -166,8 +168,8 @@ def _check_access(path: Path, info: os.stat_result) -> None:
     if info.st_mode & 0o077:
         mode = stat.S_IMODE(info.st_mode)
         raise LocalError(
-            f"The key file {path} is open to other users (mode {mode:04o}, must be 0600). "
-            f"If another user may have read it, delete it; the next start creates another. Otherwise: chmod 600 {path}"
+            f"The key file {path} is accessible to other users (mode {mode:04o}, must be 0600). If another user "
+            f"may have read it, delete it; the next start creates another one. Otherwise: chmod 600 {path}"
         )
 
 

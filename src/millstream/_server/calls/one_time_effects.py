@@ -24,10 +24,10 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     Args:
         services: The server's services.
         name: The name that identifies the effect.
-        run: Returns the value as JSON. If it raises, the effect doesn't count as done and can be tried again.
+        run: Returns the value as JSON. If it raises, the effect doesn't count as done and can be retried.
 
     Raises:
-        ToolError: Another copy of the call claimed the effect and gave no value within the time limit of calls.
+        ToolError: Another copy of the call claimed the effect and returned no value within the time limit of calls.
     """
     kv, ttl = services.store.kv, services.settings.state_ttl
     claim = _RUNNING + services.store.workers.me.encode()

@@ -38,13 +38,13 @@ def expiry_of(principal: Principal | None) -> float:
 def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     """Return the error for missing scopes on a server without sign-in."""
     wanted = " ".join(sorted(needed))
-    text = f"This needs the scope {wanted}, and the server has no sign-in. Configure auth=, or remove the scope."
+    text = f"This needs the scope {wanted}, but the server has no sign-in. Configure auth=, or remove the scope."
     data = {"error": "insufficient_scope", "scope": wanted}
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
 async def _no_resource(uri: str, call: Any) -> Any:
-    raise LocalError("This server has no resources that can be read.")
+    raise LocalError("This server has no readable resources.")
 
 
 class Services:
@@ -70,10 +70,10 @@ class Services:
         self.store: Store = store
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
-        """Hears of every message that doesn't become a call."""
+        """Observer of messages that don't become calls."""
         self.tasks: Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitable[bytes] | None] | None = None
-        """``tasks(call, tool, run)`` makes a task of a call of a tool that allows it. Returns None where it stays a
-        call; ``run(call, tool)`` runs it as one.
+        """``tasks(call, tool, run)`` turns a call into a task if its tool allows that, or returns None if it stays a
+        call. ``run(call, tool)`` runs it as a call.
         """
         self.notification_filters: NotificationFilters | None = None
         """Filters of notifications in both directions, if an extension has one."""
@@ -84,7 +84,7 @@ class Services:
         self.leeway: float = LEEWAY if store.shared else 0.0
         """Seconds for which sealed data still opens after its expiry."""
         self.secrets: Secrets = secrets or load_secrets(settings.key)
-        """Loaded at start, so that a bad key stops the start instead of the first request."""
+        """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
         self._ring: KeyRing | None = None
         self.lacking: Callable[[frozenset[str]], ProtocolError] = sign_in_required
         """Returns the error for missing scopes."""
@@ -110,7 +110,7 @@ class Services:
         self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)
         self.forwarded_extensions: frozenset[str] = frozenset()
-        """Extensions that an upstream has, and clients declare to it through this server."""
+        """Extensions of an upstream, which clients declare to it through this server."""
         self.streaming: dict[str, int] = {}
         """`Call.owner` -> number of open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()

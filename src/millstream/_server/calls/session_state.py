@@ -65,8 +65,8 @@ class SessionState:
             state = {**record.state, key: msgspec.Raw(encode(value))}
             if sum(len(name.encode()) + len(bytes(raw)) for name, raw in state.items()) > MAX_STATE:
                 raise LocalError(
-                    f"A session stores at most {MAX_STATE} bytes. Store large values elsewhere, and only their keys "
-                    "here."
+                    f"A session stores at most {MAX_STATE} bytes. Store large values elsewhere, and only their "
+                    "keys here."
                 )
             return replace(record, state=state)
 

@@ -98,8 +98,8 @@ _CACHED, _CACHED_BYTES = 1_024, 4_096
 _TRIES = 100
 _UNCHANGED = 10**9
 """Change counts have a fixed number of digits, so they don't change the size of a record."""
-YOURS = "Your sessions use too much memory. End those that you don't need, or try again later"
-OTHERS = "Other sessions use too much memory. Try again later"
+YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."
+OTHERS = "Other sessions use too much memory. Try again later."
 _PAGE = 500
 _SKEW = 5.0
 """Maximum difference in seconds between the store's time on different workers, with a margin."""
@@ -288,7 +288,7 @@ class SessionRecords:
                     self._note(session.id)
                     return record
                 look = True
-        raise ProtocolError(FULL, "The session has too many concurrent changes. Try again", status=503)
+        raise ProtocolError(FULL, "The session has too many concurrent changes. Try again.", status=503)
 
     async def bury(self, session: Session, ttl: float) -> None:
         """Replace a session's record with a tombstone, for the rest of its lifetime.
@@ -338,7 +338,7 @@ class SessionRecords:
                     watcher(NO_RECORD if raw is None else _decode(raw))
                 return
             if failed is not None:
-                _logger.warning("Couldn't read the record of a session, retrying: %s", failed)
+                _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
                 await asyncio.sleep(PAUSE)
 
 
@@ -352,13 +352,13 @@ def _convert_store_errors() -> Generator[None]:
     except StoreFull as exc:
         raise ProtocolError(FULL, OTHERS, status=503) from exc
     except StoreUnavailable as exc:
-        raise ProtocolError(FULL, "Sessions can't be read or changed at the moment. Try again", status=503) from exc
+        raise ProtocolError(FULL, "Sessions can't be read or changed at the moment. Try again.", status=503) from exc
 
 
 def _pack(record: SessionRecord) -> bytes:
     data = _encode(record)
     if len(data) > MAX_RECORD:
         raise ProtocolError(
-            INVALID_REQUEST, f"A session record has at most {MAX_RECORD} bytes. Unsubscribe from some resources"
+            INVALID_REQUEST, f"A session record must have at most {MAX_RECORD} bytes. Unsubscribe from some resources."
         )
     return data

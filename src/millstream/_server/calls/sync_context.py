@@ -133,7 +133,7 @@ class SyncContext:
         self._context = context
         self._wait = waits.wait
 
-    if not TYPE_CHECKING:  # Type checkers would accept any attribute name.
+    if not TYPE_CHECKING:  # type checkers would accept any attribute name
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)
@@ -288,5 +288,5 @@ class SyncContext:
         return self._wait(self._context.close_stream(retry_ms))
 
     def start_task(self) -> None:
-        """Make a task of the call, as `Context.start_task` does: ``ctx.start_task()``."""
+        """Turn the call into a task, like `Context.start_task`: ``ctx.start_task()``."""
         self._wait(self._context.start_task())

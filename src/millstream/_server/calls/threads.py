@@ -77,7 +77,7 @@ class Threads:
         busy = self.size - self._free
         if busy:
             threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
-            logger.warning("%s. The server stops without waiting.", threads)
+            logger.warning("%s. The server stops without waiting for them.", threads)
         for _ in range(self._started):
             self._jobs.put(None)
         self._started = 0

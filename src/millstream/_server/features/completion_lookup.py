@@ -50,7 +50,7 @@ def check_argument(registry: Registry, reference: str, argument: str) -> None:
     item = _completion_target(registry, reference)
     if item is not None and argument not in item.parameters:
         known = ", ".join(map(repr, item.parameters)) or "none"
-        raise ValueError(f"complete({reference!r}, {argument!r}): no such argument, use one of {known}")
+        raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")
 
 
 def _completion_target(registry: Registry, reference: str) -> Prompt | Template | None:

@@ -165,11 +165,11 @@ def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
         mine = {name: hook for name in _NAMES if (hook := _hook(each, name)) is not None}
         kind = each.__name__ if isinstance(each, type) else type(each).__name__
         if isinstance(each, type):
-            raise TypeError(f"middleware: {kind} is a class; pass an instance: {kind}()")
+            raise TypeError(f"middleware: {kind} is a class. Pass an instance: {kind}()")
         unknown = {name for name in dir(each) if name.startswith("on_")} - {f"on_{name}" for name in _NAMES}
         if unknown or not mine:
             what = f"has {min(unknown)}" if unknown else "has no hook"
-            raise TypeError(f"middleware: {kind} {what}; hooks are {', '.join(f'on_{name}' for name in _NAMES)}")
+            raise TypeError(f"middleware: {kind} {what}. Hooks are {', '.join(f'on_{name}' for name in _NAMES)}")
         for name, hook in mine.items():
             found[name] = (*found.get(name, ()), hook)
     return Hooks(home, **found)

@@ -57,4 +57,4 @@ def _start(kind: str, names: Iterable[str], cursor: str) -> int:
             return list(names).index(name) + 1
     except (ValueError, binascii.Error):
         pass
-    raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start")
+    raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start.")

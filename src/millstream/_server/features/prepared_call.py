@@ -135,7 +135,7 @@ class PreparedCall:
 
 
 def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return a call that may become a task isn't the common case."""
+    """Wrap a decoder to reject calls that may become tasks, because they aren't the common case."""
 
     def decode_plain(body: bytes) -> Any:
         envelope = decode(body)

@@ -114,7 +114,7 @@ class Registry:
         """Notification of an extension -> its handler."""
         self.changed: Callable[[str], None] = lambda kind: None
         self.listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
-        """``listed(kind, items)`` returns the items to list, if lists don't have all."""
+        """``listed(kind, items)`` returns the items to list, if lists don't contain all of them."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
         """Register an item of a kind (tools, resources, templates, prompts).
@@ -150,7 +150,7 @@ class Registry:
         if self.has(kind, key):
             noun = _NOUNS[kind]
             raise ValueError(
-                f"There is a {noun} {key!r} already. Give this one another name, or call "
+                f"The {noun} {key!r} already exists. Give this one another name, or call "
                 f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
             )
 
@@ -243,10 +243,10 @@ class Registry:
             taken.update(each.methods, each.notifications)
         for method in (*extension.methods, *extension.notifications):
             if method in taken:
-                raise ValueError(f"There is a method {method!r} already")
+                raise ValueError(f"The method {method!r} already exists")
         for member in extension.filters:
             if member in self.filters:
-                raise ValueError(f"There is a filter {member!r} of subscriptions/listen already")
+                raise ValueError(f"The filter {member!r} of subscriptions/listen already exists")
         self.extensions.append(extension)
         self._collect()
 
@@ -286,7 +286,7 @@ class Registry:
         self._offered.add(capability)
 
     def offers(self, capability: str) -> bool:
-        """Return whether the server offers a capability. Once it had an item for it, it always does."""
+        """Return whether the server offers a capability. Once announced, a capability is never withdrawn."""
         return capability in self._offered
 
     @property

@@ -13,7 +13,7 @@ from millstream._server.functions.description import Labels, Names, check_option
 from millstream._server.functions.results import encode_contents
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""A function can return something else at any time, and for another caller."""
+"""A function may return a different value at any time, and for another caller."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 """RFC 3986 §3.1. The scheme of a template can be a variable."""
 
@@ -45,7 +45,7 @@ class _Readable(Item):
 
     def __init__(self, uri: str, source: ItemSource, labels: ResourceLabels) -> None:
         if not _SCHEME.match(uri):
-            raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
+            raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         super().__init__(uri, source, labels.get("scopes"), labels)
         self.mime_type: str | None = labels.get("mime_type")
         self.meta: Mapping[str, Any] | None = labels.get("meta")
@@ -69,7 +69,7 @@ class _Readable(Item):
         return members + HINTS if call.revision.result_type else members
 
     def unwrap(self, value: Any) -> Any:
-        """Return a value of `run` as functions of this server that read the resource receive it."""
+        """Return a value of `run` in the form that functions of this server receive when they read the resource."""
         return value
 
 
@@ -83,8 +83,8 @@ class Resource(_Readable):
         super().__init__(uri, source, labels)
         if self.parameters:
             raise TypeError(
-                f"resource {uri!r}: the function takes {', '.join(self.parameters)}, "
-                "but the URI has no {variables} for them"
+                f"resource {uri!r}: the function takes {', '.join(self.parameters)}, but the URI has no "
+                "{variables} for them"
             )
 
 
@@ -121,8 +121,9 @@ class Template(_Readable):
         self.template: Pattern = pattern(uri)
         if set(self.template.variables) != set(self.parameters):
             raise TypeError(
-                f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
-                f"function takes {', '.join(self.parameters) or 'nothing'}: they must be the same names"
+                f"resource template {uri!r}: the variables are {', '.join(self.template.variables) or 'none'}, "
+                f"but the function takes {', '.join(self.parameters) or 'nothing'}. They must have the same "
+                "names"
             )
 
     def with_name(self, name: str) -> Self:

@@ -227,10 +227,10 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
     threaded = thread and not plan.is_async
     if wants_context and plan.context_type is SyncContext and not threaded:
-        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread; annotate ctx: Context")
+        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context")
     if wants_context and plan.context_type is Context and threaded:
         raise TypeError(
-            f"{plan.name}: a `def` function runs in a worker thread and cannot await; annotate ctx: SyncContext, "
+            f"{plan.name}: a `def` function runs in a worker thread and can't await. Annotate ctx: SyncContext, "
             "or make it `async def`"
         )
     if plan.dependencies:
@@ -242,7 +242,7 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     if plan.is_async:
         if wants_context:
             return lambda arguments, call: call_function(arguments, Context(call, home))
-        return call_function  # what it takes for a context it does not use
+        return call_function  # it ignores the context argument
 
     async def run(arguments: Any, call: Call) -> Any:
         return call_function(arguments, Context(call, home) if wants_context else None)

@@ -55,23 +55,23 @@ class ToolOptions(Labels, total=False):
     ui: str | None
     """The URI of the view that shows the result, in hosts with the apps extension: ``ui://orders/table``."""
     visibility: Sequence[Literal["model", "app"]] | None
-    """Who calls a tool with a view: ``["app"]`` is for the view alone. Without it, both are."""
+    """Who can call a tool with a view: ``["app"]`` for the view only. By default, both can."""
     task: Literal["allowed", "required"] | None
-    """Calls become tasks for clients that declare the tasks extension. Others make a plain call, or with ``required``,
-    are refused.
+    """Whether calls become tasks for clients that declare the tasks extension. Calls of other clients are plain calls,
+    or with ``required`` refused.
     """
     task_ttl: float | None
-    """Seconds from the call until a task and its result are deleted, instead of ``Settings.task_ttl``."""
+    """Seconds after which a task and its result are deleted, instead of ``Settings.task_ttl``."""
     task_retry: bool
-    """A task runs again, from its start, if its worker stopped before it was done. Without it, the task fails then."""
+    """Whether a task runs again from its start if its worker stopped. Otherwise, the task fails."""
     defer_task: bool
-    """The call becomes a task when the function awaits `Context.start_task`, and not before the function runs."""
+    """Whether the call becomes a task only when the function awaits `Context.start_task`."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """2025-11-25, server/tools, Tool Names."""
 _WORDS = re.compile(r"[_\W]+|(?<=[a-z0-9])(?=[A-Z])")
-NAMES_THAT_WORK = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
+NAMES_THAT_WORK = "use 1 to 128 ASCII letters, digits, underscores, hyphens, and dots"
 _SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
 _SCALAR_RESULTS = {
     "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',
@@ -144,7 +144,7 @@ class Tool(Item):
         """Whether the tool has its own limits."""
         self.cost: float = 1.0 if cost is None else float(cost)
         self.task: TaskRules | None = task
-        """How calls become tasks; None if they don't."""
+        """Rules for turning calls into tasks, or None if they never become tasks."""
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities that a call requires."""
         self.struct: type[Struct] | None = source.struct
@@ -170,7 +170,7 @@ class Tool(Item):
             outputSchema=output,
         )
         self.unclear: str = _unclear(source, self._described)
-        """A warning for the author about what a model can't know, or an empty string."""
+        """A warning for the author about missing information for models, or an empty string."""
 
     def within(self, hooks: Hooks) -> Self:
         """Return a copy with middleware. See `Item`."""
@@ -238,7 +238,7 @@ def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
     if task is not None:
         return TaskRules(task == "required", ttl, retry, deferred)
     if ttl or retry or deferred:
-        raise ValueError(f"{name}: options of tasks need task='allowed' or task='required'")
+        raise ValueError(f"{name}: options for tasks require task='allowed' or task='required'")
     return None
 
 
@@ -264,19 +264,19 @@ def _title(source: ItemSource, given: str | None, annotations: Any) -> str | Non
 
 
 def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
-    """Return a warning about what a model can't know about a tool from a function."""
+    """Return a warning about information that models need but the function lacks."""
     found: list[str] = []
     if source.untyped:
         names = ", ".join(map(repr, source.untyped))
-        found.append(f"clients see no type for {names}: annotate the parameters, as in {source.untyped[0]}: int")
+        found.append(f"clients see no type for {names}. Annotate the parameters, as in {source.untyped[0]}: int")
     if source.code is not None and "description" not in describe_item:
-        found.append("models see no description: write a docstring")
+        found.append("models see no description. Write a docstring")
     return "; ".join(found)
 
 
 def _check_name(source: ItemSource) -> None:
     if not works_everywhere(source.name):
-        warn_author(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
+        warn_author(f"The tool name {source.name!r} doesn't work with every client: {NAMES_THAT_WORK}", source.code)
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
@@ -286,9 +286,9 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
         odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
         if known and odd:
             warn_author(
-                f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, and "
-                f"MCP has none of that name; {suggest(odd[0], known)}. What clients of your own declare belongs under "
-                "'extensions' or 'experimental'",
+                f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, "
+                f"but MCP doesn't define that name; {suggest(odd[0], known)}. Capabilities of your own clients "
+                "belong under 'extensions' or 'experimental'",
                 source.code,
             )
 
@@ -310,5 +310,5 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
     except TimeoutError:
         if scope.expired():
             call.cancelled = call.expired = True
-            raise ToolError(f"The tool {call.name} did not finish in {seconds:g} seconds.") from None
+            raise ToolError(f"The tool {call.name} didn't finish within {seconds:g} seconds.") from None
         raise

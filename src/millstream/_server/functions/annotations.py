@@ -108,7 +108,9 @@ def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:
         return members
     fitting = [_makes_sense(bounds, member) for member in members]
     if not any(fitting):
-        raise RegistrationError(f"{constraint_text(meta)} fits none of the types {' | '.join(map(type_text, members))}")
+        raise RegistrationError(
+            f"{constraint_text(meta)} applies to none of the types {' | '.join(map(type_text, members))}"
+        )
     return [
         Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)
     ]
@@ -184,8 +186,8 @@ def needs_pydantic(annotation: Any) -> bool:
 def _check_seen(holder: Any, item: Meta) -> None:
     if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
         raise RegistrationError(
-            f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}: "
-            f"write pydantic.{constraint_text(item)} there"
+            f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
+            f"Write pydantic.{constraint_text(item)} there"
         )
 
 

@@ -125,7 +125,7 @@ def decode_of(plan: Plan) -> Callable[[Any], Any]:
 
     def decode(raw: Any) -> Any:
         if len(memoryview(raw)) > MAX_WALKED:
-            raise msgspec.DecodeError("values have to be counted first")
+            raise msgspec.DecodeError("the number of values must be checked first")
         return decode_small(raw)
 
     return decode
@@ -133,7 +133,7 @@ def decode_of(plan: Plan) -> Callable[[Any], Any]:
 
 def _check_size(raw: bytes, item: str, most: int) -> None:
     if len(raw) > MAX_WALKED and too_many_values(raw, most):
-        raise ArgumentError(f"Invalid arguments for {item}: it takes at most {most:,} values in one call")
+        raise ArgumentError(f"Invalid arguments for {item}: at most {most:,} values are allowed in one call")
 
 
 def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:
@@ -147,7 +147,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArgumentError(
-            f"Invalid arguments for {item}: the arguments don't fit: {shorten(str(error))}. {expected_text(schema)}"
+            f"Invalid arguments for {item}: they can't be decoded: {shorten(str(error))}. {expected_text(schema)}"
         ) from error
     if not check.fits(value):
         why = f"{check.reasons(value, len(raw))}. {expected_text(schema)}"

@@ -29,24 +29,24 @@ def check_function(function: Any, kind: str) -> None:
     """
     if isinstance(function, type):
         raise TypeError(
-            f"{function.__name__} is a class, and mcp.{kind} takes a function. Register a method of an object instead, "
-            f"as in mcp.{kind}({function.__name__}().buy)"
+            f"{function.__name__} is a class, but mcp.{kind} takes a function. Register a method of an object "
+            f"instead, as in mcp.{kind}({function.__name__}().buy)"
         )
     if isinstance(function, str):
         raise TypeError(
             f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})"
         )
     if inspect.iscoroutine(function):
-        function.close()  # else Python warns that it was never awaited
+        function.close()  # otherwise Python warns that it was never awaited
         raise TypeError(
-            f"mcp.{kind} was given the result of calling {function.__name__}. Give it the function: "
-            f"mcp.{kind}({function.__name__}), without parentheses"
+            f"mcp.{kind} got the result of calling {function.__name__}. Pass the function itself, without "
+            f"parentheses: mcp.{kind}({function.__name__})"
         )
     word = _ABOVE.get(type(function).__name__)
     if word is not None and not callable(function):
         name = getattr(getattr(function, word, None), "__name__", "this")
         raise TypeError(
-            f"{name}: @mcp.{kind} can't stand above @{type(function).__name__}. Leave it out, and write "
+            f"{name}: @mcp.{kind} can't be used above @{type(function).__name__}. Remove it, and call "
             f"mcp.{kind}(…) below the class, with the method of an object or class"
         )
     if not callable(function):
@@ -109,7 +109,7 @@ def context_in(
     """Return the parameter that takes the context, and which kind of context.
 
     Raises:
-        TypeError: two parameters take it.
+        TypeError: Two parameters receive the context.
     """
     marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
     found = [(parameter, kind) for parameter, kind in marked if kind is not None]
@@ -120,7 +120,7 @@ def context_in(
 
 def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
     if isinstance(annotation, str):
-        # Imported for type checkers only: the last name has to do.
+        # Imported only for type checkers, so compare the last part of the name.
         names = {part.strip().split(".")[-1] for part in annotation.split("|")}
         return next((context for context in contexts if context.__name__ in names), None)
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)

@@ -111,7 +111,7 @@ def plan_dependency(
     function = dependency.function
     name = name_of(function)
     if function in path:
-        raise TypeError(f"{name}: it depends on itself, by way of {name_of(path[-1])}")
+        raise TypeError(f"{name}: it depends on itself through {name_of(path[-1])}")
     make, how = _nature(function)
     threaded = dependency.thread and how in ("value", "manager")
     signature, hints = inspect.signature(function), hints_of(function)
@@ -125,7 +125,7 @@ def plan_dependency(
         )
         if not optional and parameter.name != context and parameter.name not in filled:
             raise TypeError(
-                f"{name}: nothing fills in the parameter {parameter.name!r} of this dependency. Give it a default, "
+                f"{name}: the parameter {parameter.name!r} of this dependency has no value. Give it a default, "
                 "annotate it as Context, or mark it with Depends"
             )
     return PlannedDependency(
@@ -157,10 +157,10 @@ def _check_context(name: str, kind: type | None, contexts: tuple[type, type], *,
     plain, blocking = contexts
     if kind is blocking and not threaded:
         raise TypeError(
-            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext; annotate ctx: Context"
+            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext. Annotate ctx: Context"
         )
     if kind is plain and threaded:
         raise TypeError(
-            f"{name}: a `def` dependency runs in a worker thread and can't await; annotate ctx: SyncContext, make it "
-            "`async def`, or say Depends(…, thread=False) if it never blocks"
+            f"{name}: a `def` dependency runs in a worker thread and can't await. Annotate ctx: SyncContext, "
+            "make it `async def`, or use Depends(…, thread=False) if it never blocks"
         )

@@ -82,10 +82,10 @@ _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
 _TEXT = (_is_text, "a string")
-_JSON = (_is_json, "a dict whose keys are strings and whose values can be written as JSON")
+_JSON = (_is_json, "a dict with string keys and JSON-serializable values")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
 MAX_TASK_TTL = 365 * 86400
-"""Seconds."""
+"""Maximum lifetime of a task in seconds."""
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": _TEXT,
     "title": _TEXT,
@@ -95,7 +95,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "meta": _JSON,
     "requires": (
         lambda value: _is_json(value) and all(isinstance(each, Mapping) for each in value.values()),
-        "a dict of client capabilities, each with a dict of what it must have: {'sampling': {}}",
+        "a dict of client capabilities, each with a dict of its required settings: {'sampling': {}}",
     ),
     "limit": (
         lambda value: isinstance(value, str) and bool(_RATE.fullmatch(value)),
@@ -104,9 +104,9 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
     "concurrency": (
         lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
-        f"how many calls may run at a time, a whole number from 1 to {MAX_SEATS}",
+        f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SEATS}",
     ),
-    "scopes": (_are_scopes, "a list of scopes, without blanks and quotes"),
+    "scopes": (_are_scopes, "a list of scopes without blanks or quotes"),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
     "size": (_is_size, "a number of bytes"),
@@ -148,7 +148,7 @@ def check_options(
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():
         if option not in names:
-            raise TypeError(f"{item}: there is no option {option!r} here; {suggest(option, names)}")
+            raise TypeError(f"{item}: there is no option {option!r}; {suggest(option, names)}")
         right, what = _RULES[option]
         if value is not None and not right(value):
             raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
@@ -173,8 +173,8 @@ def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
     changed = given.get("lastModified")
     if changed is not None and not _is_moment(changed):
         raise TypeError(
-            f"{item}: annotations: lastModified must be a time as ISO 8601 writes it, YYYY-MM-DDThh:mm:ssZ or a date "
-            f"alone, not {changed!r}"
+            f"{item}: annotations: lastModified must be an ISO 8601 time, YYYY-MM-DDThh:mm:ssZ, or a date, not "
+            f"{changed!r}"
         )
 
 

@@ -18,7 +18,7 @@ from millstream._server.functions.outputs import Output, OutputError
 from millstream._server.functions.parameters import Parameter, ParameterError
 from millstream._server.functions.problems import Problem, place
 
-_MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types work)"
+_MORE_WORKS = " (with pydantic, more types work: pip install 'millstream[pydantic]')"
 
 
 class Engine(Protocol):
@@ -48,7 +48,7 @@ class Engine(Protocol):
             lax: Accept ``"3"`` as 3.
 
         Raises:
-            msgspec.ValidationError: The values don't fit.
+            msgspec.ValidationError: The values don't match the types.
         """
         ...
 
@@ -122,7 +122,7 @@ def read_value(engine: Engine, raw: bytes) -> Any:
     Raises:
         ValueError: It's a value of another type. The text names each problem and its place.
     """
-    msgspec.json.decode(raw, type=msgspec.Raw)  # so that it's one value
+    msgspec.json.decode(raw, type=msgspec.Raw)  # it must be one value
     wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
     try:
         return getattr(engine.decode(wrapped), VALUE)

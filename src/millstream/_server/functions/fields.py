@@ -75,8 +75,8 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
         _check_pattern(pattern)
     for low, high in ((ge, le), (gt, lt), (ge, lt), (gt, le), (min_length, max_length)):
         if low is not None and high is not None and low > high:
-            raise ValueError(f"Field: nothing lies between {low} and {high}")
-    build: Any = Meta  # its overloads leave out what it checks itself
+            raise ValueError(f"Field: no value lies between {low} and {high}")
+    build: Any = Meta  # the overloads omit options that this function checks itself
     return build(
         ge=ge,
         gt=gt,

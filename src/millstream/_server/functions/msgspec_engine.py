@@ -50,9 +50,9 @@ def dec_hook(kind: Any, value: Any) -> Any:
         TypeError: The class isn't supported, such as that of a member that must be absent.
     """
     if not issubclass(kind, PurePath):
-        raise TypeError(f"{kind.__name__} cannot be read from JSON")
+        raise TypeError(f"{kind.__name__} can't be read from JSON")
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a path as text")
+        raise ValueError("must be a path as a string")
     return Path(value) if kind is Path else kind(value)
 
 
@@ -63,7 +63,7 @@ def schema_hook(kind: Any) -> Schema:
         TypeError: The class isn't a path.
     """
     if not issubclass(kind, PurePath):
-        raise TypeError(f"{kind.__name__} is not supported")
+        raise TypeError(f"{kind.__name__} isn't supported")
     return {"type": "string", "format": "path"}
 
 
@@ -156,7 +156,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
         try:
             value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
         except TypeError:
-            continue  # a marker object of the function's own: the argument is optional, and that is all
+            continue  # a sentinel of the function's own, which only makes the argument optional
         try:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:

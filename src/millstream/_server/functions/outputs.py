@@ -53,8 +53,8 @@ def enc_hook(value: Any) -> Any:
         if inspect.iscoroutine(value):
             value.close()  # Otherwise Python emits a second warning, later and elsewhere.
         raise NotJson(
-            f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
-            "write `await` before the call, and `async def` for the function"
+            f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without awaiting "
+            "it. Write `await` before the call, and make the function `async def`"
         )
     if isinstance(value, PurePath):
         return str(value)
@@ -65,10 +65,10 @@ def enc_hook(value: Any) -> Any:
     except ValueError:
         pass
     kind = cast("type[object]", type(value))
-    instead = "use builtins, a dataclass, TypedDict, Struct or pydantic model"
+    instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):
-        instead = "make a list of what it gives, with list(…)"
-    raise NotJson(f"a value of type {kind.__name__} cannot be written as JSON: {instead}")
+        instead = "convert it to a list with list(…)"
+    raise NotJson(f"a value of type {kind.__name__} can't be converted to JSON: {instead}")
 
 
 encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
@@ -76,7 +76,7 @@ encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 
 def output_error(why: str) -> LocalError:
     """Return the error for a result that doesn't match its schema."""
-    return LocalError(f"the result does not fit the output schema: {why}")
+    return LocalError(f"the result doesn't match the output schema: {why}")
 
 
 def may_be_content(annotation: Any, content: tuple[Any, ...]) -> bool:

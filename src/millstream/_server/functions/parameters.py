@@ -25,7 +25,7 @@ from millstream._server.functions.fields import HEADER_KEYWORD
 Kind = Literal["tool", "resource", "prompt"]
 
 WHAT_WORKS = (
-    "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, Path, unions of these or pydantic models"
+    "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, Path, unions of these, or pydantic models"
 )
 _EVALUATING = {
     *("patternProperties", "additionalProperties", "$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then"),
@@ -66,7 +66,7 @@ def parameter_of(
         raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     if isinstance(hint, str):
-        raise TypeError(f"{where}: the annotation {hint!r} cannot be resolved; import it where {name} is defined")
+        raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined")
     default = NODEFAULT if parameter.default is parameter.empty else parameter.default
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
@@ -79,7 +79,9 @@ def parameter_of(
     except TypeError as error:
         raise TypeError(f"{where}: {error}; {WHAT_WORKS}") from error
     except RecursionError:
-        raise TypeError(f"{where}: the alias {type_text(hint)} refers to itself; use a dataclass that does") from None
+        raise TypeError(
+            f"{where}: the alias {type_text(hint)} refers to itself. Use a dataclass that refers to itself"
+        ) from None
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
@@ -91,10 +93,10 @@ def parameter_of(
 def _named_how(parameter: inspect.Parameter) -> str:
     if parameter.name in ("args", "kwargs", "kw"):
         return (
-            "name each one, so that clients know what to send. If a decorator made this function, write "
+            "name each one, so clients know what to send. If a decorator made this function, use "
             "@functools.wraps(function) in the decorator"
         )
-    return "name each one, so that clients know what to send"
+    return "name each one, so clients know what to send"
 
 
 def unreadable(name: str, parameter: Parameter, error: Exception) -> ParameterError:
@@ -131,8 +133,8 @@ def check_described(required: list[str], schema: Schema, name: str) -> None:
     for wire in required:
         if wire not in schema.get("properties", {}):
             raise TypeError(
-                f"{name}: input_schema allows no property {wire!r}, since {closing[0]} is false, and the "
-                'function can\'t be called without it. Add it to "properties", or give the parameter a default'
+                f"{name}: input_schema doesn't allow the property {wire!r}, because {closing[0]} is false, but "
+                'the function requires it. Add it to "properties", or give the parameter a default'
             )
 
 
@@ -147,8 +149,8 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
         kinds = {part.get("type", "string" if "enum" in part else None) for part in node.get("anyOf", [node])}
         if node and not kinds <= allowed:
             raise TypeError(
-                f"{name}: parameter {parameter!r} of a {kind} arrives as text: use str, int, float, bool, an enum, "
-                "Literal or a date"
+                f"{name}: parameter {parameter!r} of a {kind} arrives as text. Use str, int, float, bool, an "
+                "enum, Literal, or a date"
             )
 
 

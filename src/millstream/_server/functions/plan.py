@@ -84,7 +84,7 @@ class Plan(Struct, frozen=True):
     code: CodeType | None
     """The code of the function."""
     untyped: tuple[str, ...] = ()
-    """Parameters without an annotation, of which clients see only the names."""
+    """Parameters without an annotation. Clients see only their names."""
     lenient: bool = False
     """Whether arguments are accepted in other forms. See `plan`."""
 
@@ -122,7 +122,7 @@ def plan(
     check_function(function, kind)
     target = unwrap_function(function)
     if name is not None and not name.strip():
-        raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
+        raise ValueError(f"{name_of(function)}: the name of this {kind} is empty")
     name = name or _own_name(function, target, kind)
     text, descriptions = describe(target)
     signature = inspect.signature(function)
@@ -192,14 +192,16 @@ def _about(what: str) -> Generator[None, None, None]:
         raise ValueError(f"{what}: {error}") from error
 
 
-# What the function is.
+# The function
 
 
 def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
     name = name_of(function)
     if name == "<lambda>":
         where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
-        raise TypeError(f"the lambda in {where} has no name that clients could call: give one, as in name='my_{kind}'")
+        raise TypeError(
+            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'"
+        )
     return name
 
 
@@ -224,17 +226,17 @@ def _check_accidental(
             continue
         if value.name in ("self", "cls") and value is values[0]:
             raise TypeError(
-                f"{name}: {value.name!r} would be an argument that clients send. Register the method of an object, "
-                f"as in mcp.tool(shop.{name}), or a function"
+                f"{name}: clients would have to send {value.name!r} as an argument. Register the method of an "
+                f"object, as in mcp.tool(shop.{name}), or a function"
             )
         if value.name == "ctx":
             raise TypeError(
-                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, "
-                "or ctx: SyncContext in a `def` function"
+                f"{name}: 'ctx' has no annotation, so clients would have to send it as an argument. Write ctx: "
+                "Context, or ctx: SyncContext in a `def` function"
             )
 
 
-# Arguments and results.
+# Arguments and results
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -261,8 +263,9 @@ def _check_yields(annotation: Any, name: str) -> None:
         return
     if not issubclass(Generator, promised) and not issubclass(AsyncGenerator, promised):
         raise TypeError(
-            f"{name}: it yields, and each value it yields is progress, the last one its result. Annotate that value, "
-            "as in -> Iterator[str] (AsyncIterator in `async def`), or collect the values and return them"
+            f"{name} is a generator: every value it yields is progress, and the last one is its result. "
+            "Annotate the type of the values, as in -> Iterator[str] (AsyncIterator in `async def`), or return "
+            "a collection instead"
         )
 
 
@@ -279,7 +282,7 @@ def _return_type(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
 def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, code: CodeType | None) -> Engine:
     try:
         if isinstance(returns, str):
-            raise OutputError(f"the annotation {returns!r} cannot be resolved")
+            raise OutputError(f"the annotation {returns!r} can't be resolved")
         try:
             promised = None if returns is None else normalize(returns)
         except RegistrationError as error:
@@ -288,8 +291,8 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
     except (OutputError, RecursionError) as error:
         warn_author(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "
-            f"{drop_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
-            "model or builtins, or write -> Any",
+            f"{drop_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, "
+            "pydantic model, or builtins, or annotate -> Any",
             code,
         )
         return engine_of(name, parameters, forbid_unknown=closed)

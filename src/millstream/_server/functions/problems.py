@@ -1,7 +1,7 @@
 """Error messages for models about invalid arguments: each problem with its location, and the expected value.
 
 Problems are found by comparing the arguments with the schema that clients see. This runs only for refused arguments,
-and for types whose texts Python reads more freely than their schema.
+and for types for which Python accepts more texts than their schema.
 """
 
 import re
@@ -47,7 +47,7 @@ _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "exclusiveMinimum": (">", lambda value, bound: value > bound),
     "maximum": ("<=", lambda value, bound: value <= bound),
     "exclusiveMaximum": ("<", lambda value, bound: value < bound),
-    "multipleOf": ("that's a multiple of", lambda value, bound: not value % bound),
+    "multipleOf": ("a multiple of", lambda value, bound: not value % bound),
 }
 _SIZES = {
     "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
@@ -210,7 +210,7 @@ class _Comparison:
         fitting = sum(self._fits(each, value) for each in options)
         if fitting:
             if keyword == "oneOf" and fitting > 1:
-                yield Problem(path, f"must fit one alternative of oneOf, not {fitting}")
+                yield Problem(path, f"must match one alternative of oneOf, but matches {fitting}")
             return
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if tag is not None and is_object(value):
@@ -228,7 +228,7 @@ class _Comparison:
             yield Problem(path, f"must be {kinds}{got_text(value, path, node, typed=not alike)}")
         else:
             why = (problem_text(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
-            yield Problem(path, f"must fit an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
+            yield Problem(path, f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
 
     def _of_object(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
         properties, others = node.get("properties", {}), node.get("additionalProperties")
@@ -244,7 +244,7 @@ class _Comparison:
         unique = node.get("uniqueItems", False) and self._matches is None
         for index, each in enumerate(value):
             if unique and isinstance(each, dict | list):
-                yield Problem((*path, index), "is an array or object, and the items of this array must be unique")
+                yield Problem((*path, index), "is an array or object, but the items of this array must be unique")
             else:
                 inner = first[index] if index < len(first) else node.get("items")
                 yield from self.problems(inner, each, (*path, index))

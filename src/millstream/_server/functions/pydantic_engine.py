@@ -156,7 +156,7 @@ class PydanticEngine:
             below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
             found += below if _is_of_struct(item) and below else [problem]
         inner = {each.path[:depth] for each in found for depth in range(len(each.path))}
-        # Of the alternatives of a union, those that are of another type say nothing.
+        # Alternatives of a union with another type are omitted, because they add no information.
         return [in_words.get(each.path, each) for each in found if each.path not in inner]
 
 
@@ -173,9 +173,9 @@ def _problem(item: Any, values: Any) -> Problem:
         return Problem(path, "missing")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return Problem(path, "unknown")
-    value = item["input"]  # an object shows too much; a `SecretStr` is none of these
+    value = item["input"]  # an object would reveal too much, and a `SecretStr` is none of these types
     return Problem(
-        path, f"doesn't fit: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
+        path, f"is invalid: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
     )
 
 
@@ -256,7 +256,7 @@ def _check_readable(name: str, parameter: Parameter) -> None:
     except RegistrationError as error:
         raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}") from error
     except _UNREADABLE as error:
-        why = TypeError(f"{type_text(parameter.annotation)} is not supported")
+        why = TypeError(f"{type_text(parameter.annotation)} isn't supported")
         raise unreadable(name, parameter, why) from error
 
 
@@ -365,7 +365,7 @@ class SchemaGenerator(GenerateJsonSchema):
         return {} if made is None and own and schema.get("return_schema") is None else made
 
 
-# Types of msgspec, in pydantic's terms.
+# msgspec types, translated for pydantic
 
 
 def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
@@ -388,8 +388,8 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
-                f"pydantic can't read the Struct {kind.__name__}, and it has something that only pydantic checks: make "
-                f"{kind.__name__} a dataclass or a pydantic model"
+                f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
+                f"supports. Make {kind.__name__} a dataclass or a pydantic model"
             )
         return Annotated[annotation, _StructSchema(annotation)]
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
@@ -433,8 +433,8 @@ def _field(meta: Meta) -> Any:
 def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
     if kind in inside or get_args(annotation) or has_pydantic_members(kind):
         raise RegistrationError(
-            f"pydantic checks {type_text(annotation)}, which is generic, refers to itself or has validators, and "
-            "ignores millstream's Field in it: write pydantic.Field there"
+            f"pydantic checks {type_text(annotation)}, which is generic, refers to itself, or has validators, "
+            "and ignores millstream's Field in it. Write pydantic.Field there"
         )
     hints = {name: translate(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()}
     if is_dataclass(kind):
@@ -512,7 +512,7 @@ class PydanticOutput:
             made: Any = self._validate(value)
             if isinstance(made, pydantic.BaseModel):
                 unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
-                if unset:  # `model_construct` looks at nothing
+                if unset:  # `model_construct` validates nothing
                     raise output_error(f"missing {list_names(unset)}")
             data: bytes = self._dump(made, by_alias=True, warnings="error")
         except pydantic.ValidationError as error:
@@ -538,7 +538,7 @@ def output_of(annotation: Any) -> Output | None:
     except RegistrationError:
         raise
     except _UNREADABLE as error:
-        raise OutputError(f"{type_text(annotation)} is not supported") from error
+        raise OutputError(f"{type_text(annotation)} isn't supported") from error
     schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
     return PydanticOutput(adapter, schema) if is_structured(schema) else None
 

@@ -91,7 +91,7 @@ def encode_value(value: Any, output: Output | None) -> bytes:
     try:
         return encode(value) if output is None else output.encode(value)
     except RecursionError:
-        raise NotJson("the result contains itself, or is too deep for JSON") from None
+        raise NotJson("the result contains itself, or is nested too deeply for JSON") from None
 
 
 def _encode_structured(value: Any, output: Output | None) -> bytes:
@@ -160,7 +160,9 @@ def encode_messages(value: Any) -> bytes:
     messages = [each for message in several for each in message.one_by_one()]
     for message in messages:
         if not isinstance(message.content, BLOCKS):
-            raise LocalError(f"a prompt holds {type(message.content).__name__}, which only sampling messages may")
+            raise LocalError(
+                f"a prompt contains a {type(message.content).__name__}, which is allowed only in sampling messages"
+            )
     return b'"messages":%b' % encode(messages)
 
 

@@ -33,7 +33,7 @@ class SchemaCheck:
         try:
             import jsonschema_rs  # noqa: PLC0415  an extra
         except ImportError:
-            raise MissingExtra("Checking arguments against a schema written by hand", "schema") from None
+            raise MissingExtra("Validating arguments against a handwritten schema", "schema") from None
         patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
         compiled: Callable[[Schema], Any] = lambda each: jsonschema_rs.Draft202012Validator(  # noqa: E731
             each, offline=True, pattern_options=patterns
@@ -43,7 +43,7 @@ class SchemaCheck:
         except jsonschema_rs.ValidationError as error:
             raise ValueError(f"#{''.join(f'/{each}' for each in error.instance_path)}: {error.message}") from error
         self.fits: Callable[[Any], bool] = validator.is_valid
-        """Return whether a JSON value is valid."""
+        """Returns whether a JSON value is valid."""
         self._matches: Matches = lambda pattern, text: compiled({"pattern": pattern}).is_valid(text)
         self._schema = schema
         self._whole = whole
@@ -62,5 +62,5 @@ class SchemaCheck:
             else []
         )
         if not found:
-            return f"{self._whole} must fit the schema"
+            return f"{self._whole} must match the schema"
         return problem_text(found, whole=self._whole, most=MAX_REASONS)

@@ -71,7 +71,7 @@ class CompletionHandlers:
                 check_scopes(call, template.scopes)
                 return template, reference.uri
             raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
-        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
 
     async def _ask(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
         if isinstance(completer, CompleterFunction):

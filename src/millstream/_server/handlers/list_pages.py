@@ -11,10 +11,10 @@ _NONE = frozenset[str]()
 
 
 def list_page(registry: Registry, kind: str, call: Call) -> bytes:
-    """Return one page of the descriptions of a kind: the prepared one, or one that is made for the call.
+    """Return one page of the descriptions of a kind: the cached page, or one created for the call.
 
     Raises:
-        ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+        ProtocolError: INVALID_PARAMS, for an unknown cursor.
     """
     cursor = read(page_decoder, call).cursor
     return registry.page(

@@ -55,10 +55,14 @@ class ListenHandlers:
         wanted = read(_decoder, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
-            raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {settings.max_subscriptions} resources")
+            raise ProtocolError(
+                INVALID_REQUEST, f"A subscription can have at most {settings.max_subscriptions} resources."
+            )
         size = sum(map(len, wanted.resource_subscriptions))
         if size > MAX_URI_BYTES:
-            raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
+            raise ProtocolError(
+                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
+            )
         pushes = _Pushes()
         agreed: dict[str, Any] = {}
         try:
@@ -93,7 +97,7 @@ class ListenHandlers:
         owner = call.owner
         mine, most = self._open.get(owner, 0), settings.max_streams
         if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
-            raise ProtocolError(OVERLOADED, "Too many open subscriptions: close some, or try again later", status=503)
+            raise ProtocolError(OVERLOADED, "Too many open subscriptions. Close some, or try again later.", status=503)
         self._services.held.take(owner, size)
         self._open[owner] = mine + 1
         try:

@@ -85,7 +85,7 @@ class ResourceHandlers:
             if uri in record.subscriptions:
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
-                raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session: unsubscribe from some")
+                raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find(uri, call)
             return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
 
@@ -115,7 +115,7 @@ class ResourceHandlers:
 
 def _session(call: Call) -> Session:
     if call.session is None:
-        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
+        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
     return call.session
 
 

@@ -35,7 +35,9 @@ class SessionHandlers:
         """Set the minimum severity of log messages for this session. Without a session, do nothing."""
         level = read(_level_decoder, call).level
         if level not in LOG_LEVELS:
-            raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")
+            raise ProtocolError(
+                INVALID_PARAMS, f"Unknown log level {level[:32]!r}. Use one of {', '.join(LOG_LEVELS)}."
+            )
         if call.session is not None:
             await self._services.records.change(
                 call.session, lambda record: None if record.log_level == level else replace(record, log_level=level)

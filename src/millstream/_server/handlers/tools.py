@@ -58,7 +58,7 @@ class ToolHandlers:
             self._services.streamed(call)
         if len(call.params) > _KEPT:
             if not call.revision.handshake:
-                call_binding(call)  # while the arguments are there
+                call_binding(call)  # while the arguments are still available
             # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._timeout if tool.timeout is None else tool.timeout
@@ -82,9 +82,11 @@ class ToolHandlers:
         if tool is None or not sees(call, tool):
             call.name = call.name[:128]
             raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
-        check_scopes(call, tool.scopes)  # before the arguments are read: what is wrong with them says what is right
+        check_scopes(
+            call, tool.scopes
+        )  # before the arguments are read, because an error about them would reveal the schema
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
-            raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
+            raise ToolError(f"This tool requires a client that declares: {', '.join(tool.requires)}.")
         if tool.visible is not None and not call.revision.handshake and tool.requires:
             require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
@@ -95,7 +97,7 @@ class ToolHandlers:
             raw = _take_client_id(tool, call, raw)
         if tool.headers and call.revision.routing_headers and call.headers is not None:
             check(tool.headers, call.headers, _object(raw))
-        if call.arguments is None:  # else REST has read them, to tell a refusal from a tool that says no
+        if call.arguments is None:  # otherwise REST has already read them, to tell invalid arguments from a failed tool
             call.arguments = self._arguments(tool, raw, call)
         return tool
 

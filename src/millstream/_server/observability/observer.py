@@ -36,7 +36,7 @@ _METHODS = frozenset(
 )  # fmt: skip
 """Methods with their own label. ``response`` is a client's answer to a question."""
 LISTEN = "subscriptions/listen"
-"""The method isn't counted as a call, because its duration depends on the client."""
+"""This method isn't counted as a call, because its duration depends on the client."""
 
 
 class Observer:
@@ -104,7 +104,7 @@ class Observer:
         )
         self._messages: Counter = registry.counter(
             "mcp_server_messages_total",
-            "Messages that became no call: handshakes, notifications, answers, and what was refused before.",
+            "Messages that aren't calls: handshakes, notifications, answers, and refused messages.",
             ("mcp_method_name", "error_type", "mcp_protocol_version"),
         )
         self._session_durations: Histogram = registry.histogram(
@@ -116,7 +116,7 @@ class Observer:
         registry.read(
             "gauge",
             "mcp_server_sessions_active",
-            "Sessions heard of in the last five minutes.",
+            "Sessions with a message in the last five minutes.",
             lambda: self._sessions.count(clock()),
             ("transport", "mcp_protocol_version"),
         )
@@ -126,7 +126,7 @@ class Observer:
             registry.read(
                 "counter",
                 "hub_log_lines_lost_total",
-                "Lines of the access log not taken by its stream.",
+                "Lines of the access log that its stream didn't accept.",
                 lambda: {(): log.lost},
             )
         self._process = ProcessFigures(registry, clock=clock)

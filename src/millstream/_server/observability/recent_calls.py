@@ -116,13 +116,13 @@ class RecentCalls:
                  "_span", "_span_failures", "_span_slow")  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives seconds since 1970."""
+        """Create an empty record. `clock` returns seconds since 1970."""
         # Configuration
         self._clock = clock
         # Process
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
-        """Separate from other calls, which would displace them."""
+        """Failed calls, kept separately, so other calls don't displace them."""
         self._longer: deque[tuple[Any, ...]] = deque(maxlen=KEPT_LONGER)
         self._span: float = 0
         self._span_failures = self._span_slow = 0
@@ -139,7 +139,7 @@ class RecentCalls:
         """Record a finished call."""
         method = call.method
         if method == LISTEN:
-            return  # It lasts as long as its client wants, and the counts and percentiles leave it out, too.
+            return  # Its duration depends on its client, so counts and percentiles omit it, too.
         now = self._clock()
         failure, client, revision = call.failure, call.client, call.revision.date
         outcome = "" if failure is None else failure.outcome

@@ -27,7 +27,7 @@ KEYWORDS = {
 }
 """The keywords of each kind of field, from PrimitiveSchemaDefinition of the specification."""
 FORMATS = frozenset(("email", "uri", "date", "date-time"))
-FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
+FIELDS = "a form can contain only strings, numbers, booleans, dates, choices of strings, and lists of such choices"
 
 
 class Form(Struct, frozen=True, eq=False):
@@ -64,7 +64,7 @@ def _form_field(name: str, node: Schema) -> Schema:
     if "const" in node:
         node = {**node, "enum": [node["const"]]}
     kind = node.get("type")
-    problem = f"field {name!r} cannot be asked for: {FIELDS}"
+    problem = f"a form can't contain the field {name!r}: {FIELDS}"
     if not isinstance(kind, str) or kind not in KEYWORDS or ("enum" in node and kind != "string"):
         raise TypeError(problem)
     choices = _choices_of(node.get("items")) if kind == "array" else {}
@@ -163,7 +163,7 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
         if not form.plain:
             problems = [each._replace(path=each.path[1:]) for each in problems]
         why = shorten(explain(problems, schema))
-        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {why}") from error
+        raise ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}") from error
 
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -181,7 +181,7 @@ def _check(content: dict[str, Any], schema: Schema) -> None:
         if name in properties and (problem := _misfit(value, properties[name]))
     ]
     if problems:
-        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {'; '.join(problems)}")
+        raise ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {'; '.join(problems)}")
 
 
 def _misfit(value: Any, node: Schema) -> str | None:
@@ -197,7 +197,7 @@ def _misfit(value: Any, node: Schema) -> str | None:
     if size < node.get(lower, size) or size > node.get(upper, size):
         return "is out of bounds"
     if "pattern" in node and not re.search(node["pattern"], str(value)):
-        return f"does not match {node['pattern']}"
+        return f"doesn't match {node['pattern']}"
     return None
 
 

@@ -18,7 +18,7 @@ from millstream._stores.base import Workers
 Send = Callable[[bytes], Awaitable[None]]
 
 
-OVER = "The call that asks is over, so nobody can answer. Await each question before the function returns."
+OVER = "The call that asks is over, so the client can't answer. Await each question before the function returns."
 """The error for a task that outlives its function."""
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _REASON = 1_000
@@ -101,16 +101,16 @@ class PendingQuestions:
                 return await future
         except TimeoutError:
             if not _lacks_answer(future):
-                return future.result()  # it came in time, but the loop had no turn for it
+                return future.result()  # it arrived in time, but before the loop's next turn
             future.cancel()
-            telling = self._tell(send, question_id, "No answer came in time", asked)
+            telling = self._tell(send, question_id, "No answer arrived in time.", asked)
             await asyncio.shield(telling)
-            raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
+            raise ToolError(f"The client didn't answer {method} within {self._timeout:g} seconds.") from None
         except asyncio.CancelledError:
             if _lacks_answer(future):
                 future.cancel()
-                telling = self._tell(send, question_id, "The call that asked was cancelled", asked)
-                # A client may cancel again meanwhile, and is told all the same.
+                telling = self._tell(send, question_id, "The call that asked was cancelled.", asked)
+                # The caller may cancel again during this, and the client must still be notified.
                 await asyncio.shield(telling)
             raise
         finally:
@@ -118,7 +118,7 @@ class PendingQuestions:
             if telling is None:
                 asked.discard(question_id)
             if future.done() and not future.cancelled():
-                future.exception()  # or asyncio would log it as never retrieved
+                future.exception()  # otherwise asyncio logs that it was never retrieved
             self._by_owner[owner] -= 1
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
@@ -139,20 +139,18 @@ class PendingQuestions:
         """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
         for question_id, (_, future, _) in list(self._open.items()):
             if asker(question_id) != self._workers.me and not future.done():
-                future.set_exception(
-                    ToolError("The server was stopped for a while, and the answer is lost. Try again.")
-                )
+                future.set_exception(ToolError("The server was paused for a while, so the answer is lost. Try again."))
 
     def end(self, scope: str) -> None:
         """Fail all questions to a session or connection whose client is gone."""
         for _, question in self._in(scope):
-            question.future.set_exception(ToolError("The client has gone away and cannot answer."))
+            question.future.set_exception(ToolError("The client has disconnected and can't answer."))
 
     def withdraw(self, scope: str) -> None:
         """Take back all questions to a session or connection at shutdown."""
         for question_id, question in self._in(scope):
             # Send the cancellation before the call reacts to it.
-            self._tell(question.send, question_id, "The server is stopping")
+            self._tell(question.send, question_id, "The server is stopping.")
             question.future.set_exception(ToolError("The server is stopping, so it can't wait for the answer."))
 
     async def take_back(self, asked: set[str], send: Send) -> None:
@@ -160,7 +158,7 @@ class PendingQuestions:
         without = self.fail(asked)
         asked.difference_update(without)
         for question_id in without:
-            await _give_up(send, question_id, "The call that asked is over")
+            await _give_up(send, question_id, "The call that asked is over.")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
         """Fail the questions of a finished call. Return the ids of those without an answer."""
@@ -218,8 +216,8 @@ def _peer_error(raw: bytes) -> Exception:
     except msgspec.DecodeError:
         return ToolError("The client answered with an error.")
     if error.code == -1:
-        return Declined(shorten(error.message, _REASON) or "The person declined.")
+        return Declined(shorten(error.message, _REASON) or "The user declined.")
     reason = shorten(error.message, _REASON)
     if error.code == METHOD_NOT_FOUND:
-        return ClientRefusal(f"The client does not support this: {reason}", error.code, reason)
+        return ClientRefusal(f"The client doesn't support this: {reason}", error.code, reason)
     return ClientRefusal(f"The client answered with an error: {reason} ({error.code})", error.code, reason)

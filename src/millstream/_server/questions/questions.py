@@ -129,7 +129,7 @@ def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequest
     messages = conversation(question.messages)
     check_conversation(messages)
     if _with_tools(question) and not revision.sampling_tools:
-        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} doesn't have.")
     return CreateMessageRequestParams(
         messages=project_conversation(messages, revision),
         max_tokens=question.max_tokens,
@@ -165,11 +165,11 @@ def read_answer(question: Question, raw: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shorten(str(exc))}") from exc
     if result.action == "decline":
-        raise Declined("The person declined to answer.")
+        raise Declined("The user declined to answer.")
     if result.action == "cancel":
-        raise Cancelled("The person dismissed the question.")
+        raise Cancelled("The user dismissed the question.")
     if result.action != "accept":
-        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
     if isinstance(question, ElicitUrl):
         return None
     return _parse_form(question, bytes(result.content))

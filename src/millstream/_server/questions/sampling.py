@@ -42,9 +42,9 @@ def check_conversation(messages: Sequence[Message]) -> None:
         uses, results = _tools_of(message, f"Message {number} of the conversation")
         if results != asked:
             raise ValueError(
-                f"Message {number} of the conversation must answer the tool uses of the message before it, which are "
-                f"{_ids(asked)}; its tool results are for {_ids(results)}. Put one tool result for each tool use, and "
-                "nothing else, into the user's next message."
+                f"Message {number} of the conversation must answer the tool uses of the previous message, which "
+                f"are {_ids(asked)}, but its tool results are for {_ids(results)}. Put one tool result for each "
+                "tool use, and no other content, into the user's next message."
             )
         asked = uses
     if asked:
@@ -56,14 +56,14 @@ def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]
     blocks = message.blocks
     for block in blocks:
         if isinstance(block, ResourceLink | EmbeddedResource):
-            raise ValueError(f"{where} holds a resource, which no model can be sent. Put its text there instead.")
+            raise ValueError(f"{where} contains a resource, which can't be sent to a model. Use its text instead.")
         speaker = "assistant" if isinstance(block, ToolUse) else "user"
         if isinstance(block, ToolUse | ToolResultBlock) and message.role != speaker:
-            raise ValueError(f"{where} holds a {type(block).__name__}, so its role must be {speaker!r}.")
+            raise ValueError(f"{where} contains a {type(block).__name__}, so its role must be {speaker!r}.")
     uses = Counter(block.id for block in blocks if isinstance(block, ToolUse))
     results = Counter(block.tool_use_id for block in blocks if isinstance(block, ToolResultBlock))
     if results and results.total() != len(blocks):
-        raise ValueError(f"{where} mixes tool results with other content. Put the rest into a message after it.")
+        raise ValueError(f"{where} mixes tool results with other content. Put the other content into a later message.")
     return uses, results
 
 
@@ -78,7 +78,7 @@ def project_conversation(messages: Sequence[Message], revision: Revision) -> lis
         ToolError: The revision doesn't support a block.
     """
     if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
-        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} does not have.")
+        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} doesn't have.")
     if revision.sampling_tools:
         return list(messages)
     return [each for message in messages for each in message.one_by_one()]

@@ -212,7 +212,7 @@ class Frame:
         try:
             _encode_into(message, self._bytes, -1)
             if len(self._bytes) - before > MAX_MESSAGE and not isinstance(message, StoreReply):
-                raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes exceeds what a store takes.")
+                raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes is larger than any store accepts.")
         except BaseException:
             del self._bytes[before:]
             raise

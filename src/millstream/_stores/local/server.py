@@ -207,7 +207,7 @@ class WorkerConnection(asyncio.Protocol):
     @property
     def _opened(self) -> Backend:
         if self.backend is None:
-            raise LocalError("A worker says hello first.")
+            raise LocalError("The first request of a worker must be hello.")
         return self.backend
 
     def _push(self, stream: str, entry: Entry) -> None:
@@ -310,11 +310,11 @@ class LocalServer:
         """
         if not hmac.compare_digest(secret.encode(), self._secret.encode()):
             peer.abort()
-            raise LocalError("The secret is wrong.")
+            raise LocalError("The worker sent a wrong secret.")
         if version != VERSION:
             raise LocalError(
-                "The workers run another version of Millstream than their parent, which was started before an "
-                "update. Stop the whole program and start it again."
+                "The workers run another version of Millstream than their parent process, which was started "
+                "before an update. Stop the whole program and start it again."
             )
         opening = self._opening.get(url)
         if opening is None:
@@ -342,7 +342,7 @@ class LocalServer:
     async def _open_backend(self, url: str) -> Backend:
         store = self._open(url)
         if not isinstance(store, BackendStore):
-            raise LocalError(f"{url.partition('://')[0]}:// can't be held for several workers.")
+            raise LocalError(f"{url.partition('://')[0]}:// can't be shared by several workers.")
         await store.backend.open()
         return store.backend
 

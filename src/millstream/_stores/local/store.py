@@ -38,8 +38,8 @@ CLOCK: Final = 10.0
 """Seconds between two reads of the store's clock."""
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _GONE: Final = (
-    "The parent process, which holds the store of all workers, is gone or doesn't answer. Workers can't go on without "
-    "it: start the program again."
+    "The parent process, which keeps the store of all workers, has ended or doesn't answer. Workers can't "
+    "continue without it. Start the program again."
 )
 
 

@@ -103,7 +103,7 @@ class StreamKind:
         """Append an entry, like `Log.append`. In an index, `at` is the entry's offset in the first stream."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} bytes of the in-memory log.")
         now = self._clock()
         held = self._present(stream, now) or self._begin(stream, at)
         if held.sealed:

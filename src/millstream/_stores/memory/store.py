@@ -145,14 +145,16 @@ class MemoryMap:
             if share and kind.shares[share] + growth > self.max_bytes // PART:
                 self._sweep(now, sys.maxsize)
                 if kind.shares[share] + growth > self.max_bytes // PART:
-                    raise ShareFull(f"This share of the in-memory store holds its {self.max_bytes // PART} bytes.")
+                    raise ShareFull(
+                        f"This share of the in-memory store is full: it has {self.max_bytes // PART} bytes."
+                    )
         if kind.size + growth > room:
             self._sweep(now, sys.maxsize)
             fits = len(key) + len(value) + ITEM_BYTES <= room
             while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
                 self._forget(next(iter(kind.lossy)))
             if kind.size + kind.growth(key, value) > room:
-                raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
+                raise StoreFull(f"The in-memory store is full: this kind of value has {self.max_bytes} bytes.")
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:
         for key in self._deadlines.due(now, look):

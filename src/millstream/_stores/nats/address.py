@@ -20,7 +20,7 @@ _SYNTAX: Final = (
 
 
 class NatsAddress(Struct, frozen=True):
-    """The servers' addresses, and how data is stored there."""
+    """The servers' addresses and the storage options."""
 
     servers: tuple[str, ...]
     user: str | None = None
@@ -41,7 +41,7 @@ def parse_address(url: str) -> NatsAddress:
     """Read a URL.
 
     Raises:
-        LocalError: it isn't one of a NATS store. The text doesn't repeat the URL, which may hold a password.
+        LocalError: The URL isn't valid for a NATS store. The text doesn't repeat it, because it may contain a password.
     """
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
@@ -52,11 +52,11 @@ def parse_address(url: str) -> NatsAddress:
     namespace = options.pop("namespace", "millstream")
     credentials = options.pop("credentials", None)
     if options or not hosts or "/" in hosts:
-        raise LocalError(f"This URL of a NATS store can't be read. {_SYNTAX}")
+        raise LocalError(f"This URL of a NATS store is invalid. {_SYNTAX}")
     if not replicas.isdigit() or int(replicas) not in range(1, _MAX_REPLICAS + 1):
-        raise LocalError(f"The number of replicas is 1 to {_MAX_REPLICAS}. {_SYNTAX}")
+        raise LocalError(f"The number of replicas must be 1 to {_MAX_REPLICAS}. {_SYNTAX}")
     if not _NAMESPACE.fullmatch(namespace):
-        raise LocalError("The namespace of a NATS store has up to 32 letters, digits, hyphens, and underscores.")
+        raise LocalError("The namespace of a NATS store must have 1 to 32 letters, digits, hyphens, and underscores.")
     if credentials is not None and not Path(credentials).is_file():
         raise LocalError("The credentials file of the NATS store doesn't exist.")
     user, colon, password = login.partition(":")
@@ -77,5 +77,5 @@ def _with_port(host: str) -> str:
     if not colon or host.endswith("]"):
         name, port = host, str(_PORT)
     if not name or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise LocalError(f"A server of the NATS store has no valid host and port. {_SYNTAX}")
+        raise LocalError(f"A server of the NATS store has no valid host or port. {_SYNTAX}")
     return f"{name}:{port}"

@@ -137,7 +137,7 @@ class NatsLimits:
                 await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST and last == 1:
-                    raise StoreUnavailable(f"NATS refuses to count for a limit: {exc}.") from exc
+                    raise StoreUnavailable(f"NATS rejected the charge for a limit: {exc}.") from exc
                 return False
         return True
 

@@ -111,7 +111,7 @@ class NatsLink:
             StoreUnavailable: the connection is closed.
         """
         if self._client is None:
-            raise StoreUnavailable("The NATS store isn't open.")
+            raise StoreUnavailable("The NATS store isn't open. Call open() first.")
         return self._client
 
     @property
@@ -147,7 +147,7 @@ class NatsLink:
                     **options,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as exc:
-            raise LocalError(f"No NATS server of {address!r} answers: {_text(exc)}.") from exc
+            raise LocalError(f"No NATS server at {address!r} answers: {_text(exc)}.") from exc
         self._inbox = self._client.new_inbox()
         try:
             version = self._client.connected_server_version
@@ -275,7 +275,7 @@ class NatsLink:
             if error.get("code") != 503:
                 raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
             await asyncio.sleep(_PAUSE)
-        raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s: {_text(last)}.")
+        raise StoreUnavailable(f"The NATS store didn't answer within {DEADLINE:g} s: {_text(last)}.")
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
@@ -353,7 +353,9 @@ class NatsLink:
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
         except JetStreamError as exc:
-            raise LocalError(f"NATS refuses to keep data: {exc}. Is JetStream on, and are enough nodes up?") from exc
+            raise LocalError(
+                f"NATS rejected a write: {exc}. Check that JetStream is enabled and that enough nodes are up."
+            ) from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
             self.outages.tell()
@@ -405,7 +407,7 @@ class NatsLink:
             found = batch.messages
             if end is not None and (not found or found[-1].seq == end):
                 return found
-        raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s.")
+        raise StoreUnavailable(f"The NATS store didn't answer within {DEADLINE:g} s.")
 
     async def first_message(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
         """Return the first message of a subject at or after a sequence, and the number of later ones."""

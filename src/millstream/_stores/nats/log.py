@@ -123,7 +123,9 @@ class NatsLog:
     ) -> Position:
         link, view = self._link, self._main(stream)
         if len(data) > link.max_bytes:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {link.max_bytes} that the NATS server allows.")
+            raise StoreFull(
+                f"An entry of {len(data)} bytes exceeds the {link.max_bytes} bytes that the NATS server allows."
+            )
         place = token(index.stream) if index is not None else _NO_INDEX
         subject = f"{view.subject.removesuffix('.*.*')}.{place}.{'end' if seal else 'entry'}"
         headers = {_ID: secrets.token_hex(12), _TTL: repr(ttl)}
@@ -142,9 +144,9 @@ class NatsLog:
                 )
             except JetStreamError as exc:
                 if exc.code == TOO_LARGE:
-                    raise StoreFull("The entry exceeds what the NATS server allows.") from exc
+                    raise StoreFull("The entry exceeds the size that the NATS server allows.") from exc
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS refuses an entry: {exc}.") from exc
+                    raise StoreUnavailable(f"NATS rejected an entry: {exc}.") from exc
                 if await self._is_sealed(view):
                     raise StreamSealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
@@ -247,7 +249,7 @@ class NatsLog:
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS refuses to trim a stream: {exc}.") from exc
+                    raise StoreUnavailable(f"NATS rejected a change of a stream's floor: {exc}.") from exc
         await self._purge(view, floor.seq)
 
     async def _purge(self, view: View, upto: int) -> None:
@@ -412,7 +414,7 @@ class NatsLog:
         try:
             await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
         except JetStreamError as exc:
-            raise StoreUnavailable(f"NATS refuses to keep a stream: {exc}.") from exc
+            raise StoreUnavailable(f"NATS rejected a change of a stream's time to live: {exc}.") from exc
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
@@ -477,7 +479,7 @@ class NatsLog:
             name, subject = f"{namespace}-meta", f"{namespace}.meta.index.{token(kind)}.{home}"
 
             async def there() -> None:
-                """The store has made it."""
+                """Record that the stream exists."""
 
             await self._link.publish(name, subject, b"", {}, ensure=there)
             homes.add(home)

@@ -80,7 +80,7 @@ class _Consumer:
                 with suppress(JetStreamError, LocalError):
                     await self._link.api(f"CONSUMER.DELETE.{self._stream}.{name}")
             except (LocalError, JetStreamError, nats.errors.Error, OSError) as exc:
-                _logger.debug("A NATS consumer is made again: %s", exc)
+                _logger.debug("Re-creating a NATS consumer: %s", exc)
                 await asyncio.sleep(_PAUSE)
             finally:
                 if subscription is not None:

@@ -84,9 +84,7 @@ class NatsBackend:
         await self._limits.release(worker, seats)
 
     async def _sweep(self) -> None:
-        trouble = LogOnce(
-            _logger, "Expired streams can't be dropped; trying again", "Expired streams are dropped again."
-        )
+        trouble = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams are dropped again.")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             with trouble:

@@ -149,10 +149,10 @@ class NatsMap:
             if exc.code in WRONG_LAST:
                 raise
             if exc.code in FULL or exc.code == TOO_LARGE:
-                raise StoreFull(f"NATS has no room for a value: {exc}.") from exc
-            raise StoreUnavailable(f"NATS refuses a value: {exc}.") from exc
+                raise StoreFull(f"NATS has no space for a value: {exc}.") from exc
+            raise StoreUnavailable(f"NATS rejected a value: {exc}.") from exc
 
-    # Room
+    # Space
 
     async def _check_room(self, key: str, value: bytes, old: StreamMessage | None, *, lossy: bool) -> None:
         """Check that a value fits.
@@ -161,16 +161,16 @@ class NatsMap:
             StoreFull: the value doesn't fit.
         """
         if len(value) > self._link.max_bytes:
-            raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} that NATS allows.")
+            raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} bytes that NATS allows.")
         if lossy:
             return
         growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
         stream, share = self._stream(key), share_of(key)
         if growth > 0 and len(value) > MARK_BYTES:
             if share and await self._share_size(key, growth) + growth > ROOM // PART:
-                raise ShareFull(f"The share of {ROOM // PART} bytes that one caller has is full.")
+                raise ShareFull(f"The caller's share of {ROOM // PART} bytes is full.")
             if await self._kind_size(stream, growth) + growth > ROOM:
-                raise StoreFull(f"The room of {ROOM} bytes that one kind of values has is full.")
+                raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
         self._grow(key, growth)
 
     def _grow(self, key: str, growth: int) -> None:

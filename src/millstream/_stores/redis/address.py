@@ -57,12 +57,12 @@ def parse_address(url: str) -> RedisAddress:
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         unknown = options.keys() - _OPTIONS
         if unknown:
-            raise LocalError(f"Unknown option {min(unknown)[:32]!r}: the options are {', '.join(sorted(_OPTIONS))}.")
+            raise LocalError(f"Unknown option {min(unknown)[:32]!r}. The options are {', '.join(sorted(_OPTIONS))}.")
         user, password = _credentials(parts)
         database, service = _path(parts.path, kind)
         prefix = options.get("prefix", _PREFIX)
         if not prefix.isascii() or not prefix.isprintable() or set(prefix) & set("{}*?[]\\ "):
-            raise LocalError("The prefix may have visible ASCII characters, but no blank and none of {}*?[]\\.")
+            raise LocalError("The prefix must consist of visible ASCII characters, except {}*?[]\\.")
         return RedisAddress(
             kind=kind,
             hosts=_hosts(parts.netloc.rpartition("@")[2], _PORTS[kind]),
@@ -81,8 +81,8 @@ def parse_address(url: str) -> RedisAddress:
     except ValueError:
         # The original error may repeat parts of the URL, such as a password.
         raise LocalError(
-            f"The URL of the store ({scheme}://…) can't be read. Write it as {_form(scheme, kind)}, with every special"
-            " character of the password percent-encoded."
+            f"The URL of the store ({scheme}://…) is invalid. Write it as {_form(scheme, kind)}, and "
+            "percent-encode special characters in the password."
         ) from None
 
 
@@ -102,7 +102,7 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
     for each in text.split(","):
         one = urlsplit(f"redis://{each}")
         if not one.hostname:
-            raise LocalError("It names no host.")
+            raise LocalError("It has no host.")
         found.append((one.hostname, one.port or port))
     return tuple(found)
 
@@ -112,12 +112,12 @@ def _path(path: str, kind: str) -> tuple[int, str]:
     service = ""
     if kind == "+sentinel":
         if not parts:
-            raise LocalError("It has no name of the service that Sentinel watches: redis+sentinel://HOST:PORT/SERVICE.")
+            raise LocalError("The name of the service in Sentinel is missing: redis+sentinel://HOST:PORT/SERVICE.")
         service = parts.pop(0)
     if not parts:
         return 0, service
     if len(parts) > 1 or not (parts[0].isascii() and parts[0].isdigit()):
-        raise LocalError("The path must be the number of the database.")
+        raise LocalError("The path must be the database number.")
     if kind == "+cluster" and int(parts[0]):
         raise LocalError("A Cluster has only database 0.")
     return int(parts[0]), service
@@ -125,7 +125,7 @@ def _path(path: str, kind: str) -> tuple[int, str]:
 
 def _wait(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text) <= _MOST_REPLICAS):
-        raise LocalError(f"wait is a number of replicas, at most {_MOST_REPLICAS}.")
+        raise LocalError(f"wait must be a number of replicas, at most {_MOST_REPLICAS}.")
     return int(text)
 
 

@@ -43,7 +43,7 @@ START_SECONDS: Final = 10.0
 """Seconds to wait for Redis at startup."""
 LOOK: Final = 60.0
 """Seconds between checks of the Redis settings, which may change at runtime."""
-ALLOW: Final = "Allow them with ACL SETUSER, or take out their rename-command."
+ALLOW: Final = "Allow them with ACL SETUSER, or remove their rename-command."
 """Advice for commands that the server rejects."""
 _OLDEST: Final = (7, 0)
 _MOST: Final = 512
@@ -138,7 +138,7 @@ class RedisClient:
                 if loop.time() >= deadline:
                     raise LocalError(_unreachable(self.address, why)) from None
                 if not before:
-                    _logger.warning("Redis at %s can't be used yet, which is tried again: %s", self.address, why)
+                    _logger.warning("Redis at %s isn't ready; retrying: %s", self.address, why)
                 await asyncio.sleep(next(pauses))
             else:
                 break
@@ -226,7 +226,7 @@ class RedisClient:
         if self._redis is None:
             raise _unavailable("it's closed")
         if len(self._queue) >= _QUEUED:
-            raise _unavailable("too many commands wait for Redis")
+            raise _unavailable("too many commands are queued for Redis")
         deadline = asyncio.get_running_loop().time() + PATIENCE
         request = _Request(key, command, text, again=again, confirm=confirm, deadline=deadline)
         self._queue.append(request)
@@ -266,7 +266,7 @@ class RedisClient:
                 if self._broken:
                     await asyncio.sleep(next(pauses))
                     for request in [each for each in waiting if each.deadline < loop.time()]:
-                        request.fail(_unavailable("it can't take the command at the moment"))
+                        request.fail(_unavailable("it can't accept commands at the moment"))
         finally:
             self._writing = None
 
@@ -368,12 +368,12 @@ class RedisClient:
         try:
             infos = await self._infos()
         except (*_BROKEN, RedisError):
-            return  # the next command shows it
+            return  # The next command reports it.
         before, self._doubt = self._doubt, next(filter(None, (evicts(info, "Redis") for info in infos)), "")
         if self._doubt and not before:
             _logger.error("%s", self._doubt)
         elif before and not self._doubt:
-            _logger.warning("Redis doesn't evict data anymore.")
+            _logger.warning("Redis no longer evicts data.")
 
 
 def _clients(address: RedisAddress) -> list[Any]:
@@ -406,14 +406,14 @@ def check(info: dict[str, Any], where: str, *, cluster: bool) -> None:
     """Raise `LocalError` if a server can't be used as the store."""
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
-        raise LocalError(f"{where} is version {version[:20]}. Millstream needs Redis 7.0 or newer, or Valkey.")
+        raise LocalError(f"{where} is version {version[:20]}. Use Redis 7.0 or newer, or Valkey.")
     if problem := evicts(info, where):
         raise LocalError(problem)
     if info.get("cluster_enabled") and not cluster:
-        raise LocalError(f"{where} is part of a Cluster. Begin its URL with redis+cluster://.")
+        raise LocalError(f"{where} is part of a Cluster. Start its URL with redis+cluster://.")
     if info.get("role") == "slave":
         raise RedisConnectionError(
-            f"{where} is a read-only replica. Give the address of its primary, or use redis+sentinel://"
+            f"{where} is a read-only replica. Use the address of its primary, or redis+sentinel://"
         )
 
 
@@ -423,8 +423,8 @@ def evicts(info: dict[str, Any], where: str) -> str:
     if policy == "noeviction" or not int(info.get("maxmemory", 0)):
         return ""
     return (
-        f"{where} evicts data when its memory is full (maxmemory-policy {policy[:32]}), which would lose sessions"
-        " and events in silence. Set maxmemory-policy to noeviction."
+        f"{where} evicts data when its memory is full (maxmemory-policy {policy[:32]}), which would silently "
+        "lose sessions and events. Set maxmemory-policy to noeviction."
     )
 
 
@@ -447,14 +447,15 @@ def _final(failure: ResponseError) -> LocalError:
     if code == "SEALED":
         return StreamSealed("The stream has ended.")
     if code == "OOM":
-        return StoreFull("Redis has used up its maxmemory and takes nothing further. Raise it, or delete other data.")
+        return StoreFull("Redis has reached its maxmemory and rejects writes. Raise maxmemory, or delete other data.")
     if code == "SHAREFULL":
-        return ShareFull("This share of the store holds as many bytes as it may.")
+        return ShareFull("This share of the store is full.")
     if code == "TOOLARGE":
-        return StoreFull("The value is larger than the room of its kind.")
+        return StoreFull("The value is larger than the space for its kind.")
     if isinstance(failure, NoPermissionError):
         return StoreUnavailable(
-            f"Redis doesn't allow the user of the store's URL what Millstream needs: {str(failure)[:100]}. {ALLOW}"
+            "Redis doesn't permit the user in the store's URL to run commands that Millstream needs: "
+            f"{str(failure)[:100]}. {ALLOW}"
         )
     return StoreUnavailable(f"Redis refused: {str(failure)[:200]}")
 
@@ -472,29 +473,33 @@ def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None
     for cause in _causes(failure):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return LocalError(
-                f"{where} shows a certificate that can't be trusted: {cause.verify_message.rstrip('.')}. In the URL,"
-                " name the host as the certificate does, and with ca= the file of the authority that signed it."
+                f"The certificate of {where} isn't trusted: {cause.verify_message.rstrip('.')}. In the URL, use "
+                "the host name in the certificate, and set ca= to the file of the authority that signed it."
             )
         if isinstance(cause, AuthenticationError):
             if address.password:
-                return LocalError(f"{where} refuses the user or password in the URL of the store.")
-            return LocalError(f"{where} wants a user or password. Write it into the URL: redis://USER:PASSWORD@HOST.")
+                return LocalError(f"{where} rejects the user or password in the store's URL.")
+            return LocalError(f"{where} requires a user or password. Add it to the URL: redis://USER:PASSWORD@HOST.")
         if isinstance(cause, NoPermissionError):
-            return LocalError(f"{where} refuses commands that Millstream needs: {str(cause)[:200]}. {ALLOW}")
+            return LocalError(f"{where} rejects commands that Millstream needs: {str(cause)[:200]}. {ALLOW}")
         if isinstance(cause, ResponseError) and _code(cause) not in _AGAIN:
-            return LocalError(f"{where} refuses the connection: {str(cause)[:200]}. Correct the URL of the store.")
+            return LocalError(f"{where} rejects the connection: {str(cause)[:200]}. Correct the URL of the store.")
     return None
 
 
 def _reason(failure: BaseException, address: RedisAddress) -> str:
     """Return the failure's text, or an empty string."""
     if isinstance(failure, MasterNotFoundError):
-        return f"no Sentinel that answers knows a primary of the service {address.service[:64]!r}"
+        return f"no reachable Sentinel knows a primary of the service {address.service[:64]!r}"
     return str(failure).rstrip(".")
 
 
 def _unreachable(address: RedisAddress, why: str) -> str:
-    hint = "If it has no TLS, begin the URL with redis" if address.tls else "If it wants TLS, begin the URL with rediss"
+    hint = (
+        "If it doesn't use TLS, start the URL with redis"
+        if address.tls
+        else "If it requires TLS, start the URL with rediss"
+    )
     return (
         f"The store at {address} can't be reached: {why or 'it does not answer'}. Start it, or correct its URL. {hint}."
     )

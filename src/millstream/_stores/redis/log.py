@@ -50,7 +50,7 @@ class RedisLog:
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
         if len(data) > MAX_ENTRY:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {MAX_ENTRY} that Redis is given at once.")
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the maximum of {MAX_ENTRY} for Redis.")
         state, keys = self._state, self._keys
         names = [keys.stream(stream), keys.meta(stream), keys.places(state.id), keys.generation]
         place, number = await state.take_place()

@@ -56,7 +56,7 @@ class RedisMap:
 
     async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
         if value is not None and len(value) > MAX_VALUE:
-            raise StoreFull(f"A value of {len(value)} bytes exceeds the {MAX_VALUE} that Redis is given at once.")
+            raise StoreFull(f"A value of {len(value)} bytes exceeds the maximum of {MAX_VALUE} for Redis.")
         names = [self._keys.value(key)]
         if tag_of(key) == HUB:
             kind = key.partition(":")[0]

@@ -106,7 +106,7 @@ class StreamReader:
                 failure = None if self._reading.cancelled() else self._reading.exception()
                 if failure is None:
                     if failures:
-                        _logger.warning("The store is read again.")
+                        _logger.warning("The store can be read again.")
                     failures = 0
                     continue
                 if not isinstance(failure, OSError | LocalError):
@@ -114,7 +114,7 @@ class StreamReader:
                 self._covered = frozenset()
                 failures += 1
                 if failures == 1:
-                    _logger.warning("The store can't be read, which is tried again: %s", failure)
+                    _logger.warning("The store can't be read; retrying: %s", failure)
                 await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
         finally:
             reading, self._reading = self._reading, None
@@ -144,4 +144,4 @@ class StreamReader:
             try:
                 take(at, fields)
             except Exception:  # a failing callback must not end the shared connection
-                _logger.exception("What was heard of the store could not be taken.")
+                _logger.exception("A callback for entries of the store failed.")

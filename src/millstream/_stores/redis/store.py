@@ -132,8 +132,7 @@ class RedisBackend:
         if missing:
             names = ", ".join(each.decode() for each in missing)
             raise LocalError(
-                f"Redis doesn't let the user of the store's URL use {names} on keys of Millstream, which needs them."
-                f" {ALLOW}"
+                f"Redis doesn't permit the user in the store's URL to run {names} on Millstream's keys. {ALLOW}"
             )
 
     async def _run(self) -> None:
@@ -164,7 +163,7 @@ class RedisBackend:
         await self._client.run(script("poke"), [self._wake_key], [])
 
     def _on_new_run(self) -> None:
-        _logger.warning("Redis may have lost data: another server, or another run, has them. Readers get a gap.")
+        _logger.warning("Redis may have lost data, because the primary or its run id changed. Readers get a gap.")
         self._again = True
         if self._restoring is None or self._restoring.done():
             self._restoring = asyncio.create_task(self._restore())

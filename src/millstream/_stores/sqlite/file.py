@@ -184,13 +184,13 @@ class Database:
             return
         if application != APPLICATION:
             raise LocalError(
-                f"{path} is the database of another program. Nothing in it was changed. Name a file of its own for "
-                "the store of Millstream; it's made when it isn't there."
+                f"{path} is the database of another program. Nothing in it was changed. Use the path of a new "
+                "file, which is created when the store is opened."
             )
         if version != VERSION:
             raise LocalError(
-                f"{path} was written by another version of Millstream (its format is {version}, this version knows "
-                f"{VERSION}). Nothing in it was changed. Install that version again, or name another file."
+                f"{path} was written by another version of Millstream (format {version}; this version supports "
+                f"{VERSION}). Nothing in it was changed. Install that version again, or use another file."
             )
 
     def _look_for(self) -> None:
@@ -198,18 +198,18 @@ class Database:
 
         Raises:
             FileVanished: the file was deleted or replaced.
-            StoreUnavailable: its write-ahead log was. The log's content is moved to the database.
+            StoreUnavailable: its write-ahead log was deleted or replaced. The log's content is moved to the database.
         """
         path = self.location.path
         if _identity(path) != self._owned:
             raise FileVanished(
-                f"{path} was deleted, moved or replaced while it was in use. Nothing is stored, because it would be"
-                " lost with this process. Put the file back where it was, or start the server again to go on with what"
-                " is there now."
+                f"{path} was deleted, moved, or replaced while it was in use. Nothing is stored, because it "
+                "would be lost when this process ends. Put the file back, or restart the server to use the "
+                "file that is there now."
             )
         if self._database is not None and self._log is not None and _identity(_log_of(path)) != self._log:
             self.drop()  # writes the log into the database
-            raise StoreUnavailable(f"{_log_of(path)} was deleted or replaced while it was in use. It's made again.")
+            raise StoreUnavailable(f"{_log_of(path)} was deleted or replaced while it was in use. It's created again.")
 
 
 def _create(path: Path) -> None:

@@ -105,14 +105,14 @@ class Items:
             if share and self._shares[kind, share] + growth > self._max_bytes // PART:
                 self._sweep(now)
                 if self._shares[kind, share] + growth > self._max_bytes // PART:
-                    raise ShareFull(f"This share of the store holds its {self._max_bytes // PART} bytes.")
+                    raise ShareFull(f"This share of the store is full: it has {self._max_bytes // PART} bytes.")
         if self._sizes[kind] + growth <= room:
             return
         self._sweep(now)
         if lossy and length + len(key) + ITEM_BYTES <= room:
             self._evict(key, kind, self._sizes[kind] + growth - room)
         if self._sizes[kind] + growth > room:
-            raise StoreFull(f"The store holds its {self._max_bytes} bytes of this kind and takes no further value.")
+            raise StoreFull(f"The store is full: this kind of value has {self._max_bytes} bytes.")
 
     def _evict(self, key: str, kind: str, missing: int) -> None:
         """Drop the oldest lossy values until `missing` bytes are free."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 
-_SHAPE = "Write sqlite:///file.db for a file in the working directory, or sqlite:////folder/file.db for any other."
+_SHAPE = "Use sqlite:///file.db for a file in the working directory, or sqlite:////folder/file.db for an absolute path."
 
 
 class Location(Struct, frozen=True):
@@ -34,16 +34,16 @@ def locate(url: str) -> Location:
     """
     parts = urlsplit(url)
     if parts.netloc:
-        raise LocalError(f"A URL of a SQLite file has three slashes. {_SHAPE}")
+        raise LocalError(f"The URL of a SQLite file must have three slashes. {_SHAPE}")
     name = unquote(parts.path[1:])
     if not name or name.endswith("/") or "\0" in name:
-        raise LocalError(f"The URL names no SQLite file. {_SHAPE}")
+        raise LocalError(f"The URL has no file name. {_SHAPE}")
     full = False
     for option, value in parse_qsl(parts.query, keep_blank_values=True):
         if option != "durability" or value not in ("normal", "full"):
             raise LocalError(
-                "The only option of a SQLite store is ?durability=normal (what is acknowledged survives a crash of the "
-                "program) or ?durability=full (it survives a power loss)."
+                "The only option of a SQLite store is ?durability=normal (acknowledged data survives a crash of "
+                "the program) or ?durability=full (it survives a power loss)."
             )
         full = value == "full"
     return Location(Path(name).absolute(), full)

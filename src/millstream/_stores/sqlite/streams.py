@@ -100,7 +100,7 @@ class Streams:
         run, kind = self._file.run, kind_of(stream)
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the store's log.")
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} bytes of the store's log.")
         row = self._file.one(
             "SELECT id, floor, last, entries, size, sealed, until FROM streams WHERE name=?", (stream,)
         )

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 TOOLS_PATH = "/tools/"
 _CONTENT: Json = {
     "type": "object",
-    "description": "Content blocks, of a tool whose result has no structured value.",
+    "description": "Content blocks of a tool whose result has no structured value.",
     "properties": {"content": {"type": "array", "items": {"type": "object", "required": ["type"]}}},
     "required": ["content"],
 }

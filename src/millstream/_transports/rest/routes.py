@@ -103,8 +103,8 @@ class RestRoutes:
         """Prepare for the tools of a server.
 
         Args:
-            dispatcher: runs them.
-            events: whether the server has the routes of the hub.
+            dispatcher: Runs the tools.
+            events: Whether the server has the routes of the hub.
         """
         # Configuration
         settings = dispatcher.services.settings
@@ -115,8 +115,8 @@ class RestRoutes:
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
         self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
-        """(mount point, relevant scopes) -> the encoded list of tools, and the document made from it. The registry
-        returns the same object for a list until it changes.
+        """(mount point, relevant scopes) -> the encoded list of tools, and the OpenAPI document. The registry returns
+        the same list object until the tools change.
         """
 
     # The dialect
@@ -204,7 +204,7 @@ class RestRoutes:
             lacking = self._dispatcher.services.lacking(tool.scopes)
             return refuse(REFUSED, lacking.message, head=lacking.head)
         if tool.requires:
-            return refuse(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.")
+            return refuse(NEEDS_ANSWERS, f"The tool requires the client capabilities {', '.join(tool.requires)}.")
         try:
             check_text(request.body, self._max_depth)
             arguments = _read_arguments(tool, request.body or b"{}")
@@ -286,7 +286,7 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
     if envelope.jsonrpc != "2.0":
         raise ProtocolError(INVALID_REQUEST, 'Invalid request: "jsonrpc" must be "2.0"')
     if envelope.method not in ("", method):
-        raise ProtocolError(INVALID_REQUEST, f'Invalid request: this path serves the method "{method}"')
+        raise ProtocolError(INVALID_REQUEST, f'Invalid request: this path only accepts the method "{method}"')
     return envelope
 
 

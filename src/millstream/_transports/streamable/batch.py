@@ -26,7 +26,7 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
         ProtocolError: The revision has no batches, or the batch is refused as a whole.
     """
     messages = read_batch(exchange.request.body, exchange.endpoint.services.settings.max_batch)
-    exchange.request.body = b""  # each call has its part, and can run for a day
+    exchange.request.body = b""  # each call has its own part, and can run for a day
     session, revision = await exchange.session()
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")

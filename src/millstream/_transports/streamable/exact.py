@@ -17,8 +17,8 @@ from millstream._transports.streamable.batch import serve_batch
 from millstream._transports.streamable.exchange import LISTEN, StreamableEndpoint, StreamableExchange
 
 _ACCEPTED = Response(b"", 202, b"")
-_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
-_UNREADABLE_STREAM = "Not acceptable: a subscription is answered as text/event-stream"
+_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
+_UNREADABLE_STREAM = "Not acceptable. A subscription is answered with text/event-stream."
 _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
 
@@ -137,7 +137,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     endpoint, request = exchange.endpoint, exchange.request
     sessions = endpoint.sessions
     if sessions is not None and b"mcp-session-id" in request.headers:
-        raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is initialized already", status=400)
+        raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is already initialized", status=400)
     opening = read_initialize(message.params)
     assert message.id is not None  # noqa: S101  the caller has looked
     result = endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
@@ -150,7 +150,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
 
 
 async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Response:
-    """Pass a client's answer to the call that asked, which can be on another worker."""
+    """Pass a client's answer to the call that asked, which may be on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)

@@ -1,4 +1,4 @@
-"""POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` what all share."""
+"""POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` the shared state."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from millstream._transports.streamable.sessions import HttpSessions
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 LISTEN = "subscriptions/listen"
-_JSON_ONLY = "Not acceptable: this server answers as application/json"
+_JSON_ONLY = "Not acceptable. This server answers with application/json."
 
 
 class StreamableEndpoint:
@@ -38,7 +38,7 @@ class StreamableEndpoint:
         self.streams = streams
 
     def open_line(self, call: Call) -> PostReplyChannel:
-        """Return the reply channel of a call that came by POST."""
+        """Return the reply channel of a POST's call."""
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))

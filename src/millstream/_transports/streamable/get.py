@@ -20,8 +20,8 @@ from millstream._transports.streamable.resume import UNKNOWN_EVENT, Resumption
 from millstream._transports.streamable.standalone_stream import StandaloneStreams, is_standalone
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
-_STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found: its streams are gone, initialize again")
-_TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
+_STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
+_TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n")
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
 """A GET without any of these headers is from a client of the first revision."""
 

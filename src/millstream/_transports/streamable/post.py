@@ -56,7 +56,7 @@ class Streamable:
         self._max_depth = settings.max_depth
         self._calls = dispatcher.calls
         self._most = dispatcher.load.max_each
-        """With fewer calls in flight, no caller can be over its limit."""
+        """With fewer calls in flight, no caller can exceed its limit."""
 
     async def post(self, request: HttpRequest) -> Response | None:
         """Serve one POST of any revision."""
@@ -138,7 +138,7 @@ class Streamable:
         try:
             decode = fast.decode
             envelope = decode(request.body)
-        except Exception:  # also of a validator: the exact path reports it
+        except Exception:  # Includes errors of validators, which the exact path reports.
             return None
         params = envelope.params
         meta = params.meta
@@ -171,7 +171,7 @@ class Streamable:
             return None
         try:
             envelope = decode_request(body)
-            meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal made at run time
+            meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal created at runtime
         except (msgspec.DecodeError, RecursionError):
             return None
         method = envelope.method

@@ -23,7 +23,7 @@ from millstream._transports.refusals import too_many_streams
 
 _LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024
-_LOST = "The store did not answer while this call ran, so a part of its stream is lost: try again"
+_LOST = "The store was unavailable while this call ran, so a part of its stream is lost. Try again."
 
 _NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
@@ -205,7 +205,9 @@ class PostReplyChannel:
                 await self._end_log()
         except (StoreUnavailable, StoreFull) as failure:
             if self._kept:
-                _logger.warning("The stream of a call goes on without the store, which keeps nothing now: %s", failure)
+                _logger.warning(
+                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
+                )
             self._kept = False
             if mark == END and self._streams is not None:
                 self._streams.end_later(name, self._end_log)
@@ -217,7 +219,7 @@ class PostReplyChannel:
         await append(services.store, services.settings, self._log_name(), END, lost, None)
 
     async def _end_here(self) -> None:
-        """End the call, because this worker was paused for so long that another one told the client that it's over."""
+        """End the call, because this worker was paused for so long that another worker has already ended the stream."""
         assert self._session is not None  # noqa: S101  only streams of a session are logged
         self.leave()
         self._cancel(self._session.id, self._id)

@@ -16,7 +16,7 @@ from millstream._stores.tail import Tail
 from millstream._transports.refusals import TOO_MANY_STREAMS, refusal
 from millstream._transports.streamable.exchange import EMPTY_STREAM, StreamableEndpoint
 
-UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
+UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 
 
 class Resumption:
@@ -44,10 +44,10 @@ class Resumption:
         self._take_over(name)
         reader = self._readers[name] = _Reader(writer_of(stream))
         try:
-            # Before the client can send a request, because later readers take over from this one.
+            # This runs before the client can send a request, because later readers take over from this one.
             if not await services.peers.tell(ReplyTakeover(name, reader.id)):
                 reader.placed = True
-            if self._readers.get(name) is not reader:  # somebody newer came meanwhile
+            if self._readers.get(name) is not reader:  # a newer reader took over in between
                 return EMPTY_STREAM
             if self._endpoint.streams.full(request):  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
@@ -71,7 +71,7 @@ class Resumption:
                 if mark == END:
                     sink.close()
 
-        def close_on_gap(gap: Gap) -> None:  # whoever resumes behind the last event is told
+        def close_on_gap(gap: Gap) -> None:  # clients that resume after the last event get the error
             sink.close()
 
         tail = Tail(self._endpoint.services.store.log, name, position, take, close_on_gap, drain=sink.drain)

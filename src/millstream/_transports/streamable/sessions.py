@@ -56,8 +56,8 @@ class HttpSessions:
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
-        """Create a session for a handshake, and return it with its sealed id. The store gets only data that the id
-        can't hold. The session's record counts against the share of its creator.
+        """Create a session for a handshake, and return it with its sealed id. The store gets only data that doesn't fit
+        into the id. The session's record counts against the share of its creator.
 
         Unknown capabilities above the limits are dropped, and the session begins with those in the id, so a flood of
         handshakes can't prevent others.
@@ -162,7 +162,7 @@ class HttpSessions:
         self._remembered[value] = known
 
     async def end(self, session: Session, owner: str) -> bool:
-        """Write the tombstone of a session. Return False if the caller has too many.
+        """Write the tombstone of a session. Return False if the caller has ended too many.
 
         Raises:
             ProtocolError: The store is full.

@@ -1,4 +1,4 @@
-"""The stand-alone stream of a session, with hints about changed state. The newest GET wins.
+"""The stand-alone stream of a session, which carries hints about changed state. The newest GET wins.
 
 Hints aren't logged. A client that resumes gets hints about everything that may have changed while it was away.
 """
@@ -178,7 +178,7 @@ class StandaloneStreams:
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)
         try:
-            # Before the client can send a request, because other workers learn of later streams afterward.
+            # This runs before the client can send a request, because other workers learn of later streams afterward.
             if not await peers.tell(StandaloneTakeover(session.id, standing.id)):
                 standing.placed = True
             if standing.over:

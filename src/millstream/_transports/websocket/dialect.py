@@ -1,6 +1,6 @@
-"""The small JSON dialect of a WebSocket without the subprotocol ``mcp``: tool calls, channels, and JSON-RPC as well.
+"""The small JSON dialect of a WebSocket without the subprotocol ``mcp``: tool calls, channels, and JSON-RPC.
 
-Each message is an object with a ``type``; an ``id`` (text or number) comes back with its answer. ::
+Each message is an object with a ``type``. An ``id`` (text or number) is returned with its answer. ::
 
     {"type": "mcp_call", "tool", "arguments"?}                    {"type": "mcp_result", "tool", "result"}
     {"type": "subscribe", "channel"?, "last_event_id"?, "name"?, "history"?}
@@ -143,7 +143,7 @@ class Dialect:
         self._dispatcher = dispatcher
         self._hub = hub
         self._gates = gates
-        """Called before each subscription and publication."""
+        """Functions called before each subscription and publication."""
         # Connection
         self._connection = connection
         self._outbox = outbox
@@ -194,7 +194,7 @@ class Dialect:
         found = _VERBS.get(head.type)
         if found is None:
             raise ProtocolError(
-                METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Known are {', '.join(_VERBS)}, and JSON-RPC."
+                METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Use one of {', '.join(_VERBS)}, or JSON-RPC."
             )
         decode, verb = found
         await verb(self, decode(data), head.id)
@@ -203,7 +203,7 @@ class Dialect:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
     def _refuse(self, id: Raw, exc: ProtocolError) -> int:
-        # Not in `take`: an error kept there would keep its frame, and with it the message.
+        # Outside of `take`, because an error kept there would keep its frame and the message.
         error = projection.error(exc, NEWEST_HANDSHAKE)
         return self._fail(id, error.code, error.message)
 
@@ -235,7 +235,7 @@ class Dialect:
         call = silent_call(
             NEWEST_HANDSHAKE,
             "tools/call",
-            # Copied, so that a running call doesn't keep the whole message.
+            # Copied, so a running call doesn't keep the whole message in memory.
             encode({"name": message.tool, "arguments": message.arguments}),
             origin=self._connection,
             transport="websocket",
@@ -260,7 +260,7 @@ class Dialect:
 
     def _need_hub(self) -> Hub:
         if self._hub is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Serve the hub to have them.")
+            raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Start it with --serve hub.")
         return self._hub
 
     async def _pass_gates(self) -> None:
@@ -272,7 +272,7 @@ class Dialect:
         hub, channel = self._need_hub(), message.channel
         await self._pass_gates()
         if channel in self._subscriptions:
-            raise ProtocolError(INVALID_REQUEST, f"This socket has subscribed to {channel!r} already.")
+            raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
         if len(self._subscriptions) >= most:
             raise TooMany("channels of one socket", most)
@@ -294,7 +294,7 @@ class Dialect:
         """Unsubscribe from a channel."""
         subscription = self._subscriptions.pop(message.channel, None)
         if subscription is None:
-            raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
+            raise ProtocolError(INVALID_PARAMS, f"This socket isn't subscribed to {message.channel[:80]!r}.")
         self._outbox.forget(subscription.handle_close)
         subscription.handle_close()
         self._reply(id, "unsubscribed", channel=message.channel)

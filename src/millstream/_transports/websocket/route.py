@@ -1,10 +1,10 @@
 """The WebSocket route, an ASGI handler: JSON-RPC if the client offers the subprotocol ``mcp``, else the dialect.
 
-Host, Origin, and credentials are checked before the socket is accepted; query parameters are never credentials. Every
+Host, Origin, and credentials are checked before the socket is accepted. Query parameters are never credentials. Every
 message is one text frame. Close codes: 1001 the server stops (after answering pending requests) or the socket reached
-its maximum age, 1003 a binary frame, 1008 its credential ended, 1009 a message over the limit, 1011 an internal error,
-1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the
-closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
+its maximum age, 1003 a binary frame, 1008 the credential has expired or was revoked, 1009 a message over the limit,
+1011 an internal error, 1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished
+messages, pings, and the closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
 """
 
 import asyncio
@@ -36,8 +36,8 @@ MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 SUBPROTOCOL = "mcp"
 _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
-_STOPS = "The server stops"
-_AGED = "Open for as long as it may be (stream_age): connect again, and resume with the last id"
+_STOPS = "The server is stopping"
+_AGED = "The connection reached its maximum age (stream_age). Reconnect, and resume with the last id."
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
@@ -99,9 +99,9 @@ class WebSocketRoute:
         outbox = self._outbox(scope, send)
         connection = self._connection(peer, outbox)
         self._sockets[outbox] = asyncio.current_task()
-        # Pings of the protocol keep the socket alive. SSE comments don't apply.
+        # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
         end = partial(self._end, outbox)
-        dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
+        dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token is no longer valid. Sign in again.")
         self._streams.add(
             outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
             finish=connection.finish, until=expiry_of(peer.principal),
@@ -136,7 +136,7 @@ class WebSocketRoute:
             await asyncio.wait(tasks, timeout=seconds)
 
     def _end(self, outbox: Socket) -> None:
-        """Close a socket because the server stops or the socket reached its maximum age."""
+        """Close a socket, because the server is stopping or the socket reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
     async def _admit(self, scope: Scope) -> SocketPeer | Response:
@@ -210,16 +210,16 @@ class WebSocketRoute:
                     return
                 text = message.get("text")
                 if text is None:
-                    code, reason = UNSUPPORTED_DATA, "Messages are text"
+                    code, reason = UNSUPPORTED_DATA, "Messages must be text"
                     return
                 data = text.encode()
                 if len(data) > self._settings.max_message:
-                    code, reason = TOO_BIG, f"A message has at most {self._settings.max_message} bytes"
+                    code, reason = TOO_BIG, f"A message must have at most {self._settings.max_message} bytes"
                     return
                 del message, text
                 await take(data)
                 del data  # the next message may be long in coming
-                # A packet may contain thousands of calls: let them answer, then check whether the peer reads.
+                # A packet may contain thousands of calls. Answer them first, then check whether the peer reads.
                 await asyncio.sleep(0)
                 await outbox.drain()
         except asyncio.CancelledError:

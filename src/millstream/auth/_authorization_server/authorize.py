@@ -234,7 +234,10 @@ class AuthorizationEndpoint:
             if await self._may_skip(user, client, authorization, scopes):
                 return await self._go_back(authorization, user, login, scopes)
         if "none" in authorization.prompt:
-            error, text = "login_required" if user is None else "consent_required", "The user has to be asked."
+            error, text = (
+                "login_required" if user is None else "consent_required",
+                "The user must sign in or give consent.",
+            )
             answer = self._requests.refuse(authorization.redirect_uri, authorization.state, error, text)
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
@@ -405,8 +408,8 @@ class AuthorizationEndpoint:
 
 
 def _agreed_key(user: User, client: OAuthClient) -> str:
-    """Return the key for consents of this account: another account of the same name, or a new password, starts
-    afresh.
+    """Return the key for consents of this account. Another account of the same name, or a new password, doesn't inherit
+    them.
     """
     who = f"{len(user.subject)}:{user.subject}{user.since}"
     return f"oauth-agreed:{digest(f'{len(who)}:{who}{client.id}')}"

@@ -37,7 +37,8 @@ _FAILURES = Rate(30, 60)
 _AT_ONCE = 8
 """Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
 _PROOFS = Rate(600, 60)
-"""Maximum assertions per address from self-registered clients. Each one is remembered, and must leave others room."""
+"""Maximum assertions per address from self-registered clients. Each one is remembered, and must leave space for others.
+"""
 _MAX_KEYS = 256
 MayFetch = Callable[[], bool]
 

@@ -98,7 +98,7 @@ class Identities:
         issuer = read_payload(assertion).get("iss")
         keys = self._keys.get(issuer) if isinstance(issuer, str) else None
         if keys is None:
-            raise _invalid_grant("The grant is not from an identity provider that is accepted here.")
+            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
         for key in await keys.find(header.kid, header.alg):
             try:
                 return cast("str", issuer), verify(assertion, key, header.alg)

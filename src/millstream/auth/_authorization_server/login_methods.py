@@ -86,7 +86,7 @@ class UpstreamLogin(Protocol):
         ...
 
     async def finish(self, callback: Callback) -> User:
-        """Return the user who came back.
+        """Return the user who returned from the login.
 
         Raises:
             SignInFailed: the login failed, or the user may not sign in.

@@ -1,6 +1,6 @@
 """`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified, and get few rights.
 
-Unused registrations are dropped after a day, or when others need the room. Registrations are limited per address.
+Unused registrations are dropped after a day, or when others need the space. Registrations are limited per address.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Typed state of the authorization server in the server's store.
 
-Kinds of values have separate room: values that anyone can create without signing in are `lossy`, so a flood displaces
-only its own kind; what a user has granted is never lost early.
+Each kind of value has its own space. Values that anyone can create without signing in are `lossy`, so a flood displaces
+only its own kind. What a user has granted is never lost early.
 """
 
 from collections.abc import Callable

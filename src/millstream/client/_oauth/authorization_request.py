@@ -69,7 +69,7 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
     if named is not None and named != issuer.issuer:
         raise AccessDenied(f"The login response is from {brief(named)}, but the request went to {issuer.issuer}.", 401)
     if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"{issuer.issuer} promises to identify itself in its responses, but did not.", 401)
+        raise AccessDenied(f"{issuer.issuer} announces that it identifies itself in its responses, but it didn't.", 401)
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
         raise AccessDenied("The login response belongs to another login.", 401)
     if "code" not in answer:

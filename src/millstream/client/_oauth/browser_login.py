@@ -41,12 +41,12 @@ class Loopback:
         """
         assert self._came is not None  # noqa: S101  it was opened
         if await asyncio.to_thread(webbrowser.open, url) is False:
-            _logger.warning("No browser could be opened. Open this address yourself, on this machine: %s", url)
+            _logger.warning("No browser could be opened. Open this address in a browser on this machine: %s", url)
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await self._came
         except TimeoutError as exc:
-            raise AccessDenied(f"The login was not completed within {_PATIENCE:g} seconds. Try again.", 401) from exc
+            raise AccessDenied(f"The login wasn't completed within {_PATIENCE:g} seconds. Try again.", 401) from exc
 
     async def close(self) -> None:
         """Stop listening."""

@@ -58,7 +58,7 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
         AccessDenied: the issuer refused.
     """
     if not issuer.registration_endpoint:
-        raise AccessDenied(f"{issuer.issuer} does not support client registration.", 401, remedy=_REMEDY)
+        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", 401, remedy=_REMEDY)
     about = {
         "client_name": name,
         "redirect_uris": [redirect],

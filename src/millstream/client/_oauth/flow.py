@@ -326,7 +326,7 @@ class OAuth:
     ) -> PendingAuthorization:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(
-                f"{issuer.issuer} does not support PKCE with S256, so its authorization codes could be stolen.", 401
+                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen.", 401
             )
         if not issuer.authorization_endpoint:
             raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't log in.", 401)

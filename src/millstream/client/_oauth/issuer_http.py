@@ -59,7 +59,7 @@ async def fetch(
             seconds=_PATIENCE, connect_seconds=_TIMEOUT, dial=outbound.dial, context=outbound.tls,
         )  # fmt: skip
     except TimeoutError as exc:
-        raise ConnectFailed(f"{where.origin} did not answer within {_PATIENCE:g} seconds.") from exc
+        raise ConnectFailed(f"{where.origin} didn't answer within {_PATIENCE:g} seconds.") from exc
     except AddressRefused as exc:
         raise ConnectFailed(
             f"Requests to {where.origin} are refused: it's not on the public Internet.", remedy=_GUARDED
@@ -78,7 +78,7 @@ def parse_secure(url: str) -> Url:
     """
     where = parse(url)
     if not where.secure and where.host not in _LOOPBACK:
-        raise AccessDenied(f"{url} is not protected by https, so credentials can't be sent there.", 401)
+        raise AccessDenied(f"{url} doesn't use https, so credentials can't be sent there.", 401)
     return where
 
 
@@ -95,7 +95,7 @@ def refuse_local(place: str, named_by: Url) -> str:
         return place  # nothing can be sent there
     if here and not _is_here(named_by.host):
         raise AccessDenied(
-            f"{named_by} names {place}, which is on this machine, but is not on this machine itself.", 401
+            f"{named_by} refers to {place}, which is on this machine, but isn't on this machine itself.", 401
         )
     return place
 

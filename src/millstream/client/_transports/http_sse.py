@@ -68,8 +68,8 @@ class HttpSseTransport:
                 await named
         except TimeoutError as exc:
             if reply is None:
-                raise ConnectFailed(f"{url.origin} did not answer within {self._timeout:g} seconds.") from exc
-            raise NotMcp(f"{url} opens an event stream, but does not send what an MCP server sends.") from exc
+                raise ConnectFailed(f"{url.origin} didn't answer within {self._timeout:g} seconds.") from exc
+            raise NotMcp(f"{url} opens an event stream, but doesn't send the endpoint event of an MCP server.") from exc
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max)
@@ -91,7 +91,7 @@ class HttpSseTransport:
             self._duplex.end(ConnectionLost("The server closed the event stream."))
             reader.close()
             if not named.done():
-                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream at once."))
+                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
                 named.exception()
 
     def _name(self, reference: str, named: asyncio.Future[None]) -> None:
@@ -99,7 +99,7 @@ class HttpSseTransport:
         try:
             target = url.join(reference)
             if target.origin != url.origin:  # credentials are only sent to this origin
-                raise NotMcp(f"{url} asks for messages to be sent to another server, {target.origin}.")
+                raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
         except ClientError as exc:
             if not named.done():
                 named.set_exception(exc)
@@ -131,7 +131,7 @@ class HttpSseTransport:
         if reply.stream is not None:
             reply.stream.close()
         if reply.status >= 300:
-            raise ConnectionLost(f"The server refused a message with status {reply.status}.")
+            raise ConnectionLost(f"The server rejected a message with status {reply.status}.")
 
     async def close(self) -> None:
         """Close the stream, which ends the session."""

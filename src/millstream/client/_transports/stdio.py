@@ -32,7 +32,7 @@ _MAX_LAST = 400
 _LAST_WORDS = 1.0
 LAST_OUTPUT = " Its last output: "
 _NEVER_SERVED = (
-    "It ended without serving: start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
+    "It exited without serving. Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
 )
 _KEPT = 4096
 """Maximum bytes of standard error to keep."""
@@ -164,7 +164,7 @@ class StdioTransport:
                 start_new_session=sys.platform != "win32",  # so that its child processes end with it
             )
         except OSError as exc:
-            raise ConnectFailed(f"{command.argv[0]} could not be started: {exc.strerror or exc}.") from exc
+            raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
 
     def set_revision(self, revision: Revision) -> None:
         """Do nothing: this transport doesn't depend on the revision."""
@@ -218,8 +218,8 @@ class StdioTransport:
                 if self._noise > _MAX_NOISE:
                     self._over(
                         BadAnswer(
-                            "The server writes text to its standard output, where only messages are "
-                            "allowed. Make it log to standard error."
+                            "The server writes text to its standard output, which is reserved for messages. "
+                            "Make it log to standard error."
                         )
                     )
         if self._duplex.fault is not None:

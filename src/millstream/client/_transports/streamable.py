@@ -147,7 +147,7 @@ class StreamableTransport:
             if reply.status >= 300:
                 raise self._trouble(reply) from exc
             _check_coding(reply)
-            raise BadAnswer(f"The server's response is not an MCP message. {exc.message}.") from exc
+            raise BadAnswer(f"The server's response isn't an MCP message. {exc.message}.") from exc
         # Errors about unreadable requests have no id, or one of the server's own.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
             raise wrong_id(request, message)
@@ -159,13 +159,13 @@ class StreamableTransport:
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} is not an MCP endpoint: it responds with {reply.status} and {kind}."
+            what = f"{url} isn't an MCP endpoint: it responds with {reply.status} and {kind}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.passing:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         rather = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} is not an MCP endpoint: it responds with {reply.status}{rather}.")
+        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{rather}.")
 
     # Streams
 
@@ -337,7 +337,7 @@ def _check_coding(reply: HttpReply) -> None:
     if coding not in ("", "identity"):
         if reply.stream is not None:
             reply.stream.close()
-        raise BadAnswer("The server compresses its responses, although the client doesn't ask for that.")
+        raise BadAnswer("The server compressed its response, although the client didn't request compression.")
 
 
 def _session_id(reply: HttpReply) -> str:

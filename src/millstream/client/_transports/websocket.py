@@ -118,20 +118,20 @@ class WebSocketTransport:
             raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
-                f"{url.origin} does not speak TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
+                f"{url.origin} doesn't speak TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
             ) from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
-            raise NotMcp(f"{url} is not a WebSocket: {exc}.", remedy=_elsewhere(url)) from exc
+            raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_elsewhere(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
-            what = f"{url.origin} did not accept a WebSocket within {self._timeout:g} seconds."
+            what = f"{url.origin} didn't accept a WebSocket within {self._timeout:g} seconds."
             raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
-            raise NotMcp(f"{url} is a WebSocket, but not for MCP: it does not accept the subprotocol mcp.")
+            raise NotMcp(f"{url} is a WebSocket, but not for MCP: it doesn't accept the subprotocol mcp.")
         self._socket = socket
         self._background.start(self._read(socket))
 
@@ -188,11 +188,11 @@ def _refusal(url: Url, reply: Response) -> ClientError:
     status = reply.status_code
     if status in (401, 403):
         return AccessDenied(
-            f"{url} refuses the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
+            f"{url} rejects the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
         )
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
-    return NotMcp(f"{url} is not a WebSocket: it responds with status {status}.", remedy=_elsewhere(url))
+    return NotMcp(f"{url} isn't a WebSocket: it responds with status {status}.", remedy=_elsewhere(url))
 
 
 def _elsewhere(url: Url) -> str:

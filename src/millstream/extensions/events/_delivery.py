@@ -324,7 +324,7 @@ class EventDelivery:
         self._outbox = outbox
         self._trouble = LogOnce(
             _logger,
-            f"Webhooks of {kind.name!r} can't be delivered, which is tried again",
+            f"Webhooks of {kind.name!r} can't be delivered; retrying",
             f"Webhooks of {kind.name!r} are delivered again.",
         )
         self._targets: dict[str, Target] = {}
@@ -710,8 +710,8 @@ class EventDelivery:
         """Renew the lease and save the progress."""
         trouble = LogOnce(
             _logger,
-            f"The progress of webhooks of {self.kind.name!r} can't be kept, which is tried again",
-            f"The progress of webhooks of {self.kind.name!r} is kept again.",
+            f"The progress of webhooks of {self.kind.name!r} can't be stored; retrying",
+            f"The progress of webhooks of {self.kind.name!r} can be stored again.",
         )
         while not self._lapsed and not self._is_over():
             await asyncio.sleep(_FLUSH)

@@ -205,4 +205,4 @@ class _Follower:
 
 
 def _unknown() -> ProtocolError:
-    return ProtocolError(INVALID_PARAMS, "Unknown task: there is none of this id, or its time to live is over.")
+    return ProtocolError(INVALID_PARAMS, "Unknown task. Its id is wrong, or it has expired.")

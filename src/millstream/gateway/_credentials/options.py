@@ -53,7 +53,7 @@ class Secret(
     env: str = ""
     """Environment variable."""
     file: str = ""
-    """File. It's read again when the upstream refuses the secret, so a rotated one takes effect without a restart."""
+    """The file with the secret. It's read again when the upstream refuses the secret, so rotation needs no restart."""
     text: SecretText | None = None
     """The secret itself, only in programs. See `secret`."""
 
@@ -249,7 +249,7 @@ def client_credentials(
     secret_in_form: bool = False,
     private_addresses: bool = False,
 ) -> ClientCredentials:
-    """Send an access token of the gateway's own: ``auth=client_credentials("gw", Secret(env="S"),
+    """Send an access token of the gateway itself: ``auth=client_credentials("gw", Secret(env="S"),
     issuer="https://…")``.
 
     All workers share one token, and one of them renews it before it expires.

@@ -52,13 +52,13 @@ class ParentSignals:
     def _take(self, number: int) -> None:
         if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
             if not self.stop.is_set():
-                logger.info("Restarting all workers; the current ones stop when the new ones are ready")
+                logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
                 self.restart.set()
         elif not self.stop.is_set():
-            logger.info("Stopping. Press Ctrl-C again to stop at once.")
+            logger.info("Stopping. Press Ctrl-C again to stop immediately.")
             self.stop.set()
         elif number == signal.SIGINT and not self.force.is_set():
-            logger.warning("Stopping at once after a second Ctrl-C")
+            logger.warning("Stopping immediately after a second Ctrl-C")
             self.force.set()
 
 

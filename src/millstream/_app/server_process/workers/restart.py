@@ -18,8 +18,8 @@ def own_command() -> list[str]:
     if file is None and spec is None and "-c" not in arguments:
         raise CommandError(
             "Several workers require a program that can be started again.",
-            why="This one isn't in a file, but was typed in or came from standard input.",
-            fix="Put it into a file and start that.",
+            why="This program isn't in a file. It was typed in, or came from standard input.",
+            fix="Put it into a file and start that file.",
         )
     if file is not None and spec is None:
         # The program may have changed its directory since; Python has made the file name absolute.

@@ -25,7 +25,9 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
     """
     if workers == 1 or not SPREADS:
         if workers > 1:
-            logger.info("All workers accept from one socket here, so some may get more connections than others")
+            logger.info(
+                "All workers accept from one socket on this platform, so some may get more connections than others."
+            )
         return [listen(host, port)]
     # An unshared bind detects existing listeners; a shared one keeps the port that the kernel has picked.
     with listen(host, port, shared=not port) as first:

@@ -90,7 +90,7 @@ class Supervisor:
                 store = await stack.enter_async_context(self._store())
             except OSError as exc:
                 raise CommandError(
-                    "The parent of the workers can't create the socket of its store.",
+                    "The workers' parent process can't create the socket of its store.",
                     why=str(exc),
                     fix="Set TMPDIR to a folder that this program may write to.",
                 ) from exc
@@ -198,7 +198,7 @@ class Supervisor:
                     logger.error("%s; starting another", exc.error.what.rstrip("."))
                     continue
                 tell_failure(exc.error)
-                logger.error("The restart failed, and the current workers keep serving")
+                logger.error("The restart failed. The current workers keep serving.")
                 crew.leave(new)
                 crew.fill()
                 return
@@ -228,8 +228,8 @@ class Supervisor:
         try:
             await asyncio.wait((ready, overtaken), return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
-                what = f"Worker {slot.number} didn't get ready, and was given up for the next restart."
-                raise NotStarted(CommandError(what, why="Your program is still starting, or hangs."))
+                what = f"Worker {slot.number} didn't become ready before the next restart, and was stopped."
+                raise NotStarted(CommandError(what, why="Your program is still starting, or it hangs."))
             ready.result()
         finally:
             ready.cancel()
@@ -239,7 +239,7 @@ class Supervisor:
 def _given_up(slot: Slot) -> NotStarted:
     what = f"Each new process for worker {slot.number} was killed before all were ready."
     return NotStarted(
-        CommandError(what, why="They are killed by another process, or by the kernel for lack of memory.")
+        CommandError(what, why="They were killed by another process, or by the kernel for lack of memory.")
     )
 
 

@@ -173,7 +173,7 @@ class WorkerStops:
             self._stand_in.look(message.seats)
 
     def _stop_without_parent(self) -> None:
-        """Stop without the parent, because the next server needs the address at once."""
+        """Stop without the parent, because the next server needs the address immediately."""
         self._loop.remove_reader(self._place.line.end.fileno())
         logger.warning("The parent process is gone, so this worker stops, too")
         self._stop(DrainTimes())

@@ -66,7 +66,7 @@ class WorkerPool:
         """Start a process. If it serves and then dies, it's replaced automatically.
 
         Raises:
-            NotStarted: the system has no room for a process.
+            NotStarted: the system can't start another process.
         """
         numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.slots}
         mine = numbers.pop(slot.number)
@@ -75,7 +75,7 @@ class WorkerPool:
         try:
             child = WorkerProcess(self._command, hello, environment=self._environment, on_left=self._handle_departure)
         except OSError as exc:
-            raise NotStarted(CommandError(f"Worker {slot.number} could not be started.", why=str(exc))) from exc
+            raise NotStarted(CommandError(f"Worker {slot.number} couldn't be started.", why=str(exc))) from exc
         self.children[child] = slot
         self._spawn(self._look_after(child))
         return child
@@ -157,11 +157,11 @@ class WorkerPool:
 
     async def _watch(self, child: WorkerProcess) -> None:
         if await child.stands_still():
-            logger.error("%s has been unresponsive for %g s, and is killed", child, child.watchdog)
+            logger.error("%s has been unresponsive for %g s and will be killed", child, child.watchdog)
             child.signal(signal.SIGKILL)
 
     def _handle_departure(self, child: WorkerProcess) -> None:
-        """Handle a process that stops, because it said so or received SIGTERM."""
+        """Handle a process that announced its exit or received SIGTERM."""
         if not child.leaves:
             child.leaves = True
             self._mend(self.children[child], f"{child} was stopped")
@@ -233,7 +233,7 @@ async def _close(children: Sequence[WorkerProcess], sockets: Sequence[socket.soc
 
 
 def _kill(child: WorkerProcess) -> None:
-    logger.error("%s did not stop in time, and is killed", child)
+    logger.error("%s didn't stop in time and will be killed", child)
     child.signal(signal.SIGKILL)
 
 
