@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 from _pytest.runner import runtestprotocol
 
-import generated  # noqa: F401  loads the profile of Hypothesis
+import property_settings  # noqa: F401  loads the profile of Hypothesis
 from processes import Tests
 
 

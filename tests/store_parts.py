@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 import pytest
 
 from dict_backend import Data, DictBackend, void
-from generated import NIGHTLY
 from millstream._stores import open_store
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position, Store
 from millstream._stores.local.server import LocalServer
@@ -22,6 +21,7 @@ from millstream._stores.tail import Tail
 from millstream._stores.tally import Tally
 from nats_parts import NatsBacking
 from patience import WAIT
+from property_settings import NIGHTLY
 from redis_parts import ClusterBacking, RedisBacking, SentinelBacking, until
 
 TTL = 300.0

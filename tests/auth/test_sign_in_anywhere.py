@@ -16,15 +16,15 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from generated import NIGHTLY
 from http_peer import NOBODY
 from issuer_world import Issuer, claims, issuing, token
 from issuing_world import VERIFIER, challenge
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
 from processes import ROOT, free_port, millstream
+from property_settings import NIGHTLY
 from redis_parts import RedisServer
-from web.guarded import Guarded, guarded
+from web.token_server import Guarded, guarded
 from wire import POST, request
 from workers_world import started
 

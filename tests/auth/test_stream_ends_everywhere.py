@@ -17,13 +17,13 @@ from auth.test_stream_ends import KEPT, open_stream, rest_of
 from auth_world import STREAM, Guarded
 from cases import for_each
 from four_workers import somewhere
-from generated import NIGHTLY
 from http_peer import Peer, Running
 from issuing_world import VERIFIER
 from millstream.auth._authorization_server.user_file import UserFile
 from millstream.auth._key_file import KeyFile
 from patience import WAIT
 from processes import free_port, millstream
+from property_settings import NIGHTLY
 from redis_parts import RedisServer
 from workers_world import started
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from generated import NIGHTLY
+from property_settings import NIGHTLY
 
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 NEWEST = REVISIONS[-1]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from behaviour.client_setup import Processes, open_client
 from behaviour.combinations import Combination
 from behaviour.harness import Client
-from behaviour.opening import Processes, open_client
 
 Connect = Callable[..., Awaitable[Client]]
 

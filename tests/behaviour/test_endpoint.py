@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from behaviour.client_setup import server_for
 from behaviour.combinations import Combination, marked
 from behaviour.conftest import Connect
 from behaviour.exchanges import Http, serve_http
 from behaviour.judge import judge_of
 from behaviour.links import ACCEPT, SseLink
-from behaviour.opening import server_for
 from cases import for_each
 
 JSON = {"content-type": "application/json", "accept": ACCEPT}

@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from cli.test_faults import run
-from client.rude import Asked, discovering, rude
+from client.misbehaving_servers import Asked, discovering, rude
 from millstream._cli.commands.bench import LatencyTally, format_duration
 from processes import ROOT, Shared, millstream, shared
 

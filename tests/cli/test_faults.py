@@ -18,7 +18,7 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from client.rude import Asked, Behave, discovering, rude
+from client.misbehaving_servers import Asked, Behave, discovering, rude
 from command_line import CliRunner
 from millstream._cli.program import program
 from millstream.client import _connector as connector

@@ -14,7 +14,7 @@ import pytest
 from cases import for_each
 from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
-from client.rude import DONE, OFFER, Asked, rude
+from client.misbehaving_servers import DONE, OFFER, Asked, rude
 from millstream._cli import connect_options as connecting
 from millstream._cli.chat.console_prompts import choices_of, problem_of
 from millstream._cli.connect_options import value_of

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from client.watched import waits
+from client.watch_parts import waits
 from millstream.client import _connector as connector
 
 

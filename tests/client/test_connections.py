@@ -13,7 +13,18 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from client.rude import DONE, GREETING, OFFER, Asked, assert_readable, discovering, fails, greeting, read_request, rude
+from client.misbehaving_servers import (
+    DONE,
+    GREETING,
+    OFFER,
+    Asked,
+    assert_readable,
+    discovering,
+    fails,
+    greeting,
+    read_request,
+    rude,
+)
 from millstream import Client
 from millstream.client._errors import (
     AccessDenied,

@@ -18,8 +18,8 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from cases import for_each
-from client.rude import GREETING, Asked, discovering, rude
-from client.watched import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
+from client.misbehaving_servers import GREETING, Asked, discovering, rude
+from client.watch_parts import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
 from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import AccessDenied, ClientError, Failure, NotMcp

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, assert_readable, discovering, fails, greeting, rude
+from client.misbehaving_servers import DONE, Asked, assert_readable, discovering, fails, greeting, rude
 from millstream import Client
 from millstream.client._errors import (
     BadAnswer,

@@ -16,7 +16,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from cases import for_each
-from client.rude import GREETING, Asked, assert_readable, rude
+from client.misbehaving_servers import GREETING, Asked, assert_readable, rude
 from millstream import Client
 from millstream.client import (
     BadAnswer,

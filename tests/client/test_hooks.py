@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from client.rude import GREETING, OFFER, Asked, greeting, rude
+from client.misbehaving_servers import GREETING, OFFER, Asked, greeting, rude
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import Revision
 from millstream.client import Options

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, Asked, discovering, rude
 from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream._http.client.url import parse

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, assert_readable, discovering, rude
+from client.misbehaving_servers import DONE, Asked, assert_readable, discovering, rude
 from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from client.rude import DONE, OFFER, Asked, assert_readable, discovering, fails, greeting, rude
+from client.misbehaving_servers import DONE, OFFER, Asked, assert_readable, discovering, fails, greeting, rude
 from millstream import Client
 from millstream.client import BadAnswer, NoAnswer, Options, TooLarge
 from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError

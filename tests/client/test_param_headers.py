@@ -2,7 +2,7 @@
 
 import json
 
-from client.rude import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, Asked, discovering, rude
 from millstream import Client
 
 SCHEMA = {

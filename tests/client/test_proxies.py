@@ -14,7 +14,7 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from client.rude import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
+from client.misbehaving_servers import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
 from millstream import Client
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import parse

@@ -3,7 +3,7 @@
 import pytest
 
 from cases import for_each
-from client.walk import FILE, shop, walk
+from client.feature_walk import FILE, shop, walk
 from millstream._protocol.revisions import BY_DATE
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cases import for_each
-from client.walk import FILE, walk
+from client.feature_walk import FILE, walk
 from millstream._protocol.revisions import BY_DATE
 from processes import Shared, millstream, shared
 

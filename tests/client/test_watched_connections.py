@@ -16,9 +16,9 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from client.rude import OFFER, Asked, rude
-from client.walk import FILE, SUBSCRIBED
-from client.watched import AGAIN, NOTE, for_ever, gets, greetings, session, true, until_other_than_again
+from client.feature_walk import FILE, SUBSCRIBED
+from client.misbehaving_servers import OFFER, Asked, rude
+from client.watch_parts import AGAIN, NOTE, for_ever, gets, greetings, session, true, until_other_than_again
 from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import ClientError, ConnectionLost

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from conformance.official import PATIENT, SELECTIONS, Report, run_suite
-from fronts import NEEDS_NGINX, nginx
 from patience import WAIT
 from processes import NODE, ROOT, free_port, millstream, serving, uvicorn
+from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
 pytestmark = pytest.mark.server

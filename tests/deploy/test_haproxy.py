@@ -8,10 +8,10 @@ from contextlib import ExitStack, asynccontextmanager, closing
 
 import pytest
 
-from fronts import NEEDS_HAPROXY, haproxy
 from millstream.client import Client
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
+from proxies import NEEDS_HAPROXY, haproxy
 from redis_parts import RedisServer, until
 
 pytestmark = [pytest.mark.server, NEEDS_HAPROXY]

@@ -1,8 +1,8 @@
 """README, the tutorial and every how-to, typed: into an empty folder, with the package installed from its wheel.
 
 Nothing of the project is within reach but what the page has one write, and the clone where the page begins with one.
-The packages that pip would get from the index are those of the tests' own environment. `typed_tables.py` lists what is
-done in another way than the page has it.
+The packages that pip would get from the index are those of the tests' own environment. `typed_page_exceptions.py` lists
+what is done in another way than the page has it.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from processes import ROOT
 from reader_world import INITIALIZE, Other, Reader, Typed, Written, install, steps
 from redis_parts import RedisServer
 from scripts.docs import blocks
-from typed_tables import CLONE, INSTEAD, LEFT_OUT, PAGES, Page
+from typed_page_exceptions import CLONE, INSTEAD, LEFT_OUT, PAGES, Page
 
 pytestmark = pytest.mark.server
 

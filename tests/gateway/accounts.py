@@ -27,7 +27,7 @@ from millstream.gateway import per_user_oauth
 from patience import WAIT
 from processes import free_port
 
-from client.rude import Asked, rude  # isort: skip
+from client.misbehaving_servers import Asked, rude  # isort: skip
 
 ALICE = "key-of-alice-0123456789"
 BOB = "key-of-bob-0123456789"

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
-from client.rude import Asked, rude
+from client.misbehaving_servers import Asked, rude
 from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, unacceptable, world
 from issuer_world import issuing
 from millstream import Server, auth

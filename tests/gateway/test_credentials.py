@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import ValidationError, convert
 
-from client.rude import OFFER, Asked, rude
+from client.misbehaving_servers import OFFER, Asked, rude
 from gateway.accounts import ALICE, BOB, gateway, unacceptable, world
 from http_peer import serve
 from issuer_world import claims as said_of

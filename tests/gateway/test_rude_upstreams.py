@@ -13,7 +13,7 @@ from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from client.rude import Asked, rude
+from client.misbehaving_servers import Asked, rude
 from fleet import until
 from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.walk import resources, tools
+from client.feature_walk import resources, tools
 from millstream.client import Client, Options
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving

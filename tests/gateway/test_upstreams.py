@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.walk import changes, resources, tools
+from client.feature_walk import changes, resources, tools
 from gateway.library import LINKED, PICTURE, SOUND, library
 from millstream import Server
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from cases import for_each
-from generated import examples
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, InvalidName
+from property_settings import examples
 
 
 async def test_mailbox_messages_wait_for_an_absent_client() -> None:

@@ -92,10 +92,10 @@ def plain(shared_plain: Shared) -> str:
 
 @pytest.fixture(scope="session")
 def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """`crowded.py` with the pages."""
+    """`large_shop.py` with the pages."""
 
     def command(port: int) -> list[str]:
-        return millstream(str(Path(__file__).parent / "crowded.py"), port, "--serve", "all")
+        return millstream(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
 
     with shared(command, tmp_path_factory.mktemp("crowd")) as server:
         yield server

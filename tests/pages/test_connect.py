@@ -8,9 +8,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
-from fronts import NEEDS_NGINX, nginx
 from pages_world import OpenPage, fits
 from processes import Shared, free_port, millstream, serving
+from proxies import NEEDS_NGINX, nginx
 
 pytestmark = pytest.mark.server
 

@@ -30,10 +30,10 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """`exporting.py`, with the pages."""
+    """`export_shop.py`, with the pages."""
 
     def command(port: int) -> list[str]:
-        return millstream(str(HERE / "exporting.py"), port, "--serve", "web")
+        return millstream(str(HERE / "export_shop.py"), port, "--serve", "web")
 
     with shared(command, tmp_path_factory.mktemp("shop")) as server:
         yield server

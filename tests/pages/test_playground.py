@@ -49,7 +49,7 @@ def crowd(tmp_path: Path) -> Callable[..., AbstractContextManager[str]]:
     def start(*script: Any) -> Iterator[str]:
         with ScriptedModel(*script) as model:
             variables = {"API_URL": model.url, "API_KEY": KEY, "DEFAULT_MODEL": "test-model-" + "x" * 80}
-            command = millstream(str(Path(__file__).parent / "crowded.py"), port, "--serve", "all")
+            command = millstream(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
             with serving(command, port, tmp_path / "crowd", **variables):
                 yield f"http://127.0.0.1:{port}/chat#playground"
 

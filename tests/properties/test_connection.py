@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from generated import examples
 from millstream._app.runtime import Runtime
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from properties.messages import bodies, encoded, messages
+from property_settings import examples
 from wire import request
 
 pytestmark = pytest.mark.many

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from generated import examples
 from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
 from patience import WAIT
 from properties.messages import bodies, headers
+from property_settings import examples
 from strategies import bytewise, cuts
 from wire import POST, KeptTransport, encode_request, enveloped, pairs, request, routing
 

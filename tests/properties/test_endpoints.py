@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from generated import examples
 from millstream._app.server_process.entry import prepare
 from properties.messages import bodies, encoded, headers, messages, requests
+from property_settings import examples
 from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing
 
 pytestmark = pytest.mark.many

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cases import for_each
 from fuzz import parsers, servers
 from fuzz.parsers import Target
-from generated import examples
+from property_settings import examples
 
 pytestmark = pytest.mark.many
 EXAMPLES = examples(20)

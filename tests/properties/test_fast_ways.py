@@ -16,7 +16,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from generated import examples
 from millstream._http.asgi.sink import AsgiSink
 from millstream._http.message import HttpRequest, Response
 from millstream._transports.streamable.exact import serve_exactly
@@ -25,6 +24,7 @@ from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
 from patience import WAIT
 from properties.messages import TOOLS, calls, encoded, mostly
+from property_settings import examples
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
 
 pytestmark = pytest.mark.many

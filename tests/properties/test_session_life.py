@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from bad_input.shop import make_shop
-from generated import examples
 from millstream._app.server_process.entry import prepare
 from patience import WAIT
+from property_settings import examples
 from wire import POST, Reply, Wire, over_asgi, pairs, request
 
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]

@@ -1,4 +1,4 @@
-"""Lines of stdio. What any cut of the bytes gives is in `properties/test_splitting.py`."""
+"""Lines of stdio. What any cut of the bytes gives is in `properties/test_line_splitter.py`."""
 
 from millstream._protocol.lines import LineSplitter
 

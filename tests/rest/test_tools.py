@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from cases import for_each
-from judged import protect
 from millstream._http.message import Response
 from millstream._http.problems import KINDS
 from millstream._protocol.errors import ProtocolError
@@ -13,6 +12,7 @@ from millstream._transports.null_reply import NullReplyChannel
 from millstream._transports.rest.routes import RestRoutes
 from millstream._web.pages import asset
 from rest_world import broken, post, routes, world
+from stub_auth import protect
 
 
 async def call(name: str, body: Any = None, root: str = "", **headers: str) -> tuple[Response, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from clocks import Clocks
-from fronts import NEEDS_NGINX, nginx
 from processes import ROOT, free_port, millstream, serving
+from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly, NEEDS_NGINX]

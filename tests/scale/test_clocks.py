@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from clocked_workers import Four, Seat, living
 from fleet import STREAM, Reading
 from redis_parts import redis_server, until
+from skewed_workers import Four, Seat, living
 from wire import LATEST_HANDSHAKE, enveloped, request, routing
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]

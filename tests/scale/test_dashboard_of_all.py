@@ -20,10 +20,10 @@ from millstream._server.peer_messages import StatsReply
 from millstream._server.peers import Peers
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
-from observed import a_call
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, backings
+from telemetry_parts import a_call
 from workers_world import Client, call, workers
 
 

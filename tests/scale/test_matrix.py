@@ -12,7 +12,7 @@ from hub_parts import listen, receive
 from millstream import Context, Server
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
-from talking_world import make_talking, talk
+from streaming_shop import make_talking, talk
 from wire import LATEST_HANDSHAKE, request
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]

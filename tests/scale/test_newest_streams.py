@@ -14,7 +14,7 @@ from millstream import Server, Settings
 from millstream._server.peer_messages import ReplyTakeover, StandaloneTakeover
 from millstream._server.peers import Peers
 from store_parts import BACKINGS, Backing, backings
-from talking_world import make_talking, talk
+from streaming_shop import make_talking, talk
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 

@@ -15,7 +15,6 @@ from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import FOUR, ON_FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, ToyApp, serve
-from judged import protect
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._http.message import HttpRequest
@@ -25,6 +24,7 @@ from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.get import SessionStreams
 from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
+from stub_auth import protect
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
 
 PING = json.dumps(request("ping", id=5)).encode()

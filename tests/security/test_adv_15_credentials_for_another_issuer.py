@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, Rude, discovering, rude
+from client.misbehaving_servers import DONE, Asked, Rude, discovering, rude
 from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied

@@ -5,7 +5,7 @@ reaches another one, by whatever status and spelling. What the server itself ask
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, Asked, discovering, rude
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
 from millstream.client._oauth.discovery import ProtectedResource

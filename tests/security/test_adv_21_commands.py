@@ -13,7 +13,7 @@ import pytest
 
 import millstream
 from auth_world import ROOT, guarded, make_server
-from client.rude import Asked, rude
+from client.misbehaving_servers import Asked, rude
 from millstream import Client
 from millstream.client._errors import ClientError
 from millstream.client._oauth.flow import OAuth

@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 from auth_world import STREAM, guarded, make_server
 from cases import for_each
 from four_workers import FOUR, ON_FOUR
-from security.forged import FORGED, judging
+from security.forged_tokens import FORGED, judging
 from wire import request
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cases import for_each
-from client.rude import Asked, discovering, rude
+from client.misbehaving_servers import Asked, discovering, rude
 from millstream import Client
 from millstream._protocol.sse import Decoder
 from millstream.client._errors import TooLarge

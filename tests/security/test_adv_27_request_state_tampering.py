@@ -11,11 +11,11 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import ON_FOUR
-from judged import protect
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
+from stub_auth import protect
 from wire import Reply, Wire, enveloped, pairs, routing, wired
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fronts import NEEDS_NGINX, NGINX
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving, wait_for_port
+from proxies import NEEDS_NGINX, NGINX
 from redis_parts import RedisServer, shared_servers
 
 pytestmark = [

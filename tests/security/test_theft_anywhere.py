@@ -20,7 +20,7 @@ from behaviour.exchanges import Exchange, LaneHttp
 from fleet import Reading, Worker, real_fleet, settle, until
 from four_workers import FOUR, ON_FOUR, four
 from patience import WAIT
-from security.forged import FORGED, judging
+from security.forged_tokens import FORGED, judging
 from store_parts import BACKINGS
 from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from cases import for_each
-from generated import examples
 from millstream._server.functions.arguments import ArgumentError, argument_error, read_arguments
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import Plan, plan
-from planned_types import Address, Colour, Movie, Node, Point
+from property_settings import examples
+from signature_types import Address, Colour, Movie, Node, Point
 from strategies import json_values, texts
 
 

@@ -10,7 +10,7 @@ import pytest
 from cases import for_each
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import plan
-from planned_types import CONTEXTS, Address, Colour, Context, Model, run
+from signature_types import CONTEXTS, Address, Colour, Context, Model, run
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]  # what a user imports for type checkers only

@@ -15,7 +15,7 @@ from millstream._protocol.json_schema import Schema
 from millstream._server.functions.arguments import bind
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.results import ToolResult
-from planned_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
+from signature_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
 
 # What functions promise.
 

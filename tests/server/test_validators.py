@@ -19,7 +19,7 @@ from cases import for_each
 from millstream import Field
 from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
-from planned_types import run
+from signature_types import run
 
 
 def inside(path: str) -> str:

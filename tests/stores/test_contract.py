@@ -12,12 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from generated import examples
 from millstream._stores.base import CoAppend, Entry, Gap, Index, Position, ShareFull, Store, StoreFull, StreamSealed
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, Pace, Quota, Seat, share_of
 from millstream._stores.tail import Tail
 from patience import WAIT
+from property_settings import examples
 from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, data_of, read_all, until_workers
 
 # Values and messages

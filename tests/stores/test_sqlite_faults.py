@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from generated import NIGHTLY
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import writer as sqlite_writer
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
+from property_settings import NIGHTLY
 from store_parts import TTL, append, data_of, read_all
 
 CYCLES = int(os.environ.get("STORE_CYCLES", "30" if NIGHTLY else "2"))

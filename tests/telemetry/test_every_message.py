@@ -16,8 +16,8 @@ from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._telemetry.exposition import render
 from millstream._transports.memory import MemoryPipe
-from observed import a_call
 from patience import WAIT
+from telemetry_parts import a_call
 from wire import enveloped, request
 
 DATE = NEWEST_HANDSHAKE.date

@@ -7,7 +7,7 @@ import msgspec
 
 from millstream._server.observability.figures import Figures, dashboard_values
 from millstream._server.observability.observer import Observer
-from observed import a_call
+from telemetry_parts import a_call
 
 
 class Clock:

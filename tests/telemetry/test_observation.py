@@ -25,8 +25,8 @@ from millstream._telemetry.metrics import OTHER, Metrics
 from millstream._transports.memory import MemoryPipe
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
-from observed import a_call, recording
 from patience import WAIT
+from telemetry_parts import a_call, recording
 
 
 class Clock:

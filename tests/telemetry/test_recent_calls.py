@@ -29,7 +29,7 @@ from millstream._server.observability.recent_calls import (
 )  # fmt: skip
 from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
-from observed import a_call
+from telemetry_parts import a_call
 
 
 class Clock:

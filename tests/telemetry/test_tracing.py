@@ -15,8 +15,8 @@ from millstream._server.calls.sessions import Session
 from millstream._server.observability.tracing import load_spans
 from millstream._telemetry.messages import session_hash
 from millstream._telemetry.spans import Spans
-from observed import TRACE, a_call, recording
 from patience import WAIT
+from telemetry_parts import TRACE, a_call, recording
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:

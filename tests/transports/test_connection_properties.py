@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generated import examples
 from http_peer import HEAD, ToyApp
 from millstream._config import Settings
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from patience import WAIT
+from property_settings import examples
 from strategies import bytewise, cuts
 
 

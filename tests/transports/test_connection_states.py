@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generated import examples
 from guard_peer import echo, guard_table
 from http_peer import HEAD, request
 from millstream._config import Settings
@@ -37,6 +36,7 @@ from millstream._http.server.states import (
     SILENT,
 )
 from millstream._http.server.states import HEAD as IN_HEAD
+from property_settings import examples
 from strategies import cuts
 
 LIMITS = Settings(max_body=100, max_unfinished=150)

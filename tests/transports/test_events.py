@@ -11,7 +11,6 @@ import pytest
 
 from cases import for_each
 from http_peer import Peer, Running, ToyApp, request, serve
-from judged import protect
 from millstream._config import Settings
 from millstream._protocol.principal import Principal
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
@@ -20,6 +19,7 @@ from millstream._transports.hub_routes import HubRoutes
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
+from stub_auth import protect
 
 JSON = b"Content-Type: application/json\r\n"
 

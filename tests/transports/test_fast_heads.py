@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cases import for_each
-from generated import examples
 from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
@@ -23,6 +22,7 @@ from millstream._http.server.fast_head import HeaderLineCache
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.protocol import HttpProtocol
 from millstream._http.server.states import BODY, FAST_BODY, IDLE
+from property_settings import examples
 from strategies import bytewise, cuts
 from wire import KeptTransport
 

@@ -21,7 +21,7 @@ from millstream._server.calls.services import Services
 from millstream._stores.memory.store import MemoryStore
 from millstream._web.inspect_sign_in import SignIns
 from patience import WAIT
-from web.guarded import Guarded, guarded, token_for
+from web.token_server import Guarded, guarded, token_for
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generated import examples
 from issuing_world import BACK, FORM, URL, VERIFIER, Desk, Reply, authorization
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.redirects import check_redirect, form_target, shown_host
+from property_settings import examples
 
 NAMES = ["client_id", "redirect_uri", "response_type", "state", "scope", "resource", "code_challenge", "prompt",
 "code",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from client.rude import DONE, Asked, discovering, greeting, rude
+from client.misbehaving_servers import DONE, Asked, discovering, greeting, rude
 from millstream import Client
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure
 from millstream.client._server_messages import Change

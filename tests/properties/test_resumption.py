@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from generated import examples
 from millstream import Context, Server, Settings
 from millstream._app.server_process.entry import prepare
+from property_settings import examples
 from wire import Wire, over_asgi, pairs, request
 
 

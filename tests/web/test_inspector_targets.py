@@ -13,7 +13,7 @@ import pytest
 
 from cases import for_each
 from client import shop
-from client.rude import Asked, rude
+from client.misbehaving_servers import Asked, rude
 from fleet import until
 from http_peer import NOBODY, serve
 from millstream import Client, Server

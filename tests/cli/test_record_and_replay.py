@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cli.test_faults import run
-from client.rude import DONE, discovering, greeting, rude
+from client.misbehaving_servers import DONE, discovering, greeting, rude
 from client.test_param_headers import behave
 from command_line import CliRunner
 from millstream import Client

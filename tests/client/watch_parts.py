@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.rude import DONE, Asked, Rude, greeting
+from client.misbehaving_servers import DONE, Asked, Rude, greeting
 from millstream.client import _watches as watching
 from millstream.client._server_messages import Change
 from millstream.client._transports import streamable

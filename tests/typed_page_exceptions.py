@@ -176,7 +176,7 @@ PAGES = {
     "docs/how-to/develop.md": Page(
         files=SHOP,
         also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_developing.py reads these lines at one."},
+        untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
     ),
     "docs/how-to/inspect-a-server.md": Page(
         also={"": (Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
-from client.rude import Asked, rude
+from client.misbehaving_servers import Asked, rude
 
 
 class Guarded:
