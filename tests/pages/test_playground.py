@@ -171,7 +171,7 @@ def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_p
     card = page.locator(".call")
     card.locator("summary").click()
     card.locator("summary").press("Enter")
-    card.get_by_role("button", name="Approve").click()
+    card.get_by_role("button", name="Approve", exact=True).click()
     idle(page)
     card.locator("summary").click()
     expect(card.get_by_label("Result", exact=True)).to_have_text("1 is gone")
