@@ -69,7 +69,7 @@ def restarting(tmp_path: Path) -> Iterator[Served]:
 
 async def all_become_new(served: Served) -> None:
     """The restart comes to its end."""
-    served.wait_until_said("All workers are new")
+    served.wait_until_said("The new version is serving")
     await until_two_serve(served)
     assert served.said("The restart failed") == 0
 
@@ -144,7 +144,7 @@ async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)
         (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", "VERSION = 2"))
-        served.wait_until_said("All workers are new")
+        served.wait_until_said("The new version is serving")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 2
         await client.close()
