@@ -77,7 +77,7 @@ class Restarts:
         self._report.harm += 1
         running.process.send_signal(signal.SIGHUP)
         async with asyncio.timeout(PATIENCE):
-            while running.log.read_text().count("All workers are new") < self._report.harm:  # noqa: ASYNC110
+            while running.log.read_text().count("The new version is serving") < self._report.harm:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
     async def _pause(self) -> None:
