@@ -120,6 +120,8 @@ class Bench:
                 self._backend.fill()
                 environment |= self._backend.environment
             self._servers[target] = processes.start(command, environment, port, log, first=first, core=core)
+            if not core:
+                self._servers[target].settle()
         return self._servers[target]
 
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVER_CORE = "0"
 LOAD_CORE = "1"
 START_SECONDS = 60.0
+_IDLE_SECONDS, _IDLE_CPU = 1.0, 0.05
+"""A server that used no more processor time in so many seconds is idle."""
 
 
 class BenchError(Exception):
@@ -64,6 +66,14 @@ class Running:
             self.request(INITIALIZED, f"{COMMON}{version}mcp-session-id: {session}\r\n")
             self.sessions.append(session)
         return self.sessions[:count]
+
+    def settle(self) -> None:
+        """Wait until it's idle: workers that are still starting would count as the cost of answers."""
+        end = time.monotonic() + START_SECONDS
+        used = -1.0
+        while time.monotonic() < end and self.cpu() - used > _IDLE_CPU:
+            used = self.cpu()
+            time.sleep(_IDLE_SECONDS)
 
     def stop(self) -> None:
         """End the process; its own object ends it, with SIGTERM and then SIGKILL."""
