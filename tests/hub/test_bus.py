@@ -59,7 +59,7 @@ class Bus:
         """Send a message with the key 7, as another program would."""
         if self.kind == "nats":
             headers = {"Nats-Msg-Id": id} if id else {}
-            await self.outside.publish(data, f"{self.name}.7", stream=self.name, headers=headers)
+            await self.outside.publish(data, f"{self.name}.7", stream=self.name, headers=headers, timeout=WAIT)
         elif self.kind == "rabbit":
             await self.outside.publish(
                 data, routing_key=f"{self.name}.7", exchange="amq.topic", message_id=id or None, mandatory=False
@@ -83,7 +83,7 @@ async def bus_of(kind: str) -> AsyncIterator[Bus]:
     try:
         await bus.outside.start()
         if kind == "nats":
-            await bus.outside.connection.jetstream().add_stream(name=bus.name, subjects=[f"{bus.name}.>"])
+            await bus.outside.connection.jetstream(timeout=WAIT).add_stream(name=bus.name, subjects=[f"{bus.name}.>"])
         yield bus
         await bus.outside.stop()
     finally:
