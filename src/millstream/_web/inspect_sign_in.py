@@ -54,7 +54,7 @@ _TOO_OLD = (
 class SignInState(Struct):
     """The state for one server."""
 
-    kept: StoredCredentials
+    credentials: StoredCredentials
     client: Registration = msgspec.field(default_factory=Registration)
     """Client that the operator entered; empty if this program registers itself."""
     only: str = ""
@@ -67,7 +67,7 @@ class PendingSignIn(Struct, frozen=True):
     url: str
     owner: str
     key: str
-    asked: PendingAuthorization
+    authorization: PendingAuthorization
     client: Registration
 
 
@@ -104,7 +104,7 @@ class SignIns:
         key = _key(request, browser, url)
         held = await self._load(key) or SignInState(StoredCredentials({}, {}))
         if wanted.client_id:
-            held = SignInState(held.kept, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
+            held = SignInState(held.credentials, Registration(wanted.client_id.strip(), wanted.client_secret.strip()))
         try:
             async with asyncio.timeout(_PATIENCE):
                 asked = await _client(request, held, wanted.scope.strip()).ask(url, wanted.status, wanted.challenge)
@@ -128,11 +128,11 @@ class SignIns:
         if pending is None:
             return _turned_back(request, _TOO_OLD, 403)
         held = await self._load(pending.key) or SignInState(StoredCredentials({}, {}))
-        issuer = pending.asked.issuer.issuer
+        issuer = pending.authorization.issuer.issuer
         held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
             async with asyncio.timeout(_PATIENCE):
-                await _client(request, held).exchange_code(parse(pending.url), pending.asked, answer)
+                await _client(request, held).exchange_code(parse(pending.url), pending.authorization, answer)
         except TimeoutError:
             return _turned_back(request, f"{_short(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:
@@ -153,7 +153,7 @@ class SignIns:
     async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
         """Return the user that the token of a server names."""
         held = await self._mine(request, url)
-        tokens = None if held is None else held.kept.tokens.get(str(url))
+        tokens = None if held is None else held.credentials.tokens.get(str(url))
         if tokens is None:
             return None
         return {"who": _who(tokens.access_token), "issuer": tokens.issuer, "scopes": tokens.scope.split()}
@@ -169,7 +169,7 @@ class SignIns:
             refused: value that the server rejected, to be replaced.
         """
         held = await self._mine(request, url)
-        tokens = None if held is None else held.kept.tokens.get(str(url))
+        tokens = None if held is None else held.credentials.tokens.get(str(url))
         if tokens is None:
             return ""
         soon = 0 < tokens.expires_at < time.time() + _EARLY
@@ -183,8 +183,8 @@ class SignIns:
         async with self._turn(key):
             kept = await self._vault.raw(_place(key))
             held = self._open(key, kept)
-            if held is None or held.kept.tokens.get(str(url)) != before:
-                return None if held is None else held.kept.tokens.get(str(url))
+            if held is None or held.credentials.tokens.get(str(url)) != before:
+                return None if held is None else held.credentials.tokens.get(str(url))
             try:
                 async with asyncio.timeout(_PATIENCE):
                     renewed = await _client(request, held).renew(url)
@@ -192,7 +192,7 @@ class SignIns:
                 return None
             if not renewed:
                 return None
-            fresh = held.kept.tokens[str(url)]
+            fresh = held.credentials.tokens[str(url)]
             if await self._vault.exchange(_place(key), kept, self._seal(key, held), _SECONDS):
                 return fresh
             await _revoke(request, held, url)  # the user has signed out in the meantime, or in again
@@ -252,7 +252,7 @@ async def _revoke(request: HttpRequest, held: SignInState, url: Url) -> bool:
 
 def _client(request: HttpRequest, held: SignInState, scope: str = "") -> OAuth:
     store = MemoryTokenStore()
-    store.save(held.kept)
+    store.save(held.credentials)
     who = held.client
     made = OAuth(
         store=store, client_id=who.client_id, client_secret=who.client_secret, name="Millstream inspector",

@@ -59,7 +59,7 @@ _decode_asks = msgspec.json.Decoder(tuple[Ticket, dict[str, Any]]).decode
 
 
 class _OpenQuestion(Struct):
-    asked: ForwardedQuestion
+    question: ForwardedQuestion
     answer: asyncio.Future[bytes]
 
 
@@ -170,7 +170,7 @@ class ParkedCall:
 
     def _open_questions(self) -> dict[str, Any]:
         return {
-            key: {"method": each.asked.method, "params": each.asked.params}
+            key: {"method": each.question.method, "params": each.question.params}
             for key, each in self._open.items()
             if not each.answer.done()
         }
@@ -190,7 +190,7 @@ class ParkedCall:
             raise ProtocolError(INVALID_PARAMS, OVER)
         answers = {key: bytes(raw) for key, raw in responses.items() if key in self._open}
         for key, raw in answers.items():
-            project_answer(self._open[key].asked, raw, self.source)
+            project_answer(self._open[key].question, raw, self.source)
         for key, raw in answers.items():
             if not self._open[key].answer.done():
                 self._open[key].answer.set_result(raw)
@@ -206,7 +206,7 @@ class _Remote(Struct, eq=False):
     worker: str
     notify: Notify
     outcome: asyncio.Future[tuple[str, bytes]]
-    woken: asyncio.Event
+    wake_event: asyncio.Event
     pieces: list[bytes] = []
 
 
@@ -367,7 +367,7 @@ class ParkedCalls:
                 if not await peers.send(ticket.worker, message):
                     raise unavailable(call, LOST)
                 async with asyncio.timeout(_WAKES):
-                    await remote.woken.wait()
+                    await remote.wake_event.wait()
             except (LocalError, OSError) as exc:  # a timeout is an OSError, too
                 self._send_soon(ticket.worker, LeaveCall(number))
                 raise unavailable(call, UNREACHABLE) from exc
@@ -413,7 +413,7 @@ class ParkedCalls:
         remote = self._remote.get(news.number)
         if remote is None or remote.worker != worker or remote.outcome.done():
             return
-        remote.woken.set()
+        remote.wake_event.set()
         if news.kind == "woken":
             return
         if news.kind.startswith("notifications/"):
@@ -427,7 +427,7 @@ class ParkedCalls:
         """Resynchronize after messages may have been lost, including results."""
         for number, remote in self._remote.items():
             if not remote.outcome.done():
-                remote.woken.set()
+                remote.wake_event.set()
                 remote.outcome.set_result(("lost", b""))
                 self._send_soon(remote.worker, LeaveCall(number))
 
@@ -438,7 +438,7 @@ class ParkedCalls:
             if not await alive(worker):
                 for remote in self._remote.values():
                     if remote.worker == worker and not remote.outcome.done():
-                        remote.woken.set()
+                        remote.wake_event.set()
                         remote.outcome.set_result(("lost", b""))
         for worker in {worker for worker, _ in self._followers}:
             if not await alive(worker):

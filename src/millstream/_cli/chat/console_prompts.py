@@ -26,11 +26,6 @@ class ConsolePrompts:
         self._yes = yes
         self._always: set[tuple[str, str]] = set()
 
-    @property
-    def attended(self) -> bool:
-        """Whether there's a user to ask."""
-        return self._read is not None
-
     def approve(self, request: Approval) -> bool:
         """Ask for approval: yes, no, or always for this tool during the conversation."""
         if self._yes or (request.server, request.tool) in self._always:

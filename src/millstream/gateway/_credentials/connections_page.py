@@ -59,7 +59,7 @@ class PendingConnection(Struct, frozen=True):
     owner: str
     browser: str
     base: str
-    asked: PendingAuthorization
+    authorization: PendingAuthorization
 
 
 class AnsweredConnection(Struct, frozen=True):
@@ -181,7 +181,7 @@ class ConnectionsPage:
         if connection is None or pending.owner != owner_of(principal.id) or not self._is_browser_of(request, pending):
             return await self._page(request, _TOO_OLD, 403)
         try:
-            await connection.finish(pending.owner, pending.base, pending.asked, found.answer)
+            await connection.finish(pending.owner, pending.base, pending.authorization, found.answer)
         except TimeoutError:
             return await self._page(request, f"{pending.upstream} isn't connected: it took too long. Try again.", 504)
         except ClientError as exc:
