@@ -135,7 +135,7 @@ class Throttle:
         for limiter, key, price in paces:
             wait = limiter.wait(key, price)
             if wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.remaining(key), wait)
+                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
     def _taken_here(self, paces: Sequence[_Pace]) -> bool:
         """Charge this worker's share. Return False if the store has to decide."""
@@ -211,7 +211,7 @@ class Throttle:
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
             if taken.wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.remaining(key), taken.wait)
+                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), taken.wait)
 
     def _judge(self, said: Sequence[ChargeResult], policies: Sequence[str], charges: Sequence[Charge]) -> None:
         """Raise if the store refused."""
@@ -233,7 +233,7 @@ class Throttle:
         for limiter, key, price in alone:
             wait = limiter.wait(key, price)
             if wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.remaining(key), wait)
+                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
         for limiter, key, price in alone:
             limiter.take(key, price)
 
