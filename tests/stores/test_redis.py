@@ -362,7 +362,7 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
             (f"rediss://localhost:{port}", "isn't trusted: self-signed certificate.*set ca= to the file"),
             (f"rediss://127.0.0.1:{port}?ca={cert}", "isn't trusted: IP address mismatch.*use the host name"),
             (f"rediss://localhost:{port}?ca={cert}", "can't be reached"),
-            (f"redis://localhost:{port}", "requires TLS. Start the URL with rediss"),
+            (f"redis://localhost:{port}", "requires TLS, start the URL with rediss"),
         ):
             with pytest.raises(LocalError, match=why):
                 async with opened(url):

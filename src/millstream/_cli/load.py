@@ -275,7 +275,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         return CommandError(
             str(exc),
             why="It is an environment variable, read when the server is created.",
-            fix="Correct it or unset it; help(millstream.Settings) has all of them.",
+            fix="Correct it or unset it; help(millstream.Settings) lists all settings.",
         )
     frames = user_frames(exc)
     if isinstance(exc, MissingExtra):

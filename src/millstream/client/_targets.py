@@ -143,7 +143,7 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
 
 
 def _advice(path: Path, text: str) -> str:
-    """Return what a script lacks that imports no MCP library; empty if it imports one."""
+    """Return the advice for a script that imports no MCP library; empty if it imports one."""
     if _OTHERS.search(text):
         return ""
     return f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'

@@ -352,7 +352,7 @@ def check_inspected(urls: object) -> None:
 
 
 def _settings() -> Settings:
-    """Return the settings for the parent of workers, which doesn't know the program's own."""
+    """Return the settings of the workers' parent, which doesn't load the program."""
     try:
         return Settings.load()
     except VariableError:

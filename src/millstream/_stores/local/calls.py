@@ -247,7 +247,7 @@ class Frames:
         while len(rest) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(rest, start)
             if length > self._max:
-                raise WireError(f"A frame has {length} bytes.")
+                raise WireError(f"A frame of {length} bytes is too large.")
             end = start + _LENGTH.size + length
             if end > len(rest):
                 break

@@ -177,7 +177,9 @@ class AuthorizationRequests:
             raise OAuthError("invalid_request", "Send a code_challenge with code_challenge_method=S256 (PKCE).")
         prompt = tuple(given.get("prompt").split())
         if not set(prompt) <= _PROMPTS or ("none" in prompt and len(prompt) > 1):
-            raise OAuthError("invalid_request", "prompt must be none, or some of login, consent, and select_account.")
+            raise OAuthError(
+                "invalid_request", "prompt must be none, or one or more of login, consent, and select_account."
+            )
         return AuthorizationRequest(
             client.id,
             redirect,

@@ -165,7 +165,7 @@ def check_verifier(form: Parameters, challenge: str) -> None:
     """
     verifier = form.get("code_verifier")
     if not _VERIFIER.fullmatch(verifier):
-        raise OAuthError("invalid_request", "Send code_verifier of 43 to 128 characters.")
+        raise OAuthError("invalid_request", "Send a code_verifier of 43 to 128 characters.")
     made = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     if not hmac.compare_digest(made, challenge):
         raise OAuthError("invalid_grant", "code_verifier doesn't match the code_challenge.")

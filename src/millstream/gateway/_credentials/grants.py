@@ -28,7 +28,7 @@ _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: 
 _UNKNOWN_LIFE: Final = 300.0
 """Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
 _LISTS_AGAIN: Final = 30.0
-"""Seconds until lists are read again with a token that failed to read them, unless another caller comes first."""
+"""Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
 _KEPT: Final = 3600.0
 """Seconds for which a token without a known expiry is stored."""
 

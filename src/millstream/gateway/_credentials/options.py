@@ -133,7 +133,7 @@ class _Grant(
     """Common options of the kinds that use an authorization server."""
 
     issuer: str = ""
-    """Exact issuer identifier of the authorization server. Credentials are sent to no other one."""
+    """Exact issuer identifier of the authorization server. Credentials are sent only to this server."""
     client_id: str = ""
     client_secret: Secret | None = None
     scope: tuple[str, ...] = ()
