@@ -1,8 +1,3 @@
-"""The arithmetic of the benchmarks: what is sent, what a ratio is, and that a missing figure keeps no budget.
-
-No time is measured here.
-"""
-
 import json
 import re
 import tomllib
@@ -46,7 +41,6 @@ def test_bench_requests_have_matching_ids(kind: Kind) -> None:
     ],
 )
 def test_response_size_is_estimated(examined: tuple[int, int], timed: tuple[int, int], fine: bool) -> None:
-    """Regression: half-read streams counted as answers of another size."""
     first, second = (
         http_load.bytes_per_answer(f"Requests/sec: 1\nTOTALS answers={answers} bytes={read}\n")
         for answers, read in (examined, timed)
@@ -152,7 +146,6 @@ def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyP
 
 
 def test_rival_locks_have_versions_and_checksums() -> None:
-    """docs/decisions/0001."""
     folder = processes.ROOT / "benches"
     wanted = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]
     locked = tomllib.loads((folder / "rust" / "lock").read_text("utf-8"))["package"]
@@ -167,7 +160,6 @@ def test_rival_locks_have_versions_and_checksums() -> None:
 
 
 def test_rival_names_show_locked_versions() -> None:
-    """A table that names a version which was not measured is worse than one without."""
     folder = processes.ROOT / "benches"
     rmcp = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]["rmcp"]["version"]
     assert rmcp.startswith("=" + TARGETS["rust"].name.split()[-1] + ".")

@@ -1,9 +1,3 @@
-"""Broadcasts through a real server, counted by the load program of the benchmarks (`benches/load`).
-
-The program is the judge: it exits 0 only when each subscriber got each event once and in order, and each call its own
-answer. Nothing here asserts a time; `make bench` measures.
-"""
-
 import json
 import socket
 import subprocess
@@ -56,7 +50,6 @@ def load(program: Path, port: int, *options: str) -> dict[str, Any]:
 
 
 def test_every_event_reaches_every_stream_once_and_in_order(program: Path, port: int) -> None:
-    """Broadcasts are delivered to all exactly once in order; here 100 subscribers and 50 events."""
     found = load(program, port, "--subscribers", "100", "--events", "50", "--window", "8")
     assert (found["events"], found["deliveries"]) == (50, 5000)
 

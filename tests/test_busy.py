@@ -1,5 +1,3 @@
-"""`make busy` stops what its command started, lets it go on, and touches nothing else."""
-
 import os
 import signal
 import subprocess
@@ -50,7 +48,6 @@ def test_busy_pauses_only_descendants() -> None:
 
 @for_each("meanwhile", [False, True], ids=["before", "meanwhile"])
 def test_busy_does_not_resume_processes_stopped_by_others(meanwhile: bool) -> None:
-    """Regression: a worker stopped by a test was resumed, and wasn't replaced."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as command:
         if not meanwhile:
             command.send_signal(signal.SIGSTOP)

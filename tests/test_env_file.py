@@ -1,5 +1,3 @@
-"""Files with variables: python-dotenv reads them, and every command in the same way."""
-
 from pathlib import Path
 
 import pytest

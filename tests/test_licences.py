@@ -1,8 +1,3 @@
-"""Every package that a user's installation brings has a licence that permits its use in any product.
-
-The packages are those of `requirements/run.lock`; their licences are read from their installed metadata.
-"""
-
 import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -59,7 +54,6 @@ def is_allowed(expression: str) -> bool:
 
 
 def test_runtime_dependencies_have_allowed_licenses() -> None:
-    """Apache-2.0 for us, nothing stricter than MPL-2.0 below us."""
     refused: dict[str, str] = {}
     packages = locked()
     assert {"msgspec", "httptools", "cyclopts"} <= set(packages)

@@ -1,10 +1,3 @@
-"""What sessions cost a server process: nothing.
-
-A server of its own, its resident memory read from `/proc` (Linux). A round of the same kind goes first, so that code,
-caches and the allocator's arenas are there; what is then measured is what 10,000 more leave behind. The tolerance of
-both tests is 1 MiB, which is 105 bytes a session.
-"""
-
 import json
 import re
 import socket

@@ -1,8 +1,3 @@
-"""Names of classes and modules as tests: one name for one thing, and nouns. The rules are our choice.
-
-The tests read the sources with `ast`.
-"""
-
 import ast
 import re
 from functools import cache

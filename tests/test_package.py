@@ -1,5 +1,3 @@
-"""The built package installs and answers."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,6 @@ pytestmark = pytest.mark.server
 
 
 def test_wheel_and_sdist_install_and_serve(tmp_path: Path) -> None:
-    """`make dist`: built, checked, and each file used in an empty environment."""
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "dist.py", "--out", tmp_path / "dist"],
         capture_output=True, text=True, timeout=10 * WAIT, check=False,

@@ -1,5 +1,3 @@
-"""The files that a public project has: forms, checks on other machines, the package."""
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,8 +1,3 @@
-"""`scripts/python`, which finds the Python of another version for `make test-python VERSION=3.14`.
-
-What it fetches from Debian is seen by `make test-python` itself: here nothing is downloaded.
-"""
-
 import shutil
 import subprocess
 import sys

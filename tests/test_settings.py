@@ -1,5 +1,3 @@
-"""Settings from environment variables: what is read, and that nothing wrong is read in silence."""
-
 import re
 from typing import Any
 
@@ -19,7 +17,6 @@ def refusal(**variables: str) -> str:
 
 
 def test_variables_are_parsed_by_setting_type() -> None:
-    """docs/reference/settings.md."""
     settings = Settings.load(
         {
             "MILLSTREAM_SESSIONS": "false",
@@ -42,7 +39,6 @@ def test_variables_are_parsed_by_setting_type() -> None:
 
 
 def test_code_takes_precedence_over_the_environment() -> None:
-    """docs/reference/settings.md."""
     assert Settings.load({"MILLSTREAM_PAGE_SIZE": "7"}, page_size=8).page_size == 8
 
 
@@ -65,12 +61,10 @@ def test_code_takes_precedence_over_the_environment() -> None:
     ],
 )
 def test_invalid_values_name_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
-    """Regression: invalid values were accepted, or failed at the first request."""
     assert refusal(**{name: text}) == f"MILLSTREAM_{name} cannot be {text!r}. It must be {expected}."
 
 
 def test_unknown_variables_suggest_the_nearest_name() -> None:
-    """Regression: a misspelled variable was silently ignored."""
     assert refusal(HEARTBEET="3") == "Unknown setting MILLSTREAM_HEARTBEET. Did you mean MILLSTREAM_HEARTBEAT?"
     assert refusal(XYZ="3") == "Unknown setting MILLSTREAM_XYZ."
 
@@ -118,7 +112,6 @@ def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
     ],
 )
 def test_settings_in_code_are_validated(given: Any, expected: str) -> None:
-    """Regression: `Settings(max_calls=0)` made a server that refuses every call."""
     with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         Settings(**given)
     assert not isinstance(caught.value, VariableError)
@@ -134,7 +127,6 @@ def test_equivalent_values_are_normalized() -> None:
 
 @for_each("text", ["abc", "", "-1", "1.5"])
 def test_invalid_connection_caps_are_refused_by_name(text: str) -> None:
-    """Regression: the variable was ignored, and the server ran without the cap."""
     with pytest.raises(VariableError) as caught:
         Settings.load({"MAX_CONNECTIONS": text})
     assert str(caught.value) == f"MAX_CONNECTIONS cannot be {text!r}. It must be a whole number, 0 or more."
@@ -154,20 +146,17 @@ def test_hub_limits_follow_the_settings() -> None:
 
 
 def test_defaults_are_valid_variable_values() -> None:
-    """Bounds and defaults are written in the same place, and agree."""
     defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
     assert Settings.load({}, **defaults) == Settings()
 
 
 def test_command_line_overrides_are_validated() -> None:
-    """Regression: `--path mcp` was accepted, but the path didn't work."""
     server = Server("paths", settings=Settings())
     with pytest.raises(ValueError, match="path"):
         server.definition.configure(path="mcp")
 
 
 def test_address_comes_from_argument_then_environment() -> None:
-    """docs/reference/settings.md."""
     said = {"MILLSTREAM_HOST": "0.0.0.0", "MILLSTREAM_PORT": "9000"}  # noqa: S104
     assert address(None, None, said) == ("0.0.0.0", 9000)  # noqa: S104
     assert address("::1", 0, said) == ("::1", 0)
@@ -184,5 +173,4 @@ def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
 
 
 def test_log_levels_are_case_insensitive() -> None:
-    """Regression: `DEBUG` was refused in code."""
     assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]

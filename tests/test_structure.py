@@ -1,8 +1,3 @@
-"""The shape of the code as tests: layers, names, import cost and what no file may contain.
-
-They read the sources with `ast` and run small subprocesses; they know nothing of MCP. The rules are our choice.
-"""
-
 import ast
 import re
 import subprocess
@@ -210,7 +205,6 @@ def module_graph() -> dict[str, set[str]]:
 
 
 def test_protocol_package_does_no_io() -> None:
-    """No event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
     for path in sources("src/millstream/_protocol"):
         used = {name.split(".")[0] for name in imported(path)}
@@ -231,7 +225,6 @@ def test_core_installation_has_no_optional_dependency() -> None:
 
 
 def test_modules_have_docstrings() -> None:
-    """A module starts with a docstring."""
     silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
@@ -310,7 +303,6 @@ def test_stdio_servers_import_no_http_server(program: tuple[str, ...]) -> None:
 
 
 def test_files_name_no_machine_path_or_registry() -> None:
-    """docs/decisions/0001."""
     hosts = [r"pypi\.(?:org|io)", r"pythonhosted\.", r"npmjs\.", r"deb\.debian\.", r"crates\.io"]
     paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
     forbidden = re.compile("|".join(hosts + paths))

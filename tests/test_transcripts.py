@@ -1,9 +1,3 @@
-"""Golden transcripts: what both sides say on each revision over each transport, as on the wire.
-
-`tests/transcripts/<revision>/<transport>.txt` are played against the real server and compared; `--update` rewrites
-what the server says in them, to be read in review.
-"""
-
 import asyncio
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""What an agent does for one answer, against a scripted API that checks each request. The rules are our choice."""
-
 import asyncio
 import json
 from typing import Any
@@ -154,7 +152,6 @@ async def test_content_of_every_kind_reaches_the_model() -> None:
 
 
 async def test_long_results_are_truncated_with_a_notice() -> None:
-    """A tool must not fill the model's memory."""
     result, _ = await returned(("show", "{}"), limits=Limits(max_result=10))
     assert result.text.startswith("words\n[res\n[")
     assert result.text.endswith("more characters were left out]")

@@ -1,5 +1,3 @@
-"""`millstream chat` in a pipe: one question, plain lines or JSON, and a status. The rules are our choice."""
-
 import json
 import os
 import signal
@@ -116,7 +114,6 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 @pytest.mark.parametrize("path", ["", "/mcp"])
 def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
-    """Seed 000."""
     dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     script = TIME, repeats("It is ")
     with ScriptedModel(*script) as api:

@@ -1,5 +1,3 @@
-"""`millstream chat` as people see it, at terminals of 80 and 120 columns. The rules are our choice."""
-
 import json
 import os
 import sys

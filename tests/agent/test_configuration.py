@@ -1,5 +1,3 @@
-"""Where the model, the server and their keys come from. The names are those of seed 000's `.env.example`."""
-
 from pathlib import Path
 
 import pytest
@@ -32,7 +30,6 @@ def test_configuration_files_have_names_and_values() -> None:
 
 
 def test_seed_configuration_selects_its_model() -> None:
-    """API_URL, API_KEY and DEFAULT_MODEL; options win."""
     model = configured().model()
     assert (model.name, model.url) == ("qwen3-next:80b", "https://api.example.com/v1")
     model = configured().model("mine", "http://127.0.0.1:11434/v1")

@@ -1,5 +1,3 @@
-"""An API that's busy, breaks off, refuses or isn't one: what's tried again, and the one sentence that's told."""
-
 import sys
 from typing import Any
 

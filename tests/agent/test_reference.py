@@ -1,5 +1,3 @@
-"""docs/reference/agent.md names everything there is."""
-
 import inspect
 import re
 

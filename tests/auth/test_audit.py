@@ -1,5 +1,3 @@
-"""The audit log: what stands in it, and that nobody changes it unnoticed."""
-
 import json
 import resource
 import signal
@@ -126,7 +124,6 @@ def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathF
 
 
 def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
-    """Regression: the next line was appended to the partial line, which looked like tampering."""
     path = tmp_path / "a"
     log = AuditLog(path)
     log.write(AuditEntry("now", "one"))
@@ -177,7 +174,6 @@ def test_audit_command_verifies_a_log(tmp_path: Path) -> None:
 
 
 async def test_newest_records_require_the_watch_scope(tmp_path: Path) -> None:
-    """Who, what, when and with what result, of all workers of the machine, with a filter; no hashes to forge with."""
     path = tmp_path / "audit.jsonl"
     written(tmp_path / "audit.jsonl.1", "ping")
     written(tmp_path / "audit.jsonl.backup", "not a worker's")

@@ -1,5 +1,3 @@
-"""What is known of credentials is bounded, and nobody crowds out what is known of others'."""
-
 from collections import Counter
 
 import pytest
@@ -42,9 +40,6 @@ async def ping(wire: Wire, credential: str) -> None:
 
 @pytest.mark.many
 async def test_callers_with_many_credentials_evict_their_own() -> None:
-    """Regression: the credentials of others were verified again with each request, and refused behind a throttled
-    address.
-    """
     method = Counting()
     people = [f"person{number}.0" for number in range(20)]
     async with wired(make_server(method), "asgi") as wire:

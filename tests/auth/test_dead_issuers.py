@@ -1,5 +1,3 @@
-"""Issuers that can't be asked: whoever starts the server learns it at once, and what to do."""
-
 import asyncio
 from typing import Any
 
@@ -57,7 +55,6 @@ async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixtu
 
 
 async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: the set was truncated without a warning, so some tokens were refused."""
     async with issuing() as issuer:
         issuer.answers["/keys"] = many_keys(257)
         text = await warned(auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys"), caplog)
@@ -117,7 +114,6 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
     ],
 )
 def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str) -> None:
-    """Regression: it named the variable for a key where only tokens are accepted."""
     server = Server("shop", auth=methods("http://127.0.0.1:9"))
     shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000).curl
     assert f'--oauth2-bearer "{variable}"' in shown

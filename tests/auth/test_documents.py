@@ -1,5 +1,3 @@
-"""The examples of the pages about security, and what those pages show."""
-
 import asyncio
 import json
 import re
@@ -33,7 +31,6 @@ def protect(server: Server, *methods: Any) -> Server:
 
 
 async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/protect-with-keys.md"""
     page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
     keys = auth.keys(named={"alice": ("alice-key", ["notes:write"]), "bob": "bob-key"})
@@ -46,7 +43,6 @@ async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/accept-tokens.md."""
     page = (ROOT / "docs" / "how-to" / "accept-tokens.md").read_text("utf-8")
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
     async with issuing() as issuer:
@@ -63,7 +59,6 @@ async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPa
 
 
 async def test_tokens_page_examples_work() -> None:
-    """docs/how-to/accept-tokens.md."""
     async with issuing() as issuer:
         said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
         issuer.answers["/introspect"] = lambda request: json_answer({"active": b"opaque" in request, **said})
@@ -80,7 +75,6 @@ async def test_tokens_page_examples_work() -> None:
 async def test_authorization_server_page_commands_work(
     tmp_path: Path,
 ) -> None:
-    """docs/how-to/run-an-authorization-server.md."""
     page = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("utf-8")
     for command in re.findall(r"^\$ (openssl .*)$", page, re.MULTILINE):
         run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, timeout=WAIT)
@@ -99,7 +93,6 @@ def json_answer(value: Any) -> bytes:
 
 
 async def test_limits_page_example_works() -> None:
-    """docs/how-to/limit-callers.md"""
     async with guarded(limits.mcp) as world:
         statuses = [(await world.call(None, "crawl", {"url": "x"})).status for _ in range(3)]
         assert statuses == [200, 200, 429]

@@ -1,5 +1,3 @@
-"""The guard in front of every path: a valid credential gets through, everything else gets a challenge."""
-
 import asyncio
 import json
 from collections import Counter
@@ -49,7 +47,6 @@ async def test_every_path_except_probes_and_assets_requires_a_credential(lane: b
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
 async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bool) -> None:
-    """Regression: with ``--path /sign-in/mcp``, callers without credentials could call every tool."""
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
     async with guarded(lane=lane, **served) as world:
         asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
@@ -117,7 +114,6 @@ async def test_authorization_scheme_is_case_insensitive(name: str) -> None:
 
 
 async def test_header_spelling_variants_are_not_cached_separately() -> None:
-    """Regression: a caller could evict the cached credentials of others by adding spaces to the header."""
     async with guarded() as world:
         guard = world.runtime.guard
         assert guard is not None
@@ -198,7 +194,6 @@ class Asks(AuthMethod):
 
 @for_each("form", [False, True], ids=["header", "form"])
 async def test_concurrent_guesses_are_throttled(form: bool) -> None:
-    """Regression: all concurrent guesses were verified before the first failure counted."""
     method = Asks()
     async with guarded(make_server([method])) as world:
 

@@ -199,7 +199,6 @@ async def test_introspection_results_are_cached() -> None:
 
 
 async def test_known_credentials_are_not_introspected() -> None:
-    """Regression: every key was sent to the introspection endpoint, because it was asked first."""
     async with issuing() as issuer:
         answers(issuer, {"opaque": {**claims(iss=None), "active": True}})
         signed = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))

@@ -1,5 +1,3 @@
-"""``millstream keys`` and the options of ``millstream run``, in processes of their own, with a real server."""
-
 import json
 import subprocess
 import sys

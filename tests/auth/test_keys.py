@@ -1,5 +1,3 @@
-"""Keys in a file: hashed, with names, scopes and expiry, looked after while the server runs."""
-
 import asyncio
 import json
 import stat
@@ -145,7 +143,6 @@ async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
 
 
 async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
-    """A socket was judged when it was opened, and its calls are not judged again."""
     key = kept.add("ci", (), 0.0, None)
     async with guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
         await socket.recv()

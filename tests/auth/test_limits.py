@@ -1,5 +1,3 @@
-"""Limits: the algorithm, and what a caller hears that asks too often, on every transport."""
-
 import asyncio
 import json
 from datetime import UTC, datetime
@@ -51,7 +49,6 @@ def test_bursts_are_followed_by_the_steady_rate() -> None:
 
 @for_each("seconds", [1, 60, 86400])
 def test_bursts_with_fractional_shares_allow_the_whole_count(seconds: int) -> None:
-    """Regression: rounding errors made the last call of a burst fail."""
     for count in range(1, 400):
         limiter = Limiter("x", Rate(count, seconds), clock=Clock())
         assert sum(limiter.wait("a") == 0.0 and limiter.take("a") == 0.0 for _ in range(count + 1)) == count
@@ -61,7 +58,6 @@ def test_bursts_with_fractional_shares_allow_the_whole_count(seconds: int) -> No
 def test_any_interval_allows_at_most_burst_plus_refill(
     steps: list[tuple[float, int]], count: int, seconds: int
 ) -> None:
-    """The promise of the algorithm, for any order of requests and costs; and the wait it names is enough."""
     clock = Clock()
     limiter = Limiter("x", Rate(count, seconds), clock=clock)
     taken: list[tuple[float, int]] = []
@@ -232,7 +228,6 @@ async def test_socket_messages_count_for_their_address() -> None:
 
 
 async def test_streams_and_publications_count_as_requests() -> None:
-    """Regression: only calls were limited, so callers could open streams and publish without limits."""
     async with guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
         await socket.recv()
         json_body = {"content_type": "application/json"}
@@ -342,7 +337,6 @@ async def test_quotas_last_a_day_and_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_quota_periods_use_utc() -> None:
-    """A leap year, and the end of one."""
     at = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp()
     day, month = period(at, monthly=False), period(at, monthly=True)
     assert (day.end - at, month.end - at) == (1.0, 1.0)

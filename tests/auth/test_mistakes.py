@@ -1,5 +1,3 @@
-"""Typical mistakes with what `auth` offers: each is refused with a sentence that says what to write."""
-
 import re
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +85,6 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 
 @for_each("name", MISTAKES)
 def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
-    """Regression: Python only reported an unexpected argument, and a single string was split into letters."""
     make, said = MISTAKES[name]
     with pytest.raises(TypeError, match=re.escape(said)):
         make()

@@ -1,5 +1,3 @@
-"""Servers that are mounted in one application: each has tokens of its own, and says where clients get them."""
-
 import json
 from typing import Any
 
@@ -46,7 +44,6 @@ async def test_tokens_are_bound_to_their_mounted_server() -> None:
 @for_each("name", ["books", "news"])
 @for_each("credential", [None, "wrong"])
 async def test_mounted_servers_reference_existing_metadata(name: str, credential: str | None) -> None:
-    """Regression: the metadata URL pointed to the root of the application, which doesn't serve it."""
     app = application()
     refused = await ask(app, "POST", f"/{name}/mcp", credential)
     assert refused.status == 401

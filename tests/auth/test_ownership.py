@@ -1,8 +1,3 @@
-"""What a caller owns is worth nothing in other hands: the answer is that of an id that never was.
-
-Each test has the owner, a stranger with a valid key, and what was made up, on the same route.
-"""
-
 import asyncio
 import json
 from typing import Any
@@ -67,7 +62,6 @@ async def test_streams_are_resumed_only_by_their_owner() -> None:
 
 
 async def test_messages_to_foreign_sse_sessions_get_404() -> None:
-    """HTTP+SSE: the id in the query is no credential."""
     async with guarded() as world:
         stream = await world.send(ALICE, "GET", "/sse", **STREAM)
         await stream.head()

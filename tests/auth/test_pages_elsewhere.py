@@ -1,5 +1,3 @@
-"""People at the pages whose account is elsewhere: a button sends them there, and they come back with a cookie."""
-
 import re
 import time
 from html import unescape

@@ -1,5 +1,3 @@
-"""People of an authorization server at the pages of the same server: the form asks for their name and password."""
-
 import asyncio
 from pathlib import Path
 from typing import Any

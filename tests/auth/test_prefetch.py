@@ -62,7 +62,6 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Meeting]:
 
 
 async def test_identity_providers_are_prefetched_concurrently(meet: Callable[..., Meeting]) -> None:
-    """Regression: each one was fetched only after the previous one had answered or timed out."""
     meeting = meet(None, None, None)
     async with asyncio.timeout(WAIT):
         await of_identities().prefetch()
@@ -71,7 +70,6 @@ async def test_identity_providers_are_prefetched_concurrently(meet: Callable[...
 
 @for_each("whose", ["identities", "tokens"])
 async def test_failing_prefetch_is_reported_and_does_not_stop_others(whose: str, meet: Callable[..., Meeting]) -> None:
-    """Regression: an unexpected error left the other tasks running without an owner."""
     meeting = meet(None, ValueError("odd"), None)
     async with asyncio.timeout(WAIT):
         if whose == "identities":

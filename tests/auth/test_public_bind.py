@@ -1,5 +1,3 @@
-"""An address that others reach is served with auth, or because somebody said so in so many words."""
-
 import os
 import subprocess
 import sys
@@ -22,7 +20,6 @@ LONG = "a-key-that-is-long-enough"
 
 @for_each("host", PUBLIC)
 def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
-    """Known servers of this kind were found open by the thousand."""
     with pytest.raises(CommandError) as refused:
         check_public(Server("s", settings=Settings()).definition, host)
     assert "--auth-key" in refused.value.fix
@@ -80,7 +77,6 @@ def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp
 
 @for_each("depth", [1, 2])
 async def test_mounting_does_not_remove_authentication(depth: int) -> None:
-    """Regression: the tools of the mounted server were public, without a warning."""
     inner = Server("inner", auth=auth.keys(LONG), settings=Settings())
     outer = inner
     for number in range(depth):

@@ -1,5 +1,3 @@
-"""Scopes on tools, resources and prompts: who lacks them neither sees nor uses the item, and hears what to ask for."""
-
 import asyncio
 import json
 from typing import Any

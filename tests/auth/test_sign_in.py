@@ -1,5 +1,3 @@
-"""Signing in to the pages by a form: what the cookie is, and for whom and what it counts."""
-
 from typing import Any
 from urllib.parse import urlencode
 
@@ -126,7 +124,6 @@ async def test_cookie_works_only_for_same_origin_requests(method: str, path: str
 
 
 async def test_dashboard_requests_work_with_the_cookie() -> None:
-    """Regression: the page opened, but its requests got 401, so the charts stayed empty."""
     async with guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)
         for path in ("/dashboard/history?seconds=60", "/dashboard/calls", "/dashboard/readers"):
@@ -135,7 +132,6 @@ async def test_dashboard_requests_work_with_the_cookie() -> None:
 
 
 async def test_page_calls_work_with_the_cookie() -> None:
-    """`/inspect` speaks MCP, `/chat` publishes and listens, `/docs` runs tools."""
     async with guarded() as world:
         jar = await cookie(world)
         for own in ({"origin": "http://127.0.0.1"}, {"sec_fetch_site": "same-origin"}):
@@ -233,20 +229,17 @@ async def test_pages_see_the_scopes_of_the_user() -> None:
 
 
 async def test_login_forms_with_too_many_fields_are_refused() -> None:
-    """Regression: they got status 500."""
     async with guarded() as world:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
 async def test_large_login_forms_are_refused_unread() -> None:
-    """Regression: decoding 4 MB of escapes blocked the server for a second."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
 
 
 async def test_program_pages_use_login_and_event_source() -> None:
-    """docs/how-to/broadcast-to-a-page.md: `EventSource` can't send a key."""
     server = make_server()
 
     @server.route("/board")

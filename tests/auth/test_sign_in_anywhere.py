@@ -1,8 +1,3 @@
-"""A sign-in may begin at one worker and end at another: of four with their own store, or of two servers with Redis.
-
-Each request of the browser goes to the next server, on a connection of its own, which any of its workers may get.
-"""
-
 import asyncio
 import re
 import time

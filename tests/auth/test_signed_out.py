@@ -1,5 +1,3 @@
-"""Which cookies were signed out: known to every worker that shares a store, and bounded."""
-
 import asyncio
 from typing import Any
 
@@ -65,7 +63,6 @@ async def test_sign_outs_apply_locally_during_a_store_outage(
 async def test_missed_sign_outs_restart_cookie_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Regression: after an interruption, streams of copied cookies stayed open for up to twelve hours."""
     bus, told = type(MemoryStore().bus), {}
 
     def subscribing(self: Any, topic: str, receive: Any, *, interrupted: Any = None) -> Any:
@@ -115,7 +112,6 @@ async def test_sign_outs_are_rate_limited_per_user() -> None:
 
 
 async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
-    """Regression: after sixty forged cookies, copies of signed-out cookies of that address stayed valid."""
     async with guarded() as world:
         jar, mine = await cookie(world), [await cookie(world, BOB) for _ in range(61)]
         for sent in [f"{jar}x"] * 61 + mine:
@@ -128,7 +124,6 @@ async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
 async def test_request_in_progress_is_refused_after_sign_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Regression: a check that started before the sign-out was cached for a minute."""
     async with guarded() as world:
         jar = await cookie(world)
         values = type(world.runtime.services.store.kv)

@@ -1,5 +1,3 @@
-"""Streams end with the credential that opened them: whoever listened with a token has to come back with a new one."""
-
 import json
 import time
 from collections.abc import AsyncIterator
@@ -77,7 +75,6 @@ async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
 
 
 async def test_store_clock_skew_ends_no_stream() -> None:
-    """Regression: this machine's clock was used again, so the stream ended repeatedly."""
     async with world_of_tokens() as world:
         stream = await open_stream(world, lasting(600), "/mcp")
         world.runtime.services.clock = lambda: time.time() + 700
@@ -139,7 +136,6 @@ async def test_streams_end_with_their_cookie() -> None:
 
 
 async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
-    """Regression: a copied cookie stayed valid for twelve hours, including its streams."""
     async with guarded() as world:
         copied, other = await cookie(world), await cookie(world)
         opened = await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=copied)

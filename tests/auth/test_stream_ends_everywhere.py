@@ -1,5 +1,3 @@
-"""What is taken back on one worker ends streams on all: of four with their own store, of two servers with Redis."""
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -184,7 +182,6 @@ async def test_key_revocation_ends_its_streams_on_all_workers(world: World) -> N
 
 
 async def test_key_replacement_ends_its_streams_on_all_workers(world: World) -> None:
-    """Regression: the name stayed valid, so streams opened with the stolen key stayed open."""
     async with listening(world) as (servers, opened):
         await opened.open(servers, world.key["changing"])
         world.keys.rotate("changing", time.time(), 0.0)

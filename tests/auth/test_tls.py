@@ -1,5 +1,3 @@
-"""Serving https, and renewing the certificate while connections are open."""
-
 import asyncio
 import datetime as dt
 import os
@@ -91,7 +89,6 @@ def shown(port: int) -> tuple[str, str, bytes]:
 
 @pytest.mark.server
 def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> None:
-    """New connections get the new one."""
     cert, key = make(tmp_path, "old")
     port = free_port()
     command = millstream("examples/greet.py", port, "--tls-cert", cert, "--tls-key", key)
@@ -110,7 +107,6 @@ def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> No
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
 def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
-    """Regression: it expected plain text, so TLS clients got an error."""
     cert, key = make(tmp_path, "x")
     options = ("--tls-cert", cert, "--tls-key", key)
     with workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:
@@ -125,9 +121,6 @@ def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
 def test_missing_tls_handshake_times_out(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    """Regression: asyncio's default of a minute applied, and the connection cap doesn't count connections before the
-    handshake.
-    """
     with shop(tmp_path, *workers, MILLSTREAM_HEADER_TIMEOUT="1") as (port, _):
         begun = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as silent:
@@ -138,7 +131,6 @@ def test_missing_tls_handshake_times_out(tmp_path: Path, workers: tuple[str, ...
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
 def test_shutdown_does_not_wait_for_tls_close(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    """Regression: one idle browser delayed each stop by a second and logged an error."""
     with shop(tmp_path, *workers) as (port, process), secured(port) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -186,9 +178,6 @@ def test_invalid_certificates_stop_the_start(tmp_path: Path) -> None:
 
 
 async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: a client that didn't close its side of TLS stayed connected for 30 seconds, and every sweep raised an
-    error.
-    """
     app = guard_table({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)
@@ -200,7 +189,6 @@ async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: p
 
 
 async def test_shutdown_ignores_closed_tls_connections(tmp_path: Path) -> None:
-    """Regression: asyncio can't close a TLS transport twice, so the sweep failed."""
     app = guard_table({("POST", "/echo"): echo}, Settings())
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)

@@ -125,7 +125,6 @@ SHALLOW = {
 
 @for_each("name", SHALLOW)
 async def test_nesting_deeper_than_64_is_refused(wire: Wire, name: str) -> None:
-    """The scan counts nesting, not brackets."""
     reply = await wire.post(SHALLOW[name], await wire.initialize())
     assert (reply.status, reply.message["id"], reply.message["result"]) == (200, 1, {})
 

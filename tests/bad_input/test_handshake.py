@@ -1,5 +1,3 @@
-"""Bad input of the handshake era over Streamable HTTP: sessions, versions, batches, parameters, media types."""
-
 from typing import Any
 
 import pytest
@@ -107,7 +105,6 @@ async def test_responses_without_a_session_are_refused(wire: Wire) -> None:
 
 
 async def test_version_errors_contain_the_text_that_clients_match(wire: Wire) -> None:
-    """Regression: official SDKs search the text for "Unsupported protocol version"."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": "1999-01-01"})
     assert reply.error[0] == 400
     assert "Unsupported protocol version" in reply.message["error"]["message"]
@@ -266,7 +263,6 @@ async def test_get_without_event_stream_accept_gets_406(wire: Wire, accept: str)
 
 @for_each("path", ["/mcp", "/sse"])
 async def test_browsers_get_an_explanation_of_the_endpoint(wire: Wire, path: str) -> None:
-    """Regression: browsers accept any type, so they got a stream and showed an empty page."""
     accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
     reply = await wire.ask("GET", path, {"host": "localhost", "accept": accept})
     assert reply.status == 406
@@ -291,7 +287,6 @@ async def test_other_http_methods_get_405(wire: Wire, method: str) -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_bodies_over_the_limit_get_413(way: str) -> None:
-    """The size is checked before anything is read into memory."""
     async with wired(make_shop(max_body=500), way) as wire:
         headers = await wire.initialize()
         body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'

@@ -141,7 +141,6 @@ async def test_methods_of_other_revisions_get_404(wire: Wire, method: str) -> No
 
 
 async def test_missing_client_capabilities_are_named(wire: Wire) -> None:
-    """Step e: 400 -32021 with `data.requiredCapabilities`."""
     headers = routing("tools/call", "sampler")
     for capabilities in ({}, {"sampling": None}, {"sampling": True}, {"Sampling": {}}):
         reply = await wire.post(enveloped("tools/call", {"name": "sampler"}, 7, **capabilities), headers)

@@ -1,5 +1,3 @@
-"""A reply is in a form that the client reads, or the request is refused before anything runs."""
-
 from typing import Any
 
 from bad_input.shop import make_shop

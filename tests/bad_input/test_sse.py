@@ -120,7 +120,6 @@ async def test_closing_the_stream_ends_the_session(stream: Stream) -> None:
 
 
 async def test_invalid_per_request_messages_are_answered_on_the_stream(stream: Stream) -> None:
-    """The era is chosen for each message, and each gets its own errors."""
     _, message = await stream.ask(request("tools/list", {"_meta": envelope("2099-01-01")}, 7))
     assert (message["error"]["code"], message["id"]) == (-32022, 7)
     _, message = await stream.ask(request("ping", {"_meta": envelope()}, 7))

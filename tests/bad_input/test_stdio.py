@@ -1,9 +1,3 @@
-"""Bad input over stdio: pieces of lines, split and invalid UTF-8, lines without end; the process lives on.
-
-The transport serves a pair of pipes in this process, so that a test decides what one read brings: a whole message in
-front of a piece proves, by its answer, that the piece was read too. One test runs a real process.
-"""
-
 import asyncio
 import json
 import os
@@ -82,7 +76,6 @@ LINES = {name: body for name, body in NOT_JSON.items() if b"\n" not in body and 
 
 @for_each("name", LINES)
 async def test_invalid_json_line_is_a_parse_error_and_keeps_the_process(pipes: Pipes, name: str) -> None:
-    """-32700 without an id, invalid UTF-8 included."""
     await pipes.write(LINES[name] + b"\n" + PING)
     message = await pipes.answer()
     assert (message["error"]["code"], message.get("id", "none")) == (-32700, "none")
@@ -113,7 +106,6 @@ async def test_ids_are_returned_unchanged(pipes: Pipes, request_id: Any) -> None
 
 
 async def test_lines_may_arrive_in_arbitrary_pieces(pipes: Pipes) -> None:
-    """Partial lines and split UTF-8 are buffered."""
     line = json.dumps(request("ping", id="é☃😀"), ensure_ascii=False).encode()
     for cut in range(1, len(line)):
         await pipes.write(PING + line[:cut])
@@ -123,7 +115,6 @@ async def test_lines_may_arrive_in_arbitrary_pieces(pipes: Pipes) -> None:
 
 
 async def test_crlf_and_blank_lines_are_accepted(pipes: Pipes) -> None:
-    """Windows clients write CRLF; a blank line is no message and gets no answer."""
     await pipes.write(b"\n\r\n  \t\r\n" + PING.replace(b"\n", b"\r\n") + b"\r\n" + b"  " + PING)
     await pipes.pong()
     await pipes.pong()
@@ -139,7 +130,6 @@ async def test_overlong_line_is_one_parse_error(pipes: Pipes, size: int) -> None
 
 
 async def test_lines_at_the_limit_are_read(pipes: Pipes) -> None:
-    """The limit counts the line without its end."""
     await pipes.write(PING[:-1].ljust(LIMIT) + b"\n")
     await pipes.pong()
 

@@ -1,5 +1,3 @@
-"""How a call ends that the tool itself spoils: what the peer reads, and what only the log says."""
-
 import logging
 import re
 from typing import Any
@@ -65,7 +63,6 @@ async def test_results_that_violate_their_schema_are_internal_errors(
 async def test_results_that_violate_hand_written_schemas_are_internal_errors(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: only the type of the schema's root was compared."""
     with caplog.at_level(logging.ERROR, "millstream"):
         status, message = await call(wire, era, "promises")
     assert (status, message["error"]["code"]) == (200, -32603)
@@ -85,7 +82,6 @@ async def test_results_that_violate_hand_written_schemas_are_internal_errors(
 async def test_hand_written_and_generated_schemas_refuse_the_same_way(
     wire: Wire, era: str, arguments: Any, text: str
 ) -> None:
-    """Regression: handwritten schemas weren't checked."""
     status, message = await call(wire, era, "packs", arguments)
     whole = f"Invalid arguments for tool 'packs': {text}. Expected: {{\"items\": array of object}}"
     assert status == 200

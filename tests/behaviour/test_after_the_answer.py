@@ -1,5 +1,3 @@
-"""What is said once a call is answered or given up, on every way back."""
-
 import asyncio
 import json
 from typing import Any
@@ -66,7 +64,6 @@ def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
 
 
 async def test_no_messages_about_a_call_follow_its_response() -> None:
-    """Regression: a task that a tool left running sent progress and logs after the result."""
     mcp, left = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -79,7 +76,6 @@ async def test_no_messages_about_a_call_follow_its_response() -> None:
 
 
 async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
-    """Regression: the client kept showing a form without a pending call."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -153,7 +149,6 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
 
 @for_each(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
 async def test_open_questions_are_withdrawn_before_the_response(tool: str, questions: int) -> None:
-    """Regression: the client kept showing forms of finished calls."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -174,7 +169,6 @@ async def test_open_questions_are_withdrawn_before_the_response(tool: str, quest
 
 @for_each("way", ["asgi", "lane"])
 async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> None:
-    """Regression: the call's response must stay the last message of its stream."""
     mcp, left, go = forgetful()
     async with wired(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -187,7 +181,6 @@ async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> 
 
 
 async def test_cancelling_a_call_withdraws_its_questions() -> None:
-    """Regression: only questions that the function itself awaited were withdrawn."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -199,7 +192,6 @@ async def test_cancelling_a_call_withdraws_its_questions() -> None:
 
 
 async def test_losing_a_connection_ends_its_questions() -> None:
-    """Regression: a question in a background task used its slot for ten minutes."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -211,7 +203,6 @@ async def test_losing_a_connection_ends_its_questions() -> None:
 
 
 async def test_questions_after_the_call_raise_an_error() -> None:
-    """Regression: the question was never sent, but used its slot until the timeout."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -223,7 +214,6 @@ async def test_questions_after_the_call_raise_an_error() -> None:
 
 
 async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
-    """Regression: `tools/call` got -32602, as if its own arguments were invalid."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()

@@ -85,7 +85,6 @@ async def test_calls_in_a_batch_report_progress(connect: Connect, combination: C
 
 @every("batches", "questions", "notifications")
 async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination: Combination) -> None:
-    """Regression: questions in a batch were refused."""
 
     def answer(method: str, params: Json) -> Json:
         assert method == "sampling/createMessage"

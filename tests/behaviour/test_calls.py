@@ -1,5 +1,3 @@
-"""Calling tools: what a function returns, on every revision over every transport."""
-
 import base64
 import json
 import re
@@ -20,7 +18,6 @@ STRUCTURED = {
 
 
 def test_exclusions_have_a_reason_and_match_a_combination() -> None:
-    """Exclusions are data with a reason."""
     for need, revision, transport, reason in EXCLUSIONS:
         assert reason, need
         assert any(revision in ("*", each.revision) and transport in ("*", each.transport) for each in ALL), need
@@ -117,7 +114,6 @@ async def test_a_tool_without_a_python_function_is_listed_and_called(
 
 @every()
 async def test_none_results_have_empty_content(connect: Connect, combination: Combination) -> None:
-    """`None` is a result without content, not a null."""
     result = (await (await connect(combination)).call("nothing")).result
     assert result["content"] == []
     assert "structuredContent" not in result

@@ -1,5 +1,3 @@
-"""Giving up: by a notification, by going away, and what the function notices."""
-
 import asyncio
 
 from behaviour.combinations import Combination, every
@@ -50,7 +48,6 @@ async def test_cancellation_directly_after_the_request_counts(connect: Connect, 
 
 @every("explicit cancel")
 async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
-    """A thread runs on, with `ctx.cancelled` set."""
     client = await connect(combination)
     key = f"thread {combination}"
     sent = await begun(client, "waits_in_thread", key)

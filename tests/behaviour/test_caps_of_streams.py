@@ -1,5 +1,3 @@
-"""Calls and streams have caps of their own: neither fills the other's."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -43,7 +41,6 @@ async def add(wire: Wire) -> int:
 
 
 async def test_open_subscriptions_do_not_count_as_calls() -> None:
-    """Regression: enough open subscriptions made every call fail with 503."""
     async with wired(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
         assert await add(wire) == 200
         assert (await wire.post(request("tools/list"))).status == 200
@@ -70,7 +67,6 @@ STREAMS = {
 
 @for_each("kind", STREAMS)
 async def test_one_address_gets_at_most_half_of_the_streams(kind: str) -> None:
-    """Regression: all anonymous callers counted as one caller, so one of them could use every stream."""
     method, path, headers, message = STREAMS[kind]
     body = b"" if message is None else json.dumps(message).encode()
     mcp = Server("shop", serve="hub", settings=Settings(max_streams=4))
@@ -145,7 +141,6 @@ class Slow(Middleware):
 
 
 async def test_subscriptions_waiting_for_a_hook_count_as_streams() -> None:
-    """Regression: they were counted before they waited, so other streams could use their space."""
     slow = Slow()
     mcp = Server("shop", settings=Settings(max_streams=4), middleware=[slow])
     stock(mcp)
@@ -186,7 +181,6 @@ def reporting(release: asyncio.Event) -> Server:
 
 
 async def test_call_streams_do_not_count_as_other_streams() -> None:
-    """Regression: they weren't part of the stream cap, but used it up."""
     release = asyncio.Event()
     async with wired(reporting(release), "asgi") as wire:
         headers = await wire.initialize()

@@ -1,5 +1,3 @@
-"""Hearing about changes: subscriptions and list_changed, by the stream that each era has for them."""
-
 import asyncio
 
 import pytest

@@ -1,9 +1,3 @@
-"""The answers of a real server, decoded as a client of ours will: by the Structs of `millstream._protocol`.
-
-Every other behaviour test decodes what it gets too (`judge.py`); here each method of a revision is called for what
-its result says.
-"""
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,3 @@
-"""The endpoint: which methods it takes from whom, and what bad input gets."""
-
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -63,7 +61,6 @@ async def test_bare_get_opens_a_stream_of_the_first_revision(http: Http) -> None
 
 @for_each("method", ["GET", "DELETE"])
 async def test_sessionless_endpoint_allows_only_post(sessionless: Http, method: str) -> None:
-    """405, with `Allow`."""
     reply = await sessionless.fetch(method, "/mcp", EVENTS)
     assert reply.status == 405
     assert "POST" in reply.headers["allow"]
@@ -131,7 +128,6 @@ BAD_BODIES: list[tuple[str, bytes, int]] = [
 @for_each(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_invalid_bodies_get_400_with_a_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
-    """Never a 500, a hang or a silent 202."""
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, body)
     message = json.loads(await reply.body())
     assert (reply.status, message["error"]["code"]) == (400, code)
@@ -141,7 +137,6 @@ async def test_invalid_bodies_get_400_with_a_code(http: Http, headers: dict[str,
 @for_each("method", ["tools/call", "initialize", "server/discover"])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_requests_without_an_id_are_not_ignored(http: Http, headers: dict[str, str], method: str) -> None:
-    """On `/mcp` a request needs an id, and never a silent 202."""
     body = {"jsonrpc": "2.0", "method": method, "params": {"name": "text", "_meta": ENVELOPE if headers else {}}}
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers, "mcp-method": method}, json.dumps(body).encode())
     assert reply.status == 400

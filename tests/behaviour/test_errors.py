@@ -1,5 +1,3 @@
-"""What goes wrong, and what the client is told: codes, statuses and texts by revision."""
-
 import asyncio
 import json
 import logging

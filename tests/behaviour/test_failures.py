@@ -1,8 +1,3 @@
-"""Whatever a function of the user raises, its call is answered, and the server goes on.
-
-In memory, through ASGI and through the lane, with a server whose functions fail in every way we know.
-"""
-
 import asyncio
 import json
 import re
@@ -176,7 +171,6 @@ async def test_any_exception_of_a_tool_gets_a_response(
     ],
 )
 async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
-    """Regression: a future can't carry StopIteration, so the caller waited forever."""
     name = str(params.get("uri") or params.get("name") or "")
     async with asyncio.timeout(WAIT):
         reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
@@ -184,7 +178,6 @@ async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: J
 
 
 async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
-    """Regression: the whole batch was dropped."""
     async with wired(make_server(), "lane") as wire:
         headers = await wire.initialize("2025-03-26")
         bad = request("tools/call", {"name": "waits_for_a_cancelled_task"}, 1)
@@ -196,7 +189,6 @@ async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
 
 
 async def test_connection_transports_answer_cancelled_tools() -> None:
-    """Regression: stdio never answered the call."""
     async with make_server().running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
         for name in ("waits_for_a_cancelled_task", "exits", "asks_in_a_group"):
@@ -233,7 +225,6 @@ async def test_failure_takes_precedence_over_a_question(wire: Wire) -> None:
 
 @for_each("way", ["cancelled", "timeout"])
 async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None:
-    """Cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed out."""
     mcp = make_server(max_threads=1)
     ended = threading.Semaphore(0)
 
@@ -271,7 +262,6 @@ async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None
 
 
 async def test_slots_are_released_when_the_function_ends() -> None:
-    """A function in a thread cannot be stopped, so its slot is taken until it ends."""
     threads, begun, gate = Threads(1), threading.Event(), threading.Event()
 
     def works() -> None:
@@ -293,7 +283,6 @@ async def test_slots_are_released_when_the_function_ends() -> None:
 def test_function_that_outlives_its_server_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Regression: its callback ran on a closed loop."""
     begun, gate = threading.Event(), threading.Event()
     workers: list[threading.Thread] = []
 

@@ -1,5 +1,3 @@
-"""What follows `initialize` in the same read belongs to its session, on every transport of one connection."""
-
 import asyncio
 import json
 from typing import Any
@@ -11,7 +9,6 @@ from wire import LATEST_HANDSHAKE, WAIT, request
 
 
 async def test_requests_sent_with_initialize_use_its_session() -> None:
-    """Regression: the session started only after the following messages had been processed."""
     mcp = make_shop()
 
     @mcp.tool

@@ -1,5 +1,3 @@
-"""What a client is told about its calls when the server stops and their time is over."""
-
 import asyncio
 import json
 from typing import Any
@@ -65,7 +63,6 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
 
 @for_each("way", ["asgi", "lane"])
 async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
-    """Regression: the connection was cut, which looked like a network failure."""
     async with wired(endless(), way) as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
         assert reply.error == (200, -32000, 1)
@@ -74,7 +71,6 @@ async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> None:
-    """Regression: the per-request era has its own code for a server that is stopping."""
     async with wired(endless(), way) as wire:
         message = enveloped("tools/call", {"name": "waits"})
         reply = await drained(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
@@ -82,7 +78,6 @@ async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> Non
 
 
 async def test_stream_ends_with_an_error_on_shutdown() -> None:
-    """Regression: the stream ended without a response."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize()
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
@@ -91,7 +86,6 @@ async def test_stream_ends_with_an_error_on_shutdown() -> None:
 
 
 async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
-    """Regression: the stream ended while the client was still showing the form."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks"), headers)))
@@ -107,7 +101,6 @@ async def test_result_returned_during_shutdown_is_sent() -> None:
 
 
 async def test_question_during_shutdown_raises_an_error() -> None:
-    """Regression: neither the question nor the call got an answer."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
@@ -116,7 +109,6 @@ async def test_question_during_shutdown_raises_an_error() -> None:
 
 
 async def test_cancelled_calls_send_no_questions() -> None:
-    """Regression: a form appeared for a call that its client had given up."""
     async with wired(endless(), "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(call("asks_again"))
@@ -155,7 +147,6 @@ async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
 
 
 async def test_http_sse_calls_are_answered_before_the_stream_ends() -> None:
-    """Regression: the stream ended without responses to running calls."""
     async with wired(endless(), "asgi") as wire:
         path, stream = await opened_sse(wire)
         for message in (request("initialize", INITIALIZE, 0), call("waits", 1), call("asks", 2)):

@@ -1,5 +1,3 @@
-"""What connections and subscriptions accumulate while they are open, and how much of the room one caller may take."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -66,7 +64,6 @@ async def initialized(runtime: Runtime, peer: str) -> Client:
 
 
 async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
-    """Regression: ten thousand connections could use a gigabyte for watched URIs."""
     async with room_for_little() as runtime:
         one, two = [await initialized(runtime, "203.0.113.1") for _ in range(2)]
         other = await initialized(runtime, "198.51.100.1")

@@ -1,5 +1,3 @@
-"""What large calls were asked with has a budget in bytes, for all callers and for each of them."""
-
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
@@ -82,7 +80,6 @@ SENDERS: dict[str, tuple[Send, int]] = {
 @for_each("way", ["asgi", "lane"])
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
 async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
-    """Regression: calls were counted and their bodies were not, and each may hold 14 MiB."""
     mcp, release = holding(serve=("rest",))
     async with wired(mcp, way) as wire:
         session = await wire.initialize()
@@ -134,7 +131,6 @@ async def test_single_connection_can_use_the_whole_budget() -> None:
 
 
 async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
-    """Regression: a task cancelled before its first step runs no `finally`, so its call stayed registered."""
     mcp, _ = holding()
     async with mcp.running() as runtime:
         sent: list[bytes] = []

@@ -1,5 +1,3 @@
-"""A result that the event log cannot hold is sent all the same."""
-
 import re
 
 from bad_input.shop import make_shop
@@ -32,7 +30,6 @@ def narrow(wire: Wire) -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_result_larger_than_the_event_log_arrives_but_cannot_be_resumed(way: str) -> None:
-    """Regression: the stream was cut, or the reply was 500."""
     async with wired(make_server(), way) as wire:
         narrow(wire)
         headers = await wire.initialize()

@@ -1,5 +1,3 @@
-"""Lists: pages and cursors, and what a description may hold on each revision."""
-
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json

@@ -1,5 +1,3 @@
-"""A server that is full: who is refused, and what never is."""
-
 import asyncio
 import json
 from typing import Any
@@ -58,7 +56,6 @@ def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
 
 
 async def test_sessionless_calls_end_with_their_connection() -> None:
-    """Regression: the call kept running and used a slot, although its result couldn't be read."""
     mcp, _, journal = holding()
     async with wired(mcp, "lane") as wire:
         assert wire.running is not None
@@ -101,7 +98,6 @@ async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.
 
 
 async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
-    """Regression: one anonymous peer could use all slots. A caller is a principal or an address."""
     mcp, release, _ = holding(max_calls=8)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize()
@@ -132,7 +128,6 @@ async def test_overload_code_is_outside_the_reserved_range() -> None:
 
 
 async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: all calls that arrived while the store looked up sessions were admitted."""
     waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
 
     async def find_late(self: HttpSessions, request: HttpRequest) -> Session:
@@ -156,7 +151,6 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
 
 @for_each("way", ["asgi", "lane"])
 async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
-    """Regression: if every slot waited for a user, the answers and cancellations got 503."""
     mcp, _, _ = holding(max_calls=2)
     async with wired(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -180,7 +174,6 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_full_server_answers_pings(way: str) -> None:
-    """Regression: pings got 503, so clients considered the server dead."""
     mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
     async with wired(mcp, way) as wire:
         headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
@@ -245,7 +238,6 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
-    """Regression: one peer could abandon a thousand questions, which blocked all questions for ten minutes."""
     mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -271,7 +263,6 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
 
 
 async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
-    """Regression: all anonymous clients shared one counter, which one client could use up for a day."""
     async with wired(make_shop(max_deletes=1), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
         assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204
@@ -282,7 +273,6 @@ async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
 
 
 async def test_finished_calls_release_their_slot_at_once() -> None:
-    """Regression: finished calls counted for another quarter of a second, so short calls were refused."""
     mcp, release, _ = holding(max_calls=20)
     async with wired(mcp, "asgi") as wire:
         headers = await wire.initialize()
@@ -299,7 +289,6 @@ async def test_finished_calls_release_their_slot_at_once() -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_cancelled_call_that_returns_gets_no_response(way: str) -> None:
-    """Regression: a tool that ignored the cancellation had its result sent to the caller."""
     mcp, started = make_shop(), asyncio.Event()
 
     @mcp.tool

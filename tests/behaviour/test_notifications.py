@@ -1,5 +1,3 @@
-"""What a call says before it ends: progress, logs, and the values of streaming tools."""
-
 from typing import Any
 
 from behaviour.combinations import Combination, every
@@ -114,7 +112,6 @@ async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect,
 
 @every("streamable http")
 async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, combination: Combination) -> None:
-    """The reply turns into a stream at the first notification."""
     client = await connect(combination)
     plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
         {"name": "text", "arguments": {}})})  # fmt: skip
@@ -135,5 +132,4 @@ async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, c
 
 @every()
 async def test_def_tools_run_in_a_thread(connect: Connect, combination: Combination) -> None:
-    """A blocking tool must never stall other clients."""
     assert (await (await connect(combination)).call("thread_name")).text == "false"

@@ -1,5 +1,3 @@
-"""`ctx.once(store=True)`: an effect happens once although its round arrives twice."""
-
 import asyncio
 import json
 from typing import Any
@@ -45,7 +43,6 @@ async def send(wire: Wire, **params: Any) -> Any:
 
 @for_each("copies", [2, 5])
 async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
-    """Regression: each copy ran the effect, and all but one discarded its value."""
     mcp, charged, release = charging()
     async with wired(mcp, "asgi") as wire:
         state = (await send(wire))["requestState"]
@@ -58,7 +55,6 @@ async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
 
 
 async def test_effects_run_once_per_client() -> None:
-    """Regression: the second got the receipt of the first."""
     mcp, charged, release = charging()
     release.set()
     async with wired(mcp, "asgi") as wire:
@@ -81,7 +77,6 @@ async def test_failed_effects_can_be_retried() -> None:
 
 
 async def test_effects_can_fail_repeatedly_before_they_succeed() -> None:
-    """Regression: each failure added a level of recursion."""
     async with make_shop().running() as runtime:
         kv, failed = runtime.services.store.kv, 0
         compare_and_set = kv.compare_and_set

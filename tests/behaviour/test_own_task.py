@@ -1,9 +1,3 @@
-"""What a function does to the task that it runs in is answered as a failure, and nobody else notices.
-
-`GeneratorExit` is what Python ends a coroutine with, and a cancellation is what ends a task: the server, not the
-function, decides when its tasks end.
-"""
-
 import asyncio
 import json
 from collections import deque
@@ -109,7 +103,6 @@ async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
 
 @for_each("name", TOOLS)
 async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> None:
-    """Regression: the connection was cut instead of answered."""
     mcp, release = make_server(), asyncio.Event()
 
     @mcp.tool
@@ -200,7 +193,6 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
 
 
 async def test_cancelled_call_that_fails_gets_no_response() -> None:
-    """Regression: only results of cancelled calls were held back, and errors were sent."""
     mcp, started = make_server(), asyncio.Event()
 
     @mcp.tool

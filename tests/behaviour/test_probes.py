@@ -1,5 +1,3 @@
-"""What `/health`, `/livez` and `/readyz` tell, and what they keep to themselves."""
-
 import asyncio
 import json
 import re
@@ -100,7 +98,6 @@ async def test_health_counts_connections_of_the_own_server() -> None:
 
 
 async def test_unreachable_store_degrades_health_only() -> None:
-    """Regression: readiness failed, so a short outage of the store removed every worker from the load balancer."""
     server = Server("shop", serve="metrics")
     server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:
@@ -116,7 +113,6 @@ async def test_unreachable_store_degrades_health_only() -> None:
 
 
 async def test_draining_server_reports_it() -> None:
-    """Load balancers stop sending; the process may end soon."""
     server = Server("shop")
     async with server.running() as runtime:
         await ask(server, "GET", "/livez")

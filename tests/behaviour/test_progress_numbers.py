@@ -1,5 +1,3 @@
-"""Progress that JSON has no number for."""
-
 import math
 
 from bad_input.shop import make_shop
@@ -8,7 +6,6 @@ from wire import enveloped, routing, wired
 
 
 async def test_progress_must_be_finite() -> None:
-    """Regression: NaN and infinity were sent as null, which the schema forbids."""
     mcp = make_shop()
 
     @mcp.tool

@@ -1,5 +1,3 @@
-"""What a function asks the client: forms, URLs, samples and roots, in both eras by the same code."""
-
 from typing import Any
 
 from behaviour.combinations import Combination, every
@@ -46,7 +44,6 @@ async def test_forms_return_a_value_of_the_requested_type(
 
 @every("questions", "elicitation")
 async def test_def_tools_can_ask_questions(connect: Connect, combination: Combination) -> None:
-    """`SyncContext` has the same methods, blocking."""
     client = await connect(combination, answer=always(POINT))
     assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
 
@@ -161,7 +158,6 @@ async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combin
 async def test_sessionless_calls_that_ask_get_an_explanation(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Impossible without a session, and it must fail cleanly."""
     text = (await (await connect(combination)).call(tool)).failure
     assert combination.transport == "sessionless" or "initialize" not in text, "the client has a session"
 
@@ -217,7 +213,6 @@ async def test_roots_return_the_folders_of_the_client(connect: Connect, combinat
 
 @every("questions", "elicitation")
 async def test_several_questions_share_one_round(connect: Connect, combination: Combination) -> None:
-    """`ctx.ask`; the keywords are the keys."""
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])
     reply = await client.call("asks_all")

@@ -1,5 +1,3 @@
-"""Resources, templates, prompts, completions, and servers mounted in a server."""
-
 import base64
 
 from behaviour.combinations import Combination, every

@@ -1,5 +1,3 @@
-"""What sessions accumulate, and how much of the room for it one address may take."""
-
 import json
 from typing import Any
 
@@ -47,7 +45,6 @@ YOURS = "Your sessions use too much memory. End sessions that you don't need, or
 
 
 async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
-    """Regression: subscriptions of one address used all records, so other sessions couldn't subscribe for a day."""
     mcp = make_shop()
 
     @mcp.resource("note://{name}")

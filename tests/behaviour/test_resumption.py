@@ -1,5 +1,3 @@
-"""Broken streams: what follows an event is read on another connection, nothing lost and nothing repeated."""
-
 import asyncio
 import json
 
@@ -186,7 +184,6 @@ async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Com
 
 @every("resumption")
 async def test_resumed_stand_alone_stream_receives_missed_messages(connect: Connect, combination: Combination) -> None:
-    """Hints are not logged; each list and each subscribed resource may have changed."""
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://3"})
     stream = await resumed(client, None)

@@ -1,5 +1,3 @@
-"""A server that a proxy publishes below a path: the addresses that it gives out begin with that path."""
-
 import asyncio
 import json
 
@@ -14,7 +12,6 @@ from wire import opened_sse, wired
 
 
 async def test_urls_begin_with_the_root_path() -> None:
-    """Regression: clients of HTTP+SSE sent to a path that the proxy doesn't have."""
     server = Server("shop", serve="rest", settings=Settings(root_path="/ai"))
     async with wired(server, "asgi") as wire:
         path, stream = await opened_sse(wire)

@@ -1,5 +1,3 @@
-"""Several rounds of one call: what is remembered, what is sealed, and what happens to states that are not ours."""
-
 import asyncio
 import base64
 import json
@@ -52,7 +50,6 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 @every("questions", "elicitation")
 @for_each("tool", ["asks_twice", "asks_twice_in_thread"])
 async def test_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
-    """`ctx.once` keeps its value across the rounds of a call; another call has its own."""
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
     assert (await client.call(tool, key=key)).text == "5 1 7"
@@ -106,7 +103,6 @@ async def test_changed_state_is_refused(connect: Connect, combination: Combinati
 
 @every("requests of its own")
 async def test_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
-    """Bound to method, name and arguments."""
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
     other_arguments = await resend(client, "asks_twice", {"first": POINT}, state, key="two")
@@ -172,7 +168,6 @@ async def test_only_three_methods_can_return_input_required(connect: Connect, co
 
 @for_each("way", ["asgi", "lane"])
 async def test_oversized_state_fails_the_call(way: str) -> None:
-    """Regression: the error escaped the dispatcher, and connections got no response."""
     mcp = Server("large", settings=Settings(key="k" * 40))
 
     @mcp.tool
@@ -291,7 +286,6 @@ async def test_functions_can_change_their_arguments_between_questions() -> None:
 
 
 async def test_varying_default_arguments_do_not_block_a_call() -> None:
-    """Regression: the state was bound to the decoded arguments, so such a call never ended."""
 
     async def asks(order: Order, tags: set[str], ctx: Context) -> str:
         return f"{order.id != ''} {sorted(tags)} {await ctx.elicit('Go on?', str)}"
@@ -301,7 +295,6 @@ async def test_varying_default_arguments_do_not_block_a_call() -> None:
 
 @for_each("way", ["asgi", "lane", "pipe"])
 async def test_state_binds_the_approved_arguments(way: str) -> None:
-    """Regression: a field that the model doesn't serialize wasn't bound."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()
 
     @mcp.tool
@@ -344,7 +337,6 @@ async def test_state_binds_large_arguments() -> None:
 
 
 async def test_tools_with_model_and_path_arguments_can_ask() -> None:
-    """Regression: the state couldn't be bound to values that msgspec can't encode, so the call got 500."""
 
     async def asks(book: Book, path: Path, ctx: Context) -> str:
         return f"{book.title} {path} {await ctx.elicit('Go on?', str)}"
@@ -353,7 +345,6 @@ async def test_tools_with_model_and_path_arguments_can_ask() -> None:
 
 
 async def test_tools_with_unserializable_arguments_can_ask() -> None:
-    """Regression: the error escaped from the dispatcher."""
 
     async def asks(path: Annotated[str, pydantic.AfterValidator(Unwritten)], ctx: Context) -> str:
         return f"{type(path).__name__} {await ctx.elicit('Go on?', str)}"

@@ -29,7 +29,6 @@ UNBALANCED = {
 async def test_unbalanced_tool_results_are_refused_in_the_function(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
-    """Regression: each tool use must be answered by one tool result, in a message without other content."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     text = (await client.call("samples_conversation", kind=kind)).text
     assert text.startswith("refused: ")
@@ -58,7 +57,6 @@ async def test_conversations_with_tools_need_a_supporting_revision(connect: Conn
 
 @every("questions", since="2025-11-25")
 async def test_conversations_with_tools_need_the_client_capability(connect: Connect, combination: Combination) -> None:
-    """Regression: tool results also need `sampling.tools`."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
     assert client.asked == []
@@ -100,7 +98,6 @@ async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combi
 
 @every()
 async def test_prompt_messages_have_one_block(connect: Connect, combination: Combination) -> None:
-    """Regression: lists of blocks and tool uses are only for sampling, and broke the schema of prompts."""
     client = await connect(combination)
     told = (await client.request("prompts/get", {"name": "in_blocks"})).result["messages"]
     assert [(each["role"], each["content"]["text"]) for each in told] == [

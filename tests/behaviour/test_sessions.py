@@ -1,5 +1,3 @@
-"""Sessions: what opens and ends them, what is refused, and that they outlive the server."""
-
 import json
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""The periodic work of a server goes on, whatever one peer does."""
-
 import asyncio
 import json
 import os
@@ -42,7 +40,6 @@ def call(tool: str) -> bytes:
 
 @pytest.mark.server
 async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
-    """Regression: the sweep waited for the slow peer, so silent calls of others never became streams."""
     port = free_port()
     settings = {"MILLSTREAM_SILENCE": "1", "MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
     with patch.dict(os.environ, settings), serving(millstream(SERVER, port), port, tmp_path / "log"):
@@ -62,7 +59,6 @@ async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) 
 
 
 async def test_automatic_progress_needs_a_silent_heartbeat() -> None:
-    """Regression: a heartbeat between two progress reports added a step of its own."""
     mcp, told, go_on = Server("lively"), asyncio.Event(), asyncio.Event()
 
     @mcp.tool
@@ -117,7 +113,6 @@ async def test_automatic_progress_only_increases() -> None:
 
 
 async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: an exception ended the sweep, and with it all heartbeats and time limits."""
     monkeypatch.setattr(sweeps, "TICK", 0)
     mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0, silence=0)), [0], [0], asyncio.Event()
 
@@ -162,7 +157,6 @@ async def no_touch() -> None:
 
 
 async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: ``time.sleep`` in an ``async def`` tool blocked all clients without a warning."""
     mcp = Server("shop", settings=Settings())
     async with mcp.running() as runtime:
         sweep = runtime.sweep

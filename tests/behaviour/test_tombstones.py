@@ -1,5 +1,3 @@
-"""A deleted session stays deleted for the rest of its life."""
-
 import asyncio
 from collections.abc import Callable
 
@@ -33,7 +31,6 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
 
 
 async def test_tombstones_last_until_the_session_would_end() -> None:
-    """Regression: with a record_ttl below session_ttl, a deleted session became valid again."""
     clock = Clock()
     async with wired(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
         rule_time(wire, clock)
@@ -56,7 +53,6 @@ async def retire(server: Server, wire: Wire) -> None:
 
 
 async def test_session_records_survive_an_idle_close() -> None:
-    """Regression: the next request used a new store, in which a deleted session was valid."""
     server = make_shop()
     async with wired(server, "asgi") as wire:
         gone, kept = await wire.initialize(capabilities={"experimental": {"z": {}}}), await wire.initialize()

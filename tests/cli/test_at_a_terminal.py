@@ -1,8 +1,3 @@
-"""What a person sees at a terminal of 80 and of 120 columns: a real one, in tmux.
-
-The rules are our choice: nothing is cut or wrapped in an ugly place, colors go with NO_COLOR, and a question is asked.
-"""
-
 import os
 import re
 import shlex

@@ -1,5 +1,3 @@
-"""``millstream bench``: what it counts, and how it shows it. The rules are our choice."""
-
 import json
 import random
 from collections.abc import Iterator

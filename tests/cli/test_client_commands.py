@@ -1,8 +1,3 @@
-"""The commands that use a server, as people start them: what they print, and their exit status.
-
-The rules are our choice: lines with tabs in a pipe, a table at a terminal, JSON if it's asked for, never a traceback.
-"""
-
 import inspect
 import json
 import os
@@ -87,7 +82,6 @@ SILENT = {"channel", "dev", "record", "completion", "replay"}
 
 
 def test_every_command_has_json_output_and_an_example() -> None:
-    """One option, the same everywhere; and help that shows how it's used."""
     for name, command in commands():
         if name.startswith("users"):  # keeps a file and prints sentences
             continue
@@ -229,7 +223,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 @pytest.mark.server
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> None:
-    """Regression: with the newest revision it waited forever for a change that can't come."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     done = subprocess.run(
         [*COMMAND, "watch", url, "shop://newz", "--count", "1", "--revision", revision],
@@ -303,7 +296,6 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
 
 
 async def test_doctor_certificate_check_has_a_timeout() -> None:
-    """Regression: `--timeout` didn't apply, so a server without TLS blocked the command for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
         with pytest.raises(ConnectFailed, match=r"sent no certificate within 0\.05 seconds\. Use http://"):

@@ -1,5 +1,3 @@
-"""``millstream completion``: scripts for shells, made by the command-line library from the program itself."""
-
 import subprocess
 from pathlib import Path
 

@@ -1,8 +1,3 @@
-"""One entry of a configuration changes, and nothing else in its text: JSON with comments, TOML, YAML.
-
-The rules are our choice: applications write these files, people edit them, and none of that may get lost.
-"""
-
 import json
 import tomllib
 from collections.abc import Callable

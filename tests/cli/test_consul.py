@@ -1,8 +1,3 @@
-"""`--consul`: the server is in the list of an agent while it accepts new work.
-
-Consul's own binary isn't here, so the agent is a stand-in with the three endpoints, as its API documentation has them.
-"""
-
 import asyncio
 import signal
 from collections.abc import AsyncIterator

@@ -1,5 +1,3 @@
-"""What a server says steers no terminal, whichever command shows it. A real one: a pseudoterminal."""
-
 import os
 import sys
 from collections.abc import Callable, Iterator

@@ -1,5 +1,3 @@
-"""`millstream run --dev`: what a person sees on the terminal. A real process, on a real pseudo-terminal."""
-
 import os
 import pty
 import re
@@ -41,7 +39,6 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(("color", "options"), [(True, ()), (False, ("--reload",))])
 def test_dev_prints_messages_and_error_lines(tmp_path: Path, color: bool, options: tuple[str, ...]) -> None:
-    """docs/how-to/develop.md."""
     (tmp_path / "shop.py").write_text(FILE, "utf-8")
     (tmp_path / "call.py").write_text(CALL, "utf-8")
     port, (end, terminal) = free_port(), pty.openpty()

@@ -1,5 +1,3 @@
-"""In which order a server that stops lets its peers go: on real sockets, and the bookkeeping with a clock by hand."""
-
 import asyncio
 import os
 import signal
@@ -21,7 +19,6 @@ from workers_world import PROGRAM, Client, call, refused, started, until_async, 
 
 @pytest.mark.server
 async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Path) -> None:
-    """Regression: replies didn't announce the close, so the next request on the connection was lost."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = millstream(str(tmp_path / "shop.py"), port)
@@ -65,7 +62,6 @@ async def file(request):
 
 @pytest.mark.server
 async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
-    """Regression: `drain_timeout` only applied to calls, and other replies were cut after a second."""
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
@@ -87,7 +83,6 @@ async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
 
 @pytest.mark.server
 async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -> None:
-    """Regression: it stopped listening first, while load balancers still sent it new connections."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_DELAY": "600"}

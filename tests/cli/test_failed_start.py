@@ -1,5 +1,3 @@
-"""A server that cannot start says why, once, in terms of the person's own program."""
-
 import ast
 import re
 import subprocess
@@ -67,7 +65,6 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
     ids=["a lifespan that raises", "a completer of nothing"],
 )
 def test_failed_start_is_explained_once(tmp_path: Path, transport: str, way: str, source: str, said: str) -> None:
-    """Regression: a page of internal traceback surrounded the one relevant line."""
     file = tmp_path / "shop.py"
     file.write_text(source + PROGRAM.format(transport), "utf-8")
     options = [*COMMAND, str(file), "--transport", transport] if way == "command" else [sys.executable, str(file)]
@@ -81,7 +78,6 @@ def test_failed_start_is_explained_once(tmp_path: Path, transport: str, way: str
 @pytest.mark.check
 @for_each("path", sources("src"))
 def test_messages_reference_only_packaged_files(path: Path) -> None:
-    """Regression: errors named repository files that installed packages don't contain."""
     tree = ast.parse(path.read_text("utf-8"))
     docstrings = {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

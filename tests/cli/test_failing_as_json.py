@@ -1,5 +1,3 @@
-"""Every command that prints JSON prints its failures as JSON, too: scripts read one thing, whatever happens."""
-
 import json
 import sys
 from collections.abc import Iterator
@@ -85,7 +83,6 @@ def test_failures_as_json_have_message_and_status(
 def test_usage_errors_name_the_help(
     typed: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command that doesn't exist has no help."""
     monkeypatch.setattr(sys, "argv", ["millstream", typed, "--json"])
     with pytest.raises(SystemExit):
         main()

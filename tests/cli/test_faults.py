@@ -1,9 +1,3 @@
-"""Whatever is wrong with a server, a command says it in one sentence and ends with its status, without a traceback.
-
-Real sockets and processes that misbehave. The commands run in this process, in a thread with a loop of its own. The
-rules are our choice.
-"""
-
 import asyncio
 import json
 import os

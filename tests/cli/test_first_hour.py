@@ -1,5 +1,3 @@
-"""What a newcomer meets at a terminal: colored help and JSON, signatures, keys, questions, and figures of the hub."""
-
 import json
 import os
 import pty
@@ -72,7 +70,6 @@ def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> No
 
 @pytest.mark.server
 def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
-    """Regression: the client tried both eras and printed both errors."""
     (tmp_path / "ours.py").write_text("from millstream import Server\nimport no_such_package")
     (tmp_path / "script.py").write_text("import no_such_package")
     for name in ("ours.py", "script.py"):

@@ -1,8 +1,3 @@
-"""What somebody reads who uses a command for the first time, and uses it wrongly: what happened, and what to do.
-
-The rules are our choice. Each of these was a traceback, a riddle or silence once.
-"""
-
 import json
 import os
 import subprocess
@@ -101,7 +96,6 @@ WRONG: list[tuple[list[str], int, str]] = [
     ("arguments", "status", "words"), WRONG, ids=lambda given: " ".join(given)[:40] if isinstance(given, list) else None
 )
 def test_errors_say_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
-    """One sentence and the status, without a traceback and without the numbers of the system."""
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     (here / "plain.py").write_text("x = 1\n")
     (here / "notes.txt").write_text("Buy milk.\n")
@@ -213,7 +207,6 @@ def test_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="closes the streams with a shell")
 @for_each("arguments", PRINTING, ids=" ".join)
 def test_closed_streams_are_tolerated(arguments: list[str]) -> None:
-    """``millstream … >&- <&-``: Python has no objects for them then."""
     done = subprocess.run(
         ["sh", "-c", '"$@" >&- <&-', "sh", *START, *arguments], stderr=subprocess.PIPE, timeout=WAIT, check=False
     )

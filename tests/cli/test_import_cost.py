@@ -1,5 +1,3 @@
-"""What a command loads, and what that costs whoever waits for it."""
-
 import gc
 import subprocess
 import sys
@@ -24,9 +22,6 @@ RUN = "from millstream._cli import main; main()"
 @pytest.mark.server
 @pytest.mark.parametrize("transport", [("--transport", "stdio"), ("--transport", "stdio", "--dev")])
 def test_garbage_collector_is_off_while_loading(tmp_path: Path, transport: Sequence[str]) -> None:
-    """Regression: scanning 65,000 objects repeatedly took a fifth of the start time. The program is imported with the
-    collector on.
-    """
     file = tmp_path / "shop.py"
     file.write_text(PROGRAM, "utf-8")
     done = subprocess.run(

@@ -1,9 +1,3 @@
-"""``millstream install``: each application's file, on each system, as people have it; and back again.
-
-The files are shaped like real ones. What an entry looks like stands in the documentation of each application, which
-`installing/applications.py` names.
-"""
-
 import json
 import stat
 import sys
@@ -281,7 +275,6 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
 
 
 def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
-    """Applications write their files, too."""
     from millstream._cli.installer.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
@@ -316,7 +309,6 @@ def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
 
 @for_each("client", ["cursor", "goose"])
 def test_installing_again_merges_variables(client: str, home: Path, tmp_path: Path) -> None:
-    """New values replace old ones, and other variables are kept."""
     file = tmp_path / "my.env"
     file.write_text("B=3\nC=4\n", "utf-8")
     for options in (["-v", "A=1", "-v", "B=2"], ["-f", str(file)], []):

@@ -1,5 +1,3 @@
-"""``millstream install`` where the configuration is empty, or nothing that can be read to its end."""
-
 import os
 import stat
 import subprocess
@@ -31,7 +29,6 @@ def install(key: str, *more: str) -> Result:
 
 @pytest.mark.parametrize("key", APPLICATIONS)
 def test_undo_restores_empty_files(key: str, home: Path) -> None:
-    """Regression: the file was deleted. Undo must only remove what install added."""
     path = APPLICATIONS[key].place(System(kind="linux", home=home))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -44,7 +41,6 @@ def test_undo_restores_empty_files(key: str, home: Path) -> None:
 
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "by a link"])
 def test_irregular_configuration_files_are_refused(linked: bool, tmp_path: Path) -> None:
-    """Regression: a FIFO hung the command, and a device was read endlessly."""
     path = tmp_path / ".cursor" / "mcp.json"
     path.parent.mkdir()
     pipe = tmp_path / "pipe" if linked else path

@@ -1,9 +1,3 @@
-"""What ends a command that uses a server: Ctrl-C, SIGTERM, a terminal that closes, a reader that goes away.
-
-Each command runs at a terminal of its own (a pty), at a stage where it waits. It must end by itself, with the status
-that a shell expects, without a word too many, and nothing that it started may stay. The rules are our choice.
-"""
-
 import fcntl
 import os
 import select
@@ -241,7 +235,6 @@ def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None
 @pytest.mark.server
 @pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
 def test_unresponsive_server_ends_with_the_command(start: Start, how: str) -> None:
-    """Regression: SIGTERM and SIGHUP only ended the command, and its server kept running."""
     running = start("call", server("stubborn"), "x")
     running.until(lambda: running.stage().endswith(" "))
     running.end(how)
@@ -252,7 +245,6 @@ def test_unresponsive_server_ends_with_the_command(start: Start, how: str) -> No
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
 def test_full_pipe_does_not_block_a_command(start: Start, words: tuple[str, ...]) -> None:
-    """Regression: ctrl-C had no effect until the pipe was read."""
     running = start("list", server("plain"), *words, read_by="nobody")
     running.until(lambda: full(running.into))
     running.end("Ctrl-C")
@@ -261,7 +253,6 @@ def test_full_pipe_does_not_block_a_command(start: Start, words: tuple[str, ...]
 
 @pytest.mark.server
 def test_ctrl_c_does_not_wait_for_dns(start: Start) -> None:
-    """Regression: the command waited for threads, such as DNS lookups."""
     running = start("list", "http://slow.example/mcp", start=[sys.executable, "-c", SLOW_NAME])  # type: ignore[arg-type]
     running.until(lambda: running.stage().endswith("asked"))
     running.end("Ctrl-C")
@@ -271,7 +262,6 @@ def test_ctrl_c_does_not_wait_for_dns(start: Start) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize(("how", "status"), ENDS.items(), ids=ENDS)
 def test_terminal_echo_is_restored_after_a_password(start: Start, how: str, status: int) -> None:
-    """Regression: after SIGTERM, the terminal kept hiding input."""
     running = start("users", "add", "ada")
     running.until(lambda: "Password:" in running.said)
     running.end(how)
@@ -280,7 +270,6 @@ def test_terminal_echo_is_restored_after_a_password(start: Start, how: str, stat
 
 @pytest.mark.server
 def test_call_ends_when_its_output_is_closed(start: Start) -> None:
-    """Regression: `millstream call … 2>&1 | head -1` kept running, with a traceback for each step."""
     running = start("call", server("progress"), "x", read_by="us")
     assert os.read(running.pipe, 9) == b"progress "
     os.close(running.pipe)
@@ -339,7 +328,6 @@ def test_signal_ends_a_wait_that_it_does_not_interrupt(start: Start, model: Scri
 
 @pytest.mark.server
 def test_signal_ends_an_answer_that_has_not_begun(start: Start, model: ScriptedModel) -> None:
-    """Connecting is the first thing that the agent's thread does. A fixed defect: the cancellation was lost."""
     begin = partial(start, start=[sys.executable, "-c", BEFORE_THE_ANSWER])  # type: ignore[call-arg]
     assert chat(begin, model, "-m", "go").ended() == ENDS["SIGTERM"]
 
@@ -361,7 +349,6 @@ def test_signal_ends_a_read_that_swallows_its_exception() -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
 def test_full_pipe_does_not_block_an_answer(start: Start, words: tuple[str, ...]) -> None:
-    """Regression: each further chunk of the answer needed another Ctrl-C."""
     with ScriptedModel(says("word " * 50_000, pieces=500)) as api:
         running = chat(start, api, "-m", "go", *words, read_by="nobody")
         running.until(lambda: full(running.into))

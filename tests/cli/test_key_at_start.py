@@ -1,5 +1,3 @@
-"""LogOnce with the key for session ids is told when the server starts, not by its first request."""
-
 import logging
 import os
 from pathlib import Path
@@ -34,7 +32,6 @@ def test_unusable_key_files_stop_the_start(
     capsys: pytest.CaptureFixture[str],
     transport: str,
 ) -> None:
-    """Regression: the server started and answered every `initialize` with 500."""
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     monkeypatch.setattr("millstream._app.server_process.over_http.serve", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
@@ -63,7 +60,6 @@ async def test_unusable_key_files_block_readiness_under_other_servers(
 async def test_unsaved_keys_warn_at_start(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: with an unwritable home or a full disk, sessions ended with the process without a warning."""
     place = tmp_path / "state"
     place.write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(place) if home == "a file" else "")

@@ -1,5 +1,3 @@
-"""Which message a failed bind becomes."""
-
 import errno
 import socket
 from typing import Any
@@ -14,7 +12,6 @@ from millstream._app.server_process.errors import CommandError
     ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
 )
 def test_reason_comes_from_errno(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: the locale-dependent text of the error was used."""
 
     class Refused(socket.socket):
         def bind(self, address: Any) -> None:

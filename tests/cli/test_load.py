@@ -1,5 +1,3 @@
-"""Finding the server a person means, and saying what is wrong in terms of their code."""
-
 import subprocess
 import sys
 import sysconfig
@@ -37,7 +35,6 @@ def failure(target: str) -> CommandError:
     ],
 )
 def test_colon_separates_file_and_name(target: str, source: str, name: str) -> None:
-    """``FILE[:OBJECT]``, also with a Windows drive."""
     assert split_target(target) == (source, name)
 
 
@@ -70,7 +67,6 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
 
 @for_each("target", ["shop.py", "shop"])
 def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> None:
-    """Regression: the file's own server ran first, and the requested one only after it ended."""
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
     error = failure(target)
     assert "calls run() while it's being imported" in error.what
@@ -95,7 +91,6 @@ def test_files_that_are_not_python_are_explained(folder: Path) -> None:
 
 
 def test_missing_modules_list_the_search_path(folder: Path) -> None:
-    """The environment is the second usual reason."""
     for name in ("nosuchmodule", "nosuch.module"):
         error = failure(name)
         assert f"no module {name}" in error.what
@@ -112,7 +107,6 @@ def test_missing_dependencies_name_module_and_environment(folder: Path, target: 
 
 
 def test_errors_show_only_user_frames(folder: Path) -> None:
-    """The import system's frames hide the line that matters."""
     (folder / "shop.py").write_text("import json\n\ndef read():\n    json.loads('{')\n\nread()\n")
     error = failure("shop.py")
     assert "JSONDecodeError" in error.what
@@ -123,7 +117,6 @@ def test_errors_show_only_user_frames(folder: Path) -> None:
 
 
 def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
-    """Regression: the frames of caught internal exceptions were shown."""
     (folder / "shop.py").write_text(
         "import threading\nfrom millstream import Server\nmcp = Server('shop')\n\n"
         "@mcp.tool\ndef buy(lock: threading.Lock) -> int:\n    return 1\n"
@@ -136,7 +129,6 @@ def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
 
 
 def test_folders_are_explained(folder: Path) -> None:
-    """Regression: the error claimed that the path doesn't exist."""
     (folder / "src").mkdir()
     error = failure("./src")
     assert error.what == "src is a folder."
@@ -145,7 +137,6 @@ def test_folders_are_explained(folder: Path) -> None:
 
 @pytest.mark.parametrize("place", [".", "..", "beside"])
 def test_errors_are_shown_for_files_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Regression: for files in or beside a package folder, the advice referred to a line that wasn't shown."""
     packages = f"{folder}"[:-1] if place == "beside" else f"{(folder / place).resolve()}"
     paths = sysconfig.get_paths()
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {**paths, "purelib": packages, "platlib": packages})
@@ -157,7 +148,6 @@ def test_errors_are_shown_for_files_in_any_folder(folder: Path, monkeypatch: pyt
 
 
 def test_error_causes_are_shown_first(folder: Path) -> None:
-    """The first error is often the one to correct."""
     (folder / "shop.py").write_text(
         "try:\n    open('prices.csv')\nexcept OSError as exc:\n    raise ValueError('no prices') from exc\n"
     )
@@ -167,7 +157,6 @@ def test_error_causes_are_shown_first(folder: Path) -> None:
 
 @for_each("target", ["shop.py", "shop.py:app"])
 def test_framework_applications_are_told_to_mount_the_server(folder: Path, target: str) -> None:
-    """Regression: the error only said that a FastAPI application isn't a Server."""
     (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
     error = failure(target)
     assert 'app.mount("/", mcp)' in error.fix
@@ -186,13 +175,11 @@ def test_syntax_errors_show_their_line(folder: Path) -> None:
 
 
 def test_files_that_exit_are_pointed_to_the_main_guard(folder: Path) -> None:
-    """A program without ``if __name__`` is the usual reason."""
     (folder / "shop.py").write_text("import sys\nsys.exit(3)\n")
     assert "__main__" in failure("shop.py").fix
 
 
 def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
-    """Errors say what happened, why, and what to do."""
     (folder / "shop.py").write_text("x = 1\n")
     error = failure("shop.py")
     assert "no millstream.Server" in error.what
@@ -200,7 +187,6 @@ def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
 
 
 def test_objects_of_other_types_are_named(folder: Path) -> None:
-    """``shop.py:make`` on a factory is an easy mistake."""
     (folder / "shop.py").write_text(f"{ONE}number = 1\n")
     error = failure("shop.py:number")
     assert "number in shop.py is a int" in error.what
@@ -211,7 +197,6 @@ def test_objects_of_other_types_are_named(folder: Path) -> None:
 
 
 def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
-    """Loading ``logging.py`` must not replace the module that Python uses."""
     (folder / "json.py").write_text(ONE)
     import json  # noqa: PLC0415 - what the library is after the load is the subject
 
@@ -241,7 +226,6 @@ def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_generated_dataclass_code_is_not_a_user_frame(folder: Path) -> None:
-    """Regression: "Correct line 14 of <string>"."""
     (folder / "shop.py").write_text("from millstream import Server\nclass M: ...\nmcp = Server('x', middleware=[M])\n")
     error = failure("shop.py")
     assert "<string>" not in error.detail

@@ -1,5 +1,3 @@
-"""Mistakes that people make in their first hour: each message says what happened, and what to do."""
-
 import io
 import json
 import os
@@ -268,7 +266,6 @@ def test_a_mistake_in_a_program_is_explained() -> None:
 
 
 def test_the_page_quotes_messages_that_exist() -> None:
-    """docs/how-to/troubleshooting.md."""
     page = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(quoted) > 12

@@ -1,8 +1,3 @@
-"""What nobody should send: schemas, numbers and names of a server, letters of a command line. No traceback, no hang.
-
-The server is ours, on a real socket. The rules are our choice.
-"""
-
 import asyncio
 import json
 import sys

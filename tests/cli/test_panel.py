@@ -1,5 +1,3 @@
-"""What is told when the server is up."""
-
 import io
 import logging
 from typing import Any
@@ -55,7 +53,6 @@ def test_panel_shows_url_contents_and_next_step() -> None:
 
 
 def test_command_can_be_copied_from_a_narrow_terminal() -> None:
-    """It stands outside the frame on one line of text, which the terminal may wrap."""
     last = drawn(shop(), width=60).splitlines()[-1]
     assert last == "millstream call http://127.0.0.1:8000/mcp order isbn=hello"
 
@@ -65,13 +62,11 @@ def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
 )
 def test_public_addresses_warn(warned: bool, hosts: tuple[str, ...]) -> None:
-    """Safe by default: without authentication only this machine should reach the server."""
     for host in hosts:
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
 
 def test_panel_lists_only_served_pages() -> None:
-    """Regression: on `--host 0.0.0.0` four pages were advertised that answered 403."""
     server = Server("shop", serve="all").definition
     here = facts.facts(server, host="127.0.0.1", port=8000).pages
     assert [page.rsplit("/", 1)[1] for page in here] == ["dashboard", "chat", "inspect", "docs"]
@@ -81,7 +76,6 @@ def test_panel_lists_only_served_pages() -> None:
 @pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
 def test_shown_address_can_be_opened(host: str, url: str) -> None:
-    """A wildcard address is for listening, not for connecting."""
     assert facts.facts(shop().definition, host=host, port=8000).url == url
 
 
@@ -104,7 +98,6 @@ def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFi
 
 
 def test_warning_is_a_separate_log_record(caplog: pytest.LogCaptureFixture) -> None:
-    """A warning level is what log stores alert on."""
     panel.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
     assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
 
@@ -151,7 +144,6 @@ def test_panel_names_only_active_protections() -> None:
 
 
 def test_suggested_command_calls_a_visible_tool() -> None:
-    """Regression: it named a hidden tool, which the server then rejected."""
     server = Server("shop")
     server.tool(name="hidden", visible=lambda _: False)(lambda: "h")
     server.tool(name="off", enabled=False)(lambda: "o")

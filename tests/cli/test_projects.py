@@ -1,8 +1,3 @@
-"""A project from its first file on: ``init``, ``dev``, ``run --with`` and variables from a file.
-
-Real processes, from a folder outside the repository. The rules are our choice.
-"""
-
 import asyncio
 import json
 import os
@@ -179,7 +174,6 @@ def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: files were scanned only after the message, so the first edit was missed."""
     (folder / "a.py").write_text("nothing\n", "utf-8")
     read: list[str] = []
 

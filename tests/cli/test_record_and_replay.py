@@ -1,8 +1,3 @@
-"""``millstream record`` and ``replay``: what was said is written down, can be answered from, and compared with.
-
-Real processes at both ends of the recorder. The rules are our choice.
-"""
-
 import asyncio
 import json
 import sys
@@ -131,7 +126,6 @@ def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
 
 
 def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
-    """Regression: a line separator inside a text made the recording unreadable, and deep nesting ended the recorder."""
     text = "one\u2028two\u2029three\x85four\x9b31mfive\x0bsix"
     file = recording(tmp_path / "f", ("server", {"method": "notifications/message", "params": {"data": text}}))
     writer = Writer(file, "test", told=print)
@@ -169,7 +163,6 @@ async def test_recorder_reports_servers_that_do_not_start(words: list[str], said
 
 @pytest.mark.server
 async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: Shared) -> None:
-    """The client gets an error for each request, and doesn't wait."""
     url = f"http://127.0.0.1:{server.port()}/nothing"
     with pytest.raises(Failure, match="isn't an MCP endpoint"):
         async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):

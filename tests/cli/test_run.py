@@ -1,5 +1,3 @@
-"""``millstream run`` as people start it: real processes, real sockets, their output and exit status."""
-
 import json
 import logging
 import math
@@ -52,7 +50,6 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
 
 @for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
 def test_empty_options_never_leave_a_server_unprotected(option: str) -> None:
-    """Regression: `--auth-keys "$KEYS"` without that variable served everyone."""
     done = run("run", "examples/greet.py", option, "", "--port", "0")
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {option} is empty.")
@@ -116,7 +113,6 @@ def _wakes(process: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count is read from /proc")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> None:
-    """Regression: each worker woke up ten times a second. One wake-up per second is for the date."""
     port, counts = free_port(), list[int]()
     command = millstream("examples/greet.py", port, "--workers", str(workers))
     with serving(command, port, tmp_path / "log") as process:
@@ -129,7 +125,6 @@ def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> N
 
 
 def test_shown_command_works() -> None:
-    """The panel prints one command that calls a tool."""
     with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         shown = read_until(process.stderr.fileno(), b'"curl"')
@@ -139,7 +134,6 @@ def test_shown_command_works() -> None:
 
 
 def test_options_take_precedence_over_server_settings(tmp_path: Path) -> None:
-    """``--no-sessions`` and ``--path`` reach the transport."""
     port = free_port()
     with serving(millstream("examples/greet.py", port, "--no-sessions", "--path", "/tools"), port, tmp_path / "log"):
         headers, reply = post(port, INITIALIZE, "/tools", accept="application/json, text/event-stream")
@@ -148,7 +142,6 @@ def test_options_take_precedence_over_server_settings(tmp_path: Path) -> None:
 
 
 def test_server_can_be_selected_by_name(tmp_path: Path) -> None:
-    """``FILE:OBJECT``; the file is also an application for uvicorn."""
     port = free_port()
     with serving(millstream("examples/echo_math.py:math_server", port), port, tmp_path / "log"):
         _, reply = post(port, {**CALL, "params": {"name": "add_two", "arguments": {"n": 40}}})
@@ -156,7 +149,6 @@ def test_server_can_be_selected_by_name(tmp_path: Path) -> None:
 
 
 def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
-    """SIGTERM is how supervisors stop servers."""
     port = free_port()
     with serving(millstream("examples/greet.py", port), port, tmp_path / "log") as process:
         process.terminate()
@@ -165,7 +157,6 @@ def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
 
 
 def test_failed_start_exits_with_1(tmp_path: Path) -> None:
-    """Regression: uvicorn's own status 3 was returned instead of the documented 1."""
     program = tmp_path / "shop.py"
     program.write_text(
         "from millstream import Server\nmcp = Server('shop')\n\n@mcp.complete('nothing', argument='x')\n"
@@ -177,7 +168,6 @@ def test_failed_start_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_idle_server_stops_without_a_call_count() -> None:
-    """Regression: "0 calls have up to 30 s to finish"."""
     with started([*COMMAND, "run", "examples/greet.py", "--port", "0"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         read_until(process.stderr.fileno(), b"is serving")
@@ -187,7 +177,6 @@ def test_idle_server_stops_without_a_call_count() -> None:
 
 
 def test_terminals_see_the_panel() -> None:
-    """A friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
     ours, theirs = pty.openpty()
     with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
@@ -221,13 +210,11 @@ def test_stdio_stdout_contains_only_the_protocol(command: list[str]) -> None:
 
 
 def test_bookshop_works_over_stdio() -> None:
-    """The command of the tutorial."""
     done = run("run", "examples/bookshop.py", "--transport", "stdio", given=f"{json.dumps(INITIALIZE)}\n")
     assert json.loads(done.stdout)["result"]["serverInfo"]["name"] == "bookshop"
 
 
 def test_port_in_use_suggests_the_next_one() -> None:
-    """The usual reason is the same server in another window."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -265,7 +252,6 @@ def test_missing_file_is_reported_before_a_used_port(command: tuple[str, ...]) -
     ],
 )
 def test_errors_are_printed_without_a_traceback(arguments: tuple[str, ...], status: int, said: str) -> None:
-    """Errors say what happened, why, and what to do."""
     done = run(*arguments)
     assert done.returncode == status
     assert said in done.stderr

@@ -1,5 +1,3 @@
-"""How a server ends: by signals, by the end of its input, and not by what a tool raises. Real processes."""
-
 import json
 import os
 import signal
@@ -195,7 +193,6 @@ def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
-    """Regression: SIGHUP killed the server, and after SIGTERM neither `atexit` nor the code after `run` ran."""
     goes_on = file.with_name("goes on")
     with http(file) as server:
         server.ask("waits", mark=str(goes_on))
@@ -210,7 +207,6 @@ def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
 
 
 def test_second_ctrl_c_ends_the_server_at_once(file: Path) -> None:
-    """Regression: it had no effect until the grace time ended."""
     with http(file) as server:
         server.ask("waits", seconds=600)
         server.process.send_signal(signal.SIGINT)
@@ -240,7 +236,6 @@ HELD = "code that is still running: refuses (slow.py:"
 def test_functions_that_ignore_cancellation_are_named_at_exit(
     file: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: the lifespan closed, but the process never ended."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with http(file) as server:
         server.ask("refuses", path=path)
@@ -254,7 +249,6 @@ def test_functions_that_ignore_cancellation_are_named_at_exit(
 def test_endless_threads_and_generators_do_not_block_exit(
     file: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: `asyncio.to_thread` and generator cleanup kept the process alive."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with http(file) as server:
         server.ask(tool)
@@ -278,7 +272,6 @@ def test_stdio_calls_that_ignore_cancellation_are_named_at_exit(file: Path, monk
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_finish_stdio_calls(file: Path, number: int) -> None:
-    """Regression: the process was killed without answering the running call."""
     log, goes_on = file.with_name("log"), file.with_name("goes on")
     with stdio(file) as process:
         assert process.stdin is not None
@@ -310,7 +303,6 @@ def test_second_ctrl_c_ends_a_stdio_server(file: Path) -> None:
 
 
 def test_stopping_server_names_pending_calls_and_streams(file: Path) -> None:
-    """docs/how-to/develop.md."""
     with http(file) as server, socket.create_connection(("127.0.0.1", server.port), WAIT) as stream:
         stream.sendall(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
         assert b"event-stream" in stream.recv(4096)
@@ -324,7 +316,6 @@ def test_stopping_server_names_pending_calls_and_streams(file: Path) -> None:
 
 @pytest.mark.parametrize("closed", [False, True], ids=["empty", "closed"])
 def test_stdio_server_without_input_exits(file: Path, closed: bool) -> None:
-    """Regression: with `</dev/null` or `<&-`, it ran forever."""
     command = f'exec "$@" {"<&-" if closed else "</dev/null"}'
     done = subprocess.run(
         ["sh", "-c", command, "sh", *COMMAND, str(file), "--transport", "stdio"],
@@ -336,7 +327,6 @@ def test_stdio_server_without_input_exits(file: Path, closed: bool) -> None:
 
 
 def test_stdio_server_works_without_stderr(file: Path) -> None:
-    """Regression: with ``2>&-``, it exited without an error."""
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, str(file), "--transport", "stdio"],
         input=call("waits", 1, seconds=0), stdout=subprocess.PIPE, timeout=WAIT, check=False,
@@ -346,7 +336,6 @@ def test_stdio_server_works_without_stderr(file: Path) -> None:
 
 
 def test_stdio_server_answers_an_unterminated_last_line(file: Path) -> None:
-    """Regression: input after the last line end was dropped."""
     given = file.with_name("given")
     given.write_bytes(call("waits", 1, seconds=0) + call("waits", 2, seconds=0).rstrip())
     for shell in ('exec "$@" <given', 'cat given | exec "$@"'):
@@ -359,7 +348,6 @@ def test_stdio_server_answers_an_unterminated_last_line(file: Path) -> None:
 
 
 def test_keyboard_interrupt_in_a_tool_fails_only_its_call(file: Path) -> None:
-    """Regression: in a thread, or after a suspension, it ended the server, with status 0."""
     tools = ("interrupts", "interrupts_in_a_thread", "interrupts_later")
     with http(file) as server:
         for tool in tools:

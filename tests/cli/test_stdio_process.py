@@ -1,5 +1,3 @@
-"""A stdio server as a process: what reaches standard output, and how it ends."""
-
 import json
 import os
 import signal
@@ -107,7 +105,6 @@ def test_prints_of_a_program_do_not_reach_stdout(tmp_path: Path) -> None:
 
 
 def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
-    """Regression: the process exited with status 1 without answering."""
     done = run(noisy, call("leaves", 1) + call("speaks", 2))
     found = replies(done.stdout)
     assert found[1]["isError"] is True
@@ -116,7 +113,6 @@ def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
 
 
 def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
-    """Regression: the interpreter waited for worker threads."""
     done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
     assert json.loads(done.stdout)["error"]["message"] == "The server stopped before the call was complete. Try again."
     assert b"1 thread still runs" in done.stderr

@@ -1,5 +1,3 @@
-"""Environment variables that cannot be used: the command names them, and does not blame the person's file."""
-
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,6 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
 def test_unusable_variables_are_named_without_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
 ) -> None:
-    """Regression: "shop.py cannot be imported. Correct the line above", or a traceback of libraries."""
     (folder / "shop.py").write_text(SHOP)
     monkeypatch.setenv(variable, text)
     with pytest.raises(CommandError) as caught:
@@ -54,7 +51,6 @@ def test_unusable_variables_end_the_command_with_1(
     setting: str,
     what: str,
 ) -> None:
-    """docs/reference/cli.md."""
     (folder / "shop.py").write_text(SHOP)
     name, _, text = setting.partition("=")
     monkeypatch.setenv(f"MILLSTREAM_{name}", text)

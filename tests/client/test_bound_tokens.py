@@ -160,7 +160,6 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
 
 
 async def test_concurrent_requests_share_a_nonce() -> None:
-    """Regression: the second request treated the nonce as rejected and started a new login."""
 
     def wanting(request: bytes) -> Any:
         if opened(header_of(request, b"dpop"))[1].get("nonce") == "shared":
@@ -187,7 +186,6 @@ async def test_concurrent_requests_share_a_nonce() -> None:
 
 @for_each("path", ["/token", METADATA, "/register"])
 async def test_deeply_nested_responses_are_refused(path: str) -> None:
-    """Regression: any authorization server named by an MCP server could crash the program."""
     body = b'{"more":' + b"[" * 20_000
     deep = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     async with authorization_server(lambda _: deep) as (issuer, urls):

@@ -1,5 +1,3 @@
-"""What a program sees of a client: typed values, handlers, lists, caches. In memory; the rules are our choice."""
-
 import asyncio
 import math
 from typing import Any, TypedDict
@@ -97,7 +95,6 @@ async def test_handlers_can_decline(revision: str, answer: Any) -> None:
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
 async def test_failing_handlers_do_not_end_the_connection(revision: str) -> None:
-    """The call fails, and the next works."""
 
     def broken(question: Question) -> dict[str, Any]:
         raise ZeroDivisionError
@@ -210,7 +207,6 @@ async def test_lists_are_cached_for_their_ttl() -> None:
 
 
 async def test_cancelled_calls_stop_at_the_server() -> None:
-    """The tool is cancelled, and the connection serves on."""
     server = Server("s")
     begun, ended = asyncio.Event(), asyncio.Event()
 

@@ -1,5 +1,3 @@
-"""The standard error of a server that the client starts: visible where a person looks, and where the program says."""
-
 import sys
 from pathlib import Path
 

@@ -1,8 +1,3 @@
-"""Connections: what is in their way, what they may be used for, and what happens when they break.
-
-Real sockets, and servers that misbehave on them (`rude`). The rules are our choice where no page is named.
-"""
-
 import asyncio
 import json
 import ssl
@@ -171,7 +166,6 @@ async def test_cross_origin_redirects_are_not_followed() -> None:
 
 
 async def test_same_origin_redirects_are_followed() -> None:
-    """A mounted application sends `/mcp` to `/mcp/`."""
 
     async def behave(asked: Asked) -> None:
         if asked.path == "/mcp":
@@ -231,7 +225,6 @@ async def test_broken_streams_without_event_id_fail_their_call() -> None:
 
 
 async def test_many_calls_share_few_connections() -> None:
-    """The pool has a limit, and calls wait for their turn."""
     open_now = most = 0
 
     async def behave(asked: Asked) -> None:
@@ -302,7 +295,6 @@ WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
 @for_each("how", ["cut", "silence"])
 @for_each("way", WAYS)
 async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> None:
-    """Regression: a worker that stalled or died was reported as not being an MCP server, so users didn't retry."""
 
     async def behave(asked: Asked) -> None:
         if how == "silence":

@@ -1,9 +1,3 @@
-"""Watches of the handshake era that end: because the server refuses for good, or because the client is closed.
-
-A server that can't be reached, or can't answer now, is none of these (`test_watched_connections.py`). The
-rules are our choice.
-"""
-
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator

@@ -1,8 +1,3 @@
-"""Whatever a server does wrong ends in one typed exception with one sentence, and leaves nothing behind.
-
-Real sockets, and servers that misbehave on them (`rude`). The rules are our choice where no page is named.
-"""
-
 import asyncio
 import json
 

@@ -1,5 +1,3 @@
-"""Servers that misbehave where every message comes on one stream: HTTP+SSE, WebSocket and standard output."""
-
 import asyncio
 import json
 import sys

@@ -1,7 +1,3 @@
-"""The client works with servers that aren't ours: both lines of the official Python SDK, fastmcp, the TypeScript and Go
-SDKs and published servers, each in a process of its own, on every transport that it has.
-"""
-
 import asyncio
 import shutil
 import subprocess

@@ -1,5 +1,3 @@
-"""What a gateway needs of a client: which request a message belongs to, and results as they came."""
-
 import asyncio
 import json
 from collections.abc import Mapping

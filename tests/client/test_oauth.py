@@ -130,7 +130,6 @@ async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_login_does_not_wait_for_other_browser_connections() -> None:
-    """Regression: browsers open idle connections, for which the login waited on Python 3.12."""
     loopback = Loopback()
     port = urlsplit(await loopback.open()).port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

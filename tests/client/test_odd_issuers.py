@@ -168,7 +168,6 @@ async def test_login_may_take_longer_than_the_request_timeout() -> None:
 
 
 async def test_valid_tokens_are_used_during_an_issuer_outage() -> None:
-    """It's renewed thirty seconds before its end, which isn't its end."""
     away = World(issuer={"token_endpoint": "http://127.0.0.1:1/token"})
     store = MemoryTokenStore()
     async with asyncio.timeout(WAIT), rude(away.behave) as server:

@@ -1,8 +1,3 @@
-"""Servers that answer, but not as anybody would expect: each case ends in a result, or in one typed error.
-
-Real sockets (`rude`). The rules are our choice where no page is named.
-"""
-
 import asyncio
 import json
 from collections.abc import Awaitable, Callable

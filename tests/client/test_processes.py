@@ -1,5 +1,3 @@
-"""Servers that the client starts: what is wrong with them, and that none is left behind. The rules are our choice."""
-
 import asyncio
 import os
 import sys
@@ -207,7 +205,6 @@ async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
 
 
 async def test_cancelled_close_leaves_no_process(tmp_path: Path) -> None:
-    """Regression: a `close` cancelled early left the process running."""
     stays = "\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOOP + "\n    time.sleep(3600)"
     async with asyncio.timeout(WAIT):
         client = await Client(write(tmp_path, "import signal" + textwrap.dedent(stays))).__aenter__()

@@ -169,7 +169,6 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence is about the proxy, not about the server."""
     async with proxying(1) as proxy:
         proxy.answer = answer
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")

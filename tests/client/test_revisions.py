@@ -1,5 +1,3 @@
-"""One walk through every feature, in memory and over stdio, on every revision. The rules are our choice."""
-
 import pytest
 
 from cases import for_each

@@ -105,7 +105,6 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
 
 
 async def test_failed_attempts_are_not_reported_as_changes() -> None:
-    """Regression: each failed attempt reported `again`."""
     opened = 0
 
     async def behave(asked: Asked) -> None:

@@ -1,5 +1,3 @@
-"""What a person may write to name a server, and what the error says when it names none. The rules are our choice."""
-
 import json
 import re
 import sys

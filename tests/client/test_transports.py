@@ -1,5 +1,3 @@
-"""One walk through every feature over real sockets, against our own server. The rules are our choice."""
-
 from collections.abc import Iterator
 
 import pytest

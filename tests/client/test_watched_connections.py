@@ -70,7 +70,6 @@ async def until(changes: Changes, wanted: Change) -> None:
 async def test_watchers_notice_a_restarted_server(
     scheme: str, path: str, revision: str, tmp_path: Path, soon: None
 ) -> None:
-    """Regression: a lost session or connection wasn't reopened, because the program sent no requests."""
     port = free_port()
     url = f"{scheme}://127.0.0.1:{port}{path}"
     with ExitStack() as first, ExitStack() as second:
@@ -97,7 +96,6 @@ def timers(port: int) -> set[tuple[str, bool]]:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux shows the timers of connections")
 @pytest.mark.parametrize(("path", "revision"), [*(way[1:] for way in WAYS[:3]), ("/mcp", "2026-07-28")])
 async def test_tcp_keepalive_detects_dead_servers(path: str, revision: str, tmp_path: Path) -> None:
-    """Regression: a watcher of a server that lost power waited forever."""
     port = free_port()
     with shop(port, tmp_path):
         url = f"http://127.0.0.1:{port}{path}"
@@ -224,7 +222,6 @@ async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> Non
 
 
 async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
-    """Regression: after five attempts, the watch was given up permanently, also for later watchers."""
 
     async def streams(asked: Asked) -> None:
         if gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
@@ -281,7 +278,6 @@ async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
 
 
 async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
-    """Regression: after a failed attempt, the next connection didn't restore subscriptions."""
     away = False
 
     async def calls(asked: Asked) -> None:
@@ -334,7 +330,6 @@ async def test_callbacks_count_as_watchers(soon: None) -> None:
 
 
 def test_backoff_stays_finite_after_many_failures() -> None:
-    """Regression: 2 ** 1100 overflowed after a long outage, which ended the watch silently."""
     reader = EventReader(1)
     reader.attempts = 5000
     assert 20 <= watching.retry_pause(5000) <= 30

@@ -1,5 +1,3 @@
-"""The behavior that programs for the official SDK 1.x rely on, as clients of the server see it."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -268,7 +266,6 @@ async def test_sampling_and_capabilities_ask_the_client() -> None:
 
 @for_each("revision", REVISIONS)
 async def test_validate_call_functions_receive_the_context(revision: str) -> None:
-    """The SDK's context is a model, so programs put `pydantic.validate_call` around their tools."""
     mcp = FastMCP("shop")
 
     class Desk:
@@ -283,7 +280,6 @@ async def test_validate_call_functions_receive_the_context(revision: str) -> Non
 
 
 async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
-    """Text, files, and variables; a value that leaves its folder matches no template."""
     (tmp_path / "note.txt").write_text("remember")
     mcp = FastMCP("shelf")
     mcp.add_resource(FileResource(uri="file:///note", path=tmp_path / "note.txt"))  # type: ignore[arg-type]
@@ -308,7 +304,6 @@ async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
 
 
 async def test_prompts_return_messages() -> None:
-    """Texts, messages of `prompts.base`, and dicts."""
     mcp = FastMCP("shop")
 
     @mcp.prompt(title="Review")
@@ -385,7 +380,6 @@ async def test_first_of_two_equal_tool_names_stays(caplog: pytest.LogCaptureFixt
 
 
 async def test_plain_functions_run_in_a_thread() -> None:
-    """A blocking tool doesn't stop the event loop."""
     mcp = FastMCP("threads")
 
     @mcp.tool()

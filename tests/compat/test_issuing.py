@@ -48,7 +48,6 @@ def url(programs: Path) -> Iterator[str]:
 
 
 async def test_client_signs_in(url: str) -> None:
-    """The page's settings. The tokens are bound to the origin, so HTTP+SSE can use them, too."""
     for path in ("/mcp", "/sse"):
         person = Person()
         oauth = OAuth(store=MemoryTokenStore(), visit=person.visit)

@@ -1,5 +1,3 @@
-"""Programs for the official SDK with changed imports, in real processes."""
-
 import os
 import shutil
 import subprocess
@@ -83,7 +81,6 @@ async def test_two_servers_can_be_mounted_in_one_application(programs: Path) -> 
 
 
 async def test_programs_serve_http_sse(programs: Path) -> None:
-    """The page about SSE: connect to `/sse`, initialize, call."""
     with started(programs, "greet_sse.py") as port:
         async with Client(f"http://127.0.0.1:{port}/sse", timeout=WAIT) as client:
             assert client.transport == "http+sse"
@@ -106,7 +103,6 @@ async def test_program_routes_replace_ours(programs: Path, by_command: bool) -> 
 
 
 async def test_program_middleware_wraps_the_application(programs: Path) -> None:
-    """The page with the key: its own middleware refuses with 403."""
     with started(programs, "keyed.py", "--auth-key", "ma_cle") as port:
         url = f"http://127.0.0.1:{port}/sse"
         with pytest.raises(ClientError):
@@ -117,7 +113,6 @@ async def test_program_middleware_wraps_the_application(programs: Path) -> None:
 
 
 async def test_program_provider_identifies_tokens(programs: Path) -> None:
-    """The page's settings: a token without the scope, and a wrong one, are refused."""
     with started(programs, "signed_in.py") as port:
         url = f"http://127.0.0.1:{port}/mcp"
         for token in ("wrong", "narrow"):

@@ -1,5 +1,3 @@
-"""A program's own verifier or provider of tokens, as one of our ways to sign in."""
-
 import logging
 from typing import Any
 from urllib.parse import urlencode
@@ -40,7 +38,6 @@ class Failing:
 async def test_verifier_errors_are_logged_and_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Regression: callers without a valid token read the text of its error. Keys of the program don't reach it."""
     verifier = Failing()
     with caplog.at_level(logging.ERROR):
         async with guarded(
@@ -76,7 +73,6 @@ class Issuing:
 
 @for_each("token", ["a", "r"])
 async def test_provider_revocation_ends_streams_on_every_worker(token: str) -> None:
-    """Regression: only one worker learned of the revocation, and its streams stayed open until the token expired."""
     settings = AuthSettings(
         issuer_url="https://shop.example", resource_server_url="https://shop.example/mcp",
         revocation_options=RevocationOptions(enabled=True),

@@ -1,8 +1,3 @@
-"""The official conformance suite's scenarios for authorization servers, against `examples/sign_in.py`.
-
-The suite prints a link and waits for a person; the test is that person. There's no file of expected failures.
-"""
-
 import json
 import os
 import re

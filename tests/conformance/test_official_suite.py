@@ -1,11 +1,3 @@
-"""The official conformance suite against `examples/everything.py`: the lane, plain ASGI, four workers, and four workers
-of two servers that share Redis, with nginx in front that takes one after the other.
-
-Every selection runs once in the lane; in the other ways those that look at something that no other does; behind nginx,
-those that are scored. A few run at a time. There is no file of expected failures.
-docs/reference/conformance.md explains what the suite reports besides success.
-"""
-
 import os
 import re
 import subprocess
@@ -142,7 +134,6 @@ def test_every_explanation_is_used(runs: Runs) -> None:
 
 
 def test_suite_timeouts_tolerate_a_stalled_machine() -> None:
-    """Regression: timeouts of 0.6 and 5 seconds were too short."""
     script = """
 const started = performance.now(), controller = new AbortController();
 const took = (name) => () => console.log(name, performance.now() - started);

@@ -1,10 +1,3 @@
-"""The official conformance suite's scenarios for clients, each against `client.py` in a process of its own.
-
-Every scenario is here that counts for one of the two newest revisions, authorization included, and some that don't.
-What a revision asks for is one run of the suite, a few seconds for all its scenarios together. There's no file of
-expected failures.
-"""
-
 import json
 import os
 import re

@@ -1,5 +1,3 @@
-"""The example for Apache, with a real Apache in front of a server."""
-
 import asyncio
 import json
 import shutil
@@ -41,7 +39,6 @@ def configuration(folder: Path, port: int, behind: int) -> str:
 
 
 async def test_apache_passes_calls_and_blocks_private_pages(tmp_path: Path) -> None:
-    """docs/how-to/behind-apache.md."""
     assert APACHE is not None
     port, behind = free_port(), free_port()
     (tmp_path / "apache.conf").write_text(configuration(tmp_path, port, behind), "utf-8")

@@ -1,8 +1,3 @@
-"""The examples for Traefik and Kong, whose programs don't run here: what keeps streams alive, and which paths are shut.
-
-`make deploy-check` reads the routes of Traefik with its own types.
-"""
-
 import re
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""What the deploy files say: names that exist, figures that agree. What runs them is in the other file."""
-
 import json
 import re
 from ipaddress import ip_network
@@ -64,7 +62,6 @@ def test_stop_grace_exceeds_the_drain_time() -> None:
 
 
 def test_servers_trust_only_their_own_proxy() -> None:
-    """Regression: all clients had the proxy's address, so 30 wrong keys of one client locked out all others."""
     network, app = compose()["networks"]["inside"], compose()["services"]["app"]
     (subnet,) = [each["subnet"] for each in network["ipam"]["config"]]
     assert app["environment"]["FORWARDED_ALLOW_IPS"] == subnet
@@ -77,7 +74,6 @@ def test_servers_trust_only_their_own_proxy() -> None:
 
 
 def test_redis_is_configured_for_durability() -> None:
-    """One that evicts, or writes no file, loses events that were acknowledged."""
     command = [str(part) for part in compose()["services"]["redis"]["command"]]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
@@ -94,7 +90,6 @@ def test_image_files_exist() -> None:
 
 
 def test_page_and_systemd_unit_agree_on_the_path() -> None:
-    """Regression: the documented path differed from the unit's."""
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
     page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")

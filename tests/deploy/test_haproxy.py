@@ -1,5 +1,3 @@
-"""The example for haproxy, with a real haproxy in front of two servers that share Redis."""
-
 import asyncio
 import json
 import urllib.request
@@ -129,7 +127,6 @@ async def test_haproxy_streams_events_at_once(fronted: Fronted) -> None:
 
 
 async def test_haproxy_passes_websockets(fronted: Fronted) -> None:
-    """The upgrade, and messages both ways."""
     async with Client(f"ws://127.0.0.1:{fronted.port}/ws") as client:
         assert (await client.call("add", a=20, b=22)).text == "42"
 
@@ -152,5 +149,4 @@ async def test_half_closed_clients_are_noticed(fronted: Fronted) -> None:
 
 
 def test_example_passes_small_chunks_at_once() -> None:
-    """Regression: HAProxy delayed chunks by 200 ms, so clients missed the progress of short calls."""
     assert "    option http-no-delay\n" in (ROOT / "examples" / "haproxy.cfg").read_text("utf-8")

@@ -1,5 +1,3 @@
-"""The deploy files at work: two servers with a Redis between them behind the nginx of the compose file, over TLS."""
-
 import asyncio
 import json
 import os

@@ -1,5 +1,3 @@
-"""The page about applications names their files. test_typed_pages.py types its commands."""
-
 from pathlib import Path
 
 import pytest

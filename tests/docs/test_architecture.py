@@ -1,5 +1,3 @@
-"""The page about the architecture names files that exist."""
-
 import re
 
 import pytest
@@ -13,7 +11,6 @@ PATH = re.compile(r"`((?:\w+/)+(?:\w+\.py)?|_\w+\.py)`")
 
 
 def test_paths_on_the_page_exist() -> None:
-    """A page that names a removed file misleads its reader."""
     named = set(PATH.findall((ROOT / "docs" / "architecture.md").read_text("utf-8")))
     assert len(named) > 40
     assert [name for name in named if not (PACKAGE / name).exists() and not name.startswith("tests/")] == []

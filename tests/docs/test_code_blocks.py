@@ -1,10 +1,3 @@
-"""What the documents show is what the tests run.
-
-A block of code or configuration equals a file or a region of one in `examples/`, all of which are run by tests. The
-commands of README, the tutorial and the how-tos are typed by `test_typed_pages.py`; those of other pages are in the
-table below. ``make docs`` repairs blocks.
-"""
-
 import re
 from pathlib import Path
 
@@ -51,13 +44,11 @@ def test_documented_commands_are_tested(page: Path) -> None:
 
 @for_each("page", PAGES)
 def test_links_resolve(page: Path) -> None:
-    """Links inside the project; addresses on the network are not looked up."""
     assert broken_links(page) == []
 
 
 @for_each("page", PAGES)
 def test_pages_name_the_extras_they_need(page: Path) -> None:
-    """Regression: pages used commands and imports that weren't installed."""
     text = page.read_text("utf-8")
     shell = [line for block in blocks(text) if block.language == "sh" for line in block.body.splitlines()]
     if any(line.startswith(("millstream ", "uvicorn ", "pytest")) for line in shell):

@@ -1,5 +1,3 @@
-"""The pages for those who come from other packages: both columns run."""
-
 import subprocess
 import sys
 

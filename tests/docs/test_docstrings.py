@@ -1,5 +1,3 @@
-"""What an editor shows of a public name: a sentence, and how it is used."""
-
 import inspect
 import re
 from typing import Any

@@ -1,5 +1,3 @@
-"""The examples that only the documents use."""
-
 import asyncio
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +22,6 @@ from seeds.programs import browser_script, running
 
 
 async def test_rooms_remember_messages() -> None:
-    """docs/how-to/live-chat.md."""
     async with connect(mcp) as client:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 heard it."
         assert (await client.call("announce", text="closing")).text == "Announced."
@@ -34,14 +31,12 @@ async def test_rooms_remember_messages() -> None:
 
 
 def test_only_the_program_can_announce() -> None:
-    """docs/how-to/live-chat.md."""
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")
 
 
 async def test_agents_receive_events_of_the_shop() -> None:
-    """docs/how-to/send-events-to-agents.md."""
     async with http_peer.serve(events.mcp) as served, connect(events.mcp) as client, asyncio.timeout(WAIT):
         before = events.mcp.hub.stats().subscribers
         waiting = asyncio.create_task(events.wait_for_payment(f"http://127.0.0.1:{served.port}/mcp", "ada"))
@@ -59,7 +54,6 @@ async def test_agents_receive_events_of_the_shop() -> None:
 
 
 async def test_applications_publish_on_a_mounted_hub() -> None:
-    """docs/how-to/mount-in-fastapi.md."""
     transport = httpx2.ASGITransport(fastapi_orders.app)
     async with fastapi_orders.app.router.lifespan_context(fastapi_orders.app):
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
@@ -71,7 +65,6 @@ async def test_applications_publish_on_a_mounted_hub() -> None:
 
 @pytest.mark.server
 async def test_bridges_join_hub_and_bus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/join-a-message-bus.md."""
     await (node := shared_server()).wait()
     monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{node.port}")
     bus = import_module("examples.bus")
@@ -94,7 +87,6 @@ async def _has(server: Server, channel: str, data: bytes) -> bool:
 
 
 def test_bridges_of_the_other_brokers_are_accepted() -> None:
-    """docs/how-to/join-a-message-bus.md."""
     brokers = import_module("examples.bus_brokers")
     assert [type(each.broker).__name__ for each in brokers.mcp.definition.bridges] == [
         "KafkaBroker", "RabbitBroker", "RabbitBroker", "RedisBroker",
@@ -103,7 +95,6 @@ def test_bridges_of_the_other_brokers_are_accepted() -> None:
 
 @pytest.mark.server
 async def test_prometheus_example_scrapes_the_metrics(tmp_path: Path) -> None:
-    """docs/how-to/watch-with-prometheus.md."""
     (job,) = yaml.safe_load((ROOT / "examples" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
     port = free_port()
@@ -127,7 +118,6 @@ def rooms(shared_rooms: Shared) -> int:
 
 @pytest.mark.server
 async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
-    """docs/how-to/live-chat.md."""
     source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
     async with browser_script(source, rooms) as page:
         await page.until(lambda line: line == "Ada: Good morning\n")

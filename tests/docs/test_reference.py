@@ -1,5 +1,3 @@
-"""The reference pages name everything there is."""
-
 import inspect
 import re
 from collections.abc import Iterable
@@ -182,7 +180,6 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
 
 
 def test_gateway_options_are_listed_with_defaults() -> None:
-    """A file that is refused for an option sends its author to the page."""
     kinds: dict[str, Iterable[FieldInfo]] = {
         "Top": gateway_options().values(),
         "Upstreams": upstream_options().values(),

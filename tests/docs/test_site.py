@@ -1,5 +1,3 @@
-"""The documentation site: it builds without a warning, and everything in docs/ can be reached on it."""
-
 import json
 import re
 import subprocess
@@ -25,7 +23,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pages_are_in_the_navigation(site: Path) -> None:
-    """docs/index."""
     home = (site / "index.html").read_text("utf-8")
     listed = {target.rstrip("/") for target in re.findall(r'href="([\w./-]+)/"', home)}
     pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
@@ -45,13 +42,11 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
     ],
 )
 def test_public_names_have_an_entry(site: Path, module: str, names: list[str]) -> None:
-    """The reference is made from the docstrings."""
     page = (site / "modules" / module / "index.html").read_text("utf-8")
     assert [name for name in names if f'id="{module}.{name}"' not in page] == []
 
 
 def test_search_finds_pages_and_names(site: Path) -> None:
-    """Text of pages and of docstrings is in its index."""
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
     assert {"tutorial/", "modules/millstream/#millstream.Server"} <= places
 

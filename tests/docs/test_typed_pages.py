@@ -1,10 +1,3 @@
-"""README, the tutorial and every how-to, typed: into an empty folder, with the package installed from its wheel.
-
-Nothing of the project is within reach but what the page has one write, and the clone where the page begins with one.
-The packages that pip would get from the index are those of the tests' own environment. `typed_page_exceptions.py` lists
-what is done in another way than the page has it.
-"""
-
 import asyncio
 import json
 import re
@@ -184,7 +177,6 @@ def reading(
 
 @pytest.mark.parametrize("page", TYPED)
 def test_typed_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], page: str) -> None:
-    """Regression: the tutorial raised NameError, and pages used commands that weren't on the PATH."""
     reading[page].result()
 
 
@@ -213,7 +205,6 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
-    """Regression: each command is started, and each URL is served."""
     name = "docs/how-to/connect-a-client.md"
     text = (ROOT / name).read_text("utf-8")
     servers = [each for b in blocks(text) if b.language == "json" for each in configurations(json.loads(b.body))]

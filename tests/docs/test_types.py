@@ -1,5 +1,3 @@
-"""The page about types: every row is what a server does."""
-
 import datetime as dt
 import json
 import re

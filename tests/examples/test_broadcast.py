@@ -1,5 +1,3 @@
-"""The example that broadcasts: its exact list of tools, a WebSocket, the older path of HTTP+SSE, and the chat page."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +29,6 @@ TOOLS = [
 
 
 def test_tool_list_matches_the_document_and_websocket_broadcasts(tmp_path: Path) -> None:
-    """Seed 001."""
     port = free_port()
     with serving(millstream(str(FOLDER / "main.py"), port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}"

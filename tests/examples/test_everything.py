@@ -1,8 +1,3 @@
-"""The fixtures of the conformance suite, in memory: what the suite cannot see, and quicker than it.
-
-The suite itself runs against this file over HTTP (tests/conformance).
-"""
-
 import base64
 import json
 from typing import Any
@@ -30,7 +25,6 @@ NEWEST = "2026-07-28"
 
 
 async def test_first_listed_items_can_be_used(connect: Any, revision: str) -> None:
-    """Two scenarios call the first tool with no arguments and read the first resource."""
     async with connect(MCP, revision) as client:
         tools = (await client.request("tools/list"))["tools"]
         assert not tools[0]["inputSchema"].get("required")
@@ -160,7 +154,6 @@ async def test_logs_are_sent_on_request(connect: Any, revision: str) -> None:
 
 
 async def test_list_changes_are_announced(connect: Any) -> None:
-    """The tools that add and remove something."""
     async with connect(MCP, "2025-11-25") as client:
         for tool, kind in (("test_trigger_tool_change", "tools"), ("test_trigger_prompt_change", "prompts")):
             before = await client.request(f"{kind}/list")
@@ -171,7 +164,6 @@ async def test_list_changes_are_announced(connect: Any) -> None:
 
 
 async def test_header_parameter_is_marked_and_optional(connect: Any) -> None:
-    """The suite uses the first tool with such a property."""
     async with connect(MCP, NEWEST) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
         assert tools["test_x_mcp_header"]["inputSchema"]["properties"]["region"]["x-mcp-header"] == "Region"

@@ -1,5 +1,3 @@
-"""The notebook, which the pages on tools, resources, prompts, errors, images, and logging show."""
-
 import logging
 
 import pytest
@@ -10,7 +8,6 @@ from millstream.testing import connect
 
 
 async def test_notebook_pages_show_working_code(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/how-to."""
     caplog.set_level(logging.INFO, "notebook")
     async with connect(notebook.mcp) as client:
         found = await client.call("find", words="MILK")

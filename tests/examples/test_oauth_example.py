@@ -1,5 +1,3 @@
-"""`examples/oauth/`: seed 004's server that gives out tokens, and a client: processes with a browser between them."""
-
 import os
 import subprocess
 import sys

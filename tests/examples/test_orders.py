@@ -1,5 +1,3 @@
-"""The example of four services and a hub: an order reaches every service, and everyone who listens at the hub."""
-
 import asyncio
 import sys
 from pathlib import Path
@@ -20,7 +18,6 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 @pytest.mark.server
 async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> None:
-    """Seed 001, example 10."""
     ports = [free_port() for _ in range(5)]
     hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
     command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]
@@ -51,7 +48,6 @@ async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> No
 
 
 def test_each_service_of_the_compose_file_is_a_program_that_its_callers_may_name() -> None:
-    """A call to a name that isn't allowed gets 421."""
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text("utf-8"))["services"]
     assert len(services) == 5
     for name, service in services.items():

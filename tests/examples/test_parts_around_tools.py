@@ -1,5 +1,3 @@
-"""The examples of middleware, dependencies and routes do what their pages say."""
-
 import logging
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from millstream.testing import Failure, connect
 
 
 async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/how-to/middleware.md."""
     caplog.set_level(logging.INFO, "shop")
     async with connect(guards.mcp) as client:
         assert (await client.call("order", isbn="1")).text == "1 of 1"
@@ -20,7 +17,6 @@ async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_middleware_refuses_and_changes_arguments(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/how-to/middleware.md."""
     for is_open, said in ((True, "Thank you! 1 of 9780"), (False, "The shop is closed. Try again tomorrow.")):
         mcp = Server("shop", middleware=[guards.Audit(), guards.OpeningHours(is_open=is_open)])
         mcp.tool(guards.order)
@@ -34,7 +30,6 @@ async def test_middleware_refuses_and_changes_arguments(caplog: pytest.LogCaptur
 
 
 async def test_orders_are_committed_per_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/how-to/dependencies.md."""
     monkeypatch.chdir(tmp_path)
     async with connect(orders_db.mcp) as client:
         (order, mine) = (await client.request("tools/list"))["tools"]
@@ -45,7 +40,6 @@ async def test_orders_are_committed_per_caller(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_shop_serves_a_site_and_receives_webhooks() -> None:
-    """docs/how-to/own-routes.md."""
     transport = httpx2.ASGITransport(shop_site.mcp)  # type: ignore[arg-type]
     client = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
     async with shop_site.mcp.lifespan(), client as http:
@@ -58,7 +52,6 @@ async def test_shop_serves_a_site_and_receives_webhooks() -> None:
 
 
 async def test_http_middleware_wraps_the_server() -> None:
-    """docs/how-to/middleware.md."""
     transport = httpx2.ASGITransport(zipped.app)
     client = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
     async with zipped.app.router.lifespan_context(zipped.app), client as http:
@@ -72,7 +65,6 @@ async def test_http_middleware_wraps_the_server() -> None:
 
 
 async def test_folder_resources_can_be_read_by_tools() -> None:
-    """docs/reference/server.md."""
     async with connect(docs_folder.mcp) as client:
         (listed,) = await client.read("docs://")
         assert '"docs://index.html"' in (listed.text or "")

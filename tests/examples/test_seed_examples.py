@@ -1,5 +1,3 @@
-"""The seeds' projects, written for Millstream: their programs run as their pages say, as processes."""
-
 import os
 import re
 import subprocess
@@ -45,7 +43,6 @@ def printed(*command: str | Path, folder: Path, **env: str) -> str:
 
 
 def test_agent_gets_the_time(tmp_path: Path) -> None:
-    """Seed 000, usage."""
     port = free_port()
     command = [sys.executable, str(TIME / "mcp_server.py"), "--auth-key", "my_secret_key", "--port", str(port)]
     client = tmp_path / "mcp_client_demo.py"  # reads the `.env` beside it
@@ -77,7 +74,6 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
 
 
 async def test_time_server_requires_its_key(tmp_path: Path) -> None:
-    """Seed 000."""
     port = free_port()
     server = [sys.executable, str(TIME / "mcp_server.py"), "--port", str(port), "--debug"]
     command = ["env", f"MCP_SERVER_AUTH_KEY={DOCKER_KEY}", *server]
@@ -132,7 +128,6 @@ def test_example_configurations_use_known_variables() -> None:
 
 
 def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
-    """Seed 002."""
     port = free_port()
     command = [sys.executable, str(MATH / "mcp_server_add_http.py"), "--port", str(port)]
     url = f"http://localhost:{port}"
@@ -157,7 +152,6 @@ def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
 async def test_numbers_are_added_over_standard_input_and_output(
     program: str, more: dict[str, Any], steps: list[str]
 ) -> None:
-    """Seed 002."""
     heard: list[str | None] = []
     async with Client([sys.executable, str(MATH / program)]) as client:
         result = await client.call(
@@ -170,7 +164,6 @@ async def test_numbers_are_added_over_standard_input_and_output(
 
 
 def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
-    """Seed 003."""
     port = free_port()
     with serving([sys.executable, str(GREET / "servernetwork.py"), "--port", str(port)], port, tmp_path / "log"):
         said = printed(sys.executable, "clientnetwork.py", f"http://localhost:{port}/sse", folder=GREET)
@@ -184,7 +177,6 @@ def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sessions", [True, False])
 def test_two_mounted_servers_work_with_scripts_and_client(sessions: bool, tmp_path: Path) -> None:
-    """Seed 004."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     setting = f"MILLSTREAM_SESSIONS={str(sessions).lower()}"

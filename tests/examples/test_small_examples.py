@@ -1,5 +1,3 @@
-"""The examples that people copy from: greet, bookshop and hub, at every revision."""
-
 import json
 from typing import Any
 
@@ -18,7 +16,6 @@ async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revisio
 
 
 async def test_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
-    """One function, which asks on every revision that can."""
     async with connect(bookshop.mcp, asking_revision) as client:
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
         assert json.loads(result["content"][0]["text"]) == {"ordered": 2}
@@ -34,7 +31,6 @@ async def test_declined_orders_are_not_placed(connect: Any, asking_revision: str
 
 
 async def test_bookshop_has_books_reviews_and_completion(connect: Any, revision: str) -> None:
-    """The search, the template, the prompt and the completion of the tutorial."""
     async with connect(bookshop.mcp, revision) as client:
         assert list(json.loads(await client.text("search", words="tolkien"))) == ["9780261103573"]
         read = await client.request("resources/read", uri="book://9780261103573")
@@ -65,7 +61,6 @@ async def test_hub_example_calculates_and_streams(connect: Any, revision: str, t
 async def test_hub_example_refuses_oversized_numbers(
     connect: Any, revision: str, tool: str, a: float, b: float
 ) -> None:
-    """Regression: an integer of 400 digits was an internal error with a traceback in the log."""
     async with connect(hub.mcp, revision) as client:
         refused = await client.call(tool, a=a, b=b)
         assert refused["isError"] is True
@@ -103,7 +98,6 @@ async def test_hub_example_orders_can_be_read(connect: Any, asking_revision: str
 
 
 async def test_hub_example_uses_sampling(connect: Any, revision: str) -> None:
-    """Sampling is in every revision."""
     async with connect(hub.mcp, revision) as client:
         assert await client.text("summarize", text="Long ago …") == "Paris, hello"
         assert client.asked[0][1]["maxTokens"] == 200

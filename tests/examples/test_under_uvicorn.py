@@ -1,5 +1,3 @@
-"""Servers under plain uvicorn: two mounted in one FastAPI application, and one by itself."""
-
 import json
 import urllib.request
 from pathlib import Path

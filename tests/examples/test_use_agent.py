@@ -1,5 +1,3 @@
-"""`examples/use_agent.py` does what its page says. The rules are our choice."""
-
 import json
 from pathlib import Path
 
@@ -27,7 +25,6 @@ async def test_agent_program_orders_and_saves_the_transcript(
 
 
 async def test_agent_program_uses_a_resource_and_a_prompt() -> None:
-    """The content goes along with the sentence."""
     with ScriptedModel(says("Very."), says("Dry.")) as api:
         assert await use_agent.review(model(api), "9780141439600") == "Very.\nDry."
     assert "Middlemarch, George Eliot, 880 pages" in api.asked[0].last["content"][1]["text"]

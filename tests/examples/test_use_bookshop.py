@@ -1,5 +1,3 @@
-"""`examples/use_bookshop.py` does what its page says. The rules are our choice."""
-
 import pytest
 
 from examples import use_bookshop
@@ -14,7 +12,6 @@ async def test_client_program_orders_with_progress(capsys: pytest.CaptureFixture
 
 
 async def test_client_program_lists_everything() -> None:
-    """Tools, a template, a resource and a prompt."""
     seen = await use_bookshop.look_around(use_bookshop.BOOKSHOP)
     assert seen[:3] == ["search", "order", "book://{isbn}"]
     assert "Tolkien" in seen[3]

@@ -1,5 +1,3 @@
-"""`millstream channel`, as Claude Code runs it: a process on standard input and output."""
-
 import asyncio
 import json
 import sys
@@ -48,7 +46,6 @@ async def _channel(*arguments: str) -> AsyncGenerator[Claude]:
 
 
 async def test_events_become_channel_messages() -> None:
-    """The handshake announces the channel, and each event is one notification."""
     shop = make_shop()
     async with http_peer.serve(shop) as served:
         url = f"http://127.0.0.1:{served.port}/mcp"

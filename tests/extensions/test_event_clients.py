@@ -1,5 +1,3 @@
-"""`client.events`: streams and polls, in both eras."""
-
 import asyncio
 import sys
 

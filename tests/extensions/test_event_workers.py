@@ -1,5 +1,3 @@
-"""Events of several workers on one store: subscribed at one, published at another, delivered once."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

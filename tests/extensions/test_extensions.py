@@ -1,5 +1,3 @@
-"""Extensions of a program's own, on both sides, in every revision and over every transport."""
-
 import asyncio
 import sys
 from collections.abc import Iterator
@@ -73,7 +71,6 @@ async def _walk(target: Any, revision: str) -> None:
 async def test_an_extension_works_in_every_revision_over_every_transport(
     server: Shared, scheme: str, path: str, revision: str
 ) -> None:
-    """Methods, notifications of both sides, capabilities, and hooks of both sides."""
     await _walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
 
 

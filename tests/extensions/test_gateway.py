@@ -1,5 +1,3 @@
-"""Extensions of upstreams through a gateway."""
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Filters of notifications: an extension sees, changes, or drops what comes in and goes out, on both sides."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

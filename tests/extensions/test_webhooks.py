@@ -136,7 +136,6 @@ async def test_the_cursor_never_passes_an_event_that_is_not_taken(tmp_path: Path
 
 
 async def test_a_new_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
-    """A refresh with another secret rotates it; the id stays."""
     async with delivering(tmp_path) as (world, receiver):
         client, old = world.client(), receiver.secret()
         first = await client.subscribe(receiver.url(), old)
@@ -169,7 +168,6 @@ async def test_an_unsubscribed_endpoint_receives_nothing(tmp_path: Path) -> None
 
 
 async def test_endpoints_must_confirm(tmp_path: Path) -> None:
-    """A reachable one that doesn't echo the challenge, and one that can't be reached."""
     async with delivering(tmp_path) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         receiver.echoes = False
@@ -290,7 +288,6 @@ async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
 
 
 async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that stops refreshing ends it."""
     monkeypatch.setattr("millstream.extensions.events._webhook_methods.MIN_TTL", 0.05)
     async with delivering(tmp_path) as (world, receiver):
         client = world.client()
@@ -348,7 +345,6 @@ async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> No
 
 
 async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
-    """The endpoint is informed, and receives no further event. No subscription outlives its key."""
     file = KeyFile(tmp_path / "keys.json")
     end = time.time() + 600
     stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
@@ -449,7 +445,6 @@ async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> 
 
 
 async def test_a_client_manages_webhooks(tmp_path: Path) -> None:
-    """Subscribe, refresh, and unsubscribe by `client.events`."""
     async with delivering(tmp_path) as (world, receiver):
         headers = {"Authorization": f"Bearer {ADA}"}
         async with Client(f"http://127.0.0.1:{world.port}/mcp", headers=headers) as client:

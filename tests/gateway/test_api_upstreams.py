@@ -1,5 +1,3 @@
-"""APIs as upstreams: their operations are tools, and nothing leads out of their base URL."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable

@@ -1,5 +1,3 @@
-"""Lists of upstreams: they outlive the upstream, follow its changes, and stay within bounds."""
-
 import asyncio
 import sys
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""`millstream gateway`: the files that it serves, and the definitions that an operator accepts."""
-
 import json
 import os
 import subprocess
@@ -24,7 +22,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_example_follows_its_policy(tmp_path: Path) -> None:
-    """docs/how-to/decide-who-sees-which-tool.md."""
     pytest.importorskip("re2")
     keys, port = KeyFile(tmp_path / "keys.json"), free_port()
     key = keys.add("ada", ("orders:write",), 0, None)
@@ -53,7 +50,6 @@ async def test_mcp_servers_file_works_over_stdio(tmp_path: Path) -> None:
 
 
 def test_start_message_counts_items_of_upstreams(tmp_path: Path) -> None:
-    """A fixed defect: it was written before the upstreams had answered, and said that there were none."""
     shop, port, log = tmp_path / "shop.py", free_port(), tmp_path / "log"
     shop.write_text(
         'from millstream import Server\nmcp = Server("s")\nmcp.tool(name="buy")(lambda: "")\nmcp.run("stdio")'

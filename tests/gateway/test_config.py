@@ -1,5 +1,3 @@
-"""The files of a gateway: what they say, and the file, line, and remedy of each mistake."""
-
 from pathlib import Path
 
 import pytest

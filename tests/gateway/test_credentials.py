@@ -1,5 +1,3 @@
-"""Credentials that don't belong to a person's account elsewhere: fixed ones, the gateway's own, and exchanged ones."""
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator

@@ -1,5 +1,3 @@
-"""Gateways behind each other: nothing goes in a circle."""
-
 import asyncio
 import json
 import sys

@@ -1,5 +1,3 @@
-"""Upstreams that want what belongs to another one, or to the operator."""
-
 import sys
 
 from millstream import Server

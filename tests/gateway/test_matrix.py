@@ -1,8 +1,3 @@
-"""Every revision and transport on both sides of a gateway: by day each pair once, with `many` all of them together.
-
-The page docs/reference/gateway-matrix.md is written from the same data: run this file with `--update`.
-"""
-
 import asyncio
 import json
 import os

@@ -109,7 +109,6 @@ SPEC: dict[str, Any] = {
 
 
 async def test_operations_become_tools_and_resources() -> None:
-    """Names, schemas, results, errors, and each request to the API."""
     asked: list[str] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:
@@ -257,7 +256,6 @@ async def test_function_selects_the_kind_of_each_operation() -> None:
     ],
 )
 async def test_bodies_follow_the_document(media: str, kind: str, body: bytes) -> None:
-    """JSON under its own media type, or a form whose lists are repeated fields."""
     asked: list[httpx2.Request] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:

@@ -1,5 +1,3 @@
-"""Calls whose question a client answers with its next request, on whichever worker that arrives."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable

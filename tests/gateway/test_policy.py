@@ -1,5 +1,3 @@
-"""The operator's policy: who sees which item of an upstream, and with which arguments, results, and limits."""
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,8 +1,3 @@
-"""Processes of upstreams: how many run, when they end, and that none is left behind, however the gateway ends.
-
-The servers are shell scripts where it doesn't matter what they are: one starts in a millisecond.
-"""
-
 import asyncio
 import contextlib
 import logging
@@ -147,7 +142,6 @@ async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeyp
 
 
 async def test_idle_processes_end_and_come_back(shell: Command) -> None:
-    """A process with a subscription isn't idle."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, idle_seconds=60)
         async with Client(upstream.target()) as client:
@@ -231,7 +225,6 @@ async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
 
 
 async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Log each line without control characters, shortened. Above a rate limit, read slowly and drop lines."""
     path = tmp_path / "loud.sh"
     loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
     path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))

@@ -1,5 +1,3 @@
-"""Programs for other libraries run unchanged: the SDK's 1.x and 2.x lines and fastmcp, each in its own environment."""
-
 import asyncio
 import json
 import subprocess
@@ -202,7 +200,6 @@ async def test_guide_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:
 
 
 async def test_published_server_is_identical_behind_its_command(tmp_path: Path) -> None:
-    """`make adopt` does this with many more."""
     command = f"{ROOT / '.venv-mcp1/bin/mcp-server-time'} --local-timezone UTC"
     original = await lists(command, ERAS[0])
     port = free_port()

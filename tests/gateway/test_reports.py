@@ -1,5 +1,3 @@
-"""What operators see of upstreams: one report for each, of all workers together."""
-
 import json
 import sys
 import time

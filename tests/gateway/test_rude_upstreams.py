@@ -1,5 +1,3 @@
-"""Upstreams that ask too much, say too much, or lie: the gateway and its clients come to no harm."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable

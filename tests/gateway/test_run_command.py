@@ -1,5 +1,3 @@
-"""``millstream run`` with a command or a URL: one server, offered in every revision and on every transport."""
-
 import os
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""Tool search: two tools in the list, the others by what they do, with the gates of a direct call."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,3 @@
-"""Upstreams that misbehave do no harm to others, and neither sessions nor calls leave processes or memory behind.
-
-`make chaos` does the same for minutes.
-"""
-
 import contextlib
 import gc
 import os

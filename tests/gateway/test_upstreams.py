@@ -1,5 +1,3 @@
-"""Servers behind a server: what they offer is listed and works, on every transport and between all revisions."""
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +51,6 @@ async def test_upstream_and_local_tools_are_listed_together(shop: Shared) -> Non
 async def test_single_upstream_without_prefix_looks_like_the_server(
     shop: Shared, upstream_revision: str | None
 ) -> None:
-    """Over HTTP and WebSocket, for a client of each era."""
     origin = f"127.0.0.1:{shop.port()}"
     first = upstream_revision == next(iter(BY_DATE))
     for target in (f"http://{origin}{'/sse' if first else '/mcp'}", f"ws://{origin}/ws"):

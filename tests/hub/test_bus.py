@@ -1,5 +1,3 @@
-"""The hub on a message bus: NATS, RabbitMQ, and Redis as they are, Kafka on the test broker of FastStream."""
-
 import asyncio
 import json
 import logging

@@ -1,5 +1,3 @@
-"""Names of channels and what patterns reach."""
-
 from typing import Any
 
 import pytest
@@ -40,7 +38,6 @@ NOT_REACHED = [
 
 @for_each(("pattern", "channel"), REACHED)
 def test_patterns_match_like_nats(pattern: str, channel: str) -> None:
-    """NATS subjects: `*` is one segment, `>` one or more at the end."""
     assert matches(pattern, channel)
 
 
@@ -60,7 +57,6 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
     "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
 def test_invalid_channel_names_are_refused(name: str) -> None:
-    """A channel with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_channel(name)
     with pytest.raises(InvalidName):
@@ -76,14 +72,12 @@ def test_patterns_are_not_channels(name: str) -> None:
 
 
 def test_multi_segment_wildcard_is_only_at_the_end() -> None:
-    """NATS: `>` is the last token."""
     with pytest.raises(InvalidName):
         check_pattern("a.>.b")
 
 
 @for_each("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
 def test_client_ids_follow_channel_name_rules(client_id: str) -> None:
-    """A client id with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_client_id(client_id)
 

@@ -1,5 +1,3 @@
-"""Pages of other sites open no stream of the hub: nothing is taken from a mailbox, and nobody is announced."""
-
 import asyncio
 from typing import Any
 
@@ -26,7 +24,6 @@ async def first_events(peer: Any, count: int) -> bytes:
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes) -> None:
-    """Regression: another site could embed a user's stream and so consume that user's messages."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")
@@ -44,7 +41,6 @@ async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: bytes) -> None:
-    """Regression: it was announced as a member with an id chosen by the page."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         watcher = await running.connect()

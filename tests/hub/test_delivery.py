@@ -1,5 +1,3 @@
-"""Publishing and hearing: order, one encoding, slow subscribers, caps, authorization."""
-
 import asyncio
 from typing import Any
 
@@ -38,7 +36,6 @@ async def test_overlapping_channels_deliver_an_event_once() -> None:
 
 
 async def test_subscribers_receive_events_in_order() -> None:
-    """NATS wildcards, and one order over all channels."""
     async with running() as hub:
         some, every, client = await listen(hub, "a.*", "b"), await listen(hub, ">"), await listen(hub, "$presence.*")
         for number, channel in enumerate(["a.1", "b", "c", "a.2.x"]):
@@ -64,7 +61,6 @@ async def test_subscriptions_start_and_stop_delivery() -> None:
 
 
 async def test_events_are_encoded_once_per_transport() -> None:
-    """Encode once, write the same bytes to all."""
     encoded: list[Event] = []
 
     def encode(event: Event) -> bytes:
@@ -135,7 +131,6 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
 
 
 async def test_ipv6_networks_share_one_cap() -> None:
-    """Regression: a customer has 2**64 addresses, and the cap applied to each."""
     async with running(max_connections_per_address=2) as hub:
         first = await listen(hub, "a", address="2001:db8::1")
         await listen(hub, "a", address="2001:DB8:0::2")
@@ -147,7 +142,6 @@ async def test_ipv6_networks_share_one_cap() -> None:
 
 
 async def test_permission_hook_applies_to_channels_and_patterns() -> None:
-    """Per-channel authorization. A pattern must not reach what its holder may not hear by name."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return not channel.startswith("secret") and (action, channel) != ("publish", "news")
@@ -182,7 +176,6 @@ async def test_clients_cannot_publish_to_hub_channels() -> None:
 
 
 async def test_program_cannot_publish_to_hub_channels() -> None:
-    """Regression: a tool argument could reach another client's stream. Use `send` for that."""
     async with running() as hub:
         victim, watcher = await receive(hub, "victim"), await listen(hub, "$presence.room")
         for channel in ("$presence.room", "$client.victim", "$anything"):
@@ -205,7 +198,6 @@ async def test_program_cannot_publish_to_hub_channels() -> None:
     ],
 )
 async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str], message: str) -> None:
-    """An event with CR/LF in id or name; and an id that a resume would take for a place."""
     async with running(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
         with pytest.raises(InvalidName, match=message):
@@ -243,7 +235,6 @@ async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:
 
 
 async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> None:
-    """The runtime closes it when the server stops."""
     async with running() as hub:
         outlet = await listen(hub, client_id="me")
         await hub.close()
@@ -290,7 +281,6 @@ async def test_unsent_bytes_of_subscribers_are_reported() -> None:
 
 
 async def test_unpushed_events_are_read_after_an_interruption() -> None:
-    """A store that can't push an entry interrupts its listeners instead."""
     store = MemoryStore()
     async with running(store) as hub, running(store) as other:
         outlet = await listen(hub)

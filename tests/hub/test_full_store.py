@@ -1,5 +1,3 @@
-"""The hub on a store that is full: the oldest goes, and what is acknowledged is heard."""
-
 from hub_parts import Clock, listen, receive, running
 from millstream._stores.memory.store import MemoryStore
 
@@ -12,7 +10,6 @@ def full(clock: Clock) -> MemoryStore:
 
 
 async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> None:
-    """Regression: the log forgot the journal between a publication and its delivery."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:
@@ -27,7 +24,6 @@ async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> Non
 
 
 async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
-    """Regression: a flood on one channel deleted the history of all others."""
     clock = Clock()
     async with running(full(clock), clock=clock) as hub:
         await hub.send("bob", "hello")
@@ -55,7 +51,6 @@ async def test_resume_from_a_full_store_reports_a_gap() -> None:
 
 
 async def test_large_calls_and_events_do_not_evict_mailboxes() -> None:
-    """Regression: the resumable stream of one call could evict a mailbox."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:

@@ -1,5 +1,3 @@
-"""`ctx.hub` in tools: the same in `async def` and `def` functions, and its errors are for who called the tool."""
-
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,7 +42,6 @@ async def call(wire: Wire, name: str, **arguments: Any) -> Any:
 
 
 async def test_def_tools_publish_synchronously(wire: Wire) -> None:
-    """Regression: `ctx.hub.publish` in a `def` tool returned a coroutine that was never awaited."""
     result = (await call(wire, "shout", channel="chat", text="hello"))["structuredContent"]
     assert result["held"] == ["HELLO"]
     assert result["here"] == []

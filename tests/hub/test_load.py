@@ -1,5 +1,3 @@
-"""What many subscribers cost together: memory, reads of the store, and calls, each with a bound."""
-
 import asyncio
 import sys
 import tracemalloc
@@ -47,7 +45,6 @@ async def end(outlets: list[UnreadOutlet], tasks: list[asyncio.Task[Any]]) -> No
 
 @pytest.mark.many
 async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
-    """Regression: each subscriber held the decoded history, so 200 of them used 7 GiB."""
     async with running(MemoryStore(), journal=300) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(1_200):
@@ -93,7 +90,6 @@ async def test_total_backlog_cuts_the_furthest_behind() -> None:
 
 
 async def test_invented_event_ids_search_the_journal_once() -> None:
-    """Regression: each one read the whole journal, so 95 requests a second used a core."""
     store: Any = DistantStore(lambda: 0, MemoryStore())
     async with running(store) as hub:
         for number in range(5_000):
@@ -115,7 +111,6 @@ async def test_invented_event_ids_search_the_journal_once() -> None:
 
 
 async def test_publish_cost_is_independent_of_unrelated_patterns() -> None:
-    """Regression: the first publication on each channel tried every wildcard subscription."""
     async with running() as hub:
         for number in range(2_000):
             await listen(hub, f"room{number}.*.>", f"*.side{number}")

@@ -1,5 +1,3 @@
-"""Messages to one client: kept while it is away, given in order on its return, none twice."""
-
 import asyncio
 import random
 
@@ -16,7 +14,6 @@ from property_settings import examples
 
 
 async def test_mailbox_messages_wait_for_an_absent_client() -> None:
-    """A mailbox keeps messages for a client that is offline."""
     async with running() as hub:
         for number in range(3):
             assert (await hub.send("me", f"{number}", event="progress")).subscribers == 0
@@ -93,7 +90,6 @@ async def test_mailbox_age_is_bounded() -> None:
 
 
 async def test_mailboxes_are_private() -> None:
-    """A mailbox is for one client; no wildcard reaches it."""
     async with running() as hub:
         every = await listen(hub, ">")
         other = await receive(hub, "you")
@@ -123,7 +119,6 @@ async def test_mailbox_cursor_survives_a_worker_stop() -> None:
 
 
 async def test_mailbox_cursor_survives_a_worker_crash() -> None:
-    """Regression: the saved position was up to ten seconds old, so messages since then were repeated."""
     store = MemoryStore()
     async with running(store) as one, running(store) as two:
         await receive(one, "me")

@@ -1,5 +1,3 @@
-"""The authorization hook: what it is asked about, and what becomes of one that fails."""
-
 import logging
 from typing import Any
 
@@ -15,7 +13,6 @@ def no_secrets(principal: Any, action: str, channel: str) -> bool:
 
 
 async def test_presence_follows_channel_permission() -> None:
-    """Regression: the hook was called with `$presence.secret.a`, which hooks don't expect."""
     async with running(authorize=no_secrets) as hub:
         for channel in ("secret.a", "$presence.secret.a", "$presence.secret.*"):
             with pytest.raises(Forbidden):
@@ -41,7 +38,6 @@ async def test_presence_patterns_follow_channel_permission() -> None:
 
 
 async def test_failing_permission_hook_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: a failing hook broke sockets, and one listener's failure broke all publications."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         if channel.startswith("boom"):

@@ -1,5 +1,3 @@
-"""Who is on a channel, on all workers; joins and leaves as events."""
-
 import asyncio
 import json
 
@@ -54,7 +52,6 @@ async def test_presence_counts_a_client_once() -> None:
 
 
 async def test_leave_event_matches_the_join_event() -> None:
-    """Regression: `leave` had the data of the last connection, `join` that of the first."""
     clock, store = Clock(), MemoryStore()
     async with running(store, clock=clock) as one, running(beside(store), clock=clock) as two:
         watcher = await listen(two, "$presence.chat")
@@ -108,7 +105,6 @@ async def test_client_on_two_workers_joins_and_leaves_once() -> None:
 
 
 async def test_presence_of_a_dead_worker_expires() -> None:
-    """Presence is vouched for by leases."""
     store = MemoryStore()
     given_up = beside(store)
     dead = Hub(given_up, HubLimits())  # type: ignore[arg-type]
@@ -144,7 +140,6 @@ async def test_stopping_worker_removes_its_presence() -> None:
 
 
 async def test_closing_the_hub_does_not_wait_for_presence_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: each present client delayed the shutdown by a second."""
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 1_000_000)
     store = MemoryStore()
     async with running(store) as other:
@@ -191,7 +186,6 @@ async def test_stalled_worker_loses_and_regains_its_presence() -> None:
 
 
 async def test_presence_events_do_not_evict_messages() -> None:
-    """Regression: after a hundred reloads, the newest 50 events of a chat were joins and leaves."""
     async with running() as hub:
         for number in range(5):
             await hub.publish("chat", str(number))
@@ -215,7 +209,6 @@ async def test_presence_watchers_can_resume() -> None:
 
 
 async def test_presence_churn_does_not_evict_the_journal() -> None:
-    """Regression: 400 connections with presence on 16 channels emptied the journal within a second."""
     async with running(journal=100) as hub:
         reader = await listen(hub, "news.*")
         last = reader.last_id

@@ -1,5 +1,3 @@
-"""Resuming by id: what was missed comes once and in order, or a gap is told."""
-
 import asyncio
 import random
 from typing import Any
@@ -300,7 +298,6 @@ async def test_resumes_are_counted_by_outcome() -> None:
 async def test_small_requests_do_not_decode_the_whole_journal(
     monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], options: dict[str, Any], most: int
 ) -> None:
-    """Regression: a GET of 109 bytes with a wildcard and an unknown id blocked the loop for 100 ms."""
     decoded = 0
 
     def counted(*args: Any) -> Event:
@@ -343,7 +340,6 @@ async def turns_none() -> None:
 
 @for_each("offset", [2**63 - 1, 2**63 - 2, 10**18])
 async def test_largest_offset_can_be_resumed(offset: int) -> None:
-    """Regression: stores allow 19 digits, but such ids were treated as unknown."""
     assert parse_position(position_id("here", offset), "here") == (offset, None)
     assert parse_position(f"here.{offset}-{offset}", "here") == (offset, offset)
     for beyond in (2**63, 10**19, 10**40):

@@ -1,5 +1,3 @@
-"""Resuming after any cut, whatever happens between: nothing is lost in silence, nothing comes twice."""
-
 import asyncio
 
 import pytest
@@ -114,7 +112,6 @@ class ReconnectsWithLittleRoom(Reconnects):
 @pytest.mark.many
 @for_each("machine", [Reconnects, ReconnectsWithLittleRoom])
 def test_resume_after_any_cut_loses_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
-    """Resume across reconnects, an explicit gap event when history is gone."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

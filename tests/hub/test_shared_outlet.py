@@ -1,5 +1,3 @@
-"""Several subscriptions on one outlet, as a WebSocket has them: each event once, whichever of them want it."""
-
 from typing import Any
 
 from cases import for_each
@@ -15,7 +13,6 @@ async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscri
 
 @for_each("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
 async def test_overlapping_subscriptions_write_an_event_once(channels: tuple[str, ...]) -> None:
-    """Regression: the event was written once per subscription."""
     async with running() as hub:
         outlet = Outlet()
         for channel in channels:

@@ -1,5 +1,3 @@
-"""Thousands of subscribers that come back at once, as after a restart: the store is read for all of them together."""
-
 import asyncio
 from collections import Counter
 from collections.abc import Callable

@@ -1,5 +1,3 @@
-"""``stream: true``: progress and result of a call on the stream of a client, whoever calls and by whatever way."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -54,7 +52,6 @@ async def kept(server: Server, client_id: str) -> list[Any]:
 
 @pytest.mark.parametrize("where", ["header", "query", "meta"])
 async def test_callers_can_name_their_stream(server: Server, where: str) -> None:
-    """docs/how-to/stream-to-a-client.md."""
     body = call("add", a=1, b=2)
     if where == "meta":
         body["params"]["_meta"] = {"clientId": "ada"}

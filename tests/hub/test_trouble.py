@@ -1,5 +1,3 @@
-"""What the hub does when its store fails, forgets or begins anew."""
-
 import asyncio
 import logging
 from typing import Any
@@ -86,9 +84,6 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
 async def test_presence_changes_during_an_outage_are_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Regression: only the first channel was retried, so presence on the others stayed wrong. The log has one line at
-    the start and one at the end.
-    """
     store, members = unreliable("members", MemoryStore())
     async with running(store) as hub:
         gone = await listen(hub, "a", "b", client_id="gone")
@@ -137,7 +132,6 @@ async def test_periodic_work_survives_a_store_outage(
 
 
 async def test_lost_journal_is_a_gap() -> None:
-    """A full store forgets streams; their readers get `Gap`."""
     store = MemoryStore()
     async with running(store) as hub:
         outlet = await listen(hub)
@@ -175,7 +169,6 @@ async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
 
 
 async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: if the store lost data during the append, the event got the new epoch with the old offset."""
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 0)
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
@@ -238,7 +231,6 @@ async def test_publisher_ids_are_found_during_trimming() -> None:
 
 
 async def test_new_epoch_does_not_repeat_old_events() -> None:
-    """Regression: after a simultaneous crash of worker and store, every subscriber got the whole journal again."""
     memory = MemoryStore(epoch="one")
     store: Any = DistantStore(lambda: 0, memory)
     async with running(store) as hub:
@@ -304,7 +296,6 @@ async def test_zero_history_size_disables_history() -> None:
 
 
 async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() -> None:
-    """A publisher may be cancelled between the two."""
     async with running() as hub:
         outlet = await listen(hub)
         await hub._journal.append(StoredEvent("broadcast", b"1", None, None, 1000.0))

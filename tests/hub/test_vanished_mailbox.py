@@ -1,5 +1,3 @@
-"""A mailbox that is gone, whole or in part, is told by a `gap`, whether the client returns with an id or without."""
-
 from typing import Any
 
 from cases import for_each
@@ -14,7 +12,6 @@ SMALL = 20_000
 @for_each("was_here", [False, True])
 @for_each("with_id", [False, True])
 async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
-    """Regression: without an id there was `connected`, and silence."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0) as hub:
         last_id = ""
@@ -33,7 +30,6 @@ async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
 
 @for_each("with_id", [False, True])
 async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) -> None:
-    """Regression: messages dropped for lack of space weren't reported."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
     async with running(store, clock=clock) as hub:
@@ -110,7 +106,6 @@ async def test_delivered_messages_cause_no_gap() -> None:
 
 
 async def test_new_losses_are_reported_after_old_ones() -> None:
-    """Regression: a paid debt was kept, so the gap of a newer one was never reported."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     bounds = {"mailbox_age": 60.0, "history_age": 60.0}
@@ -138,7 +133,6 @@ async def test_unread_messages_are_not_missing() -> None:
 
 
 async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
-    """Regression: 183,000 anonymous calls with new client ids filled the store for days."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with running(store, clock=clock, mailbox_age=60.0) as hub:
@@ -168,7 +162,6 @@ async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
 
 
 async def test_messages_of_an_unseen_epoch_are_a_gap() -> None:
-    """Regression: the debt was recorded in the previous epoch, so the loss wasn't reported."""
     clock = Clock()
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
     async with running(store, clock=clock, mailbox_age=60.0) as hub:

@@ -237,7 +237,6 @@ async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
 
 
 async def test_consent_precedes_external_login(provider: Identity, desk_with: Make) -> None:
-    """MCP, security best practices."""
     desk = desk_with(["*"])
     window = Browser(desk)
     _, url = await away(desk, window)
@@ -336,7 +335,6 @@ def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
 
 
 async def test_google_page_is_sufficient(shop: str) -> None:
-    """docs/how-to/sign-in-with-google.md."""
     ada = Visitor("ada@example.com", "google")
     async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, ada) as client:
@@ -350,7 +348,6 @@ async def test_google_page_is_sufficient(shop: str) -> None:
 
 
 async def test_several_login_methods_have_buttons(shop: str) -> None:
-    """docs/how-to/sign-in-with-google.md."""
     staff = Visitor("eve@example.com", "staff")
     async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, staff) as client:

@@ -1,9 +1,3 @@
-"""The clients of the official SDKs work against our examples: both lines of Python and TypeScript, on every transport.
-
-Each client is a program in its own process that prints what it got as JSON; nothing of an SDK is imported here. They
-share two servers, which go through the lane. Point 4 of "How it is proven".
-"""
-
 import json
 import os
 import subprocess
@@ -113,7 +107,6 @@ def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, 
 
 @pytest.mark.parametrize(("client", "transport", "mode"), RUNS, ids=lambda value: value or "default")
 def test_official_clients_can_use_everything(servers: Servers, client: str, transport: str, mode: str) -> None:
-    """Initialize, list, call, progress, questions, resources, prompts, completion, cancel, subscribe, resume."""
     report = walk(servers, client, transport, mode)
     per_request = mode in ("auto", "2026-07-28")
     revision = "2026-07-28" if per_request else "2025-11-25"

@@ -1,5 +1,3 @@
-"""Clients of others sign in at a server that gives out its own tokens: both lines of the TypeScript SDK, mcp-remote."""
-
 import asyncio
 import json
 import os

@@ -1,5 +1,3 @@
-"""What makes the pages usable for everybody: names, landmarks, contrast, focus, phone width, and the policy."""
-
 import re
 
 import pytest
@@ -70,7 +68,6 @@ def test_every_element_has_an_accessible_name(hub: str, open_page: OpenPage, nam
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_scrollable_regions_are_reachable_by_keyboard(hub: str, open_page: OpenPage, name: str, width: int) -> None:
-    """Regression: a table couldn't be scrolled on phones (axe: scrollable-region-focusable)."""
     page = opened(hub, open_page, name, width=width, height=640)
     page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     assert page.evaluate(UNREACHABLE) == []

@@ -1,5 +1,3 @@
-"""Apps of a server in the inspector: what they show and ask, and what their frame can't reach."""
-
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -100,7 +98,6 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
 
 
 def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
-    """Regression: notifications had no limit of size or number."""
     frame = app(page, shop)
     frame.get_by_role("button", name="Flood").click()
     expect(frame.locator("#answer")).to_have_text("An app sends at most 100 messages a second.")
@@ -156,7 +153,6 @@ def host(page: Page, address: str, tool: str, given: dict[str, object]) -> Frame
 
 
 def test_the_official_host_shows_our_apps_and_calls_their_tools(shop: str, page: Page) -> None:
-    """Input, result, size, calls, and messages pass the AppBridge of ext-apps and the client of the official SDK."""
     frame = host(page, shop, "stock", {"count": 2})
     expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1"])
     expect(frame.locator("#input")).to_have_text('{"count":2}')
@@ -168,7 +164,6 @@ def test_the_official_host_shows_our_apps_and_calls_their_tools(shop: str, page:
 
 
 def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, page: Page) -> None:
-    """`examples/charted.py`, whose view has no library."""
     port = free_port()
     command = ["sh", "-c", 'cd examples && exec "$@"', "sh", *millstream("charted.py", port)]
     with serving(command, port, tmp_path / "log"):
@@ -178,7 +173,6 @@ def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, pa
 
 
 def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: Page) -> None:
-    """The other way: the App class of ext-apps, loaded from a domain that the resource declares."""
     page.goto(f"{shop}/inspect#tool=official")
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
     frame = page.frame_locator(".app iframe")

@@ -1,5 +1,3 @@
-"""The chat in two browsers: messages, presence, history, and a cut that loses nothing."""
-
 import json
 import re
 from pathlib import Path
@@ -31,7 +29,6 @@ def live(page: Page) -> None:
 
 
 def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> None:
-    """Two browsers chat and see each other."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace")
     live(ada)
@@ -50,14 +47,12 @@ def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> 
 
 
 def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
-    """Regression: the page had no title, so tabs of two servers looked the same."""
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     expect(page.locator(".server")).to_have_text("hub 1.0.0")
 
 
 def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> None:
-    """Regression: the page called a tool of `examples/hub.py`, so it couldn't send messages on other servers."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
     live(ada)
     live(grace)
@@ -72,7 +67,6 @@ def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> No
 
 
 def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
-    """A live chat with names. Later visits know it."""
     page = open_page(f"{hub}/chat")
     expect(page.get_by_label("Your name")).to_be_focused()
     page.get_by_label("Your name").fill("Mary")
@@ -85,7 +79,6 @@ def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
 
 
 def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
-    """One goes offline and comes back without a gap."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace", lossy=True)
     live(ada)
@@ -106,7 +99,6 @@ def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
 
 
 def test_messages_written_offline_are_sent_once(hub: str, open_page: OpenPage) -> None:
-    """A message is never lost silently, and never sent twice."""
     page = open_page(f"{hub}/chat", name="Joan", lossy=True)
     live(page)
     page.context.set_offline(True)
@@ -134,7 +126,6 @@ mcp = Server("guarded", serve="all", authorize_channel=authorize)
 
 
 def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
-    """Channels may be closed to listeners or to writers; the page says which, and loses no words."""
     port = free_port()
     program = tmp_path / "guarded.py"
     program.write_text(GUARDED, "utf-8")
@@ -244,7 +235,6 @@ def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage
 
 
 def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenPage) -> None:
-    """Regression: messages of another Ada were shown as "You"."""
     one, other = open_page(f"{hub}/chat", name="Twin"), open_page(f"{hub}/chat", name="Twin")
     live(one)
     live(other)
@@ -262,7 +252,6 @@ def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenP
 
 @pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
 def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time: str) -> None:
-    """Regression: one invalid message broke the chat for every viewer."""
     mark = f"odd {time}:"
     for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
         call(hub, "send_sse_message", {"message": text, "channel": "broadcast"})
@@ -294,7 +283,6 @@ def test_channels_can_be_used_by_keyboard_alone(plain: str, open_page: OpenPage)
 
 
 def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: OpenPage) -> None:
-    """Regression: each message caused a layout, at 7 frames a second, and none was ever removed."""
     page = open_page(f"{plain}/chat#channel=flood", name="Ada")
     live(page)
     layouts = page.evaluate(
@@ -327,7 +315,6 @@ def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: O
 def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the_tool(
     hub: str, open_page: OpenPage
 ) -> None:
-    """Seed 001."""
     page, other = open_page(f"{hub}/chat", name="Ada"), open_page(f"{hub}/chat", name="Grace")
     live(page)
     live(other)

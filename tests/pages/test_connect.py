@@ -1,5 +1,3 @@
-"""The connect page: what a person copies or opens to give a client this server."""
-
 import base64
 import json
 from pathlib import Path
@@ -23,7 +21,6 @@ def steps(page: Page) -> str:
 
 
 def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str, open_page: OpenPage) -> None:
-    """The first page of a server leads to a connected client, with a mouse, a finger, or the keyboard."""
     page = open_page(hub, permissions=["clipboard-read", "clipboard-write"])
     expect(page.get_by_role("heading", level=1)).to_have_text("hub")
     expect(page.locator("#address")).to_have_text(f"{hub}/mcp")
@@ -52,7 +49,6 @@ def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str,
 
 
 def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
-    """A phone has the same page in one column."""
     page = open_page(hub, has_touch=True, width=390, height=844)
     page.get_by_role("tab", name="Terminal").tap()
     expect(page.locator("#steps")).to_contain_text("millstream list")

@@ -1,5 +1,3 @@
-"""The dashboard: figures that move and match `/metrics`, charts, the log, and a server that goes and comes."""
-
 import re
 from pathlib import Path
 
@@ -69,7 +67,6 @@ def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> N
 
 
 def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage) -> None:
-    """Calls per second and latency percentiles per tool as live charts, usable by keyboard."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")
     live(page)
@@ -275,7 +272,6 @@ def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_
 
 
 def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> None:
-    """Regression: the row under the pointer was replaced by another call."""
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)

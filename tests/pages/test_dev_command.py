@@ -1,5 +1,3 @@
-"""`millstream dev`: what a program prints, logs, and raises is visible in the inspector."""
-
 import sys
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""The reference of the tools in a browser: schemas, code, forms, results, problems, deep links."""
-
 import json
 import subprocess
 import sys
@@ -86,7 +84,6 @@ def test_schemas_are_readable(hub: str, open_page: OpenPage) -> None:
 
 
 def test_reopened_tools_keep_their_state(hub: str, open_page: OpenPage) -> None:
-    """Regression: switching tools cleared the form and the result."""
     page = opened(hub, open_page, "greet")
     page.get_by_role("form", name="Try greet").get_by_label("name").fill("Ada")
     page.get_by_role("button", name="Run", exact=True).click()
@@ -136,7 +133,6 @@ SAMPLE = """async (schemas) => {
 
 
 def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared, open_page: OpenPage) -> None:
-    """Regression: the code for a tool with seven required fields sent `{}`."""
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}/docs#tool=place_order")
     form = page.get_by_role("form", name="Try place_order")
     code = page.get_by_label("Code", exact=True)

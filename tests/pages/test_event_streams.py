@@ -1,5 +1,3 @@
-"""The parser of event streams in the pages: any cut, any line end."""
-
 from itertools import pairwise
 
 import pytest
@@ -61,7 +59,6 @@ FEED = """async () => {
 
 
 def test_failing_event_handler_does_not_drop_later_events(hub: str, open_page: OpenPage) -> None:
-    """Regression: an error ended the feed and dropped the other events of the chunk."""
     page = open_page(f"{hub}/docs")
     heard = ["one", "told: Invalid time value", "three"]
     assert page.evaluate(FEED) == {"heard": heard, "asked": [None, "3"]}
@@ -78,5 +75,4 @@ TAKEN = """async () => {
 
 
 def test_last_event_id_is_that_of_the_handled_event(hub: str, open_page: OpenPage) -> None:
-    """Regression: a reader that stops in the middle of a chunk resumes there."""
     assert open_page(f"{hub}/docs").evaluate(TAKEN) == ["1", "2", "3"]

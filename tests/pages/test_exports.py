@@ -1,5 +1,3 @@
-"""What the inspector copies as code does the same elsewhere, in every language and for every kind of thing."""
-
 import json
 import subprocess
 import sys
@@ -69,9 +67,6 @@ def said(language: str, code: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("language", ["curl", "Python", "TypeScript"])
 def test_copied_code_behaves_the_same(page: Page, tmp_path: Path, language: str) -> None:
-    """Regression: the generated curl command lacked parameter headers and URI encoding, and the official client doesn't
-    support `server/discover`.
-    """
     assert MODULES.exists(), "This test needs the official client: make tests/interop/node_modules/.package-lock.json."
     for kind, name, values, expected in CASES:
         link = f"#{kind}={quote(name)}" + (f"&args={quote(json.dumps(values))}" if values else "")

@@ -1,5 +1,3 @@
-"""The first click, tap, or key in a list of a page counts, whatever was focused before."""
-
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -26,7 +24,6 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
 def test_first_click_in_the_tool_list_opens_the_tool(shared_crowd: Shared, open_page: OpenPage, touch: bool) -> None:
-    """Regression: a redraw on focus replaced the row between mousedown and mouseup."""
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
         page = open_page(f"{crowd}/{place}", has_touch=touch)
@@ -45,7 +42,6 @@ def test_first_click_in_the_tool_list_opens_the_tool(shared_crowd: Shared, open_
 
 
 def test_arrow_keys_select_in_every_list(shared_crowd: Shared, open_page: OpenPage) -> None:
-    """The lists of tools and the palette work without a pointer."""
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
         page = open_page(f"{crowd}/{place}")
@@ -66,7 +62,6 @@ def test_arrow_keys_select_in_every_list(shared_crowd: Shared, open_page: OpenPa
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
 def test_first_click_works_in_lists_that_update(plain: str, open_page: OpenPage, touch: bool) -> None:
-    """Regression: the history of the inspector, its tabs, and the palette."""
     page = open_page(f"{plain}/inspect", has_touch=touch)
     press(page, page.locator("#items").get_by_role("option").first, touch=touch)
     page.get_by_role("textbox", name="name").fill("Ada")

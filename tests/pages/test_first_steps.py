@@ -1,5 +1,3 @@
-"""The first steps in the inspector: on a server that has nothing yet, and by a link while the page still opens."""
-
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ KINDS = {"Tools": "greet", "Resources": "hours", "Templates": "book", "Prompts":
 
 
 def test_examples_of_the_empty_inspector_work(open_page: OpenPage, tmp_path: Path) -> None:
-    """Regression: the window was blank and didn't explain how to write a first tool."""
     program, port = tmp_path / "first.py", free_port()
     program.write_text(EMPTY)
     with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
@@ -32,7 +29,6 @@ def test_examples_of_the_empty_inspector_work(open_page: OpenPage, tmp_path: Pat
 
 
 def test_link_wins_over_automatic_navigation(hub: str, open_page: OpenPage) -> None:
-    """Regression: automatic navigation changed the address, so the link was ignored."""
     page = open_page(f"{hub}/inspect#tool=greet")
     expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_visible()
     page.evaluate("location.hash = '#tool=long_task'; history.replaceState(null, '', '#tool=greet')")

@@ -1,5 +1,3 @@
-"""The gateway page: upstreams with their state and figures, their tools, and definitions that are quarantined."""
-
 import json
 import re
 from collections.abc import Iterator
@@ -94,7 +92,6 @@ def choose(page: Page, name: str) -> None:
 
 
 def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: OpenPage) -> None:
-    """A call moves the figures, and a tool leads to the inspector."""
     page = open_page(f"{office}/gateway")
     expect(page.locator("#verdict")).to_have_text("1 down")
     expect(page.locator("#summary")).to_contain_text("Down: calendar.")

@@ -1,8 +1,3 @@
-"""What every page says of a server that is gone, that is back, that has nothing yet, and of which much is asked.
-
-One server serves all pages of a test. What is checked of a page, and which pages have a state, is in `pages_matrix.py`.
-"""
-
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -71,7 +66,6 @@ def run(page: Page) -> None:
 
 
 def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenPage) -> None:
-    """Regression: the page showed "Connected" or "Failed to fetch" forever."""
     port = free_port()
     command = millstream("examples/hub.py", port, "--serve", "all", "--json")
     with serving(command, port, tmp_path / "first"):

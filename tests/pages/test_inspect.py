@@ -1,5 +1,3 @@
-"""The inspector: every revision, tools, questions, resources, prompts, progress, errors, and every message."""
-
 import json
 import re
 from pathlib import Path
@@ -66,7 +64,6 @@ def run(page: Page, verb: str = "Run") -> None:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_tools_run_on_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Choose the revision, list and run tools."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "add_numbers")
     page.get_by_role("spinbutton", name="a", exact=True).fill("19")
@@ -101,7 +98,6 @@ def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: s
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_questions_can_be_declined_and_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The specification: accept, decline and cancel are different answers."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -147,7 +143,6 @@ def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenP
 
 
 def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None:
-    """A raw JSON editor beside the form."""
     page = inspect(hub, open_page)
     choose(page, "Tools", "greet")
     page.get_by_role("textbox", name="name").fill("Ada")
@@ -193,7 +188,6 @@ def test_prompts_support_completed_arguments(hub: str, open_page: OpenPage, revi
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_every_message_can_be_inspected(hub: str, open_page: OpenPage, revision: str) -> None:
-    """Watch raw messages, in both directions."""
     page = inspect(hub, open_page, revision)
     page.get_by_role("button", name="Clear", exact=True).click()
     choose(page, "Tools", "greet")
@@ -270,7 +264,6 @@ def test_focus_returns_after_a_question(hub: str, open_page: OpenPage) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (390, 844)])
 def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
-    """Regression: the server's description left almost no space for the list."""
     page = inspect(hub, open_page, width=width, height=height)
     box = page.locator("#items").bounding_box()
     assert box is not None
@@ -282,7 +275,6 @@ def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, w
 
 
 def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
-    """Regression: without a stream, the loss wasn't noticed, so the page showed "Connected" forever."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--no-sessions")
     with serving(command, port, tmp_path / "first"):
@@ -296,7 +288,6 @@ def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_p
 
 
 def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
-    """Regression: the session was gone, and each call failed until a reload."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web")
     with serving(command, port, tmp_path / "first"):
@@ -309,7 +300,6 @@ def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tm
 
 
 def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> None:
-    """docs/tutorial.md."""
     port = free_port()
     with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
@@ -324,7 +314,6 @@ def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> 
 
 
 def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp_path: Path) -> None:
-    """Regression: the page only tried `/mcp`."""
     port = free_port()
     command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
     with serving(command, port, tmp_path / "log"):
@@ -336,7 +325,6 @@ def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_servers_without_a_version_are_shown(open_page: OpenPage, tmp_path: Path, revision: str) -> None:
-    """Regression: the server was shown with the version 0, on `/docs` as well."""
     program, port = tmp_path / "plain.py", free_port()
     program.write_text(
         "from millstream import Server\nmcp = Server('plain')\n@mcp.tool\ndef f() -> int:\n    return 1\n"

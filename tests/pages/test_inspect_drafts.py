@@ -1,7 +1,3 @@
-"""A form in the inspector is as its person left it: while the page lives, with everything; after that, with what was
-sent last, but without its secrets.
-"""
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +58,6 @@ def outcome(page: Page) -> Locator:
 
 
 def test_reopened_tools_keep_typed_values(page: Page) -> None:
-    """Regression: switching tools cleared a form with ten values."""
     opened(page, "order")
     tabbed(page, page.get_by_role("button", name="Add item"))
     page.keyboard.press("Enter")

@@ -1,5 +1,3 @@
-"""Extensions in the inspector: tasks, skills, and events, by mouse and by keyboard."""
-
 from collections.abc import Iterator
 
 import pytest
@@ -35,7 +33,6 @@ def tab(page: Page, name: str) -> None:
 
 
 def test_a_call_becomes_a_task_that_is_followed_canceled_and_taken_up_again(shop: str, open_page: OpenPage) -> None:
-    """Tasks: status, progress, cancel, and result; leaving the tool leaves the task running."""
     page = inspect(shop, open_page)
     choose(page, "Tools", "print_catalog")
     run(page)
@@ -67,7 +64,6 @@ def test_a_call_becomes_a_task_that_is_followed_canceled_and_taken_up_again(shop
 
 
 def test_a_task_asks_and_an_older_revision_has_none(shop: str, open_page: OpenPage) -> None:
-    """Questions of a task are those of a call. Without the extension, the tabs that need it are gone."""
     page = inspect(shop, open_page)
     for approved, text in ((True, "Ordered."), (False, "Nothing was ordered.")):
         choose(page, "Tools", "reorder")
@@ -84,7 +80,6 @@ def test_a_task_asks_and_an_older_revision_has_none(shop: str, open_page: OpenPa
 
 
 def test_skills_are_listed_and_their_files_are_read_and_checked(shop: str, open_page: OpenPage) -> None:
-    """Skills: the list, each file, and whether it's as the manifest says."""
     page = inspect(shop, open_page)
     choose(page, "Skills", "refunds")
     run(page, "Read")
@@ -104,7 +99,6 @@ def test_skills_are_listed_and_their_files_are_read_and_checked(shop: str, open_
 
 @pytest.mark.parametrize("revision", ["2026-07-28", "2025-11-25"])
 def test_events_are_listed_and_arrive(shop: str, open_page: OpenPage, revision: str) -> None:
-    """Events: by a stream, or by polls where the revision has no streams; the fields are filters."""
     page = inspect(shop, open_page, revision)
     choose(page, "Events", "order.paid")
     expect(page.locator("#detail")).to_contain_text("A customer paid an order.")

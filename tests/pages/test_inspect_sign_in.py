@@ -1,8 +1,3 @@
-"""Signing in to another server from the inspector, in a real browser: there, back, for more, and out again.
-
-The other server is another process with our own authorization server. docs/how-to/inspect-a-server.md is the contract.
-"""
-
 import json
 import os
 import re

@@ -1,9 +1,3 @@
-"""The inspector in every state, size and scheme: nothing lies outside of its box, axe finds nothing, the list is there.
-
-One page is loaded, and taken from state to state. Axe looks at each in two looks, which between them
-have both schemes and both layouts.
-"""
-
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,7 +113,6 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, scheme: str) -> None:
-    """Regression: the list had almost no height, and the layout shifted while loading."""
     page = open_page("about:blank", fresh=True, color_scheme=scheme)
     page.add_init_script(
         "window.shifts = []; new PerformanceObserver((list) => shifts.push(...list.getEntries().map((e) => e.value)))"
@@ -268,7 +261,6 @@ def test_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page:
 
 
 def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage) -> None:
-    """Custom headers and a key go with each request, and are hidden where messages are shown."""
     page = inspect(crowd, open_page)
     page.locator("#open-settings").click()
     page.get_by_label("Key or token").fill("mls_secret")
@@ -293,7 +285,6 @@ def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage)
 
 
 def test_theme_persists_without_a_flash(crowd: str, open_page: OpenPage) -> None:
-    """The theme is set before the first paint, by a script that the policy allows."""
     page = inspect(crowd, open_page, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)

@@ -1,5 +1,3 @@
-"""The inspector as a workbench: groups, token costs, panes, exchanges, tables, tracebacks, and saved calls."""
-
 import json
 import re
 from collections.abc import Iterator
@@ -186,7 +184,6 @@ def test_panes_are_resized_by_mouse_finger_and_keys_and_stay_so(orchard: str, op
 
 
 def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page: OpenPage) -> None:
-    """Regression: a call with sixty steps was shown as sixty-two rows."""
     page = inspect(orchard, open_page, "stock_count")
     page.get_by_role("button", name="Clear", exact=True).click()
     expect(run(page)).to_contain_text("Counted.")
@@ -209,7 +206,6 @@ def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page
 
 
 def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, open_page: OpenPage) -> None:
-    """Regression: it was shown twice as JSON, without a table."""
     page = inspect(orchard, open_page)
     result = run(page)
     expect(result.get_by_label("Text", exact=True)).to_have_count(0)
@@ -242,7 +238,6 @@ def test_a_failure_in_development_shows_its_source_line(orchard: str, open_page:
 
 
 def test_saved_calls_run_with_their_checks(orchard: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Calls are stored in the browser, and can be exported to a file."""
     page = inspect(orchard, open_page)
     run(page)
     page.get_by_role("button", name="Save call").click()

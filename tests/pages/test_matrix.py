@@ -1,7 +1,3 @@
-"""Every page with 500 tools, with long texts and with text from right to left; `test_gone_and_empty.py` has the other
-states of the table in `pages_matrix.py`, for which a server comes and goes.
-"""
-
 import json
 import os
 import re

@@ -1,5 +1,3 @@
-"""Somebody who has never seen the inspector meets every kind of tool, with nothing but a keyboard."""
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,7 +103,6 @@ def test_every_kind_of_tool_works_by_keyboard(kinds: str, open_page: OpenPage) -
 
 
 def test_questions_receive_focus(kinds: str, open_page: OpenPage) -> None:
-    """Regression: the question's text had the focus instead of the reply field."""
     page = open_page(f"{kinds}/inspect")
     expect(page.locator("#state")).to_have_text("Connected")
     result, question = page.get_by_role("region", name="Result"), page.get_by_role("dialog")
@@ -128,7 +125,6 @@ def test_questions_receive_focus(kinds: str, open_page: OpenPage) -> None:
 
 
 def test_phones_show_whole_transport_names(kinds: str, open_page: OpenPage) -> None:
-    """Regression: names were truncated although there was space."""
     page = open_page(f"{kinds}/inspect", width=360, height=740)
     expect(page.locator("#state")).to_have_text("Connected")
     for name in ("Transport", "Revision"):

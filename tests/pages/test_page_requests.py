@@ -1,5 +1,3 @@
-"""What a browser asks for when it opens a page, and when it opens it again."""
-
 import pytest
 
 from pages_world import OpenPage
@@ -16,7 +14,6 @@ the first text that uses it, which may come later.
 
 @pytest.mark.parametrize("name", ["inspect", "dashboard", "docs", "chat"])
 def test_page_files_are_loaded_once_and_cached(hub: str, open_page: OpenPage, name: str) -> None:
-    """Regression: modules were requested again at every visit."""
     page = open_page(f"{hub}/{name}", fresh=True)
     page.wait_for_load_state("load")
     first = page.evaluate(FILES)

@@ -1,7 +1,3 @@
-"""The dashboard, the reference and the chat in every state, size and scheme: nothing lies outside of its box, axe finds
-nothing, the list is there, and nothing moves while a page comes. Each page is loaded once, and goes through its states.
-"""
-
 import json
 import re
 from collections.abc import Callable
@@ -113,7 +109,6 @@ STATES: dict[str, list[Callable[[Page], None]]] = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenPage, name: str) -> None:
-    """Three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
     found: list[str] = []
@@ -160,9 +155,6 @@ VERDICTS = """async () => {
 
 
 def test_phones_show_errors_without_layout_shift(crowd: str, open_page: OpenPage) -> None:
-    """Regression: empty lines and status changes shifted the layout. The figures are fixed, because test machines are
-    busy.
-    """
     page = open_page(f"{crowd}/dashboard", width=390, height=844)
     page.locator(READY["dashboard"]).wait_for()
     well, warned, bad = page.evaluate(VERDICTS)
@@ -179,13 +171,11 @@ LOOP = """async () => {
 
 
 def test_loop_health_needs_repeated_lag(crowd: str, open_page: OpenPage) -> None:
-    """Regression: a slow first second was reported as a problem."""
     page = open_page(f"{crowd}/dashboard")
     assert page.evaluate(LOOP) == ["", "", "warn", "warn", "bad"]
 
 
 def test_identical_simultaneous_calls_are_all_shown(crowd: str, open_page: OpenPage) -> None:
-    """Regression: two calls in the same millisecond were shown as one."""
     words = ("caller", "client", "transport", "revision", "outcome", "error", "incident")
     alike = {"at": 1.5, "method": "tools/call", "name": "add", "ms": 1, "bytes": 1, **dict.fromkeys(words, "")}
     page = open_page(f"{crowd}/dashboard", fresh=True)
@@ -197,7 +187,6 @@ def test_identical_simultaneous_calls_are_all_shown(crowd: str, open_page: OpenP
 
 @pytest.mark.parametrize("name", ["inspect", "docs"])
 def test_phones_show_the_result_of_a_long_form(crowd: str, open_page: OpenPage, name: str) -> None:
-    """Regression: the result appeared below the visible area, so Run seemed to have no effect."""
     tool = "long_words_" + "without_an_end_" * 6
     page = open_page(f"{crowd}/{name}#tool={tool}", lossy=True, width=390, height=844)
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
@@ -206,7 +195,6 @@ def test_phones_show_the_result_of_a_long_form(crowd: str, open_page: OpenPage, 
 
 
 def test_tool_table_sorts_filters_and_pages(crowd: str, open_page: OpenPage) -> None:
-    """Regression: 190 tools made a page of 10,635 pixels."""
     page = open_page(f"{crowd}/dashboard")
     page.locator(READY["dashboard"]).wait_for()
     table = page.get_by_role("table", name="Tools and methods")

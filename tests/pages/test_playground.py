@@ -1,5 +1,3 @@
-"""The playground in a browser: a scripted model uses tools, and the person allows, fills in, and stops."""
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -81,7 +79,6 @@ def idle(page: Page) -> None:
 def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
     shop: Callable[..., str], open_page: OpenPage
 ) -> None:
-    """Arguments, result and time of each call; approve, always or decline, by mouse, finger and keys."""
     burn = calls(("burn", '{"isbn": "1"}'))
     price = calls(("price", '{"isbn": "9780"}'), text="I'll look.")
     page = open_page(
@@ -165,7 +162,6 @@ def test_the_room_fits_whatever_is_in_it(
 
 
 def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_page: OpenPage) -> None:
-    """Regression: a click on the call's header hid the buttons while the model waited."""
     page = open_page(shop(calls(("burn", '{"isbn": "1"}')), says("Gone.")))
     ask(page, "Burn it")
     card = page.locator(".call")

@@ -1,5 +1,3 @@
-"""A server that is there and refuses: the page says what it can't show, why, and what to do; and takes it back."""
-
 import re
 
 import pytest
@@ -27,7 +25,6 @@ WORDS = {
 def test_refusals_are_shown_with_their_reason(
     hub: str, open_page: OpenPage, name: str, part: str, path: str, what: str
 ) -> None:
-    """Regression: error responses were ignored, and the page stayed empty."""
     page = open_page(f"{hub}/assets/mark.svg", name="Ada", fresh=True, lossy=True)
     status, asked = 401, re.compile(rf"\d/{name}/{path}(\?|$)")
     page.route(asked, lambda route: route.fulfill(status=status, json={"detail": "No."}))

@@ -53,7 +53,6 @@ PAIR |= {"minItems": 2, "maxItems": 2}
 
 
 def test_tuples_have_exactly_their_items(page: Page) -> None:
-    """Regression: a tuple of two allowed a third item, and removal of both."""
     form = Form(page, properties={"pair": PAIR, "more": PAIR}, required=["pair"])
     pair = form.node.get_by_role("group", name="pair")
     expect(pair.get_by_role("button")).to_have_count(0)
@@ -84,7 +83,6 @@ def test_lists_grow_and_shrink_within_bounds(page: Page) -> None:
 
 
 def test_object_items_are_added_and_focused(page: Page) -> None:
-    """Regression: the focus stayed at "Add item"."""
     line = {"type": "object", "properties": {"sku": {"type": "string"}}}
     form = Form(page, properties={"lines": {"type": "array", "items": line}})
     form.button("Add item").press("Enter")
@@ -93,7 +91,6 @@ def test_object_items_are_added_and_focused(page: Page) -> None:
 
 
 def test_empty_items_are_reported_as_missing(page: Page) -> None:
-    """Regression: the error mentioned a null that the user hadn't entered."""
     numbers: Schema = {"type": "array", "items": {"type": "number"}}
     prices: Schema = {"type": "object", "additionalProperties": {"type": "number"}}
     form = Form(page, properties={"numbers": numbers, "prices": prices})
@@ -105,7 +102,6 @@ def test_empty_items_are_reported_as_missing(page: Page) -> None:
 
 
 def test_optional_booleans_have_three_choices(page: Page) -> None:
-    """Regression: `bool | None = None` was a checkbox that sent `false` if left unchanged."""
     maybe = {"anyOf": [{"type": "boolean"}, {"type": "null"}], "default": None}
     form = Form(page, properties={"maybe": maybe, "flag": {"type": "boolean", "default": False}})
     assert form.read() == {"flag": False}
@@ -128,7 +124,6 @@ def test_alternatives_show_their_own_fields(page: Page) -> None:
 
 
 def test_fields_follow_schema_order(page: Page) -> None:
-    """Regression: fields of `allOf` were shown in reverse order."""
     parts = [{"properties": {"first": {"type": "string"}}}, {"properties": {"second": {"type": "string"}}}]
     form = Form(page, properties={"both": {"type": "object", "allOf": parts}}, required=["both"])
     assert form.node.locator(".field:visible label").all_inner_texts() == ["first", "second"]

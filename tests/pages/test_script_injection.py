@@ -1,8 +1,3 @@
-"""Scripts that strangers write, in a real browser: every text that a page shows of others stays a text.
-
-That nothing was refused by the policy either is what the fixture `open_page` watches: a payload never becomes markup.
-"""
-
 from pathlib import Path
 
 import pytest
@@ -45,7 +40,6 @@ CONTENT = {"dashboard": "#log", "chat": "#main", "inspect": "#main", "docs": "#m
 
 @pytest.mark.parametrize("page_name", CONTENT)
 def test_untrusted_text_is_never_markup(tmp_path: Path, page_name: str, open_page: OpenPage) -> None:
-    """Names, titles, descriptions, results, log lines, channels and messages, on every page."""
     port = free_port()
     file = tmp_path / "evil.py"
     file.write_text(PROGRAM)

@@ -1,5 +1,3 @@
-"""The pages of the authorization server in a real browser: they lead back to clients, and fit any screen."""
-
 import json
 import os
 import re
@@ -152,7 +150,6 @@ def test_sign_in_and_consent_states_pass_axe(shop: Shop, open_page: OpenPage) ->
 
 
 def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
-    """Enter in the password field signs in and allows; it is the first button of the form."""
     page = open_page(shop.link(), lossy=True, java_script_enabled=False, fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
@@ -165,7 +162,6 @@ def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_pag
 
 
 def test_wrong_password_keeps_the_user_name(shop: Shop, open_page: OpenPage) -> None:
-    """Regression: the name was cleared, and the error looked different from the consent page's."""
     page = open_page(f"{shop.url}/dashboard", lossy=True, fresh=True)
     expect(page.get_by_label("Name")).to_be_focused()
     page.get_by_label("Name").fill("ada")

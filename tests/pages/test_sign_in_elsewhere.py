@@ -1,5 +1,3 @@
-"""People whose account is elsewhere open the server's own pages in a real browser: there and back across sites."""
-
 import os
 import re
 from collections.abc import Iterator

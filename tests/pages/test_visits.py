@@ -1,5 +1,3 @@
-"""How the tests of the pages visit them: what a page complains of is that page's, however late it's said."""
-
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,7 +63,6 @@ def unlucky() -> Iterator[tuple[str, threading.Event, threading.Event]]:
 def test_missing_favicon_is_not_an_error_of_the_next_page(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
-    """Regression: a slow response to the favicon request failed the next test."""
     address, _, said = unlucky
     visits = Visits()
     visits.begin(browser)

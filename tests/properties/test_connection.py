@@ -1,8 +1,3 @@
-"""A two-way connection (stdio, HTTP+SSE, in-memory) answers whatever comes: one answer a request, none for the rest.
-
-Messages go through the in-memory pipe; a ping behind each message shows that the connection lives and when to look.
-"""
-
 import asyncio
 import json
 from collections.abc import Iterator

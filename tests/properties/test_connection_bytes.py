@@ -1,8 +1,3 @@
-"""The lane as a parser: any bytes on a connection give replies without a 500, and pieces give what the whole gives.
-
-The protocol class is fed by hand, with a transport that keeps what is written; handlers run in a real loop.
-"""
-
 import asyncio
 import json
 import re

@@ -1,8 +1,3 @@
-"""Whatever arrives at an endpoint gets an answer of the protocol: never a 500, a hang, or a silent 202 for a request.
-
-Through plain ASGI, in one server that lives for all examples of this file; after each example it serves a good call.
-"""
-
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterator

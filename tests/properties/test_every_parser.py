@@ -1,8 +1,3 @@
-"""Every parser, with bytes of any kind and with good ones that were damaged: none raises anything but what it promises.
-
-The long run of the same targets is `make fuzz`.
-"""
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,9 +1,3 @@
-"""The short ways of the transport and the exact ladder agree: same status, same head, same body, for any request.
-
-`Streamable.post` may decode a tool call in one typed pass; `serve_exactly` never does. What a pass accepts, the ladder
-must accept with the same meaning, and what it cannot take it must leave to the ladder.
-"""
-
 import asyncio
 import json
 import re

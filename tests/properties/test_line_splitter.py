@@ -1,5 +1,3 @@
-"""stdio lines: feeding in any pieces gives what feeding the whole gives."""
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +19,6 @@ def lines_of(pieces: list[bytes]) -> list[bytes | None]:
 
 @given(streams.flatmap(lambda data: st.tuples(st.just(data), cuts(data))))
 def test_chunk_boundaries_do_not_change_the_lines(case: tuple[bytes, list[bytes]]) -> None:
-    """Partial lines and split UTF-8 are buffered; a long line is reported once, wherever it is cut."""
     data, pieces = case
     whole = lines_of([data])
     assert lines_of(pieces) == whole

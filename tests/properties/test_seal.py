@@ -1,5 +1,3 @@
-"""Sealed text opens only as it was sealed: no changed bit, other owner, other kind or other key gets through."""
-
 import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st

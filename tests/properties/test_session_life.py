@@ -1,8 +1,3 @@
-"""The life of sessions as a state machine: any order of handshakes, calls, cancels and ends keeps to the rules.
-
-The model knows which sessions are open and which calls wait; after each step the server agrees.
-"""
-
 import asyncio
 import json
 from typing import Any

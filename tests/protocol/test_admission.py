@@ -1,5 +1,3 @@
-"""The ladder from envelope and headers to an admitted request, as a pure function."""
-
 import json
 from typing import Any
 
@@ -140,7 +138,6 @@ def test_capabilities_are_covered_name_by_name() -> None:
 
 
 def test_capability_settings_that_are_not_objects_must_be_equal() -> None:
-    """Regression: clients with ``{"roots": {"listChanged": true}}`` never matched."""
     assert declares({"roots": {"listChanged": True}}, {"roots": {"listChanged": True}})
     assert not declares({"roots": {"listChanged": False}}, {"roots": {"listChanged": True}})
     assert not declares({"roots": {"listChanged": 1}}, {"roots": {"listChanged": True}})

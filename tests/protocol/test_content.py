@@ -1,5 +1,3 @@
-"""Content blocks: the bytes on the wire, and that they read back."""
-
 import json
 from typing import Any
 
@@ -87,7 +85,6 @@ def test_content_round_trips_in_the_newest_schema(value: Any, wire: dict[str, An
 
 
 def test_type_field_comes_first() -> None:
-    """Streaming readers see the kind before the payload."""
     assert msgspec.json.encode(Text("x")) == b'{"type":"text","text":"x"}'
 
 

@@ -1,5 +1,3 @@
-"""`exceeds_limits` against a plain recursive count, and on what could mislead it."""
-
 import json
 import sys
 from typing import Any
@@ -21,7 +19,6 @@ def depth_of(value: Any) -> int:
 
 
 def test_bodies_with_few_brackets_skip_the_depth_scan() -> None:
-    """The scan runs only when the count of brackets exceeds the limit."""
     assert not exceeds_limits(b"[" * 64)
     assert not exceeds_limits(b"")
 
@@ -36,7 +33,6 @@ def test_depth_64_passes_and_65_is_refused(opening: bytes) -> None:
 
 
 def test_many_shallow_arrays_are_not_deep() -> None:
-    """A count of brackets alone would refuse long lists."""
     assert not exceeds_limits(b"[" + b",".join([b'{"a":[]}'] * 1000) + b"]")
 
 
@@ -71,7 +67,6 @@ def test_unbalanced_input_is_not_deep() -> None:
 
 @given(json_values, st.integers(0, 6))
 def test_depth_check_agrees_with_a_recursive_count(value: Any, limit: int) -> None:
-    """Property: text of any value, escaped or not, measured without parsing."""
     for ascii_only in (True, False):
         body = json.dumps(value, ensure_ascii=ascii_only).encode()
         assert bool(exceeds_limits(body, limit)) == (depth_of(value) > limit)
@@ -89,13 +84,11 @@ def test_json_depth_is_measured_exactly(text: str, limit: int) -> None:
 
 @given(st.binary())
 def test_depth_check_accepts_any_bytes(body: bytes) -> None:
-    """Any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
     for piece in (body, *bytewise(body), body + b"\xff]"):
         assert isinstance(exceeds_limits(piece, 0), str)
 
 
 def test_depth_scan_runs_no_python_loop() -> None:
-    """One pass over 4 MiB must not stall the event loop, so lines executed do not grow with the body."""
 
     def lines(body: bytes) -> int:
         count = 0

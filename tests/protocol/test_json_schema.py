@@ -109,7 +109,6 @@ def test_types_become_inlined_schemas_without_class_names_as_titles(annotation: 
 
 
 def test_only_recursive_types_keep_references_and_the_root_shows_its_own_type() -> None:
-    """Revisions before the newest need `type: object` at the root of an output schema."""
     schema = schema_of(Tree)
     body = {
         "type": "object",
@@ -180,7 +179,6 @@ class Broken:
 
 
 def test_unresolvable_annotations_raise_type_error() -> None:
-    """Found when a tool is registered."""
     with pytest.raises(TypeError, match=r"Broken can't be resolved.*Nowhere"):
         schema_of(Broken)
 
@@ -193,7 +191,6 @@ def test_a_foreign_type_can_be_the_root() -> None:
 
 
 def test_unknown_types_raise_type_error() -> None:
-    """Found when a tool is registered, not when it is called."""
     with pytest.raises(TypeError):
         schema_of(complex, hook=hook)
     with pytest.raises(TypeError):
@@ -201,7 +198,6 @@ def test_unknown_types_raise_type_error() -> None:
 
 
 def test_object_schemas_always_have_properties() -> None:
-    """Regression: a client library dropped the whole server, and model APIs reject such schemas."""
     assert object_schema(Empty) == {"type": "object", "properties": {}}
     assert object_schema(Movie) == {"type": "object", "properties": {"title": {"type": "string"}}}
     assert object_schema(dict[str, int]) == {
@@ -238,7 +234,6 @@ def test_wrapped_outputs_keep_definitions_at_the_root() -> None:
     ],
 )
 def test_references_inside_wrapped_schemas_still_resolve(schema: Schema) -> None:
-    """Regression: a client library failed to list the server's tools."""
     wrapped = Draft202012Validator(wrap_output(schema))
     assert wrapped.is_valid({"result": [1, 2]})
     assert not wrapped.is_valid({"result": [1, "2"]})
@@ -308,7 +303,6 @@ def test_hand_written_schemas_are_bounded_in_depth_and_size() -> None:
 
 
 def test_removing_null_from_a_schema_gives_the_inner_type() -> None:
-    """Forms and headers leave a value out instead of sending null."""
     text = {"type": "string"}
     nullable = {"anyOf": [text, {"type": "null"}], "title": "T", "default": None}
     assert drop_null(nullable) == {"type": "string", "title": "T"}

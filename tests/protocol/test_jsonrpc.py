@@ -1,5 +1,3 @@
-"""Envelopes: bytes to `Envelope` and back."""
-
 import json
 
 import pytest
@@ -78,7 +76,6 @@ def test_invalid_json_is_a_parse_error(body: bytes) -> None:
 
 
 def test_utf8_is_checked_in_undecoded_parts() -> None:
-    """Members that are skipped are not decoded."""
     check_text(b'{"a":"\xc3\xa9"}', 64)
     for body in (b'{"a":"\xff"}', b"[" * 65 + b"]" * 65):
         with pytest.raises(ProtocolError) as raised:
@@ -109,7 +106,6 @@ def test_messages_are_compact_json() -> None:
 
 
 def test_ids_are_bounded() -> None:
-    """Regression: the id is kept for the whole call, and an id of 4 MB used 16 MiB."""
     fits = '"' + "x" * (MAX_ID - 2) + '"'
     assert read(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % fits.encode()).id == "x" * (MAX_ID - 2)
     with pytest.raises(ProtocolError):

@@ -1,10 +1,7 @@
-"""Lines of stdio. What any cut of the bytes gives is in `properties/test_line_splitter.py`."""
-
 from millstream._protocol.lines import LineSplitter
 
 
 def test_last_line_without_newline_counts_at_end_of_input() -> None:
-    """A script may print its last message without a newline."""
     splitter = LineSplitter(100)
     assert splitter.feed(b'{"a":1}\r\n{"b"') == [b'{"a":1}']
     assert splitter.feed(b":2}") == []

@@ -1,5 +1,3 @@
-"""The messages of both directions: complete, named as the schema names them, and the same for reader and writer."""
-
 import json
 from pathlib import Path
 
@@ -156,7 +154,6 @@ def test_messages_match_the_schema_and_round_trip(definition: str, method: str) 
 
 
 def test_unset_members_are_not_written() -> None:
-    """Peers of every age get the members that were set, and no null."""
     assert encode(messages.CallToolRequestParams(name="add")) == b'{"name":"add"}'
     assert encode(messages.SubscriptionFilter()) == b"{}"
     assert encode(questions.ElicitRequestParams(message="Which?", requested_schema={})) == (

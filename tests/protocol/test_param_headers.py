@@ -249,5 +249,4 @@ def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
 
 
 def test_arguments_of_the_wrong_type_are_left_to_the_validator() -> None:
-    """The validator's message helps a model, a header mismatch does not."""
     check(PARAMS, {b"mcp-param-i": b"many"}, {"o": {"i": "many"}})

@@ -1,5 +1,3 @@
-"""Newest shapes down to older revisions: pure functions of values."""
-
 import json
 
 from cases import for_each

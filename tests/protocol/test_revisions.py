@@ -1,5 +1,3 @@
-"""The one table of differences, against the switch table of The specification's changelogs."""
-
 from cases import for_each
 from millstream._protocol import revisions
 from millstream._protocol.revisions import ALL, BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, negotiate

@@ -1,5 +1,3 @@
-"""Multi-round requests: which answers count, and the sealed state."""
-
 import msgspec
 import pytest
 
@@ -44,7 +42,6 @@ def test_state_is_bound_to_its_call_and_time() -> None:
 
 
 def test_malformed_sealed_state_is_refused() -> None:
-    """Another version of the format."""
     assert code_of(RING.seal(b"request-state", b"\xc1", NONCE, BOUND)) == INVALID_PARAMS
     assert code_of(RING.seal(b"request-state", msgspec.msgpack.encode([1]), NONCE, BOUND)) == INVALID_PARAMS
 
@@ -68,7 +65,6 @@ def test_changed_questions_drop_their_answer_and_later_ones() -> None:
 
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:
-    """Ordinal plus a hash of kind, message and schema."""
     replay = Rounds(None, {})
     first, second = replay.slot(None), replay.slot(None)
     assert (first, second, replay.slot("own")) == ("q1", "q2", "own")

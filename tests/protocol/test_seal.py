@@ -1,5 +1,3 @@
-"""Sealed tokens: only what this ring sealed, for this kind and owner, opens again."""
-
 import base64
 import os
 import subprocess
@@ -29,7 +27,6 @@ TEXTS = st.one_of(
 
 @given(st.binary(max_size=500), st.binary(max_size=20), st.binary(max_size=20), st.binary(min_size=12, max_size=12))
 def test_sealed_tokens_open_and_fit_in_a_header(plain: bytes, kind: bytes, bound: bytes, nonce: bytes) -> None:
-    """Specification: a session id is visible ASCII; ours is base64url."""
     token = RING.seal(kind, plain, nonce, bound)
     assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
     assert RING.open(kind, token, bound) == plain
@@ -44,13 +41,11 @@ def test_sealed_tokens_open_and_fit_in_a_header(plain: bytes, kind: bytes, bound
 @example(TOKEN[:20])
 @example(TOKEN[:40])
 def test_invalid_tokens_return_none(text: str) -> None:
-    """Tokens come from the network, and every wrong one looks the same to the caller."""
     assert RING.open(b"state", text, b"owner") is None
 
 
 @given(st.integers(0, len(TOKEN) - 1), st.characters())
 def test_tokens_with_a_changed_character_do_not_open(index: int, char: str) -> None:
-    """AES-GCM authenticates number, nonce and content."""
     text = TOKEN[:index] + char + TOKEN[index + 1 :]
     assert RING.open(b"state", text, b"owner") == (b"plain text" if text == TOKEN else None)
 
@@ -82,7 +77,6 @@ def test_unused_bits_of_the_last_character_must_be_zero() -> None:
 
 
 def test_the_other_base64_alphabet_does_not_open() -> None:
-    """ "+" and "/" are not URL-safe, and a token has one spelling."""
     tokens = [RING.seal(b"state", b"", bytes([n]) * 12) for n in range(256)]
     with_dash = next(token for token in tokens if "-" in token)
     with_line = next(token for token in tokens if "_" in token)
@@ -106,7 +100,6 @@ def test_kind_and_owner_are_separated(kind: bytes, bound: bytes, kind2: bytes, b
 
 
 def test_rotation_seals_with_the_first_secret_and_opens_with_all() -> None:
-    """Rotation keeps old keys for reading."""
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
     assert during.open(b"k", old) == b"old"
@@ -129,7 +122,6 @@ def test_the_same_secret_twice_is_one_key() -> None:
 
 
 def test_tokens_stay_readable_across_versions() -> None:
-    """Sessions outlive a deploy, so the format is pinned; another format needs another label."""
     assert TOKEN == "zda8HwABAgMEBQYHCAkKC3NL-kA21ZcpgMbJRGmMpkA6TH0GowzgQJoh"
 
 
@@ -145,7 +137,6 @@ def test_overlong_values_are_refused_on_both_sides() -> None:
 
 @for_each("length", [0, 11, 13, 16])
 def test_a_nonce_of_another_length_is_refused(length: int) -> None:
-    """NIST SP 800-38D: 96 bits."""
     with pytest.raises(ValueError, match="12 bytes"):
         RING.seal(b"k", b"", bytes(length))
 
@@ -156,13 +147,11 @@ def test_a_ring_without_a_secret_is_refused() -> None:
 
 
 def test_fresh_ring_opens_tokens_before_sealing_any() -> None:
-    """The worker that opens a token is seldom the one that sealed it."""
     assert KeyRing([NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
     assert KeyRing([OLD]).open(b"state", TOKEN, b"owner") is None
 
 
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
-    """It costs 30 ms and 9 MiB, and most servers on stdio never seal."""
     program = (
         "import sys; from millstream._protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"

@@ -1,5 +1,3 @@
-"""Server-sent events: bytes out, bytes in, however they are cut."""
-
 import collections
 
 import pytest
@@ -192,7 +190,6 @@ def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
 
 
 def test_events_before_an_error_are_returned_first() -> None:
-    """What arrived whole is not lost, however the stream was cut."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: a\n\ndata: 123456") == [SseEvent("a")]
     with pytest.raises(ProtocolError):
@@ -231,7 +228,6 @@ def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> No
 
 @given(st.binary() | st.text("\r\n\0:daitvenry 0\ufeff").map(str.encode), st.integers(0, 40), st.data())
 def test_chunk_boundaries_do_not_change_the_events(stream: bytes, cap: int, data: st.DataObject) -> None:
-    """Any bytes raise nothing but ProtocolError, and after the same events."""
 
     def run(chunks: list[bytes]) -> tuple[list[SseEvent], bool]:
         decoder, events = Decoder(max_event_bytes=cap), list[SseEvent]()

@@ -257,7 +257,6 @@ TEMPLATES = [
 
 @given(st.sampled_from(TEMPLATES), path_values, path_values)
 def test_matching_undoes_expansion(template: str, a: str, b: str) -> None:
-    """Property: for templates whose delimiters the values cannot hold unencoded."""
     assume("%" not in a + b if "#" in template or "+" in template else True)
     compiled = UriTemplate(template)
     values = {name: value for name, value in (("a", a), ("b", b)) if name in compiled.variables}

@@ -1,5 +1,3 @@
-"""Whatever is sent, the REST routes answer in their own dialect (our choice)."""
-
 import asyncio
 import json
 from collections.abc import Iterator
@@ -59,7 +57,6 @@ def test_dialect_replies_with_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], 
 def test_rest_replies_with_a_value_or_a_problem(
     loop: tuple[asyncio.Runner, RestRoutes], name: str, body: bytes
 ) -> None:
-    """Never a 500, never a body that is not JSON."""
     runner, rest = loop
     response = runner.run(rest.run_tool(post(f"/tools/{name}", body)))
     reply = json.loads(response.body)

@@ -33,7 +33,6 @@ async def send(path: str, body: Any, **headers: str) -> tuple[Response, Any]:
     ids=["full", "no id", "params only", "top level", "null id", "text id"],
 )
 async def test_calls_need_only_a_name(body: dict[str, Any]) -> None:
-    """Seed 001."""
     response, reply = await send("call", body)
     assert response.status == 200
     assert reply["jsonrpc"] == "2.0"
@@ -44,7 +43,6 @@ async def test_calls_need_only_a_name(body: dict[str, Any]) -> None:
 
 @for_each("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
 async def test_list_matches_the_seed(body: Any) -> None:
-    """Seed 001, example 2."""
     response, reply = await send("list", body, content_type="application/json" if body else "")
     assert response.status == 200
     assert set(reply["result"]) == {"tools"}
@@ -54,7 +52,6 @@ async def test_list_matches_the_seed(body: Any) -> None:
 
 
 async def test_curl_form_type_is_accepted_from_scripts() -> None:
-    """Seed 001, example 4."""
     response, reply = await send("call", ADD, content_type=FORM)
     assert response.status == 200
     assert reply["result"]["content"][0]["text"] == "5"
@@ -62,7 +59,6 @@ async def test_curl_form_type_is_accepted_from_scripts() -> None:
 
 @for_each("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
 async def test_form_type_is_refused_from_browsers(header: str) -> None:
-    """A form on any page can be submitted here without a preflight: it must never be a call."""
     response, reply = await send("call", ADD, content_type=FORM, **{header: "http://127.0.0.1"})
     assert response.status == 415
     assert reply["error"]["code"] == -32600
@@ -124,7 +120,6 @@ async def test_parameter_headers_are_not_required_in_the_dialect() -> None:
 
 
 async def test_draining_server_replies_503() -> None:
-    """The caller learns when to come back."""
     async with routes(world()) as rest:
         rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0
         response = await rest.call_tool(post("/mcp/tools/call", b"{}"))

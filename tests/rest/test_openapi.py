@@ -158,5 +158,4 @@ def test_sample_values_match_their_schema(schema: dict[str, Any]) -> None:
     ids=str,
 )
 def test_no_sample_is_given_if_it_might_not_match(schema: Any) -> None:
-    """`UNSET` rather than a wrong example."""
     assert example_of(schema) is UNSET

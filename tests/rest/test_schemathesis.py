@@ -30,7 +30,6 @@ def run(port: int, folder: Path, *options: str) -> str:
 
 
 def test_tools_conform_to_the_document(tmp_path: Path) -> None:
-    """Schemathesis passes; limits, formats, recursive types, refusals and questions included."""
     port = free_port()
     command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
     with serving(command, port, tmp_path / "log"):

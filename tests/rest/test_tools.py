@@ -1,5 +1,3 @@
-"""`POST /tools/{name}`: arguments in, structured result or problem details out."""
-
 import json
 from typing import Any
 
@@ -54,7 +52,6 @@ async def test_replies_are_the_structured_result_or_content(name: str, arguments
 
 
 async def test_arguments_that_violate_a_hand_written_schema_get_422() -> None:
-    """Regression: invalid arguments reached the function. The text is the same as over MCP."""
     response, body = await call("parcel", {"items": [{"isbn": 9}], "phone": "1"})
     check(response, body, 422, "invalid-arguments")
     assert "'items[0].isbn' must be a string, got the integer 9" in body["detail"]
@@ -74,7 +71,6 @@ async def test_images_are_content_blocks() -> None:
 
 
 async def test_progress_is_dropped_and_headers_reach_the_tool() -> None:
-    """A REST reply carries only the result."""
     _, body = await call("whisper", {}, x_from="here")
     assert body["content"][0]["text"].endswith(" here")
 
@@ -100,7 +96,6 @@ async def test_unknown_tools_get_404() -> None:
     ],
 )
 async def test_invalid_arguments_get_422_with_a_fix(arguments: Any, words: str) -> None:
-    """The text is the one that a model gets."""
     response, body = await call("add", arguments)
     check(response, body, 422, "invalid-arguments")
     assert words in body["detail"]
@@ -158,7 +153,6 @@ async def test_tools_that_ask_get_409_naming_mcp(name: str) -> None:
 
 @for_each("name", ["crash", "lie"])
 async def test_internal_failures_get_500_with_an_incident(name: str) -> None:
-    """The peer sees the identifier, the log the rest."""
     response, body = await call(name, {})
     check(response, body, 500, "internal-error")
     assert body["incident"] in body["detail"]
@@ -180,7 +174,6 @@ async def test_excess_calls_get_503_with_retry_after() -> None:
 
 
 async def test_gate_refusals_keep_their_status() -> None:
-    """Scopes and limits decide in one place for every transport."""
     async with world().running() as runtime:
 
         def refuse(call: Call) -> None:
@@ -194,7 +187,6 @@ async def test_gate_refusals_keep_their_status() -> None:
 
 
 async def test_credentials_are_checked_before_tools_are_looked_up() -> None:
-    """An anonymous caller does not learn which tools exist."""
 
     challenge = Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n")
 

@@ -1,9 +1,3 @@
-"""The behaviour tests of both HTTP transports against four workers behind nginx: each request may reach another one.
-
-Once the four are of one machine, and share its memory; once they are of two machines that share Redis, and whose
-clocks are three minutes apart.
-"""
-
 import os
 import re
 import subprocess

@@ -1,5 +1,3 @@
-"""What changes on one worker is told to the clients of all."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +29,6 @@ async def tools(worker: Worker) -> set[str]:
 
 
 async def test_updates_are_sent_once_by_every_worker() -> None:
-    """Regression: only clients of the same worker were notified."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, resourceSubscriptions=[SIGN]) for each in workers]
         await workers[1].server.resource_updated(SIGN)
@@ -57,7 +54,6 @@ async def test_bursts_of_updates_are_coalesced() -> None:
 
 
 async def test_removal_applies_to_every_worker() -> None:
-    """Regression: other workers kept offering the item."""
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, toolsListChanged=True) for each in workers]
         workers[0].server.remove_tool("add")
@@ -109,7 +105,6 @@ async def test_adding_while_several_workers_run_is_refused() -> None:
 
 
 async def test_registration_on_one_of_several_workers_is_explained() -> None:
-    """Regression: the caller got an internal error without an explanation."""
 
     def make() -> Server:
         server = Server("growing")
@@ -133,7 +128,6 @@ async def test_registration_on_one_of_several_workers_is_explained() -> None:
 async def test_single_worker_may_add_and_later_workers_are_warned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Regression: a single worker on a shared store couldn't add items."""
     shared = SharedStore()
 
     def late() -> str:
@@ -154,7 +148,6 @@ async def test_single_worker_may_add_and_later_workers_are_warned(
 
 
 async def test_switches_apply_to_every_current_and_later_worker() -> None:
-    """docs/reference/server.md."""
     shared = SharedStore()
     async with fleet(make_shop, 2, store=shared) as (first, second):
         first.server.disable("tool", "add")
@@ -169,7 +162,6 @@ async def test_switches_apply_to_every_current_and_later_worker() -> None:
 
 
 async def test_workers_may_add_the_same_items() -> None:
-    """The lifespan runs on each worker, and so does a task that begins in it."""
     go = asyncio.Event()
 
     def make_growing() -> Server:
@@ -205,9 +197,6 @@ async def test_workers_may_add_the_same_items() -> None:
 
 
 async def test_updates_right_after_a_remote_subscription_are_delivered() -> None:
-    """Regression: the worker with the stream sent an update before it learned of a subscription confirmed by another
-    worker.
-    """
     async with fleet(make_shop, 2, turns=lambda: 20) as (first, second):
         headers = await first.initialize()
         stream = await second.get(headers)
@@ -231,7 +220,6 @@ async def test_unsendable_updates_are_delivered_locally() -> None:
 
 
 async def test_watchers_are_notified_after_an_interruption() -> None:
-    """Regression: an update lost with the store's connection was never reported."""
     async with fleet(make_shop, 2) as (first, second):
         headers = await first.initialize()
         await first.ask("resources/subscribe", {"uri": SIGN}, headers)
@@ -252,7 +240,6 @@ async def test_watchers_are_notified_after_an_interruption() -> None:
 
 
 async def test_changes_during_an_interruption_are_applied_later() -> None:
-    """Regression: a worker that lost its connection to the store kept offering removed items."""
     async with fleet(make_shop, 3) as (first, second, third):
         third.store.deaf = True
         first.server.remove_tool("add")
@@ -277,9 +264,6 @@ async def test_switches_of_an_interrupted_worker_reach_the_others() -> None:
 
 
 async def test_last_switch_wins_over_late_messages() -> None:
-    """Regression: a worker could repeat an outdated switch, and simultaneous switches could leave workers with
-    different lists.
-    """
     shared = SharedStore()
     async with fleet(make_shop, 3, store=shared) as (first, second, third):
         first.server.disable("tool", "add")

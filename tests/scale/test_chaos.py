@@ -1,8 +1,3 @@
-"""Workers that are killed while clients publish and listen: nothing that was acknowledged is lost, nothing comes twice.
-
-`make chaos` does the same for minutes, with thousands of subscribers; here it is a few kills on every store.
-"""
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,8 +1,3 @@
-"""What travels between four workers whose clocks are three minutes apart, on every store, and clocks that jump.
-
-Each worker is a process, a request goes to the one that a test names, and all tests of a store share the four.
-"""
-
 import asyncio
 import json
 import tempfile

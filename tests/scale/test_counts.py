@@ -1,5 +1,3 @@
-"""What whole servers ask of Redis, as its MONITOR shows it: no more than was promised."""
-
 import asyncio
 from contextlib import closing
 

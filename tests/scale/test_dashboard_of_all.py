@@ -1,5 +1,3 @@
-"""The dashboard of several workers: each one shows them all, and nothing is sent without a dashboard."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator

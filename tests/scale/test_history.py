@@ -1,5 +1,3 @@
-"""The checker of histories finds each fault that is put into a right one, and nothing in the right one."""
-
 import copy
 import random
 from collections.abc import Callable

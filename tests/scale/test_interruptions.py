@@ -1,5 +1,3 @@
-"""What one worker says to all survives a store that is away for a while, and ends as the same everywhere."""
-
 import asyncio
 import json
 import threading
@@ -26,7 +24,6 @@ def offers(worker: Worker, tool: str = "add") -> bool:
 
 
 async def test_unsendable_uris_fail_only_their_caller() -> None:
-    """Regression: after a file name that isn't UTF-8, the worker stopped sending messages to others."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
         with pytest.raises(UnicodeEncodeError):
@@ -57,7 +54,6 @@ async def test_local_clients_do_not_wait_for_an_unreachable_store() -> None:
 
 
 async def test_failed_announcements_are_sent_after_the_outage() -> None:
-    """Regression: switches and removals during an outage of Redis applied to one worker only."""
     async with fleet(make_shop, 2) as (first, second):
         stream = await listen(second, resourceSubscriptions=[SIGN])
         first.store.down = True
@@ -72,7 +68,6 @@ async def test_failed_announcements_are_sent_after_the_outage() -> None:
 
 
 async def test_update_bursts_drop_only_updates() -> None:
-    """Regression: a pending switch was dropped first."""
     async with fleet(make_shop, 2) as (first, second):
         first.server.disable("tool", "add")
         for number in range(10_100):
@@ -119,7 +114,6 @@ def make_growing(go: asyncio.Event) -> Callable[[], Server]:
 
 
 async def test_reregistered_disabled_items_are_not_removed() -> None:
-    """Regression: a disabled tool was reported as removed."""
     go = asyncio.Event()
     async with fleet(make_growing(go), 3) as workers:
         workers[0].server.remove_tool("add")
@@ -142,7 +136,6 @@ async def heard_of(worker: Worker, other: Worker) -> None:
 
 
 async def test_workers_find_each_other_after_an_interruption() -> None:
-    """Regression: a worker that returned under another name stayed unknown to the others."""
     async with fleet(make_shop, 2) as (first, second):
         await until(lambda: first.runtime.shared and second.runtime.shared)
         second.store.sleep()
@@ -153,7 +146,6 @@ async def test_workers_find_each_other_after_an_interruption() -> None:
 
 
 async def test_workers_started_during_an_interruption_are_found() -> None:
-    """Regression: its greeting was lost, so each worker believed that it was alone."""
     shared = SharedStore()
     async with fleet(make_shop, 1, store=shared) as (first,):
         first.store.deaf = True
@@ -176,7 +168,6 @@ async def test_one_store_outage_is_one_interruption() -> None:
 
 
 async def test_conflicting_switches_converge() -> None:
-    """Regression: a remote switch between a sync tool's switch and its announcement applied locally only."""
     async with fleet(make_shop, 2) as workers:
         first, second = workers
         for turns in range(12):
@@ -195,7 +186,6 @@ async def test_conflicting_switches_converge() -> None:
 
 
 async def test_updates_during_a_record_read_are_delivered() -> None:
-    """Regression: changes during the read of a large session record were dropped."""
     async with fleet(make_shop, 2) as (first, second):
         headers = await first.initialize()
         await first.ask("resources/subscribe", {"uri": SIGN}, headers)
@@ -225,7 +215,6 @@ async def test_updates_during_a_record_read_are_delivered() -> None:
 
 
 async def test_restarted_runtime_keeps_switches_and_removals() -> None:
-    """Regression: later workers offered items that an idle server had disabled before it closed."""
     shared, server = SharedStore(), make_shop()
     loop = asyncio.get_running_loop()
     for round in range(2):
@@ -241,7 +230,6 @@ async def test_restarted_runtime_keeps_switches_and_removals() -> None:
 
 
 async def test_server_running_twice_announces_switches_once() -> None:
-    """Regression: each of two runtimes treated the other's announcements as new, endlessly."""
     shared, server = SharedStore(), make_shop()
     async with AsyncExitStack() as stack:
         runtimes = [Runtime(server.definition, shared.worker(), bind=Bind()) for _ in range(2)]  # type: ignore[arg-type]

@@ -1,5 +1,3 @@
-"""A worker is killed while its calls run: clients that come back to any other one are told."""
-
 import json
 import os
 import signal

@@ -1,5 +1,3 @@
-"""Limits over several workers: what they allow is what was said, not a multiple of it."""
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator
@@ -61,7 +59,6 @@ async def count(workers: list[Worker], tool: str, times: int) -> int:
 
 
 async def test_four_workers_share_a_rate_limit(backing: Backing) -> None:
-    """Regression: with four workers, a caller had four times the limit. Covers paces and quotas, with weights."""
     async with real_fleet(lambda: limited(limit_calls="24/day"), backing, 4) as workers:
         assert await count(workers, "dear", 4) == 4
         assert await count(workers, "plain", 40) == 8
@@ -103,7 +100,6 @@ async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None
 
 
 async def test_cancelled_call_releases_its_slot() -> None:
-    """Regression: a cancellation at the wrong time blocked a slot forever."""
     async with fleet(limited, 2, turns=lambda: 5) as (first, second):
         reply = asyncio.ensure_future(ask(first, "waits"))
         await until(lambda: first.store.operations["take"] == 1)

@@ -1,5 +1,3 @@
-"""What travels between four workers, on every store that workers can share."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -97,7 +95,6 @@ async def test_session_state_is_visible_on_every_worker(backing: Backing) -> Non
 
 
 async def test_answers_reach_their_question(backing: Backing) -> None:
-    """The question's id names the worker that asked."""
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await first.initialize({"elicitation": {}})
         asked = request("tools/call", {"name": "ask", "arguments": {}}, 7)
@@ -131,7 +128,6 @@ async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None
 
 
 async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
-    """The session id names the worker that has it."""
     async with real_fleet(make_shop, backing) as (first, second, third, _):
         stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)

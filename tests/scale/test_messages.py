@@ -1,5 +1,3 @@
-"""HTTP+SSE on several workers: a message finds the worker that has the stream."""
-
 import json
 
 import pytest
@@ -32,7 +30,6 @@ async def say(worker: Worker, path: str, message: object) -> int:
 
 @for_each("turns", [0, 3])
 async def test_messages_to_any_worker_are_answered_on_the_stream(turns: int) -> None:
-    """Regression: behind a load balancer, three of four messages got 404."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         stream, path = await connect(workers[0])
         assert await say(workers[1], path, request("initialize", OPENING, 0)) == 202
@@ -116,7 +113,6 @@ async def test_store_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_streams_of_renamed_workers_end() -> None:
-    """Other workers can no longer send messages to it by the old one, so the client opens a new stream."""
     async with fleet(make_shop) as (first, second):
         stream, _ = await connect(first)
         first.store.sleep()

@@ -1,5 +1,3 @@
-"""Of several streams of a session, and of several readers of a call's stream, the newest stays, on every store."""
-
 import asyncio
 import itertools
 import time
@@ -53,7 +51,6 @@ def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Sema
 
 
 async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: workers compared clocks, and with equal times notified each other endlessly."""
     instant = time.time_ns() // 1000
     counts: defaultdict[Peers, Iterator[int]] = defaultdict(lambda: itertools.count(instant))
     monkeypatch.setattr(Peers, "stamp", lambda peers: next(counts[peers]))
@@ -91,7 +88,6 @@ async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeyp
 async def test_streams_start_after_other_workers_are_notified(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: with a slow clock on its worker, the newer of two streams could be closed."""
     waiting, go = hold_back(StandaloneTakeover, monkeypatch)
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize()
@@ -141,7 +137,6 @@ async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None
 
 
 async def test_resuming_streams_count_toward_the_cap(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: all streams that arrived while the store was slow were admitted."""
     waiting, go = hold_back(ReplyTakeover, monkeypatch)
     async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
         sessions = [await first.initialize() for _ in range(3)]

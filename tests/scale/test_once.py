@@ -1,5 +1,3 @@
-"""`ctx.once(store=True)` on several workers: claimed before it runs, and taken over from a worker that died."""
-
 import asyncio
 import json
 from typing import Any

@@ -1,5 +1,3 @@
-"""Answers, cancellations and the end of a session find the call wherever it runs."""
-
 import asyncio
 import json
 import time
@@ -53,7 +51,6 @@ async def answer(worker: Worker, headers: dict[str, str], question: Any, result:
 
 @for_each("turns", [0, 3])
 async def test_answers_reach_calls_on_another_worker(turns: int) -> None:
-    """Regression: the answer was accepted with 202 and dropped, so the call waited until its timeout."""
     async with fleet(make_shop, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
@@ -107,7 +104,6 @@ async def test_forwarded_answers_are_capped() -> None:
 
 
 async def test_cancellations_reach_calls_on_another_worker() -> None:
-    """Regression: the call continued, and its client received the result."""
     async with fleet(make_slow, 3) as (first, second, third):
         headers = await first.initialize()
         running = asyncio.create_task(
@@ -125,7 +121,6 @@ async def test_cancellations_reach_calls_on_another_worker() -> None:
 
 
 async def test_deleting_a_session_cancels_its_calls_on_every_worker() -> None:
-    """Regression: only the calls of the worker that got the DELETE ended."""
     async with fleet(make_slow, 3) as workers:
         headers = await workers[0].initialize()
         running = [
@@ -195,7 +190,6 @@ async def test_questions_of_renamed_workers_fail_their_call() -> None:
 async def test_workers_communicate_after_the_store_clock_is_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Regression: messages were ignored until the store's clock had caught up."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)

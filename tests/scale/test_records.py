@@ -1,5 +1,3 @@
-"""What a session has accumulated, with several workers: nothing is lost, nothing comes back, and it costs nothing."""
-
 import asyncio
 import json
 from types import SimpleNamespace
@@ -46,7 +44,6 @@ async def subscriptions(worker: Worker) -> set[str]:
 
 @for_each("turns", [0, 1, 3])
 async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) -> None:
-    """Regression: two workers changed the same record, and one change was lost."""
     async with fleet(make_ten, 4, turns=lambda: turns) as workers:
         headers = await workers[0].initialize()
         await asyncio.gather(
@@ -66,7 +63,6 @@ async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) 
 
 
 async def test_record_share_of_an_address_spans_workers() -> None:
-    """Regression: one address could use all of it. The store counts the records of all workers."""
     async with fleet(make_ten, 3) as workers:
         workers[0].store.core.kv.max_bytes = 64_000
         served: list[bool] = []
@@ -89,7 +85,6 @@ async def test_record_share_of_an_address_spans_workers() -> None:
 
 
 async def test_deleted_sessions_stay_deleted() -> None:
-    """Regression: a late write by another worker replaced the tombstone."""
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
         second.store.topics.clear()  # it does not hear that its call is cancelled
@@ -119,7 +114,6 @@ async def test_deleted_sessions_stay_deleted() -> None:
 
 
 async def test_deleted_sessions_are_unknown_to_every_worker() -> None:
-    """Regression: other workers accepted the session for up to a minute."""
     async with fleet(make_shop, 3) as workers:
         headers = await workers[0].initialize()
         for worker in workers:
@@ -132,7 +126,6 @@ async def test_deleted_sessions_are_unknown_to_every_worker() -> None:
 
 
 async def test_stored_capabilities_are_known_to_every_worker() -> None:
-    """Regression: another worker assumed that the session had declared no capabilities."""
     async with fleet(make_shop) as (first, second):
         second.store.topics.clear()  # it hears nothing: what counts is the id
         headers = await first.initialize({"experimental": {"x": {"y": 1}}, "elicitation": {}})
@@ -187,7 +180,6 @@ async def words(worker: Worker, headers: dict[str, str]) -> int:
 
 
 async def test_records_are_cached_until_they_change() -> None:
-    """A session that set a log level is not slower than others, and a logged message looks nothing up."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         await first.ask("logging/setLevel", {"level": "error"}, headers)
@@ -218,7 +210,6 @@ async def test_records_are_read_again_after_missed_messages() -> None:
 
 
 async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
-    """Regression: subscriptions only reached streams of the same worker."""
     async with fleet(make_shop, 3) as (first, second, third):
         headers = await first.initialize()
         stream = await second.get(headers)
@@ -237,7 +228,6 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 
 async def test_updates_use_the_newest_record() -> None:
-    """Regression: a paused worker used an outdated record, and dropped an update that it had already received."""
     stream, sign = _StandaloneStream("main", ClientInfo(), lambda *_: None), ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
@@ -250,7 +240,6 @@ async def test_updates_use_the_newest_record() -> None:
 
 
 async def test_changes_during_a_read_cause_another_read() -> None:
-    """Regression: the stream waited for a read that was never started, and held back all updates."""
     async with fleet(make_ten) as (first, _):
         records = first.runtime.services.records
         told: list[bool] = []

@@ -1,5 +1,3 @@
-"""Processes that serve one socket without a shared store, as `uvicorn --workers` starts them, say so."""
-
 import http.client
 import socket
 import sys
@@ -51,7 +49,6 @@ def started(
 @pytest.mark.server
 @pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
 def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, gunicorn: bool) -> None:
-    """Regression: only a quarter of the broadcasts arrived, without a warning."""
     with ExitStack() as stack:
         port, log = started(stack, tmp_path, 2, gunicorn=gunicorn)
         deadline = monotonic() + WAIT

@@ -1,5 +1,3 @@
-"""Streams of a session on several workers: the newest wins, and what broke on one is read on another."""
-
 import asyncio
 import json
 from typing import Any
@@ -157,7 +155,6 @@ async def test_worker_with_an_expired_lease_is_fenced() -> None:
 
 
 async def test_finished_calls_of_dead_workers_are_readable() -> None:
-    """A stream that has its end gets no other."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers, words=1)
@@ -189,7 +186,6 @@ async def test_unstored_streams_reach_their_reader() -> None:
 
 @for_each("full", [True, False])
 async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
-    """Regression: with a full store, the call failed, and clients that resumed waited forever."""
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers)
@@ -287,7 +283,6 @@ async def test_single_worker_calls_use_no_store() -> None:
 
 
 async def test_store_key_survives_a_full_restart() -> None:
-    """It is derived from the machine's key file, which it does not give away."""
 
     def make_keyless() -> Server:
         return make_shop(key="")

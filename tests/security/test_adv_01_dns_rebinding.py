@@ -72,7 +72,6 @@ async def test_missing_hosts_get_400_on_every_path(running: dict[bool, Running])
 
 
 async def test_loopback_pages_may_call_only_loopback_servers(running: dict[bool, Running]) -> None:
-    """A developer's page on another port; a server bound to every address must list it."""
     fields = b"Host: localhost:8000\r\nOrigin: http://localhost:3000\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) not in (403, 421)
     if False in running:

@@ -28,7 +28,6 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("content_type", SIMPLE_TYPES)
 async def test_simple_content_types_get_415_before_the_body(way: str, content_type: str | None) -> None:
-    """The body is never parsed: one that is no JSON gets the same answer."""
     async with wired(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):
             given = {name: value for name, value in headers.items() if name != "content-type"}

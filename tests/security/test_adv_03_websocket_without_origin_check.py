@@ -53,7 +53,6 @@ async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("origin", FINE)
 async def test_loopback_pages_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
-    """Hosts: loopback Origins of any port on a loopback bind."""
     async with world(way) as app:
         peer = await app.handshake(b"Origin: %b\r\n" % origin)
         assert (await app.opened(peer))[0] == 101
@@ -78,7 +77,6 @@ async def test_loopback_pages_are_foreign_on_a_public_bind() -> None:
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @for_each("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
 async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
-    """DNS rebinding: the page's own name resolves to this machine, and its Origin agrees with the Host."""
     async with world(way) as app:
         head = UPGRADE.replace(b"127.0.0.1", host)
         status, body = await refusal(app, b"Origin: http://%b\r\n" % host, head)

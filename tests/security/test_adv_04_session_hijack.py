@@ -101,7 +101,6 @@ THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("thief", THIEVES)
 async def test_stolen_session_ids_look_unknown(thief: str, way: str) -> None:
-    """404 with the same body and headers, for every method. The owner's session continues."""
     async with fronted(way) as front:
         session = await front.initialize("alice")
         for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):

@@ -87,7 +87,6 @@ def declaring(size: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
-    """Regression: 32 handshakes of 2 MB filled the store, and sessions were broken for a day."""
     async with wired(make_shop(), way) as wire:
         large: dict[str, str] = {}
         for _ in range(8 if way == FOUR else 40):

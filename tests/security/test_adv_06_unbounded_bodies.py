@@ -49,7 +49,6 @@ async def test_declared_gibibyte_gets_413_unread(server: Running, size: int) -> 
 
 
 async def test_endless_chunked_body_gets_413_within_memory(server: Running) -> None:
-    """It is counted while it comes: less than twice the cap is ever held."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peer = await server.connect()
     peer.writer.write(b"POST /size HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")

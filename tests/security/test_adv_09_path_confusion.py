@@ -69,7 +69,6 @@ async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) ->
 )
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) -> None:
-    """A Host is a name or an address and a port, or it is 400."""
     async with wired(make_shop(), way) as wire:
         for path in ("/mcp", "/sse", "/absent"):
             method = "GET" if path == "/sse" else "POST"

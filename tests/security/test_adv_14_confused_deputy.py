@@ -126,7 +126,6 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
 
 
 async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
-    """Regression: one address could evict the pending logins of others with thousands of its own."""
     for worker in desk.workers:
         worker.running._pending_logins._leaving.clock = lambda: (
             0.0

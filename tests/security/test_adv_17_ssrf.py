@@ -32,7 +32,6 @@ INNER = [
 
 @for_each("address", INNER)
 def test_private_addresses_are_recognized_in_every_spelling(address: str) -> None:
-    """Mapped, translated and tunnelled ones, too."""
     assert not is_public(address)
 
 
@@ -89,7 +88,6 @@ async def test_names_with_private_addresses_are_refused(addresses: list[str], mo
 
 
 async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: lookups at an unresponsive name server used all threads, which also check passwords."""
     answer, asked = Event(), []
 
     def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
@@ -181,7 +179,6 @@ BAD: dict[str, bytes] = {
 
 @for_each("answer", BAD.values(), ids=BAD)
 async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> None:
-    """64 KiB, within five seconds, status 200."""
     async with issuing() as issuer:
         issuer.answers["/x"] = answer
         with pytest.raises(OutboundError):

@@ -1,5 +1,3 @@
-"""Advisory 25: WebSocket bombs: inflation, fragments, lengths, pings, smuggled bodies, and readers that do not read."""
-
 import asyncio
 import contextlib
 import json
@@ -146,7 +144,6 @@ async def test_peers_that_ignore_pings_are_dropped(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
 async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
-    """Nesting is counted before anything is decoded."""
     async with world(way) as app:
         peer = await app.handshake(extra)
         assert (await app.opened(peer))[0] == 101

@@ -81,7 +81,6 @@ def test_redis_scripts_are_constant_files() -> None:
 
 @pytest.mark.server
 async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer) -> None:
-    """docs/how-to/use-redis.md."""
     page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
     rights = page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *rights)

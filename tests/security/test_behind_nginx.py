@@ -1,5 +1,3 @@
-"""The example for nginx, with a real nginx in front of a real server: nobody outside gets what is for this machine."""
-
 import re
 import subprocess
 import urllib.error
@@ -68,7 +66,6 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
 def test_loopback_only_paths_are_refused_behind_nginx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int, workers: int
 ) -> None:
-    """Regression: the dashboard, the metrics, and `/publish` were public behind the proxy."""
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
     backend = free_port()
     store = shared_servers(RedisServer).url if workers > 1 else "memory://"

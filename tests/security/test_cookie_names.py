@@ -1,7 +1,3 @@
-"""Cookies that a neighbor domain sets under a name that is nearly ours. Browsers hold names with the prefix ``__Host-``
-to rules, so only the server itself sets them; a name that merely becomes such a name in the server gets past them.
-"""
-
 import asyncio
 
 import pytest
@@ -17,7 +13,6 @@ NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_similar_cookie_names_are_ignored(way: str) -> None:
-    """Regression: Python strips more white space than browsers, so a sibling domain could set the cookie."""
     async with guarded(lane=way == "lane", way=way) as world:
         jar = (await cookie(world)).encode()
         name, _, value = jar.partition(b"=")

@@ -58,7 +58,6 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 @WAYS
 @for_each("path", STREAMS)
 async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> None:
-    """Regression: ``<img src=".../mcp/sse/alice">`` took over Alice's stream, and ``/events`` announced a member."""
     async with wired(make_server(), way) as wire:
         for mode in ("no-cors", "navigate", "cors"):
             crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}

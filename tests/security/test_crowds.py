@@ -1,7 +1,3 @@
-"""Crowds of bad clients, counted: each is sent away, and whoever behaves is answered meanwhile. How long that takes,
-and what a healthy client feels of it, `python -m benches.hostile` measures.
-"""
-
 import asyncio
 from contextlib import suppress
 from time import monotonic
@@ -30,7 +26,6 @@ BODY = (
 @pytest.mark.many
 @for_each(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
 async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, drop: bytes) -> None:
-    """A byte now and then doesn't prolong the time; each gets 408 or the end of the connection."""
     async with guarded(make_server(header_timeout=LIMIT, body_timeout=LIMIT)) as world:
 
         async def dribble(peer: Peer) -> bytes:

@@ -1,5 +1,3 @@
-"""What answers only on this machine until there is authentication: the pages, `/publish`, `/metrics`."""
-
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -43,7 +41,6 @@ async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path
 
 @for_each("path", HERE_ONLY)
 async def test_peer_decides_under_other_asgi_servers(server: Server, path: str) -> None:
-    """docs/reference/routes.md."""
     async with client(server, OUTSIDE) as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -63,7 +60,6 @@ FORWARDED = {
 @for_each("bind", [None, True])
 @for_each("name", FORWARDED)
 async def test_local_proxy_does_not_make_pages_public(server: Server, name: str, bind: bool | None) -> None:
-    """Regression: the proxy's loopback address was treated as a local user."""
     server.runtimes.bind = Bind(loopback=bind)
     headers = {name: FORWARDED[name]}
     async with client(server, HERE) as http:
@@ -87,7 +83,6 @@ async def test_documentation_assets_are_served_everywhere(server: Server) -> Non
 
 
 async def test_socket_publishing_is_loopback_only(server: Server) -> None:
-    """docs/reference/websocket.md."""
     async with client(server, OUTSIDE) as http:
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
     said = await dialect(server, '{"type":"publish","data":1}')
@@ -98,7 +93,6 @@ async def test_socket_publishing_is_loopback_only(server: Server) -> None:
 async def test_peer_decides_on_loopback_origins_under_other_servers(
     server: Server, peer: tuple[str, int], expected: bool
 ) -> None:
-    """Regression: bound to every address, plain uvicorn served the pages of every visitor's own machine."""
     fields = {"origin": "http://localhost:3000", "accept": "application/json, text/event-stream"}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     async with client(server, peer) as http:

@@ -1,5 +1,3 @@
-"""What a client declares is kept for as long as its connection, session or subscription: there is a bound to it."""
-
 import json
 from typing import Any
 
@@ -20,7 +18,6 @@ async def opened(wire: Any, message: Any) -> tuple[MemoryPipe, Any]:
 
 
 async def test_huge_capabilities_are_reduced() -> None:
-    """Regression: 4 MB of capabilities used 92 MiB for the life of the connection."""
     info = {"name": "n" * 1_000_000, "version": "v" * 1_000_000}
     params = {"protocolVersion": "2025-11-25", "capabilities": WIDE, "clientInfo": info}
     async with wired(make_shop(), "asgi") as wire:
@@ -33,7 +30,6 @@ async def test_huge_capabilities_are_reduced() -> None:
 
 
 async def test_subscriptions_do_not_keep_their_request() -> None:
-    """Regression: body, parameters, and capabilities were kept for the life of the stream."""
     params = {"notifications": {"toolsListChanged": True}}
     async with wired(make_shop(), "asgi") as wire:
         pipe, answer = await opened(wire, enveloped("subscriptions/listen", params, elicitation=BULK))
@@ -44,7 +40,6 @@ async def test_subscriptions_do_not_keep_their_request() -> None:
 
 
 async def test_subscription_uris_are_bounded_in_bytes() -> None:
-    """Regression: a thousand of 4 KB each held 16 MiB."""
     params = {"notifications": {"resourceSubscriptions": [f"x://{n}/{'u' * 4000}" for n in range(40)]}}
     async with wired(make_shop(), "asgi") as wire:
         pipe, answer = await opened(wire, enveloped("subscriptions/listen", params))

@@ -1,10 +1,3 @@
-"""What is stolen is worth nothing, on every route, and on every worker: one with its memory, and four that share Redis,
-in this process, where each request goes to the next of them, and in processes of their own.
-
-The owner, the thief and what was made up each ask another worker. The thief's answer is that of an id that never was,
-in status, headers and body.
-"""
-
 import asyncio
 import json
 import os
@@ -99,7 +92,6 @@ class Turns:
 
 
 async def test_sessions_and_events_are_bound_to_their_owner(workers: list[Worker]) -> None:
-    """POST, GET, DELETE and resume with an event id: MCP, basic/security_best_practices."""
     turns = Turns(workers)
     alice, bob = await turns.session(ALICE), await turns.session(BOB)
     made_up = {**alice, "mcp-session-id": "Q" * len(alice["mcp-session-id"])}
@@ -125,7 +117,6 @@ async def test_sessions_and_events_are_bound_to_their_owner(workers: list[Worker
 
 
 async def test_messages_for_foreign_streams_get_404(workers: list[Worker]) -> None:
-    """HTTP+SSE: the id in the path is no credential."""
     turns = Turns(workers)
     stream = await turns.stream(ALICE, "/sse", {})
     await until(lambda: stream.events)

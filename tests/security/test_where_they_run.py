@@ -1,8 +1,3 @@
-"""Where the attacks of this folder run: on one worker with its memory, and on four that share Redis.
-
-`four_workers` says how. What can't run there is named here, with the reason; everything else has to.
-"""
-
 import ast
 import re
 from collections.abc import Iterator
@@ -86,7 +81,6 @@ def test_single_worker_tests_have_a_reason(path: Path) -> None:
 
 
 def test_tests_that_run_elsewhere_exist() -> None:
-    """A file that is named exists, and reaches four workers."""
     for _, where in ELSEWHERE.values():
         (path,) = HERE.glob(f"{where}*.py")
         assert TO_FOUR.search(path.read_text("utf-8"))

@@ -1,5 +1,3 @@
-"""Seeds 000, 003 and 004: their message flows, against the examples that were made for them."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -91,7 +89,6 @@ async def conversation(port: int) -> AsyncIterator[Conversation]:
 
 
 async def test_hello_server_greets_over_sse(greeter: Shared) -> None:
-    """Seed 003."""
     async with conversation(greeter.port()) as client:
         opened = await client.ask(INITIALIZE)
         assert opened["id"] == 1
@@ -104,7 +101,6 @@ async def test_hello_server_greets_over_sse(greeter: Shared) -> None:
 
 
 async def test_time_server_works_over_sse(hub: int) -> None:
-    """Seed 000."""
     async with conversation(hub) as client:
         await client.ask(INITIALIZE)
         listed = await client.ask({"jsonrpc": "2.0", "method": "tools/list", "id": 2})
@@ -116,7 +112,6 @@ async def test_time_server_works_over_sse(hub: int) -> None:
 
 
 async def test_each_stream_has_its_own_session(hub: int) -> None:
-    """Seed 000."""
     async with conversation(hub) as one, conversation(hub) as two:
         assert one.path != two.path
         await asyncio.gather(one.ask(INITIALIZE), two.ask(INITIALIZE))
@@ -131,7 +126,6 @@ async def test_each_stream_has_its_own_session(hub: int) -> None:
 async def test_two_servers_are_mounted_in_one_application(
     two_servers: Shared, path: str, tool: str, arguments: dict[str, Any], answer: str
 ) -> None:
-    """Seed 004."""
     base = f"http://localhost:{two_servers.port()}"
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
     async with aiohttp.ClientSession() as session, session.post(base + path, json=call) as reply:

@@ -1,5 +1,3 @@
-"""Seed 001: every command and program in it works as it stands, against the started example."""
-
 import json
 from typing import Any
 
@@ -30,13 +28,11 @@ async def test_health_answers_json(hub: int, name: str) -> None:
 
 
 async def test_docker_health_check_passes(hub: int) -> None:
-    """Example 9: the command of the HEALTHCHECK line ends with 0."""
     await shell(seed.COMMANDS["docker_health_check"], hub)
 
 
 @pytest.mark.parametrize("name", ["list_bare", "list", "list_again"])
 async def test_tools_are_listed(hub: int, name: str) -> None:
-    """Examples 1 and 2: bodies with and without an envelope, and the members that the seed shows."""
     reply = await shell_json(seed.COMMANDS[name], hub)
     assert reply["jsonrpc"] == "2.0"
     assert reply.get("id") == (None if name == "list_bare" else 1)
@@ -63,13 +59,11 @@ async def test_server_describes_itself(hub: int) -> None:
 
 
 async def test_documentation_opens(hub: int) -> None:
-    """Quick Start: `open …/docs`; a machine without `open` fetches it."""
     page = await shell(seed.COMMANDS["docs"].replace("open ", "curl -sS -f "), hub)
     assert page.lower().startswith("<!doctype html>")
 
 
 async def test_curl_receives_messages_as_data_lines(hub: int) -> None:
-    """Examples 3 and 4: `curl -N …/events` prints every broadcast, emojis included."""
     async with shell_program(seed.COMMANDS["listen"], hub) as stream:
         for name in ("broadcast", "chat_one", "chat_two", "broadcast_again"):
             assert (await heard(stream, hub, name)).startswith("data:")
@@ -83,7 +77,6 @@ async def test_event_source_receives_broadcasts(hub: int) -> None:
 
 
 async def test_dashboard_script_shows_status_and_log(hub: int) -> None:
-    """Example 5: fetch, then `data.result.content[0].text`; then one line for each event."""
     async with browser_script(seed.DASHBOARD_JS, hub) as page:
         status = await page.until(lambda line: line.startswith("#server-status: "))
         assert "Server: " in status
@@ -105,7 +98,6 @@ async def test_websocket_script_calls_a_tool(hub: int) -> None:
 
 
 async def test_python_client_lists_and_calls(hub: int) -> None:
-    """Example 7: the class and its usage, unchanged."""
     report = '\nprint(json.dumps({"tools": tools, "result": result}))\n'
     async with python_program(seed.CLIENT_PY + report, hub) as program:
         found: dict[str, Any] = json.loads(await program.until(lambda line: True))

@@ -1,5 +1,3 @@
-"""Seed 002: its commands as they stand, and the calls of its Python client, against the started example."""
-
 import re
 from typing import Any
 
@@ -21,7 +19,6 @@ async def test_initialize_needs_no_parameters(hub: int, command: str) -> None:
 
 
 async def test_tools_are_listed_without_a_handshake(hub: int) -> None:
-    """Usage 1: both tools with their optional `stream`."""
     reply = await shell_json(seed.LIST, hub)
     tools = {tool["name"]: tool["inputSchema"] for tool in reply["result"]["tools"]}
     for name in ("add_numbers", "multiply_numbers"):
@@ -30,7 +27,6 @@ async def test_tools_are_listed_without_a_handshake(hub: int) -> None:
 
 
 async def test_tools_are_called_without_a_handshake(hub: int) -> None:
-    """Usage 1: ten and five."""
     reply = await shell_json(seed.CALL, hub)
     assert reply["id"] == "3"
     assert "15" in reply["result"]["content"][0]["text"]
@@ -62,7 +58,6 @@ def test_named_pages_exist(hub: int, path: str) -> None:
 
 
 def test_python_client_requests_are_answered(hub: int) -> None:
-    """Usage 3: initialize, list, call, and call with streaming, over one `requests` session."""
     answers: list[Any] = []
     with requests.Session() as session:
         for number, (method, params) in enumerate(seed.CLIENT_CALLS, 1):

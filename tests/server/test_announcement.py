@@ -1,5 +1,3 @@
-"""What a server says about itself is made once, and again when there is more to say."""
-
 import json
 
 from cases import for_each
@@ -17,7 +15,6 @@ def announcement(server: Server) -> ServerDescription:
 
 @for_each("revision", HANDSHAKE.values(), ids=HANDSHAKE)
 def test_initialize_response_is_built_once_per_revision(revision: Revision) -> None:
-    """Seed 001."""
     said = announcement(Server("shop", version="2"))
     first = said.initialize(revision)
     assert said.initialize(revision) is first

@@ -1,5 +1,3 @@
-"""Texts for refused arguments, apart from the plan of a function (see test_decoding.py for whole ones)."""
-
 import datetime as dt
 import uuid
 from typing import Any

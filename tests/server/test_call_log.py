@@ -1,5 +1,3 @@
-"""The log of a call: ids that name a place in it, and how long it is kept."""
-
 from cases import for_each
 from hub_parts import Clock
 from millstream._config import Settings
@@ -11,7 +9,6 @@ from millstream._transports.open_streams import OpenStreams
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])
 def test_offsets_round_trip_through_event_ids(offset: int) -> None:
-    """Regression: stores allow 19 digits, but such ids were treated as unknown."""
     place = Position("epoch", offset)
     assert parse_event_id(event_id("abc", place)) == ("abc", place)
 
@@ -29,7 +26,6 @@ class Silent:
 
 
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
-    """Regression: only messages renewed the log, so resuming a long silent call got 400."""
     clock, settings = Clock(), Settings()
     store = MemoryStore(clock=clock)
     streams = OpenStreams(max_streams=9, max_per_owner=9)

@@ -1,5 +1,3 @@
-"""Paths, choices of mixed kinds, and names for types."""
-
 import enum
 import sys
 from collections import deque
@@ -112,7 +110,6 @@ def test_values_are_converted_to_the_annotated_type(annotation: Any, raw: str, v
     ],
 )
 def test_errors_show_the_invalid_value_and_the_valid_choices(annotation: Any, raw: str, text: str) -> None:
-    """The text is for a model that tries again; long values are cut."""
     with pytest.raises(ArgumentError) as refused:
         read(annotation, raw)
     assert text in str(refused.value)
@@ -169,7 +166,6 @@ def test_valid_defaults_are_accepted(annotation: Any, default: Any) -> None:
     ],
 )  # fmt: skip
 def test_defaults_that_clients_cannot_send_are_refused(annotation: Any, default: Any) -> None:
-    """Regression: the published default violated the published schema."""
     with pytest.raises(TypeError, match=r"parameter 'x': its default .* doesn't fit its type: "):
         tool_with_default(annotation, default) if default is not ... else tool_with(annotation)
 

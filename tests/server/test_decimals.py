@@ -1,5 +1,3 @@
-"""Decimal numbers: what their schema has is what is read and written, and nothing that only Python calls a number."""
-
 import json
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -95,7 +93,6 @@ def test_prompts_and_forms_accept_the_same_decimals_as_tools() -> None:
 
 
 def test_results_with_nan_decimals_fail() -> None:
-    """Regression: it was sent against the output schema, and strict clients refused it."""
     for annotation, make in ((list[Decimal], lambda number: [Decimal(1), number]), (Item, Item)):
         output: Any = plan(tool_with(annotation)).output
         for number in ("NaN", "sNaN", "-NaN12", "Infinity", "-Infinity"):

@@ -1,5 +1,3 @@
-"""Arguments: what the schema promises is what the decoder accepts, and what a model is told when it does not."""
-
 import json
 from typing import Annotated, Any, Literal
 

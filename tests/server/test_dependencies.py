@@ -1,5 +1,3 @@
-"""`Depends`: what fills in parameters, how often, and what happens to it when the call is over."""
-
 import asyncio
 import contextlib
 import threading
@@ -40,7 +38,6 @@ def shop() -> Shop:
 
 
 async def test_dependencies_are_hidden_and_resolved_once_per_call(shop: Shop) -> None:
-    """docs/how-to/dependencies.md."""
     mcp = Server("shop")
 
     async def shelf(opened: Annotated[str, Depends(shop.opened)]) -> str:
@@ -149,7 +146,6 @@ class Session:
 
 
 async def test_functions_classes_and_context_managers_work_as_dependencies() -> None:
-    """docs/how-to/dependencies.md."""
     mcp, sessions = Server("shop"), list[Session]()
 
     @contextlib.contextmanager
@@ -202,7 +198,6 @@ async def test_functions_classes_and_context_managers_work_as_dependencies() -> 
 
 
 async def test_dependencies_work_outside_of_tools(shop: Shop) -> None:
-    """docs/how-to/dependencies.md."""
     mcp = Server("shop")
     Opened = Annotated[str, Depends(shop.opened)]  # noqa: N806  a type
 
@@ -253,7 +248,6 @@ class Copies:
 
 @pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25"])
 async def test_each_round_of_a_call_opens_its_dependencies(shop: Shop, revision: str) -> None:
-    """docs/how-to/dependencies.md."""
     mcp = Server("shop")
 
     @mcp.tool
@@ -268,7 +262,6 @@ async def test_each_round_of_a_call_opens_its_dependencies(shop: Shop, revision:
 
 
 async def test_dependency_overrides_apply_to_mounted_servers(shop: Shop) -> None:
-    """docs/how-to/dependencies.md."""
     inner, outer = Server("inner"), Server("outer")
 
     @inner.tool

@@ -1,5 +1,3 @@
-"""Docstrings: the text that clients see, and the description of each parameter."""
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Forms: what is asked, what older revisions are asked instead, and what an answer becomes."""
-
 import datetime as dt
 import enum
 from dataclasses import dataclass, field
@@ -43,7 +41,6 @@ class Copies:
     ],
 )
 def test_pydantic_constraints_apply_to_forms_and_answers(answer: Any, content: dict[str, Any], bounds: Schema) -> None:
-    """Regression: only models were checked; other validators and bounds were ignored."""
     assert list(requested_schema(answer)["properties"].values()) == [bounds]
     with pytest.raises(ProtocolError, match="The answer doesn't match the form"):
         parse_answer(content, answer)
@@ -315,7 +312,6 @@ def test_invalid_answers_name_every_field(content: dict[str, Any], text: str) ->
 
 
 def test_forms_are_built_once_per_type() -> None:
-    """A question rebuilds no schema."""
     assert requested_schema(Order) is requested_schema(Order)
     assert requested_schema(Annotated[str, Field(max_length=3)]) is requested_schema(
         Annotated[str, Field(max_length=3)]

@@ -1,5 +1,3 @@
-"""Arguments that make a validator or a class raise something unusual: the call gets an answer all the same."""
-
 import asyncio
 from typing import Any
 
@@ -34,7 +32,6 @@ def count(words: set[Any]) -> int:
 @for_each("way", ["asgi", "lane"])
 @for_each("era", ["handshake", "per request"])
 async def test_validators_that_raise_any_error_produce_a_protocol_response(way: str, era: str) -> None:
-    """Regression: over HTTP, the client got status 500 and a line of text."""
     mcp = Server("shop", settings=Settings(key="k" * 40, sessions=False))
     mcp.tool(greet)
     params = {"name": "greet", "arguments": {"who": {"name": 5}}}
@@ -49,7 +46,6 @@ async def test_validators_that_raise_any_error_produce_a_protocol_response(way: 
 
 @for_each("raw", [b'{"words":[[1]]}', b'{"words":[1,{"a":1}]}'])
 def test_unhashable_set_members_are_explained(raw: bytes) -> None:
-    """Regression: it was an internal error."""
     made = plan(count)
     with pytest.raises(
         ArgumentError, match=r"'words\[\d\]' is an array or object, but the items of this array must be unique"

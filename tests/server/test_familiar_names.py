@@ -1,5 +1,3 @@
-"""Names that people know from other packages work where they mean the same, and else the error says ours."""
-
 import subprocess
 import sys
 from pathlib import Path

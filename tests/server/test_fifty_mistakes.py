@@ -1,8 +1,3 @@
-"""A hundred mistakes that authors of servers make: each gives a sentence, with the place, and none shows our frames.
-
-The mistakes are data: `fifty_mistakes.toml`. What a sentence has to say is our choice.
-"""
-
 import logging
 import os
 import socket

@@ -1,5 +1,3 @@
-"""`mcp.files`: a folder as resources. What isn't in the folder can't be read, whatever a client asks for."""
-
 import os
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,6 @@ def place(tmp_path: Path) -> Path:
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
-    """A list, a template for the files, and completion of the path."""
     mcp = Server("docs")
     mcp.files("docs://", place)
 
@@ -88,7 +85,6 @@ async def test_oversized_files_and_missing_folders_are_refused(place: Path, monk
 
 
 def test_slow_listings_are_cached_longer(tmp_path: Path) -> None:
-    """Regression: every request for the list walked through all files."""
     now = [100.0]
     for number in range(3_000):
         (tmp_path / f"{number:04}").touch()
@@ -108,7 +104,6 @@ def test_small_folders_are_not_cached(tmp_path: Path) -> None:
 
 
 def test_completion_reads_only_matching_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: each typed letter scanned all files."""
     for name in ("a/one", "a/b/two", "a/c/three", "d/four"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

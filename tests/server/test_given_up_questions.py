@@ -1,5 +1,3 @@
-"""Questions that nobody waits for any more, and the clients that are told so."""
-
 import asyncio
 import gc
 import json
@@ -16,7 +14,6 @@ from millstream._server.questions.pending_questions import PendingQuestions
 
 
 async def test_call_cancelled_twice_withdraws_its_question() -> None:
-    """Regression: the second cancellation stopped the notification, so the dialog stayed open."""
     workers: Any = SimpleNamespace(me="0123456789ab")
     questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
     sent: list[bytes] = []
@@ -83,7 +80,6 @@ async def turns() -> None:
 
 
 async def test_answer_that_arrives_with_the_deadline_counts() -> None:
-    """Regression: after a stall of the loop, an answer that arrived in time was ignored."""
     one, taken = Asked(timeout=0), list[bool]()
     one.when_sent = lambda: asyncio.get_running_loop().call_soon(lambda: taken.append(one.answer()))
     assert json.loads(await one.task) == {"action": "accept"}
@@ -94,7 +90,6 @@ async def test_answer_that_arrives_with_the_deadline_counts() -> None:
 @for_each("telling", [True, False], ids=["while it is told", "before it is told"])
 @for_each("way", ["cancelled", "late"])
 async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way: str) -> None:
-    """Regression: the client was notified twice."""
     one = Asked(timeout=0 if way == "late" else 60)
     await asyncio.sleep(0)
     one.goes.clear()
@@ -112,7 +107,6 @@ async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way:
 
 
 async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None:
-    """Regression: the question stayed open although its call had ended."""
     one = Asked()
     one.goes.clear()
     await turns()
@@ -125,7 +119,6 @@ async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None
 
 @for_each("way", ["end", "withdraw", "fail"])
 async def test_failed_unsent_question_leaves_no_log_line(way: str) -> None:
-    """Regression: the log had a future whose exception was never retrieved."""
     logged: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
     one = Asked()

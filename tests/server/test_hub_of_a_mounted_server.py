@@ -1,5 +1,3 @@
-"""``mcp.hub`` in a program around the server: it works from the program's first line to its last."""
-
 import asyncio
 import logging
 import sys
@@ -35,7 +33,6 @@ async def said(server: Server, channel: str) -> list[bytes]:
 
 
 async def test_host_application_can_publish_before_the_first_request() -> None:
-    """Regression: publishing raised "This server has no running hub"."""
     server, app = shop(), FastAPI()
 
     @app.post("/sell")
@@ -50,7 +47,6 @@ async def test_host_application_can_publish_before_the_first_request() -> None:
 
 
 async def test_mounted_server_joins_the_lifespan_of_its_host() -> None:
-    """docs/how-to/mount-in-fastapi.md."""
     steps: list[str] = []
 
     @asynccontextmanager
@@ -82,7 +78,6 @@ async def test_mounted_server_joins_the_lifespan_of_its_host() -> None:
 
 @pytest.mark.parametrize("kind", ["hub", "lifespan", "plain"])
 async def test_idle_servers_keep_their_lifespan_and_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: both were closed after a minute without requests. A server without lifespan and hub still closes."""
     monkeypatch.setattr(runtimes_of_a_loop, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     ended = asyncio.Event()
@@ -103,7 +98,6 @@ async def test_idle_servers_keep_their_lifespan_and_hub(kind: str, monkeypatch: 
 
 
 async def test_server_without_hub_says_how_to_enable_it() -> None:
-    """Regression: the advice repeated what was already configured."""
     with pytest.raises(LocalError, match=r"""'shop' serves no hub. Write Server\('shop', serve="hub"\)"""):
         _ = Server("shop", serve="rest").hub
     server = shop()
@@ -115,7 +109,6 @@ async def test_server_without_hub_says_how_to_enable_it() -> None:
 
 
 async def test_hub_figures_are_readable_from_host_threads() -> None:
-    """Routes that are plain functions run in threads."""
     server, seen = shop(), []
     await server.hub.publish("news", "x")
     thread = threading.Thread(target=lambda: seen.append(server.hub.stats().published))
@@ -128,7 +121,6 @@ async def test_hub_figures_are_readable_from_host_threads() -> None:
 async def test_errors_are_shown_without_logging_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Regression: the dashboard's handler silenced Python's handler of last resort, and with it every traceback."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
@@ -153,7 +145,6 @@ async def test_errors_are_shown_without_logging_configuration(
 async def test_errors_are_shown_once_for_several_servers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Regression: with two servers in a program, every traceback was printed twice."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
     async with Server("shop", serve="all").running(), Server("store", serve="all").running():

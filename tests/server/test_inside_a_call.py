@@ -1,5 +1,3 @@
-"""What a function can ask of the request it serves, and of the server's own resources."""
-
 from typing import Any
 
 import pytest

@@ -1,5 +1,3 @@
-"""Items and methods that come from outside: the registry knows no Python function and no fixed set of methods."""
-
 import json
 from typing import Any
 
@@ -137,7 +135,6 @@ async def test_explicit_results_are_wrapped_like_their_schema() -> None:
 
 
 async def test_resource_contents_carry_the_meta_of_the_resource() -> None:
-    """Regression: hosts of MCP Apps read `contents[]._meta.ui`, which was only in the list."""
     server = Server("shop", settings=Settings())
     server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
     async with wired(server, "asgi") as wire:

@@ -1,5 +1,3 @@
-"""Where the key comes from, with real files and real processes."""
-
 import os
 import stat
 import subprocess
@@ -45,7 +43,6 @@ def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) 
 
 
 def test_key_file_is_created_once_with_owner_only_permissions(tmp_path: Path) -> None:
-    """Mode 0600, shared by all workers of the machine, the same after a restart."""
     state = tmp_path / "a" / "state"
     first = load_secrets("", state_dir=state)
     assert first.source == "file"
@@ -180,7 +177,6 @@ def test_processes_started_together_share_the_key(tmp_path: Path) -> None:
 def test_the_state_directory_follows_the_platform(
     platform: str, environ: dict[str, str], directory: str | None
 ) -> None:
-    """The XDG base directory specification, and the habits of macOS and Windows."""
     assert state_directory(environ, platform) == (None if directory is None else Path(directory))
 
 

@@ -1,5 +1,3 @@
-"""Lenient arguments: what hosts and models write instead of what a schema says."""
-
 from dataclasses import dataclass
 from typing import Any
 

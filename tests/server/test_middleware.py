@@ -1,5 +1,3 @@
-"""Middleware: hooks around calls, reads, prompts, lists and messages, on every way in."""
-
 import json
 import time
 from typing import Any
@@ -75,7 +73,6 @@ def shop(*middleware: object, name: str = "shop") -> Server:
 
 @for_each("revision", [each.date for each in ALL])
 async def test_each_kind_of_request_runs_its_hook_on_every_revision(revision: str) -> None:
-    """docs/how-to/middleware.md."""
     notes: list[str] = []
     async with connect(shop(Notes(notes)), revision=revision) as client:
         notes.clear()
@@ -96,7 +93,6 @@ async def test_each_kind_of_request_runs_its_hook_on_every_revision(revision: st
 
 
 async def test_hooks_can_change_arguments_and_results() -> None:
-    """docs/how-to/middleware.md."""
 
     class Changing:
         async def on_call(self, request: Request, next: Next) -> Any:
@@ -130,7 +126,6 @@ async def test_hooks_can_change_arguments_and_results() -> None:
 
 
 async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
-    """docs/how-to/middleware.md."""
     heard: list[str] = []
 
     class Refusing:
@@ -157,7 +152,6 @@ async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
 
 
 async def test_message_hooks_change_params_before_parsing() -> None:
-    """docs/how-to/middleware.md."""
 
     class Mending:
         async def on_message(self, request: MessageRequest, next: Next) -> Any:
@@ -170,7 +164,6 @@ async def test_message_hooks_change_params_before_parsing() -> None:
 
 
 async def test_middleware_and_function_share_call_state() -> None:
-    """docs/how-to/middleware.md."""
 
     class Clock:
         async def on_message(self, request: MessageRequest, next: Next) -> Any:
@@ -188,7 +181,6 @@ async def test_middleware_and_function_share_call_state() -> None:
 
 
 async def test_middleware_of_a_mounted_server_runs_inside_the_outer_middleware() -> None:
-    """docs/how-to/middleware.md."""
     notes: list[str] = []
     outer, middle, inner = (Server("outer", middleware=[Notes(notes, "outer: ")]), Server("middle"),
                             shop(Notes(notes, "inner: ")))  # fmt: skip

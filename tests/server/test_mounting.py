@@ -1,5 +1,3 @@
-"""A server as part of another: what can be mounted, and what says why it cannot."""
-
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +19,6 @@ def buy() -> str:
 
 
 def test_servers_cannot_be_mounted_on_themselves_or_their_children() -> None:
-    """Regression: RecursionError."""
     outer, middle, inner = server("outer"), server("middle"), server("inner")
     outer.mount(middle, prefix="m")
     middle.mount(inner, prefix="i")
@@ -73,7 +70,6 @@ class Places:
 
 
 async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
-    """Regression: such a server was refused. Servers without a lifespan see that of their parent."""
     places = Places()
     outer, middle, inner = places.place("outer"), places.place("middle"), places.place("inner")
     plain, last = places.place("plain", lifespan=False), places.place("last")
@@ -151,7 +147,6 @@ def test_names_taken_on_the_outer_server_are_refused_on_both() -> None:
 
 
 async def test_completers_registered_before_their_prompt_are_mounted() -> None:
-    """Regression: the prompt's name was prefixed as if it were a template's URI."""
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
 

@@ -1,5 +1,3 @@
-"""Parameters: what clients are told about them, and which are refused when the function is registered."""
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 

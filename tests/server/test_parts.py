@@ -1,5 +1,3 @@
-"""Parts of a program's own: what they register works, in the order that they need, until the server stops."""
-
 from collections.abc import Collection
 from typing import Any
 
@@ -166,6 +164,5 @@ def test_invalid_parts_are_refused_at_once() -> None:
 
 
 def test_servers_with_parts_cannot_be_mounted() -> None:
-    """They would silently not run."""
     with pytest.raises(ValueError, match="has parts of its own"):
         Server("outer").mount(Server("inner", parts=[Toy()]))

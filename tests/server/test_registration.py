@@ -1,5 +1,3 @@
-"""What a server refuses to register, at once and with the reason."""
-
 import gc
 import logging
 import re
@@ -36,7 +34,6 @@ REGISTER: dict[str, Callable[[Server, dict[str, Any]], Any]] = {
     [("tool", "timout"), ("tool", "read_only"), ("resource", "mimetype"), ("prompt", "titel"), ("prompt", "timeout")],
 )
 def test_misspelled_decorator_options_raise_type_error(mcp: Server, kind: str, option: str) -> None:
-    """Regression: ``@mcp.tool(timout=3)`` registered a tool without a timeout."""
     with pytest.raises(TypeError, match=f"nothing: there is no option '{option}'"):
         REGISTER[kind](mcp, {option: 3})
     assert not mcp.registry.tools
@@ -45,7 +42,6 @@ def test_misspelled_decorator_options_raise_type_error(mcp: Server, kind: str, o
 
 @for_each("kind", REGISTER)
 def test_names_can_be_registered_again_only_after_removal(mcp: Server, kind: str) -> None:
-    """Regression: the second item silently replaced the first."""
     REGISTER[kind](mcp, {})
     with pytest.raises(ValueError, match=f"The {kind} '.*' already"):
         REGISTER[kind](mcp, {})
@@ -82,9 +78,6 @@ def test_templates_may_begin_with_a_variable(mcp: Server) -> None:
 
 @pytest.mark.parametrize("reference", ["revue", "book://{isbn}"])
 async def test_completers_without_a_target_stop_the_start(mcp: Server, reference: str) -> None:
-    """Regression: a misspelled reference was silently ignored. It's checked at the start, because prompts may be
-    registered later.
-    """
 
     @mcp.complete(reference, argument="isbn")
     def complete(value: str, arguments: dict[str, str]) -> list[str]:
@@ -115,9 +108,6 @@ def serve_completed(mcp: Server) -> None:
 
 @pytest.mark.parametrize("kind", COMPLETED)
 async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(mcp: Server, kind: str) -> None:
-    """Regression: the completer was never called. It's checked at registration if the arguments are known, else at the
-    start.
-    """
     known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
     text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument. Use one of {known}")
     serve_completed(mcp)
@@ -214,7 +204,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_invalid_option_values_are_refused_with_the_valid_ones(
     mcp: Server, kind: str, options: dict[str, Any], text: str
 ) -> None:
-    """Regression: ``timeout="soon"`` was accepted and turned every call into an error of the server."""
     with pytest.raises(TypeError, match=re.escape(text)):
         REGISTER[kind](mcp, options)
     assert not mcp.registry.tools
@@ -242,7 +231,6 @@ def test_portable_tool_names_do_not_warn(mcp: Server, name: str) -> None:
 
 
 def test_a_lambda_needs_a_name(mcp: Server) -> None:
-    """Regression: clients saw a tool named ``<lambda>``."""
     with pytest.raises(TypeError, match=r"the lambda in .*test_registration\.py, line \d+ has no name that clients"):
         mcp.tool(lambda: "x")
     mcp.tool(name="named")(lambda: "x")
@@ -254,7 +242,6 @@ class Shop:
 
 
 def test_unbound_methods_are_refused(mcp: Server) -> None:
-    """Regression: ``self`` silently became a required argument."""
     with pytest.raises(TypeError, match=r"buy: clients would have to send 'self' as an argument.*mcp.tool\(shop.buy\)"):
         mcp.tool(Shop.buy)
     mcp.tool(Shop().buy)
@@ -263,7 +250,6 @@ def test_unbound_methods_are_refused(mcp: Server) -> None:
 
 @for_each("kind", REGISTER)
 def test_context_parameters_need_an_annotation(mcp: Server, kind: str) -> None:
-    """Regression: ``ctx`` silently became a required argument."""
 
     def whisper(ctx):  # type: ignore[no-untyped-def]  # the subject
         return ctx
@@ -288,7 +274,6 @@ def test_registration_errors_point_to_the_decorator(mcp: Server) -> None:
 
 @pytest.mark.many
 def test_registration_cost_does_not_grow_with_the_number_of_tools() -> None:
-    """Regression: each registration scanned all tools, so 10,000 tools took twice as long."""
     mcp = Server("crowd")
     counts: list[int] = []
 
@@ -346,7 +331,6 @@ def test_known_required_capabilities_do_not_warn(mcp: Server, requires: Any) -> 
 
 @for_each("keyword", ["additionalProperties", "unevaluatedProperties"])
 def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keyword: str) -> None:
-    """Regression: every call that matched the schema failed."""
 
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"

@@ -1,5 +1,3 @@
-"""Results from what functions return: the members on the wire, and promises that are kept."""
-
 import json
 import sys
 from dataclasses import dataclass
@@ -126,7 +124,6 @@ def test_other_values_are_structured_and_repeated_as_text(value: Any, expected: 
 
 @given(json_values)
 def test_dict_results_round_trip(value: Any) -> None:
-    """Splicing is not string building: quotes, controls and any text come back the same."""
     result = members(encode_result({"value": value}))
     assert result["structuredContent"] == {"value": value} == json.loads(result["content"][0]["text"])
 
@@ -171,14 +168,12 @@ def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, v
 
 
 def test_model_instances_are_not_validated_again() -> None:
-    """`__post_init__` is the user's code: a result must not run it again."""
     value = Counted(1)
     encode_result(value, output_of(Counted))
     assert Counted.made == 1
 
 
 def test_results_must_match_hand_written_output_schemas() -> None:
-    """Regression: only the type of the root was compared."""
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
     with pytest.raises(LocalError, match="schema: 'a' must be an integer, got the string"):
@@ -206,7 +201,6 @@ def test_unsupported_hand_written_output_schemas_are_refused(schema: dict[str, A
 
 
 def test_tool_result_sets_every_member() -> None:
-    """`ToolResult` is the explicit form; its meta is merged by the handler."""
     assert members(encode_result(ToolResult("done", {"n": 1}, meta={"k": 1}))) == {
         "content": [text("done")],
         "structuredContent": {"n": 1},
@@ -282,13 +276,11 @@ def test_resources_return_several_contents_as_embedded_resources() -> None:
 
 @for_each("value", ["x", b"x", {"a": 1}])
 def test_contents_carry_the_meta_of_their_resource(value: Any) -> None:
-    """Regression: hosts of MCP Apps read `contents[]._meta.ui`, which was only in the list."""
     ui = {"ui": {"csp": {}}}
     assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
 
 
 def test_embedded_resources_merge_their_meta_with_the_resource() -> None:
-    """Regression: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
     own = EmbeddedResource("a:1", text="x", meta={"b": 2})
     content = members(encode_contents(own, "a:b", None, {"a": 1, "b": 1}))["contents"][0]
     assert content == {"uri": "a:1", "text": "x", "_meta": {"a": 1, "b": 2}}
@@ -302,7 +294,6 @@ def test_resources_that_return_none_fail() -> None:
 
 @for_each("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
 def test_untyped_lists_have_no_output_schema(annotation: Any) -> None:
-    """Regression: an `Image` in the result of ``-> list`` was base64 inside a text block."""
     output = output_of(annotation)
     assert output is None
     blocks = members(encode_result(["see", Image(PNG, "image/png")], output))["content"]
@@ -322,7 +313,6 @@ def test_typed_lists_have_an_output_schema() -> None:
     [Model.model_construct(count="many"), Model.model_construct(), Model(count=1).model_copy(update={"count": "many"})],
 )
 def test_unvalidated_models_must_match_the_output_schema(value: Model) -> None:
-    """Regression: models from `model_construct`, and changed fields, were sent without validation."""
     with pytest.raises(LocalError, match="count"):
         encode_result(value, output_of(Model))
 
@@ -345,14 +335,12 @@ async def fetch() -> str:
 
 
 def test_unawaited_coroutine_results_are_explained() -> None:
-    """Regression: the error only said that a coroutine can't be converted to JSON."""
     for value in (fetch(), {"page": fetch()}):
         with pytest.raises(TypeError, match=r"returned 'fetch' without awaiting it\. Write `await` before the call"):
             encode_result(value)
 
 
 def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: the error suggested a builtin in place of `map`."""
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
     with pytest.raises(TypeError, match="can't be converted to JSON: convert it to a list"):
         encode_result(map(int, ["1"]))
@@ -360,7 +348,6 @@ def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
 
 @for_each("value", [float("nan"), float("inf")])
 def test_nan_results_are_named_in_the_error(value: float) -> None:
-    """Regression: NaN was reported as `null`."""
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
         with pytest.raises(LocalError, match="NaN and infinities can't be represented in JSON"):
             encode_result(result, output_of(annotation))

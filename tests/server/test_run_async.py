@@ -1,5 +1,3 @@
-"""`run_async`: a server in the program's own event loop."""
-
 import asyncio
 import signal
 import sys

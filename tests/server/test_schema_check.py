@@ -1,5 +1,3 @@
-"""Schemas written by hand: what fits, what a model reads, and that no value can make the check expensive."""
-
 import sys
 from typing import Any
 
@@ -78,7 +76,6 @@ REASONS: list[tuple[dict[str, Any], str]] = [
 
 @for_each(("change", "text"), REASONS)
 def test_schema_errors_name_path_expectation_and_value(change: dict[str, Any], text: str) -> None:
-    """Regression: a schema written by hand was listed, and its arguments were not checked against it."""
     assert reasons(SHOP, GOOD | change) == text
 
 
@@ -104,7 +101,6 @@ def test_schema_errors_list_a_few_reasons() -> None:
     ],
 )
 def test_unsupported_schemas_are_refused(schema: Schema, text: str) -> None:
-    """Found at registration; and no reference leaves the document."""
     with pytest.raises(ValueError, match=text):
         SchemaCheck(schema, whole="the arguments")
 
@@ -144,7 +140,6 @@ def test_ambiguous_schemas_still_validate_and_explain() -> None:
 
 
 def test_backtracking_patterns_give_up() -> None:
-    """Backtracking is exponential in the length of the text; here it has a bound."""
     schema: Schema = {"type": "object", "properties": {"a": {"pattern": r"^(\w+\s?)*(?!x)$"}}}
     assert reasons(schema, {"a": "a" * 5000 + "!"}).startswith("'a' must be a string matching regex")
     assert SchemaCheck(schema, whole="").fits({"a": "one two"})

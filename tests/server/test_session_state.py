@@ -1,5 +1,3 @@
-"""What functions keep for a session: `ctx.session_state`."""
-
 import asyncio
 from typing import Any
 
@@ -76,7 +74,6 @@ async def test_concurrent_state_changes_are_all_kept() -> None:
 
 
 async def test_session_state_works_from_threads() -> None:
-    """The methods of `SyncContext.session_state` block."""
     async with Client(make_server(), revision=OLD) as client:
         assert (await client.call("in_thread")).data == {"result": [[1], "gone", 7]}
 
@@ -97,7 +94,6 @@ async def test_session_state_is_bounded() -> None:
 
 
 async def test_ended_sessions_lose_their_state() -> None:
-    """DELETE writes a tombstone in the place of everything that the session has accumulated."""
     server = make_server()
     async with wired(server, "asgi") as wire:
         headers = await wire.initialize()

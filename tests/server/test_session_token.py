@@ -1,5 +1,3 @@
-"""The sealed session id: it always fits, opens on any worker with the key, and says nothing to anybody else."""
-
 from typing import Any
 
 import msgspec
@@ -89,7 +87,6 @@ JSON = st.recursive(
 
 @given(TOKENS, st.binary(min_size=12, max_size=12))
 def test_session_ids_have_at_most_400_visible_ascii_characters(token: SessionToken, nonce: bytes) -> None:
-    """Visible ASCII is the specification's rule for session ids."""
     text = encode(token, RING, nonce)
     assert len(text) <= MAX_SESSION_ID
     assert all("!" <= char <= "~" for char in text)
@@ -111,7 +108,6 @@ def test_longest_session_id_is_below_the_limit() -> None:
 
 
 def test_session_ids_decode_on_any_worker_with_the_key() -> None:
-    """A handshake session is its id."""
     assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
 
 
@@ -145,7 +141,6 @@ def test_invalid_session_ids_are_rejected(text: str) -> None:
 
 
 def test_ids_of_other_keys_and_kinds_are_rejected() -> None:
-    """State of a multi-round request cannot be played as a session id."""
     plain = msgspec.msgpack.encode(TOKEN)
     assert decode(RING.seal(KIND, plain, NONCE), RING, NOW) == TOKEN
     assert decode(RING.seal(b"state", plain, NONCE), RING, NOW) is None
@@ -170,7 +165,6 @@ def test_oversized_session_fields_raise(change: dict[str, Any]) -> None:
 
 
 def test_session_ids_identify_principals_by_16_bytes() -> None:
-    """Attack: the session of one principal used by another."""
     alice, bob = hash_principal(Principal("alice")), hash_principal(Principal("bob"))
     assert len(alice) == len(bob) == 16
     assert alice != bob
@@ -214,7 +208,6 @@ def test_capabilities_must_be_objects() -> None:
 
 
 def test_the_meaning_of_each_bit_is_fixed() -> None:
-    """Session ids outlive a deploy: bits are appended, never moved."""
     assert [capabilities_of(1 << bit) for bit in range(21)] == [
         {"sampling": {}},
         {"sampling": {"tools": {}}},

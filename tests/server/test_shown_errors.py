@@ -1,5 +1,3 @@
-"""What people see of an error in their own code: the caller while developing, and the log always."""
-
 import logging
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Plans of functions: what they promise, how they are called, and schemas written by hand."""
-
 import datetime as dt
 import functools
 from collections.abc import AsyncIterator, Iterator
@@ -55,13 +53,11 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
     ],
 )  # fmt: skip
 def test_text_and_content_annotations_have_no_output_schema(annotation: Any) -> None:
-    """Text is content, not structure."""
     assert returning(annotation).output_schema is None
 
 
 @for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
 def test_undescribable_return_annotations_warn(annotation: Any) -> None:
-    """Regression: the tool had no output schema, without a warning."""
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:
         assert returning(annotation).output_schema is None
     assert caught[0].filename == __file__
@@ -96,7 +92,6 @@ def test_text_blocks_stay_content_with_any_annotation() -> None:
 
 
 def test_context_may_be_any_parameter() -> None:
-    """Found by annotation, never by name."""
 
     def only(ctx: Context) -> Any:
         return (ctx,)
@@ -143,7 +138,6 @@ def test_context_imported_under_type_checking_is_found() -> None:
 
 
 def test_model_values_reach_the_function_as_objects() -> None:
-    """Dataclasses, TypedDict, Structs and pydantic models, nested too."""
 
     def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
         return a, p, m, q, n, c
@@ -164,7 +158,6 @@ def test_model_values_reach_the_function_as_objects() -> None:
 
 
 def test_every_kind_of_callable_can_be_registered() -> None:
-    """Methods, partials, wrapped functions and objects are functions to their users."""
 
     class Counter:
         """A counter."""

@@ -1,5 +1,3 @@
-"""What is offered to whom and when: tags, disabled items, and items that not every caller sees."""
-
 import json
 from typing import Any
 
@@ -89,7 +87,6 @@ HIDDEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 @REVISIONS
 @for_each("why", ["not visible", "disabled"])
 async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> None:
-    """docs/reference/server.md."""
     mcp = shop()
     if why == "disabled":
         mcp = shop()
@@ -126,7 +123,6 @@ async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
 
 
 async def test_conditional_lists_are_cached_per_caller() -> None:
-    """docs/reference/server.md."""
     mcp = shop(auth=auth.keys(named={"alice": ALICE, "bob": BOB}))
     async with mcp.running():
         for key, seen in ((ALICE, ["first", "restock"]), (BOB, ["first", "last"])) * 2:
@@ -150,7 +146,6 @@ async def test_conditional_lists_are_cached_per_caller() -> None:
 
 @REVISIONS
 async def test_switching_items_notifies_clients(revision: str) -> None:
-    """docs/reference/server.md."""
     mcp = shop()
 
     @mcp.tool(enabled=False)
@@ -182,7 +177,6 @@ async def test_switching_items_notifies_clients(revision: str) -> None:
 
 
 async def test_disabled_items_keep_their_name_completers_and_mounts() -> None:
-    """docs/reference/server.md."""
     inner, outer = shop(), Server("outer")
     inner.disable("prompt", "advise")
     outer.mount(inner, prefix="in")

@@ -1,5 +1,3 @@
-"""`SyncContext` has what `Context` has, and its side effects run where they were asked for."""
-
 import asyncio
 import inspect
 import re
@@ -13,13 +11,11 @@ from patience import WAIT
 
 
 def test_def_functions_can_use_the_whole_context() -> None:
-    """docs/reference/context.md."""
     public = {name for name, _ in inspect.getmembers(Context) if not name.startswith("_")}
     assert public <= {name for name, _ in inspect.getmembers(SyncContext)}
 
 
 async def test_side_effects_run_in_the_thread_of_their_call() -> None:
-    """Regression: they used asyncio's shared thread pool, which can be full."""
     mcp = Server("once", settings=Settings(max_threads=2))
     together = Barrier(2, timeout=WAIT)
     threads: set[tuple[str, str]] = set()

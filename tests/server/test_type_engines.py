@@ -1,5 +1,3 @@
-"""The engine of a function: which one reads it, and what models do as parameters and results."""
-
 import datetime as dt
 import enum
 import json
@@ -107,7 +105,6 @@ def test_msgspec_is_used_when_it_can_express_every_type() -> None:
 
 
 def test_both_engines_read_plain_types_the_same_way() -> None:
-    """No coercion, except that a number without a fraction is an integer."""
 
     def one(n: int, at: dt.date, raw: bytes = b"", path: Path = Path(), items: list[int] = []) -> Any: ...  # noqa: B006
 
@@ -195,7 +192,6 @@ def test_type_decoder_errors_name_the_path() -> None:
 
 
 def test_argument_schemas_of_shared_types_are_those_of_pydantic() -> None:
-    """A function's schema is put together from its types, which are described once for all functions."""
 
     class Kind(enum.Enum):
         big = "big"
@@ -224,7 +220,6 @@ def test_argument_schemas_of_shared_types_are_those_of_pydantic() -> None:
 
 
 def test_unions_in_another_order_keep_their_order() -> None:
-    """Python takes `int | str` and `str | int` for equal."""
     for returns, first in ((list[int | str], "integer"), (list[str | int], "string")):
         schema = tool_with(int, returns).output_schema
         assert schema is not None

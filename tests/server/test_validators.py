@@ -1,5 +1,3 @@
-"""pydantic's validators, aliases and types, and unions that msgspec cannot tell apart."""
-
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableSequence, Sequence
@@ -179,7 +177,6 @@ def tool_with(annotation: Any) -> Callable[..., Any]:
 
 @for_each(("annotation", "value"), REFUSED)
 def test_values_refused_by_pydantic_are_refused(annotation: Any, value: Any) -> None:
-    """Regression: validators were silently ignored."""
     with pytest.raises(ArgumentError, match="'x"):
         read_arguments(plan(tool_with(annotation)), msgspec.json.encode({"x": value}))
 
@@ -201,7 +198,6 @@ def test_functions_receive_values_converted_by_pydantic(annotation: Any, value: 
 
 
 def test_constraints_of_validated_parameters_appear_in_the_schema() -> None:
-    """Regression: they were missing from the schema and not checked."""
 
     def tool(
         a: Annotated[str, StringConstraints(max_length=3)],
@@ -223,7 +219,6 @@ def test_constraints_of_validated_parameters_appear_in_the_schema() -> None:
 
 
 def test_aliases_are_wire_names() -> None:
-    """Regression: `Field(alias=…)` vanished."""
 
     def tool(
         user_id: Annotated[int, pydantic.Field(alias="userId")], at: str = pydantic.Field("x", alias="from")
@@ -246,7 +241,6 @@ def test_invalid_aliases_are_refused() -> None:
 
 
 def test_bounds_in_collections_appear_in_the_schema() -> None:
-    """Regression: bounds of abstract collections were lost."""
     schema = plan(tool_with(Sequence[Annotated[int, pydantic.Field(ge=3, description="d")]])).input_schema
     assert schema["properties"]["x"]["items"] == {"type": "integer", "minimum": 3, "description": "d"}
 
@@ -305,13 +299,11 @@ class Owner:
     ],
 )
 def test_unions_decode_to_the_matching_member(annotation: Any, value: Any, found: Any) -> None:
-    """Regression: unions of two dataclasses or two models were refused."""
     made = run(tool_with(annotation), {"x": value})
     assert (type(made), made) == (type(found), found)
 
 
 def test_values_that_match_no_union_member_are_explained() -> None:
-    """The text is for a model that tries again."""
     with pytest.raises(ArgumentError) as refused:
         read_arguments(plan(tool_with(Cat | Dog)), b'{"x":{"lives":1}}')
     assert "missing 'name' in 'x'" in str(refused.value)
@@ -353,7 +345,6 @@ except TypeError as error:
 
 
 def test_errors_name_types_without_their_module() -> None:
-    """Regression: the message showed the name under which the program had been loaded."""
     with pytest.raises(TypeError) as refused:
         plan(tool_with(list[Opaque]))
     assert "Opaque" in str(refused.value)
@@ -373,7 +364,6 @@ class Bounded(pydantic.BaseModel):
 
 
 def test_millstream_field_in_a_pydantic_model_is_refused() -> None:
-    """A bound that isn't checked is worse than none."""
     with pytest.raises(TypeError, match=r"Write pydantic.Field\(ge=1\) there"):
         plan(tool_with(Bounded))
 
@@ -393,7 +383,6 @@ class Options(TypedDict, total=False):
 
 
 def test_millstream_field_and_structs_work_beside_pydantic_models() -> None:
-    """One engine reads them all: pydantic, with msgspec below it for Structs."""
 
     def tool(
         card: Card, tagged: Tagged, numbered: Numbered, options: Options, n: Annotated[int, Field(ge=2, title="N")] = 2

@@ -1,5 +1,3 @@
-"""A function that needs the store while it's away: whoever calls hears that it may try again."""
-
 import asyncio
 import logging
 from typing import Any
@@ -36,7 +34,6 @@ def shop() -> Server:
 async def test_tool_error_says_to_retry_when_the_store_rejected_an_event(
     revision: str, failure: LocalError, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: the model only got "Internal error". The address stays in the log."""
     server = shop()
     async with server.running() as runtime, Client(server, revision=revision) as client:
 

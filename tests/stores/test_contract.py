@@ -1,5 +1,3 @@
-"""What `millstream._stores.base` promises, asked of every store. Expiry is in each store's own tests."""
-
 import asyncio
 import re
 import time
@@ -24,13 +22,11 @@ from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, da
 
 
 async def test_epoch_is_short_visible_ascii(store: Store) -> None:
-    """Session and event ids carry it."""
     assert 1 <= len(store.epoch) <= 16
     assert all("!" <= char <= "~" for char in store.epoch)
 
 
 async def test_stored_data_survives_close_and_open(store: Store) -> None:
-    """The runtime closes a store after a time without work and opens it again."""
     await store.kv.put("key", b"value", TTL)
     (first,) = await append(store, "stream", b"a")
     epoch = store.epoch
@@ -46,14 +42,12 @@ async def test_stored_data_survives_close_and_open(store: Store) -> None:
 
 
 async def test_absent_keys_are_none_and_empty_values_are_not(store: Store) -> None:
-    """The contract of `Map.get`."""
     assert await store.kv.get("key") is None
     await store.kv.put("key", b"", TTL)
     assert await store.kv.get("key") == b""
 
 
 async def test_put_replaces_arbitrary_bytes(store: Store) -> None:
-    """The contract of `Map.put`."""
     value = bytes(range(256)) * 100
     await store.kv.put("key", b"old", TTL)
     await store.kv.put("key", value, TTL)
@@ -61,7 +55,6 @@ async def test_put_replaces_arbitrary_bytes(store: Store) -> None:
 
 
 async def test_delete_returns_whether_the_key_existed(store: Store) -> None:
-    """The contract of `Map.delete`."""
     await store.kv.put("key", b"value", TTL)
     assert await store.kv.delete("key") is True
     assert await store.kv.get("key") is None
@@ -74,7 +67,6 @@ async def test_delete_returns_whether_the_key_existed(store: Store) -> None:
 async def test_compare_and_set_requires_the_expected_value(
     store: Store, present: bytes | None, expected: bytes | None, value: bytes | None
 ) -> None:
-    """The contract of `Map.compare_and_set`: an expected None is absence, a value of None is deletion."""
     if present is not None:
         await store.kv.put("key", present, TTL)
     done = await store.kv.compare_and_set("key", expected, value, TTL)
@@ -83,7 +75,6 @@ async def test_compare_and_set_requires_the_expected_value(
 
 
 async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
-    """The contract of `Map.compare_and_set`."""
     tries = [store.kv.compare_and_set("lease", None, b"%d" % n, TTL) for n in range(20)]
     won = await asyncio.gather(*tries)
     assert sum(won) == 1
@@ -91,7 +82,6 @@ async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
 
 
 async def test_key_prefixes_are_literal(store: Store) -> None:
-    """The contract of `Map.keys`."""
     names = ["s:1", "s:2", "s", "t:1", "s*", "s?x", "s[1]", "s%", "s_", "S:3", "sé"]
     for name in names:
         await store.kv.put(name, b"", TTL)
@@ -104,7 +94,6 @@ async def test_key_prefixes_are_literal(store: Store) -> None:
 
 @pytest.mark.many
 async def test_key_kinds_have_separate_quotas(store: Store) -> None:
-    """Regression: records of streamed calls kept sessions from subscribing for days."""
     piece = bytes(2**20)
     with suppress(StoreFull):
         for number in range(200):
@@ -116,7 +105,6 @@ async def test_key_kinds_have_separate_quotas(store: Store) -> None:
 
 @pytest.mark.many
 async def test_lossy_values_evict_the_oldest(store: Store) -> None:
-    """The contract of `Map`."""
     piece = bytes(2**20)
     await store.kv.put("debt:0", piece, TTL, lossy=True)
     await store.kv.put("debt:1", piece, TTL, lossy=True)
@@ -134,7 +122,6 @@ async def test_lossy_values_evict_the_oldest(store: Store) -> None:
 
 @pytest.mark.many
 async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
-    """Regression: one address could use all records, so others couldn't subscribe until they expired."""
     kv, piece = store.kv, bytes(2**20)
     number = 0
     with suppress(ShareFull):
@@ -169,7 +156,6 @@ async def test_shares_apply_only_to_declared_kinds() -> None:
 
 
 async def test_values_are_returned_in_request_order(store: Store) -> None:
-    """The contract of `Map.get_many`."""
     await store.kv.put("s:1", b"one", TTL)
     await store.kv.put("t:2", b"", TTL)
     assert await store.kv.get_many(["t:2", "s:3", "s:1", "t:2"]) == [b"", None, b"one", b""]
@@ -180,7 +166,6 @@ async def test_values_are_returned_in_request_order(store: Store) -> None:
 
 
 async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None:
-    """The contract of `Bus`."""
     one, two, other = Heard(), Heard(), Heard()
     store.bus.subscribe("topic", one)
     store.bus.subscribe("topic", two)
@@ -197,7 +182,6 @@ async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None
 
 
 async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> None:
-    """The contract of `Bus.subscribe`."""
     gone, stays = Heard(), Heard()
     stop = store.bus.subscribe("topic", gone)
     stop_same = store.bus.subscribe("topic", gone)
@@ -214,7 +198,6 @@ async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> Non
 
 
 async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
-    """The contract of `Bus.subscribe`."""
     late, end = Heard(), Heard()
     store.bus.subscribe("topic", lambda _data: stop_late())
     stop_late = store.bus.subscribe("topic", late)
@@ -225,7 +208,6 @@ async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
 
 
 async def test_close_ends_subscriptions(store: Store) -> None:
-    """The contract of `Store.close`."""
     inbox, end = Heard(), Heard()
     stop = store.bus.subscribe("topic", inbox)
     await store.close()
@@ -241,7 +223,6 @@ async def test_close_ends_subscriptions(store: Store) -> None:
 
 
 async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
-    """The contract of `Log`."""
     positions = await append(store, "stream", b"a", b"", b"c")
     assert await store.log.read("stream", None) == [
         Entry(position, data) for position, data in zip(positions, [b"a", b"", b"c"], strict=True)
@@ -252,7 +233,6 @@ async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
 
 
 async def test_reads_continue_after_a_position(store: Store) -> None:
-    """The contract of `Log.read`."""
     positions = await append(store, "stream", b"a", b"b", b"c")
     assert data_of(await store.log.read("stream", positions[0])) == [b"b", b"c"]
     assert data_of(await store.log.read("stream", positions[0], 1)) == [b"b"]
@@ -261,7 +241,6 @@ async def test_reads_continue_after_a_position(store: Store) -> None:
 
 
 async def test_offsets_increase_independently_of_other_streams(store: Store) -> None:
-    """The contract of `Position`."""
     one: list[Position] = []
     for _ in range(5):
         one += await append(store, "hub:one", b"", b"")
@@ -274,13 +253,11 @@ async def test_offsets_increase_independently_of_other_streams(store: Store) -> 
 
 
 async def test_position_between_entries_reads_the_next(store: Store) -> None:
-    """The contract of `Log.read`: offsets need not be consecutive."""
     positions = await append(store, "stream", b"a", b"b", b"c")
     assert data_of(await store.log.read("stream", Position(store.epoch, positions[1].offset - 1))) == [b"b", b"c"]
 
 
 async def test_reads_are_bounded_in_bytes(store: Store) -> None:
-    """The contract of `Log.read`."""
     positions = await append(store, "stream", *[bytes(1000)] * 10)
     page = await store.log.read("stream", positions[0], max_bytes=2500)
     assert [entry.position for entry in page] == positions[1:4]
@@ -291,7 +268,6 @@ async def test_reads_are_bounded_in_bytes(store: Store) -> None:
 
 
 async def test_newest_entries_can_be_read_alone(store: Store) -> None:
-    """The contract of `Log.newest`."""
     assert await store.log.newest("stream", 5) == []
     positions = await append(store, "stream", *(b"%d" % n for n in range(10)))
     assert data_of(await store.log.newest("stream", 3)) == [b"7", b"8", b"9"]
@@ -305,7 +281,6 @@ async def test_newest_entries_can_be_read_alone(store: Store) -> None:
 
 
 async def test_gap_contains_the_newest_position(store: Store) -> None:
-    """The contract of `Gap`."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     ahead = Position(store.epoch, positions[-1].offset + 7)
     with pytest.raises(Gap) as gap:
@@ -321,7 +296,6 @@ async def test_gap_contains_the_newest_position(store: Store) -> None:
 
 
 async def test_touch_returns_whether_the_stream_exists(store: Store) -> None:
-    """The contract of `Log.touch`."""
     assert await store.log.touch("call:stream", TTL) is False
     (position,) = await append(store, "call:stream", b"a")
     assert await store.log.touch("call:stream", TTL) is True
@@ -331,7 +305,6 @@ async def test_touch_returns_whether_the_stream_exists(store: Store) -> None:
 
 
 async def test_streams_are_separate(store: Store) -> None:
-    """The contract of `Log`."""
     for n in range(3):
         await append(store, "one", b"1%d" % n)
         await append(store, "two", b"2%d" % n)
@@ -340,7 +313,6 @@ async def test_streams_are_separate(store: Store) -> None:
 
 
 async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
-    """The contract of `Log.read`."""
     assert await store.log.read("nothing", None) == []
     with pytest.raises(Gap) as gap:
         await store.log.read("nothing", Position(store.epoch, 1))
@@ -349,7 +321,6 @@ async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
 
 
 async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
-    """The contract of `Log.read`."""
     positions = await append(store, "stream", b"a", b"b")
     with pytest.raises(Gap) as gap:
         await store.log.read("stream", Position("another", positions[0].offset))
@@ -358,14 +329,12 @@ async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
 
 
 async def test_position_beyond_the_newest_entry_is_a_gap(store: Store) -> None:
-    """The contract of `Log.read`."""
     (position,) = await append(store, "stream", b"a")
     with pytest.raises(Gap):
         await store.log.read("stream", Position(store.epoch, position.offset + 1))
 
 
 async def test_dropped_entries_are_a_gap(store: Store) -> None:
-    """The contract of `Log.append`."""
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     held = data_of(await store.log.read("stream", None))
     assert held == [b"%d" % n for n in range(500 - len(held), 500)]
@@ -379,7 +348,6 @@ async def test_dropped_entries_are_a_gap(store: Store) -> None:
 
 @pytest.mark.many
 async def test_stream_kinds_have_separate_quotas(store: Store) -> None:
-    """The contract of `Log.append`."""
     piece = bytes(2**20)
     kept = await append(store, "mailbox:ada", *[piece] * 40)
     for n in range(40):
@@ -388,7 +356,6 @@ async def test_stream_kinds_have_separate_quotas(store: Store) -> None:
 
 
 async def test_trimmed_streams_never_reuse_positions(store: Store) -> None:
-    """The contract of `Position`."""
     old = await append(store, "stream", b"a", b"b", b"c")
     await store.log.trim("stream")
     await store.log.trim("stream")
@@ -496,7 +463,6 @@ class LogMachine(RuleBasedStateMachine):
 @pytest.mark.many
 @pytest.mark.parametrize("name", backings(BACKINGS))
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
-    """The contract of `Log`, as a state machine."""
     machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=examples(5), stateful_step_count=30))
 
@@ -516,7 +482,6 @@ async def add(store: Store, data: bytes, stream: str = "hub:journal", **options:
 
 
 async def test_indexed_entries_share_one_position(store: Store) -> None:
-    """The contract of `Index`."""
     journal = [
         await add(store, b"other"),
         await add(store, b"a", index=INDEX),
@@ -532,7 +497,6 @@ async def test_indexed_entries_share_one_position(store: Store) -> None:
 
 @pytest.mark.many
 async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> None:
-    """The contract of `Index`."""
     kept = await add(store, b"kept", index=INDEX)
     for n in range(500):
         await add(store, b"%d" % n, max_entries=2)
@@ -545,7 +509,6 @@ async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> Non
 
 @pytest.mark.many
 async def test_indexes_have_their_own_length(store: Store) -> None:
-    """The contract of `Index`."""
     short = Index("history:short", TTL, 3)
     entries = [await add(store, b"%d" % n, index=short) for n in range(500)]
     held = await store.log.read(short.stream, None)
@@ -558,7 +521,6 @@ async def test_indexes_have_their_own_length(store: Store) -> None:
 
 @pytest.mark.many
 async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
-    """The contract of `Log.append`."""
     await add(store, b"end", "hub:ended", seal=True)
     with pytest.raises(StreamSealed):
         await add(store, b"late", "hub:ended", index=INDEX)
@@ -568,7 +530,6 @@ async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
 
 
 async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> None:
-    """The contract of `Index`."""
     old, lost = await add(store, b"old", index=INDEX), await add(store, b"lost", index=INDEX)
     await store.log.trim(INDEX.stream)
     assert await store.log.read(INDEX.stream, None) == []
@@ -583,7 +544,6 @@ async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> Non
 
 
 async def test_sealed_streams_refuse_appends(store: Store) -> None:
-    """The contract of `Log.append`."""
     first = await add(store, b"first", "call:1")
     end = await add(store, b"end", "call:1", seal=True)
     assert end.position.offset > first.position.offset
@@ -597,7 +557,6 @@ async def test_sealed_streams_refuse_appends(store: Store) -> None:
 
 
 async def test_streams_may_be_sealed_with_their_first_entry(store: Store) -> None:
-    """The next reader closes a call whose worker died before it wrote anything."""
     end = await add(store, b"end", "call:1", seal=True)
     with pytest.raises(StreamSealed):
         await add(store, b"late", "call:1")
@@ -605,7 +564,6 @@ async def test_streams_may_be_sealed_with_their_first_entry(store: Store) -> Non
 
 
 async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
-    """The contract of `Log.append`."""
     tries = await asyncio.gather(
         *(add(store, b"%d" % n, "call:1", seal=True) for n in range(20)), return_exceptions=True
     )
@@ -615,7 +573,6 @@ async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
 
 
 async def test_deleted_streams_are_not_sealed(store: Store) -> None:
-    """The contract of `Log.append`."""
     await add(store, b"end", "call:1", seal=True)
     await store.log.trim("call:1")
     again = await add(store, b"again", "call:1")
@@ -626,7 +583,6 @@ async def test_deleted_streams_are_not_sealed(store: Store) -> None:
 
 
 async def test_followers_receive_entries_with_positions(store: Store) -> None:
-    """The contract of `Log.listen`."""
     one, two, other = [await Ear(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")]
     entries = [await add(store, b"%d" % n, index=INDEX) for n in range(50)]
     assert await one.until(entries[-1]) == entries
@@ -638,7 +594,6 @@ async def test_followers_receive_entries_with_positions(store: Store) -> None:
 
 
 async def test_stopped_listeners_are_not_called(store: Store) -> None:
-    """The contract of `Log.listen`."""
     gone, stays = asyncio.Event(), asyncio.Event()
     stop = store.log.listen("hub:journal", lambda _: gone.set(), interrupted=gone.set)
     store.log.listen("hub:journal", lambda _: stays.set(), interrupted=stays.set)
@@ -658,7 +613,6 @@ async def test_stopped_listeners_are_not_called(store: Store) -> None:
 
 
 async def test_listening_can_restart(store: Store) -> None:
-    """The contract of `Log.listening`, also where the last listener just went."""
     for n in range(5):
         ear = await Ear(store, "hub:journal").ready()
         entry = await add(store, b"%d" % n)
@@ -667,7 +621,6 @@ async def test_listening_can_restart(store: Store) -> None:
 
 
 async def test_refused_entries_are_not_delivered(store: Store) -> None:
-    """The contract of `Log.listen`."""
     ear = await Ear(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
     await ear.until(end)
@@ -680,7 +633,6 @@ async def test_refused_entries_are_not_delivered(store: Store) -> None:
 
 
 async def test_close_ends_listening(store: Store) -> None:
-    """The contract of `Backend.close`."""
     heard, after = asyncio.Event(), asyncio.Event()
     stop = store.log.listen("hub:journal", lambda _: heard.set(), interrupted=heard.set)
     await store.log.wait_until_listening("hub:journal")
@@ -704,7 +656,6 @@ def told(data: bytes) -> CoAppend:
 
 
 async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
-    """The contract of `Members`."""
     value, come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
     assert value == b"Ann"
     assert await store.members.join("chat", "ann", b"again", told(b"+ann")) == (b"Ann", None)
@@ -723,7 +674,6 @@ async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
 
 
 async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
-    """The contract of `Members.join`."""
     for value in (b"one", b"two"):
         assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
         assert await store.members.present("chat") == [("ann", value)]
@@ -732,7 +682,6 @@ async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
 
 
 async def test_concurrent_joins_announce_once(store: Store) -> None:
-    """The contract of `Members`."""
     joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, told(b"+")) for n in range(20)))
     assert len([at for _, at in joins if at is not None]) == 1
     assert {value for value, _ in joins} == {value for _, value in await store.members.present("chat")}
@@ -742,7 +691,6 @@ async def test_concurrent_joins_announce_once(store: Store) -> None:
 
 
 async def test_membership_entries_reach_followers(store: Store) -> None:
-    """The contract of `CoAppend`."""
     heard = await Ear(store, "hub:journal").ready()
     await store.members.join("chat", "ann", b"", told(b"+"))
     await store.members.leave("chat", "ann", told(b"-"))
@@ -752,14 +700,12 @@ async def test_membership_entries_reach_followers(store: Store) -> None:
 
 
 async def test_members_stay_while_their_worker_lives(store: Store) -> None:
-    """The contract of `Members.remove_abandoned`."""
     await store.members.join("chat", "ann", b"", told(b"+"))
     assert await store.members.remove_abandoned() == []
     assert await store.members.present("chat") == [("ann", b"")]
 
 
 async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
-    """The contract of `Workers.me`."""
     assert re.fullmatch("[0-9a-f]{12}", store.workers.me)
     assert await store.workers.alive(store.workers.me)
     assert not await store.workers.alive("0" * 12)
@@ -767,7 +713,6 @@ async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
 
 
 async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
-    """The contract of `Bus.send`."""
     inbox, other = Heard(), Heard()
     store.bus.subscribe("inbox", inbox)
     store.bus.subscribe("else", other)
@@ -782,13 +727,11 @@ async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
 
 
 async def test_store_clock_is_wall_time(store: Store) -> None:
-    """The contract of `Store.time`."""
     before = time.time()
     assert before - 60.0 <= store.time() <= time.time() + 60.0
 
 
 async def test_appends_and_memberships_share_one_order(store: Store) -> None:
-    """The contract of `CoAppend`."""
     _, first = await store.members.join("chat", "ann", b"", told(b"+"))
     (second,) = await append(store, "hub:journal", b"said")
     third = await store.members.leave("chat", "ann", told(b"-"))
@@ -830,7 +773,6 @@ async def test_writes_are_visible_to_every_worker(backing: Backing) -> None:
 
 
 async def test_one_of_several_workers_wins_compare_and_set(backing: Backing) -> None:
-    """The contract of `Map.compare_and_set`."""
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
         tries = [each.kv.compare_and_set(f"lease:{n}", None, b"x", TTL) for each in workers for _ in range(3)]
@@ -838,7 +780,6 @@ async def test_one_of_several_workers_wins_compare_and_set(backing: Backing) -> 
 
 
 async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
-    """The contract of `Map.compare_and_set`."""
     workers = [await backing.worker() for _ in range(3)]
 
     async def count(store: Store) -> None:
@@ -853,7 +794,6 @@ async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
 
 
 async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
-    """The contract of `Position`."""
     workers = [await backing.worker() for _ in range(3)]
     sent = await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
     entries = await read_all(workers[0], STREAM)
@@ -865,7 +805,6 @@ async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
 
 
 async def test_seals_apply_to_every_worker(backing: Backing) -> None:
-    """The contract of `Log.append`."""
     owner, other = await backing.worker(), await backing.worker()
     await append(owner, "call:1", b"begun")
     await other.log.append("call:1", b"closed by another", ttl=TTL, max_entries=10, seal=True)
@@ -875,7 +814,6 @@ async def test_seals_apply_to_every_worker(backing: Backing) -> None:
 
 
 async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None:
-    """The contract of `Log.listening`."""
     workers = [await backing.worker() for _ in range(3)]
     ears = [await Ear(each, STREAM).ready() for each in workers]
     await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
@@ -888,7 +826,6 @@ async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None
 
 
 async def test_followers_receive_concurrent_appends_once_in_order(backing: Backing) -> None:
-    """The contract of `Log`, as the hub uses it: listen, read, go on."""
     workers = [await backing.worker() for _ in range(3)]
     ends = [Heard() for _ in workers]
     taken: list[list[Entry]] = [[] for _ in workers]
@@ -923,7 +860,6 @@ async def test_followers_receive_concurrent_appends_once_in_order(backing: Backi
 
 
 async def test_published_messages_reach_other_workers_in_order(backing: Backing) -> None:
-    """The contract of `Bus.publish`."""
     one, two = await backing.worker(), await backing.worker()
     inbox, own = Heard(), Heard()
     two.bus.subscribe("topic", inbox)
@@ -940,7 +876,6 @@ async def test_published_messages_reach_other_workers_in_order(backing: Backing)
 
 
 async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -> None:
-    """The contract of `Bus`."""
     one = await backing.worker()
     await one.bus.publish("topic", b"before")
     two = await backing.worker()
@@ -951,7 +886,6 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
 
 
 async def test_messages_of_several_workers_have_one_order(backing: Backing) -> None:
-    """The contract of `Bus.publish`."""
     workers = [await backing.worker() for _ in range(3)]
     heard = [Heard() for _ in workers]
     for worker, inbox in zip(workers, heard, strict=True):
@@ -973,7 +907,6 @@ async def test_messages_of_several_workers_have_one_order(backing: Backing) -> N
 
 
 async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None:
-    """The contract of `Bus.send`."""
     one, two, three = [await backing.worker() for _ in range(3)]
     inboxes = {each.workers.me: Heard() for each in (one, two, three)}
     for each in (one, two, three):
@@ -988,7 +921,6 @@ async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None
 
 
 async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
-    """The contract of `Bus.send`."""
     one, two = await backing.worker(), await backing.worker()
     dead = two.workers.me
     two.bus.subscribe("inbox", Heard())
@@ -1005,7 +937,6 @@ async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
 
 
 async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
-    """The contract of `Workers.watch`."""
     one = await backing.worker()
     changed = asyncio.Event()
     stop = one.workers.watch(changed.set)
@@ -1026,7 +957,6 @@ async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
 
 
 async def test_first_worker_announces_join_and_last_announces_leave(backing: Backing) -> None:
-    """The contract of `Members`."""
     one, two = await backing.worker(), await backing.worker()
     assert (await one.members.join("chat", "ann", b"first", told(b"+")))[1] is not None
     assert await two.members.join("chat", "ann", b"second", told(b"+")) == (b"first", None)
@@ -1040,7 +970,6 @@ async def test_first_worker_announces_join_and_last_announces_leave(backing: Bac
 
 
 async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backing) -> None:
-    """The contract of `Members`."""
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
         joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", told(b"+")) for each in workers))
@@ -1051,7 +980,6 @@ async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backi
 
 
 async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
-    """The contract of `Members.remove_abandoned`."""
     dead, one, two = [await backing.worker() for _ in range(3)]
     name = dead.workers.me
     for n in range(20):
@@ -1072,7 +1000,6 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
 
 
 async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> None:
-    """The contract of `Workers`."""
     gone, one = await backing.worker(), await backing.worker()
     name = gone.workers.me
     await gone.members.join("chat", "ann", b"Ann", told(b"+"))
@@ -1082,7 +1009,6 @@ async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> Non
 
 
 async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
-    """The contract of `Members.join`."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
     await dead.members.join("chat", "ann", b"before", told(b"+"))
@@ -1096,7 +1022,6 @@ async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
 
 
 async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
-    """The contract of `Members.leave`."""
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
     await dead.members.join("chat", "ann", b"", told(b"+"))
@@ -1130,7 +1055,6 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
-    """The contract of `Pace`."""
     assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
     (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).taken
     assert HOUR - 600 < refused.wait <= HOUR
@@ -1139,7 +1063,6 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
 
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
-    """The contract of `Rates.take`."""
     first, second = (
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).taken
@@ -1151,7 +1074,6 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
 
 
 async def test_refused_charges_charge_nothing(store: Store) -> None:
-    """The contract of `Rates.take`, for each kind in front of and behind one that refuses."""
     until = store.time() + HOUR
     full = Quota("full", 1, until)
     assert await allowed(store, full)
@@ -1162,14 +1084,12 @@ async def test_refused_charges_charge_nothing(store: Store) -> None:
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    """The contract of `Pace.most`."""
     amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).taken[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await allowed(store, Pace("a", 25, 25 * HOUR, most=10))
 
 
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
-    """The contract of `Quota`."""
     now = store.time()
     assert await allowed(store, Quota("day", 2, now + HOUR, 2))
     (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).taken
@@ -1179,7 +1099,6 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
-    """The contract of `Seat`."""
     assert [await allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
     (refused,) = (await store.rates.take(seats(2, "z"))).taken
     assert refused.wait == SEAT_WAIT
@@ -1189,7 +1108,6 @@ async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
 
 
 async def test_quotas_survive_closing_the_store(store: Store) -> None:
-    """The contract of `Rates.take`."""
     until = store.time() + HOUR
     assert await allowed(store, Quota("month", 1, until))
     await store.close()
@@ -1198,7 +1116,6 @@ async def test_quotas_survive_closing_the_store(store: Store) -> None:
 
 
 async def test_workers_share_the_available_tokens(backing: Backing) -> None:
-    """The contract of `Rates.take`."""
     stores = [await backing.worker() for _ in range(4)]
     until = stores[0].time() + HOUR
     assert await how_many(stores, 60, Pace("a", 20, HOUR * 20)) == 20
@@ -1210,7 +1127,6 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
 
 
 async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
-    """The contract of `Rates`."""
     first, second = await backing.worker(), await backing.worker()
     assert await allowed(first, *seats(1, "x"))
     assert not await allowed(second, *seats(1, "x"))

@@ -1,5 +1,3 @@
-"""Following a stream: each entry once and in order, every loss told, whatever the bus does with its messages."""
-
 import asyncio
 import logging
 import random
@@ -106,7 +104,6 @@ async def test_followers_start_with_existing_entries() -> None:
 
 @for_each("seed", range(20))
 async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> None:
-    """Regression: a reader skipped entries whose messages were lost."""
     dice = random.Random(seed)
     store = Parts()
     reader = Reader(store)
@@ -132,7 +129,6 @@ async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> N
 
 
 async def test_followers_reread_after_an_interruption() -> None:
-    """The contract of `Bus.subscribe`."""
     store = Parts()
     reader = Reader(store)
     async with running(reader):
@@ -180,7 +176,6 @@ async def test_writers_read_their_own_unpushed_entry(monkeypatch: pytest.MonkeyP
 
 
 async def test_entries_dropped_before_reading_are_a_gap() -> None:
-    """The contract of `Gap`, and what is left follows it."""
     store = MemoryStore()
     (first,) = await append(store, b"0")
     await append(store, *(b"%d" % number for number in range(1, 9)), max_entries=3)
@@ -211,7 +206,6 @@ async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
 
 
 async def test_readers_beyond_the_end_continue_at_the_end() -> None:
-    """Regression: a reader that kept its position considered new entries old."""
     store = Parts()
     await append(store, b"1", b"2")
     reader = Reader(store, Position("here", 9))

@@ -1,5 +1,3 @@
-"""The health of a store is measured, briefly and not too often."""
-
 import asyncio
 import logging
 from itertools import count

@@ -1,5 +1,3 @@
-"""Leases of workers, by a clock that the test turns."""
-
 from dict_backend import Data, DictBackend
 from millstream._stores.tally import Tally
 from millstream._stores.workers import Leases
@@ -31,7 +29,6 @@ class Machine:
 
 
 async def test_expired_workers_get_a_new_name() -> None:
-    """The contract of `Workers`."""
     machine = Machine()
     one, two = await machine.worker(), await machine.worker()
     old = two.me
@@ -61,7 +58,6 @@ async def test_store_pauses_and_clock_jumps_expire_no_lease() -> None:
 
 
 async def test_dead_workers_are_noticed_after_a_clock_change() -> None:
-    """Leases end later by the clock that was set."""
     machine = Machine()
     one, dead = await machine.worker(), await machine.worker()
     machine.now -= 1_000.0

@@ -1,5 +1,3 @@
-"""Values of every store under concurrent workers: a thousand histories, each of which has an order."""
-
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
@@ -84,7 +82,6 @@ async def judge(workers: list[Map], histories: int) -> list[int]:
 
 @pytest.mark.parametrize("name", backings(BACKINGS))
 async def test_concurrent_histories_are_linearizable(name: str) -> None:
-    """The contract of `Map`."""
     backing = BACKINGS[name]()
     try:
         shared = type(backing).shared

@@ -1,7 +1,3 @@
-"""The store that the parent of several workers holds: what it does with workers that die, stand still or talk nonsense,
-and what workers do when it's gone.
-"""
-
 import asyncio
 import signal
 import socket
@@ -86,7 +82,6 @@ async def test_tcp_connections_require_the_secret(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
-    """The contract of `Store.open`."""
     broken = True
 
     def make(url: str) -> MemoryStore:
@@ -136,7 +131,6 @@ def go_on(store: LocalStore) -> None:
 
 
 async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBacking) -> None:
-    """The contract of `Log.listen` and `Bus`: memory in the parent is bounded, and a loss has a sign."""
     slow, busy = await backing.worker(), await backing.worker()
     interrupted = asyncio.Event()
     heard, messages, inbox = Heard(), Heard(), Heard()
@@ -166,7 +160,6 @@ async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBackin
 
 
 async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None:
-    """The contract of `Workers`."""
     cut, other = await backing.worker(), await backing.worker()
     old = cut.workers.me
     changed, interrupted = asyncio.Event(), asyncio.Event()
@@ -235,7 +228,6 @@ async def worker_is_idle(own: parent_side.WorkerConnection) -> None:
 
 
 async def test_calls_fail_at_once_without_the_parent(backing: LocalBacking) -> None:
-    """The contract of `StoreUnavailable`."""
     worker = await backing.worker()
     await backing.server.close()
     for _ in range(3):
@@ -246,7 +238,6 @@ async def test_calls_fail_at_once_without_the_parent(backing: LocalBacking) -> N
 
 
 async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `StoreUnavailable`."""
     monkeypatch.setattr(worker_side, "PATIENCE", 0.05)
     worker = await backing.worker()
     (own,) = backing.server.peers
@@ -260,7 +251,6 @@ async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monk
 
 
 async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Store.time`."""
     memory = MemoryStore()
     monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
     server = LocalServer(lambda url: memory)
@@ -314,7 +304,6 @@ async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Pr
 
 @pytest.mark.server
 async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
-    """The contract of `Workers`."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
     assert await here.workers.alive(me)
@@ -333,7 +322,6 @@ async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
 
 @pytest.mark.server
 async def test_paused_workers_keep_their_lease_and_messages(backing: LocalBacking) -> None:
-    """The contract of `Bus.send`."""
     here = await backing.worker()
     process, me = await start(backing, "ann")
     process.send_signal(signal.SIGSTOP)

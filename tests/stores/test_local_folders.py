@@ -1,5 +1,3 @@
-"""Folders of sockets that killed parents leave behind: the next parent removes them, and nothing else."""
-
 import asyncio
 import os
 import signal
@@ -49,7 +47,6 @@ def start_and_close() -> None:
 
 
 def test_leftovers_of_a_killed_parent_are_removed(place: Path) -> None:
-    """Regression: they were never removed."""
     program = """
 import asyncio, os, signal
 from millstream._stores import open_store

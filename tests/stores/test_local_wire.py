@@ -1,5 +1,3 @@
-"""What the parent and its workers say to each other: nonsense, cuts, versions and names that can't be written."""
-
 import asyncio
 import struct
 from collections.abc import AsyncIterator
@@ -25,7 +23,6 @@ def frame(content: bytes) -> bytes:
 
 
 async def test_version_mismatch_with_the_parent_is_explained(backing: LocalBacking) -> None:
-    """An update was installed, and the workers were restarted without their parent."""
     await backing.worker()
     reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
     writer.write(frame(msgspec.msgpack.encode([[0, 1, calls.VERSION + 1, "", "memory://"]])))
@@ -61,7 +58,6 @@ async def test_invalid_frames_end_only_their_connection(backing: LocalBacking, w
 
 
 async def test_unencodable_names_fail_only_their_caller(backing: LocalBacking) -> None:
-    """A lone surrogate has no UTF-8."""
     worker = await backing.worker()
     answers = await asyncio.gather(
         worker.kv.put("a", b"1", TTL), worker.kv.get("\ud800"), worker.kv.get("a"), return_exceptions=True

@@ -1,5 +1,3 @@
-"""The store in memory: expiry by an injected clock, bounds, and memory that comes back."""
-
 import gc
 import tracemalloc
 
@@ -65,14 +63,12 @@ def test_open_store_creates_a_separate_store() -> None:
 
 @for_each("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
 def test_unknown_store_urls_are_refused_without_the_password(url: str) -> None:
-    """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match="memory://") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
 
 
 async def test_values_expire_exactly_on_time(clock: Clock) -> None:
-    """The contract of `Map`."""
     store = MemoryStore(clock=clock)
     for key in ["get", "delete", "keys", "cas"]:
         await store.kv.put(key, b"value", 10.0)
@@ -88,7 +84,6 @@ async def test_values_expire_exactly_on_time(clock: Clock) -> None:
 
 
 async def test_put_restarts_the_time_to_live(clock: Clock) -> None:
-    """The contract of `Map.put`."""
     store = MemoryStore(clock=clock)
     await store.kv.put("longer", b"", 10.0)
     await store.kv.put("longer", b"", 30.0)
@@ -105,7 +100,6 @@ async def test_put_restarts_the_time_to_live(clock: Clock) -> None:
 
 
 async def test_streams_expire_after_their_last_append(clock: Clock) -> None:
-    """The contract of `Log.append`."""
     store = MemoryStore(clock=clock)
     first = await append(store, "stream", b"a", ttl=10.0)
     clock.now += 9.0
@@ -119,7 +113,6 @@ async def test_streams_expire_after_their_last_append(clock: Clock) -> None:
 
 
 async def test_touch_restarts_the_time_to_live(clock: Clock) -> None:
-    """The contract of `Log.touch`."""
     store = MemoryStore(clock=clock)
     first = await append(store, "call:stream", b"a", ttl=10.0)
     for _ in range(5):
@@ -133,7 +126,6 @@ async def test_touch_restarts_the_time_to_live(clock: Clock) -> None:
 
 
 async def test_expired_streams_continue_above_old_positions(clock: Clock) -> None:
-    """The contract of `Position`."""
     store = MemoryStore(clock=clock)
     old = await append(store, "stream", ttl=10.0)
     await append(store, "stream", ttl=10.0)
@@ -190,7 +182,6 @@ async def test_full_map_refuses_and_keeps_its_values(clock: Clock) -> None:
 
 
 async def test_tombstones_fit_when_larger_values_do_not(clock: Clock) -> None:
-    """What sessions accumulate must not keep a tombstone out, or a deleted session would live on."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)
     with pytest.raises(StoreFull):
@@ -235,7 +226,6 @@ async def test_full_log_evicts_the_least_recent_stream(clock: Clock) -> None:
 
 
 async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
-    """Regression: a call's stream evicted mailboxes. Each kind has its own limit."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     await append(store, "mailbox:ada", bytes(8_000))
     for n in range(20):
@@ -253,7 +243,6 @@ async def test_unused_kinds_release_their_room(clock: Clock) -> None:
 
 
 async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> None:
-    """The newest entry is always kept."""
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     positions = [await append(store, "stream", bytes(1_000)) for _ in range(100)]
     held = await store.log.read("stream", None)
@@ -265,7 +254,6 @@ async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> Non
 
 
 async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
-    """Regression: a large stream was dropped entirely, after the small ones."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     small = await append(store, "small", b"quiet")
     for _ in range(100):
@@ -278,7 +266,6 @@ async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
 
 
 async def test_copies_do_not_evict_their_source(clock: Clock) -> None:
-    """Regression: the copy evicted the stream that its writer was about to read."""
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     for n in range(50):
         await append(store, f"other{n}", bytes(500))
@@ -312,7 +299,6 @@ async def test_eviction_is_independent_of_size_order(clock: Clock) -> None:
 
 
 async def test_oversized_entries_are_refused_without_eviction() -> None:
-    """The contract of `StoreFull`."""
     store = MemoryStore(max_log_bytes=10_000)
     await append(store, "stream", b"a")
     with pytest.raises(StoreFull):

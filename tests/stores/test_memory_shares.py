@@ -1,5 +1,3 @@
-"""Shares of the room of the store in memory, and what is taken though it's full."""
-
 import pytest
 
 from millstream._stores.base import ShareFull
@@ -39,7 +37,6 @@ async def test_expired_values_release_their_share(clock: Clock) -> None:
 
 
 async def test_full_store_accepts_values_that_do_not_grow(clock: Clock) -> None:
-    """Regression: tombstones used up the reserved space, so records couldn't be changed."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("record", bytes(8_900), 10.0)
     for number in range(3):

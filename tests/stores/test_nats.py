@@ -1,5 +1,3 @@
-"""The store on NATS JetStream: URLs, expiry, and what is purged. The contract is in the contract tests."""
-
 import asyncio
 from collections.abc import AsyncIterator
 
@@ -44,7 +42,6 @@ def test_invalid_nats_urls_are_refused_without_the_password() -> None:
 
 
 async def test_unreachable_nats_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`open` may be tried again."""
     monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 0.3)
     with pytest.raises(LocalError, match=r"nats://127\.0\.0\.1:1"):
         await open_store("nats://ada:p4ss@127.0.0.1:1").open()
@@ -84,7 +81,6 @@ async def test_expired_streams_are_unknown_and_restart(backing: NatsBacking) -> 
 
 
 async def test_touched_streams_keep_all_entries(backing: NatsBacking) -> None:
-    """The contract of `Log.touch`."""
     one, two = await backing.worker(), await backing.worker()
     await one.log.append("call:1", b"a", ttl=1.0, max_entries=9)
     assert await two.log.touch("call:1", TTL)

@@ -1,5 +1,3 @@
-"""A NATS store on three nodes, one of which is killed: nothing that was acknowledged is lost."""
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,5 +1,3 @@
-"""The store in Redis beyond the contract: what it says when something is wrong."""
-
 import asyncio
 import itertools
 import re
@@ -60,7 +58,6 @@ async def test_unreachable_redis_fails_after_a_bounded_wait(monkeypatch: pytest.
 
 
 async def test_redis_that_starts_later_is_awaited() -> None:
-    """Regression: one second without Redis at startup stopped the server."""
     server = RedisServer()
     server.stop()
     try:
@@ -90,7 +87,6 @@ async def test_wrong_redis_password_is_reported_without_showing_it(server: Redis
 async def test_changed_redis_password_is_an_outage_until_fixed(
     server: RedisServer,
 ) -> None:
-    """Regression: the error wasn't one that stores may raise, so logging calls failed and publications got 500."""
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await quiet(store)
@@ -145,7 +141,6 @@ async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
 async def test_redis_eviction_at_run_time_degrades_the_store(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: it was noticed only at the next connection. Requests are still answered."""
     monkeypatch.setattr("millstream._stores.redis.client.LOOK", 0.01)
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     async with opened(server.url) as store:
@@ -195,7 +190,6 @@ async def test_read_only_redis_is_reported_and_recovers(server: RedisServer, mon
 
 
 async def test_old_redis_versions_are_refused() -> None:
-    """6.2 has no automatic sequence of ids, and the scripts rely on it."""
 
     async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         info = b"# Server\r\nredis_version:6.2.14\r\n"
@@ -211,7 +205,6 @@ async def test_old_redis_versions_are_refused() -> None:
 
 
 async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
-    """The contract of `StoreFull`."""
     async with opened(server.url) as store:
         (first,) = await append(store, STREAM, b"before")
         await store.kv.put("session:one", b"old", TTL)
@@ -233,7 +226,6 @@ def documented() -> list[str]:
 
 
 async def test_documented_redis_permissions_are_sufficient(server: RedisServer) -> None:
-    """docs/how-to/use-redis."""
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await quiet(store)
@@ -271,7 +263,6 @@ def test_script_commands_are_documented_and_checked() -> None:
 
 
 async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) -> None:
-    """Regression: it failed at the first event, with the digest of a script."""
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
         with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):
@@ -348,7 +339,6 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`rediss://`: the name and the authority of the certificate are checked."""
     cert, key = certificate(tmp_path)
     port = free_port()
     options = ["--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key)]

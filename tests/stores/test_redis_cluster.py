@@ -1,5 +1,3 @@
-"""Redis as a Cluster: slots that move, and nodes that take over."""
-
 import asyncio
 import itertools
 import re
@@ -54,7 +52,6 @@ async def test_moved_cluster_keys_are_found() -> None:
 
 
 async def test_cluster_failover_is_a_gap() -> None:
-    """The primary of the hub's slot dies."""
     servers = Cluster(dead_after=1.0)
     try:
         primary = node_of(servers, slot_of("j0"))

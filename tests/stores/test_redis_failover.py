@@ -1,5 +1,3 @@
-"""Redis with Sentinel: what workers do when another server takes over."""
-
 import asyncio
 from collections.abc import Iterator
 

@@ -1,5 +1,3 @@
-"""What faults do to the store in Redis, and that it doesn't fill its server."""
-
 import asyncio
 import signal
 
@@ -17,7 +15,6 @@ STREAM = "hub:journal"
 
 
 async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
-    """The contract of `Store.epoch` and `Store.watch`."""
     async with opened(server.url) as one, opened(server.url) as two:
         changes = [asyncio.Event(), asyncio.Event()]
         before = one.epoch
@@ -107,7 +104,6 @@ async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> No
 
 
 async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Log.append`."""
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
         await quiet(store)
@@ -208,7 +204,6 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
 
 
 async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> None:
-    """The contract of `Workers`."""
     async with opened(server.url) as store, opened(server.url) as other:
         await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
         changed, interrupted = asyncio.Event(), asyncio.Event()

@@ -1,5 +1,3 @@
-"""The store in a file: what survives a restart, what nobody may see yet, and who may have the file."""
-
 import asyncio
 import os
 import sqlite3
@@ -49,7 +47,6 @@ async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[S
 
 
 async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
-    """The contract of `Store.epoch`."""
     index = Index("history:news", TTL, 100)
     async with opened(path) as store:
         epoch = store.epoch
@@ -74,7 +71,6 @@ async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
 
 
 async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Path) -> None:
-    """The contract of `Position`."""
     async with opened(path) as store:
         old = await append(store, "call:1", b"a", b"b")
         await store.log.trim("call:1")
@@ -86,7 +82,6 @@ async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Pat
 
 
 async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
-    """The contract of `Log.read`."""
     async with opened(path) as store:
         positions = await append(store, "hub:journal", *(b"%d" % n for n in range(500)), max_entries=3)
     async with opened(path) as store:
@@ -97,7 +92,6 @@ async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
 
 
 async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> None:
-    """The contract of `Map` and `Log.append`."""
     clock = Clock()
     async with opened(path, clock=clock) as store:
         await store.kv.put("short", b"", 10.0)
@@ -120,7 +114,6 @@ async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> No
 
 
 async def test_eviction_order_survives_a_restart(path: Path) -> None:
-    """The contract of `Map`."""
     async with opened(path, max_value_bytes=10_000) as store:
         for name in ("a", "b", "c", "a"):
             await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
@@ -161,7 +154,6 @@ def rows(path: Path, select: str) -> list[Any]:
 
 
 async def test_recreated_files_have_a_new_epoch(path: Path) -> None:
-    """The contract of `Store.epoch`."""
     async with opened(path) as store:
         epoch = store.epoch
     path.unlink()  # noqa: ASYNC240
@@ -214,7 +206,6 @@ class HeldUp:
 
 
 async def test_waiting_writes_share_one_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Group commit: a thousand publishers cost one synchronization."""
     async with opened(path, "?durability=full") as store:
         commits: list[Any] = []
         transact = store.backend._file.transact

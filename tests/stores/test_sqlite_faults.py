@@ -1,7 +1,3 @@
-"""The store in a file when the disk is full, fails or can't be written, and when the process is killed: what was
-acknowledged is there, what wasn't has an error, and the store goes on.
-"""
-
 import asyncio
 import json
 import os
@@ -60,7 +56,6 @@ async def fill(store: SqliteStore, kept: list[Entry]) -> None:
 
 
 async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `StoreFull`."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     heard: list[bytes] = []
     store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
@@ -86,7 +81,6 @@ async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, mo
 
 
 async def test_unwritable_file_is_an_outage(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: the error type wasn't part of the store's contract, so callers reported an internal error."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
     database(store).execute("PRAGMA query_only=1")
@@ -115,7 +109,6 @@ async def test_full_disk_is_not_retried_by_every_caller(store: SqliteStore) -> N
 
 
 async def test_failed_commits_change_nothing(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `StoreUnavailable`, for all kinds of changes."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a", b"b")
     await append(store, "call:1", b"trimmed")
@@ -152,7 +145,6 @@ async def test_failed_commits_change_nothing(store: SqliteStore, monkeypatch: py
 
 
 async def test_followers_find_data_of_a_failed_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract of `Log.append`."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (first,) = await append(store, "hub:journal", b"a")
     transact = store.backend._file.transact
@@ -293,7 +285,6 @@ class FullDisk(sqlite3.Connection):
 
 
 async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: the server couldn't start until space was freed."""
     await _make(path)
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
     store = SqliteStore(locate(f"sqlite:///{path}"))
@@ -305,9 +296,6 @@ async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatc
 
 @pytest.mark.server
 async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
-    """Regression: a write-ahead log that filled the volume blocked all writes. A file size limit simulates the volume,
-    as with `ulimit -f`.
-    """
     command = writer(path, "0", "300", "5000", "--file-size", "2000000", "--more-room")
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -343,7 +331,6 @@ async def _make(path: Path) -> None:
 
 
 async def test_failed_open_can_be_retried(path: Path) -> None:
-    """The contract of `Store.open`."""
     path.write_bytes(b"no database at all, and long enough to have a header, had it one: " * 20)  # noqa: ASYNC240
     store = SqliteStore(locate(f"sqlite:///{path}"))
     with pytest.raises(LocalError):
@@ -382,9 +369,6 @@ def copy_files(path: Path, to: Path) -> None:
 async def test_deleted_file_refuses_writes(
     store: SqliteStore, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: the store acknowledged writes that were lost with the process, because SQLite keeps writing to a
-    deleted file.
-    """
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (before,) = await append(store, "hub:journal", b"before")
     await store.kv.put("s:a", b"a", TTL)
@@ -408,7 +392,6 @@ async def test_deleted_file_refuses_writes(
 async def test_deleted_wal_is_recreated(
     store: SqliteStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: acknowledged data was written to a deleted file."""
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (before,) = await append(store, "hub:journal", b"before")
     path.with_name("store.db-wal").unlink()

@@ -1,7 +1,3 @@
-"""What a power loss would take from a SQLite store: everything that was written and not synchronized. The kernel's own
-record of a process says what that is.
-"""
-
 import asyncio
 import os
 import re

@@ -1,5 +1,3 @@
-"""Files and URLs that the SQLite store refuses: each with a reason, and the file stays as it is."""
-
 import asyncio
 import os
 import sqlite3
@@ -124,7 +122,6 @@ async def test_invalid_file_locations_are_named(tmp_path: Path, name: str, reaso
      "sqlite:///x?durability=off", "sqlite:///x?durability=hunter2", "sqlite:///%00"],
 )  # fmt: skip
 def test_invalid_sqlite_urls_show_the_right_form(url: str) -> None:
-    """The message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match=r"sqlite:///|durability=normal") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)

@@ -1,5 +1,3 @@
-"""A server with a SQLite store is killed and started again: sessions, calls, channels and mailboxes go on."""
-
 import http.client
 import json
 from collections.abc import Iterator

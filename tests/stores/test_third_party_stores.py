@@ -1,5 +1,3 @@
-"""Stores that other packages offer."""
-
 from pathlib import Path
 
 import pytest

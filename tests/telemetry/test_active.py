@@ -1,5 +1,3 @@
-"""Active sessions by what was heard of them; the clock is the test's."""
-
 from millstream._telemetry.active_sessions import IDLE_SECONDS, ActiveSessions
 from millstream._telemetry.metrics import Labels
 

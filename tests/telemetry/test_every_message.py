@@ -1,5 +1,3 @@
-"""One line and one count for each message, whatever carried it and whatever became of it."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -98,7 +96,6 @@ async def world(capture: pytest.CaptureFixture[str], **settings: Any) -> AsyncIt
 
 
 async def test_initialize_log_line_has_session_client_and_revision(capture: pytest.CaptureFixture[str]) -> None:
-    """Regression: over HTTP, the line didn't identify the client."""
     async with world(capture) as seen:
         sealed = (await seen.post("/mcp", INITIALIZE))[b"mcp-session-id"]
         await seen.post(
@@ -115,7 +112,6 @@ async def test_initialize_log_line_has_session_client_and_revision(capture: pyte
 
 
 async def test_refused_initialize_is_logged_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
-    """Regression: on connections, they weren't logged."""
     wrong = {**INITIALIZE, "params": {}}
     async with world(capture) as seen:
         await seen.post("/mcp", wrong)
@@ -153,14 +149,12 @@ REFUSED = [
 async def test_early_refusals_are_logged_with_the_reason(
     capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
 ) -> None:
-    """Regression: refusals by REST, `/publish`, `/messages/`, and media type checks weren't logged."""
     async with world(capture) as seen:
         await seen.post(path, body, **headers)
         assert seen.brief() == [line]
 
 
 async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[str]) -> None:
-    """Regression: refusals weren't logged."""
     async with world(capture) as seen:
         seen.runtime.bind = Bind(loopback=False)
         await seen.post("/publish", b'{"data":1}')
@@ -179,7 +173,6 @@ async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.Capture
 
 
 async def test_dialect_messages_are_logged_once(capture: pytest.CaptureFixture[str]) -> None:
-    """Regression: the dialect's other messages and errors weren't logged."""
     subscribe, unsubscribe = '{"type":"subscribe","channel":"news"}', '{"type":"unsubscribe","channel":"news"}'
     messages = [
         ('{"type":"subscribe","channel":"$client.x"}', ("hub/subscribe", "$client.x", "-32003")),
@@ -203,7 +196,6 @@ async def test_dialect_messages_are_logged_once(capture: pytest.CaptureFixture[s
 
 
 async def test_every_batch_message_is_logged(capture: pytest.CaptureFixture[str]) -> None:
-    """Regression: only calls were logged."""
     batch = b'[{"jsonrpc":"2.0","method":"notifications/cancelled"},{"jsonrpc":"2.0","id":1,"result":{}},7]'
     told = [("notifications/cancelled", "ok"), ("response", "ok"), ("_other", "-32600")]
     async with world(capture) as seen:

@@ -1,5 +1,3 @@
-"""The figures of several workers as one page: what is added up, and what is not."""
-
 import json
 from typing import Any
 
@@ -41,7 +39,6 @@ def measured(
 
 
 def test_call_figures_of_two_workers_are_merged() -> None:
-    """Workers exchange counts per bucket, because percentiles can't be added."""
     fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
     page = dashboard_values({"a": fast, "b": slow}, "a")
     alone = dashboard_values({"a": fast}, "a")
@@ -62,7 +59,6 @@ def test_sessions_of_two_workers_are_summed() -> None:
 
 
 def test_worker_figures_are_summed_with_the_worst_lag() -> None:
-    """Memory, descriptors, connections and the hub's counts are sums; of lags the largest counts."""
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")
@@ -79,7 +75,6 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
 
 
 def test_worker_rows_start_with_the_oldest() -> None:
-    """The order of the rows doesn't depend on who answers."""
     young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
     old = measured({}, began=20.0, pid=8, host="west")
     for here in ("a", "b"):

@@ -1,5 +1,3 @@
-"""The history of a day: what its ring keeps, how long ranges are added up, and what it costs in memory."""
-
 import pytest
 
 from millstream._telemetry.history import KEPT, MAX_OPERATIONS, REST, SLOT, Gauges, History, HistoryWindow

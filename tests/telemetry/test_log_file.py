@@ -1,5 +1,3 @@
-"""The log file of a server: `MILLSTREAM_LOG_FILE`."""
-
 import json
 import logging
 import stat

@@ -1,5 +1,3 @@
-"""Structured logs: the two formats, what is hidden, and that no value can forge a line."""
-
 import io
 import json
 import logging
@@ -78,7 +76,6 @@ def test_terminals_get_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyP
 
 
 def test_extra_fields_cannot_replace_standard_fields() -> None:
-    """Readers of the log rely on the first four fields."""
     assert json_line("sold", level="critical", ts="1999")["level"] == "warning"
 
 
@@ -88,7 +85,6 @@ def test_extra_fields_cannot_replace_standard_fields() -> None:
      "password", "mcp-session-id", "requestState", "credentials"],
 )  # fmt: skip
 def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
-    """Logs redact credentials by the name of the field."""
     nested = json_line("request", headers={name: "hunter2-hunter2"}, items=[{name: 42}])
     assert nested["headers"] == {name: "***"}
     assert nested["items"] == [{name: "***"}]
@@ -97,7 +93,6 @@ def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
 
 @for_each("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
 def test_harmless_fields_are_kept(name: str) -> None:
-    """Hiding too much makes logs useless."""
     assert json_line("request", **{name: "value"})[name] == "value"
 
 
@@ -116,14 +111,12 @@ def test_harmless_fields_are_kept(name: str) -> None:
     ],
 )
 def test_secrets_inside_text_are_hidden(text: str) -> None:
-    """A message may quote a header or a URL."""
     assert "hunter2" not in json_line("saw %s", text)["message"]
     assert "hunter2" not in human_line("saw %s", text)
 
 
 @for_each("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
 def test_values_cannot_forge_log_lines(forged: str) -> None:
-    """Log injection: a peer's text stays on the line of its record, in both formats and in every field."""
     text = f"ok{forged}12:00:00 ERROR root: fake"
     assert json_line(text)["message"] == text
     assert json_line("read", title=text)["title"] == text
@@ -137,7 +130,6 @@ def test_values_cannot_control_the_terminal(char: str) -> None:
 
 
 def test_exceptions_have_type_message_and_stack() -> None:
-    """One field that a log store can index."""
     stream = io.StringIO()
     logs.configure("info", stream=stream)
     try:
@@ -195,7 +187,6 @@ def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configuring_twice_writes_each_record_once() -> None:
-    """`Server.run` and the command line may both configure."""
     stream = io.StringIO()
     logs.configure("info", stream=stream)
     logs.configure("info", stream=stream)

@@ -1,5 +1,3 @@
-"""The access log: one line for each message, batched, with nothing of a peer that could harm a reader."""
-
 import asyncio
 import io
 import json
@@ -92,7 +90,6 @@ async def test_session_ids_are_never_logged() -> None:
 
 @given(text=st.text())
 async def test_client_text_cannot_forge_log_lines(text: str) -> None:
-    """Log injection: control characters, line separators and bidirectional marks are escaped, everywhere."""
     stream = io.StringIO()
     log = MessageLog(stream)
     log.add(AccessRecord(AT, text, text, text, 0.0, "", text, text, text, text, 0, ""))
@@ -185,7 +182,6 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a pipe takes more")
 async def test_stalled_log_reader_blocks_nothing() -> None:
-    """Regression: the event loop blocked until standard error was read."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
         log = MessageLog(stream, worker="w")

@@ -1,5 +1,3 @@
-"""Counters, gauges, histograms, and their text."""
-
 import math
 
 import msgspec
@@ -32,7 +30,6 @@ def samples(registry: Metrics, name: str) -> dict[tuple[str, tuple[str, ...]], f
 
 
 def test_metrics_follow_the_exposition_format() -> None:
-    """Prometheus text format 0.0.4: HELP, TYPE, samples, each line ended by a line feed."""
     registry = Metrics()
     registry.counter("events_total", "Events sent.", ("kind",)).add(("new",), 3)
     registry.read("gauge", "depth", "How deep.", lambda: {(): 1.5})
@@ -55,7 +52,6 @@ def test_metrics_follow_the_exposition_format() -> None:
 
 
 def test_unlabeled_metrics_start_at_zero() -> None:
-    """Prometheus: a counter that appears at 1 hides its first increase."""
     registry = Metrics()
     registry.counter("plain_total", "Plain.")
     registry.counter("labelled_total", "Labelled.", ("a",))
@@ -95,7 +91,6 @@ def test_buckets_include_their_upper_bound() -> None:
 
 @given(st.lists(st.floats(0, 1000)))
 def test_finer_bounds_do_not_change_the_exposition(values: list[float]) -> None:
-    """The conventions fix the buckets; ours between them serve the dashboard only."""
     registry = Metrics()
     plain = registry.histogram("plain", "P.")
     fine = registry.histogram("fine", "P.", finer=FINE)
@@ -130,7 +125,6 @@ def test_quantiles_at_zero_and_one_are_defined() -> None:
 
 
 def test_client_supplied_labels_are_bounded() -> None:
-    """Bounded series; the rest is counted together under `_other`."""
     registry = Metrics()
     counter = registry.counter("c_total", "C.", ("v",))
     histogram = registry.histogram("h", "H.", ("v",))

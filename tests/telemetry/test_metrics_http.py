@@ -1,5 +1,3 @@
-"""`GET /metrics` as a Prometheus server asks for it."""
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._http.message import HttpRequest

@@ -1,5 +1,3 @@
-"""What is measured of calls: labels, log line, span, and the figures for a live page."""
-
 import asyncio
 import io
 import json
@@ -52,7 +50,6 @@ LABELS = ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_ver
 
 
 def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
-    """The histogram of the conventions, translated for Prometheus."""
     observer = Observer({"add"})
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
@@ -188,7 +185,6 @@ def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
 
 
 def test_notifications_are_counted_without_duration() -> None:
-    """Regression: `initialize` was recorded with a latency of 0.0 s."""
     observer = Observer(())
     date = NEWEST_HANDSHAKE.date
     observer.message(AccessRecord(0.0, "initialize", revision=date, transport="http"))
@@ -232,7 +228,6 @@ def test_snapshots_match_the_metrics() -> None:
 
 
 async def test_subscriptions_are_not_counted_as_calls() -> None:
-    """Regression: an hour-long stream was recorded as an hour-long call."""
     observer = Observer({"add"}, clock=(clock := Clock()))
     for cancelled, outcome in ((True, ""), (False, ""), (False, "-32603")):
         observer(a_call(method="subscriptions/listen", cancelled=cancelled, outcome=outcome), 3600.0, b"")
@@ -286,7 +281,6 @@ def test_current_calls_are_collected_only_while_watched() -> None:
 
 
 async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
     assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "stood": 0.0}

@@ -1,5 +1,3 @@
-"""Figures of the process and the lag of its event loop."""
-
 import asyncio
 import contextlib
 import gc
@@ -54,7 +52,6 @@ async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
 
 
 async def test_loop_stalls_are_summed_over_a_minute() -> None:
-    """Regression: a single late sample, as right after the start, was reported as a problem."""
     lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
     assert lag.stood == pytest.approx(1.75)  # nobody notices the others
     now[0] += 59.0
@@ -64,7 +61,6 @@ async def test_loop_stalls_are_summed_over_a_minute() -> None:
 
 
 async def test_stall_window_is_a_minute_despite_late_samples() -> None:
-    """Regression: samples were counted instead of time, so 240 late samples covered five minutes."""
     lag, _ = await lagged(9.0, *[1.0] * 100)
     assert lag.worst == pytest.approx(1.0)
     assert lag.worst_of(2.0) == pytest.approx(1.0)
@@ -73,7 +69,6 @@ async def test_stall_window_is_a_minute_despite_late_samples() -> None:
 
 
 async def test_sampler_runs_until_cancelled() -> None:
-    """One task, owned by the runtime."""
     registry = Metrics()
     sampled = asyncio.Event()
 
@@ -96,7 +91,6 @@ async def test_cpu_is_a_share_since_the_last_read(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_figures_match_the_system() -> None:
-    """Memory and descriptors of the system; tasks of this loop."""
     figures = ProcessFigures(Metrics()).now()
     assert figures["tasks"] == 1
     assert (figures["open_descriptors"] or 0) > 2

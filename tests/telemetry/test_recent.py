@@ -1,5 +1,3 @@
-"""Calls per second in a ring, and growth over the last moments; the clock is the test's."""
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +20,6 @@ def test_whole_seconds_are_listed_oldest_first() -> None:
 
 @given(st.lists(st.integers(0, 100)))
 def test_ring_buffers_never_show_stale_counts(seconds: list[int]) -> None:
-    """A place of the ring that was not written again is empty, not old."""
     ring = PerSecond(16)
     count(ring, *sorted(seconds))
     now = max(seconds, default=0) + 1

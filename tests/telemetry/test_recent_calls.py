@@ -1,5 +1,3 @@
-"""The newest calls: what is kept, what never is, and what clients did."""
-
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -151,7 +149,6 @@ def test_client_counts_are_bounded() -> None:
 
 
 def test_ended_subscriptions_are_not_recent_calls() -> None:
-    """Regression: each one was listed as an hour-long call of its client."""
     recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
         recent.observe(

@@ -1,5 +1,3 @@
-"""Spans through the real SDK: parents, links, status, and trace context that peers got wrong."""
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

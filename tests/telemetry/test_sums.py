@@ -1,5 +1,3 @@
-"""The metrics of several processes as one: sums, also of those that have ended."""
-
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -47,7 +45,6 @@ def test_counts_are_summed_and_starts_are_the_earliest() -> None:
 
 
 def test_counters_of_ended_processes_stay_and_gauges_go() -> None:
-    """A counter that falls looks to Prometheus like a start, and its rate is wrong."""
     ended = EndedProcesses([], [])
     for name, calls in (("one", 2), ("two", 3), ("two", 3)):
         ended = ended.add(name, process(calls, since=1.0))

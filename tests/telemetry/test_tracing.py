@@ -1,5 +1,3 @@
-"""Names and attributes of spans by the OpenTelemetry conventions for MCP, through the real SDK."""
-
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -30,7 +28,6 @@ def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]
 
 
 def test_tool_call_spans_follow_the_conventions() -> None:
-    """The span is named by method and tool; arguments are never recorded."""
     name, attributes = attributes_of(
         method="tools/call", name="add", id=7, headers={}, params=b'{"name":"add","arguments":{"password":"x"}}'
     )
@@ -47,7 +44,6 @@ def test_tool_call_spans_follow_the_conventions() -> None:
 
 
 def test_span_names_are_known_before_decoding() -> None:
-    """A sampler decides when the span starts."""
     name, attributes = attributes_of(method="prompts/get", revision=FIRST, params=b'{"name":"review"}')
     assert name == "prompts/get review"
     assert attributes["gen_ai.prompt.name"] == "review"
@@ -56,7 +52,6 @@ def test_span_names_are_known_before_decoding() -> None:
 
 
 def test_resource_uris_are_attributes_and_not_names() -> None:
-    """Conventions: names of spans have few values; a URI may also hold a secret."""
     name, attributes = attributes_of(method="resources/read", params=b'{"uri":"book://1?token=abcdefgh"}')
     assert name == "resources/read"
     assert attributes["mcp.resource.uri"] == "book://1?token=***"
@@ -129,7 +124,6 @@ def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_programs_without_tracing_import_no_opentelemetry() -> None:
-    """No cost when absent, and none when it is only installed."""
     program = (
         "import sys\nfrom millstream._server.observability.tracing import Tracer, load_spans\n"
         "import millstream._server.observability.observer\n"

@@ -1,5 +1,3 @@
-"""The ASGI adapter without a server: scopes and messages in, messages out."""
-
 import asyncio
 from collections.abc import Iterable
 from typing import Any
@@ -84,7 +82,6 @@ async def test_mount_path_follows_either_asgi_convention(root: str, path: str, e
 
 
 async def test_minimal_scope_is_accepted() -> None:
-    """ASGI: client, scheme, root_path and query_string may be missing."""
 
     async def describe(request: HttpRequest) -> Response:
         return Response(body=f"{request.peer}|{request.scheme}|{request.root_path}|{request.query!r}".encode())
@@ -93,7 +90,6 @@ async def test_minimal_scope_is_accepted() -> None:
 
 
 async def test_body_messages_are_joined() -> None:
-    """ASGI: `more_body`, and messages without a body."""
     messages = [
         {"type": "http.request", "body": b"ab", "more_body": True},
         {"type": "http.request", "more_body": True},
@@ -104,7 +100,6 @@ async def test_body_messages_are_joined() -> None:
 
 @for_each("more", [False, True])
 async def test_oversized_body_without_content_length_gets_413(more: bool) -> None:
-    """HTTP/2 and chunked bodies need none."""
     messages = [{"type": "http.request", "body": b"x" * 11, "more_body": more}]
     status, _ = await Peer(messages).ask(_echo, max_body=10)
     assert status == 413
@@ -184,7 +179,6 @@ async def test_handlers_can_finish_after_a_disconnect() -> None:
 
 
 async def test_waiting_handlers_can_be_stopped() -> None:
-    """`HttpRequest.cancel`: a handler that catches it still gives its reply."""
     requests: asyncio.Queue[HttpRequest] = asyncio.Queue()
 
     async def work(request: HttpRequest) -> Response:
@@ -206,7 +200,6 @@ async def test_waiting_handlers_can_be_stopped() -> None:
 
 
 async def test_send_errors_for_a_lost_peer_end_the_stream() -> None:
-    """ASGI 2.4: `send` raises OSError after a disconnect."""
     peer = Peer()
     closed = asyncio.Event()
 

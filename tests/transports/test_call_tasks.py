@@ -1,5 +1,3 @@
-"""A task belongs to one call: what a handler does to its task, or ties to it, reaches no other client."""
-
 import ast
 import asyncio
 import sys
@@ -30,7 +28,6 @@ async def ask(running: Running, path: str) -> tuple[int, bytes]:
 
 
 async def test_late_task_cancellation_never_affects_another_call() -> None:
-    """Regression: a task served consecutive calls, so `call_later(…, current_task().cancel)` could cancel the next."""
     kept: list[asyncio.Task[Any]] = []
     began, go = asyncio.Event(), asyncio.Event()
 
@@ -91,9 +88,6 @@ class Equal:
 
 @for_each("raises", [False, True])
 async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None:
-    """Regression: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the
-    connection.
-    """
     current: ContextVar[Equal] = ContextVar("current")
     nobody = Equal(b"nobody", raises=raises)
 
@@ -120,7 +114,6 @@ async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None
 )
 @pytest.mark.parametrize("eager", [False, True])
 async def test_user_code_sees_no_internal_exception_context(way: str, odd: bytes, eager: bool) -> None:
-    """Regression: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""
     if eager and sys.version_info < (3, 12):
         pytest.skip("This Python has no eager tasks.")
 

@@ -1,5 +1,3 @@
-"""What calls hold: nothing of a refused one is kept, and an open subscription keeps nothing of what asked for it."""
-
 import asyncio
 import gc
 import json
@@ -59,7 +57,6 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.usefixtures("no_collector")
 @for_each("message", REFUSED.values(), ids=REFUSED)
 async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> None:
-    """Regression: the call's error referred to the call through its traceback, which was never collected."""
     server = Server("refusing")
 
     @server.tool
@@ -77,7 +74,6 @@ async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> 
 
 
 async def test_open_subscriptions_do_not_keep_their_request() -> None:
-    """Regression: the frames of an open stream kept the body, the parameters, and the token."""
     server = Server("streams")
     server.tool(len)
     message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
@@ -133,7 +129,6 @@ def nobody(book: int) -> str:
     ],
 )
 async def test_refusals_do_not_keep_their_call(method: str, params: dict[str, Any]) -> None:
-    """Regression: the call and its error's traceback formed a cycle that was never collected."""
     server = Server("refusals")
     server.tool(thread=False)(nobody)
     server.resource("z://z")(page)

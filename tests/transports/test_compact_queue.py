@@ -1,5 +1,3 @@
-"""The event and the queue of a connection do what those of asyncio do."""
-
 import asyncio
 
 from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue

@@ -1,5 +1,3 @@
-"""gzip of large replies: when, and when not."""
-
 import gzip
 
 from cases import for_each

@@ -1,5 +1,3 @@
-"""The Python calls of one request, and what the connections of a server share."""
-
 import asyncio
 import socket
 import sys

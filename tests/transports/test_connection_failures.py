@@ -1,5 +1,3 @@
-"""What the lane does when the task of a call ends by force, with no reply to write."""
-
 import asyncio
 
 import pytest
@@ -18,7 +16,6 @@ class Force(BaseException):
 @for_each("raised", [Force, asyncio.CancelledError])
 @for_each("turns", [0, 1])
 async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
-    """Regression: the connection stayed open forever, and SIGTERM waited for it."""
 
     async def fails(_request: HttpRequest) -> Response:
         for _ in range(turns):

@@ -1,5 +1,3 @@
-"""What connections hold: bodies are freed when a connection ends, unfinished ones have a cap, pipelines have an end."""
-
 import asyncio
 import gc
 import json
@@ -124,7 +122,6 @@ def held_bodies(connections: list[Any]) -> int:
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("lane", [True, False])
 async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: bytes, lane: bool) -> None:
-    """Regression: protocol and call formed a cycle, so the body was kept until a full collection."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply}, Settings())
     async with serve(app, lane=lane) as running:
@@ -146,7 +143,6 @@ async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: by
 @for_each("name", ["reply", "wait", "fail", "stream", "listen"])
 @for_each("lane", [True, False])
 async def test_body_is_freed_when_the_connection_ends(head: bytes, name: str, lane: bool) -> None:
-    """Regression: finished calls kept 700 KiB each after their connections had closed."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply, ("POST", f"/{name}"): getattr(watch, name)}, Settings())
     async with serve(app, lane=lane) as running:
@@ -207,7 +203,6 @@ def alive(*kinds: type) -> int:
 @for_each("way", ["lane", "asgi"])
 @for_each("method", ["subscriptions/listen", "tools/call"])
 async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -> None:
-    """Regression: reference cycles of calls and reply channels kept the request."""
     server = Server("streams")
 
     @server.tool
@@ -324,7 +319,6 @@ async def _until(fact: Any) -> None:
 @for_each("first", [b"", b"X-Odd:1\r\n"], ids=["usual", "parsed"])
 @for_each("waits", [False, True])
 async def test_three_thousand_requests_in_one_segment_are_answered_in_order(first: bytes, waits: bool) -> None:
-    """Regression: each request was parsed inside the one before it, until the stack overflowed."""
 
     async def echo(request: HttpRequest) -> Response:
         if waits:

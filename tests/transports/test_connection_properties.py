@@ -1,8 +1,3 @@
-"""Properties of the lane's protocol class: any bytes, cut anywhere.
-
-No socket: a transport that keeps what is written, so that a thousand connections take a second.
-"""
-
 import asyncio
 import re
 from typing import Any

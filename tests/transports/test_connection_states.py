@@ -1,5 +1,3 @@
-"""The tables of what a connection reads and replies, against what connections do."""
-
 import ast
 import asyncio
 from collections import Counter
@@ -237,7 +235,6 @@ def test_continue_is_sent_when_no_reply_is_pending() -> None:
 
 
 def test_upgrade_event_includes_early_frames() -> None:
-    """The WebSocket reads on from there."""
     (event,) = Watched().feed(UPGRADE + b"\x81\x80")
     assert isinstance(event, Upgrade)
     assert event.handshake.startswith(b"GET /ws HTTP/1.1\r\nhost: 127.0.0.1\r\n")
@@ -291,7 +288,6 @@ def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes:
 async def test_invalid_chunk_after_expect_is_refused_without_a_traceback(
     path: str, chunk: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: ``100 Continue`` followed the refusal, with a traceback in the log."""
     events = Watched().feed(
         b"POST %b HTTP/1.1\r\n" % path.encode() + HEAD + b"Expect: 100-continue\r\n" + CHUNKED + chunk
     )

@@ -1,5 +1,3 @@
-"""The hub's three paths over real sockets, through the lane and through plain ASGI."""
-
 import asyncio
 import json
 import re
@@ -199,7 +197,6 @@ async def test_query_selects_history_and_presence(lane: bool) -> None:
 
 
 async def test_clients_receive_their_own_and_missed_messages(lane: bool) -> None:
-    """`GET /mcp/sse/{client_id}`, and the mailbox behind it."""
     async with world(lane) as here:
         await here.hub.send("me", {"progress": 1}, event="progress")
         await here.hub.send("you", "not mine")
@@ -230,7 +227,6 @@ async def test_event_streams_have_heartbeats_and_end_with_the_server(lane: bool)
 
 
 async def test_expired_event_streams_end_with_a_retry_time(lane: bool) -> None:
-    """Regression: only streams ended for other reasons had a retry time."""
     async with world(lane, age=0) as here:
         stream = await here.stream()
         here.streams.beat()
@@ -313,7 +309,6 @@ async def test_invalid_input_is_refused_without_affecting_others(
 
 
 async def test_misspelled_channel_parameters_are_refused(lane: bool) -> None:
-    """Regression: without its channel, the event was published to `broadcast`."""
     async with world(lane) as here:
         everybody = await here.stream()
         status, _, refusal = await here.publish({"data": "for the operators", "chanel": "ops"})
@@ -384,7 +379,6 @@ async def test_client_ids_with_spaces_are_refused() -> None:
 
 @for_each("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
 async def test_names_must_be_utf_8(lane: bool, query: str) -> None:
-    """Regression: all senders of invalid UTF-8 shared the channel or mailbox U+FFFD."""
     async with world(lane) as here:
         status, headers, body = await here.ask("GET", f"/events?{query}")
         assert (status, headers[b"content-type"]) == (400, b"application/problem+json")

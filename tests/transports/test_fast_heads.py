@@ -1,8 +1,3 @@
-"""Reading a usual head without the parser changes nothing: the same requests, the same replies, the same ends.
-
-Every connection here is made twice, once with the short reading and once without, and fed the same pieces.
-"""
-
 import asyncio
 import re
 from collections.abc import Callable, Iterator
@@ -195,7 +190,6 @@ def test_usual_requests_are_answered_with_any_segmentation(cut: Callable[[Any], 
 
 
 def test_body_may_follow_a_usual_head_later() -> None:
-    """Many clients write head and body separately."""
     head = message([*USUAL, b"content-length: 4"], b"")
     written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
     assert written.count(b"HTTP/1.1 200") == 2

@@ -1,5 +1,3 @@
-"""The guard: time limits, hosts and connections. Plain ASGI has none of it."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
@@ -113,7 +111,6 @@ async def test_requests_need_exactly_one_valid_host(start: Start, path: str, hos
 
 
 async def test_probes_need_no_host(start: Start) -> None:
-    """Load balancers probe with HTTP/1.0 and no Host."""
     peer = await (await start()).connect()
     await peer.send(b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await peer.reply())[0] == 200
@@ -157,7 +154,6 @@ async def test_connections_are_capped_per_address(start: Start) -> None:
 @for_each("cap", [{"max_connections": 1}, {"max_connections_per_address": 1}])
 @for_each("head_only", [False, True])
 async def test_only_probes_are_answered_above_the_cap(start: Start, cap: dict[str, int], head_only: bool) -> None:
-    """Regression: a full but healthy server failed its probes and was killed."""
     server = await start({("HEAD", "/livez"): echo}, **cap)
     full = await server.connect()
     await full.send(request(body=b"x"))
@@ -248,7 +244,6 @@ async def test_websockets_count_as_connections(start: Start) -> None:
 
 
 async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: 200 clients with 5 MB of unread replies each used 2 GiB. A single reply may exceed the limit."""
     answered = 0
 
     async def large(request: HttpRequest) -> Response:

@@ -1,5 +1,3 @@
-"""Calls under the guard: cancellation, shutdown, proxies, and path prefixes."""
-
 import asyncio
 import logging
 import socket
@@ -56,7 +54,6 @@ async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) 
 
 
 async def test_waiting_calls_can_be_stopped(start: Start) -> None:
-    """`HttpRequest.cancel`: a handler that catches it still gives its reply."""
     requests: asyncio.Queue[HttpRequest] = asyncio.Queue()
 
     async def work(request: HttpRequest) -> Response:
@@ -134,7 +131,6 @@ async def test_parser_callback_errors_get_500_and_are_logged(caplog: pytest.LogC
 
 
 async def test_shutdown_finishes_calls_and_ends_streams() -> None:
-    """A real server: calls in flight are answered, queued ones too, open streams end with their final chunk."""
     handler, began, go = held()
     opened = asyncio.Event()
 

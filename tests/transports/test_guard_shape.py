@@ -1,5 +1,3 @@
-"""The guard: the size and shape of requests, and the order of replies and refusals."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

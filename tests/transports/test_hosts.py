@@ -1,5 +1,3 @@
-"""The Host and Origin rules, purely."""
-
 import pytest
 
 from cases import for_each
@@ -37,7 +35,6 @@ def origin(value: bytes, at: bytes = b"127.0.0.1:8000", policy: HostPolicy = LOC
      b"[::ffff:1.2.3.4]"],
 )  # fmt: skip
 def test_addresses_and_loopback_names_are_allowed_hosts(value: bytes) -> None:
-    """Rebinding needs a name that an attacker controls."""
     assert host(value) == host(value, PUBLIC) == 200
 
 
@@ -60,7 +57,6 @@ def test_other_hosts_get_421_naming_the_setting(value: bytes) -> None:
               b"a.b.apps.example.com:8080", b"odd.example.com:8443"],
 )  # fmt: skip
 def test_listed_hosts_are_allowed(value: bytes) -> None:
-    """`allowed_hosts`: a name at any port, a name at one port, subdomains by wildcard."""
     assert host(value, PUBLIC) == 200
 
 
@@ -134,7 +130,6 @@ def test_other_origins_get_403_naming_the_setting(value: bytes) -> None:
               b"http://dev.example.com:3000"],
 )  # fmt: skip
 def test_listed_origins_are_allowed(value: bytes) -> None:
-    """`allowed_origins`: scheme, host and port all count; the default port may be left out."""
     assert origin(value, policy=PUBLIC) == 200
 
 
@@ -167,7 +162,6 @@ def test_invalid_origin_settings_raise() -> None:
 
 
 def test_empty_entries_are_ignored() -> None:
-    """``MILLSTREAM_ALLOWED_HOSTS=`` splits to one empty string."""
     nobody = HostPolicy([""], [""], loopback_bind=False)
     assert host(b"evil.com", nobody) == 421
     assert origin(b"http://evil.com", policy=nobody) == 403
@@ -219,7 +213,6 @@ def test_preflight_without_a_list_gets_the_protocol_headers(wanted: bytes) -> No
 
 
 def test_plain_options_requests_are_not_preflights() -> None:
-    """The Fetch standard: a preflight has an Origin and names a method."""
     asks, comes = (b"access-control-request-method", b"POST"), (b"origin", b"http://localhost")
     assert LOCAL.preflight(_options(comes)) is None
     assert LOCAL.preflight(_options(asks)) is None
@@ -236,7 +229,6 @@ def test_authorities_are_parsed() -> None:
 
 
 def test_host_cache_cannot_be_filled_with_fake_addresses() -> None:
-    """Regression: 1,024 fake addresses filled the cache, so every later request was slow."""
     policy = HostPolicy(["mcp.example.com"])
     for number in range(5000):
         assert host(b"10.%d.%d.1:%d" % (number >> 8, number & 255, number + 1), policy) == 200

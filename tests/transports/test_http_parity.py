@@ -1,5 +1,3 @@
-"""One suite for both ways to the same handlers: the lane, and plain uvicorn through ASGI. Requests and replies."""
-
 import asyncio
 from collections.abc import AsyncIterator
 
@@ -61,7 +59,6 @@ async def test_escaped_paths_reach_the_same_handler(start: Start) -> None:
 
 
 async def test_large_bodies_round_trip(start: Start) -> None:
-    """Bodies up to the cap are accepted, and large replies are not cut."""
     body = bytes(range(256)) * 8192
     peer = await (await start()).connect()
     await asyncio.gather(peer.send(request(body=body)), asyncio.sleep(0))
@@ -78,7 +75,6 @@ async def test_chunked_bodies_are_joined(start: Start) -> None:
 
 
 async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) -> None:
-    """4 MiB by default, refused by its Content-Length."""
     peer = await (await start(max_body=10)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 1073741824\r\n\r\n")
     status, headers, _ = await peer.reply()
@@ -188,7 +184,6 @@ async def test_probes_accept_any_host(start: Start) -> None:
 
 
 async def test_other_origins_get_403_and_allowed_ones_cors_headers(start: Start) -> None:
-    """Origin is checked for every request; replies and streams to an allowed one can be read by its page."""
     peer = await (await start(allowed_origins=("https://app.example.com",))).connect()
     await peer.send(request(body=b"x", extra=b"Origin: https://evil.com\r\n"))
     status, _, body = await peer.reply()

@@ -1,5 +1,3 @@
-"""One suite for both ways to the same handlers: streams, failures and peers that leave."""
-
 import asyncio
 from collections.abc import AsyncIterator
 

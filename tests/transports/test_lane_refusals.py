@@ -1,5 +1,3 @@
-"""Refusals in plain text: what they say, and which headers they carry."""
-
 import pytest
 
 from cases import for_each

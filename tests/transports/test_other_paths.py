@@ -1,5 +1,3 @@
-"""What a whole server says to preflights of its probes, and to handshakes where there is no WebSocket."""
-
 import asyncio
 from typing import Any
 
@@ -61,7 +59,6 @@ async def test_plain_options_requests_to_probes_get_405() -> None:
 async def test_probes_have_the_same_cors_headers_under_every_server(
     path: str, method: str, head: bytes, allowed: bool
 ) -> None:
-    """Regression: under our own server, pages of any origin could read `/health`, under plain ASGI none."""
     found: list[tuple[int, dict[bytes, bytes]]] = []
     for lane in (True, False):
         server = Server("paths")
@@ -80,7 +77,6 @@ async def test_probes_have_the_same_cors_headers_under_every_server(
 
 
 async def test_websocket_handshake_at_other_paths_gets_404() -> None:
-    """ASGI: the extension `websocket.http.response`; without it closing before the accept is a 403."""
     start, body = await answers("websocket", "/nowhere", extensions={"websocket.http.response": {}})
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)
     assert b"isn't a WebSocket" in body["body"]

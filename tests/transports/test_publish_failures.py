@@ -1,5 +1,3 @@
-"""`POST /publish` when the store doesn't take the event."""
-
 import asyncio
 import json
 from typing import Any
@@ -19,7 +17,6 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 async def test_publish_error_says_to_retry_when_the_store_rejected_the_event(
     failure: LocalError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: it got 500 and an incident."""
     server = Server("shop", serve="hub")
     async with server.running() as runtime:
 

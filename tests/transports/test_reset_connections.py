@@ -1,5 +1,3 @@
-"""Connections that their peers reset before the server has looked who they are."""
-
 import asyncio
 import socket
 import struct
@@ -21,7 +19,6 @@ def send_and_reset(port: int, data: bytes) -> None:
 
 @for_each("way", WAYS)
 async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
-    """Regression: they had no address, so limits per caller and address didn't apply."""
     owners: list[str] = []
 
     async def note(request: HttpRequest) -> Response:

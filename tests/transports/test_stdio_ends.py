@@ -1,5 +1,3 @@
-"""What stdio does with calls that ask when the client has closed its end: no answer can come any more."""
-
 import asyncio
 import contextlib
 import json
@@ -56,7 +54,6 @@ def opening() -> Any:
 
 
 async def test_questions_after_end_of_input_fail_at_once() -> None:
-    """Regression: the call waited for an answer until the grace time ended."""
     mcp, gone = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
 
     @mcp.tool
@@ -95,7 +92,6 @@ async def asking_client() -> AsyncIterator[tuple[Runtime, Client]]:
 
 
 async def test_open_questions_fail_at_end_of_input() -> None:
-    """Regression: the process waited for the whole grace time."""
     async with asking_client() as (_, client):
         client.leave()
         said = {each.get("id"): each for each in await client.rest()}
@@ -103,7 +99,6 @@ async def test_open_questions_fail_at_end_of_input() -> None:
 
 
 async def test_open_questions_are_withdrawn_on_shutdown() -> None:
-    """Regression: the client wasn't notified, and the tool got a wrong reason."""
     async with asking_client() as (runtime, client):
         await until(lambda: len(runtime.services.questions))
         client.stop.set()
@@ -117,7 +112,6 @@ async def test_open_questions_are_withdrawn_on_shutdown() -> None:
     ("way", "said"), [("stop", "The server is stopping"), ("leave", "has disconnected"), ("late", "didn't answer")]
 )
 async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, said: str) -> None:
-    """Regression: two questions that failed for the same reason were reported as an internal error."""
     timeout = 0.01 if way == "late" else 60
     mcp, over = Server("asks", settings=Settings(drain_timeout=30, ask_timeout=timeout)), asyncio.Event()
 
@@ -149,7 +143,6 @@ async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, s
 
 @for_each("way", ["stop", "leave"])
 async def test_calls_that_outlast_the_grace_time_get_an_error(way: str) -> None:
-    """Regression: the output ended without an answer."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
 
     @mcp.tool
@@ -195,7 +188,6 @@ async def test_unread_output_does_not_block_shutdown() -> None:
 
 
 async def test_clients_that_do_not_read_are_not_read() -> None:
-    """Regression: their messages were read and answered without limit, into memory."""
     mcp = Server("echo", settings=Settings(stream_buffer=64 * 1024))
     ping = json.dumps(request("ping", {}, 1)).encode() + b"\n"
     async with mcp.running() as runtime:

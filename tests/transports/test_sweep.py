@@ -1,5 +1,3 @@
-"""The guard's sweep, purely: a clock that the test turns, and connections that only say what they are waiting for."""
-
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -182,7 +180,6 @@ def test_refused_peers_may_linger_after_pending_replies(guard: ConnectionGuard, 
 
 @for_each("phase", [NEW, IDLE])
 def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop: Loop, phase: int) -> None:
-    """Regression: over TLS, a peer that didn't answer the close was closed again by each sweep."""
     peer = Connection(phase)
     guard.admit(peer)
     loop.now += 100
@@ -230,7 +227,6 @@ def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> N
 
 
 def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
-    """Regression: a sweep over thousands of connections blocked all calls. 256 refusals take about 10 ms."""
     crowd = [Connection(HEAD) for _ in range(1_000)]
     for connection in crowd:
         guard.admit(connection)
@@ -319,7 +315,6 @@ def test_addresses_are_counted_only_with_a_cap(loop: Loop) -> None:
 
 
 def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
-    """Regression: a customer has 2**64 addresses, and the cap applied to each."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
     near, other = [Connection() for _ in range(3)], Connection()
@@ -335,7 +330,6 @@ def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
 
 
 def test_upgraded_connections_count_at_once(loop: Loop) -> None:
-    """Regression: a WebSocket counted only from the next sweep, so an address could open any number at once."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     upgraded, other, third = Connection(), Connection(), Connection()

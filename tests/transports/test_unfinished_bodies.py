@@ -1,5 +1,3 @@
-"""Bodies that take their time: how much of the room for them one address has, and how small their pieces may be."""
-
 import asyncio
 import socket
 from collections.abc import AsyncIterator
@@ -42,7 +40,6 @@ async def connect(port: int, address: str) -> Peer:
 
 @for_each("path", [b"/echo", b"/exact"])
 async def test_one_address_gets_half_of_the_unfinished_body_budget(start: Start, path: bytes) -> None:
-    """Regression: one peer could use the whole budget, so others with a body in two pieces got 503."""
     server = await start(max_unfinished=400, max_body=200)
     half = b"POST %b HTTP/1.1\r\n" % path + HEAD + b"X-Odd:1\r\nContent-Length: 200\r\n\r\n"
     greedy = [await connect(server.port, "127.0.0.2") for _ in range(3)]
@@ -78,7 +75,6 @@ class Fed:
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("size", [1, 6])
 async def test_bodies_in_tiny_chunks_are_refused_early(path: bytes, size: int) -> None:
-    """Regression: 600,000 chunks of one byte blocked the loop for half a second."""
     fed = Fed()
     chunk = b"%x\r\n" % size + b"y" * size + b"\r\n"
     fed.feed(CHUNKED % path + chunk * (3_600_000 // len(chunk)))

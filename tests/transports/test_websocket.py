@@ -123,7 +123,6 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
 
 
 async def test_credentials_are_checked_before_accepting_the_socket() -> None:
-    """Authentication before accept, and the query holds no credential."""
 
     async def authenticate(request: HttpRequest) -> Principal | Response:
         assert request.query == b""

@@ -12,7 +12,6 @@ from wire import enveloped
 
 @for_each("way", WAYS)
 async def test_seed_snippet_gets_its_response(way: str) -> None:
-    """Seed 001, example 6."""
     async with world(way) as app, app.client() as socket:
         hello = await hear(socket)
         assert (hello["type"], hello["server"]["name"]) == ("connected", "socket")
@@ -75,7 +74,6 @@ async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code:
 
 
 async def test_misspelled_channel_members_are_refused() -> None:
-    """Regression: without its channel, the event was published to `broadcast`."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, {"type": "publish", "data": 1, "chanel": "ops", "id": 1})
@@ -144,7 +142,6 @@ async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
 
 
 async def test_reconnect_with_last_id_misses_nothing() -> None:
-    """Resume by the id of the last event, in order, none twice."""
     async with world() as app:
         async with app.client() as socket:
             await hear(socket)
@@ -161,7 +158,6 @@ async def test_reconnect_with_last_id_misses_nothing() -> None:
 
 @for_each("way", WAYS)
 async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> None:
-    """Regression: `broadcast` and `>` gave the same id twice."""
     async with world(way) as app, app.client() as socket:
         await hear(socket)
         for channel in ("broadcast", ">"):
@@ -222,7 +218,6 @@ async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
 
 
 async def test_unused_members_are_not_decoded() -> None:
-    """Regression: a megabyte of numbers as the channel or tool was decoded for every type."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for member in ("channel", "tool"):
@@ -244,7 +239,6 @@ async def test_forbidden_channels_are_dialect_errors() -> None:
 
 
 async def test_oversized_events_are_refused_before_parsing() -> None:
-    """Regression: it was decoded completely first. A number that doesn't fit a float shows what is decoded."""
     async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
         await hear(socket)
         data = f"[{'1,' * 2000}1e999]"
@@ -264,7 +258,6 @@ async def test_oversized_events_are_refused_before_parsing() -> None:
     ],
 )
 async def test_errors_quote_only_the_beginning_of_the_input(message: dict[str, Any]) -> None:
-    """Regression: names of any length were returned in full."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, message)

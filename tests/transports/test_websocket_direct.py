@@ -1,5 +1,3 @@
-"""Messages straight to the transport of our own server: the same bytes for all, no task, nothing behind the close."""
-
 import asyncio
 import json
 from collections.abc import MutableMapping
@@ -63,7 +61,6 @@ def test_frames_match_those_of_the_websockets_library(size: int) -> None:
 
 
 async def test_broadcast_events_are_framed_once() -> None:
-    """Encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
     outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
     for message in (b'{"a":1}', b'{"b":2}'):
@@ -74,7 +71,6 @@ async def test_broadcast_events_are_framed_once() -> None:
 
 
 async def test_broadcast_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: each socket had a writer, a reader, and a queue that every event passed through."""
     sent: list[str] = []
     send = WebSocketProtocol.send
 
@@ -168,7 +164,6 @@ async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
 
 
 async def test_ping_after_a_large_reply_is_answered() -> None:
-    """Regression: more than 1 MiB of unread output made any ping count as an attack."""
     async with world() as app:
         socket, _ = await held(app)
         await socket.send(frame(PING, b"p"))

@@ -1,5 +1,3 @@
-"""How a WebSocket ends: a slow reader is cut, a stopping server answers first, a failure says no more than its code."""
-
 import asyncio
 import contextlib
 import json
@@ -219,7 +217,6 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
 
 @for_each("way", WAYS)
 async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
-    """Regression: the socket was closed without answering the calls."""
     stopped = "The server stopped before the call was complete. Try again."
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
         await hear(plain)
@@ -256,7 +253,6 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
 
 @for_each("way", WAYS)
 async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
-    """Regression: the reason claimed that the server was stopping."""
     async with world(way, stream_age=1e-6) as app, app.client() as socket:
         await hear(socket)
         app.runtime.streams.beat()
@@ -266,7 +262,6 @@ async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
 
 
 async def test_cancelled_socket_task_closes_as_going_away() -> None:
-    """Regression: peers got an internal error instead."""
     async with world() as app:
         socket = await app.raw()
         (task,) = app.route._sockets.values()
@@ -276,7 +271,6 @@ async def test_cancelled_socket_task_closes_as_going_away() -> None:
 
 
 async def test_handshake_at_a_stopping_server_is_refused() -> None:
-    """Regression: the reason claimed that there were too many connections."""
     async with world() as app:
         await app.route.close(WAIT)
         peer = await app.handshake()
@@ -293,7 +287,6 @@ async def test_heartbeats_are_not_sent_as_messages() -> None:
 
 
 async def test_internal_failure_closes_with_1011(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that fails is our fault; the log has it."""
 
     async def broken(*args: Any, **options: Any) -> Any:
         raise ConnectionError("the secret address of the store")
@@ -325,7 +318,6 @@ async def in_process(app: World, *given: Any, extensions: Any = None, **headers:
 
 
 async def test_refusal_without_the_response_extension_closes_the_socket() -> None:
-    """ASGI: `websocket.close` before the accept is a 403."""
     async with world() as app:
         assert await in_process(app, origin="https://evil.example") == [{"type": "websocket.close", "code": 1008}]
         start, body = await in_process(app, origin="https://evil.example", extensions={"websocket.http.response": {}})
@@ -342,7 +334,6 @@ async def test_oversized_message_closes_with_1009_under_any_server() -> None:
 
 
 async def test_disconnect_before_accept_leaves_nothing_behind() -> None:
-    """ASGI 2.4: `send` raises OSError."""
 
     async def receive() -> Any:
         return {"type": "websocket.connect"}

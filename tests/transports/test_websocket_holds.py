@@ -1,5 +1,3 @@
-"""What a WebSocket keeps of its messages, with the collector of cycles switched off."""
-
 import asyncio
 import gc
 import tracemalloc
@@ -26,7 +24,6 @@ def uncollected() -> Iterator[None]:
 
 
 async def test_messages_are_freed_after_the_reply() -> None:
-    """Regression: the parser kept the message until the next one arrived."""
     async with world() as app:
         sockets = [await app.raw() for _ in range(SOCKETS)]
         before = tracemalloc.get_traced_memory()[0]
@@ -38,7 +35,6 @@ async def test_messages_are_freed_after_the_reply() -> None:
 
 @for_each("sent", [frame(TEXT, LARGE, fin=False), frame(TEXT, LARGE)[:-5]], ids=["fragment", "part"])
 async def test_truncated_message_is_freed_with_its_connection(sent: bytes) -> None:
-    """Regression: it was kept until the next garbage collection."""
     async with world() as app:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(SOCKETS):

@@ -1,5 +1,3 @@
-"""A peer cannot fill the log with errors: what it does wrong has its answer on the wire."""
-
 import asyncio
 import logging
 
@@ -40,7 +38,6 @@ async def authenticate(request: HttpRequest) -> Response | None:
 async def test_invalid_frames_are_not_logged_as_errors(
     frames: bytes, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: each frame that wasn't UTF-8 logged a traceback."""
     async with world() as app:
         socket = await app.raw()
         await socket.send(frames)
@@ -54,7 +51,6 @@ async def test_invalid_frames_are_not_logged_as_errors(
 async def test_refused_handshakes_are_not_logged_as_errors(
     extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: each wrote "ASGI callable returned without completing handshake"."""
     async with world(guard=authenticate) as app:
         peer = await app.handshake(extra, head)
         assert (await app.opened(peer))[0] == status

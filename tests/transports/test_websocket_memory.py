@@ -1,5 +1,3 @@
-"""What a WebSocket holds while it is open: no message that was handled, and bounded subscriptions."""
-
 import asyncio
 import json
 import tracemalloc
@@ -63,7 +61,6 @@ def traced() -> Iterator[None]:
     ids=["ping", "subscribe", "a call that runs", "refused", "json-rpc"],
 )
 async def test_handled_messages_are_not_kept_until_the_next(message: str) -> None:
-    """Regression: each open socket kept its last message in memory."""
     async with world() as app:
         scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "subprotocols": []}
         before = tracemalloc.get_traced_memory()[0]
@@ -77,7 +74,6 @@ async def test_handled_messages_are_not_kept_until_the_next(message: str) -> Non
 
 
 async def test_subscribed_resources_are_bounded_in_bytes() -> None:
-    """Regression: a socket could subscribe to a thousand URIs of any length. Sessions are limited to 128 KiB."""
     server = Server("notes", version="1", settings=Settings(key="the one key of the tests of sockets' memory"))
 
     @server.resource("note://{text}")
@@ -96,7 +92,6 @@ async def test_subscribed_resources_are_bounded_in_bytes() -> None:
 
 
 async def test_open_subscriptions_do_not_count_as_dialect_calls() -> None:
-    """Regression: the dialect counted subscriptions as calls, unlike the other transports."""
     async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
         params = {"notifications": {"toolsListChanged": True}}
         await ask(listener, enveloped("subscriptions/listen", params, 1))

@@ -1,5 +1,3 @@
-"""What a WebSocket reads: messages that never end have room and time, and a flood of frames leaves others a turn."""
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -49,7 +47,6 @@ async def socket_from(app: World, address: str) -> RawSocket:
 
 @for_each("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
 async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> None:
-    """Regression: they weren't counted, and 320 connections of one address used 343 MiB."""
     async with world(**BOUNDS) as app:
         greedy = [await socket_from(app, "127.0.0.2") for _ in range(3)]
         for socket in greedy[:2]:
@@ -126,7 +123,6 @@ async def test_bytes_after_our_close_frame_count_until_the_peer_closes() -> None
 
 @for_each("sent", [*UNFINISHED.values(), frame(TEXT, fin=False), b"\x81"])
 async def test_unfinished_messages_time_out(sent: bytes) -> None:
-    """Regression: the start of a message was kept indefinitely."""
     async with world(body_timeout=0.05) as app:
         socket = await app.raw()
         await socket.send(sent)
@@ -294,7 +290,6 @@ FLOODS = {"pings": frame(PING), "pongs": frame(PONG), "messages": frame(TEXT, b"
 
 @for_each("flood", FLOODS.values(), ids=FLOODS.keys())
 async def test_reads_full_of_tiny_frames_yield_to_the_loop(flood: bytes) -> None:
-    """Regression: a megabyte of empty pings blocked the loop for 0.6 s."""
     async with fed() as one:
         count, most = READ // len(flood), MAX_FRAMES + PIECE // len(flood) + 1
         one.protocol.data_received(flood * count)
@@ -315,7 +310,6 @@ async def test_reads_full_of_tiny_frames_yield_to_the_loop(flood: bytes) -> None
 
 
 async def test_frames_wait_as_bytes_while_the_application_is_busy() -> None:
-    """Regression: each of thirty thousand tiny messages became a dict in the queue."""
     async with fed() as one:
         tiny = frame(TEXT, b"{}")
         one.app.takes.clear()

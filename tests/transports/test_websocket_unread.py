@@ -1,5 +1,3 @@
-"""A WebSocket that ends while its peer leaves something unread."""
-
 from collections.abc import Awaitable, Callable
 
 from uvicorn._types import WebSocketCloseEvent
@@ -85,9 +83,6 @@ ENDS: list[End] = [
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
 async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
-    """Regression: the close frame failed, and its traceback blocked the lifespan's shutdown, or the server waited for
-    the peer.
-    """
     async with fed() as one:
         transport = unread(one)
         await end(one)
@@ -97,7 +92,6 @@ async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
 
 @for_each("end", ENDS)
 async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: End) -> None:
-    """Regression: a few unread bytes kept the connection open forever."""
     async with fed(write_timeout=5) as one:
         transport, protocol = unread(one), one.protocol
         begun = protocol._loop.time()
@@ -134,7 +128,6 @@ async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
 
 @for_each("kind", [TEXT, BINARY])
 async def test_fragments_after_our_close_frame_are_dropped(kind: int) -> None:
-    """Regression: they were never read, and the first one was kept for the life of the connection."""
     async with fed() as one:
         await is_closed_by_us(one)
         one.protocol.data_received(frame(kind, HALF, fin=False))

@@ -1,8 +1,3 @@
-"""What an editor knows: type checkers report forty mistakes, and the whole public interface has types.
-
-Both run pyright, which is a program for Node. The rules are our choice.
-"""
-
 import json
 import os
 import shutil
@@ -57,7 +52,6 @@ def test_type_mistakes_file_has_at_least_forty() -> None:
 
 
 def test_pyright_reports_exactly_the_mistakes(tmp_path: Path) -> None:
-    """Regression: ``**options: Any`` accepted every name and value."""
     shutil.copy(HERE / "mistakes.py", tmp_path)
     report = pyright("mistakes.py", cwd=tmp_path, path=str(ROOT / "src"))
     found = {each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"] if each["severity"] == "error"}

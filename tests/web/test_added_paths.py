@@ -1,5 +1,3 @@
-"""Pages, webhooks and files of a program's own, through the lane and through plain ASGI, on real sockets."""
-
 import asyncio
 import logging
 import os
@@ -94,7 +92,6 @@ def shop(**options: Any) -> tuple[Server, dict[str, asyncio.Event]]:
 
 @LANES
 async def test_programs_can_have_pages_and_webhooks(lane: bool) -> None:
-    """docs/how-to/own-routes.md."""
     mcp, events = shop(settings=Settings(max_body=1000))
     async with asked(mcp, lane=lane) as client:
         page = await client.get("/")
@@ -197,7 +194,6 @@ async def test_failing_pages_are_reported_like_tools(
 
 @LANES
 async def test_only_files_inside_the_folder_are_served(lane: bool, tmp_path: Path) -> None:
-    """docs/how-to/own-routes.md."""
     folder = tmp_path / "app"
     (folder / "sub").mkdir(parents=True)
     (folder / ".git").mkdir()
@@ -239,7 +235,6 @@ async def test_only_files_inside_the_folder_are_served(lane: bool, tmp_path: Pat
 
 @LANES
 async def test_mounted_servers_bring_their_pages(lane: bool, tmp_path: Path) -> None:
-    """docs/how-to/own-routes.md."""
     (tmp_path / "index.html").write_text("files", "utf-8")
     inner, outer = Server("inner"), Server("outer")
 
@@ -391,7 +386,6 @@ async def leaves_work(request):
 @pytest.mark.server
 @pytest.mark.parametrize("path", ["/blocks", "/leaves-work"])
 async def test_shutdown_does_not_wait_for_blocked_routes(path: str, tmp_path: Path) -> None:
-    """Regression: the server waited for Starlette's thread until it was killed."""
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()
     command, hurry = millstream(str(tmp_path / "shop.py"), port), {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}

@@ -1,5 +1,3 @@
-"""The design language: the tokens of docs/design.md are those of tokens.css, and nothing else names a color."""
-
 import re
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""`/`: where a browser comes that knows only the address of the server."""
-
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +89,6 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
 
 @for_each("path", ["/", "/{rest:path}"])
 async def test_a_page_of_the_programs_own_stays_at_the_address(path: str) -> None:
-    """docs/how-to/own-routes.md."""
     mcp = Server("shop", serve="web")
 
     @mcp.route(path)
@@ -102,7 +99,6 @@ async def test_a_page_of_the_programs_own_stays_at_the_address(path: str) -> Non
 
 
 async def test_a_folder_of_the_programs_own_stays_at_the_address(tmp_path: Path) -> None:
-    """docs/how-to/own-routes.md."""
     (tmp_path / "index.html").write_text("home")
     mcp = Server("shop", serve="web")
     mcp.static("/", tmp_path)

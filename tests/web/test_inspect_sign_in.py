@@ -187,7 +187,6 @@ async def test_unprotected_servers_start_no_login(place: str) -> None:
 
 
 async def test_only_same_origin_pages_use_tokens() -> None:
-    """A page at another port of this machine is of the same site: cookies come along, and its Origin is let through."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
         asked = other.asked.copy()
@@ -244,7 +243,6 @@ async def test_tokens_are_refreshed_once_for_concurrent_calls() -> None:
 
 
 async def test_sign_out_during_a_refresh_wins() -> None:
-    """Regression: the renewed token was stored and stayed valid. It must be revoked."""
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
         await browser.sign_in(other)
@@ -268,7 +266,6 @@ async def test_sign_out_during_a_refresh_wins() -> None:
 
 
 async def test_expired_refresh_locks_do_not_release_others() -> None:
-    """Regression: a late worker released the lock of another worker."""
     store = MemoryStore()
     await store.open()
     services = Services(Settings(), store, ChangeFeed())

@@ -1,8 +1,3 @@
-"""Other servers in the inspector: which ones, for whom, and what goes through.
-
-docs/reference/routes.md is the contract. Real sockets: our server before another one. The rules are our choice.
-"""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -38,7 +33,6 @@ async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2
 
 @for_each("revision", ["2025-06-18", "2026-07-28"])
 async def test_clients_work_through_the_inspector_proxy(revision: str) -> None:
-    """Sessions, event streams with progress, and questions, in both eras."""
     steps: list[float] = []
     async with serve(shop.mcp, lane=True) as other:
         async with inspecting("http://127.0.0.1:1/mcp", f"http://127.0.0.1:{other.port}/mcp") as http:
@@ -85,7 +79,6 @@ async def test_only_foreign_credentials_are_forwarded() -> None:
 
 
 async def test_foreign_basic_auth_prompts_are_blocked() -> None:
-    """A browser would show its dialog in our name."""
 
     async def behave(asked: Asked) -> None:
         await asked.reply(b"{}", status="401 Unauthorized", more="WWW-Authenticate: Basic realm=x\r\n")
@@ -96,7 +89,6 @@ async def test_foreign_basic_auth_prompts_are_blocked() -> None:
 
 @for_each("method", ["GET", "POST"])
 async def test_foreign_replies_never_become_pages(method: str) -> None:
-    """Regression: a browser that opened the address ran the foreign server's scripts in this origin."""
 
     async def behave(asked: Asked) -> None:
         await asked.reply(
@@ -110,7 +102,6 @@ async def test_foreign_replies_never_become_pages(method: str) -> None:
 
 
 async def test_proxied_streams_count_toward_the_cap() -> None:
-    """Regression: all waiting streams were admitted when the server answered."""
     go, leave = asyncio.Event(), asyncio.Event()
 
     async def behave(asked: Asked) -> None:
@@ -152,7 +143,6 @@ async def test_only_named_servers_are_reachable() -> None:
 
 @for_each("method", ["GET", "DELETE"])
 async def test_bodies_cannot_smuggle_requests(method: str) -> None:
-    """Regression: a GET with a body reached any path of the foreign server, with any headers."""
     heard = bytearray()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,3 @@
-"""The stream of the dashboard: one snapshot for all, log lines once each, and the list of the chat's members."""
-
 import asyncio
 import json
 import logging
@@ -143,7 +141,6 @@ async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
 async def test_figures_continue_after_a_failed_second(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression: one exception ended the task, and the dashboard stopped until a restart."""
     monkeypatch.setattr(live, "INTERVAL", 0)
     world = World()
     trouble = iter([ValueError("no figures now")])
@@ -233,7 +230,6 @@ async def test_log_tail_keeps_the_newest_lines() -> None:
 
 
 async def test_secrets_do_not_reach_the_dashboard() -> None:
-    """Logs with secrets redacted and control characters escaped."""
     world = World()
     world.logger.warning("token=abcdef\nforged", extra={"password": "hunter2"})
     async with world.watching() as screen:
@@ -284,7 +280,6 @@ class Refusing:
 
 
 async def test_dashboard_reports_a_store_outage() -> None:
-    """Regression: it always reported a working store."""
     server, screen = Server("shop", serve="web"), Screen()
     async with server.running() as runtime:
         store: Any = SimpleNamespace(kv=Refusing())

@@ -1,9 +1,3 @@
-"""What the scripts of the pages call is what their cookie is accepted for, and nothing else is on that list.
-
-Somebody who signed in with a form has only the cookie: a route that isn't on the list gives them 401, and no test that
-sends a key or has no sign-in at all would notice.
-"""
-
 import re
 
 from cases import for_each
@@ -57,7 +51,6 @@ def accepted(path: str) -> bool:
 
 @for_each("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
 def test_pages_call_only_what_their_cookie_allows(script: str) -> None:
-    """Regression: users with access to the dashboard saw no history, no recent calls, and no readers."""
     assert [path for path in called(script) if not accepted(path) and path not in DEVELOPING] == []
 
 

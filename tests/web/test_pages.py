@@ -1,5 +1,3 @@
-"""The pages and their files: types, caching, and the policy that keeps foreign content out."""
-
 import gzip
 import hashlib
 import posixpath
@@ -127,7 +125,6 @@ def test_digest_named_files_are_immutable() -> None:
 
 @for_each("name", page_names())
 def test_pages_preload_their_modules(name: str) -> None:
-    """Regression: modules were requested again at each visit, and one after the other at the first one."""
     page = asset(f"/{name}").body.decode()
     named = dict(re.findall(r'"assets/([\w./-]+\.js)\?([0-9a-f]{16})"', page))
     for module, digest in named.items():
@@ -171,5 +168,4 @@ async def test_unchanged_files_get_304() -> None:
     ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"],
 )
 def test_unknown_assets_get_404(path: str) -> None:
-    """Paths are looked up, never opened."""
     assert asset(path).status == 404

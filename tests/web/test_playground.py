@@ -1,5 +1,3 @@
-"""The playground over its WebSocket: a scripted model uses the tools as the caller. The rules are our choice."""
-
 import asyncio
 import json
 import os

@@ -1,12 +1,9 @@
-"""The store as the dashboard shows it: measured, not asserted."""
-
 from millstream._app.parts.web import store_figures
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 
 
 async def test_memory_store_reports_usage_and_limits() -> None:
-    """Regression: its health was a constant."""
     store = MemoryStore(max_value_bytes=10_000, max_log_bytes=20_000)
     health = StoreHealth("memory", store)
     assert store_figures(health, store) == {

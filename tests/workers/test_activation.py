@@ -1,5 +1,3 @@
-"""Sockets that whoever starts the program has opened: systemd's way, and `--fd`."""
-
 import os
 import socket
 import subprocess

@@ -1,5 +1,3 @@
-"""How workers end, one or all: killed, in a crash loop, told to stop, or left by their parent."""
-
 import asyncio
 import os
 import signal
@@ -57,7 +55,6 @@ async def test_killed_workers_are_replaced_and_their_backlog_served(tmp_path: Pa
 
 
 async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
-    """docs/reference/settings.md."""
     environment = {**os.environ, "MILLSTREAM_WATCHDOG": "3"}
     with workers(tmp_path, 1, "--reload", env=environment) as served:
         (first,) = served.pids
@@ -178,7 +175,6 @@ async def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_worker_hanging_at_start_ends_with_its_parent(tmp_path: Path) -> None:
-    """Regression: it didn't notice and blocked the port for the next parent."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "shop.py").write_text(f"{PROGRAM}\n(HERE / 'hangs').touch()\nimport time\ntime.sleep(86400)\n")
         served.process.send_signal(signal.SIGHUP)
@@ -238,7 +234,6 @@ def test_workers_under_nohup_outlive_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("times", "number"), [(2, "SIGKILL"), (99, "SIGKILL"), (1, "SIGSEGV")])
 def test_worker_killed_during_its_first_start_is_replaced(tmp_path: Path, times: int, number: str) -> None:
-    """Regression: the whole server stopped. It still does if every worker is killed or the program fails."""
     killed = f"""
     deaths = HERE / "deaths"
     count = len(deaths.read_text()) if deaths.exists() else 0

@@ -1,5 +1,3 @@
-"""docs/how-to/several-workers.md: its commands and its program, as they stand but for the port."""
-
 import sys
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Limits of `millstream run --workers`: what real processes allow together is what the setting says."""
-
 import asyncio
 import os
 from collections import Counter
@@ -13,7 +11,6 @@ pytestmark = pytest.mark.server
 
 
 async def test_limits_are_shared_by_four_processes(tmp_path: Path) -> None:
-    """Regression: each worker counted separately. Every request uses its own connection."""
     with workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
 
         async def one() -> tuple[int, int | None]:

@@ -1,5 +1,3 @@
-"""`/metrics` of several workers: whichever answers tells of all, also of what dead ones had counted."""
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""The parts of several workers, each by itself."""
-
 import asyncio
 import os
 import socket
@@ -56,7 +54,6 @@ def test_backoff_grows_in_crash_loops_and_resets() -> None:
 
 
 def test_killed_workers_are_replaced_at_once() -> None:
-    """Regression: workers killed within 30 s counted as a crash loop, until none were left."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
     for _ in range(10):
@@ -146,7 +143,6 @@ def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
 
 
 async def test_edits_before_the_first_scan_are_noticed(tmp_path: Path) -> None:
-    """Regression: files saved while the workers started were ignored."""
     (tmp_path / "shop.py").write_text("1")
     changes = watching.changes(tmp_path)
     (tmp_path / "shop.py").write_text("12")

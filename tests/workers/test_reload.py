@@ -1,5 +1,3 @@
-"""`--reload`, and restarts of a program that got broken: clients notice neither."""
-
 import json
 import os
 import py_compile
@@ -39,7 +37,6 @@ async def test_reload_notices_changed_modules(tmp_path: Path) -> None:
 
 
 async def test_stale_bytecode_is_not_used(tmp_path: Path) -> None:
-    """Regression: compiled code of a test run hid an edit of the same length."""
     edit(tmp_path / "prices.py", "PRICE = 1\n")
     py_compile.compile(str(tmp_path / "prices.py"))
     edit(tmp_path / "prices.py", "PRICE = 2\n")
@@ -107,7 +104,6 @@ async def test_restart_ends_a_crash_loop(tmp_path: Path) -> None:
 
 
 async def test_restart_replaces_a_worker_that_is_starting(tmp_path: Path) -> None:
-    """Regression: the abandoned process stayed in the list of workers."""
     program = PROGRAM.replace(
         "    yield\n", "    while (HERE / 'waits').exists():\n        await asyncio.sleep(0.01)\n    yield\n"
     )

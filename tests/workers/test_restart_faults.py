@@ -1,5 +1,3 @@
-"""What may go wrong while all workers are being replaced: one dies meanwhile, or the new program doesn't come up."""
-
 import asyncio
 import json
 import signal
@@ -78,7 +76,6 @@ async def all_become_new(served: Served) -> None:
 async def test_worker_exit_during_replacement_starts_no_second_successor(
     restarting: Served, tmp_path: Path, number: int
 ) -> None:
-    """Regression: a second successor was started, so a slot had two processes."""
     await begun(tmp_path, 3)
     kill(restarting.pids[0], number)
     await until_async(lambda: restarting.pids[0] not in restarting.children())
@@ -92,7 +89,6 @@ async def test_failed_successors_are_replaced(restarting: Served, tmp_path: Path
 
 
 async def test_successors_failing_before_all_are_ready_are_replaced(restarting: Served, tmp_path: Path) -> None:
-    """Regression: the old workers stopped anyway, and the slot stayed empty."""
     hold(tmp_path, 4)
     successor = await begun(tmp_path, 3)
     (tmp_path / "hold 3").unlink()
@@ -116,7 +112,6 @@ async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Ser
 
 
 async def test_early_replacements_are_replaced_again(restarting: Served, tmp_path: Path) -> None:
-    """Regression: a replacement from before the restart kept running beside its successor."""
     await begun(tmp_path, 3)
     kill(restarting.pids[1])
     restarting.wait_until_said("is ready")
@@ -125,7 +120,6 @@ async def test_early_replacements_are_replaced_again(restarting: Served, tmp_pat
 
 
 async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
-    """Regression: a slot with a pending replacement got two processes."""
     with workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
         kill(served.pids[1])
@@ -139,7 +133,6 @@ async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
 
 
 async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
-    """Regression: the restart waited forever, so a fixed version was never loaded."""
     with workers(tmp_path, 1, "--reload") as served:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)

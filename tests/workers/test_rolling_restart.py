@@ -1,5 +1,3 @@
-"""Restarting every worker under load: nobody's request fails, and nobody's connection is refused."""
-
 import math
 import signal
 from collections import Counter

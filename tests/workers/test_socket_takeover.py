@@ -1,5 +1,3 @@
-"""While a dead worker has no successor, the others accept for it: nobody waits for a process to start."""
-
 import asyncio
 import os
 import socket
@@ -75,7 +73,6 @@ async def test_socket_takeover_follows_messages() -> None:
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
 async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
-    """Regression: a third of all clients waited until the new process had started."""
     with workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()
         dead = served.pids[1]

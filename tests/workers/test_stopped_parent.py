@@ -1,5 +1,3 @@
-"""The parent of several workers stands still, as a debugger or a frozen machine makes it."""
-
 import signal
 from collections import Counter
 from pathlib import Path
@@ -37,7 +35,6 @@ BEGINS, ENDS = "The hub can't refresh its records; retrying: ", "The hub can ref
 
 
 def test_stalled_parent_is_logged_once_per_worker(tmp_path: Path) -> None:
-    """Regression: a traceback was logged every ten seconds."""
     program = PROGRAM.replace('mcp = Server("shop", lifespan=lifespan)\n', SOON)
     assert program != PROGRAM
     failed = tmp_path / "failed"

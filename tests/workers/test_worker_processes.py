@@ -1,5 +1,3 @@
-"""Several workers serve one address: where connections go, what is told, and programs that serve themselves."""
-
 import json
 import os
 import subprocess
@@ -61,7 +59,6 @@ async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Pa
 
 
 async def test_port_zero_is_shared_by_all_workers(tmp_path: Path) -> None:
-    """The parent picks it, and binds every socket to it."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     with started(millstream(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
         (told,) = [record for record in served.records if "url" in record]

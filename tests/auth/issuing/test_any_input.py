@@ -1,5 +1,3 @@
-"""Whatever comes to an endpoint is answered: no input ends in an exception, and none in an open redirect."""
-
 import asyncio
 from base64 import b64encode
 from collections.abc import Iterator

@@ -130,7 +130,6 @@ async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
 
 
 async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: unknown key ids evicted the client's keys, which must stay valid while their URL is unreachable."""
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
@@ -146,7 +145,6 @@ async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, m
 
 
 async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: one address could trigger ten fetches a second, from any host that it named."""
     monkeypatch.setattr("millstream.auth._authorization_server.documents._LOOKUPS", Rate(2, 60))
     desk = Desk(desk.services.store)
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
@@ -157,7 +155,6 @@ async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: p
 
 
 async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
-    """Regression: such a key set made the token endpoint return 500."""
     async with issuing() as site:
         body = b'{"keys":' + b"[" * 20_000
         site.answers["/jwks"] = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -167,7 +164,6 @@ async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
 
 
 async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> None:
-    """Regression: private members were stored and shown, and deeply nested ones could be stored but not read."""
     odd = {**KEY.as_dict(private=True), "x5c": [[[]]], "key_ops": ["verify"], "oth": {"a": {}}, "alg": ["ES256"]}
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
     said = await desk.register(**about, jwks={"keys": [odd], "more": [[[]]]})
@@ -186,9 +182,6 @@ async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> 
 
 
 def test_keys_with_slow_verification_are_ignored() -> None:
-    """Regression: clients could register keys with exponents as long as the key, which cost 11 ms per verification.
-    Usual exponents have 17 bits.
-    """
     numbers = RSAKey.generate_key(2048).public_key.public_numbers()
     for exponent, there in ((3, True), (65537, True), (2**32 - 1, True), (2**32 + 1, False), (2**2047 + 1, False)):
         known = RSAPublicNumbers(exponent, numbers.n).public_key()
@@ -198,7 +191,6 @@ def test_keys_with_slow_verification_are_ignored() -> None:
 
 @pytest.mark.parametrize("kid", [None, "a"])
 async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
-    """Regression: a set of 64 keys with the same id or none made each verification 64 times slower."""
     tried: list[object] = []
 
     def count(token: str, key: Any, algorithm: str) -> Any:
@@ -216,7 +208,6 @@ async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
 async def test_assertion_quotas_separate_registered_and_configured_clients(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: each assertion is remembered for ten minutes, so any client could fill the store."""
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._PROOFS", Rate(5, 60))
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS)])
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS}
@@ -230,7 +221,6 @@ async def test_assertion_quotas_separate_registered_and_configured_clients(
 
 @pytest.mark.server
 async def test_concurrent_wrong_secrets_are_throttled() -> None:
-    """Regression: with Redis as the store, all concurrent attempts were verified before the first failure counted."""
     backing = BACKINGS["redis"]()
     desk = Desk(await backing.worker())
     id = (await desk.register(token_endpoint_auth_method="client_secret_post"))["client_id"]

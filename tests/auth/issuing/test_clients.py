@@ -1,5 +1,3 @@
-"""Clients: those that register, those that describe themselves, and those that the program knows."""
-
 import asyncio
 import json
 import time
@@ -323,7 +321,6 @@ async def test_unknown_application_types_are_ignored(desk: Desk, kind: Any) -> N
 
 
 async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: they waited without a limit behind other clients of their address."""
     monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
     checks = desk.running._token._proof._checks
     async with AsyncExitStack() as stack:

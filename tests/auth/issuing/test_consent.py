@@ -1,5 +1,3 @@
-"""The page that asks: who sees it, what it says, and whose answer counts."""
-
 import asyncio
 import re
 from typing import Any
@@ -19,7 +17,6 @@ NATIVE = "http://127.0.0.1:7777/back"
 async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
     desk: Desk,
 ) -> None:
-    """MCP, security best practices."""
     desk = Desk(desk.services.store, described={"orders:write": "Order books"})
     id = (await desk.register(client_name="Reader"))["client_id"]
     page = await Browser(desk).open(id, scope="orders:write orders:read")
@@ -200,7 +197,6 @@ async def test_clients_can_request_the_consent_page(desk: Desk, prompt: str | No
 
 @for_each("prompt", ["login", "select_account", "login consent"])
 async def test_reauthentication_requires_a_password(desk: Desk, prompt: str) -> None:
-    """Regression: the page asked for the password, but accepted a form without one."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:read", prompt=prompt)
     asked = await browser.send({"ticket": page.ticket, "answer": "allow"})
@@ -251,7 +247,6 @@ async def test_providers_can_require_consent_each_time(desk: Desk) -> None:
 
 
 async def test_consent_is_bound_to_the_browser(desk: Desk) -> None:
-    """Consent forgery: an attacker's own ticket in the victim's browser, or the victim's in the attacker's."""
     id = (await desk.register())["client_id"]
     victim, attacker = Browser(desk), Browser(desk)
     theirs = await attacker.open(id)

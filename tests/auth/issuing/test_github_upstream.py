@@ -1,5 +1,3 @@
-"""GitHub as a way to sign in, and a small HTTP server that answers as GitHub's API does."""
-
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -91,7 +89,6 @@ async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, 
     ],
 )
 async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: str, answer: Any, said: str) -> None:
-    """GitHub's token endpoint answers errors with status 200."""
     github.answers[path] = answer
     with pytest.raises(SignInFailed, match=said):
         await sign_in(way(github, "org:example"))
@@ -122,7 +119,6 @@ async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> No
      ("https://git.example.com", "https://git.example.com/api/v3")],
 )  # fmt: skip
 def test_github_enterprise_has_its_own_api_url(at: str, api: str) -> None:
-    """GitHub's documentation of its REST API, and of that of Enterprise Cloud and Enterprise Server."""
     made = auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at=at)
     assert isinstance(made, GitHubUpstream)
     assert made._api == api

@@ -1,5 +1,3 @@
-"""An identity provider lets people in by our own client, over sockets: ID token, grant (ID-JAG), token, tool."""
-
 import runpy
 import time
 from typing import Any
@@ -88,7 +86,6 @@ async def test_programs_can_present_a_grant_themselves() -> None:
 async def test_identity_provider_page_examples_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """docs/how-to/let-an-identity-provider-decide.md"""
     async with issuing() as provider:
         Login(provider)
         port = free_port()

@@ -1,9 +1,3 @@
-"""Grants of an organization's identity provider (ID-JAG): it lets its people in, and nobody visits a page.
-
-The rules are those of draft-ietf-oauth-identity-assertion-authz-grant and of MCP's extension
-`io.modelcontextprotocol/enterprise-managed-authorization`. The provider is a small one of the tests' own.
-"""
-
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator

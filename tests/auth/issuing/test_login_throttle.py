@@ -1,5 +1,3 @@
-"""Tries that may fail: as many at once as failures are left, and whoever comes then waits for those."""
-
 import asyncio
 from typing import Any, cast
 

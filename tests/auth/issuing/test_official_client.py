@@ -1,5 +1,3 @@
-"""The official Python client signs in: by registering, and by a document about itself; and all that comes after."""
-
 import asyncio
 import json
 import ssl

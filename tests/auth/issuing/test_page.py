@@ -1,5 +1,3 @@
-"""docs/how-to/run-an-authorization-server.md: what it shows happens, and its figures are those of the code."""
-
 import runpy
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""What a client asks for at `/authorize`: what goes back to it, and what only the person is told."""
-
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 

@@ -1,5 +1,3 @@
-"""Revocation, introspection, and how soon every worker knows."""
-
 import asyncio
 from typing import Any
 
@@ -162,7 +160,6 @@ async def test_any_worker_continues_a_grant(shared: Backing) -> None:
 
 
 async def test_gap_in_revocations_rechecks_everything(desk: Desk) -> None:
-    """The bus may be interrupted; the store is the truth."""
     guard = guard_of(desk)
     desk.running._on_gap()
     assert guard.refresh()

@@ -1,5 +1,3 @@
-"""The authorization server as part of a server: paths, hosts, origins, both adapters, mounts and other methods."""
-
 import json
 import subprocess
 import sys
@@ -173,7 +171,6 @@ async def test_other_servers_accept_tokens_through_metadata() -> None:
 
 
 async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
-    """Regression: failures at the authorization server's own paths weren't audited."""
     path = tmp_path / "audit.jsonl"
     server = Server(
         "shop",

@@ -1,5 +1,3 @@
-"""What sign-ins count is counted for all workers together: none of them gives anybody more tries."""
-
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -37,7 +35,6 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
 
 
 async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[Store]) -> None:
-    """Regression: each worker counted separately, so four workers allowed forty attempts."""
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
@@ -54,7 +51,6 @@ async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Sto
 
 
 async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
-    """Regression: more than ten concurrent valid logins from one address were refused."""
     desks = await desks_on(stores)
     for desk in desks:
         desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject

@@ -1,5 +1,3 @@
-"""A client signs in at a server that is its own authorization server: over real sockets, with our own client."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

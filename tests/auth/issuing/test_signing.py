@@ -1,5 +1,3 @@
-"""The keys that sign tokens: a new one each month, published before and after, sealed, the same for all workers."""
-
 import logging
 from typing import Any
 
@@ -23,7 +21,6 @@ def kids(found: Any) -> list[str]:
 
 
 async def test_first_key_signs_despite_a_slow_clock(every_store: Store) -> None:
-    """Regression: a worker with a slow clock returned 500 for each token until its clock had caught up."""
     ahead, behind = Clock(), Clock()
     behind.now -= 5
     maker, other = Desk(every_store, clock=ahead), Desk(every_store, clock=behind)
@@ -54,7 +51,6 @@ async def test_keys_are_published_before_and_after_use(every_store: Store) -> No
 
 
 async def test_tokens_survive_key_rotation_and_restart(every_store: Store) -> None:
-    """State in the store survives the process."""
     clock = Clock()
     desk = Desk(every_store, clock=clock)
     id = (await desk.register())["client_id"]

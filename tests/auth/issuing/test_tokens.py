@@ -1,5 +1,3 @@
-"""`/token`: codes count once, verifiers fit, refresh tokens rotate, and whoever uses one again ends everything."""
-
 import asyncio
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
@@ -113,9 +111,6 @@ async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Re
 
 @for_each("kind", ["code", "refresh token"])
 async def test_reuse_is_audited_once(desk: Desk, kind: str) -> None:
-    """Regression: reuse of a stolen code or refresh token wasn't audited. One entry per grant keeps repeated attempts
-    from filling the log.
-    """
     clock, told = Clock(), list[str]()
     desk = Desk(desk.services.store, clock=clock)
     desk.running.tell(told.append)
@@ -128,7 +123,6 @@ async def test_reuse_is_audited_once(desk: Desk, kind: str) -> None:
 
 @for_each("kind", ["code", "refresh token"])
 async def test_concurrent_reuse_is_audited_once(every_store: Store, kind: str) -> None:
-    """Regression: all concurrent attempts were audited."""
     clock, told = Clock(), list[str]()
     desk = Desk(every_store, clock=clock)
     desk.running.tell(told.append)

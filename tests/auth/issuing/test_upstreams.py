@@ -1,5 +1,3 @@
-"""Signing in somewhere else: the person agrees first, and only the browser that did comes back."""
-
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -70,7 +68,6 @@ async def test_upstream_login_returns_to_the_client(desk_of: Desk, elsewhere: El
 
 
 async def test_consent_precedes_the_upstream_redirect(desk_of: Desk, elsewhere: Elsewhere) -> None:
-    """MCP, security best practices."""
     browser = Browser(desk_of)
     id = (await desk_of.register())["client_id"]
     page = await browser.open(id)
@@ -101,7 +98,6 @@ async def test_users_unknown_to_the_upstream_see_an_error(desk_of: Desk, elsewhe
 
 
 async def test_callbacks_with_too_many_parameters_show_an_error(desk_of: Desk) -> None:
-    """Regression: they got status 500."""
     page = await Browser(desk_of).ask("GET", "/sign-in/callback/elsewhere", query="&".join(["state=x"] * 41))
     assert (page.status, "too many parameters" in page.text) == (400, True)
 
@@ -131,7 +127,6 @@ async def test_removing_an_upstream_ends_its_grants(desk_of: Desk, elsewhere: El
     ("login", "login"), ("select_account", "select_account"), ("login consent", "login"), ("consent", ""), (None, ""),
 ])  # fmt: skip
 async def test_reauthentication_happens_at_the_upstream(desk: Desk, prompt: str | None, handed_on: str) -> None:
-    """Regression: the request ended at this server, and the upstream reused its own session."""
 
     class Strict(Elsewhere):
         async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:

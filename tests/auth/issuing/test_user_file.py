@@ -1,5 +1,3 @@
-"""`millstream users` and the file that it looks after."""
-
 import os
 import stat
 import time
@@ -132,7 +130,6 @@ async def test_broken_user_file_locks_users_out_until_repaired(path: Path) -> No
 
 @pytest.mark.usefixtures("quick_hashes")
 def test_passwords_are_compared_in_full() -> None:
-    """Regression: only the first characters up to the maximum password length were compared."""
     longest = "p" * MAX_PASSWORD
     kept = hash_password(longest)
     assert verify_password(longest, kept)
@@ -141,7 +138,6 @@ def test_passwords_are_compared_in_full() -> None:
 
 @pytest.mark.usefixtures("quick_hashes")
 async def test_passwords_that_are_not_utf_8_are_wrong(desk: Desk, path: Path) -> None:
-    """Regression: they got status 500, and didn't count as failed attempts."""
     users(path, "add", "ada", typed="correct horse\n")
     desk = Desk(desk.services.store, people=auth.users(file=path))
     browser = Browser(desk)

@@ -1,5 +1,3 @@
-"""Two workers and a restart: tokens, clients and consent go on, and what was revoked is refused everywhere."""
-
 import json
 import time
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Apps: views as resources, and tools that are linked to them."""
-
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +123,6 @@ def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
 
 
 async def test_the_example_of_the_documents_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """examples/charted.py: a text for the model, and months for the chart."""
     monkeypatch.chdir(ROOT / "examples")
     from examples import charted  # noqa: PLC0415  it reads its folder
 

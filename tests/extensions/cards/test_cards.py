@@ -1,5 +1,3 @@
-"""The server card, the catalog, and the entry for the registry (drafts, off by default)."""
-
 import json
 import re
 import subprocess

@@ -1,5 +1,3 @@
-"""Skills: folders and functions on a server, and a client that checks what it reads."""
-
 import hashlib
 import os
 from pathlib import Path

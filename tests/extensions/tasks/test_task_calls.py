@@ -1,5 +1,3 @@
-"""Calls that become tasks, as a client of one server sees them."""
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -171,7 +169,6 @@ async def test_wrong_arguments_are_an_answer_and_no_task() -> None:
 
 
 async def test_cancelling_a_task_stops_its_function_and_keeps_the_task() -> None:
-    """Tasks, Task Cancellation: an empty answer, also for a task that is over."""
     async with shop() as (client, _, notes):
         task_id = (await client.call("waits", word="Dune"))["taskId"]
         await until(lambda: notes == ["Dune began"])
@@ -206,7 +203,6 @@ async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
 
 
 async def test_questions_are_answered_through_the_task() -> None:
-    """Tasks, Task Update Requests: keys are never used again, and unknown ones are ignored."""
     async with shop() as (client, _, notes):
         task_id = (await client.call("asks"))["taskId"]
         (key,) = asked = await client.asked(task_id)
@@ -234,7 +230,6 @@ async def test_an_answer_that_is_no_object_is_refused_and_the_task_waits_on() ->
 
 
 async def test_progress_and_log_messages_are_the_status_message() -> None:
-    """Tasks have no progress notifications: `statusMessage` is the place."""
     async with shop() as (client, release, _):
         for how, shown in (("progress", "Reading (3 of 10)"), ("log", "12 books found")):
             task_id = (await client.call("reports", how=how))["taskId"]

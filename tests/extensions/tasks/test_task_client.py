@@ -1,5 +1,3 @@
-"""`client.call(..., task=True)` and `client.tasks`."""
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,5 +1,3 @@
-"""`millstream call --task` and `millstream tasks`."""
-
 import json
 import re
 import signal

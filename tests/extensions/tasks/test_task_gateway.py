@@ -1,5 +1,3 @@
-"""Tasks of upstreams through a gateway."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,5 +1,3 @@
-"""Tasks of an upstream through a gateway with several workers: any of them answers for a task that another one made."""
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -97,7 +95,6 @@ async def test_any_worker_answers_for_a_task_of_an_upstream(backing: Backing, co
 
 
 async def test_a_task_of_an_upstream_outlives_the_worker_that_waits_for_it(backing: Backing) -> None:
-    """Another worker waits for the same task of the upstream, which runs once."""
     shop = Shop()
     async with asyncio.timeout(WAIT), shop.gateways(backing, 3) as workers:
         one, two, three = map(client_of, workers)

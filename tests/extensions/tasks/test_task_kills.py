@@ -1,5 +1,3 @@
-"""Workers are killed while they run tasks: no task is lost, and none runs twice unless its tool allows it."""
-
 import asyncio
 import json
 import os
@@ -118,7 +116,6 @@ async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> 
 
 
 async def test_tasks_of_a_killed_worker_fail_or_run_again(tmp_path: Path) -> None:
-    """Kill -9 of one worker of three."""
     await kill_workers(tmp_path, tasks=40, kills=1)
 
 

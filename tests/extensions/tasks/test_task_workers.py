@@ -1,5 +1,3 @@
-"""Tasks of several workers on one store: any of them answers, and what one leaves behind the others settle."""
-
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
@@ -75,7 +73,6 @@ def client_of(worker: Worker) -> TaskClient:
 
 
 async def test_any_worker_answers_for_a_task_and_takes_what_is_said_to_it(backing: Backing) -> None:
-    """A load balancer picks any worker for each request."""
     shop = Shop()
     async with real_fleet(shop.make, backing, 2) as workers:
         one, two = map(client_of, workers)
@@ -215,7 +212,6 @@ async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> Non
 
 
 async def test_the_end_of_a_task_is_stored_once_the_store_answers_again() -> None:
-    """An outage loses no result."""
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 2, store=shared) as workers:
         one, two = map(client_of, workers)
