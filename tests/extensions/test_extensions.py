@@ -206,15 +206,15 @@ async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
             """Want a tool."""
             return "" if server.registry.tools else "it needs a tool"
 
-    with pytest.raises(ValueError, match="Two extensions are named"):
+    with pytest.raises(ValueError, match="Two extensions have the name"):
         Server("shop", extensions=[Stock(), Stock()])
     with pytest.raises(ValueError, match="write an identifier with a prefix"):
         Server("shop", extensions=[Extension()])
     with pytest.raises(TypeError, match="not the class Stock"):
         Server("shop", extensions=[Stock])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="Two extensions are named"):
+    with pytest.raises(ValueError, match="Two extensions have the name"):
         Client(Server("shop"), extensions=[Peer(), Peer()])
-    for wrong, text in ((Ping(), "There is a method 'ping' already"), (Needy(), "needs 'com.example/stock'"),
+    for wrong, text in ((Ping(), "The method 'ping' already exists"), (Needy(), "needs 'com.example/stock'"),
                         (Picky(), "The extension 'com.example/picky' can't run: it needs a tool")):  # fmt: skip
         with pytest.raises(Exception, match=text):
             async with Server("shop", extensions=[wrong]).running():
@@ -234,7 +234,7 @@ async def test_an_extension_is_added_after_the_server_was_made() -> None:
     stock = Stock()
     server.extend(stock)
     assert (server.extension(Stock), server.extension(Peer)) == (stock, None)
-    with pytest.raises(ValueError, match="Two extensions are named"):
+    with pytest.raises(ValueError, match="Two extensions have the name"):
         server.extend(Stock())
     late = Stock()
     late.name = "com.example/late"

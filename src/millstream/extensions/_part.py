@@ -90,7 +90,7 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
                 "'com.example/stock'"
             )
         if each.name in names:
-            raise ValueError(f"Two extensions are named {each.name!r}: leave one out")
+            raise ValueError(f"Two extensions have the name {each.name!r}. Remove one.")
         names.add(each.name)
     return tuple(cast("Sequence[Extension]", extensions))
 
