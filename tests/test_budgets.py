@@ -157,7 +157,7 @@ async def test_known_keys_cost_one_python_call(calls: Callable[[Server], Any]) -
             prepare(server, runtime)
             counts.append(await calls(server))
     plain, keyed = counts
-    keyed.remove("AuthGuard.protect.<locals>.protected")
+    keyed.remove("AuthGuard.protect.<locals>.authenticate")
     assert sorted(keyed) == sorted(plain)
 
 

@@ -89,7 +89,7 @@ async def test_sockets_end_with_their_token(speaks: str) -> None:
         async with world.socket(lasting(600), speaks) as socket:
             pass_time(world, 700)
             await socket.wait_closed()
-        assert (socket.close_code, "sign in again" in (socket.close_reason or "")) == (1008, True)
+        assert (socket.close_code, "Sign in again" in (socket.close_reason or "")) == (1008, True)
 
 
 async def test_running_calls_finish_after_their_token_expires() -> None:

@@ -18,9 +18,9 @@ UNBALANCED = {
     "a result twice": "its tool results are for 'b', 'b', 'a'",
     "results of nothing": "Message 1 of the conversation must answer",
     "results and text": "Message 2 of the conversation mixes tool results with other content",
-    "uses of the user": "Message 1 of the conversation holds a ToolUse, so its role must be 'assistant'",
-    "results of the assistant": "Message 2 of the conversation holds a ToolResultBlock, so its role must be 'user'",
-    "a link": "Message 1 of the conversation holds a resource",
+    "uses of the user": "Message 1 of the conversation contains a ToolUse, so its role must be 'assistant'",
+    "results of the assistant": "Message 2 of the conversation contains a ToolResultBlock, so its role must be 'user'",
+    "a link": "Message 1 of the conversation contains a resource",
 }
 
 

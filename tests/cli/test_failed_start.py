@@ -47,7 +47,7 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
         (
             LIFESPAN,
             (
-                "Error: shop could not start: ConnectionError.\n"
+                "Error: shop couldn't start: ConnectionError.\n"
                 '  File "{0}", line 10, in lifespan\n    connect()\n'
                 '  File "{0}", line 6, in connect\n    raise ConnectionError("no database here")\n'
                 "ConnectionError: no database here\n\n"
@@ -57,7 +57,7 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
         (
             COMPLETER,
             (
-                "Error: shop could not start.\n"
+                "Error: shop couldn't start.\n"
                 "  Why:  complete('nothing', 'word'): there is no such prompt or resource template\n"
             ),
         ),

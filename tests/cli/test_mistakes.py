@@ -122,7 +122,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("keys add", "Missing argument: NAME.", "Try: millstream keys add --help"),
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Give a gateway.toml"),
-    ("gateway wrong.toml", "line 1: nonsense: unknown option", "there is name"),
+    ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
     ("replay nofile", "nofile can't be read", "Create one with millstream record."),
     ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),
     ("completion nosh", 'Invalid value "nosh"', 'Choose from: "bash"'),

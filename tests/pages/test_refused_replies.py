@@ -17,7 +17,7 @@ PARTS = [
 WORDS = {
     401: "You're signed out, so {} can't be shown. Sign in again.",
     403: "You may not see {}.",
-    503: r"The server couldn't give {} \(503\). This page asks again",
+    503: r"The server couldn't give {} \(503\). This page tries again",
 }
 
 

@@ -23,6 +23,7 @@ DEFINITIONS = {
     "TemplateDescription": ["ResourceTemplate"],
     "PromptDescription": ["Prompt"],
     "Description": ["BaseMetadata", "Icons"],
+    "EmptyResult": ["Result"],
     "Params": [],
     "InputRequest": ["ListRootsRequest"],
     "Reference": ["PromptReference", "ResourceTemplateReference"],

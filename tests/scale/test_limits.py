@@ -120,7 +120,7 @@ async def test_workers_use_their_share_during_a_store_outage(caplog: pytest.LogC
         with caplog.at_level(logging.WARNING, "millstream"):
             assert await count(workers, "plain", 60) == 40
             assert await count(workers, "waits", 0) == 0
-        assert sum("each worker counts alone" in record.message for record in caplog.records) == 4
+        assert sum("each worker enforces its own share" in record.message for record in caplog.records) == 4
         assert b"\nhub_limits_alone 1.0\n" in await metrics(workers[0])
         assert b'hub_rate_limited_total{policy="calls"} 5.0\n' in await metrics(workers[0])
         for worker in workers:

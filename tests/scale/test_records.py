@@ -228,7 +228,9 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 
 async def test_updates_use_the_newest_record() -> None:
-    stream, sign = _StandaloneStream("main", ClientInfo(), lambda *_: None), ServerChange("updated", "shop://sign")
+    services = SimpleNamespace(changes=SimpleNamespace(follow=lambda *_: None), notification_filters=None)
+    stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), None)
+    sign = ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.update_record(None)  # another worker has changed the record, which is read now

@@ -181,7 +181,7 @@ async def test_unstored_streams_reach_their_reader() -> None:
         assert "result" in line.messages[-1]
         followed = await second.get(headers, line.last_id)
         (message,) = await followed.end()
-        assert "try again" in message["error"]["message"]
+        assert "Try again" in message["error"]["message"]
 
 
 @for_each("full", [True, False])
@@ -206,7 +206,7 @@ async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
         followed = await second.get(headers, line.last_id)
         await first.runtime.streams.touch(first.store.log, 300.0)
         (message,) = await followed.end()
-        assert "try again" in message["error"]["message"]
+        assert "Try again" in message["error"]["message"]
         assert not first.runtime.streams._unended
 
 

@@ -63,7 +63,7 @@ async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
         waiting = Client(served.port)
         await until_async(lambda: state(first) == "T")
         assert (await waiting.request(call("who"))).value != first
-        assert served.said("has been unresponsive for 3 s, and will be killed") == 1
+        assert served.said("has been unresponsive for 3 s and will be killed") == 1
         assert served.said("was killed by SIGKILL; starting another") == 1
         with pytest.raises((OSError, EOFError)):
             await stopped

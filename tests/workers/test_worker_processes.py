@@ -206,7 +206,7 @@ def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 1
-    assert done.stderr.count("shop could not start") == 1
+    assert done.stderr.count("shop couldn't start") == 1
     assert done.stderr.count("RuntimeError: the disk is full") == 1
 
 
