@@ -106,7 +106,10 @@ def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
     Types that are equal but written differently, such as ``int | str`` and ``str | int``, are kept apart, because the
     order shows in their schemas.
     """
-    kept = lru_cache(_KEPT_TYPES)(lambda annotation, _: make(annotation))
+
+    @lru_cache(_KEPT_TYPES)
+    def kept(annotation: Any, _written: str) -> R:
+        return make(annotation)
 
     @wraps(make)
     def once(annotation: Any) -> R:

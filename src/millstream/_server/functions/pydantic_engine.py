@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import pydantic
@@ -323,7 +323,8 @@ def _type_schema(annotation: Any) -> Schema | None:
             schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):
         return None
-    found = _clean_schema(schema, _UNNAMED.sub("_", getattr(annotation, "__name__", "")))
+    name: str = getattr(cast("Any", annotation), "__name__", "")
+    found = _clean_schema(schema, _UNNAMED.sub("_", name))
     return found if "$defs" not in found else None
 
 
