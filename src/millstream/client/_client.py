@@ -219,9 +219,9 @@ class Client(ClientAliases):
             progress: handler for progress reports: ``progress(value, total, message)``.
             timeout: seconds to wait for this call.
             raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
-            `into`, an error always raises.
+                `into`, an error always raises.
             task: whether the server may run the call as a task. The wait then outlives connections and restarts of the
-            server, and `timeout` applies to all of it; see `tasks`.
+                server, and `timeout` applies to all of it; see `tasks`.
 
         Raises:
             ToolFailed: the tool reported an error.

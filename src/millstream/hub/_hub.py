@@ -158,7 +158,7 @@ class Hub:
             data: The data.
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
-            the same channel within two minutes is a repetition and isn't published again.
+                the same channel within two minutes is a repetition and isn't published again.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
@@ -203,7 +203,7 @@ class Hub:
             outlet: The outlet. Events written by its other subscriptions aren't repeated.
             encode: The encoder, one function per kind of outlet.
             last_event_id: The id of the last received event. Missed events are written first, after a `gap` event if
-            some of them are gone.
+                some of them are gone.
             history: The number of recent events to write first, without a last event id.
             client_id: The id that appears in the presence of the channels (not of patterns) until the outlet closes.
             name: The client's display name.

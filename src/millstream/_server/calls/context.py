@@ -259,8 +259,8 @@ class Context(CallInfo):
             key: The name of the effect.
             function: The effect.
             store: Also run the effect only once if a round is sent twice or to two workers. The second copy waits for
-            the value of the first. If the first one's worker dies, the next copy runs the effect again. A copy of the
-            first round has no state yet and counts as another call.
+                the value of the first. If the first one's worker dies, the next copy runs the effect again. A copy of
+                the first round has no state yet and counts as another call.
         """
         slot = f"once:{key}"
         if self._call.revision.handshake:

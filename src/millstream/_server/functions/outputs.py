@@ -108,7 +108,7 @@ def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
     """
 
     @lru_cache(_KEPT_TYPES)
-    def kept(annotation: Any, _written: str) -> R:
+    def find(annotation: Any, _written: str) -> R:
         return make(annotation)
 
     @wraps(make)
@@ -117,7 +117,7 @@ def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
             hash(annotation)
         except TypeError:  # for example of an `Annotated` with a list
             return make(annotation)
-        return kept(annotation, repr(annotation))
+        return find(annotation, repr(annotation))
 
     return once
 
