@@ -193,7 +193,7 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
         if path == "/register":
             places = {"registration_endpoint": issuer.url + path, "authorization_endpoint": f"{issuer.url}/authorize"}
             issuer.answers[METADATA] |= {**places, "code_challenge_methods_supported": ["S256"]}
-            credentials = OAuth(store=MemoryTokenStore(), visit=lambda *_: pytest.fail("nobody is sent anywhere"))
+            credentials = OAuth(store=MemoryTokenStore(), visit=lambda *_: pytest.fail("no login page must open"))
         issuer.answers[path] = deep
         with pytest.raises(AccessDenied):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")

@@ -63,7 +63,7 @@ def test_tools_are_found_by_search_keys_and_links(hub: str, open_page: OpenPage)
     page.get_by_label("Find a tool").fill("no such words")
     expect(page.get_by_text("No tool matches")).to_be_visible()
     page.get_by_label("Find a tool").fill("")
-    for link, text in (("tool-error", "but the tool failed"), ("tool=nobody", "This server has no tool nobody"),
+    for link, text in (("tool-error", "but the tool failed"), ("tool=missing", "This server has no tool missing"),
                        ("problems-title", "When something is wrong")):  # fmt: skip
         page.evaluate("(link) => (location.hash = link)", link)
         expect(page.get_by_text(text)).to_be_in_viewport()

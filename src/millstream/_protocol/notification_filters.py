@@ -40,7 +40,7 @@ class NotificationFilters:
     """The filters of one server or client.
 
     Args:
-        failed: ``failed(method, error)`` hears of a filter that raised. The notification is dropped then.
+        failed: called as ``failed(method, error)`` if a filter raises. The notification is dropped.
     """
 
     __slots__ = ("_failed", "_filters")

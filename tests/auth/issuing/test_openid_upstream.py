@@ -278,7 +278,7 @@ async def test_unreachable_and_unsafe_issuers_are_not_used(world: World) -> None
             await other.sign_in()
 
 
-NOBODY = {"client_id": "a", "client_secret": "b"}
+CLIENT_OPTIONS = {"client_id": "a", "client_secret": "b"}
 
 
 @pytest.mark.parametrize(
@@ -287,17 +287,17 @@ NOBODY = {"client_id": "a", "client_secret": "b"}
         ("google", {"allow": ["*"]}, ValueError, "set GOOGLE_CLIENT_ID and GOOGLE_CLIENT_SECRET"),
         ("github", {"allow": ["*"], "client_id": "a"}, ValueError, "set GITHUB_CLIENT_ID and GITHUB_CLIENT_SECRET"),
         ("https://id.example", {"allow": ["*"]}, ValueError, "pass client_id= and client_secret="),
-        ("google", {"allow": [], **NOBODY}, ValueError, "List who may sign in"),
-        ("google", {"allow": "@example.com", **NOBODY}, TypeError, "allow must be a list"),
-        ("google", {"allow": ["example.com"], **NOBODY}, ValueError, "can't contain 'example.com'"),
-        ("google", {"allow": ["octocat"], **NOBODY}, ValueError, "can't contain 'octocat'"),
-        ("github", {"allow": ["example.com"], **NOBODY}, ValueError, r"\['org:example'\]"),
-        ("google", {"allow": {"@example.com": "orders"}, **NOBODY}, TypeError, "must be a list"),
-        ("google", {"allow": {"@example.com": ["a b"]}, **NOBODY}, ValueError, "a b"),
-        ("gogle", {"allow": ["*"], **NOBODY}, ValueError, "'gogle' isn't an upstream"),
-        ("http://id.example", {"allow": ["*"], **NOBODY}, ValueError, "must use https"),
-        ("google", {"allow": ["*"], "at": "http://id.example", **NOBODY}, ValueError, "must use https"),
-        ("github", {"allow": ["*"], "at": "http://git.example", **NOBODY}, ValueError, "must use https"),
+        ("google", {"allow": [], **CLIENT_OPTIONS}, ValueError, "List who may sign in"),
+        ("google", {"allow": "@example.com", **CLIENT_OPTIONS}, TypeError, "allow must be a list"),
+        ("google", {"allow": ["example.com"], **CLIENT_OPTIONS}, ValueError, "can't contain 'example.com'"),
+        ("google", {"allow": ["octocat"], **CLIENT_OPTIONS}, ValueError, "can't contain 'octocat'"),
+        ("github", {"allow": ["example.com"], **CLIENT_OPTIONS}, ValueError, r"\['org:example'\]"),
+        ("google", {"allow": {"@example.com": "orders"}, **CLIENT_OPTIONS}, TypeError, "must be a list"),
+        ("google", {"allow": {"@example.com": ["a b"]}, **CLIENT_OPTIONS}, ValueError, "a b"),
+        ("gogle", {"allow": ["*"], **CLIENT_OPTIONS}, ValueError, "'gogle' isn't an upstream"),
+        ("http://id.example", {"allow": ["*"], **CLIENT_OPTIONS}, ValueError, "must use https"),
+        ("google", {"allow": ["*"], "at": "http://id.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
+        ("github", {"allow": ["*"], "at": "http://git.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
     ],
 )
 def test_invalid_openid_configuration_is_refused(

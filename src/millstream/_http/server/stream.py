@@ -12,7 +12,7 @@ class Channel(Protocol):
     """The connection that a stream writes to."""
 
     write_paused: bool
-    """Whether the client doesn't keep up."""
+    """Whether the client reads more slowly than the server writes."""
 
     @property
     def transport(self) -> asyncio.Transport:

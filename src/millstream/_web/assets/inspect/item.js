@@ -18,7 +18,7 @@ import { asksToSignIn, signInCard } from "./sign-in.js";
 let readUri = () => {};
 let redraw = () => {};
 
-/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew. */
+/** `open(uri)` is called if a result links to a resource, `redo()` to reload the open item. */
 export function connectItems({ open, redo }) {
   readUri = open;
   redraw = redo;

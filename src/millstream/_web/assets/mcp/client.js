@@ -35,7 +35,7 @@ export class Client {
   #next = 1;
   #pending = new Map();
   #progress = new Map();
-  #notified = new Map(); // id of a request -> what is told of the notifications that belong to it
+  #notified = new Map(); // id of a request -> handler of its notifications
   #closed = new AbortController();
 
   /**
@@ -110,7 +110,7 @@ export class Client {
    * @param {string} method
    * @param {object} params
    * @param {{progress?: (params: object) => void, notified?: (method: string, params: object) => void, signal?: AbortSignal, schema?: object}} options
-   *   `progress` is told of each step; `notified` of what else belongs to the request; `signal` cancels; `schema` is that
+   *   `progress` receives each step; `notified` receives its other notifications; `signal` cancels; `schema` is that
    *   of the arguments, where some of them travel as headers
    */
   async request(method, params, options = {}) {
@@ -226,7 +226,7 @@ export class Client {
     }
   }
 
-  /** Name, version, and capabilities now. Nobody asked for this, so it isn't among the messages. */
+  /** Name, version, and capabilities now. This request is ours, so it isn't among the messages. */
   #says(signal) {
     const message = { jsonrpc: "2.0", id: 0, method: "server/discover", params: this.#params({}) };
     return new Promise((resolve, reject) => {
