@@ -270,10 +270,10 @@ async def test_expired_refresh_locks_do_not_release_others() -> None:
     await store.open()
     services = Services(Settings(), store, ChangeFeed())
     first, second = SignIns(services), SignIns(services)
-    late = first._turn("a")
+    late = first._lock("a")
     await late.__aenter__()
-    await store.kv.delete("inspect-turn:a")  # as its time does
-    async with second._turn("a"):
+    await store.kv.delete("inspect-turn:a")  # as its expiry does
+    async with second._lock("a"):
         await late.__aexit__(None, None, None)
         assert await store.kv.get("inspect-turn:a") is not None
     assert await store.kv.get("inspect-turn:a") is None

@@ -112,9 +112,9 @@ async def test_watchers_receive_server_log_and_snapshots() -> None:
     world = World()
     world.logger.warning("Before.")
     async with world.watching() as screen:
-        world.feed.tell()
+        world.feed.broadcast()
         world.logger.warning("After.")
-        world.feed.tell()
+        world.feed.broadcast()
         assert [event.event for event in screen.events] == ["server", "log", "snapshot", "log", "snapshot"]
         server = json.loads(screen.events[0].data)
         assert server["name"] == "mill"
@@ -130,7 +130,7 @@ async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
     assert next(world.taken) == 1
     async with world.watching() as one, world.watching() as other:
         await asyncio.sleep(0)
-        world.feed.tell()
+        world.feed.broadcast()
         assert one.chunks[-1] is other.chunks[-1]
         assert len(world.feed) == 2
     assert len(world.feed) == 0
@@ -145,11 +145,11 @@ async def test_figures_continue_after_a_failed_second(
     world = World()
     trouble = iter([ValueError("no figures now")])
 
-    async def measure() -> None:
+    async def refresh() -> None:
         for each in trouble:
             raise each
 
-    monkeypatch.setattr(world.feed, "_measure", measure, raising=True)
+    monkeypatch.setattr(world.feed, "_refresh", refresh, raising=True)
     runner = asyncio.ensure_future(world.feed.run())
     async with world.watching() as screen, asyncio.timeout(WAIT):
         while caplog.text.count("no figures now") == 0 or screen.events[-1].event != "snapshot":  # noqa: ASYNC110
@@ -166,12 +166,12 @@ async def test_reconnecting_watchers_receive_no_line_twice(query: bool) -> None:
     world.logger.warning("one")
     async with world.watching() as screen:
         world.logger.warning("two")
-        world.feed.tell()
+        world.feed.broadcast()
         told = screen.events[-1].id
     world.logger.warning("three")
     async with world.watching(told, query=query) as screen:
         world.logger.warning("four")
-        world.feed.tell()
+        world.feed.broadcast()
         assert screen.lines() == ["three", "four"]
 
 
@@ -181,7 +181,7 @@ async def test_watchers_receive_the_same_lines() -> None:
         world.logger.warning("one")
         async with world.watching() as late:
             world.logger.warning("two")
-            world.feed.tell()
+            world.feed.broadcast()
             assert early.lines() == late.lines() == ["one", "two"]
 
 
@@ -199,7 +199,7 @@ async def test_stalled_watchers_are_cut() -> None:
     world = World()
     async with world.watching() as slow, world.watching() as quick:
         slow.buffered = MAX_BUFFERED + 1
-        world.feed.tell()
+        world.feed.broadcast()
         assert slow.closed
         assert quick.events[-1].event == "snapshot"
         assert len(world.feed) == 1

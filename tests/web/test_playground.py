@@ -143,7 +143,7 @@ async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goe
         await send(socket, type="say", text="A story")
         await until(socket, "delta")
         await send(socket, type="say", text="Too early")
-        assert "is answering" in one("failed", await until(socket, "failed"))["reason"]
+        assert "is still answering" in one("failed", await until(socket, "failed"))["reason"]
         await send(socket, type="stop")
         one("stopped", await until(socket, "idle"))
         await send(socket, type="say", text="Still there?")

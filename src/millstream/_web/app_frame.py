@@ -1,9 +1,9 @@
 """The document in which the inspector shows an app of a server (extension `io.modelcontextprotocol/ui`).
 
-It's served for itself, because a frame made from text would inherit the policy of the page, and no app would run under
-that. The policy of its own makes its origin opaque: it reaches neither the page nor cookies nor storage, and of the
-network only what the app's resource declares. It waits for the app's HTML from the page that embeds it, which alone may
-be of this server, and becomes it.
+It has its own URL, because a `srcdoc` frame would inherit the page's policy, which blocks all apps. Its own policy
+gives it an opaque origin: the app can't read the page, cookies, or storage, and can only connect to the domains that
+its resource declares. The document receives the app's HTML as a message from the embedding page, which must be on
+this server, and replaces itself with it.
 """
 
 import re
@@ -13,7 +13,7 @@ from millstream._http.message import HttpRequest, Response, query_values, refusa
 
 PATH = "/inspect/app"
 MAX_DOMAINS = 20
-"""Domains of one kind."""
+"""Maximum domains of each kind."""
 _DOMAIN = re.compile(
     r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|(?:https?|wss?)://\[[0-9a-fA-F:]+\](?::\d{1,5})?"
 )
@@ -22,9 +22,9 @@ _DOCUMENT = b"""<!doctype html>
 <meta charset="utf-8">
 <title>App</title>
 <script>
-addEventListener("message", function take({ source, data }) {
+addEventListener("message", function load({ source, data }) {
   if (source !== parent || typeof data?.html !== "string") return;
-  removeEventListener("message", take);
+  removeEventListener("message", load);
   document.open();
   document.write(data.html);
   document.close();
@@ -32,8 +32,8 @@ addEventListener("message", function take({ source, data }) {
 parent.postMessage({ ready: true }, "*");
 </script>
 """
-_REST = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
-_INVALID = refusal(
+_COMMON_HEADERS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+_INVALID_DOMAINS = refusal(
     400, f"Each domain looks like https://api.example.com, and there are at most {MAX_DOMAINS} of a kind."
 )
 
@@ -66,10 +66,10 @@ def policy(domains: Mapping[str, Sequence[str]]) -> str:
 
 
 async def get(request: HttpRequest) -> Response:
-    """`GET` of the document, with the domains of the app in the query."""
-    asked = query_values(request.query)
-    domains = {kind: asked.get(kind, []) for kind in _KINDS}
+    """Handle `GET` of the document. The query contains the app's domains."""
+    query = query_values(request.query)
+    domains = {kind: query.get(kind, []) for kind in _KINDS}
     if any(len(each) > MAX_DOMAINS or not all(map(_DOMAIN.fullmatch, each)) for each in domains.values()):
-        return _INVALID
+        return _INVALID_DOMAINS
     head = f"content-type: text/html; charset=utf-8\r\ncontent-security-policy: {policy(domains)}\r\n".encode()
-    return Response(_DOCUMENT, 200, head + _REST)
+    return Response(_DOCUMENT, 200, head + _COMMON_HEADERS)

@@ -1,4 +1,4 @@
-"""The newest records of the audit log for the dashboard, filtered. Read only; a command verifies the log."""
+"""The newest records of the audit log for the dashboard, filtered."""
 
 import asyncio
 from pathlib import Path
@@ -16,13 +16,13 @@ class AuditRecords:
     __slots__ = ("_path",)
 
     def __init__(self, path: str) -> None:
-        """Create it. `path` is the path of the log file; empty without an audit log."""
+        """Create the handler. `path` is the log file; empty if there's no audit log."""
         self._path = path
 
     async def get(self, request: HttpRequest) -> Response:
         """Return ``{"kept": bool, "records": [...]}``, the newest record first.
 
-        ``?q=`` contains words that must all occur in a record, ``?failed=1`` selects failures.
+        ``?q=`` selects records that contain all of its words, ``?failed=1`` selects failures.
         """
         records = []
         if self._path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class ConnectFacts:
     """The handler of `GET /connect/server`."""
 
-    __slots__ = ("_abroad", "_here", "_is_local")
+    __slots__ = ("_is_local", "_local_response", "_remote_response")
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class ConnectFacts:
             settings: settings of the server.
             guard: guard in front of every path; None if callers don't sign in.
             pages: names of the pages that this server serves.
-            public: names of those that other machines can reach without sign-in.
+            public: names of the pages that other machines can reach without sign-in.
             is_local: returns whether a peer address and headers belong to a program on this machine.
         """
         methods = () if guard is None else guard.methods
@@ -44,14 +44,14 @@ class ConnectFacts:
         }
         open_pages = pages if guard is not None else [each for each in pages if each in public]
         self._is_local = is_local
-        self._here = _reply(facts | {"pages": list(pages)})
-        self._abroad = _reply(facts | {"pages": list(open_pages)})
+        self._local_response = _reply(facts | {"pages": list(pages)})
+        self._remote_response = _reply(facts | {"pages": list(open_pages)})
 
     async def get(self, request: HttpRequest) -> Response:
-        """Return the ``path`` of MCP, its public ``url`` if sign-in is for that URL alone, whether ``keys`` and
-        ``oauth`` are accepted, and the ``pages`` that the caller can reach.
+        """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
+        and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
-        return self._here if self._is_local(request.peer, request.headers) else self._abroad
+        return self._local_response if self._is_local(request.peer, request.headers) else self._remote_response
 
 
 def _reply(facts: dict[str, Any]) -> Response:

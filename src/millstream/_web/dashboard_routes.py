@@ -8,11 +8,11 @@ from millstream._protocol.jsonrpc import encode
 
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _DAY = 86_400
-_MISSING = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
+_UNKNOWN_UPSTREAM = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
 
 
 class QuerySource(Protocol):
-    """The source of the answers."""
+    """The data source of the handlers."""
 
     def history(self, seconds: int, method: str = "", name: str = "") -> Awaitable[dict[str, Any]]:
         """Return the last `seconds` of history."""
@@ -32,13 +32,13 @@ def query_handlers(queries: QuerySource) -> Mapping[str, Handler]:
 
     async def history(request: HttpRequest) -> Response:
         """Handle ``?seconds=`` up to a day; ``?method=`` and ``?name=`` add the series of one operation."""
-        given = query_value("seconds", request.query)
-        seconds = int(given) if given.isdecimal() and len(given) < 8 else 60
+        text = query_value("seconds", request.query)
+        seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
         method, name = query_value("method", request.query), query_value("name", request.query)
         return _reply(await queries.history(min(seconds, _DAY), method, name))
 
     async def calls(request: HttpRequest) -> Response:
-        """Handle ``?since=`` and ``?until=``, in whole seconds since 1970, for the calls that ended between them."""
+        """Handle ``?since=`` and ``?until=``, in whole seconds since 1970: the calls that ended in this period."""
         since, until = (query_value(name, request.query) for name in ("since", "until"))
         if since.isdecimal() and until.isdecimal() and len(since + until) < 30:
             return _reply(await queries.calls(int(since), int(until)))
@@ -69,10 +69,10 @@ def upstream_handlers(
     async def upstream_items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""
         found = items(query_value("upstream", request.query))
-        return _MISSING if found is None else _reply(found)
+        return _UNKNOWN_UPSTREAM if found is None else _reply(found)
 
     return {"/gateway/upstreams": describe, "/gateway/items": upstream_items}
 
 
-def _reply(found: dict[str, Any]) -> Response:
-    return Response(encode(found), 200, _HEAD)
+def _reply(data: dict[str, Any]) -> Response:
+    return Response(encode(data), 200, _HEAD)

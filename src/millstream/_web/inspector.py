@@ -1,9 +1,9 @@
-"""Access of the inspector to other servers: a list of those that the operator named, and a proxy for each.
+"""Access of the inspector to other servers: a list of the servers that the operator named, and a proxy for each.
 
-A page can't call a server of another origin unless that server allows it, but this program can. It passes on requests
-of Streamable HTTP unchanged, only to URLs given at start-up (`Settings.inspect`), without following redirects. Headers
-that browsers send automatically, such as cookies and `Authorization`, stay here; credentials for the other server
-arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
+A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP requests
+unchanged, only to URLs given at start-up (`Settings.inspect`), and doesn't follow redirects. It doesn't forward headers
+that browsers send automatically, such as cookies and `Authorization`. Credentials for the other server arrive as
+`Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,18 @@ from millstream.client._errors import ClientError, TargetError
 PREFIX = "/inspect/via/"
 SIGN_IN = "/inspect/sign-in/"
 _CREDENTIALS = b"mcp-inspect-authorization"
-_PASSED = (b"accept", b"content-type", b"last-event-id")
-_RETURNED = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
+_REQUEST_HEADERS = (b"accept", b"content-type", b"last-event-id")
+_RESPONSE_HEADERS = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
 _MAX_BODY = 64 * 1024 * 1024
-_STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
-_NO_PAGE = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
-"""Responses of other servers are data for our page. This keeps browsers from running them as pages."""
+_STREAM_HEADERS = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+_SANDBOX_HEADERS = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
+"""Keeps browsers from running responses of other servers as pages of this one."""
 _BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
-_UNKNOWN = refusal(404, "This server can't be inspected. Add it when you start this program: --inspect URL")
+_UNKNOWN = refusal(404, "This server can't be inspected. Start this program with --inspect URL to add it.")
 
 
 class Inspector:
-    """The servers that the inspector may reach, by number."""
+    """The servers that the inspector can reach, by number."""
 
     __slots__ = ("_shows_log", "_streams", "_tags", "_urls", "sign_ins")
 
@@ -50,9 +50,9 @@ class Inspector:
         Args:
             urls: URLs from the operator.
             services: services of this server, which store the sign-ins.
-            streams: streams of this server, whose limit includes those of other servers.
+            streams: open streams of this server; streams from other servers count towards their limit.
             shows_log: whether this server sends its log to the page, as in development.
-            tags: gives those of the tools that have some; clients don't see them in the list.
+            tags: returns the tags of tools, which aren't part of the protocol's tool list.
 
         Raises:
             ValueError: a URL isn't http or https.
@@ -78,10 +78,10 @@ class Inspector:
         if url is None:
             return _UNKNOWN
         request.cancel_on_disconnect = True
-        return await (self.sign_ins.leave if request.method == "DELETE" else self.sign_ins.begin)(request, url)
+        return await (self.sign_ins.sign_out if request.method == "DELETE" else self.sign_ins.begin)(request, url)
 
     async def relay(self, request: HttpRequest) -> Response | Sink | None:
-        """Handle `POST`, `GET`, or `DELETE` for one server: return its response to the same request."""
+        """Forward `POST`, `GET`, or `DELETE` to one server, and return its response."""
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
             return _UNKNOWN
@@ -90,41 +90,43 @@ class Inspector:
         request.cancel_on_disconnect = True
         pool = ConnectionPool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
-            reply = await self._ask(request, url, pool)
+            reply = await self._send(request, url, pool)
             if reply.stream is not None:
-                return await self._follow(request, reply)
+                return await self._relay_stream(request, reply)
         except ClientError as exc:
             return refusal(502, str(exc))
         finally:
             await pool.close()
         if 300 <= reply.status < 400:
-            where = reply.header(b"location")
-            return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, use its URL.")
+            location = reply.header(b"location")
+            return refusal(502, f"{url} redirects to {location[:500]}. If you trust that server, use its URL.")
         return Response(reply.body, reply.status, _head(reply))
 
-    async def _ask(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
-        """Send a request to a server, with the page's key or the operator's sign-in there."""
+    async def _send(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
+        """Forward a request with the page's key or the operator's sign-in; renew a rejected token once."""
         if _CREDENTIALS in request.headers:
             key = request.headers[_CREDENTIALS].decode("latin-1")
             return await pool.send(_request(url, request, key), repeatable=False)
         token = await self.sign_ins.authorization(request, url)
         reply = await pool.send(_request(url, request, token), repeatable=False)
-        again = await self.sign_ins.authorization(request, url, refused=token) if reply.status == 401 and token else ""
-        if not again:
+        renewed = (
+            await self.sign_ins.authorization(request, url, rejected=token) if reply.status == 401 and token else ""
+        )
+        if not renewed:
             return reply
         if reply.stream is not None:
             reply.stream.close()
-        return await pool.send(_request(url, request, again), repeatable=False)
+        return await pool.send(_request(url, request, renewed), repeatable=False)
 
-    async def _follow(self, request: HttpRequest, reply: HttpReply) -> Response | None:
+    async def _relay_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:
         stream = reply.stream
-        assert stream is not None  # noqa: S101  the caller looked
-        if self._streams.full(request):  # many requests may have waited for the other server
+        assert stream is not None  # noqa: S101  checked by the caller
+        if self._streams.full(request):  # others may have opened streams while this request waited
             stream.close()
             return _BUSY
-        sink = request.open(reply.status, _head(reply) + _STREAM)
+        sink = request.open(reply.status, _head(reply) + _STREAM_HEADERS)
         until = expiry_of(request.principal)
-        # A comment inside an event would corrupt it, so write only what the server sends.
+        # A keep-alive comment could split an event of the other server, so send none.
         self._streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)
         try:
@@ -148,24 +150,26 @@ def _parse_url(text: str) -> Url:
 
 
 def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
-    """Return the request for the other server, with only the headers that MCP defines."""
-    passed = {
+    """Return the request for the other server, with MCP's headers only."""
+    headers = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in request.headers.items()
-        if name in _PASSED or (name.startswith(b"mcp-") and name != _CREDENTIALS)
+        if name in _REQUEST_HEADERS or (name.startswith(b"mcp-") and name != _CREDENTIALS)
     }
     if authorization:
-        passed["authorization"] = authorization
-    # Bytes after a head without a length would be read as another request, with any path and headers.
+        headers["authorization"] = authorization
+    # A body without a length would be read as another request (request smuggling).
     body = request.body if request.method == "POST" else b""
     length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""
-    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(passed)}{length}\r\n"
+    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(headers)}{length}\r\n"
     return head.encode("latin-1") + body
 
 
 def _head(reply: HttpReply) -> bytes:
-    found = {name.decode().replace("-", "_"): reply.header(name) for name in _RETURNED if name in reply.headers}
+    headers = {
+        name.decode().replace("-", "_"): reply.header(name) for name in _RESPONSE_HEADERS if name in reply.headers
+    }
     challenge = reply.header(b"www-authenticate")
     if challenge.lower().startswith("bearer"):  # a browser would ask the user for a password
-        found["www_authenticate"] = challenge
-    return header_lines(**{name: value for name, value in found.items() if value.isprintable()}) + _NO_PAGE
+        headers["www_authenticate"] = challenge
+    return header_lines(**{name: value for name, value in headers.items() if value.isprintable()}) + _SANDBOX_HEADERS

@@ -1,8 +1,7 @@
 """Live data of open pages: the stream of the dashboard, and the members of the chat.
 
-The dashboard's stream sends the server's facts once, a snapshot each second, and log lines as they are written. A
-snapshot is taken and encoded once for all watchers, and not at all without any. This module doesn't depend on the
-content of a snapshot.
+The dashboard's stream sends the server's facts once, then a snapshot each second and new log lines. A snapshot is taken
+and encoded once for all watchers, and only if there are any. This module doesn't depend on the content of a snapshot.
 """
 
 import asyncio
@@ -27,20 +26,20 @@ INTERVAL = 1.0
 LOG_INTERVAL = 0.2
 LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
-"""Maximum backlog of a watcher in bytes. Beyond that it's disconnected; its page reconnects and continues."""
+"""Maximum backlog of a watcher in bytes. A slower watcher is disconnected; its page reconnects and continues."""
 
 _BUSY = plain_problem(503, "Too many open streams. Close another page or try again later.", b"retry-after: 5\r\n")
 
 
 class LogTail(logging.Handler):
-    """The newest lines of the structured log; older ones are dropped. Any thread may log."""
+    """Buffer of the newest lines of the structured log. Thread-safe."""
 
     def __init__(self, size: int = LOG_LINES) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
         self._lines: deque[bytes] = deque(maxlen=size)
-        self.written: int = 0
-        """Number of lines so far; the first line has number 1."""
+        self.total: int = 0
+        """Number of lines so far. Lines are numbered from 1."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -48,22 +47,22 @@ class LogTail(logging.Handler):
         except Exception:  # like all logging handlers: a bad record must not break the caller
             self.handleError(record)
             return
-        # `Handler.handle` holds the lock, so the two stay consistent.
+        # `Handler.handle` holds the lock.
         self._lines.append(line)
-        self.written += 1
+        self.total += 1
 
     def after(self, number: int) -> tuple[list[bytes], int]:
-        """Return the lines after a number that are still available, and the number of the last one."""
+        """Return the buffered lines after line `number`, and the number of the newest line."""
         self.acquire()
         try:
-            lines, last = list(self._lines), self.written
+            lines, last = list(self._lines), self.total
         finally:
             self.release()
         return lines[max(0, len(lines) - max(0, last - number)) :], last
 
 
 class LogFeed:
-    """The handler of `GET /inspect/log`: all log lines, for the developer of the server."""
+    """The handler of `GET /inspect/log`: the server's log, for its developer."""
 
     __slots__ = ("_instance", "_log", "_streams")
 
@@ -73,19 +72,19 @@ class LogFeed:
         self._instance = secrets.token_hex(4)
 
     async def events(self, request: HttpRequest) -> Response | None:
-        """Send the available lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines."""
+        """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines."""
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
         instance, _, number = last_event_id(request).partition("-")
-        told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
+        sent = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
-                lines, last = self._log.after(told)
+                lines, last = self._log.after(sent)
                 if lines:
                     sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{self._instance}-{last}"))
-                    told = last
+                    sent = last
                 await asyncio.sleep(LOG_INTERVAL)
         finally:
             sink.close()
@@ -95,7 +94,7 @@ class LogFeed:
 class DashboardFeed:
     """The handler of `GET /dashboard/events`, and its stream."""
 
-    __slots__ = ("_behind", "_info", "_instance", "_latest", "_measure", "_snapshot", "_streams", "_watched",
+    __slots__ = ("_has_watchers", "_info", "_instance", "_last_line", "_latest", "_refresh", "_snapshot", "_streams",
                  "_watchers", "log")  # fmt: skip
 
     def __init__(
@@ -105,7 +104,7 @@ class DashboardFeed:
         streams: OpenStreams,
         *,
         info: Mapping[str, Any],
-        measure: Callable[[], Awaitable[object]] | None = None,
+        refresh: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """Create the feed; `run` starts it.
 
@@ -115,20 +114,20 @@ class DashboardFeed:
             streams: open streams of the server.
             info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970), and ``facts``, labels with their
                 values.
-            measure: awaited before each snapshot, to query other workers.
+            refresh: awaited before each snapshot, to query other workers.
         """
         # Configuration
         self._snapshot = snapshot
-        self._measure = measure
+        self._refresh = refresh
         self.log: LogTail = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
-        """Log lines count from 1 in each process, so ids of another process are void."""
+        """Part of event ids, because each process numbers its log lines from 1."""
         self._info = sse.encode_event(encode({**info, "instance": self._instance}), event="server")
         # State
         self._watchers: list[Sink] = []
-        self._watched = asyncio.Event()
-        self._behind = 0
+        self._has_watchers = asyncio.Event()
+        self._last_line = 0
         """Number of the last line sent to the watchers."""
         self._latest = b""
 
@@ -138,19 +137,19 @@ class DashboardFeed:
     async def run(self) -> None:
         """Send updates to the watchers each second, until canceled. The runtime owns the task."""
         while True:
-            await self._watched.wait()
+            await self._has_watchers.wait()
             try:
-                if self._measure is not None:
-                    await self._measure()
-                self.tell()
+                if self._refresh is not None:
+                    await self._refresh()
+                self.broadcast()
             except Exception:
                 logger.exception("Could not send the figures to the dashboard; retrying in a second")
             await asyncio.sleep(INTERVAL)
 
-    def tell(self) -> None:
-        """Send one snapshot and the new lines to all watchers."""
-        lines, last = self.log.after(self._behind)
-        self._behind = last
+    def broadcast(self) -> None:
+        """Send a snapshot and the new log lines to all watchers."""
+        lines, last = self.log.after(self._last_line)
+        self._last_line = last
         self._latest = sse.encode_event(encode(self._snapshot()), event="snapshot")
         chunk = self._log_event(lines, last) + self._latest
         for sink in tuple(self._watchers):
@@ -166,31 +165,31 @@ class DashboardFeed:
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, request, ("dashboard", ""), until=expiry_of(request.principal))
         try:
-            self._welcome(sink, last_event_id(request))
+            self._add_watcher(sink, last_event_id(request))
             await sink.wait_closed()
         finally:
             sink.close()
         return None
 
-    def _welcome(self, sink: Sink, last_id: str) -> None:
+    def _add_watcher(self, sink: Sink, last_id: str) -> None:
         instance, _, number = last_id.partition("-")
-        told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
+        sent = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         if not self._watchers:
-            # There were no watchers for a while, so the last snapshot is old.
+            # Without watchers, no snapshots were taken: the last one is outdated.
             self._latest = b""
-            self._behind = self.log.written
-        lines, last = self.log.after(told)
-        # Lines after `_behind` come with the next snapshot, to this watcher as well.
-        lines = lines[: max(0, len(lines) - (last - self._behind))]
-        sink.write(self._info + self._log_event(lines, self._behind) + self._latest)
+            self._last_line = self.log.total
+        lines, last = self.log.after(sent)
+        # Lines after `_last_line` are sent with the next snapshot.
+        lines = lines[: max(0, len(lines) - (last - self._last_line))]
+        sink.write(self._info + self._log_event(lines, self._last_line) + self._latest)
         self._watchers.append(sink)
-        self._watched.set()
-        sink.on_close(lambda: self._leave(sink))
+        self._has_watchers.set()
+        sink.on_close(lambda: self._remove_watcher(sink))
 
-    def _leave(self, sink: Sink) -> None:
+    def _remove_watcher(self, sink: Sink) -> None:
         self._watchers.remove(sink)
         if not self._watchers:
-            self._watched.clear()
+            self._has_watchers.clear()
 
     def _log_event(self, lines: Sequence[bytes], last: int) -> bytes:
         if not lines:
@@ -199,7 +198,7 @@ class DashboardFeed:
 
 
 class Room(Protocol):
-    """The hub, from the perspective of the chat."""
+    """The part of the hub that the chat uses."""
 
     admission: Any
     """`AccessRules`."""

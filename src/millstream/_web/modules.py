@@ -1,7 +1,7 @@
-"""Versioned imports between the pages' modules, using digests like the pages do for their files.
+"""Digests in the imports of the pages' modules, and the list of modules that a page imports.
 
-A browser that has a page's modules requests none of them again, and a new browser requests all of them at once, instead
-of discovering imports level by level. The imports of the inspector are ten levels deep.
+Versioned imports let browsers cache modules for a year. With the list, pages preload all modules at once, instead of
+discovering imports level by level: the imports of the inspector are ten levels deep.
 """
 
 import posixpath
@@ -16,37 +16,37 @@ _FILE = re.compile(rb'(?<=url\(")([\w./-]+)(?="\))')
 
 
 def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
-    """All files, in whose imports and styles each file's name ends with ``?DIGEST``.
+    """Return the files with ``?DIGEST`` after each file name in imports and style sheets.
 
-    The digest of a module goes over those in its imports, so a change reaches all who import it.
+    A module's digest covers the digests of its imports, so a change reaches all modules that import it.
 
     Args:
-        files: the content by the name below one folder: ``shell/theme.js``. No modules import each other in a circle.
-        digest: of a file's content.
+        files: content by name, such as ``shell/theme.js``. Imports must not be circular.
+        digest: returns the digest of a file's content.
 
     Raises:
-        KeyError: a module imports a file that does not exist.
+        KeyError: a module imports a file that doesn't exist.
     """
-    finished: dict[str, bytes] = {}
+    rewritten: dict[str, bytes] = {}
     digests: dict[str, bytes] = {}
 
-    def finish(name: str) -> bytes:
-        if name not in finished:
-            finished[name] = _IMPORT.sub(lambda found: link(name, found), files[name])
-            digests[name] = digest(finished[name])
+    def rewrite(name: str) -> bytes:
+        if name not in rewritten:
+            rewritten[name] = _IMPORT.sub(lambda found: link(name, found), files[name])
+            digests[name] = digest(rewritten[name])
         return digests[name]
 
     def link(name: str, found: re.Match[bytes]) -> bytes:
-        return b'%b"%b?%b' % (found[1], found[2], finish(_target(name, found[2])))
+        return b'%b"%b?%b' % (found[1], found[2], rewrite(_target(name, found[2])))
 
     for name, body in files.items():
         if name.endswith(".js"):
-            finish(name)
+            rewrite(name)
         elif name.endswith(".css"):
-            finished[name] = _FILE.sub(partial(_with_digest, name, files, digest), body)
+            rewritten[name] = _FILE.sub(partial(_with_digest, name, files, digest), body)
         else:
-            finished[name] = body
-    return {name: finished[name] for name in files}
+            rewritten[name] = body
+    return {name: rewritten[name] for name in files}
 
 
 def _with_digest(
@@ -56,7 +56,7 @@ def _with_digest(
 
 
 def imports_of(module: str, files: Mapping[str, bytes]) -> list[str]:
-    """Return the transitive imports of a module, each once, versioned or not."""
+    """Return the transitive imports of a module, each once. Imports may have digests."""
     names: dict[str, None] = {}
 
     def collect(name: str) -> None:

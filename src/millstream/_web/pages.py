@@ -1,10 +1,10 @@
 """The pages and their files: `_web/assets`, read once, and served with a strict policy.
 
-A file ``NAME.html`` is served as ``/NAME``; all others are served as ``/assets/FILE``. Fragments shared by all pages
-are in `_web/parts`, and are inserted at ``<!-- part -->``; the navigation bar links only the pages that this server
-serves. Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. Each
-reference, also in modules, gets the digest of the file as its query, and requests with that query may be cached for a
-year. The policy forbids files from other hosts, and inline scripts and styles.
+A file ``NAME.html`` is served as ``/NAME``, and all others as ``/assets/FILE``. Fragments shared by all pages are in
+`_web/parts`, and are inserted at ``<!-- part -->``; the navigation bar links only the pages that this server serves.
+Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. Each reference has
+the digest of the file as its query, so browsers may cache it for a year. The policy forbids files from other hosts,
+and inline scripts and styles.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ TYPES = {
 
 _PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> its required scope. Without sign-in, only programs on this machine can reach these."""
-_FRAMED = {"inspect.html"}
-"""Pages that embed a document of this server: apps, in a sandbox."""
+_EMBEDDING_PAGES = {"inspect.html"}
+"""Pages that embed `app_frame`."""
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
@@ -45,15 +45,15 @@ _PART = re.compile(rb"<!-- (\w+) -->")
 _PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
 _FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
 _REVALIDATE = b"cache-control: no-cache\r\n"
-_GUARDS = (
+_SECURITY_HEADERS = (
     f"content-security-policy: {POLICY}\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
     "cross-origin-opener-policy: same-origin\r\ncross-origin-resource-policy: same-origin\r\n"
 ).encode()
-_MISSING = Response(b"Not found.\n", 404, b"content-type: text/plain; charset=utf-8\r\n" + _GUARDS)
+_NOT_FOUND = Response(b"Not found.\n", 404, b"content-type: text/plain; charset=utf-8\r\n" + _SECURITY_HEADERS)
 
 
 class Asset(Struct, frozen=True):
-    """One file, ready to be sent."""
+    """One file as it's sent."""
 
     body: bytes
     digest: bytes
@@ -70,7 +70,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     """Return a route for each page and each of their files, by path.
 
     Args:
-        shown: names of the pages that this server serves and links; by default all.
+        shown: names of the pages to serve and link; by default all.
     """
     names = None if shown is None else frozenset(shown)
 
@@ -88,12 +88,12 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
 
 
 def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = ()) -> None:
-    """Serve the pages, see `pages`. The pages of an authorization server may have added some of their files.
+    """Add a route for each page and file that doesn't have one yet.
 
     Args:
-        routes: routes of the server.
+        routes: routes of the server. The sign-in pages of an authorization server share some of the files.
         shown: names of the pages; by default all.
-        without: names of pages that this server doesn't have.
+        without: names of pages to leave out.
     """
     if without:
         shown = set(page_names() if shown is None else shown).difference(without)
@@ -102,13 +102,13 @@ def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, wi
             routes.add(path, route)
 
 
-def leads_to(page: str) -> Handler:
+def redirect_to(page: str) -> Handler:
     """Return the GET handler that redirects to a sibling page, below any mount point (RFC 9110 §10.2.2).
 
     Args:
-        page: name of the page, ``docs``.
+        page: name of the page, such as ``docs``.
     """
-    reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _GUARDS)
+    reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _SECURITY_HEADERS)
 
     async def handler(request: HttpRequest) -> Response:
         return reply
@@ -122,17 +122,17 @@ async def get(request: HttpRequest) -> Response:
 
 
 def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset[str] | None = None) -> Response:
-    """Return the response for the path of a page or file; 404 for any other.
+    """Return the response for the path of a page or file; 404 for an unknown path.
 
     Args:
         path: ``/docs`` or ``/assets/base.css``.
-        query: digest of the file in a reference, which makes the response cacheable forever.
+        query: query of the request; the file's digest makes the response cacheable for a year.
         known: entity tags that the client has (`If-None-Match`).
-        shown: pages that this server serves; None for all.
+        shown: names of the served pages; None for all.
     """
     found = _load(shown).get(path)
     if found is None:
-        return _MISSING
+        return _NOT_FOUND
     tag = b'"%b"' % found.digest
     head = b"etag: %b\r\n%b" % (tag, _FOREVER if query == found.digest else _REVALIDATE)
     if tag in known:
@@ -142,7 +142,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 
 @cache
 def _files() -> dict[str, bytes]:
-    """Return the content of every file by its name below the folder: ``shell/theme.js``."""
+    """Return the content of every file by its name, such as ``shell/theme.js``."""
     return add_digests(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
 
 
@@ -164,17 +164,17 @@ def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
         page = ending == "html"
         if page and shown is not None and stem not in shown:
             continue
-        content = _page(stem, body, files, shown) if page else body
-        guards = _GUARDS.replace(b"; connect-src", b"; frame-src 'self'; connect-src") if name in _FRAMED else _GUARDS
-        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), guards)
+        content = _assemble_page(stem, body, files, shown) if page else body
+        headers = _SECURITY_HEADERS
+        if name in _EMBEDDING_PAGES:
+            headers = headers.replace(b"; connect-src", b"; frame-src 'self'; connect-src")
+        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), headers)
         loaded[f"/{stem}" if page else f"/assets/{name}"] = Asset(content, _digest(content), head)
     return loaded
 
 
-def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
-    """Return a page as it's sent: with shared fragments, versioned references, and preload links for all modules that
-    it needs indirectly.
-    """
+def _assemble_page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
+    """Return a page with shared fragments, versioned references, and preload links for indirectly imported modules."""
 
     def link(found: re.Match[bytes]) -> bytes:
         target = found[1].decode()
@@ -195,7 +195,7 @@ def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[s
 
 
 def _add_digest(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
-    """Return a reference with the digest of its file, so that a changed file has another URL.
+    """Return a reference with the digest of its file, so a changed file has a new URL.
 
     Raises:
         KeyError: the page references a file that doesn't exist.

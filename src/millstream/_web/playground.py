@@ -1,7 +1,7 @@
 """The playground of the chat page: a model selected by the operator uses this server's tools.
 
-A conversation lasts as long as its WebSocket, so one worker holds all of it. Its calls go through the dispatcher as
-the caller's: with the caller's principal, scopes, and limits. The key of the model stays on the server.
+A conversation lasts as long as its WebSocket, so it stays on one worker. Its calls go through the dispatcher with the
+caller's principal, scopes, and limits. The model's key stays on the server.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ logger = logging.getLogger("millstream")
 PATH = "/chat/playground"
 SOCKET_PATH = "/chat/playground/talk"
 CHAT = "millstream:chat"
-"""Scope for the playground, if callers sign in, because it spends the operator's tokens."""
+"""Scope required for the playground if callers sign in, because it spends the operator's tokens."""
 LIMITS = Limits(max_rounds=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0)
 MAX_TEXT = 16_000
 """Maximum characters of one message."""
@@ -76,21 +76,21 @@ class Decide(Struct, frozen=True, tag="decide"):
 
 
 class Fill(Struct, frozen=True, tag="fill"):
-    """The user's form values; without ``values``, they decline."""
+    """The user's form values. None declines."""
 
     id: str
     values: dict[str, Any] | None = None
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """The user stops the answer."""
+    """The user's request to stop the answer."""
 
 
 _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 
 
 class CallerTarget:
-    """This server as a target for clients in this process, on behalf of one caller."""
+    """This server as the target of an in-process client that acts for one caller."""
 
     def __init__(self, dispatcher: Dispatcher, peer: SocketPeer) -> None:
         self.dispatcher: Dispatcher = dispatcher
@@ -101,7 +101,7 @@ class CallerTarget:
         return nullcontext(self)
 
     def new_transport(self, listener: Listener, background: Background) -> MemoryTransport:
-        """Return a transport whose calls are those of the caller."""
+        """Return a transport that calls with the caller's principal and headers."""
         peer = self._peer
         pipe = partial(
             MemoryPipe, principal=peer.principal, peer=peer.address, headers=peer.headers, transport="playground"
@@ -113,7 +113,8 @@ class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
     __slots__ = (
-        "_configuration", "_dispatcher", "_guard", "_is_local", "_is_own", "_name", "_open", "_server", "_trouble",
+        "_configuration", "_configuration_error", "_dispatcher", "_guard", "_is_local", "_is_own", "_name",
+        "_open_counts", "_server",
     )  # fmt: skip
 
     def __init__(
@@ -128,18 +129,18 @@ class Playground:
         environment: Mapping[str, str] | None = None,
         file: str = ".env",
     ) -> None:
-        """Read the configuration of the model. Nothing is connected before the first message.
+        """Read the configuration of the model. The first message connects.
 
         Args:
             name: name of the server.
-            server: its ``title`` and ``version`` for people.
+            server: ``title`` and ``version`` for display.
             dispatcher: executes the calls.
             guard: guard in front of every path; None if callers don't sign in.
             is_local: returns whether a peer address and headers belong to a program on this machine.
-            is_own: returns whether a tool is the server's own. A tool of an upstream asks for approval even if its
-                upstream says that it's read-only.
+            is_own: returns whether a tool is the server's own. A tool of an upstream requires approval even if it's
+                marked as read-only.
             environment: variables that configure the model, as for `millstream chat`.
-            file: further variables.
+            file: `.env` file with further variables.
         """
         self._name = name
         self._server = dict(server)
@@ -147,14 +148,14 @@ class Playground:
         self._guard = guard
         self._is_local = is_local
         self._is_own = is_own
-        self._trouble = ""
+        self._configuration_error = ""
         environment = os.environ if environment is None else environment
         try:
             self._configuration = Configuration.load(file, environment)
         except ConfigurationError as exc:
             self._configuration = Configuration({}, environment)
-            self._trouble = str(exc)
-        self._open: Counter[str] = Counter()
+            self._configuration_error = str(exc)
+        self._open_counts: Counter[str] = Counter()
 
     def model(self) -> LanguageModel:
         """Return the model.
@@ -162,14 +163,12 @@ class Playground:
         Raises:
             ConfigurationError: no model is configured.
         """
-        if self._trouble:
-            raise ConfigurationError(self._trouble)
+        if self._configuration_error:
+            raise ConfigurationError(self._configuration_error)
         return self._configuration.model()
 
     async def status(self, request: HttpRequest) -> Response:
-        """Handle `GET`: return whether the caller may use the playground (``state``), the ``model``, and why there's
-        none.
-        """
+        """Handle `GET`: return ``state`` (``ready``, ``off``, or ``forbidden``), and ``model`` or ``reason``."""
         here = self._guard is None
         found: dict[str, Any]
         if not here and (request.principal is None or not request.principal.has({CHAT})):
@@ -185,39 +184,41 @@ class Playground:
         return Response(encode(found), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def admit(self, request: HttpRequest) -> Principal | Response | None:
-        """Return the caller of a handshake, or the response that refuses it."""
+        """Return the caller of a WebSocket handshake, or the response that rejects it."""
         if self._guard is None:
             if not self._is_local(request.peer, request.headers):
-                return Response(b"The playground needs callers who sign in.\n", 403, b"content-type: text/plain\r\n")
+                return Response(b"Sign-in is required for the playground.\n", 403, b"content-type: text/plain\r\n")
             return None
-        found = await self._guard(request)
-        if isinstance(found, Principal) and not found.has({CHAT}):
+        outcome = await self._guard(request)
+        if isinstance(outcome, Principal) and not outcome.has({CHAT}):
             return self._guard.challenges.insufficient({CHAT})
-        return found
+        return outcome
 
-    def talk(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundTalk":
-        """Begin a conversation on a socket; with too many open ones, close it."""
+    def open(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundConversation":
+        """Begin a conversation on a socket, or close the socket if too many conversations are open."""
         owner = peer.owner
         target = CallerTarget(self._dispatcher, peer)
-        full = self._open[owner] >= MAX_CONVERSATIONS_EACH or self._open.total() >= MAX_CONVERSATIONS
+        full = self._open_counts[owner] >= MAX_CONVERSATIONS_EACH or self._open_counts.total() >= MAX_CONVERSATIONS
         if full:
             outbox.end(TRY_AGAIN_LATER, "You have too many conversations open. Close one first.")
 
-        def over() -> None:
-            self._open[owner] -= 1
-            self._open += Counter()  # removes zero counts
+        def on_close() -> None:
+            self._open_counts[owner] -= 1
+            self._open_counts += Counter()  # removes zero counts
 
-        self._open[owner] += 1
+        self._open_counts[owner] += 1
         server = ServerAt(target, name=self._name, trusts_hints=self._is_own)
-        return PlaygroundTalk(server, self.model, outbox, over, max_depth=self._dispatcher.services.settings.max_depth)
+        return PlaygroundConversation(
+            server, self.model, outbox, on_close, max_depth=self._dispatcher.services.settings.max_depth
+        )
 
 
-class PlaygroundTalk:
-    """One conversation: messages of the browser, and events for it."""
+class PlaygroundConversation:
+    """One conversation: receives the browser's messages and sends events."""
 
     __slots__ = (
-        "_agent", "_always", "_begun", "_max_depth", "_model", "_number", "_outbox", "_over", "_server", "_task",
-        "_turns", "_waiting",
+        "_agent", "_always", "_last_id", "_max_depth", "_model", "_on_close", "_open_questions", "_outbox", "_server",
+        "_start_times", "_task", "_turns",
     )  # fmt: skip
 
     def __init__(
@@ -225,7 +226,7 @@ class PlaygroundTalk:
         server: ServerAt,
         model: Callable[[], LanguageModel],
         outbox: Socket,
-        over: Callable[[], None],
+        on_close: Callable[[], None],
         *,
         max_depth: int,
     ) -> None:
@@ -233,21 +234,21 @@ class PlaygroundTalk:
         self._server = server
         self._model = model
         self._outbox = outbox
-        self._over = over
+        self._on_close = on_close
         self._max_depth = max_depth
         # State
         self._agent: Agent | None = None
         self._task: asyncio.Task[None] | None = None
         self._turns = 0
-        self._number = 0
-        self._waiting: dict[str, asyncio.Future[Any]] = {}
-        """Open questions to the user: number -> decision or values."""
+        self._last_id = 0
+        self._open_questions: dict[str, asyncio.Future[Any]] = {}
+        """Questions to the user: id -> future of the decision or the values."""
         self._always: set[tuple[str, str]] = set()
-        self._begun: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
         """Running calls: id -> start time."""
 
     async def take(self, data: bytes) -> None:
-        """Receive one message of the browser."""
+        """Handle one message from the browser."""
         try:
             check_text(data, self._max_depth)
             message = _decode(data)
@@ -255,17 +256,17 @@ class PlaygroundTalk:
             self._send({"type": "failed", "reason": f"The message is malformed. {exc}"})
             return
         if isinstance(message, Say):
-            self._say(message.text)
+            self._start_answer(message.text)
         elif isinstance(message, Stop):
             if self._task is not None:
                 self._task.cancel()
         else:
-            waiting = self._waiting.pop(message.id, None)
+            waiting = self._open_questions.pop(message.id, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message.decision if isinstance(message, Decide) else message.values)
 
     async def close(self) -> None:
-        """End the conversation after the socket has closed."""
+        """End the conversation after the socket was closed."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -274,21 +275,21 @@ class PlaygroundTalk:
             if agent is not None:
                 await agent.__aexit__(None, None, None)
         finally:
-            self._over()
+            self._on_close()
 
-    def _say(self, text: str) -> None:
-        reason = self._reason_not_to(text)
+    def _start_answer(self, text: str) -> None:
+        reason = self._rejection_reason(text)
         if reason:
             self._send({"type": "failed", "reason": reason})
             return
         self._turns += 1
         self._task = asyncio.get_running_loop().create_task(self._answer(text))
 
-    def _reason_not_to(self, text: str) -> str:
+    def _rejection_reason(self, text: str) -> str:
         if self._task is not None and not self._task.done():
-            return "The model is answering. Wait for it, or stop it."
+            return "The model is still answering. Wait, or stop the answer."
         if not text.strip():
-            return "There's nothing to answer."
+            return "The message is empty. Enter a question."
         if len(text) > MAX_TEXT:
             return f"A message has at most {MAX_TEXT:,} characters."
         messages = [] if self._agent is None else self._agent.messages
@@ -301,7 +302,7 @@ class PlaygroundTalk:
             agent = self._agent = self._agent or await self._connect_agent()
             async with aclosing(agent.say(text)) as events:
                 async for event in events:
-                    self._tell(event)
+                    self._send_event(event)
                     await self._outbox.drain()
         except asyncio.CancelledError:
             self._send({"type": "stopped"})
@@ -315,8 +316,8 @@ class PlaygroundTalk:
             logger.exception("The playground failed to answer")
             self._send({"type": "failed", "reason": "The server failed. See its log."})
         finally:
-            self._waiting.clear()
-            self._begun.clear()
+            self._open_questions.clear()
+            self._start_times.clear()
             self._send({"type": "idle"})
 
     async def _connect_agent(self) -> "Agent":
@@ -325,22 +326,22 @@ class PlaygroundTalk:
         agent = Agent(
             self._model(),
             [self._server],
-            approve=self._allows,
-            elicit=self._fills_in,
+            approve=self._approve,
+            elicit=self._elicit,
             limits=LIMITS,
         )
         return await agent.__aenter__()
 
-    def _tell(self, event: Event) -> None:
+    def _send_event(self, event: Event) -> None:
         if isinstance(event, ToolStart):
-            self._begun[event.id] = time.monotonic()
+            self._start_times[event.id] = time.monotonic()
         if isinstance(event, ToolEnd):
-            seconds = time.monotonic() - self._begun.pop(event.id, time.monotonic())
+            seconds = time.monotonic() - self._start_times.pop(event.id, time.monotonic())
             self._send({**msgspec.to_builtins(event), "milliseconds": round(seconds * 1000, 1)})
         else:
             self._outbox.answer(encode(event))
 
-    async def _allows(self, request: Approval) -> bool:
+    async def _approve(self, request: Approval) -> bool:
         key = request.kind, request.tool
         if key in self._always:
             return True
@@ -349,18 +350,18 @@ class PlaygroundTalk:
             self._always.add(key)
         return decision in ("approve", "always")
 
-    async def _fills_in(self, server: str, question: Question) -> ElicitAnswer:
-        asked = {"message": question.message, "url": question.url, "schema": question.requested_schema}
-        values = await self._ask("question", asked)
+    async def _elicit(self, server: str, question: Question) -> ElicitAnswer:
+        fields = {"message": question.message, "url": question.url, "schema": question.requested_schema}
+        values = await self._ask("question", fields)
         if question.url:
             return values is not None
         return "decline" if values is None else values
 
-    async def _ask(self, kind: str, asked: Mapping[str, Any]) -> Any:
-        self._number += 1
-        id = str(self._number)
-        waiting = self._waiting[id] = asyncio.get_running_loop().create_future()
-        self._send({**asked, "type": kind, "id": id})
+    async def _ask(self, kind: str, fields: Mapping[str, Any]) -> Any:
+        self._last_id += 1
+        id = str(self._last_id)
+        waiting = self._open_questions[id] = asyncio.get_running_loop().create_future()
+        self._send({**fields, "type": kind, "id": id})
         return await waiting
 
     def _send(self, message: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ class RestPart(OwnPart):
 
     def _serve(self, host: Host) -> None:
         from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
-        from millstream._web.pages import add_pages, leads_to  # noqa: PLC0415
+        from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
 
         rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
         routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
@@ -24,4 +24,4 @@ class RestPart(OwnPart):
         routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
         if "web" not in self.definition.parts:
             add_pages(routes, ("docs",))
-            routes.home = "/docs", leads_to("docs")
+            routes.home = "/docs", redirect_to("docs")

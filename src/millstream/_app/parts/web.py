@@ -53,7 +53,7 @@ class WebPart(OwnPart):
                 "started": time.time(),
                 "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": host.settings.path},
             },
-            measure=measure,
+            refresh=measure,
         )
         host.on_close(capture_logs(feed.log))
         for running in (feed.run(), queries.run()):
@@ -104,7 +104,7 @@ def _serve(host: Host, definition: Definition) -> None:
         is_own=lambda tool: not hasattr(host.registry.tools.get(tool), "upstream"),
     )
     socket = WebSocketRoute(
-        host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.talk
+        host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
     )
     host.sockets[SOCKET_PATH] = socket
     host.on_drain(socket.close)
