@@ -368,7 +368,7 @@ async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
 async def test_slow_endpoints_of_one_principal_leave_room_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.extensions.events._webhook.SECONDS", 20 * WAIT)
+    monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with AsyncExitStack() as stack:
         receiver, *slow = [await stack.enter_async_context(receiving(tmp_path)) for _ in range(4)]
         shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=at_once)

@@ -87,7 +87,7 @@ async def test_conflicting_names_are_refused_with_both_sources() -> None:
         """Take a name of the upstream."""
         return "mine"
 
-    with pytest.raises(ValueError, match=r"'length' is this server's own, and the upstream 'shop' has one"):
+    with pytest.raises(ValueError, match="This server and the upstream 'shop' both have a tool 'length'"):
         async with mcp.running():
             pass
     for second in ("Shop", "other"):

@@ -90,7 +90,7 @@ MISTAKES = {
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\ncommand = "b"': "line 1: upstreams.a: the upstream has url and command",
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
-        "line 5: upstreams.b.prefix: the upstream 'a' has the prefix 'a', too. Give one of them another prefix"
+        "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': "line 3: upstreams.a.scale: ",
     "[settings]\ntool_serch = true": ("line 2: settings.tool_serch: unknown option; did you mean 'tool_search'?"),

@@ -213,7 +213,7 @@ async def test_state_resumes_its_call_once(world: World) -> None:
         for worker in (first, second):
             replayed = await send(worker, arguments={"times": 2}, then=answer(asked))
             assert replayed["error"]["code"] == -32602
-            assert "answered already" in replayed["error"]["message"]
+            assert "already answered" in replayed["error"]["message"]
         assert text(await send(first, arguments={"times": 2}, then=answer(again))) == "14"
         for worker in (first, second):
             assert (await send(worker, arguments={"times": 2}, then=answer(again)))["error"]["code"] == -32602
@@ -267,7 +267,7 @@ async def test_missing_answers_are_requested_again(world: World) -> None:
 async def test_calls_of_dead_workers_are_lost_with_an_error(
     world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._parked_calls._WAKES", 0.05)
+    monkeypatch.setattr("millstream.gateway._parked_calls._WAKE_TIMEOUT", 0.05)
     async with world.workers(2) as (first, second):
         asked = await send(first)
         await first.die(noticed=noticed)
@@ -320,7 +320,7 @@ async def test_unanswered_calls_expire(world: World) -> None:
         await until(lambda: world.ended)
         assert world.ended == ["CancelledError"]
         assert parked(worker) == 0
-        assert "over" in (await send(worker, then=answer(asked)))["error"]["message"]
+        assert "has ended" in (await send(worker, then=answer(asked)))["error"]["message"]
 
 
 async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) -> None:

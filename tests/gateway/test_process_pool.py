@@ -127,7 +127,7 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
 
 
 async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._processes._WAIT", 0.3)
+    monkeypatch.setattr("millstream.gateway._processes._ADMISSION_TIMEOUT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
         upstream = pool.add("files", shell, limit=1)
         async with Client(upstream.target("a")) as client:
@@ -330,7 +330,7 @@ async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> N
         server = int((await client.call("pid")).text)
         (first,) = children() - {server} - others
         os.kill(first, signal.SIGKILL)
-        await until(lambda: pool.watchdog.missing)
+        await until(lambda: pool.watchdog.is_missing)
         pool.sweep(monotonic())
-        await until(lambda: not pool.watchdog.missing)
+        await until(lambda: not pool.watchdog.is_missing)
         assert len(children() - others) == 2

@@ -390,7 +390,7 @@ async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.
         assert answers[0]["result"]["content"] == {"x": 1}
     else:
         assert answers[0]["error"]["code"] == -32600
-        assert "without saying for which one" in caplog.text
+        assert "without naming its call" in caplog.text
 
 
 async def test_session_questions_survive_other_calls() -> None:

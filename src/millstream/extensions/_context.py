@@ -38,12 +38,12 @@ class ReplyStream:
         ``await stream.wait_closed()``.
     """
 
-    __slots__ = ("_call", "_forget", "_over")
+    __slots__ = ("_call", "_closed_event", "_unregister")
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._over = asyncio.Event()
-        self._forget: Callable[[], None] | None = None
+        self._closed_event = asyncio.Event()
+        self._unregister: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
         """Open the stream.
@@ -58,11 +58,11 @@ class ReplyStream:
             raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
         streaming[call.owner] = mine + 1
         call.lasting = True
-        call.params = b""  # the stream may be open for a day
+        call.params = b""  # the stream may stay open for a day
         release_arguments(call, services.bodies)
-        services.endings.add(self._over.set)
+        services.endings.add(self._closed_event.set)
         line = call.open_line()
-        self._forget = line.on_close(self._over.set)
+        self._unregister = line.on_close(self._closed_event.set)
         try:
             await line.keep_alive()  # opens the stream, so that `push` can be first
         except BaseException:
@@ -78,10 +78,10 @@ class ReplyStream:
 
     def _release(self) -> None:
         services, owner = self._call.services, self._call.owner
-        self._over.set()
-        services.endings.discard(self._over.set)
-        if self._forget is not None:
-            self._forget()
+        self._closed_event.set()
+        services.endings.discard(self._closed_event.set)
+        if self._unregister is not None:
+            self._unregister()
         left = services.streaming[owner] - 1
         if left:
             services.streaming[owner] = left
@@ -91,7 +91,7 @@ class ReplyStream:
     @property
     def closed(self) -> bool:
         """Whether the stream ended: the client closed it or read too slowly, or the server is stopping."""
-        return self._over.is_set()
+        return self._closed_event.is_set()
 
     async def send(self, method: str, params: Any = None) -> None:
         """Send a notification. Wait if the client reads too slowly."""
@@ -103,9 +103,9 @@ class ReplyStream:
         A client that reads too slowly is disconnected.
         """
         if not self.closed and not self._call.push_to_caller(notification_message(method, params)):
-            self._over.set()
+            self._closed_event.set()
         return not self.closed
 
     async def wait_closed(self) -> None:
         """Wait until the stream is closed."""
-        await self._over.wait()
+        await self._closed_event.wait()

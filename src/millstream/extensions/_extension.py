@@ -45,11 +45,10 @@ def method(
 
     Args:
         name: name of the method, such as ``com.example/stock``.
-        side: the side that answers. Servers can call clients in handshake revisions, and by `input_required` results.
+        side: the side that answers. A server can call clients in handshake revisions, and by `input_required` results.
         revisions: dates of the revisions that have the method; all by default.
         header: member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
-        declared: refuse clients that don't declare the extension, with error -32021
-            (-32602 in handshake revisions).
+        declared: reject clients that don't declare the extension, with error -32021 (-32602 in handshake revisions).
     """
     return _mark(HandlerMark(name, side, True, revisions, header, declared))
 
@@ -67,9 +66,9 @@ def notification(name: str, *, side: Side = "server", revisions: Collection[str]
     return _mark(HandlerMark(name, side, False, revisions))
 
 
-def _mark(marked: HandlerMark) -> Callable[[F], F]:
+def _mark(settings: HandlerMark) -> Callable[[F], F]:
     def mark(function: F) -> F:
-        setattr(function, _MARK, marked)
+        setattr(function, _MARK, settings)
         return function
 
     return mark
@@ -116,7 +115,7 @@ class Extension(Middleware):
         """Register tools, resources, prompts, and routes. Called once, when the extension is added to a server."""
 
     def unmet(self, server: "Server") -> str:
-        """Return what the server's configuration lacks for this extension, or an empty string. Called at each start."""
+        """Return the reason why the server's configuration doesn't suit this extension, or "". Called at each start."""
         return ""
 
     async def open(self, host: "ServerHost") -> None:
@@ -135,7 +134,7 @@ class Extension(Middleware):
         """Register handlers that the decorators don't cover. Called once, when the extension is added to a client."""
 
     async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
-        """Wrap each request of the client. ``await next(request)`` sends it and returns the members of the result."""
+        """Wrap the client's requests. ``await next(request)`` sends a request and returns the members of its result."""
         return await next(request)
 
     def bind_client(self, host: ClientHost) -> None:

@@ -76,7 +76,7 @@ class ListenSubscription:
 
 BeginTask = Callable[[PendingCall], Awaitable[bytes] | None]
 OpenFilter = Callable[[Any, ListenSubscription, CallContext], Awaitable[Any]]
-"""``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to refuse it."""
+"""``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to reject it."""
 
 
 class ServerHost:
@@ -87,8 +87,8 @@ class ServerHost:
         self._name = name
         self._experimental = experimental
         self._revisions = frozenset(revisions or EVERY_REVISION)
-        self._required: dict[str, Any] = {"extensions": {name: {}}}
-        host.services.peers.on(ExtensionBroadcast, self._broadcast_here, own=True)
+        self._required_capability: dict[str, Any] = {"extensions": {name: {}}}
+        host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
 
     # State of the server
 
@@ -156,7 +156,7 @@ class ServerHost:
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return what `is_revoked` needs later about the token of a principal; empty if this server can't tell."""
+        """Return an id for `is_revoked`, for the token of a principal; empty if this server can't look it up."""
         guard = self._host.guard
         return "" if guard is None else guard.revocation_id(principal)
 
@@ -164,15 +164,15 @@ class ServerHost:
         """Return whether a token of this server's own issuer was revoked before its expiry.
 
         Raises:
-            StoreUnavailable: the store doesn't answer.
+            StoreUnavailable: the store doesn't respond.
         """
         guard = self._host.guard
         return bool(revocation_id) and guard is not None and await guard.is_revoked(revocation_id)
 
-    def on_revocation(self, hear: Callable[[], None]) -> None:
-        """Call `hear` when keys or tokens may have been revoked, on any worker."""
+    def on_revocation(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when keys or tokens may have been revoked, on any worker."""
         if self._host.guard is not None:
-            self._host.guard.on_revocation.append(hear)
+            self._host.guard.on_revocation.append(callback)
 
     async def alive(self, worker: str) -> bool:
         """Return whether the worker with this name is running."""
@@ -185,7 +185,7 @@ class ServerHost:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Name, version, title, and so on, as the server describes itself in the newest revision."""
+        """The server's description of itself in the newest revision: name, version, title, and others."""
         return self._host.dispatcher.info
 
     @property
@@ -221,7 +221,7 @@ class ServerHost:
             ValueError: MCP or another extension already defines the method.
             TypeError: the handler has parameters other than params and a context.
         """
-        run, required = with_decoded_params(handler, CallContext), self._required
+        run, required = with_decoded_params(handler, CallContext), self._required_capability
 
         async def answer(call: Call) -> bytes:
             if declared:
@@ -306,7 +306,7 @@ class ServerHost:
         )
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Add a figure and its limit to `/health`, unless the figure is None."""
+        """Add a value and its limit to `/health`, unless `read` returns None."""
         self._host.report(name, read, limit=limit)
 
     # Tool calls
@@ -403,8 +403,8 @@ class ServerHost:
 
         Args:
             member: name of the member.
-            open: ``await open(wanted, subscription, ctx)`` returns the accepted filter, or None to refuse it.
-            declared: refuse clients that don't declare the extension, with error -32021.
+            open: ``await open(wanted, subscription, ctx)`` returns the accepted filter, or None to reject it.
+            declared: reject clients that don't declare the extension, with error -32021.
 
         Raises:
             ValueError: another extension already handles the member.
@@ -412,7 +412,7 @@ class ServerHost:
 
         async def serve(wanted: Any, call: Call, push: Callable[[bytes], bool]) -> tuple[Any, Callable[[], None]]:
             if declared:
-                self._check_declared(call, self._required)
+                self._check_declared(call, self._required_capability)
             subscription = ListenSubscription(call, push)
             agreed = await open(wanted, subscription, CallContext(call))
             return agreed, subscription.end
@@ -435,14 +435,14 @@ class ServerHost:
         if peers.shared:
             peers.tell_soon(message)
         else:
-            self._broadcast_here(message, "")
+            self._deliver_broadcast(message, "")
 
     @property
     def listeners(self) -> int:
-        """Number of sessions and change streams open on this worker. With 0, broadcasts have no recipient here."""
+        """Number of sessions and change streams open on this worker. If it's 0, broadcasts have no recipient here."""
         return len(self._host.services.changes)
 
-    def _broadcast_here(self, message: ExtensionBroadcast, worker: str) -> None:
+    def _deliver_broadcast(self, message: ExtensionBroadcast, worker: str) -> None:
         if message.source == self._name:
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
 
@@ -480,9 +480,9 @@ class ServerHost:
         """Call `changed` when workers join or leave, or when this worker's name changes."""
         self.on_close(self._host.store.workers.watch(changed))
 
-    def on_change(self, hear: Callable[[str], None]) -> None:
-        """Call ``hear(kind)`` when the list of tools, resources, or prompts changes, possibly from another thread."""
-        self._host.on_change(hear)
+    def on_change(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback(kind)`` when tools, resources, or prompts change, possibly from another thread."""
+        self._host.on_change(callback)
 
 
 def _document(body: bytes, media_type: str) -> Callable[[HttpRequest], Awaitable[Response]]:

@@ -35,13 +35,13 @@ class JsonType:
             schema = {**schema, "$defs": self._whole["$defs"]}
         return {key: value for key, value in schema.items() if key != "default"}
 
-    def read(self, written: bytes) -> Any:
+    def read(self, data: bytes) -> Any:
         """Return the value of JSON text.
 
         Raises:
             ValueError: the JSON doesn't match the type. The message lists each problem with its location.
         """
-        return read_value(self._engine, written)
+        return read_value(self._engine, data)
 
     @staticmethod
     def write(value: Any) -> bytes:

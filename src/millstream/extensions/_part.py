@@ -20,7 +20,7 @@ class ExtensionPart:
     """Opens an extension with the server."""
 
     def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
-        """Create the part. `server` is the server that has the extension; None for extensions of this package."""
+        """Create the part. `server` is the server of the extension; None for the extensions in this package."""
         self.extension: Extension = extension
         self._server = server
 
@@ -77,16 +77,16 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
         ValueError: an identifier is missing or used twice.
     """
     if isinstance(extensions, str) or not isinstance(extensions, Sequence):
-        raise TypeError(f"extensions is a list: extensions=[{type(extensions).__name__}(…)]")
+        raise TypeError(f"extensions must be a list: extensions=[{type(extensions).__name__}(…)]")
     names: set[str] = set()
     for each in cast("Sequence[object]", extensions):
         if not isinstance(each, Extension):
             shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            raise TypeError(f"extensions takes objects of subclasses of millstream.extensions.Extension, not {shown}")
+            raise TypeError(f"extensions takes instances of subclasses of millstream.extensions.Extension, not {shown}")
         prefix, slash, name = each.name.partition("/")
         if not (prefix and slash and name):
             raise ValueError(
-                f"{type(each).__name__}.name is {each.name!r}: write an identifier with a prefix, such as "
+                f"{type(each).__name__}.name is {each.name!r}: use an identifier with a prefix, such as "
                 "'com.example/stock'"
             )
         if each.name in names:
@@ -97,9 +97,9 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
 
 def has_hooks(extension: Extension) -> bool:
     """Return whether an extension overrides a middleware hook."""
-    return any(_own(type(extension), hook) is not _own(Middleware, hook) for hook in _HOOKS)
+    return any(_attribute_of(type(extension), hook) is not _attribute_of(Middleware, hook) for hook in _HOOKS)
 
 
-def _own(kind: type, name: str) -> Callable[..., Any]:
+def _attribute_of(kind: type, name: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(kind, name)
     return found

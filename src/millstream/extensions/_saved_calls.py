@@ -30,23 +30,23 @@ class SavedCall(Struct, frozen=True):
     principal: Principal | None
     transport: str
     owner: str
-    """Owner whose share of the server's capacity the call uses."""
+    """Owner that the call counts against in the server's limits."""
 
 
 class PendingCall:
     """A call of a tool with ``task=`` that has been validated but not started. See `ServerHost.on_task_call`."""
 
-    __slots__ = ("_call", "_run", "_tool")
+    __slots__ = ("_call", "_run_tool", "_tool")
 
     def __init__(self, call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> None:
         self._call = call
         self._tool = tool
-        self._run = run
+        self._run_tool = run
 
     @property
     def rules(self) -> TaskRules:
         """The options of the tool."""
-        assert self._tool.task is not None  # noqa: S101  no other call is pending
+        assert self._tool.task is not None  # noqa: S101  only calls of such tools are pending
         return self._tool.task
 
     @property
@@ -78,7 +78,7 @@ class PendingCall:
         """Run the call and return its result; None if the function called ``ctx.start_task()``."""
         self._call.task = DEFERRED
         try:
-            return await self._run(self._call, self._tool)
+            return await self._run_tool(self._call, self._tool)
         except TaskStart:
             return None
 
@@ -98,7 +98,7 @@ class PendingCall:
     def keep_seats(self) -> Callable[[], object]:
         """Keep the seats of this call after it ends. Return a function that releases them."""
         release, self._call.release = self._call.release, None
-        return release or _nothing
+        return release or _do_nothing
 
 
 class RunOutcome(Struct, frozen=True):
@@ -108,7 +108,7 @@ class RunOutcome(Struct, frozen=True):
     """JSON; empty without a result."""
     error: ProtocolError | None = None
     requests: Mapping[str, bytes] = {}
-    """Questions that the function is waiting for, as JSON by key."""
+    """Open questions of the function, as JSON by key."""
     state: RoundState | None = None
     """State for the next run, which also needs the answers to `requests`."""
 
@@ -125,7 +125,7 @@ class CallRun:
     async def outcome(self) -> RunOutcome:
         """Run the call in the current task and return its outcome. A cancelled call has none."""
         call, task = self._call, asyncio.current_task()
-        assert task is not None  # noqa: S101  it's the one that runs this
+        assert task is not None  # noqa: S101  a coroutine runs in a task
         if call.cancelled:  # before its first step
             return RunOutcome()
         call.stop = task.cancel
@@ -137,7 +137,7 @@ class CallRun:
             return RunOutcome(error=outcome.error)
         result = outcome.result
         if result.startswith(b'{"resultType":"input_required"') and call.rounds is not None:
-            requests = {key: bytes(request) for key, request in _decode_asked(result).requests.items()}
+            requests = {key: bytes(request) for key, request in _decode_questions(result).requests.items()}
             return RunOutcome(requests=requests, state=call.rounds.state(0))
         return RunOutcome(result)
 
@@ -190,7 +190,7 @@ def make_run(
 
 
 class _ReportLine:
-    """The reply channel of a call without a client: notifications of the function go to `report`."""
+    """The reply channel of a call without a client. It passes the function's notifications to `report`."""
 
     asks: bool = False
 
@@ -214,7 +214,7 @@ class _ReportLine:
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Do nothing, because the channel ends with the call."""
-        return _nothing
+        return _do_nothing
 
 
 class LimitReached(Exception):
@@ -240,10 +240,10 @@ class _RoundAnswers(Struct, gc=False):
     requests: dict[str, Raw] = msgspec.field(default={}, name="inputRequests")
 
 
-_decode_asked = msgspec.json.Decoder(_RoundAnswers).decode
+_decode_questions = msgspec.json.Decoder(_RoundAnswers).decode
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 

@@ -62,7 +62,7 @@ async def post(
         url: see `parse_url`.
         headers: all except Host and Content-Length.
         body: request body.
-        judge: function that says which addresses are allowed; by default public ones.
+        judge: returns whether an address is allowed; by default, only public addresses are.
         tls: context with the trusted certificates; the system's by default.
         seconds: time limit, including the connection.
         max_bytes: maximum size of the response.

@@ -9,9 +9,9 @@ FAILURES: Final = 5
 """Consecutive calls without a response that open the breaker."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-_MAX_DOUBLED = 8
-_RING = 512
-"""Number of recent durations that quantiles are computed from."""
+_MAX_DOUBLINGS = 8
+_MAX_DURATIONS = 512
+"""Maximum recent response times kept for the quantiles."""
 
 
 class Breaker:
@@ -21,81 +21,84 @@ class Breaker:
     closes it; otherwise it stays open, and the next pause is twice as long.
     """
 
-    __slots__ = ("_clock", "_doubled", "_failures", "_on_reset", "_ring", "_trial", "_until", "answered", "failed")
+    __slots__ = (
+        "_clock", "_doublings", "_durations", "_failures", "_has_trial", "_on_reset", "_retry_at", "failure_count",
+        "response_count",
+    )  # fmt: skip
 
     def __init__(self, on_reset: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
         """Create a closed breaker. `on_reset` is called when it closes again."""
         self._clock = clock
         self._on_reset = on_reset
         self._failures = 0
-        self._until = 0.0
+        self._retry_at = 0.0
         """Time of the next trial call; 0 while closed."""
-        self._trial = False
-        self._doubled = 0
-        self.answered: int = 0
+        self._has_trial = False
+        self._doublings = 0
+        self.response_count: int = 0
         """Number of calls with a response."""
-        self.failed: int = 0
+        self.failure_count: int = 0
         """Number of calls without a response."""
-        self._ring: list[float] = []
+        self._durations: list[float] = []
 
     @property
     def is_open(self) -> bool:
         """Whether the breaker is open."""
-        return self._until != 0
+        return self._retry_at != 0
 
     def refuses(self) -> bool:
-        """Return whether to refuse a call. If not, finish the call with `succeed`, `fail`, or `leave`."""
-        if not self._until:
+        """Return whether to refuse a call. If not, finish the call with `succeed`, `fail`, or `cancel`."""
+        if not self._retry_at:
             return False
-        if self._trial or self._clock() < self._until:
+        if self._has_trial or self._clock() < self._retry_at:
             return True
-        self._trial = True
+        self._has_trial = True
         return False
 
     def succeed(self, seconds: float) -> None:
         """Record a call with a response, including errors."""
-        ring, count = self._ring, self.answered
-        if len(ring) < _RING:
+        ring, count = self._durations, self.response_count
+        if len(ring) < _MAX_DURATIONS:
             ring.append(seconds)
         else:
-            ring[count % _RING] = seconds
-        self.answered = count + 1
-        if self._failures or self._until:
+            ring[count % _MAX_DURATIONS] = seconds
+        self.response_count = count + 1
+        if self._failures or self._retry_at:
             self.reset()
 
     def fail(self, *, counts: bool = True) -> None:
         """Record a call without a response. With `counts=False`, it doesn't affect the breaker."""
-        self.failed += 1
+        self.failure_count += 1
         if not counts:
             return
         self._failures += 1
-        if self._until or self._failures >= FAILURES:
+        if self._retry_at or self._failures >= FAILURES:
             self.trip()
 
-    def leave(self) -> None:
-        """Record a call that says nothing about the upstream: it was canceled, or waits for a person."""
-        self._trial = False
+    def cancel(self) -> None:
+        """Record a call that was canceled or is waiting for a user, which doesn't affect the breaker."""
+        self._has_trial = False
 
     def trip(self) -> None:
         """Open the breaker for the next pause."""
-        pause = min(_FIRST_PAUSE * 2.0**self._doubled, _LONGEST_PAUSE)
-        self._doubled = min(self._doubled + 1, _MAX_DOUBLED)
-        self._until = self._clock() + pause * random.uniform(0.75, 1)  # noqa: S311  it's no secret
-        self._trial = False
+        pause = min(_FIRST_PAUSE * 2.0**self._doublings, _LONGEST_PAUSE)
+        self._doublings = min(self._doublings + 1, _MAX_DOUBLINGS)
+        self._retry_at = self._clock() + pause * random.uniform(0.75, 1)  # noqa: S311  jitter
+        self._has_trial = False
 
     def reset(self) -> None:
         """Close the breaker."""
         was_open = self.is_open
-        self._failures = self._doubled = 0
-        self._until, self._trial = 0.0, False
+        self._failures = self._doublings = 0
+        self._retry_at, self._has_trial = 0.0, False
         if was_open:
             self._on_reset()
 
     def describe(self) -> dict[str, Any]:
-        """Return call counts, and quantiles of the last `_RING` response times in milliseconds."""
-        figures: dict[str, Any] = {"calls": self.answered + self.failed, "unanswered": self.failed}
-        if self._ring:
-            ordered = sorted(self._ring)
+        """Return call counts, and quantiles of the last `_MAX_DURATIONS` response times in milliseconds."""
+        figures: dict[str, Any] = {"calls": self.response_count + self.failure_count, "unanswered": self.failure_count}
+        if self._durations:
+            ordered = sorted(self._durations)
             for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
                 figures[name] = round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3)
         return figures

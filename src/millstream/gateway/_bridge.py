@@ -2,9 +2,9 @@
 
 | client | upstream | questions |
 |---|---|---|
-| handshake | handshake | sent to the client on the stream of its call, see `relay` |
+| handshake | handshake | sent to the client on the stream of its call, see `_relay` |
 | handshake | per-request | `input_required` becomes requests to the client; the answers go back with the state |
-| per-request | handshake | the call is parked until the client's retry, see `parked` |
+| per-request | handshake | the call is parked until the client's retry, see `_parked_calls` |
 | per-request | per-request | `input_required` is passed on, with its state sealed again |
 """
 
@@ -65,9 +65,9 @@ from millstream.client._errors import (
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
 from millstream.gateway._links import Link, NoCredentials, TooManyLinks
-from millstream.gateway._parked_calls import OVER
+from millstream.gateway._parked_calls import CALL_OVER
 from millstream.gateway._questions import (
-    MAX_ASKED,
+    MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
     abilities_of,
     can_ask,
@@ -77,7 +77,7 @@ from millstream.gateway._questions import (
 )
 from millstream.gateway._relay import Recipient, Relay
 from millstream.gateway._upstream import Upstream
-from millstream.gateway._upstream_tasks import StoredTask, read_created, read_task
+from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -88,20 +88,24 @@ NAME = "millstream-gateway"
 """Name and version that the gateway sends to upstreams."""
 
 _NO_HEADERS: Mapping[str, str] = {}
-_LINKS, _LINKS_OF_STREAMS = 64, 8
-"""Maximum concurrent connections for the calls of one key, so each question finds its call. On Streamable HTTP, most
-questions carry the id of their call.
+_MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
+"""Maximum concurrent connections for the calls with one key. A separate connection shows which call a question belongs
+to. On Streamable HTTP, fewer are needed, because most questions name their call.
 """
-_MAX_KEPT = 16 * 1024
-"""Maximum bytes of a result that is kept while its call asks another question."""
+_MAX_SAVED_RESULT = 16 * 1024
+"""Maximum bytes of a result that is saved while its call asks another question."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
-_NO_SIGN_OF_LIFE = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
-_MAX_META = 1024
-_MAX_METAS = 256
-_ASKS_BACK = b'"input_required"'
-_OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
-                  "io.modelcontextprotocol/related-task"})  # fmt: skip
+_CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
+_MAX_CACHED_META = 1024
+_MAX_PLAIN_METAS = 256
+_INPUT_REQUIRED = b'"input_required"'
+_CONNECTION_META = frozenset(
+    {
+        VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
+        "io.modelcontextprotocol/related-task",
+    }
+)  # fmt: skip
 """`_meta` members that belong to the client's own connection."""
 
 _decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -127,12 +131,12 @@ class _Rounds(Struct, frozen=True, array_like=True):
 
 
 class _Elicitations(Struct):
-    """Data of an error that asks for URLs to be opened."""
+    """Data of an error that asks the user to open URLs."""
 
     elicitations: list[dict[str, Any]]
 
 
-_decode_kept = msgspec.json.Decoder(_ForwardState).decode
+_decode_state = msgspec.json.Decoder(_ForwardState).decode
 _decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
@@ -156,9 +160,9 @@ def forward(
         headers: additional HTTP headers.
 
     Raises:
-        InputRequired: the upstream asks something, and the client answers with its next request.
+        InputRequired: the upstream asks a question, which the client answers with its next request.
         ProtocolError: the upstream's own error, or for methods other than ``tools/call``, the lack of a response.
-        ToolError: there was no response, or the upstream needs what the client can't do.
+        ToolError: there was no response, or the upstream requires a capability that the client lacks.
     """
     if upstream.credentials is None:
         link = upstream.plain_link
@@ -195,14 +199,14 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         else:
             result = await requests.send(current, ask)
         upstream.breaker.succeed(monotonic() - started)
-        if _ASKS_BACK in result and (asked := _input_required(result)) is not None:
+        if _INPUT_REQUIRED in result and (asked := _input_required(result)) is not None:
             state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
             raise _Exchange(state, link, relay, ask, source).pass_on(asked)
     except Failure as exc:
         upstream.breaker.succeed(monotonic() - started)
         raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
     except ClientError as exc:
-        if isinstance(exc, _NO_SIGN_OF_LIFE):
+        if isinstance(exc, _CONNECTION_FAILURES):
             upstream.breaker.fail()
         raise no_response_error(call, upstream, exc) from None
     finally:
@@ -210,21 +214,21 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-_metas: dict[tuple[bytes, str, str], bytes] = {}
+_plain_metas: dict[tuple[bytes, str, str], bytes] = {}
 
 
 def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
     key = (raw, source.date, upstream.gateway)
-    meta = _metas.get(key)
+    meta = _plain_metas.get(key)
     if meta is None:
         abilities = abilities_of(call)
         meta = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
-        if len(raw) <= _MAX_META:
-            if len(_metas) >= _MAX_METAS:
-                _metas.clear()
-            _metas[key] = meta
+        if len(raw) <= _MAX_CACHED_META:
+            if len(_plain_metas) >= _MAX_PLAIN_METAS:
+                _plain_metas.clear()
+            _plain_metas[key] = meta
     return meta
 
 
@@ -235,15 +239,15 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
         ToolError, ProtocolError: the call has come back to this gateway.
     """
     try:
-        kept = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _OWN}
+        kept = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
     except (msgspec.DecodeError, RecursionError):
         kept = {}
     try:
         kept[PATH] = extend_path(kept.get(PATH), upstream.gateway)
     except Cycle:
-        # Refuse only this call: its client writes the path, and must not block the upstream for others.
-        raise _unable(
-            call, f"The call went in a circle: the server {upstream.config.name!r} leads back to this gateway."
+        # Refuse only this call: the client controls the path, and must not block the upstream for others.
+        raise _make_error(
+            call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
     return encode(kept)[1:-1]
 
@@ -253,7 +257,7 @@ async def _forward_with_credentials(
 ) -> bytes:
     """Forward a call whose user may have to connect an account first, or to grant more scopes."""
     credentials = upstream.credentials
-    assert credentials is not None  # noqa: S101  `forward` looked
+    assert credentials is not None  # noqa: S101  checked by `forward`
     await credentials.prepare(call)
     try:
         return await _forward(call, upstream, method, params, name, headers)
@@ -273,19 +277,19 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     link: Link | None = None
     source: Revision | None = None
     state = _State(call, upstream, method, name)
-    kept = state.kept
-    if kept is not None and kept.kind == "result":
-        return bytes(kept.value)
+    previous = state.previous
+    if previous is not None and previous.kind == "result":
+        return bytes(previous.value)
     breaker = upstream.breaker
     if breaker.refuses():
-        raise unavailable(call, upstream)
+        raise unavailable_error(call, upstream)
     started, answered = perf_counter(), False
     try:
-        level, chosen = await _level(call)
+        level, chosen = await _find_log_level(call)
         relay = Relay(call, abilities, level)
-        if kept is not None and kept.kind == "parked":
-            ticket, ask_client = bytes(kept.value), partial(state.ask, "parked")
-            result = await _in_order(relay, upstream.parked.resume(call, relay, ticket, ask_client))
+        if previous is not None and previous.kind == "parked":
+            ticket, ask_client = bytes(previous.value), partial(state.ask, "parked")
+            result = await _await_in_order(relay, upstream.parked_calls.resume(call, relay, ticket, ask_client))
         else:
             link = await _connect(call, upstream, abilities)
             link.calls += 1
@@ -295,7 +299,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             ask = Ask(
                 method=method, params=params, name=name, headers=headers, meta=_meta(call, upstream, relay, source)
             )
-            result = await _in_order(relay, _Exchange(state, link, relay, ask, source).run())
+            result = await _await_in_order(relay, _Exchange(state, link, relay, ask, source).run())
         answered = True
         state.finish(result)
         return result
@@ -309,7 +313,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     except TooManyLinks as exc:
         raise no_response_error(call, upstream, exc) from None
     except ClientError as exc:
-        if isinstance(exc, _NO_SIGN_OF_LIFE):
+        if isinstance(exc, _CONNECTION_FAILURES):
             breaker.fail(counts=not upstream.has_process_for_each)
         raise no_response_error(call, upstream, exc) from None
     finally:
@@ -318,7 +322,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if answered:
             breaker.succeed(perf_counter() - started)
         else:
-            breaker.leave()
+            breaker.cancel()
 
 
 async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
@@ -336,7 +340,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
         # many servers send them on a stream that doesn't name the call.
         streams = link.conversation.transport.name == "streamable-http"
-        for number in range(1, _LINKS_OF_STREAMS if streams else _LINKS):
+        for number in range(1, _MAX_HTTP_LINKS_PER_KEY if streams else _MAX_LINKS_PER_KEY):
             other = structs.replace(key, affinity=f"#{number}")
             try:
                 found = links.ready(other) or await links.open(other)
@@ -348,21 +352,21 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     return link
 
 
-async def _in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
+async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     """Return the result after all messages that preceded it."""
     try:
         result = await work
     except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
         await relay.settle()
         raise
-    except BaseException:  # the client is gone
+    except BaseException:  # the client has disconnected
         relay.stop()
         raise
     await relay.settle()
     return result
 
 
-async def _level(call: "Call") -> tuple[str, str]:
+async def _find_log_level(call: "Call") -> tuple[str, str]:
     """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
@@ -428,10 +432,10 @@ class _Exchange:
     def run(self) -> Awaitable[bytes]:
         """Return the raw result."""
         if self._source.handshake:
-            return self._with_session() if self._call.revision.handshake else self._forward_parked()
+            return self._run_in_session() if self._call.revision.handshake else self._forward_parked()
         if self._ask.method == "tools/call" and self._upstream.has_tasks:
-            return self._with_task()
-        return self._in_rounds() if self._call.revision.handshake else self._through()
+            return self._run_with_task()
+        return self._run_rounds() if self._call.revision.handshake else self._return_questions()
 
     def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send the request once, with `extra` members in its parameters."""
@@ -441,27 +445,27 @@ class _Exchange:
 
     # Handshake-era upstreams
 
-    async def _with_session(self) -> bytes:
+    async def _run_in_session(self) -> bytes:
         """Forward a call whose questions go to the client on the stream of its call."""
         return await self._send(self._relay)
 
     async def _forward_parked(self) -> bytes:
         """Forward a call whose questions are answered by the client's next request."""
-        call, calls = self._call, self._upstream.parked
-        kept = self._state.kept
-        if kept is not None and kept.kind == "urls":
-            self._check_urls(kept)
+        call, calls = self._call, self._upstream.parked_calls
+        previous = self._state.previous
+        if previous is not None and previous.kind == "urls":
+            self._check_urls(previous)
         if not can_ask(self._relay.abilities):
             return await self._send(self._relay)
         size, ask_client = len(self._ask.params), partial(self._state.ask, "parked")
         return await calls.run(call, self._relay, self._source, size, self._send, ask_client)
 
-    def _check_urls(self, kept: _ForwardState) -> None:
-        """Check that the user agreed to open every URL that the upstream asks for."""
+    def _check_urls(self, previous: _ForwardState) -> None:
+        """Check that the user agreed to open every URL that the upstream requested."""
         answers = self._call.responses or {}
-        for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
+        for key, question in msgspec.json.decode(previous.value, type=dict[str, Any]).items():
             if key not in answers:
-                raise self._state.ask("urls", {key: question}, bytes(kept.value))
+                raise self._state.ask("urls", {key: question}, bytes(previous.value))
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except (msgspec.DecodeError, RecursionError) as exc:
@@ -472,7 +476,7 @@ class _Exchange:
 
     # Per-request-era upstreams
 
-    async def _in_rounds(self) -> bytes:
+    async def _run_rounds(self) -> bytes:
         """Forward a call in rounds, asking the client on the stream of its call."""
         call, extra, loop = self._call, b"", asyncio.get_running_loop()
         latest = loop.time() + self._upstream.config.timeout
@@ -492,21 +496,23 @@ class _Exchange:
             if asked.request_state is not None:
                 members["requestState"] = asked.request_state
             extra = encode(members)[1:-1]
-        raise BadAnswer("The upstream kept asking without returning a result.")
+        raise BadAnswer("The upstream asked too many times without returning a result.")
 
     async def _answer(self, asked: ForwardedQuestion) -> Raw:
         try:
             return project_answer(asked, await self._relay.ask(asked), self._source)
         except ProtocolError as exc:
-            raise _unable(self._call, f"The server asked the client, and received no answer: {exc.message}") from exc
+            raise _make_error(
+                self._call, f"The server asked the client, and received no answer: {exc.message}"
+            ) from exc
 
-    async def _through(self) -> bytes:
+    async def _return_questions(self) -> bytes:
         """Forward a call in rounds, returning the upstream's questions as the result."""
         call, extra = self._call, b""
-        kept = self._state.kept
+        previous = self._state.previous
         members: dict[str, Any] = {}
-        if kept is not None and kept.kind == "rounds":
-            before = _decode_rounds(kept.value)
+        if previous is not None and previous.kind == "rounds":
+            before = _decode_rounds(previous.value)
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
             if answers:
                 members["inputResponses"] = answers
@@ -524,34 +530,34 @@ class _Exchange:
 
     # Tasks of upstreams
 
-    async def _with_task(self) -> bytes:
+    async def _run_with_task(self) -> bytes:
         """Forward a call that may become a task of the upstream, and wait for that task.
 
-        A client with tasks gets a task of the gateway, which stores the id of the upstream's task. So it survives
-        questions, and continues in another worker.
+        A client that supports tasks gets a task of the gateway. It stores the id of the upstream's task, so it survives
+        questions and can continue in another worker.
         """
-        call, kept = self._call, self._state.kept
-        if kept is not None and kept.kind == "task":
-            task = msgspec.json.decode(bytes(kept.value), type=StoredTask)
-            answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked}
+        call, previous = self._call, self._state.previous
+        if previous is not None and previous.kind == "task":
+            task = msgspec.json.decode(bytes(previous.value), type=StoredTask)
+            answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked_keys}
             if answers:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
             return await self._follow_task(task)
-        result = await (self._in_rounds() if call.revision.handshake else self._through())
-        created = read_created(result)
+        result = await (self._run_rounds() if call.revision.handshake else self._return_questions())
+        created = read_created_task(result)
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
         if call.task == DEFERRED:
-            self._state.keep("task", encode(task))
+            self._state.save("task", encode(task))
             raise TaskStart
         return await self._follow_task(task)
 
-    async def _follow_task(self, kept: StoredTask) -> bytes:
-        call, asked, message, count = self._call, list(kept.asked), "", 0
+    async def _follow_task(self, previous: StoredTask) -> bytes:
+        call, asked, message, count = self._call, list(previous.asked_keys), "", 0
         try:
             while True:
-                task = read_task(await self._ask_task("tasks/get", kept.id, {}))
+                task = read_task(await self._ask_task("tasks/get", previous.id, {}))
                 result = task.outcome()
                 if result is not None:
                     return result
@@ -561,13 +567,13 @@ class _Exchange:
                 new = {key: each for key, each in task.input_requests.items() if key not in asked}
                 if new:
                     asked += new
-                    await self._ask_client(StoredTask(kept.id, asked), InputRequiredResult(input_requests=new))
+                    await self._ask_client(StoredTask(previous.id, asked), InputRequiredResult(input_requests=new))
                 await asyncio.sleep(task.pause)
         except asyncio.CancelledError:
-            if not call.halted:  # The client gave up, and no other client waits for the call.
+            if not call.halted:  # the client canceled; a stopping worker leaves the task running
                 with contextlib.suppress(ClientError, TimeoutError):
                     async with asyncio.timeout(_LONGEST_WAIT):
-                        await self._ask_task("tasks/cancel", kept.id, {})
+                        await self._ask_task("tasks/cancel", previous.id, {})
             raise
 
     async def _ask_client(self, task: StoredTask, asked: InputRequiredResult) -> None:
@@ -593,9 +599,9 @@ class _Exchange:
         """Return the questions of a result in the client's revision.
 
         Raises:
-            ToolError, ProtocolError: the upstream asks what the client didn't declare.
+            ToolError, ProtocolError: the upstream asks something that the client didn't declare.
         """
-        if len(asked.input_requests) > MAX_ASKED:
+        if len(asked.input_requests) > MAX_OPEN_QUESTIONS:
             raise BadAnswer(f"The upstream asked {len(asked.input_requests)} questions at once.")
         abilities, target = self._relay.abilities, self._call.revision
         try:
@@ -604,13 +610,13 @@ class _Exchange:
                 for key, each in asked.input_requests.items()
             ]
         except ProtocolError as exc:
-            raise _unable(
+            raise _make_error(
                 self._call, f"The server asked something that this client can't answer: {exc.message}"
             ) from exc
 
 
 async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, extra: bytes) -> bytes:
-    """Send a request once. A parked call keeps only this coroutine, nothing of its client's request."""
+    """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
     requests, recipients = link.conversation.requests, link.relays.recipients
     params = ask.params
     if extra:
@@ -638,41 +644,38 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, e
 
 
 class _State:
-    """The state of one forwarded call that its client's retries carry."""
+    """State of one forwarded call, carried by its client's retries."""
 
-    __slots__ = ("_slot", "call", "kept", "upstream")
+    __slots__ = ("_slot", "call", "previous", "upstream")
 
     def __init__(self, call: "Call", upstream: Upstream, method: str, name: str) -> None:
         """Read the state.
 
         Raises:
-            ProtocolError: the state isn't one of this upstream in its current form.
+            ProtocolError: the state belongs to another upstream.
         """
         self.call: Call = call
         self.upstream: Upstream = upstream
         self._slot = f"gateway {method} {name}"
-        self.kept: _ForwardState | None = None
+        self.previous: _ForwardState | None = None
         raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
         if raw is not None:
-            self.kept = _decode_kept(raw)
-            if self.kept.upstream != upstream.config.name:
-                raise ProtocolError(INVALID_PARAMS, OVER)
+            self.previous = _decode_state(raw)
+            if self.previous.upstream != upstream.config.name:
+                raise ProtocolError(INVALID_PARAMS, CALL_OVER)
 
     def ask(self, kind: str, questions: Mapping[str, Any], value: bytes) -> InputRequired:
         """Return the exception that ends the client's request with questions, sealing `value` (JSON) for its retry."""
-        self._keep(kind, value)
+        self.save(kind, value)
         return InputRequired(questions)
 
-    def keep(self, kind: str, value: bytes) -> None:
-        """Keep a value (JSON) for the next run of the call."""
-        self._keep(kind, value)
-
     def finish(self, result: bytes) -> None:
-        """Keep the result of a finished call, because its tool may ask something else and then run again."""
-        if self.kept is not None and len(result) <= _MAX_KEPT:
-            self._keep("result", result)
+        """Save the result of a finished call, because its tool may ask something else and then run again."""
+        if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
+            self.save("result", result)
 
-    def _keep(self, kind: str, value: bytes) -> None:
+    def save(self, kind: str, value: bytes) -> None:
+        """Save a value (JSON) for the next run of the call."""
         call = self.call
         rounds = call.rounds
         if rounds is None:
@@ -686,16 +689,16 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     Raises:
         BadAnswer: the result is malformed.
     """
-    if _ASKS_BACK not in result:
+    if _INPUT_REQUIRED not in result:
         return None
     try:
         if _decode_type(result).result_type != "input_required":
             return None
         found = _decode_required(result)
     except (ValueError, RecursionError) as exc:
-        raise BadAnswer("The upstream asks something unreadable.") from exc
+        raise BadAnswer("The upstream sent a malformed question.") from exc
     if not found.input_requests and found.request_state is None:
-        raise BadAnswer("The upstream requires input, but doesn't say what.")
+        raise BadAnswer("The upstream requires input, but sent neither questions nor a state.")
     return found
 
 
@@ -706,7 +709,7 @@ def _convert_error(state: _State, exc: Failure, abilities: bytes, source: Revisi
     """Return the upstream's own error in the client's revision."""
     call, upstream = state.call, state.upstream
     if exc.code == URL_ELICITATION_REQUIRED:
-        return _urls_required(state, exc, abilities)
+        return _convert_url_error(state, exc, abilities)
     if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and the gateway
         return no_response_error(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
@@ -715,13 +718,13 @@ def _convert_error(state: _State, exc: Failure, abilities: bytes, source: Revisi
     return ProtocolError(exc.code, exc.message, exc.data)
 
 
-def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseException:
+def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseException:
     """Return the error that asks the user to open URLs first."""
     call, upstream = state.call, state.upstream
     if call.revision.url_error:
         return ProtocolError(exc.code, exc.message, exc.data)
     try:
-        urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_ASKED]
+        urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
     except msgspec.ValidationError:
         urls = []
     if (
@@ -741,17 +744,19 @@ def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseExcepti
         questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
         return state.ask("urls", questions, encode(questions))
     places = " ".join(str(each.get("url", "")) for each in urls)
-    return _unable(call, f"{exc.message} Open this first, then try again: {places}".strip())
+    return _make_error(call, f"{exc.message} Open this URL first, then try again: {places}".strip())
 
 
-def _unable(call: "Call", text: str) -> ToolError | ProtocolError:
+def _make_error(call: "Call", text: str) -> ToolError | ProtocolError:
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
-def unavailable(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
+def unavailable_error(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
     """Return the error for a call that wasn't sent, because the upstream is down."""
-    upstream.refused += 1
-    return _unable(call, f"The server {upstream.config.name!r} behind this gateway isn't responding. Try again later.")
+    upstream.refused_count += 1
+    return _make_error(
+        call, f"The server {upstream.config.name!r} behind this gateway isn't responding. Try again later."
+    )
 
 
 def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
@@ -759,10 +764,12 @@ def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> Too
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     name = upstream.config.name
     if isinstance(exc, NoAnswer):
-        return _unable(call, f"The server {name!r} behind this gateway didn't respond in time.")
+        return _make_error(call, f"The server {name!r} behind this gateway didn't respond in time.")
     if isinstance(exc, AccessDenied):
-        return _unable(call, f"The server {name!r} behind this gateway rejected the gateway's credentials.")
+        return _make_error(call, f"The server {name!r} behind this gateway rejected the gateway's credentials.")
     if isinstance(exc, NoCredentials):
         text = f"The gateway can't get credentials for the server {name!r} at the moment. Try again later."
-        return _unable(call, text)
-    return _unable(call, f"The server {name!r} behind this gateway can't be reached at the moment. Try again later.")
+        return _make_error(call, text)
+    return _make_error(
+        call, f"The server {name!r} behind this gateway can't be reached at the moment. Try again later."
+    )

@@ -41,7 +41,7 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
 MAX_ITEMS = 10_000
 """Maximum items of one list."""
 MAX_PAGES = 1000
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters that could alter what a terminal or a page shows."""
 MAX_ITEM_BYTES = 256 * 1024
 """Maximum bytes of one item."""
@@ -49,8 +49,6 @@ STORED_SECONDS = 30 * 24 * 3600.0
 """Seconds until a stored copy expires unless a worker renews it."""
 _MAX_STORED = 64 * 1024 * 1024
 """Maximum bytes of a stored copy, decompressed."""
-
-logger = logging.getLogger("millstream.gateway")
 
 
 class _Page(Struct, rename="camel"):
@@ -112,7 +110,7 @@ _decode_catalog = msgspec.json.Decoder(Catalog).decode
 class StoredCatalog:
     """The copy of one upstream's catalog in the store, shared by all workers of a server."""
 
-    __slots__ = ("_content", "_key", "_kv", "shared", "time")
+    __slots__ = ("_key", "_kv", "_last_hash", "shared", "time")
 
     def __init__(self, store: Store, server: str, name: str, target: Any) -> None:
         """Create it without reading anything; see `load`.
@@ -124,13 +122,13 @@ class StoredCatalog:
             target: address of the upstream; each target has its own copy.
         """
         self._kv = store.kv
-        place = "" if hasattr(target, "running") else repr(target)
-        self._key = f"catalog:{hashlib.sha256(encode([server, name, place])).hexdigest()[:32]}"
+        address = "" if hasattr(target, "running") else repr(target)
+        self._key = f"catalog:{hashlib.sha256(encode([server, name, address])).hexdigest()[:32]}"
         self.shared: bool = store.shared
         """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
         """Clock for `Catalog.taken_at`, in Unix time."""
-        self._content = b""
+        self._last_hash = b""
         """The copy that this worker read or wrote last."""
 
     async def load(self) -> Catalog | None:
@@ -147,7 +145,7 @@ class StoredCatalog:
             found = _decode_catalog(content)
         except (zlib.error, ValueError, RecursionError):
             return None  # written by another version
-        self._content = _comparable(found)
+        self._last_hash = _hash_of(found)
         return found
 
     async def save(self, catalog: Catalog, *, renew: bool = False) -> None:
@@ -157,28 +155,28 @@ class StoredCatalog:
             catalog: catalog to store.
             renew: whether to write it even if nothing has changed.
         """
-        content = _comparable(catalog)
-        if content == self._content and not renew:
+        content = _hash_of(catalog)
+        if content == self._last_hash and not renew:
             return
         try:
             await self._kv.put(self._key, zlib.compress(encode(catalog), 6), STORED_SECONDS)
-            self._content = content
+            self._last_hash = content
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("The lists of an upstream can't be stored, so new workers have to fetch them: %s", exc)
 
 
-def _comparable(catalog: Catalog) -> bytes:
+def _hash_of(catalog: Catalog) -> bytes:
     return hashlib.sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
-    """Update capabilities and instructions; in a session, they stay as in its handshake."""
+    """Update capabilities and instructions. Sessions keep those of their handshake."""
     try:
-        told = _decode_discover(await conversation.requests.ask(Ask(method="server/discover", repeatable=True)))
+        result = _decode_discover(await conversation.requests.ask(Ask(method="server/discover", repeatable=True)))
     except (Failure, ValueError, RecursionError) as exc:
         logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
-    found.capabilities, found.instructions = dict(told.capabilities), told.instructions
+    found.capabilities, found.instructions = dict(result.capabilities), result.instructions
 
 
 async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
@@ -192,15 +190,17 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
         BadAnswer: a list is malformed, endless, or too large.
         ClientError: there was no response.
     """
-    agreed = conversation.negotiated
+    negotiated = conversation.negotiated
     found = Catalog(
-        revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
+        revision=negotiated.revision.date,
+        instructions=negotiated.instructions,
+        capabilities=dict(negotiated.capabilities),
     )
-    if not agreed.revision.handshake:
+    if not negotiated.revision.handshake:
         await _discover(conversation, found)
-    left = max_bytes
+    remaining = max_bytes
     for kind, (method, member, _) in METHODS.items():
-        if agreed.revision.requests.get(method, "") not in found.capabilities:
+        if negotiated.revision.requests.get(method, "") not in found.capabilities:
             continue
         items: dict[str, Description] = {}
         cursor: str | None = None
@@ -208,8 +208,8 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
             result = await conversation.requests.ask(
                 Ask(method=method, params=encode(_Cursor(cursor)), repeatable=True)
             )
-            left -= len(result)
-            if left < 0:
+            remaining -= len(result)
+            if remaining < 0:
                 raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
             page, several = _read_page(result, method, member)
             items |= {each[METHODS[kind][2]]: each for each in _read_items(kind, several)}
@@ -232,11 +232,11 @@ def _read_items(kind: str, several: list[Raw]) -> Iterator[Description]:
         try:
             yield _read_item(kind, bytes(raw))
         except (ValueError, RecursionError) as exc:
-            logger.debug("One of the %s of an upstream is left out: %s", kind, exc)
+            logger.debug("Skipped one of the %s of an upstream: %s", kind, exc)
 
 
 def _read_item(kind: str, raw: bytes) -> Description:
-    """Return a description that every client can decode, because one bad item would cost clients the whole list.
+    """Return a description that every client can decode. A single malformed item makes clients reject the whole list.
 
     Raises:
         ValueError: the item is malformed or too large.
@@ -251,7 +251,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
         if not is_object(schema) or found["inputSchema"].setdefault("type", "object") != "object":
             raise ValueError("Its inputSchema must describe an object")
     msgspec.convert(found, _SHAPES[kind])
-    if _STEERING.search(found[METHODS[kind][2]]):
+    if _CONTROL_CHARACTERS.search(found[METHODS[kind][2]]):
         raise ValueError("Its name has control characters")
     return found
 

@@ -34,9 +34,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BARE = r"[A-Za-z0-9_-]+"
 _KEY = re.compile(rf"\s*(?:({_BARE})|\"((?:[^\"\\]|\\.)*)\"|'([^']*)')\s*(\.)?")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
-_TRIPLE = re.compile(r'"""|\'\'\'')
-_OPTIONS_OF_OTHERS = ("mcpServers", "servers")
-"""Members of JSON files that list servers: in Claude, Cursor, and most others, and in VS Code."""
+_MULTILINE_QUOTE = re.compile(r'"""|\'\'\'')
+_SERVER_TABLES = ("mcpServers", "servers")
+"""Members of JSON files that list servers: `servers` in VS Code, `mcpServers` in Claude, Cursor, and most others."""
 
 KeyPath = tuple[str, ...]
 
@@ -46,7 +46,7 @@ class ConfigError(LocalError, ValueError):
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of a file."""
+    """The content of a configuration file."""
 
     name: str = "gateway"
     """Name that clients show."""
@@ -54,7 +54,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     instructions: str = ""
     """Instructions for the client's model on how to use the servers."""
     store: str = ""
-    """Store URL for sessions, lists, and accepted definitions. Empty for the store of the settings, or memory://."""
+    """Store URL for sessions, lists, and accepted definitions. By default, the store of the settings, or memory://."""
     serve: tuple[str, ...] = ()
     """What to serve in addition to MCP: hub, rest, web, metrics, or all."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -113,7 +113,7 @@ class Source:
         if name in ("workspaceFolder", "userHome"):
             return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
         if not _NAME.fullmatch(name):
-            raise self.error(where, f"{found[0]} isn't a variable: write ${{NAME}}, or $${{ for the text ${{")
+            raise self.error(where, f"{found[0]} isn't a valid variable: write ${{NAME}}, or $${{ for the text ${{")
         value = self.environ.get(name)
         if value:
             return value
@@ -146,8 +146,8 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
     variables = os.environ if environ is None else environ
     if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
-        return _servers(_json_source(path, text, variables))
-    return _gateway(_toml_source(path, text, variables))
+        return _load_servers(_json_source(path, text, variables))
+    return _load_gateway(_toml_source(path, text, variables))
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
@@ -200,7 +200,7 @@ def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
                 continue
             if names:
                 yield table + names, number
-        quotes, depth = _left_open(line[start:], quotes, depth)
+        quotes, depth = _scan_brackets(line[start:], quotes, depth)
 
 
 def _read_dotted_key(line: str, start: int) -> tuple[KeyPath, int]:
@@ -213,7 +213,7 @@ def _read_dotted_key(line: str, start: int) -> tuple[KeyPath, int]:
     return tuple(names), start
 
 
-def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
+def _scan_brackets(line: str, quotes: str, depth: int) -> tuple[str, int]:
     """Return the multi-line quotes and the number of brackets that are still open after a line."""
     at = 0
     while at < len(line):
@@ -222,7 +222,7 @@ def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
             if end < 0:
                 return quotes, depth
             at, quotes = end + 3, ""
-        elif (triple := _TRIPLE.match(line, at)) is not None:
+        elif (triple := _MULTILINE_QUOTE.match(line, at)) is not None:
             at, quotes = triple.end(), triple[0]
         elif (text := _STRING.match(line, at)) is not None:
             at = text.end()
@@ -236,7 +236,7 @@ def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
 
 # gateway.toml
 
-_OF_CODE = ("name", "target", "policy", "auth", "openapi")
+_FIELDS_OF_CODE = ("name", "target", "policy", "auth", "openapi")
 """Fields of `UpstreamConfig` with another syntax in files."""
 
 
@@ -250,7 +250,7 @@ class _Target(Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     """Additional arguments of the command."""
     openapi: str | dict[str, Any] = ""
-    """URL or file of an OpenAPI document instead, or a table with `url` and the operations to offer."""
+    """URL or file of an OpenAPI document instead, or a table with `document` and the operations to offer."""
     disabled: bool = False
     """Whether to ignore the upstream."""
     auth: dict[str, Any] | None = None
@@ -260,7 +260,7 @@ class _Target(Struct, frozen=True, kw_only=True):
 @cache
 def upstream_options() -> Mapping[str, FieldInfo]:
     """Return the options of an upstream in ``gateway.toml`` by name."""
-    common = {each.name: each for each in fields(UpstreamConfig) if each.name not in _OF_CODE}
+    common = {each.name: each for each in fields(UpstreamConfig) if each.name not in _FIELDS_OF_CODE}
     return {each.name: each for each in fields(_Target)} | common
 
 
@@ -270,39 +270,39 @@ def gateway_options() -> Mapping[str, FieldInfo]:
     return {each.name: each for each in fields(GatewayConfig)}
 
 
-def _gateway(source: Source) -> GatewayConfig:
+def _load_gateway(source: Source) -> GatewayConfig:
     values: dict[str, Any] = {}
-    table = _table(source, source.values, (), gateway_options())
+    table = _require_options(source, source.values, (), gateway_options())
     for name, value in table.items():
         if name == "settings":
             settings = {each.name: each for each in fields(Settings)}
             values[name] = {
                 key: _convert(source, source.expand(each, (name, key)), settings[key].type, (name, key))
-                for key, each in _table(source, value, (name,), settings).items()
+                for key, each in _require_options(source, value, (name,), settings).items()
             }
         elif name not in ("upstreams", "policy"):
             values[name] = _convert(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
-    shared = _struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
+    shared = _load_struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
     configs = [
         config
-        for name, each in _object(source, table.get("upstreams", {}), ("upstreams",)).items()
-        if (config := _upstream(source, name, each, shared)) is not None
+        for name, each in _require_table(source, table.get("upstreams", {}), ("upstreams",)).items()
+        if (config := _load_upstream(source, name, each, shared)) is not None
     ]
-    _check_side_by_side(source, "upstreams", configs)
+    _check_upstreams(source, "upstreams", configs)
     return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
 
 
-def _upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
+def _load_upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
     where = ("upstreams", name)
     options = upstream_options()
-    table = _table(source, given, where, options)
+    table = _require_options(source, given, where, options)
     values: dict[str, Any] = {}
     for key, value in table.items():
         at = (*where, key)
         if key == "policy":
-            values[key] = _struct(source, UpstreamPolicy, value, at)
+            values[key] = _load_struct(source, UpstreamPolicy, value, at)
         elif key == "auth":
-            values[key] = _credentials(source, value, at)
+            values[key] = _load_credentials(source, value, at)
         else:
             values[key] = _convert(source, source.expand(value, at), options[key].type, at)
     if values.pop("disabled", False):
@@ -312,13 +312,13 @@ def _upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | No
         policy = msgspec.structs.replace(policy, pins=str(source.path.with_suffix(".lock")))
     if shared is not None:
         policy = msgspec.structs.replace(policy, shared=shared)
-    target, api = _target(source, where, values)
+    target, api = _pop_target(source, where, values)
     return UpstreamConfig(
         **values, name=name, target=target, openapi=api, policy=policy if policy != UpstreamPolicy() else None
     )
 
 
-def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
+def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
     """Remove and return the fields that say where an upstream is."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
     given = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
@@ -326,7 +326,7 @@ def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any
         what = f"has {' and '.join(given)}" if given else "has no target"
         raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi")
     if api:
-        return None, _openapi(source, api, (*where, "openapi"))
+        return None, _load_openapi(source, api, (*where, "openapi"))
     if url:
         if args:
             raise source.error((*where, "args"), "args requires a command, but this upstream has a url")
@@ -336,27 +336,27 @@ def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any
     return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
 
 
-def _openapi(source: Source, given: Any, where: KeyPath) -> Any:
+def _load_openapi(source: Source, given: Any, where: KeyPath) -> Any:
     from millstream.gateway._openapi import OpenApi  # noqa: PLC0415  few gateways have an API
 
     table = given if is_object(given) else {"document": given}
-    api = _struct(source, OpenApi, table, where)
+    api = _load_struct(source, OpenApi, table, where)
     if "://" not in str(api.document):
         api = msgspec.structs.replace(api, document=str(source.path.parent / str(api.document)))
     return api
 
 
-def _credentials(source: Source, given: Any, where: KeyPath) -> Any:
+def _load_credentials(source: Source, given: Any, where: KeyPath) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
-    table = _object(source, source.expand(given, where), where)
+    table = _require_table(source, source.expand(given, where), where)
     kind = str(table.get("kind", ""))
     if kind not in kinds:
         raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {suggest(kind, tuple(kinds))}")
-    return _struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
+    return _load_struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
 
 
-def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig]) -> None:
-    """Check that each upstream can work, and that no two share a prefix."""
+def _check_upstreams(source: Source, table: str, configs: list[UpstreamConfig]) -> None:
+    """Check each upstream, and that no two have the same prefix."""
     hosts: dict[str, str] = {}
     for config in configs:
         try:
@@ -368,7 +368,7 @@ def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig
             prefix = config.names.prefix
             raise source.error(
                 (table, config.name, "prefix"),
-                f"the upstream {hosts[host]!r} has the prefix {prefix!r}, too. Give one of them another prefix",
+                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix",
             )
         hosts[host] = config.name
 
@@ -380,7 +380,7 @@ class _Server(Struct, frozen=True, kw_only=True):
     """An entry of `mcpServers` or `servers`, without the members that only applications use."""
 
     url: str = ""
-    httpUrl: str = ""  # noqa: N815  as it's written
+    httpUrl: str = ""  # noqa: N815  as in the files
     serverUrl: str = ""  # noqa: N815  as above
     command: str | tuple[str, ...] = ""
     args: tuple[str, ...] = ()
@@ -391,15 +391,15 @@ class _Server(Struct, frozen=True, kw_only=True):
     disabled: bool = False
 
 
-def _servers(source: Source) -> GatewayConfig:
-    found = [key for key in _OPTIONS_OF_OTHERS if is_object(source.values) and key in source.values]
+def _load_servers(source: Source) -> GatewayConfig:
+    found = [key for key in _SERVER_TABLES if is_object(source.values) and key in source.values]
     if not found:
-        raise source.error((), "the file has neither mcpServers nor servers, where MCP servers are listed")
+        raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
-    for name, given in _object(source, source.values[found[0]], (found[0],)).items():
+    for name, given in _require_table(source, source.values[found[0]], (found[0],)).items():
         where = (found[0], name)
-        table = _object(source, given, where)
+        table = _require_table(source, given, where)
         values = {
             key: _convert(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
             for key, value in table.items()
@@ -427,32 +427,32 @@ def _servers(source: Source) -> GatewayConfig:
                 cwd=server.cwd,
             )
         )
-    _check_side_by_side(source, found[0], configs)
+    _check_upstreams(source, found[0], configs)
     return GatewayConfig(upstreams=tuple(configs))
 
 
 # Values
 
 
-def _object(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
+def _require_table(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
     if not is_object(given):
         raise source.error(where, f"it must be a table of options, not {source.source_text(where)}")
     return given
 
 
-def _table(source: Source, given: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
+def _require_options(source: Source, given: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Return a table after checking that all of its keys are options."""
-    table = _object(source, given, where)
+    table = _require_table(source, given, where)
     for key in table:
         if key not in options:
             raise source.error((*where, key), f"unknown option; {suggest(key, tuple(options))}")
     return table
 
 
-def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
+def _load_struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
     """Convert a table to a Struct. Errors name the value, however deeply nested."""
     options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
-    table = _table(source, given, where, options)
+    table = _require_options(source, given, where, options)
     values = {
         options[key].name: _convert(source, value, options[key].type, (*where, key)) for key, value in table.items()
     }
@@ -470,8 +470,8 @@ def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
     structs = _structs(kind)
     if is_object(value) and structs:
         if get_origin(kind) is dict:
-            return {name: _struct(source, structs[0], each, (*where, name)) for name, each in value.items()}
-        return _struct(source, structs[0], value, where)
+            return {name: _load_struct(source, structs[0], each, (*where, name)) for name, each in value.items()}
+        return _load_struct(source, structs[0], value, where)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:

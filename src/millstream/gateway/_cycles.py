@@ -1,6 +1,6 @@
-"""Detection of calls and lists that would go in a circle between gateways.
+"""Detection of loops between gateways.
 
-Each gateway has an id. Calls carry the ids of the gateways that they passed, and each gateway announces its own id and
+Each gateway has an id. A call carries the ids of the gateways that it passed, and each gateway announces its own id and
 those behind it. A gateway that finds its own id refuses the call, or offers nothing of that upstream.
 """
 
@@ -27,29 +27,29 @@ _decode_path = msgspec.json.Decoder(list[str]).decode
 
 
 class Cycle(Exception):
-    """A call has come back to a gateway that it passed, or has passed too many."""
+    """A call returned to a gateway that it had passed, or passed too many gateways."""
 
 
-def identity(secret: bytes, server: str, places: Sequence[tuple[str, str]]) -> str:
+def identity(secret: bytes, server: str, targets: Sequence[tuple[str, str]]) -> str:
     """Return the id of a gateway, which is the same for all of its workers and after a restart.
 
     Args:
         secret: secret of the server.
         server: name of the server.
-        places: name and target of each upstream.
+        targets: name and target of each upstream.
     """
-    return hmac.new(secret, encode([server, places]), hashlib.sha256).hexdigest()[:16]
+    return hmac.new(secret, encode([server, targets]), hashlib.sha256).hexdigest()[:16]
 
 
 def extend_path(raw: Raw | None, own: str) -> Raw:
     """Append this gateway's id to the path of a call.
 
     Args:
-        raw: ids that the call arrived with, as JSON.
+        raw: path of the incoming call, as JSON.
         own: id of this gateway.
 
     Raises:
-        Cycle: the call was here before, or the path is too long.
+        Cycle: the call has already passed this gateway, or the path is too long.
     """
     try:
         path = [] if raw is None else _decode_path(raw)

@@ -1,7 +1,7 @@
-"""Extensions of upstreams: their capabilities are announced here, and their methods forwarded.
+"""Forwarding of extensions: announces the capabilities of upstreams, and forwards their methods.
 
-An extension passes if one upstream alone announces it, if that upstream has neither a prefix nor a policy, and if this
-server doesn't have the extension itself. A prefix would have to be put into params and results of unknown shape, and a
+An extension is forwarded if only one upstream announces it, that upstream has neither a prefix nor a policy, and this
+server doesn't have the extension itself. A prefix would have to be added to params and results of unknown shape, and a
 policy has no rules for unknown methods. Skills have a known shape, so those of all upstreams are merged.
 """
 
@@ -26,12 +26,12 @@ from millstream._server.handlers.params import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._merged_skills import Hides, MergedSkills
 from millstream.gateway._questions import UI
-from millstream.gateway._results import WrongShape, split_result
+from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
 
 NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""
-_OWN_PARAMS = ("_meta", "inputResponses", "requestState")
+_RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in ALL for method in revision.requests)
 _decode_params = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
@@ -44,11 +44,11 @@ class ExtensionForwarding:
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
         self._skills = MergedSkills(hides, lambda: host.registry.private)
-        self._announced: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
         """Identifier -> the upstream that has it."""
-        host.extend(RegisteredExtension("extensions", self._announced, {}, frozenset(each.date for each in ALL)))
+        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(each.date for each in ALL)))
         host.registry.find_method = self.find
         host.on_close(self._stop)
 
@@ -56,7 +56,7 @@ class ExtensionForwarding:
         self._host.registry.find_method = None
 
     def update(self, upstreams: Collection[Upstream]) -> None:
-        """Take what the upstreams announce now."""
+        """Announce the extensions that the upstreams currently announce."""
         claims: dict[str, list[Upstream]] = {}
         for upstream in upstreams:
             for name in members(upstream.catalog.capabilities.get("extensions")):
@@ -71,16 +71,16 @@ class ExtensionForwarding:
             name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
         }
         if TASKS in claims and TASKS not in own:
-            announced[TASKS] = {}  # the gateway makes its own tasks of theirs
+            announced[TASKS] = {}  # the gateway wraps their tasks in its own
         merged = SKILLS in claims and SKILLS not in own and SKILLS not in found
         self._skills.upstreams = tuple(claims[SKILLS]) if merged else ()
         if merged:
             announced[SKILLS] = self._skills.settings
         if UI in claims and UI not in own:
-            announced.setdefault(UI, {})  # it has no methods: views are resources, and tools name them
-        if announced != self._announced:
-            self._announced.clear()
-            self._announced.update(announced)
+            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
+        if announced != self._settings:
+            self._settings.clear()
+            self._settings.update(announced)
             self._host.dispatcher.announcement.forget()
         self._upstreams = found
         self._host.services.forwarded_extensions = frozenset(found)
@@ -89,14 +89,15 @@ class ExtensionForwarding:
         return {
             name
             for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.announced is not self._announced
+            if each.capability == "extensions" and each.announced is not self._settings
             for name in each.announced
         }
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return what forwards a method that this server doesn't have; None if no upstream can have it.
+        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
 
-        With several upstreams, the identifier decides: ``com.example/stock`` has ``com.example/…`` and ``stock/…``.
+        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
+        begin with ``com.example/`` or ``stock/``.
         """
         if method in _CORE:
             return None
@@ -130,7 +131,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
         take_rounds(call, _decode_rounds(call.params))
     try:
         params: Mapping[str, Raw] = {
-            name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _OWN_PARAMS
+            name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
         }
     except (msgspec.DecodeError, RecursionError):
         params = {}
@@ -142,6 +143,6 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
         if own.get("resultType", "complete") != "complete":
             raise CustomResult(own)
         found, call.meta = split_result(result, "")
-    except WrongShape as exc:
-        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned no valid result") from exc
+    except MalformedResult as exc:
+        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result") from exc
     return found

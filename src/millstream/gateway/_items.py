@@ -1,4 +1,4 @@
-"""Registry items for what an upstream offers. Arguments and results pass through as bytes."""
+"""Registry items for the tools, resources, and prompts of an upstream. Arguments and results stay bytes."""
 
 import copy
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,12 +29,12 @@ from millstream.client._tool_headers import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names
-from millstream.gateway._results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
+from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
 
 _BRACE = ord("{")
 _TASK_RULES = TaskRules(retry=True, deferred=True)
-"""A call becomes a task when its upstream makes a task of it. To run it again is to wait for the same task."""
+"""A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_tool = msgspec.json.Decoder(CallToolResult).decode
 _decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
@@ -53,7 +53,7 @@ def make_item(kind: str, upstream: Upstream, name: str, own_name: str, descripti
         description: description on this server, without the name.
 
     Raises:
-        ValueError: the description breaks a rule that makes clients drop the item.
+        ValueError: clients would drop an item with this description.
     """
     return _CLASSES[kind](upstream, name, own_name, description)
 
@@ -72,7 +72,7 @@ def raw_object(raw: Any) -> Raw:
     return Raw(data)
 
 
-def _same(values: Any) -> Any:
+def _identity(values: Any) -> Any:
     return values
 
 
@@ -82,16 +82,16 @@ def _with_view(description: Description, names: Names) -> Description:
     if not names.prefix or not meta:
         return description
     changed = dict(meta)
-    if isinstance(uri := meta.get(_OLD_VIEW), str):
-        changed[_OLD_VIEW] = names.uri(uri)
+    if isinstance(uri := meta.get(_LEGACY_VIEW_KEY), str):
+        changed[_LEGACY_VIEW_KEY] = names.uri(uri)
     about = members(meta.get("ui"))
     if isinstance(uri := about.get("resourceUri"), str):
         changed["ui"] = {**about, "resourceUri": names.uri(uri)}
     return {**description, "_meta": changed}
 
 
-_OLD_VIEW = "ui/resourceUri"
-"""Where hosts of 2025 look."""
+_LEGACY_VIEW_KEY = "ui/resourceUri"
+"""Member of `_meta` that hosts of 2025 read."""
 
 
 class UpstreamTool(Tool):
@@ -158,8 +158,8 @@ class UpstreamTool(Tool):
         try:
             members, meta = split_result(value, "content")
             result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.names))
-        except WrongShape as exc:
-            raise _unreadable(call, self.upstream, exc) from None
+        except MalformedResult as exc:
+            raise _malformed_error(call, self.upstream, exc) from None
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     def encode(self, value: Any, call: Call) -> bytes:
@@ -178,8 +178,8 @@ class UpstreamTool(Tool):
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
                 members = projection.tool_result(members, revision, wraps=wraps)
-        except WrongShape as exc:
-            raise _unreadable(call, upstream, exc) from None
+        except MalformedResult as exc:
+            raise _malformed_error(call, upstream, exc) from None
         return members
 
 
@@ -197,7 +197,7 @@ _decode_wrapped = msgspec.json.Decoder(_StructuredResult).decode
 
 
 def _is_wrapped(members: bytes) -> bool:
-    """Return whether a value that isn't an object in its schema was wrapped, for a call of an older revision."""
+    """Return whether the structured value is already wrapped in an object, as for a call of an older revision."""
     try:
         _decode_wrapped(b"{%b}" % members)
     except (msgspec.DecodeError, RecursionError):
@@ -216,7 +216,7 @@ class UpstreamPrompt(Prompt):
         arguments = cast("list[object]", given) if isinstance(given, list) else []
         names = [cast("Description", each).get("name") for each in arguments if isinstance(each, dict)]
         properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
-        Item.__init__(self, name, ItemSource(name, self._run, _same, schema={"properties": properties}), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _identity, schema={"properties": properties}), None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._described = {**description, "name": name}
@@ -237,8 +237,8 @@ class UpstreamPrompt(Prompt):
         try:
             members, _ = split_result(value, "messages")
             return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.names)).messages
-        except WrongShape as exc:
-            raise _unreadable(call, self.upstream, exc) from None
+        except MalformedResult as exc:
+            raise _malformed_error(call, self.upstream, exc) from None
 
     def encode(self, value: Any, call: Call) -> bytes:
         """See `Prompt.encode`."""
@@ -253,8 +253,8 @@ class UpstreamPrompt(Prompt):
                 about = _decode_object(b"{%b}" % members).get("description")
                 members = projection.prompt_messages(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
-        except WrongShape as exc:
-            raise _unreadable(call, upstream, exc) from None
+        except MalformedResult as exc:
+            raise _malformed_error(call, upstream, exc) from None
         return members
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
@@ -269,7 +269,7 @@ class _MatchedUri(dict[str, Any]):
 
 
 class UpstreamPattern:
-    """The URIs of a template, as they are on this server."""
+    """The URI pattern of a template on this server."""
 
     __slots__ = ("_template",)
 
@@ -310,8 +310,8 @@ def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
         members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
         if upstream.names.prefix:
             members = resource_uris(members, upstream.names)
-    except WrongShape as exc:
-        raise _unreadable(call, upstream, exc) from None
+    except MalformedResult as exc:
+        raise _malformed_error(call, upstream, exc) from None
     return members + HINTS if hints and b'"ttlMs"' not in members else members
 
 
@@ -328,7 +328,7 @@ def _contents_of(value: Any) -> list[ResourceContents]:
         return [each.resource for each in value]
     try:
         return _decode_read(value).contents
-    except WrongShape as exc:
+    except MalformedResult as exc:
         raise ProtocolError(INTERNAL_ERROR, f"The resource can't be read: {exc}") from None
 
 
@@ -346,7 +346,7 @@ class UpstreamResource(Resource):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        Item.__init__(self, name, ItemSource(name, self._run, _same), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _identity), None, {})
         self.upstream: Upstream = upstream
         self.mime_type = None
         self.meta = None
@@ -382,7 +382,7 @@ class UpstreamTemplate(Template):
         """See `make_item`."""
         pattern = UpstreamPattern(name)
         properties = {each: dict[str, Any]() for each in pattern.variables}
-        Item.__init__(self, name, ItemSource(name, self._run, _same, schema={"properties": properties}), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _identity, schema={"properties": properties}), None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self.mime_type = None
@@ -444,8 +444,8 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
         raise
     try:
         members, call.meta = split_result(result, "")
-    except WrongShape as exc:
-        raise _unreadable(call, upstream, exc) from None
+    except MalformedResult as exc:
+        raise _malformed_error(call, upstream, exc) from None
     return members
 
 
@@ -454,5 +454,5 @@ def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
     return schema if isinstance(schema.get("properties", {}), dict) else {**schema, "properties": {}}
 
 
-def _unreadable(call: Call, upstream: Upstream, exc: Exception) -> Exception:
+def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> Exception:
     return cast("Exception", no_response_error(call, upstream, BadAnswer(f"The result is malformed: {exc}.")))

@@ -28,12 +28,12 @@ class LinkKey(Struct, frozen=True, gc=False):
     credentials: str = ""
     """The credentials of the connection: see `UpstreamCredentials.link_key`."""
     handshake: bool = False
-    """Whether it uses the handshake although the upstream also speaks the per-request era."""
+    """Whether it uses the handshake although the upstream also supports the per-request era."""
 
 
 _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because its user is reconnecting."""
-SHARED = LinkKey()
+SHARED_KEY = LinkKey()
 """Key of the connection that reads the upstream's lists."""
 
 
@@ -42,20 +42,20 @@ class TooManyLinks(ClientError):
 
 
 class NoCredentials(ClientError):
-    """No credentials for a request at the moment, which says nothing about the upstream."""
+    """A request has no credentials at the moment. This isn't a failure of the upstream."""
 
 
 class Link:
     """One connection."""
 
-    __slots__ = ("calls", "conversation", "key", "last_used", "opening", "relays")
+    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "relays")
 
     def __init__(self, key: LinkKey, conversation: Conversation, relays: Relays) -> None:
         self.key: LinkKey = key
         self.conversation: Conversation = conversation
         self.relays: Relays = relays
         """Clients of the calls on this connection."""
-        self.opening: asyncio.Task[None] | None = None
+        self.open_task: asyncio.Task[None] | None = None
         """Task that connects; None once it has succeeded."""
         self.calls: int = 0
         """Number of calls on this connection."""
@@ -65,7 +65,7 @@ class Link:
 class Links:
     """The connections to one upstream."""
 
-    __slots__ = ("_closing", "_leaving", "_max", "_open", "connect")
+    __slots__ = ("_close_tasks", "_max_links", "_open", "_to_close", "connect")
 
     def __init__(self, connect: Callable[[LinkKey], Link], *, max_links: int) -> None:
         """Create the pool; `open` makes connections.
@@ -76,11 +76,11 @@ class Links:
                 closed, so one caller can't close those of all others. No principal may use more than half of them.
         """
         self.connect: Callable[[LinkKey], Link] = connect
-        self._max = max_links
+        self._max_links = max_links
         self._open: dict[LinkKey, Link] = {}
-        self._leaving: set[Link] = set()
+        self._to_close: set[Link] = set()
         """Connections to close when their last call ends, because their user has reconnected or disconnected."""
-        self._closing: set[asyncio.Task[None]] = set()
+        self._close_tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -88,7 +88,7 @@ class Links:
     def ready(self, key: LinkKey) -> Link | None:
         """Return the open connection of a key, or None."""
         link = self._open.get(key)
-        return link if link is not None and link.opening is None else None
+        return link if link is not None and link.open_task is None else None
 
     async def open(self, key: LinkKey) -> Link:
         """Return the connection of a key, opening it if necessary.
@@ -99,12 +99,12 @@ class Links:
         for _ in range(_ATTEMPTS):
             link = self._open.get(key)
             if link is None:
-                if len(self._open) >= self._max // 2:
+                if len(self._open) >= self._max_links // 2:
                     self._make_room(key.principal)
                 link = self._open[key] = self.connect(key)
-                link.opening = asyncio.get_running_loop().create_task(self._start(link))
-                link.opening.add_done_callback(_retrieve)
-            opening = link.opening
+                link.open_task = asyncio.get_running_loop().create_task(self._start(link))
+                link.open_task.add_done_callback(_retrieve_exception)
+            opening = link.open_task
             if opening is None:
                 return link
             await asyncio.wait([opening])
@@ -117,7 +117,7 @@ class Links:
     async def _start(self, link: Link) -> None:
         try:
             await link.conversation.start()
-            link.opening = None
+            link.open_task = None
         except BaseException:
             if self._open.get(link.key) is link:
                 del self._open[link.key]
@@ -125,14 +125,18 @@ class Links:
 
     def _make_room(self, principal: str) -> None:
         counts = Counter(link.key.principal for link in self._open.values())
-        full = len(self._open) >= self._max
-        if not full and (not principal or counts[principal] < self._max // 2):
+        full = len(self._open) >= self._max_links
+        if not full and (not principal or counts[principal] < self._max_links // 2):
             return
-        idle = [link for link in self._open.values() if not link.calls and link.opening is None and link.key != SHARED]
+        idle = [
+            link for link in self._open.values() if not link.calls and link.open_task is None and link.key != SHARED_KEY
+        ]
         if not full:
             idle = [link for link in idle if link.key.principal == principal]
         if not idle:
-            raise TooManyLinks(f"This upstream's connections are in use; {self._max} are allowed. Try again later.")
+            raise TooManyLinks(
+                f"The connections to this upstream are in use (max_links={self._max_links}). Try again later."
+            )
         self.end(min(idle, key=lambda link: (-counts[link.key.principal], link.last_used)))
 
     def end(self, link: Link) -> None:
@@ -140,46 +144,46 @@ class Links:
         if self._open.get(link.key) is link:
             del self._open[link.key]
         task = asyncio.get_running_loop().create_task(_close(link))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._close_tasks.add(task)
+        task.add_done_callback(self._close_tasks.discard)
 
-    def end_of(self, owner: str) -> None:
+    def end_links_of(self, owner: str) -> None:
         """Close the connections with one user's credentials once their calls have finished."""
         for key, link in list(self._open.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
             if link.calls and key.principal:  # without a principal, it's the connection for lists
                 del self._open[key]
-                self._leaving.add(link)
+                self._to_close.add(link)
             else:
                 self.end(link)
 
     def end_idle(self, seconds: float, *, now: float) -> None:
         """Close connections that have been idle for `seconds`, and those marked for closing."""
-        for link in [each for each in self._leaving if not each.calls]:
-            self._leaving.discard(link)
+        for link in [each for each in self._to_close if not each.calls]:
+            self._to_close.discard(link)
             self.end(link)
         for link in list(self._open.values()):
-            if not link.calls and link.opening is None and link.key != SHARED and now - link.last_used > seconds:
+            if not link.calls and link.open_task is None and link.key != SHARED_KEY and now - link.last_used > seconds:
                 self.end(link)
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in [*self._open.values(), *self._leaving]:
+        for link in [*self._open.values(), *self._to_close]:
             self.end(link)
-        self._leaving.clear()
-        while self._closing:
-            await asyncio.wait(self._closing)
+        self._to_close.clear()
+        while self._close_tasks:
+            await asyncio.wait(self._close_tasks)
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Retrieve the exception of a failed connection whose callers are gone."""
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
+    """Retrieve the exception of a failed connection, which asyncio would log if its callers have left."""
     if not task.cancelled():
         task.exception()
 
 
 async def _close(link: Link) -> None:
-    opening = link.opening
+    opening = link.open_task
     if opening is not None:
         opening.cancel()
         await asyncio.wait([opening])

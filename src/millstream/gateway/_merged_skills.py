@@ -1,4 +1,4 @@
-"""Skills of upstreams with a prefix or a policy, and of several upstreams: one list, with the prefix in each URI.
+"""Merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
 
 The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 """
@@ -17,13 +17,13 @@ from millstream._protocol.skills import SKILLS
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream.gateway._bridge import forward
-from millstream.gateway._results import WrongShape
+from millstream.gateway._results import MalformedResult
 from millstream.gateway._upstream import Upstream
 
 Hides = Callable[[Upstream, str], bool]
-"""Returns whether a URI, as clients see it, isn't one of this upstream, or isn't offered at the moment."""
+"""``hides(upstream, uri)`` returns whether a URI on this server belongs to another upstream or isn't offered."""
 _SEPARATOR: Final = " "
-_PASSED: Final = ("nextCursor", "ttlMs")
+_FORWARDED_MEMBERS: Final = ("nextCursor", "ttlMs")
 _logger = logging.getLogger("millstream.gateway")
 _decode_result = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -41,12 +41,12 @@ class MergedSkills:
 
     Args:
         hides: see `Hides`.
-        private: whether what one caller gets mustn't be cached for others.
+        private: returns whether results depend on the caller, and so mustn't be cached for others.
     """
 
     def __init__(self, hides: Hides, private: Callable[[], bool]) -> None:
         self.upstreams: Sequence[Upstream] = ()
-        """Those with skills, in the order of the list."""
+        """Upstreams with skills, in the order of the list."""
         self._hides = hides
         self._private = private
         self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
@@ -57,50 +57,52 @@ class MergedSkills:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the gateway announces."""
+        """Settings of the extension that the gateway announces."""
         reads = any(_settings_of(each).get("directoryRead") is True for each in self.upstreams)
         return {"directoryRead": True} if reads else {}
 
     def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return what answers a method; None for one that isn't of the extension."""
+        """Return the handler of a method; None if it isn't a method of the extension."""
         return self._methods.get(method) if self.upstreams else None
 
     # Methods
 
     async def _list(self, call: Call) -> bytes:
-        """Return a page of one upstream. The cursor names that upstream, and has its own cursor."""
+        """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
-        name, _, theirs = cursor.partition(_SEPARATOR)
+        name, _, upstream_cursor = cursor.partition(_SEPARATOR)
         names = [each.config.name for each in self.upstreams]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        left = list(self.upstreams[names.index(name) if cursor else 0 :])
-        upstream, page = await self._first_page(call, left, theirs)
+        remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
+        upstream, page = await self._first_page(call, remaining, upstream_cursor)
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
         more = page.get("nextCursor")
         if isinstance(more, str) and more:
             result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{more}"
-        elif left:
-            result["nextCursor"] = f"{left[0].config.name}{_SEPARATOR}"
+        elif remaining:
+            result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
         return encode(result)[1:-1]
 
-    async def _first_page(self, call: Call, left: list[Upstream], theirs: str) -> tuple[Upstream, dict[str, Any]]:
-        """Take the first upstream that answers, and its page. The cursor belongs to the first of all."""
-        upstream = left.pop(0)
+    async def _first_page(
+        self, call: Call, remaining: list[Upstream], upstream_cursor: str
+    ) -> tuple[Upstream, dict[str, Any]]:
+        """Return the first upstream that answers, and its page. The cursor is for the first of `remaining`."""
+        upstream = remaining.pop(0)
         try:
-            return upstream, await self._ask(call, upstream, {"cursor": theirs} if theirs else {})
+            return upstream, await self._ask(call, upstream, {"cursor": upstream_cursor} if upstream_cursor else {})
         except (ProtocolError, ToolError) as exc:
-            if not left:
+            if not remaining:
                 raise
-            _logger.debug("The skills of the upstream %s are left out: %s", upstream.config.name, exc)
-        return await self._first_page(call, left, "")
+            _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+        return await self._first_page(call, remaining, "")
 
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
-        upstream, own = self._home(uri)
-        if upstream is None or not self._sees(call, upstream, uri):
+        upstream, own = self._resolve(uri)
+        if upstream is None or not self._can_read(call, upstream, uri):
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
         page = await self._ask(call, upstream, {"uri": own})
         skill = self._skill(call, upstream, page.get("skill"))
@@ -110,11 +112,11 @@ class MergedSkills:
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
-        upstream, own = self._home(params.uri)
+        upstream, own = self._resolve(params.uri)
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
         page = await self._ask(call, upstream, {"uri": own, **({"cursor": params.cursor} if params.cursor else {})})
-        result: dict[str, Any] = {name: page[name] for name in _PASSED if name in page}
+        result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
@@ -122,15 +124,15 @@ class MergedSkills:
         raw = await forward(call, upstream, call.method, encode(params), "")
         try:
             page = _decode_result(raw)
-        except WrongShape as exc:
-            text = f"The server {upstream.config.name!r} returned no valid result"
+        except MalformedResult as exc:
+            text = f"The server {upstream.config.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
         return page
 
     # Entries
 
-    def _home(self, uri: str) -> tuple[Upstream | None, str]:
-        """Return the upstream of a URI, and the URI there."""
+    def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
+        """Return the upstream of a URI, and the upstream's own URI."""
         for upstream in self.upstreams:
             own = upstream.names.original_uri(uri)
             if own is not None and not self._hides(upstream, uri):
@@ -138,9 +140,9 @@ class MergedSkills:
         return None, ""
 
     def _skill(self, call: Call, upstream: Upstream, skill: Any) -> dict[str, Any] | None:
-        """Return a skill as the caller sees it; None if it doesn't."""
+        """Return a skill as the caller sees it; None if it's hidden from the caller."""
         uri = skill.get("uri") if is_object(skill) else None
-        if not isinstance(uri, str) or not self._sees(call, upstream, own := upstream.names.uri(uri)):
+        if not isinstance(uri, str) or not self._can_read(call, upstream, own := upstream.names.uri(uri)):
             return None
         shown = {**skill, "uri": own}
         if is_array(skill.get("resources")):
@@ -153,10 +155,10 @@ class MergedSkills:
             for each in _objects(entries)
             if isinstance(each.get("uri"), str)
         ]
-        return [each for each in found if self._sees(call, upstream, each["uri"])]
+        return [each for each in found if self._can_read(call, upstream, each["uri"])]
 
-    def _sees(self, call: Call, upstream: Upstream, uri: str) -> bool:
-        """Return whether the caller may read a resource, by its URI here."""
+    def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
+        """Return whether the caller may read a resource, by its URI on this server."""
         if self._hides(upstream, uri):
             return False
         if upstream.policy is None:

@@ -1,7 +1,7 @@
 """Mapping between an upstream's names and URIs and those that clients of the gateway see.
 
 A prefix is added to names (``files_read``) and to URIs (``file://files/…``, ``files+urn:…``). Both can be reversed
-without a table, so any worker understands what another one listed.
+without a table, so any worker can resolve names that another one listed.
 """
 
 import re

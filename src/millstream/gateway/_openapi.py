@@ -31,22 +31,22 @@ from millstream.gateway._credentials.source import check_forwarded
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
-_MOST_PARTS = 10_000
+_MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
-_LONGEST = 56
+_MAX_NAME = 56
 """Maximum characters of a name."""
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 TEXT = "text/plain"
-_NOT_ARGUMENTS = frozenset((
+_RESERVED_HEADERS = frozenset((
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
 """Headers that arguments can't set: OpenAPI ignores the first three, the others belong to the connection."""
-_MOST_DECODED = 4
-_MOST_SHOWN = 4000
+_MAX_DECODINGS = 4
+_MAX_ERROR_TEXT = 4000
 """Maximum characters of an error body in a message."""
-_BETWEEN = {"pipeDelimited": "|", "spaceDelimited": " "}
-_NAMED = ("properties", "patternProperties", "$defs")
+_SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " "}
+_KEYWORDS_WITH_NAMES = ("properties", "patternProperties", "$defs")
 """Keywords with named members, whose names can look like keywords."""
 
 
@@ -77,7 +77,7 @@ class Operation(Struct, frozen=True):
     input_schema: dict[str, Any]
     output_schema: dict[str, Any] | None
     wrapped: bool
-    """Whether the response isn't an object, and goes under `result`."""
+    """Whether the response isn't an object, and is wrapped as `result`."""
     media: str
     """Media type of the body."""
 
@@ -90,7 +90,7 @@ class Operation(Struct, frozen=True):
         """Return the name of the tool or resource."""
         own = (self.operation_id or "").split("__")[0]
         found = given.get(self.operation_id or "") or own or self.summary or f"{self.method}_{self.path}"
-        return re.sub(r"_+", "_", re.sub(r"\W+", "_", found)).strip("_")[:_LONGEST]
+        return re.sub(r"_+", "_", re.sub(r"\W+", "_", found)).strip("_")[:_MAX_NAME]
 
 
 class Document:
@@ -125,7 +125,7 @@ class Document:
         several: dict[tuple[str, str], dict[str, Any]] = {}
         for given in (*operation.get("parameters", ()), *shared.get("parameters", ())):
             parameter = self._resolve(given)
-            if parameter.get("in") == "header" and str(parameter.get("name")).lower() in _NOT_ARGUMENTS:
+            if parameter.get("in") == "header" and str(parameter.get("name")).lower() in _RESERVED_HEADERS:
                 continue
             several.setdefault((parameter["name"], parameter["in"]), parameter)
         place_of_fields, fields, needed, media, forms = self._body(operation)
@@ -198,9 +198,9 @@ class Document:
         schema: dict[str, Any] = about.get("schema") or {}
         whole = self._resolve(schema)
         if whole.get("type") == "object" or "properties" in whole:
-            return self._with_definitions({**whole, "type": "object"}, given=True), False
+            return self._with_definitions({**whole, "type": "object"}, response=True), False
         found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
-        return self._with_definitions(found, given=True), True
+        return self._with_definitions(found, response=True), True
 
     def _write_only(self, schema: dict[str, Any]) -> frozenset[str]:
         """Return the write-only properties of an object."""
@@ -223,8 +223,8 @@ class Document:
             node = cast("dict[str, Any]", found)
         return {}
 
-    def _with_definitions(self, schema: dict[str, Any], *, given: bool = False) -> dict[str, Any]:
-        """Return a schema with its definitions, without write-only properties if it's for a response (`given`)."""
+    def _with_definitions(self, schema: dict[str, Any], *, response: bool = False) -> dict[str, Any]:
+        """Return a schema with its definitions. The schema of a response has no write-only properties."""
         definitions: dict[str, Any] = {}
 
         def move(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
@@ -232,9 +232,9 @@ class Document:
                 return [move(each, hidden) for each in node]
             if not is_object(node):
                 return node
-            if given and not isinstance(node.get("$ref"), str):
+            if response and not isinstance(node.get("$ref"), str):
                 hidden |= self._write_only(node)
-                node = without(node, hidden)
+                node = without_properties(node, hidden)
             reference = node.get("$ref")
             if isinstance(reference, str) and reference.startswith(_COMPONENT):
                 name = reference.removeprefix(_COMPONENT)
@@ -251,22 +251,22 @@ class Document:
         if not definitions:
             return made
         made = {**made, "$defs": definitions}
-        flat = inline(made, most=_MOST_PARTS)
+        flat = inline(made, most=_MAX_INLINED_NODES)
         return made if "$defs" in flat else flat
 
 
-def _members(node: dict[str, Any], hidden: frozenset[str], moved: Callable[..., Any]) -> dict[str, Any]:
+def _members(node: dict[str, Any], hidden: frozenset[str], convert: Callable[..., Any]) -> dict[str, Any]:
     """Return the keywords of a schema with their schemas converted. Parts of ``allOf`` describe the same object."""
-    made: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for key, value in node.items():
-        if key in _NAMED and is_object(value):
-            made[key] = {name: moved(each) for name, each in value.items()}
+        if key in _KEYWORDS_WITH_NAMES and is_object(value):
+            converted[key] = {name: convert(each) for name, each in value.items()}
         elif key != "nullable":
-            made[key] = moved(value, hidden if key == "allOf" else frozenset())
-    return made
+            converted[key] = convert(value, hidden if key == "allOf" else frozenset())
+    return converted
 
 
-def without(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
     """Return the schema of an object without some of its properties."""
     made = dict(node)
     if is_object(node.get("properties")):
@@ -283,15 +283,15 @@ def _form_of(about: Mapping[str, Any]) -> str:
         return "json"
     if style == "deepObject":
         return "deep"
-    return "" if about.get("explode", style == "form") else _BETWEEN.get(style, ",")
+    return "" if about.get("explode", style == "form") else _SEPARATORS.get(style, ",")
 
 
-def _content_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Return the media type and description of a body, preferring JSON; empty without one."""
     content: dict[str, Any] = holder.get("content") or {}
     for kind, about in content.items():
         plain = kind.partition(";")[0].strip()
-        if plain == JSON or plain.endswith("+json") or plain in more:
+        if plain == JSON or plain.endswith("+json") or plain in other_types:
             return kind, about
     return "", {}
 
@@ -330,12 +330,12 @@ def inline(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, A
     return {**made, "$defs": definitions} if kept else made
 
 
-_REFUSED, _TOO_MANY = 400, 429
-_PATIENCE = 30.0
+_FIRST_ERROR_STATUS, _TOO_MANY_REQUESTS = 400, 429
+_TIMEOUT = 30.0
 
 
 class RouteKind(Enum):
-    """What an operation becomes."""
+    """The kind of item that an operation becomes."""
 
     TOOL = "tools"
     RESOURCE = "resources"
@@ -414,13 +414,12 @@ class Api:
             if isinstance(error, ToolError) or not known:
                 raise
             raise ToolError(f"{type(error).__name__}: {error}") from error
-        if response.status_code == _TOO_MANY:
+        if response.status_code == _TOO_MANY_REQUESTS:
             raise ToolError("The API is rate limiting this server. Try again later.")
-        if response.status_code >= _REFUSED:
+        if response.status_code >= _FIRST_ERROR_STATUS:
             reason = f" {response.reason_phrase}" if response.reason_phrase else ""
-            raise ToolError(
-                f"HTTP error {response.status_code}:{reason} - {shorten(str(_answer(response)), _MOST_SHOWN)}"
-            )
+            body = shorten(str(_response_value(response)), _MAX_ERROR_TEXT)
+            raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
         return response
 
 
@@ -471,16 +470,16 @@ def _path(operation: Operation, values: Mapping[str, Any]) -> str:
         if found[1] not in values:
             raise ToolError(f"Missing required path parameters: {found[1]!r}")
         value = str(values[found[1]])
-        if not value or leads_out(value):
-            raise ToolError(f"{found[1]} can't be {value[:_LONGEST]!r}: that would change the path")
+        if not value or has_dot_segment(value):
+            raise ToolError(f"{found[1]} can't be {value[:_MAX_NAME]!r}: that would change the path")
         return quote(value, safe="")
 
     return re.sub(r"\{([^}]+)\}", part, operation.path)
 
 
-def leads_out(path: str) -> bool:
+def has_dot_segment(path: str) -> bool:
     """Return whether a path contains a segment such as ``..``, even after repeated decoding."""
-    for _ in range(_MOST_DECODED):
+    for _ in range(_MAX_DECODINGS):
         if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
             return True
         decoded = unquote(path)
@@ -490,7 +489,7 @@ def leads_out(path: str) -> bool:
     return True
 
 
-def _answer(response: Any) -> Any:
+def _response_value(response: Any) -> Any:
     try:
         return response.json()
     except ValueError:
@@ -618,7 +617,7 @@ def _client_of_url(url: str) -> Any:
         raise ValueError(
             f"The document doesn't say where the API is ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
         )
-    return _http().AsyncClient(base_url=url, timeout=_PATIENCE)
+    return _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
 
 
 def client_of_app(app: Any) -> Any:
@@ -663,7 +662,7 @@ def check_api(config: ApiConfig) -> None:
     """Check that an API can be an upstream.
 
     Raises:
-        ValueError: it can't; the message says why.
+        ValueError: the configuration is invalid; the message says why.
     """
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both")

@@ -45,10 +45,10 @@ from millstream.gateway._openapi import (
     OpenApi,
     Operation,
     client_of_app,
+    has_dot_segment,
     is_application,
-    leads_out,
     result_of,
-    without,
+    without_properties,
 )
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Upstream, UpstreamConfig
@@ -60,7 +60,7 @@ MAX_OPERATIONS = 1000
 _MAX_CONNECTIONS = 100
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
-_MAX_DOUBLED = 8
+_MAX_DOUBLINGS = 8
 _OK = 200
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
@@ -128,17 +128,17 @@ class ApiClient:
         Raises:
             ToolError: the path or a header can't be sent, or there was no response.
         """
-        if leads_out(path):
+        if has_dot_segment(path):
             raise ToolError("An argument would change the path.")
-        target = self._path + path + (f"?{_form(params)}" if params else "")
+        target = self._path + path + (f"?{_encode_form(params)}" if params else "")
         fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
         body = b"" if content is None else content.encode() if isinstance(content, str) else content
         if json is not None:
             body, fields["content-type"] = encode(json), "application/json"
         elif data is not None:
-            body, fields["content-type"] = _form(data).encode(), "application/x-www-form-urlencoded"
+            body, fields["content-type"] = _encode_form(data).encode(), "application/x-www-form-urlencoded"
         elif files is not None:
-            body, fields["content-type"] = _multipart(files)
+            body, fields["content-type"] = _encode_multipart(files)
         extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         try:
             async with asyncio.timeout(self._seconds):
@@ -168,22 +168,22 @@ def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     return made
 
 
-def _form(values: Mapping[str, Any]) -> str:
+def _encode_form(values: Mapping[str, Any]) -> str:
     pairs = [
-        (name, _plain(each))
+        (name, _form_value(each))
         for name, value in values.items()
         for each in (cast("Sequence[Any]", value) if is_array(value) else (value,))
     ]
     return urlencode(pairs, quote_via=quote)
 
 
-def _plain(value: Any) -> str:
+def _form_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else "" if value is None else encode(value).decode()
 
 
-def _multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[bytes, str]:
+def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[bytes, str]:
     boundary = secrets.token_hex(16)
     made: list[bytes] = []
     for name, (_, value) in parts:
@@ -238,12 +238,12 @@ class ApiUpstream(Upstream):
         """See `Upstream`."""
         super().__init__(config, **rest)
         given = config.openapi
-        self.about: OpenApi = given if isinstance(given, OpenApi) else OpenApi(document=given)
+        self.openapi: OpenApi = given if isinstance(given, OpenApi) else OpenApi(document=given)
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
         given_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
-        self._own_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *given_headers)}
+        self._fixed_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *given_headers)}
         """Headers that arguments can't set, because the operator configures them."""
         self._base: Url | None = None
         self._application: Api | None = None
@@ -252,17 +252,17 @@ class ApiUpstream(Upstream):
     @property
     def address(self) -> Any:
         """See `Upstream`."""
-        return self.about.base_url or self.about.document
+        return self.openapi.base_url or self.openapi.document
 
     @property
     def is_application(self) -> bool:
         """See `Upstream`."""
-        return is_application(self.about.document)
+        return is_application(self.openapi.document)
 
     async def open(self, pool: ProcessPool) -> None:
         """Start reading the document, in the background. An application in this process starts now."""
         if self.is_application:
-            application = self.about.document
+            application = self.openapi.document
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
             if context is not None:
                 await self._stack.enter_async_context(context(application))
@@ -289,7 +289,7 @@ class ApiUpstream(Upstream):
         """
         if self._application is not None:
             return await self._application.request(operation, arguments, self._forwarded_headers(call))
-        assert self._base is not None  # noqa: S101  there are no tools before
+        assert self._base is not None  # noqa: S101  set before any tool exists
         credentials, auth = self.credentials, None
         if credentials is not None:
             await credentials.prepare(call)
@@ -313,18 +313,18 @@ class ApiUpstream(Upstream):
         failures = 0
         while True:
             try:
-                await self._take_document()
+                await self._refresh()
                 failures, wait = 0, self.config.refresh_seconds
             except (ApiError, ClientError, OSError) as exc:
                 self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
-                wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
-            self._news.clear()
+                wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT)
+            self._refresh_event.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  it's no secret
-                    await self._news.wait()
+                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  jitter
+                    await self._refresh_event.wait()
 
-    async def _take_document(self) -> None:
+    async def _refresh(self) -> None:
         document, origin = await self._read()
         found, tools = await asyncio.to_thread(self._tools, document)
         if self._application is None:
@@ -335,7 +335,7 @@ class ApiUpstream(Upstream):
 
     async def _read(self) -> tuple[Document, Url | None]:
         """Return the document, and the URL that it was read from."""
-        given, origin = self.about.document, None
+        given, origin = self.openapi.document, None
         if is_application(given):
             given = given.openapi()
         elif isinstance(given, str | Path):
@@ -359,7 +359,7 @@ class ApiUpstream(Upstream):
 
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
-        own = not self.about.base_url or parse(self.about.base_url).origin == url.origin
+        own = not self.openapi.base_url or parse(self.openapi.base_url).origin == url.origin
         credentials = (
             self.credentials if own and self.credentials is not None and not self.credentials.personal else None
         )
@@ -370,13 +370,13 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.stream.close()
         if reply.status != _OK or reply.stream is not None:
-            raise ApiError(f"{url} responded with {reply.status} and no document.")
+            raise ApiError(f"{url} returned status {reply.status} instead of a document.")
         return reply.body
 
     def _base_of(self, server: str, origin: Url | None) -> Url:
         """Return the base URL of all requests."""
-        text = self.about.base_url or server
-        if origin is None or self.about.base_url:
+        text = self.openapi.base_url or server
+        if origin is None or self.openapi.base_url:
             if not text.startswith(("http://", "https://")):
                 raise ApiError(f"The document doesn't say where the API is ({text!r}): set base_url.")
             return parse(text)
@@ -400,8 +400,8 @@ class ApiUpstream(Upstream):
 
     def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
         """Return the operations to offer, and their descriptions."""
-        chosen = re.compile("|".join(map(translate, self.about.operations))) if self.about.operations else None
-        tags, found, tools = set(self.about.tags), dict[str, Operation](), dict[str, Description]()
+        chosen = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
+        tags, found, tools = set(self.openapi.tags), dict[str, Operation](), dict[str, Description]()
         size = 0
         try:
             for operation in document.operations():
@@ -411,17 +411,17 @@ class ApiUpstream(Upstream):
                     continue
                 if chosen is not None and not (chosen.match(own) or chosen.match(route)):
                     continue
-                if not _PATH.fullmatch(operation.path) or leads_out(operation.path):
+                if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
                     logger.warning(
-                        "%s: %s is left out: its path isn't below the API's base URL", self.config.name, route
+                        "%s: skipped %s, because its path isn't below the API's base URL", self.config.name, route
                     )
                     continue
                 if len(found) >= MAX_OPERATIONS:
                     raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
                 name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in found)
-                usable = self._usable(operation)
+                usable = self._restrict(operation)
                 if usable is None:
-                    logger.warning("%s: %s is left out: its schema is too large", self.config.name, route)
+                    logger.warning("%s: skipped %s, because its schema is too large", self.config.name, route)
                     continue
                 found[name] = usable
                 tools[name] = {
@@ -440,7 +440,7 @@ class ApiUpstream(Upstream):
             raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
         return found, tools
 
-    def _usable(self, operation: Operation) -> Operation | None:
+    def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.
 
         Each schema contains copies of the definitions that it refers to, so a small document can produce very large
@@ -449,13 +449,13 @@ class ApiUpstream(Upstream):
         hidden = frozenset(
             name
             for name, each in operation.arguments.items()
-            if each.place == "header" and (each.name.lower() in self._own_headers or not _HEADER.fullmatch(each.name))
+            if each.place == "header" and (each.name.lower() in self._fixed_headers or not _HEADER.fullmatch(each.name))
         )
         if hidden:
             operation = structs.replace(
                 operation,
                 arguments={name: each for name, each in operation.arguments.items() if name not in hidden},
-                input_schema=without(operation.input_schema, hidden),
+                input_schema=without_properties(operation.input_schema, hidden),
             )
         if len(encode(operation.output_schema)) > MAX_ITEM_BYTES // 2:
             operation = structs.replace(operation, output_schema=None)

@@ -10,32 +10,32 @@ from millstream.gateway._upstream import Upstream
 
 MAX_ITEMS = 500
 """Maximum tools and quarantined items to show."""
-_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
-_WORST = ("degraded", "connecting", "disabled", "ready")
+_STATES_BY_URGENCY = ("degraded", "connecting", "disabled", "ready")
 """States, the most urgent first."""
-_SUMS = ("links", "refused", "calls", "unanswered")
-_MOST = ("p50_ms", "p99_ms", "listed_at", "changed_at")
-_OF_PROCESSES = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
+_SUMMED = ("links", "refused", "calls", "unanswered")
+_MAXIMIZED = ("p50_ms", "p99_ms", "listed_at", "changed_at")
+_SUMMED_OF_PROCESSES = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 
-Registered = Mapping[tuple[str, str], tuple[Upstream, tuple[str, Description]]]
-"""(kind, name here) -> upstream, and its item: upstream's name and description."""
+RegisteredItems = Mapping[tuple[str, str], tuple[Upstream, tuple[str, Description]]]
+"""(kind, name on this server) -> upstream, and its item: the upstream's name and description."""
 
 
 class GatewayReports:
     """Describes the upstreams of this worker."""
 
-    __slots__ = ("_registered", "_tokens", "_upstreams")
+    __slots__ = ("_items", "_tokens", "_upstreams")
 
-    def __init__(self, upstreams: Mapping[str, Upstream], registered: Registered) -> None:
+    def __init__(self, upstreams: Mapping[str, Upstream], registered: RegisteredItems) -> None:
         """Create the reports from the live tables of the part.
 
         Args:
             upstreams: upstreams by name.
-            registered: the items that they offer here.
+            registered: items of the upstreams on this server.
         """
         self._upstreams = upstreams
-        self._registered = registered
+        self._items = registered
         self._tokens: dict[str, tuple[Catalog, int]] = {}
 
     def describe(self) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class GatewayReports:
         }
 
     def _tools(self, upstream: Upstream) -> Iterator[tuple[str, Description]]:
-        for (kind, name), (owner, (_, description)) in self._registered.items():
+        for (kind, name), (owner, (_, description)) in self._items.items():
             if owner is upstream and kind == "tools":
                 yield name, description
 
@@ -90,11 +90,11 @@ def _tokens(name: str, description: Description) -> int:
         "description": description.get("description", ""),
         "input_schema": description.get("inputSchema", {}),
     }
-    return -(-len(msgspec.json.encode(shown).decode()) // _TOKEN)
+    return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS_PER_TOKEN)
 
 
 def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Merge the reports of several workers into one per upstream, our own first.
+    """Merge the reports of several workers into one per upstream, starting with this worker's.
 
     Counts are added, times and quantiles are the largest, and the state is the worst.
     """
@@ -107,18 +107,18 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    worse = min(one, other, key=lambda report: _WORST.index(report["state"]))
+    worse = min(one, other, key=lambda report: _STATES_BY_URGENCY.index(report["state"]))
     merged = {
         **one,
         "state": worse["state"],
         "reason": worse["reason"],
         "workers": one["workers"] + 1,
         "items": {kind: max(one["items"][kind], other["items"][kind]) for kind in METHODS},
-        **{name: one[name] + other[name] for name in _SUMS},
-        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MOST},
+        **{name: one[name] + other[name] for name in _SUMMED},
+        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAXIMIZED},
     }
     mine, theirs = one["processes"], other["processes"]
     if mine is not None and theirs is not None:
-        merged["processes"] = {**mine, **{name: mine[name] + theirs[name] for name in _OF_PROCESSES}}
+        merged["processes"] = {**mine, **{name: mine[name] + theirs[name] for name in _SUMMED_OF_PROCESSES}}
         merged["processes"]["last_error"] = mine["last_error"] or theirs["last_error"]
     return merged

@@ -2,8 +2,7 @@
 
 A client of the per-request era can't be asked while its call runs. The call to the upstream therefore continues as a
 task, and the client's request ends with `InputRequired`. The sealed state names the worker, the call, and the round.
-The
-client's retry resumes the call, here or by messages to the worker that holds it. Each state resumes a call once.
+The client's retry resumes the call, on this worker or by messages to the one that holds it. Each state works once.
 """
 
 import asyncio
@@ -26,26 +25,26 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
-from millstream.gateway._questions import MAX_ASKED, ForwardedQuestion, project_answer
+from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, NotificationQueue, ProgressStep, Relay
 
-OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
-LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
-UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
+CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
+CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
+WORKER_UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
 
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum bytes of the requests of all parked calls together; half of it for one caller."""
-_PIECE = 256 * 1024
+_MAX_MESSAGE = 256 * 1024
 """Maximum bytes of one message between workers."""
-_WAKES = 30.0
-"""Seconds for the worker that holds a call to confirm that it resumed it."""
+_WAKE_TIMEOUT = 30.0
+"""Seconds to wait until the worker that holds a call confirms that it was resumed."""
 
 Notify = Callable[[str, bytes], None]
 AskClient = Callable[[Mapping[str, Any], bytes], InputRequired]
 
 
 class Ticket(Struct, frozen=True, array_like=True):
-    """How a retry finds its call."""
+    """Identifies the call that a retry resumes."""
 
     worker: str
     id: str
@@ -67,8 +66,8 @@ class ParkedCall:
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_backlog", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
-        "revision", "round", "session", "size", "source", "task", "timer",
+        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "abilities", "binding", "has_request", "id",
+        "owner", "revision", "round", "session", "size", "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +80,7 @@ class ParkedCall:
             abilities: what the client can be asked.
             source: revision of the upstream.
             size: bytes of the request to the upstream.
-            admit: whether there is room to park it.
+            admit: returns whether there's room to park the call.
         """
         self.id: str = ""
         """Id once it's parked; empty before."""
@@ -92,18 +91,18 @@ class ParkedCall:
         self.source: Revision = source
         self.size: int = size
         self.owner: str = call.owner
-        self.bound: bytes = b""
+        self.binding: bytes = b""
         """Hash of principal, method, name, and arguments."""
         self.round: int = 0
-        """Number of times that the client was asked."""
-        self.following: bool = True
-        """Whether a request of the client waits for it."""
+        """Number of rounds of questions so far."""
+        self.has_request: bool = True
+        """Whether a request of the client is waiting for the call."""
         self.task: asyncio.Task[bytes]
         self.timer: asyncio.TimerHandle | None = None
         self._admit = admit
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
-        self._news = asyncio.Event()
+        self._change = asyncio.Event()
         self._notify: Notify | None = None
         self._backlog = Backlog()
         """Notifications that arrived while no request of the client was waiting."""
@@ -114,9 +113,9 @@ class ParkedCall:
         self.task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[bytes]) -> None:
-        self._news.set()
+        self._change.set()
         if not task.cancelled():
-            task.exception()  # or asyncio would log it as never retrieved
+            task.exception()  # otherwise asyncio logs that it was never retrieved
 
     # Messages from the upstream
 
@@ -133,17 +132,17 @@ class ParkedCall:
         else:
             self._backlog.put(method, params)
 
-    async def ask(self, asked: ForwardedQuestion) -> bytes:
-        """Return the answer that a later request carries.
+    async def ask(self, forwarded: ForwardedQuestion) -> bytes:
+        """Return the answer from a later request.
 
         Raises:
             ProtocolError: too many questions are open.
         """
-        if len(self._open) >= MAX_ASKED or not self._admit(self):
+        if len(self._open) >= MAX_OPEN_QUESTIONS or not self._admit(self):
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
         key = f"q{next(self._keys)}"
-        question = self._open[key] = _OpenQuestion(asked, asyncio.get_running_loop().create_future())
-        self._news.set()
+        question = self._open[key] = _OpenQuestion(forwarded, asyncio.get_running_loop().create_future())
+        self._change.set()
         try:
             return await question.answer
         finally:
@@ -164,8 +163,8 @@ class ParkedCall:
                 await asyncio.sleep(0)  # questions that arrived together are asked together
                 self.round += 1
                 return self._open_questions()
-            self._news.clear()
-            await self._news.wait()
+            self._change.clear()
+            await self._change.wait()
         return None
 
     def _open_questions(self) -> dict[str, Any]:
@@ -175,33 +174,33 @@ class ParkedCall:
             if not each.answer.done()
         }
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Record that a request of the client has ended."""
         self._notify = None
-        self.following = False
+        self.has_request = False
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any]) -> None:
-        """Answer questions for a request of the client that waits from now on.
+        """Pass on the answers of a request that will now wait for the call.
 
         Raises:
             ProtocolError: the request belongs to another call or an earlier round, or an answer is malformed.
         """
-        if self.following or number != self.round or bound != self.bound:
-            raise ProtocolError(INVALID_PARAMS, OVER)
+        if self.has_request or number != self.round or bound != self.binding:
+            raise ProtocolError(INVALID_PARAMS, CALL_OVER)
         answers = {key: bytes(raw) for key, raw in responses.items() if key in self._open}
         for key, raw in answers.items():
             project_answer(self._open[key].question, raw, self.source)
         for key, raw in answers.items():
             if not self._open[key].answer.done():
                 self._open[key].answer.set_result(raw)
-        self.following = True
+        self.has_request = True
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class _Remote(Struct, eq=False):
-    """A call of another worker that was resumed by a request here."""
+    """A call on another worker, resumed by a request on this one."""
 
     worker: str
     notify: Notify
@@ -216,26 +215,26 @@ class ParkedCalls:
     def __init__(self, services: Services) -> None:
         """Create an empty table. Questions have the same bounds as those for handshake clients."""
         self._services = services
-        self._parked: dict[str, ParkedCall] = {}
+        self._calls: dict[str, ParkedCall] = {}
         self._by_owner: Counter[str] = Counter()
         self._bytes = 0
         self._bytes_by_owner: Counter[str] = Counter()
         self._running: set[ParkedCall] = set()
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
-        """Calls of other workers, by our number."""
+        """Calls on other workers, by this worker's number."""
         self._followers: dict[tuple[str, int], asyncio.Task[None]] = {}
-        """Requests of other workers, by worker and its number."""
+        """Requests on other workers, by worker and its number."""
         self._tasks: set[asyncio.Task[Any]] = set()
         peers = services.peers
-        peers.on(WakeCall, self._wake_for)
-        peers.on(LeaveCall, self._leave_for)
-        peers.on(CallNews, self._take_news)
-        peers.on_interruption(self._interrupt)
-        peers.on_workers(self._look)
+        peers.on(WakeCall, self._on_wake_call)
+        peers.on(LeaveCall, self._on_leave_call)
+        peers.on(CallNews, self._on_call_news)
+        peers.on_interruption(self._on_interruption)
+        peers.on_workers(self._drop_calls_of_dead_workers)
 
     def __len__(self) -> int:
-        return len(self._parked)
+        return len(self._calls)
 
     async def close(self) -> None:
         """End all calls."""
@@ -266,10 +265,10 @@ class ParkedCalls:
             source: revision of the upstream.
             size: bytes of the request to the upstream.
             exchange: runs the call, with the `Recipient` of the upstream's messages.
-            ask_client: returns what ends the client's request with questions, and keeps a ticket for `resume`.
+            ask_client: returns the exception that ends the client's request with questions and a ticket for `resume`.
 
         Raises:
-            InputRequired: the upstream asks.
+            InputRequired: the upstream asks a question.
             ClientError: there's no result.
         """
         parked = ParkedCall(call, relay.abilities, source, size, self._admit)
@@ -281,7 +280,7 @@ class ParkedCalls:
         """Continue a call with the answers of a retry. Also raises what `run` raises.
 
         Raises:
-            ProtocolError: the call is over, or was answered already.
+            ProtocolError: the call has ended, or was already answered.
             ToolError: the worker that held it has stopped.
         """
         found = _decode_ticket(ticket)
@@ -292,25 +291,25 @@ class ParkedCalls:
         return await self._follow(parked, call, relay, ask_client)
 
     def _find(self, parked_id: str) -> ParkedCall:
-        parked = self._parked.get(parked_id)
+        parked = self._calls.get(parked_id)
         if parked is None:
-            raise ProtocolError(INVALID_PARAMS, OVER)
+            raise ProtocolError(INVALID_PARAMS, CALL_OVER)
         return parked
 
     async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, ask_client: AskClient) -> bytes:
         parked.attach(relay.notify)
         try:
             asks = await parked.next()
-        except BaseException:  # the client no longer wants the result
+        except BaseException:  # the client canceled
             self._drop(parked)
             raise
         finally:
-            parked.leave()
+            parked.detach()
         if asks is None:
             self._drop(parked)
             await relay.settle()
             return parked.task.result()
-        parked.bound = call_binding(call)
+        parked.binding = call_binding(call)
         self._wait_for_client(parked)
         await relay.settle()
         raise ask_client(asks, encode(self._ticket(parked)))
@@ -328,14 +327,14 @@ class ParkedCalls:
             return True
         settings = self._services.settings
         if (
-            len(self._parked) >= settings.max_questions
+            len(self._calls) >= settings.max_questions
             or self._by_owner[parked.owner] >= settings.max_questions_per_principal
             or self._bytes + parked.size > MAX_BYTES
             or self._bytes_by_owner[parked.owner] + parked.size > MAX_BYTES // 2
         ):
             return False
         parked.id = secrets.token_hex(16)
-        self._parked[parked.id] = parked
+        self._calls[parked.id] = parked
         self._by_owner[parked.owner] += 1
         self._bytes += parked.size
         self._bytes_by_owner[parked.owner] += parked.size
@@ -347,7 +346,7 @@ class ParkedCalls:
         if parked.timer is not None:
             parked.timer.cancel()
         self._running.discard(parked)
-        if self._parked.pop(parked.id, None) is not None:
+        if self._calls.pop(parked.id, None) is not None:
             self._by_owner[parked.owner] -= 1
             self._bytes -= parked.size
             self._bytes_by_owner[parked.owner] -= parked.size
@@ -365,12 +364,12 @@ class ParkedCalls:
         try:
             try:
                 if not await peers.send(ticket.worker, message):
-                    raise unavailable(call, LOST)
-                async with asyncio.timeout(_WAKES):
+                    raise unavailable_error(call, CALL_LOST)
+                async with asyncio.timeout(_WAKE_TIMEOUT):
                     await remote.wake_event.wait()
             except (LocalError, OSError) as exc:  # a timeout is an OSError, too
                 self._send_soon(ticket.worker, LeaveCall(number))
-                raise unavailable(call, UNREACHABLE) from exc
+                raise unavailable_error(call, WORKER_UNREACHABLE) from exc
             kind, body = await remote.outcome
         except asyncio.CancelledError:
             self._send_soon(ticket.worker, LeaveCall(number))
@@ -390,7 +389,7 @@ class ParkedCalls:
     def _to_exception(call: Call, kind: str, body: bytes) -> Exception:
         """Convert the outcome of a call on another worker to an exception."""
         if kind == "lost":
-            return unavailable(call, LOST)
+            return unavailable_error(call, CALL_LOST)
         code, message, data = _decode_failure(body)
         if kind == "refused":
             return ProtocolError(code, message, data)
@@ -403,13 +402,13 @@ class ParkedCalls:
             with contextlib.suppress(LocalError, OSError):
                 await self._services.peers.send(worker, message)
 
-        self._keep(asyncio.get_running_loop().create_task(send()))
+        self._keep_task(asyncio.get_running_loop().create_task(send()))
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
+    def _keep_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _take_news(self, news: CallNews, worker: str) -> None:
+    def _on_call_news(self, news: CallNews, worker: str) -> None:
         remote = self._remote.get(news.number)
         if remote is None or remote.worker != worker or remote.outcome.done():
             return
@@ -423,16 +422,16 @@ class ParkedCalls:
         if not news.more:
             remote.outcome.set_result((news.kind, b"".join(remote.pieces)))
 
-    def _interrupt(self) -> None:
-        """Resynchronize after messages may have been lost, including results."""
+    def _on_interruption(self) -> None:
+        """End the calls on other workers, because messages with their results may have been lost."""
         for number, remote in self._remote.items():
             if not remote.outcome.done():
                 remote.wake_event.set()
                 remote.outcome.set_result(("lost", b""))
                 self._send_soon(remote.worker, LeaveCall(number))
 
-    async def _look(self) -> None:
-        """Give up calls that depend on workers that have stopped."""
+    async def _drop_calls_of_dead_workers(self) -> None:
+        """Drop calls that depend on workers that have stopped."""
         alive = self._services.store.workers.alive
         for worker in {remote.worker for remote in self._remote.values()}:
             if not await alive(worker):
@@ -448,14 +447,14 @@ class ParkedCalls:
 
     # For another worker
 
-    def _wake_for(self, message: WakeCall, worker: str) -> None:
+    def _on_wake_call(self, message: WakeCall, worker: str) -> None:
         if (worker, message.number) in self._followers or len(self._followers) >= self._services.settings.max_questions:
             return
         follower = asyncio.get_running_loop().create_task(self._follow_for(message, worker))
         self._followers[worker, message.number] = follower
         follower.add_done_callback(lambda _: self._followers.pop((worker, message.number), None))
 
-    def _leave_for(self, message: LeaveCall, worker: str) -> None:
+    def _on_leave_call(self, message: LeaveCall, worker: str) -> None:
         follower = self._followers.get((worker, message.number))
         if follower is not None:
             follower.cancel()
@@ -470,9 +469,9 @@ class ParkedCalls:
             return
 
         async def send(kind: str, body: bytes) -> None:
-            pieces = range(0, max(len(body), 1), _PIECE)
+            pieces = range(0, max(len(body), 1), _MAX_MESSAGE)
             for at in pieces:
-                news = CallNews(message.number, kind, body[at : at + _PIECE], at + _PIECE < len(body))
+                news = CallNews(message.number, kind, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
                 if not await self._services.peers.send(worker, news):
                     raise LocalError("The worker that resumed a call has stopped.")
 
@@ -481,7 +480,7 @@ class ParkedCalls:
             await send("woken", b"")
             parked.attach(outbox.put)
             asks = await parked.next()
-            parked.leave()
+            parked.detach()
             if asks is None:
                 self._drop(parked)
             else:
@@ -516,6 +515,6 @@ def _failure(code: int, message: str, data: Any) -> bytes:
     return encode((code, message, data))
 
 
-def unavailable(call: Call, text: str) -> ToolError | ProtocolError:
+def unavailable_error(call: Call, text: str) -> ToolError | ProtocolError:
     """Return the error for a call that can't be continued."""
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)

@@ -15,12 +15,12 @@ from millstream.gateway._catalog import METHODS, Description
 from millstream.gateway._cycles import CAPABILITY, announced_ids, identity
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
-from millstream.gateway._kept_results import KeptResults
 from millstream.gateway._page import GatewayReports
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import AcceptedFile, Pins
 from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool
+from millstream.gateway._stored_results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
 
 if TYPE_CHECKING:
@@ -56,24 +56,24 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._registered: dict[tuple[str, str], tuple[Upstream, Any]] = {}
-        """(kind, name here) -> upstream, and the description that the item was created from."""
-        self._kept: dict[str, KeptResults] = {}
+        self._items: dict[tuple[str, str], tuple[Upstream, Any]] = {}
+        """(kind, name on this server) -> upstream, and the description that the item was created from."""
+        self._stored_results: dict[str, StoredResults] = {}
         """Upstream -> its stored oversized results."""
-        self._shadowed: dict[tuple[str, str], str] = {}
-        """(kind, name) of upstreams' items that clash with this server's own -> what to do about it."""
-        self._odd_names: set[str] = set()
-        """Names that not every client can call, and that have been logged."""
+        self._name_conflicts: dict[tuple[str, str], str] = {}
+        """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
+        self._warned_names: set[str] = set()
+        """Names that not every client can call, and that were already logged."""
         self._ids: list[str] = []
         """Id of this gateway, and those of the gateways behind it."""
-        self._followed: dict[object, frozenset[str]] = {}
+        self._subscriptions: dict[object, frozenset[str]] = {}
         """Stream or connection -> the URIs that it subscribes to."""
 
     async def open(self, host: Host) -> None:
-        """Connect in the background, and wait for first lists for a while.
+        """Connect in the background, and wait a limited time for the first lists.
 
         Raises:
-            ValueError: an upstream can't work, or two have the same name or prefix.
+            ValueError: an upstream is invalid, or two have the same name or prefix.
         """
         self._host = host
         if host.registry.unlisted is not None:
@@ -93,43 +93,43 @@ class GatewayPart:
             make = Upstream if config.openapi is None else _api_upstream()
             upstream = self.upstreams[config.name] = make(
                 config,
-                changed=self._register,
-                updated=self._on_update,
-                parked=parked,
+                on_change=self._register,
+                on_update=self._on_update,
+                parked_calls=parked,
                 store=host.store,
                 server=self.definition.name,
             )
             upstream.gateway = self._ids[0]
-            self._give_policy(upstream, host)
-            await self._give_credentials(upstream, host)
+            self._set_up_policy(upstream, host)
+            await self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self
         host.registry.unlisted = self._find_unlisted
         host.on_http(self._serve)
-        host.check_ready(self._doubt)
-        host.gateway = GatewayReports(self.upstreams, self._registered)
+        host.check_ready(self._degraded_reason)
+        host.gateway = GatewayReports(self.upstreams, self._items)
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open(pool)
         host.every_second(self._end_idle_links)
-        self._offer_figures(host)
-        await self._wait()
-        if self._shadowed:
-            raise ValueError(next(iter(self._shadowed.values())))
+        self._register_metrics(host)
+        await self._wait_for_lists()
+        if self._name_conflicts:
+            raise ValueError(next(iter(self._name_conflicts.values())))
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
 
     def _announce_ids(self, host: Host) -> None:
         """Announce the id of this gateway to other gateways."""
-        places = [
+        targets = [
             (each.name, "" if hasattr(each.target, "running") else repr(each.target))
             for each in self.definition.upstreams
         ]
-        self._ids.append(identity(host.services.secrets.values[0], self.definition.name, places))
-        if any(place for _, place in places):
+        self._ids.append(identity(host.services.secrets.values[0], self.definition.name, targets))
+        if any(target for _, target in targets):
             host.capability(CAPABILITY, {"ids": self._ids}, member="experimental")
 
     def _merge_ids(self) -> None:
@@ -140,7 +140,7 @@ class GatewayPart:
             self._ids[:] = ids
             self._host.dispatcher.announcement.forget()
 
-    async def _give_credentials(self, upstream: Upstream, host: Host) -> None:
+    async def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
@@ -151,14 +151,14 @@ class GatewayPart:
         )
         if credentials is not None:
             upstream.credentials = credentials
-            credentials.changed = upstream.end_links_of
+            credentials.on_change = upstream.end_links_of
             if credentials.personal:
-                host.registry.offer("tools")  # early clients still look for tools later
+                host.registry.offer("tools")  # clients that connect early can list tools later
             host.stack.push_async_callback(credentials.close)
 
-    def _give_policy(self, upstream: Upstream, host: Host) -> None:
+    def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        kept = self._kept[config.name] = KeptResults(host.store.kv, upstream.names)
+        kept = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
         if upstream.policy is not None and upstream.policy.has_budgets:
             template = kept.template()
             host.registry.add("templates", template.name, template)
@@ -167,7 +167,7 @@ class GatewayPart:
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
             if pins.file is not None:
                 host.every_second(_PinFileRefresh(upstream, pins.file))
-            if pins.forgets:
+            if pins.is_volatile:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
                     "there's no lock file. Run `millstream gateway accept`, or use a persistent store such as "
@@ -189,13 +189,13 @@ class GatewayPart:
         }
         ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
-    async def _wait(self) -> None:
+    async def _wait_for_lists(self) -> None:
         """Wait for the first lists, up to each upstream's configured time."""
 
         async def wait(upstream: Upstream) -> None:
             try:
                 async with asyncio.timeout(upstream.config.start_timeout):
-                    await upstream.listed.wait()
+                    await upstream.lists_ready.wait()
             except TimeoutError:
                 logger.warning("The upstream %s has not returned any lists yet", upstream.config.name)
 
@@ -207,17 +207,17 @@ class GatewayPart:
         """Return state and statistics of each upstream, for operators."""
         return [upstream.describe() for upstream in self.upstreams.values()]
 
-    def _doubt(self) -> str:
+    def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.state == "degraded"]
         return f"upstreams that can't be reached: {', '.join(down)}" if down else ""
 
-    def _offer_figures(self, host: Host) -> None:
+    def _register_metrics(self, host: Host) -> None:
         host.report("upstreams", lambda: {name: upstream.state for name, upstream in self.upstreams.items()} or None)
         if host.metrics is None:
             return
-        read, figures = host.metrics.read, self._figures
+        read, figures = host.metrics.read, self._statistic
         label = ("upstream",)
-        read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up, label, merge="min")
+        read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up_states, label, merge="min")
         read("counter", "gateway_calls_total", "Calls sent to an upstream.", lambda: figures("calls"), label)
         text = "Calls sent to an upstream that got no response."
         read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
@@ -229,10 +229,10 @@ class GatewayPart:
             read("gauge", f"gateway_{share}", text, lambda share=share: figures(share), label, merge="max")  # type: ignore[misc]
 
     @property
-    def _up(self) -> dict[tuple[str, ...], float]:
+    def _up_states(self) -> dict[tuple[str, ...], float]:
         return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
 
-    def _figures(self, name: str) -> dict[tuple[str, ...], float]:
+    def _statistic(self, name: str) -> dict[tuple[str, ...], float]:
         return {(each["name"],): each.get(name, 0) for each in self.describe()}
 
     def _end_idle_links(self, now: float) -> None:
@@ -242,7 +242,7 @@ class GatewayPart:
     # Items
 
     def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
-        """Offer what an upstream lists now, and remove what it no longer lists.
+        """Offer the items that an upstream lists now, and remove those that it no longer lists.
 
         Args:
             upstream: upstream with a new catalog.
@@ -259,18 +259,20 @@ class GatewayPart:
             name = named(description[key])
             if (other := self._claimant(upstream, kind, name)) is not None:
                 logger.error(
-                    "%s: %r is left out: names like this belong to the upstream %s",
+                    "%s: skipped %r, because its prefix belongs to the upstream %s",
                     upstream.config.name, name, other.config.name,
                 )  # fmt: skip
                 continue
             if (kind, name) in wanted:
-                logger.error("%s: %r is left out: another item is named %r", upstream.config.name, own_name, name)
+                logger.error("%s: skipped %r, because another item is named %r", upstream.config.name, own_name, name)
                 continue
             wanted[kind, name] = own_name, description
         changed = set(announced)
         self._warn_of_names(upstream, [name for kind, name in wanted if kind == "tools"])
         for kind in METHODS:
-            if self._exchange(upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}):
+            if self._replace_items(
+                upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}
+            ):
                 changed.add(_CHANGE_OF[kind])
         for capability in _CAPABILITIES & upstream.catalog.capabilities.keys():
             self._host.registry.offer(capability)
@@ -279,13 +281,13 @@ class GatewayPart:
         self._extensions.update(self.upstreams.values())
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
-            self._announce(change)
+            self._notify_clients(change)
 
     def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
         """Warn once for each tool whose name won't work with every client."""
-        odd = [name for name in tools if not works_everywhere(name) and name not in self._odd_names]
+        odd = [name for name in tools if not works_everywhere(name) and name not in self._warned_names]
         if odd:
-            self._odd_names.update(odd)
+            self._warned_names.update(odd)
             logger.warning(
                 "%s: the name %.150r and %d others won't work with every client, even with the prefix: %s",
                 upstream.config.name, odd[0], len(odd) - 1, NAMES_THAT_WORK,
@@ -310,32 +312,30 @@ class GatewayPart:
                 parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
         return "\n\n".join(parts)
 
-    def _exchange(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
+    def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry = self._host.registry
-        mine = {
-            name: made for (each, name), (owner, made) in self._registered.items() if owner is upstream and each == kind
-        }
+        mine = {name: made for (each, name), (owner, made) in self._items.items() if owner is upstream and each == kind}
         removed = [name for name, made in mine.items() if wanted.get(name) != made]
         added: dict[str, Any] = {}
         for name, (own_name, description) in wanted.items():
             if mine.get(name) == (own_name, description):
                 continue
             if name not in mine and registry.has(kind, name):
-                self._collide(upstream, kind, name)
+                self._report_name_conflict(upstream, kind, name)
                 continue
             try:
                 rules = None if upstream.policy is None else upstream.rules(kind, own_name)
                 added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
-                logger.warning("%s: %r is left out: %s", upstream.config.name, name, exc)
+                logger.warning("%s: skipped %r: %s", upstream.config.name, name, exc)
         if not removed and not added:
             return False
         registry.exchange(kind, removed, added)
         for name in removed:
-            del self._registered[kind, name]
+            del self._items[kind, name]
         for name in added:
-            self._registered[kind, name] = upstream, wanted[name]
+            self._items[kind, name] = upstream, wanted[name]
         return True
 
     def _make_item(
@@ -353,13 +353,13 @@ class GatewayPart:
         if isinstance(item, Template) and not upstream.names.prefix:
             item.template = RestrictedPattern(item.template, lambda uri: self._claimant(upstream, kind, uri) is None)
         if rules is not None:
-            rules.apply(item, self._kept[upstream.config.name].keep)
+            rules.apply(item, self._stored_results[upstream.config.name].save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
         """Return another upstream whose longer prefix matches a name or URI.
 
-        Otherwise an upstream could take calls that are meant for another one.
+        This prevents an upstream from receiving calls that are meant for another one.
         """
         names = upstream.names
         for other in self.upstreams.values():
@@ -369,16 +369,16 @@ class GatewayPart:
                 return other
         return None
 
-    def _collide(self, upstream: Upstream, kind: str, name: str) -> None:
-        """Report an item whose name is taken; the first one stays."""
-        other = self._registered.get((kind, name))
+    def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
+        """Log an item whose name is taken. The first item stays registered."""
+        other = self._items.get((kind, name))
         noun, mine = NOUNS[kind], upstream.config.name
         if other is None:
             text = (
-                f"The {noun} {name!r} is this server's own, and the upstream {mine!r} has one with that name, "
-                f"too: give the upstream another prefix=, or rename the {noun}"
+                f"This server and the upstream {mine!r} both have a {noun} {name!r}: give the upstream another "
+                f"prefix=, or rename the {noun}"
             )
-            self._shadowed[kind, name] = text
+            self._name_conflicts[kind, name] = text
         else:
             text = (
                 f"The upstreams {other[0].config.name!r} and {mine!r} both have a {noun} {name!r}: only the first "
@@ -413,16 +413,16 @@ class GatewayPart:
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
         """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
-        if not uris and owner not in self._followed:
+        if not uris and owner not in self._subscriptions:
             return
-        before = self._followed.pop(owner, frozenset())
+        before = self._subscriptions.pop(owner, frozenset())
         if uris:
-            self._followed[owner] = frozenset(uris)
-        everything = frozenset[str]().union(*self._followed.values())
+            self._subscriptions[owner] = frozenset(uris)
+        everything = frozenset[str]().union(*self._subscriptions.values())
         for upstream in self.upstreams.values():
             mine = {own for uri in everything if (own := self._own_uri(upstream, uri))}
             if mine or any(self._own_uri(upstream, uri) for uri in before):
-                upstream.watches.want(frozenset(mine), handshake=upstream.revision.handshake)
+                upstream.watches.set_resources(frozenset(mine), handshake=upstream.revision.handshake)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
@@ -446,9 +446,9 @@ class GatewayPart:
         return upstream.names.original_uri(uri) or ""
 
     def _is_local(self, uri: str) -> bool:
-        return uri in self._host.registry.resources and ("resources", uri) not in self._registered
+        return uri in self._host.registry.resources and ("resources", uri) not in self._items
 
-    def _announce(self, change: str) -> None:
+    def _notify_clients(self, change: str) -> None:
         """Notify the clients of this worker. Other workers have their own copies of the lists, and do the same."""
         for listener in self._host.changes:
             listener(change)
@@ -456,10 +456,10 @@ class GatewayPart:
 
     def _unregister_all(self) -> None:
         for kind in METHODS:
-            names = [name for each, name in self._registered if each == kind]
+            names = [name for each, name in self._items if each == kind]
             if names:
                 self._host.registry.exchange(kind, names, {})
-        self._registered.clear()
+        self._items.clear()
         self._host.services.changes.source = None
         self._host.registry.unlisted = None
         self._host.registry.hints = {}
@@ -486,10 +486,10 @@ def _api_upstream() -> type[Upstream]:
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:
-    """Check that upstreams can work, alone and together.
+    """Check the configuration of all upstreams.
 
     Raises:
-        ValueError: one can't work, or two have the same name or prefix.
+        ValueError: one is invalid, or two have the same name or prefix.
     """
     names: set[str] = set()
     prefixes: dict[str, str] = {}

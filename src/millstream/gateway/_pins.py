@@ -2,7 +2,7 @@
 
 With ``trust = "pin"``, an item is offered only while its definition is the accepted one. `millstream gateway accept`
 writes accepted definitions to a file for version control. For items that aren't in it, the store keeps the digest of
-the first definition. Changes of the file take effect at the next check.
+the first definition. Changes to the file take effect at the next check.
 """
 
 import tempfile
@@ -21,19 +21,19 @@ from millstream.client._errors import ClientError
 from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._policy import UpstreamPolicy
 
-_YEARS = 10 * 365 * 24 * 3600.0
+_PIN_SECONDS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""
-_BATCH = 500
-_MAX_KEPT = 16 * 1024
+_BATCH_SIZE = 500
+_MAX_DEFINITION = 16 * 1024
 """Maximum bytes of a definition that is stored with its digest, to show what has changed."""
-_DIGEST = 64
+_DIGEST_LENGTH = 64
 
-Accepted = dict[str, dict[str, Description]]
+AcceptedDefinitions = dict[str, dict[str, Description]]
 """Kind -> upstream's name -> definition."""
 
 
 INSTRUCTIONS = "server", "instructions"
-"""Kind and name of the upstream's own description, which models follow like tool descriptions."""
+"""Kind and name of the upstream's instructions, which models follow like tool descriptions."""
 
 
 class PinsUnavailable(ClientError):
@@ -65,7 +65,7 @@ class AcceptedFile:
     def __init__(self, path: str | Path) -> None:
         self.path: Path = Path(path)
         self._stamp: object = None
-        self._read: dict[str, Accepted] = {}
+        self._definitions: dict[str, AcceptedDefinitions] = {}
 
     @property
     def stamp(self) -> object:
@@ -76,7 +76,7 @@ class AcceptedFile:
             return None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def of(self, upstream: str) -> Accepted:
+    def of(self, upstream: str) -> AcceptedDefinitions:
         """Return the accepted definitions of an upstream.
 
         Raises:
@@ -86,11 +86,11 @@ class AcceptedFile:
         if stamp != self._stamp:
             try:
                 data = self.path.read_bytes() if stamp is not None else b"{}"
-                self._read = msgspec.json.decode(data, type=dict[str, Accepted])
+                self._definitions = msgspec.json.decode(data, type=dict[str, AcceptedDefinitions])
             except (OSError, ValueError, RecursionError) as exc:
                 raise LocalError(f"The accepted definitions in {self.path} can't be read: {exc}") from exc
             self._stamp = stamp
-        return self._read.get(upstream, {})
+        return self._definitions.get(upstream, {})
 
     def accept(self, upstream: str, kind: str, definitions: Mapping[str, Description | None]) -> None:
         """Write the definitions of some items; None removes one.
@@ -99,13 +99,13 @@ class AcceptedFile:
             LocalError, OSError: the file can't be read or written.
         """
         self.of(upstream)
-        kept = self._read.setdefault(upstream, {}).setdefault(kind, {})
+        kept = self._definitions.setdefault(upstream, {}).setdefault(kind, {})
         for name, definition in definitions.items():
             if definition is None:
                 kept.pop(name, None)
             else:
                 kept[name] = definition
-        text = msgspec.json.format(msgspec.json.encode(self._read, order="sorted"), indent=2) + b"\n"
+        text = msgspec.json.format(msgspec.json.encode(self._definitions, order="sorted"), indent=2) + b"\n"
         with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False) as new:
             new.write(text)
         Path(new.name).replace(self.path)
@@ -123,17 +123,17 @@ class Pins:
 
     def __init__(self, upstream: str, policy: UpstreamPolicy, kv: Map) -> None:
         self._upstream = upstream
-        self._accepts = policy.first_seen == "accept"
+        self._accepts_new = policy.first_seen == "accept"
         self._kv = kv
         self.file: AcceptedFile | None = AcceptedFile(policy.pins) if policy.pins else None
 
     @property
-    def forgets(self) -> bool:
-        """Whether first definitions are accepted, but not kept beyond this process."""
+    def is_volatile(self) -> bool:
+        """Whether the accepted first definitions are lost when this process ends."""
         lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and self.file.stamp is not None)
-        return self._accepts and not lasts
+        return self._accepts_new and not lasts
 
-    async def sort(self, catalog: Catalog) -> tuple[Catalog, list[QuarantinedItem]]:
+    async def split(self, catalog: Catalog) -> tuple[Catalog, list[QuarantinedItem]]:
         """Split a catalog into accepted items and quarantined ones.
 
         Raises:
@@ -150,7 +150,7 @@ class Pins:
                 elif (first := seen.get((kind, name))) is not None:
                     fits, mine = first.startswith(digest), _read_definition(first)
                 else:
-                    fits = self._accepts and await self._see(kind, name, definition)
+                    fits = self._accepts_new and await self._pin_first(kind, name, definition)
                 if not fits:
                     found.append(QuarantinedItem(kind, name, definition, mine))
         except LocalError as exc:
@@ -167,20 +167,20 @@ class Pins:
 
     async def _read_pins(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
         found: dict[tuple[str, str], bytes] = {}
-        for start in range(0, len(items), _BATCH):
-            batch = items[start : start + _BATCH]
+        for start in range(0, len(items), _BATCH_SIZE):
+            batch = items[start : start + _BATCH_SIZE]
             values = await self._kv.get_many([self._key(kind, name) for kind, name in batch])
             found |= {item: value for item, value in zip(batch, values, strict=True) if value is not None}
         return found
 
-    async def _see(self, kind: str, name: str, definition: Description) -> bool:
+    async def _pin_first(self, kind: str, name: str, definition: Description) -> bool:
         """Accept the first definition of an item. Return False if another worker has just accepted a different one."""
         key, digest = self._key(kind, name), digest_of(definition)
         text = msgspec.json.encode(definition)
         try:
-            won = await self._kv.compare_and_set(key, None, digest + text[:_MAX_KEPT], _YEARS)
+            won = await self._kv.compare_and_set(key, None, digest + text[:_MAX_DEFINITION], _PIN_SECONDS)
         except StoreFull:  # the digest is enough to compare
-            won = await self._kv.compare_and_set(key, None, digest, _YEARS)
+            won = await self._kv.compare_and_set(key, None, digest, _PIN_SECONDS)
         return won or (await self._kv.get(key) or b"").startswith(digest)
 
     def _key(self, kind: str, name: str) -> str:
@@ -192,7 +192,7 @@ class Pins:
 def _read_definition(value: bytes) -> Description | None:
     """Return the definition stored with a digest; None if it was too large."""
     try:
-        return _decode_definition(value[_DIGEST:])
+        return _decode_definition(value[_DIGEST_LENGTH:])
     except (msgspec.DecodeError, RecursionError):
         return None
 

@@ -29,7 +29,7 @@ from millstream._server.features.tools import Tool
 from millstream.gateway._names import Names
 from millstream.gateway._redaction import Redaction, Redactor
 
-CHARACTERS = 4
+CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
@@ -47,7 +47,7 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     groups: Texts = ()
     """Values of the claim `groups`; a caller needs at least one. The item is hidden from other callers."""
     claims: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
-    """Claims that a caller needs: each equals the value, or is a list that contains it. Hidden from other callers."""
+    """Claims that a caller needs, each with this value or as a list that contains it. Hidden from other callers."""
     tags: Texts = ()
     """Tags for `Server.disable` and tool search."""
     redact_results: tuple[str | Redaction, ...] = ()
@@ -64,12 +64,12 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
                 continue
             value = getattr(self, each.name)
             try:
-                held = msgspec.convert(value, each.type)
+                converted = msgspec.convert(value, each.type)
             except msgspec.ValidationError as exc:
                 words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
                 raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
-            if held is not value:
-                force_setattr(self, each.name, held)
+            if converted is not value:
+                force_setattr(self, each.name, converted)
 
 
 class ToolRules(CommonRules, frozen=True, kw_only=True):
@@ -159,7 +159,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
 
 
 class Visibility(Struct, frozen=True):
-    """Decides who sees an item: ``visible(principal)``. Anonymous callers don't."""
+    """Decides who sees an item: ``visible(principal)``. Anonymous callers never do."""
 
     groups: tuple[frozenset[str], ...]
     """Sets of groups; a caller needs one of each set."""
@@ -171,13 +171,13 @@ class Visibility(Struct, frozen=True):
         if principal is None:
             return False
         found = principal.claims
-        mine = _several(found.get("groups"))
+        mine = _text_values(found.get("groups"))
         return all(not each.isdisjoint(mine) for each in self.groups) and all(
             _has_claim(found.get(name), value) for name, value in self.claims
         )
 
 
-def _several(claim: Any) -> set[str]:
+def _text_values(claim: Any) -> set[str]:
     items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
     return {each for each in items if isinstance(each, str)}
 
@@ -187,7 +187,7 @@ def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in items)
 
 
-Keep = Callable[[Call, bytes, float], Awaitable[dict[str, Any] | None]]
+SaveResult = Callable[[Call, bytes, float], Awaitable[dict[str, Any] | None]]
 """Stores an oversized result: ``await keep(call, result, seconds)`` returns the resource link to it, or None if it
 doesn't fit.
 """
@@ -299,7 +299,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             values = cast("dict[str, Any]", self.arguments.value(values))
         return {**values, **self.hidden}  # last, so a caller can't override them
 
-    def apply(self, item: Item, keep: Keep | None = None) -> None:
+    def apply(self, item: Item, keep: SaveResult | None = None) -> None:
         """Apply the rules to an upstream's item before it's registered. Its results are JSON objects as bytes.
 
         Args:
@@ -319,12 +319,12 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if isinstance(item, Template) and self.rules_of is not None:
             rules_of = self.rules_of
             item.template = RestrictedPattern(item.template, lambda uri: rules_of(uri) is not None)
-            item.run = _by_uri(item.run, rules_of)
+            item.run = _with_uri_rules(item.run, rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
-            item.run = self._around(item.run, keep, item.parameters)
+            item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
-    def _around(self, run: Run, keep: Keep | None, known: Collection[str]) -> Run:
+    def _wrap(self, run: Run, keep: SaveResult | None, known: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             given = self.fill(arguments, known) if self.changes_arguments else arguments
             if self.results is None:
@@ -341,7 +341,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
         return run_by_rules
 
-    async def _within_budget(self, result: bytes, call: Call, keep: Keep | None) -> bytes:
+    async def _within_budget(self, result: bytes, call: Call, keep: SaveResult | None) -> bytes:
         if not self.budget or len(result) <= self.budget:
             return result
         link = None if keep is None else await keep(call, result, self.seconds)
@@ -370,7 +370,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
         texts = [encode(whole["structuredContent"]).decode()]
     text = "\n".join(texts).encode()
     kept = text[:budget].decode("utf-8", "ignore")
-    rest = "The link has all of it." if link is not None else "The rest is too large to keep: ask for less."
+    rest = "The link has all of it." if link is not None else "The rest is too large to store: request less."
     note = f"[{len(kept.encode()):,} of {len(text):,} bytes of text. {rest}]"
     made: dict[str, Any] = {key: whole[key] for key in ("isError", "_meta") if key in whole}
     made["content"] = [{"type": "text", "text": f"{kept}\n{note}"}, *([] if link is None else [dict(link)])]
@@ -397,7 +397,7 @@ class RestrictedPattern:
         return found if found is not None and self._offers(uri) else None
 
 
-def _by_uri(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:
+def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:
     """Return a template's `run` that applies the rules of each URI, which may be stricter than the template's."""
 
     async def run_by_rules(arguments: Any, call: Call) -> Any:
@@ -431,7 +431,7 @@ class Policy:
         layers = [policy]
         while (above := layers[0].shared) is not None:
             if len(layers) > _MAX_SHARED or any(above is each for each in layers):
-                raise ValueError("The policies share each other. Remove one of the shared= options.")
+                raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
             layers.insert(0, above)
         self._layers = [_Layer(each) for each in layers]
         self._own = self._layers[-1]
@@ -499,7 +499,7 @@ class Policy:
         spellings = _spellings(original)
         if not all(self.allows("resources", each) for each in spellings):
             return None
-        others = _normalize(spellings)  # they only count against access, so the upstream's own spelling stays allowed
+        others = _normalize(spellings)  # these can only deny access, so the upstream's own spelling stays allowed
         if any(layer.denies(self._name_in(layer, "resources", each)) for layer in self._layers for each in others):
             return None
         found = [
@@ -537,7 +537,7 @@ class _Layer:
         self._policy = policy
         self._allow = _matcher(policy.allow) if policy.allow else None
         self._deny = _matcher(policy.deny) if policy.deny else None
-        self._some: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
+        self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
             kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
         }
 
@@ -559,7 +559,7 @@ class _Layer:
 
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
-        some = self._some["resources" if kind == "templates" else kind]
+        some = self._patterns["resources" if kind == "templates" else kind]
         return [self._policy, *(rules for matches, rules in some if matches(name))]
 
 
@@ -624,7 +624,7 @@ def _join(found: Sequence[CommonRules], name: str) -> tuple[str | Redaction, ...
 
 def _budget(found: Sequence[CommonRules]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
-    sizes = _last(found, "result_bytes", 0), _last(found, "result_tokens", 0) * CHARACTERS
+    sizes = _last(found, "result_bytes", 0), _last(found, "result_tokens", 0) * CHARACTERS_PER_TOKEN
     return min((size for size in sizes if size), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Process pools for stdio upstreams: bounded, restarted with backoff, and never left behind.
+"""Process pools for stdio upstreams: bounded, restarted with backoff, and always cleaned up.
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
@@ -30,37 +30,37 @@ from millstream.client._transports.transport import Listener, Transport, Transpo
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
-_STARTS = 4
+_MAX_BOOTING = 4
 """Maximum processes that boot at once; more would only slow each other down."""
-_BOOT = 15.0
+_BOOT_TIMEOUT = 15.0
 """Seconds after which a process without output no longer counts as booting."""
-_WAIT = 30.0
+_ADMISSION_TIMEOUT = 30.0
 """Seconds that a connection waits for a process."""
 _MAX_WAITING = 1000
 """Maximum waiting connections to one upstream."""
-_TICK = 0.25
+_RETRY_INTERVAL = 0.25
 """Seconds between attempts to make room for a process."""
 _MAX_KEYS = 1000
 """Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
-_MAX_DOUBLED = 16
-_FORGIVEN = 5.0
+_MAX_DOUBLINGS = 16
+_UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
-_GIVEN_UP = 3
+_MAX_UNANSWERED = 3
 """Unanswered requests after which a silent process counts as hung."""
 _MAX_LINE = 2000
 """Maximum bytes of a logged line of standard error."""
-_LINES = 50
+_ERROR_LINES_PER_SECOND = 50
 """Maximum logged lines of standard error per second and upstream."""
-_BURST = 200
-_ERROR_BYTES = 4 * 1024 * 1024
+_MAX_ERROR_BURST = 200
+_ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
 """Maximum bytes of standard error read per second; beyond that, the process blocks."""
-_MESSAGES = 5000
+_MESSAGES_PER_SECOND = 5000
 """Maximum notifications and requests of a process read per second; beyond that, the process blocks."""
-_OUTPUT_LINES = 100_000
+_LINES_PER_SECOND = 100_000
 """The same for lines of all kinds."""
-_SYSTEM = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
+_CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
 """Control characters, removed before logging."""
 
 
@@ -136,11 +136,11 @@ class UpstreamProcesses:
         """Processes that are running, starting, or stopping."""
         self.log: ErrorLog = ErrorLog(name)
         self._spares: deque[ProcessTransport] = deque()
-        self._refill: asyncio.Task[None] | None = None
+        self._refill_task: asyncio.Task[None] | None = None
         self._crashes: OrderedDict[str, _Crashes] = OrderedDict()
-        self._crashed: ProcessTransport | None = None
+        self._last_crash: ProcessTransport | None = None
         """Last process that crashed."""
-        self._turn = asyncio.Lock()
+        self._admission_lock = asyncio.Lock()
         self._waiting = 0
         self._counts: Counter[str] = Counter()
         self._closed = False
@@ -170,11 +170,11 @@ class UpstreamProcesses:
 
     def warm_up(self) -> None:
         """Start the configured number of spare processes in the background, if there's room."""
-        if self._may_warm_up() and (self._refill is None or self._refill.done()):
-            self._refill = self.pool.background.start(self._start_spares())
+        if self._may_warm_up() and (self._refill_task is None or self._refill_task.done()):
+            self._refill_task = self.pool.background.start(self._start_spares())
 
     def _may_warm_up(self) -> bool:
-        return len(self._spares) < self._wanted_spares and not self._closed and self._fits() and not self._delay("")
+        return len(self._spares) < self._wanted_spares and not self._closed and self._has_room() and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -206,27 +206,27 @@ class UpstreamProcesses:
             )
         self._waiting += 1
         try:
-            async with asyncio.timeout(_WAIT), self._turn:
-                while not self._fits():
+            async with asyncio.timeout(_ADMISSION_TIMEOUT), self._admission_lock:
+                while not self._has_room():
                     self._make_room()
-                    await self.pool.wait_for_room(_TICK)
+                    await self.pool.wait_for_room(_RETRY_INTERVAL)
                 self.running.add(transport)
             try:
-                async with asyncio.timeout(_WAIT):
+                async with asyncio.timeout(_ADMISSION_TIMEOUT):
                     await self.pool.starts.acquire()
             except BaseException:
                 self.forget(transport)
                 raise
-            transport.booting, transport.born = True, monotonic()
+            transport.booting, transport.started_at = True, monotonic()
         except TimeoutError as exc:
-            raise ConnectFailed(self._full()) from exc
+            raise ConnectFailed(self._full_message()) from exc
         finally:
             self._waiting -= 1
 
-    def _fits(self) -> bool:
+    def _has_room(self) -> bool:
         return len(self.running) < self._limit and not self.pool.full
 
-    def _full(self) -> str:
+    def _full_message(self) -> str:
         if len(self.running) >= self._limit:
             return f"All {self._limit} processes of {self.name} are in use. Try again later, or raise max_processes."
         return (
@@ -261,12 +261,12 @@ class UpstreamProcesses:
             self._counts["ended_idle"] += transport.retired
             return
         self._counts["crashed"] += 1
-        self._crashed = transport
+        self._last_crash = transport
         crashes = self._crashes.setdefault(transport.key, _Crashes())
         self._crashes.move_to_end(transport.key)
         while len(self._crashes) > _MAX_KEYS:
             self._crashes.popitem(last=False)
-        crashes.add(monotonic(), transport.born)
+        crashes.add(monotonic(), transport.started_at)
         _logger.warning("%s: process %d exited with code %s", self.name, transport.pid, transport.exit_code)
 
     def forget(self, transport: "ProcessTransport") -> None:
@@ -275,7 +275,7 @@ class UpstreamProcesses:
         with contextlib.suppress(ValueError):
             self._spares.remove(transport)
         transport.finish_boot()
-        self.pool.freed.set()
+        self.pool.room_event.set()
 
     def _delay(self, key: str) -> float:
         """Return the seconds until a process may start for a key."""
@@ -284,7 +284,7 @@ class UpstreamProcesses:
 
     @property
     def _last_error(self) -> str:
-        return "" if self._crashed is None else str(self._crashed.fault or "")
+        return "" if self._last_crash is None else str(self._last_crash.fault or "")
 
     def sweep(self, now: float) -> None:
         """Stop idle and hung processes, and replace spare ones."""
@@ -305,7 +305,7 @@ class UpstreamProcesses:
             started=self._counts["started"],
             crashed=self._counts["crashed"],
             ended_idle=self._counts["ended_idle"],
-            memory=sum(_memory(each.pid) for each in self.running if each.pid),
+            memory=sum(_resident_memory(each.pid) for each in self.running if each.pid),
             retry_seconds=max((self._delay(key) for key in self._crashes), default=0.0),
             last_error=self._last_error,
         )
@@ -313,9 +313,9 @@ class UpstreamProcesses:
     async def close(self) -> None:
         """Stop all processes, and start no more."""
         self._closed = True
-        if self._refill is not None:
-            self._refill.cancel()
-            await asyncio.wait([self._refill])
+        if self._refill_task is not None:
+            self._refill_task.cancel()
+            await asyncio.wait([self._refill_task])
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
         self.pool.remove(self)
 
@@ -323,7 +323,7 @@ class UpstreamProcesses:
 class ProcessPool:
     """The processes of all upstreams of one worker."""
 
-    def __init__(self, *, limit: int = 128, starts: int = _STARTS, min_idle_seconds: float = 5.0) -> None:
+    def __init__(self, *, limit: int = 128, starts: int = _MAX_BOOTING, min_idle_seconds: float = 5.0) -> None:
         """Create an empty pool. Processes start when a client connects to their target.
 
         Args:
@@ -337,7 +337,7 @@ class ProcessPool:
         # State
         self.background: Background = Background()
         self.starts: asyncio.Semaphore = asyncio.Semaphore(starts)
-        self.freed: asyncio.Event = asyncio.Event()
+        self.room_event: asyncio.Event = asyncio.Event()
         self.watchdog: Watchdog = Watchdog()
         self._upstreams: list[UpstreamProcesses] = []
 
@@ -398,10 +398,10 @@ class ProcessPool:
 
     async def wait_for_room(self, seconds: float) -> None:
         """Wait until a process ends, for at most `seconds`."""
-        self.freed.clear()
+        self.room_event.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.freed.wait()
+                await self.room_event.wait()
 
     def sweep(self, now: float) -> None:
         """Stop idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
@@ -411,7 +411,7 @@ class ProcessPool:
         """
         for processes in list(self._upstreams):
             processes.sweep(now)
-        if self.watchdog.missing:
+        if self.watchdog.is_missing:
             self.background.start(self.watchdog.start())
 
     async def close(self) -> None:
@@ -432,22 +432,22 @@ class ProcessTransport(StdioTransport):
         self._processes = processes
         self.key: str = ""
         self.attached: bool = False
-        """Whether a client has it."""
+        """Whether a client uses it."""
         self.closing: bool = False
         """Whether the pool is stopping it."""
         self.retired: bool = False
         """Whether the pool stopped it, rather than its client."""
         self.booting: bool = False
-        self.born: float = 0.0
+        self.started_at: float = 0.0
         self.last_used: float = monotonic()
-        self._asked_at: float = 0.0
-        """When the first request since its last output was sent; 0 without one."""
-        self._given_up = 0
-        """Number of those requests without a response."""
+        self._waiting_since: float = 0.0
+        """Time of the first request since the last output; 0 without one."""
+        self._unanswered_count = 0
+        """Number of requests since then that timed out or were canceled."""
         self._error_line = b""
-        self._output = _Flow(_OUTPUT_LINES)
-        self._messages = _Flow(_MESSAGES)
-        self._errors = _Flow(_ERROR_BYTES)
+        self._output = _RateMeter(_LINES_PER_SECOND)
+        self._messages = _RateMeter(_MESSAGES_PER_SECOND)
+        self._errors = _RateMeter(_ERROR_BYTES_PER_SECOND)
 
     @property
     def pid(self) -> int:
@@ -504,13 +504,13 @@ class ProcessTransport(StdioTransport):
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         self.last_used = now = monotonic()
-        self._asked_at = self._asked_at or now
+        self._waiting_since = self._waiting_since or now
         try:
             if not self.writable.is_set():
                 await self._take_turn()
             return await self._duplex.exchange(request)
         except asyncio.CancelledError:  # it took too long, or its caller was canceled
-            self._given_up += 1
+            self._unanswered_count += 1
             raise
 
     def idle_seconds(self, now: float) -> float:
@@ -529,10 +529,10 @@ class ProcessTransport(StdioTransport):
 
     def check(self, now: float) -> None:
         """Stop the process if it's hung."""
-        if self.booting and now - self.born > _BOOT:
+        if self.booting and now - self.started_at > _BOOT_TIMEOUT:
             self.finish_boot()
-        silence = now - self._asked_at if self._asked_at else 0.0
-        if self._given_up >= _GIVEN_UP and silence > self._processes.timeout and not self.closing:
+        silence = now - self._waiting_since if self._waiting_since else 0.0
+        if self._unanswered_count >= _MAX_UNANSWERED and silence > self._processes.timeout and not self.closing:
             self._duplex.end(ConnectionLost(f"The process of {self._processes.name} stopped responding."))
             self._kill(signal.SIGKILL)
 
@@ -547,8 +547,8 @@ class ProcessTransport(StdioTransport):
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         self.finish_boot()
-        self._asked_at = 0.0
-        self._given_up = 0
+        self._waiting_since = 0.0
+        self._unanswered_count = 0
         before = self.relay.count
         super().feed_stdout(data)
         self.last_used = now = monotonic()
@@ -623,8 +623,8 @@ class ListenerRelay:
             self._listener.on_interruption(transport, fault)
 
 
-class _Flow:
-    """Amount received in the current second."""
+class _RateMeter:
+    """Limits the amount received per second."""
 
     __slots__ = ("_amount", "_limit", "_since")
 
@@ -651,51 +651,50 @@ class _Crashes:
         self.count = 0
         self.until = 0.0
 
-    def add(self, now: float, born: float) -> None:
+    def add(self, now: float, started_at: float) -> None:
         """Record a crash. The first restart is immediate; after that the delay doubles, with jitter."""
-        self.count = max(0, self.count - int((now - born) / _FORGIVEN)) + 1
-        doubled = min(self.count - 2, _MAX_DOUBLED)
+        self.count = max(0, self.count - int((now - started_at) / _UPTIME_PER_CRASH)) + 1
+        doubled = min(self.count - 2, _MAX_DOUBLINGS)
         delay = 0.0 if doubled < 0 else min(_FIRST_DELAY * 2**doubled, _LONGEST_DELAY)
-        self.until = now + delay * random.uniform(0.75, 1)  # noqa: S311  it's no secret
+        self.until = now + delay * random.uniform(0.75, 1)  # noqa: S311  jitter
 
 
 class ErrorLog:
     """A rate-limited log of the standard error of one upstream's processes."""
 
-    __slots__ = ("_allowed", "_dropped", "_name", "_since")
+    __slots__ = ("_budget", "_dropped_count", "_name", "_since")
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._allowed: float = _BURST
+        self._budget: float = _MAX_ERROR_BURST
         self._since = monotonic()
-        self._dropped = 0
+        self._dropped_count = 0
 
     def write(self, line: bytes, pid: int) -> None:
         """Log one line, truncated and without control characters."""
         now = monotonic()
-        self._allowed = min(_BURST, self._allowed + (now - self._since) * _LINES)
+        self._budget = min(_MAX_ERROR_BURST, self._budget + (now - self._since) * _ERROR_LINES_PER_SECOND)
         self._since = now
-        if self._allowed < 1:
-            self._dropped += 1
+        if self._budget < 1:
+            self._dropped_count += 1
             return
-        self._allowed -= 1
-        text = line[:_MAX_LINE].decode("utf-8", "replace").translate(_SYSTEM).rstrip()
+        self._budget -= 1
+        text = line[:_MAX_LINE].decode("utf-8", "replace").translate(_CONTROL_CHARACTERS).rstrip()
         if text:
             _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
-        """Log how many lines were dropped since the last time."""
-        if self._dropped:
-            _logger.warning("%s: dropped %d lines of standard error", self._name, self._dropped)
-            self._dropped = 0
+        """Log the number of lines dropped since the last call."""
+        if self._dropped_count:
+            _logger.warning("%s: dropped %d lines of standard error", self._name, self._dropped_count)
+            self._dropped_count = 0
 
 
 class Watchdog(asyncio.SubprocessProtocol):
     """A small process that ends our process groups when this process is gone; its program is `_watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
-    reach
-    child processes (``npx``, ``uv run``), exists only on Linux, and ends a process with the thread that started it.
+    reach child processes (``npx``, ``uv run``), exists only on Linux, and takes effect when the starting thread ends.
     """
 
     def __init__(self) -> None:
@@ -706,7 +705,7 @@ class Watchdog(asyncio.SubprocessProtocol):
         self._closing = False
 
     @property
-    def missing(self) -> bool:
+    def is_missing(self) -> bool:
         """Whether the watchdog was killed while it's needed."""
         return bool(self._groups) and self._process is None and not self._closing
 
@@ -782,7 +781,7 @@ def _limit_memory(pid: int, limit: int, name: str) -> None:
         _logger.warning("%s: the memory limit couldn't be set: %s", name, exc)
 
 
-def _memory(pid: int) -> int:
+def _resident_memory(pid: int) -> int:
     """Return the resident memory of a process in bytes; 0 if unknown."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         import resource  # noqa: PLC0415  not on Windows

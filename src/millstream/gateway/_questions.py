@@ -29,16 +29,16 @@ Json = dict[str, Any]
 UI = "io.modelcontextprotocol/ui"
 """The only extension that passes a gateway unchanged: it only adds members to results and resources."""
 _UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}
-"""Settings of this extension. Others aren't declared, because each kind of client would need its own connections."""
-MAX_ASKED = 100
+"""Declared settings of this extension. Others aren't declared, because each would need its own connections."""
+MAX_OPEN_QUESTIONS = 100
 """Maximum questions that an upstream may ask in one round of a call."""
-MAX_QUESTION = 1024 * 1024
+MAX_QUESTION_BYTES = 1024 * 1024
 """Maximum bytes of the parameters of one question."""
 
-ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
+ALL_ABILITIES = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
 """Abilities of a client that can be asked anything."""
 
-MAX_ANSWER = 64 * 1024 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Maximum bytes of one answer."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
@@ -76,7 +76,7 @@ def abilities_of(call: Call) -> bytes:
 
 
 def _extensions_of(call: Call, forwarded: frozenset[str]) -> bytes:
-    """Return what the client declared of the extensions that pass, as JSON; empty for none."""
+    """Return the client's settings of forwarded extensions, as JSON; empty for none."""
     found = {name: value for name, value in call.client.extensions.items() if name in forwarded}
     return _encode_sorted(found) if found else b""
 
@@ -107,13 +107,13 @@ def can_ask(abilities: bytes) -> bool:
 
 
 @lru_cache(256)
-def _read(abilities: bytes) -> Json:
+def _decode_abilities(abilities: bytes) -> Json:
     return _decode_object(abilities) if abilities else {}
 
 
 def declare(abilities: bytes, revision: Revision) -> Json:
     """Return abilities as client capabilities of an upstream's revision."""
-    declared: Json = dict(_read(abilities))
+    declared: Json = dict(_decode_abilities(abilities))
     modes = members(declared.pop("elicitation", None))
     known: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
     if known and "elicitation/create" in revision.asks:
@@ -147,17 +147,17 @@ def project_question(
     Raises:
         ProtocolError: the client can't be asked this, or the question is invalid.
     """
-    if len(raw) > MAX_QUESTION or too_many_members(raw) or exceeds_limits(raw):
+    if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     name = _CAPABILITY.get(method)
-    declared = _read(abilities)
+    declared = _decode_abilities(abilities)
     if name is None or name not in declared or method not in target.asks:
         raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare what {method} needs")
     try:
         original = _decode_object(raw or b"{}")
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
-    params = {key: value for key, value in original.items() if key not in _DROPPED}
+    params = {key: value for key, value in original.items() if key not in _CONNECTION_MEMBERS}
     if method == "elicitation/create":
         params = _project_form(params, members(declared[name]), target)
     elif method == "sampling/createMessage":
@@ -172,7 +172,7 @@ _CAPABILITY: Mapping[str, str] = {
     "sampling/createMessage": "sampling",
     "roots/list": "roots",
 }
-_DROPPED = frozenset({"_meta", "task"})
+_CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 """Members that belong to the upstream's connection, not to the client's."""
 
 
@@ -219,35 +219,35 @@ def _project_sampling(params: Json, declared: Json, source: Revision, target: Re
         raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
 
-def project_answer(asked: ForwardedQuestion, raw: bytes, source: Revision) -> Raw:
+def project_answer(question: ForwardedQuestion, raw: bytes, source: Revision) -> Raw:
     """Convert a client's answer to the revision of the upstream.
 
     Raises:
         ProtocolError: INVALID_PARAMS for a malformed answer.
     """
-    if len(raw) > MAX_ANSWER or too_many_members(raw):
-        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}: more than {MAX_MEMBERS:,} members")
+    if len(raw) > MAX_ANSWER_BYTES or too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question.method}: more than {MAX_MEMBERS:,} members")
     try:
-        if asked.method == "elicitation/create":
-            return _read_form(asked, raw)
-        if asked.method == "roots/list":
+        if question.method == "elicitation/create":
+            return _read_form(question, raw)
+        if question.method == "roots/list":
             _decode_roots(raw)
             return Raw(raw)
         return _read_sample(raw, source)
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}") from exc
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question.method}") from exc
 
 
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 
 
-def _read_form(asked: ForwardedQuestion, raw: bytes) -> Raw:
+def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
     result = _decode_elicit(raw)
     if result.action not in _ACTIONS:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
     if bytes(result.content)[:1] not in (b"", b"{", b"n"):
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: content must be an object")
-    fields = members(members(asked.original.get("requestedSchema")).get("properties"))
+    fields = members(members(question.original.get("requestedSchema")).get("properties"))
     lists = {name for name, field in fields.items() if members(field).get("type") == "array"}
     if not lists or result.action != "accept" or not bytes(result.content):
         return Raw(raw)

@@ -1,9 +1,9 @@
 """Messages of an upstream about a forwarded call, passed to the client: questions, progress, and log messages.
 
 `Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
-client of one call. If the transport doesn't say which call a message belongs to, it's the only running one. If there
-are several, questions are refused and log messages dropped, unless all calls belong to one client session and so to
-the same user.
+client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it. If
+there are several, questions are refused and log messages dropped, unless all calls belong to one client session and so
+to the same user.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ logger = logging.getLogger("millstream.gateway")
 LOG = "notifications/message"
 PROGRESS = "notifications/progress"
 COMPLETE = "notifications/elicitation/complete"
-MAX_WAITING = 256
+MAX_QUEUED = 256
 """Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
-MAX_WAITING_BYTES = 1024 * 1024
-"""Maximum bytes of them together."""
-REJECTED = -1
+MAX_QUEUED_BYTES = 1024 * 1024
+"""Maximum bytes of these notifications together."""
+REJECTED_CODE = -1
 """Error code of a sampling request that the user or client refused."""
 
 
@@ -92,7 +92,7 @@ class Recipient(Protocol):
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress or a log message."""
 
-    async def ask(self, asked: ForwardedQuestion) -> bytes:
+    async def ask(self, question: ForwardedQuestion) -> bytes:
         """Ask the client, and return its raw answer.
 
         Raises:
@@ -117,7 +117,7 @@ class Backlog:
         """Add a notification."""
         self._waiting.append((method, params))
         self._size += len(params)
-        while len(self._waiting) > MAX_WAITING or self._size > MAX_WAITING_BYTES:
+        while len(self._waiting) > MAX_QUEUED or self._size > MAX_QUEUED_BYTES:
             self.take()
 
     def take(self) -> tuple[str, bytes]:
@@ -130,23 +130,23 @@ class Backlog:
 class NotificationQueue:
     """Sends notifications about one call in the background, in order."""
 
-    __slots__ = ("_pump", "_send", "_waiting")
+    __slots__ = ("_send", "_sender", "_waiting")
 
     def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
-        """Create an empty outbox.
+        """Create an empty queue.
 
         Args:
             send: sends the method and parameters of one notification, waiting while its receiver is slow.
         """
         self._send = send
         self._waiting = Backlog()
-        self._pump: asyncio.Task[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
 
     def put(self, method: str, params: bytes) -> None:
         """Queue a notification. If the queue is full, the oldest one is dropped."""
         self._waiting.put(method, params)
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.get_running_loop().create_task(self._run())
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         while self._waiting:
@@ -154,22 +154,22 @@ class NotificationQueue:
 
     async def settle(self) -> None:
         """Wait until everything is sent, so that the result follows it."""
-        if self._pump is not None and not self._pump.done():
+        if self._sender is not None and not self._sender.done():
             try:
-                await asyncio.wait([self._pump])
+                await asyncio.wait([self._sender])
             finally:
-                self._pump.cancel()
+                self._sender.cancel()
 
     def stop(self) -> None:
         """Drop what isn't sent yet."""
-        if self._pump is not None:
-            self._pump.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
 
 
 class Relay:
     """The client of a call that runs on this worker."""
 
-    __slots__ = ("_call", "_least", "_outbox", "_urls", "abilities", "level")
+    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "abilities", "level")
 
     def __init__(self, call: Call, abilities: bytes = b"", level: str = "") -> None:
         """Create a relay.
@@ -182,7 +182,7 @@ class Relay:
         self._call = call
         self.abilities: bytes = abilities
         self.level: str = level
-        self._least = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
+        self._min_level = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
         self._outbox: NotificationQueue | None = None
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
@@ -215,7 +215,7 @@ class Relay:
     def _wants(self, method: str, params: bytes) -> bool:
         if method == LOG:
             level = _decode_level(params).level
-            return level in LOG_LEVELS and LOG_LEVELS.index(level) >= self._least
+            return level in LOG_LEVELS and LOG_LEVELS.index(level) >= self._min_level
         if method == COMPLETE:
             return _decode_complete(params).elicitation_id in self._urls
         return method == PROGRESS or not self._call.services.forwarded_extensions.isdisjoint(
@@ -239,7 +239,7 @@ class Relay:
         if self._outbox is not None:
             self._outbox.stop()
 
-    async def ask(self, asked: ForwardedQuestion) -> bytes:
+    async def ask(self, question: ForwardedQuestion) -> bytes:
         """Ask the client on the stream of its call, and return the raw answer.
 
         Raises:
@@ -249,17 +249,17 @@ class Relay:
         if call.over or call.cancelled:
             raise ProtocolError(INVALID_REQUEST, "The call that asks has ended")
         if not call.open_line().asks:
-            raise ProtocolError(METHOD_NOT_FOUND, "The client has no stream open on which it can be asked")
-        if self.revision.elicitation_ids and "elicitationId" in asked.params:
-            self._urls.add(str(asked.params["elicitationId"]))
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question")
+        if self.revision.elicitation_ids and "elicitationId" in question.params:
+            self._urls.add(str(question.params["elicitationId"]))
         ids = call.asked = set() if call.asked is None else call.asked
         scope = "" if call.session is None else call.session.id
         try:
             return await call.services.questions.ask(
-                call.send_to_caller, asked.method, asked.params, owner=call.owner, scope=scope, asked=ids
+                call.send_to_caller, question.method, question.params, owner=call.owner, scope=scope, asked=ids
             )
         except Declined as exc:
-            raise ProtocolError(REJECTED, str(exc)) from None
+            raise ProtocolError(REJECTED_CODE, str(exc)) from None
         except ClientRefusal as exc:
             raise ProtocolError(exc.code, exc.reason) from None
         except ToolError as exc:
@@ -320,25 +320,25 @@ class Relays:
         while True:
             recipient = self.find(request_id)
             if recipient is None:
-                raise self._unknown()
+                raise self._unknown_client_error()
             asked = project_question(method, params, recipient.abilities, source, recipient.revision)
             try:
                 return project_answer(asked, await recipient.ask(asked), source)
             except ProtocolError:
                 if request_id or not recipient.session or recipient in self.recipients.values():
                     raise
-            # Its call has ended. Another one of the session runs, and may be the one that asks.
+            # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:
                 raise ProtocolError(INVALID_REQUEST, "The call that asks has ended")
 
-    def _unknown(self) -> ProtocolError:
+    def _unknown_client_error(self) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
         if not self._warned:
             self._warned = True
             remedy = ' Set scale="per_session" for it.' if self._shared else ""
             logger.warning(
-                "%s asked a question while several calls were running, without saying for which one. It was refused.%s",
+                "%s asked a question without naming its call while several were running. The question was refused.%s",
                 self._name, remedy,
             )  # fmt: skip
         return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")

@@ -1,6 +1,6 @@
-"""Conversion of upstream results: removes what each server sets itself, and adds the prefix to URIs.
+"""Conversion of upstream results: removes members that each server sets itself, and adds the prefix to URIs.
 
-Only what changes is decoded; content, including binary data, stays the original bytes.
+Only members that change are decoded. Content, including binary data, isn't re-encoded.
 """
 
 from collections.abc import Collection
@@ -15,12 +15,12 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream.gateway._names import Names
 
 Members = dict[str, Raw]
-WrongShape = (ValueError, RecursionError)
+MalformedResult = (ValueError, RecursionError)
 """Exceptions raised for a malformed result."""
 
 _COMPLETE = Raw(b'"complete"')
 _OPEN = ord("[")
-_MAX_KNOWN = 512
+_MAX_CACHED_META = 512
 _NO_ITEMS = Raw(b"[]")
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
@@ -50,17 +50,17 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
     kept: dict[str, Any] | None = None
     if meta is not None:
         raw = bytes(meta)
-        kept = _kept_meta(raw) if len(raw) > _MAX_KNOWN else _known_meta(raw)
+        kept = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
     return encode(found)[1:-1], kept
 
 
-def _kept_meta(meta: bytes) -> dict[str, Any] | None:
+def _read_meta(meta: bytes) -> dict[str, Any] | None:
     kept = _decode_meta(meta)
     kept.pop(SERVER_KEY, None)
     return kept or None
 
 
-_known_meta = lru_cache(256)(_kept_meta)
+_cached_meta = lru_cache(256)(_read_meta)
 """Cached, because most results of an upstream have the same `_meta`."""
 
 

@@ -30,10 +30,10 @@ from millstream._server.handlers.list_pages import sees
 from millstream.client._tool_headers import headers_of
 
 SEARCH, CALL = "search_tools", "call_tool"
-LISTED = "listed"
+LISTED_TAG = "listed"
 """Tag of tools that stay in the list."""
-MAX_FOUND = 20
-_FOUND = 5
+MAX_RESULTS = 20
+_DEFAULT_RESULTS = 5
 _MAX_QUERY = 1000
 _MAX_WORDS = 32
 _MAX_TEXT = 4000
@@ -51,7 +51,7 @@ class SearchArguments(Struct, frozen=True):
     """Arguments of `search_tools`."""
 
     query: str
-    limit: int = _FOUND
+    limit: int = _DEFAULT_RESULTS
 
 
 class CallArguments(Struct, frozen=True):
@@ -68,7 +68,7 @@ SEARCH_DESCRIPTION: dict[str, Any] = {
         "type": "object",
         "properties": {
             "query": {"type": "string", "description": "Words that say what the tool should do"},
-            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_FOUND, "default": _FOUND},
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": _DEFAULT_RESULTS},
         },
         "required": ["query"],
     },
@@ -156,7 +156,7 @@ class SearchPart:
         self._registry: Registry = host.registry
         for name, run, read, about in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _never, _read_call, CALL_DESCRIPTION),
+            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
         ):
             source = ItemSource(name, run, read, description=about["description"], schema=about["inputSchema"])
             host.registry.add(
@@ -165,26 +165,26 @@ class SearchPart:
             host.on_close(partial(host.registry.remove, "tools", name))
         host.registry.listed = self._select_listed
         host.on_close(self._unlist)
-        host.on_change(self._forget)
+        host.on_change(self._discard_index)
         host.gate(self._redirect)
 
     async def close(self) -> None:
         """Release the index."""
-        self._forget("tools")
+        self._discard_index("tools")
 
     def _unlist(self) -> None:
         self._registry.listed = None
 
-    def _forget(self, kind: str) -> None:
+    def _discard_index(self, kind: str) -> None:
         if kind == "tools":
             self._index = None
 
     @staticmethod
     def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what lists contain: both tools, and the tagged ones."""
+        """Return the listed items: for tools, these two and those with the tag."""
         if kind != "tools":
             return items
-        return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED in item.tags}
+        return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED_TAG in item.tags}
 
     async def _search(self, arguments: SearchArguments, call: Call) -> ToolResult:
         registry = self._registry
@@ -199,7 +199,7 @@ class SearchPart:
             if tool is None or not sees(call, tool) or (scopes is not None and not tool.scopes <= scopes):
                 continue
             matches += 1
-            if len(found) < max(1, min(arguments.limit, MAX_FOUND)):
+            if len(found) < max(1, min(arguments.limit, MAX_RESULTS)):
                 found.append(_summarize(tool))
         if not found:
             return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
@@ -240,7 +240,7 @@ def _summarize(tool: Tool) -> dict[str, Any]:
     return {key: description[key] for key in ("name", "title", "description", "inputSchema") if key in description}
 
 
-async def _never(arguments: Any, call: Call) -> Any:
+async def _reject_call(arguments: Any, call: Call) -> Any:
     raise ToolError(f"{CALL} isn't available here. Call the tool directly.")
 
 

@@ -29,7 +29,7 @@ from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import Catalog, StoredCatalog
 from millstream.gateway._credentials.options import Credentials, PerUserOAuth
 from millstream.gateway._cycles import announced_ids
-from millstream.gateway._links import SHARED, Link, LinkKey, Links, NoCredentials
+from millstream.gateway._links import SHARED_KEY, Link, LinkKey, Links, NoCredentials
 from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import Pins, QuarantinedItem
@@ -38,7 +38,7 @@ from millstream.gateway._processes import ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.libraries import upstream_of
 from millstream.gateway._programs.program import Program
-from millstream.gateway._questions import ANYTHING, can_ask
+from millstream.gateway._questions import ALL_ABILITIES, can_ask
 from millstream.gateway._relay import Relays
 from millstream.gateway._watches import ResourceWatches
 
@@ -56,13 +56,13 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 State = Literal["connecting", "ready", "degraded", "disabled"]
 
 _LISTS = frozenset({"tools", "resources", "prompts"})
-_SHORTEST_REFRESH = 5.0
-"""Minimum seconds between two lists that the upstream didn't announce, even if it says they're stale earlier."""
-_PAUSE = 4.0
-"""Pause before the next announced list, as a multiple of the time that the last one took."""
+_MIN_REFRESH = 5.0
+"""Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
+_PAUSE_FACTOR = 4.0
+"""Pause before the next announced refresh, as a multiple of the duration of the last one."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
-_MAX_DOUBLED = 8
+_MAX_DOUBLINGS = 8
 
 
 class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
@@ -125,19 +125,19 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
 
     @property
     def connects(self) -> bool:
-        """Whether each user connects their own account, on the page of connections."""
+        """Whether each user connects their own account, on the connections page."""
         return isinstance(self.auth, PerUserOAuth)
 
     @property
     def names(self) -> Names:
-        """Mapping of its names to those on this server."""
+        """Mapping between its names and those on this server."""
         return Names(self.name if self.prefix is None else self.prefix)
 
     def check(self) -> None:
         """Check the configuration.
 
         Raises:
-            ValueError: it can't work; the message says why.
+            ValueError: the configuration is invalid; the message says why.
         """
         if not self.name.strip():
             raise ValueError("An upstream requires a name")
@@ -218,9 +218,9 @@ class Upstream:
         self,
         config: UpstreamConfig,
         *,
-        changed: Callable[["Upstream", Collection[str]], None],
-        updated: Callable[[str], None],
-        parked: ParkedCalls,
+        on_change: Callable[["Upstream", Collection[str]], None],
+        on_update: Callable[[str], None],
+        parked_calls: ParkedCalls,
         store: Store,
         server: str,
     ) -> None:
@@ -228,9 +228,9 @@ class Upstream:
 
         Args:
             config: configuration of the upstream.
-            changed: called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
-            updated: called with the URI on this server of a resource that changed.
-            parked: calls that wait for answers.
+            on_change: called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
+            on_update: called with the URI on this server of a resource that changed.
+            parked_calls: calls that wait for answers.
             store: store for copies of the lists.
             server: name of the gateway.
         """
@@ -239,21 +239,21 @@ class Upstream:
         self.names: Names = config.names
         self.credentials: UpstreamCredentials | None = None
         """Credentials of its connections; set before `open`."""
-        self.lister: LinkKey = SHARED
+        self.lister: LinkKey = SHARED_KEY
         """Key of the connection that reads the lists."""
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.pins: Pins | None = None
         """Pinned definitions, if any; set before `open`."""
-        self._has_left = False
+        self._lister_left = False
         """Set when the user whose account reads the lists has reconnected or disconnected."""
-        self._changed = changed
-        self._stored = StoredCatalog(store, server, config.name, config.target)
-        self.parked: ParkedCalls = parked
+        self._on_change = on_change
+        self._stored_catalog = StoredCatalog(store, server, config.name, config.target)
+        self.parked_calls: ParkedCalls = parked_calls
         # State
-        self._reached = asyncio.Event()
+        self._retry_event = asyncio.Event()
         """Set when the breaker closes, so that the next attempt starts at once."""
-        self.breaker: Breaker = Breaker(self._reached.set)
-        self.refused: int = 0
+        self.breaker: Breaker = Breaker(self._retry_event.set)
+        self.refused_count: int = 0
         """Number of calls that weren't sent, because the breaker was open."""
         self.state: State = "connecting"
         self.reason: str = ""
@@ -261,30 +261,30 @@ class Upstream:
         self.catalog: Catalog = Catalog()
         self.changed_at: float = 0.0
         """Unix time of the last change of its lists; 0 before the first one."""
-        self._revision_known: Catalog | None = None
+        self._plain_catalog: Catalog | None = None
         self._is_plain = False
-        """Whether one connection serves all calls, according to the lists in `_revision_known`."""
+        """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
-        self.links: Links = Links(self._connect, max_links=config.max_links)
+        self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
-            self._shared_conversation, lambda uri: updated(self.names.uri(uri))
+            self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )
         self.has_handshake: bool = config.revision is None
-        """Whether the upstream, as far as known, supports the handshake as well and may use it."""
+        """Whether the upstream may use the handshake. Assumed until a handshake fails."""
         self.gateway: str = ""
         """Id of the gateway, see `cycles`; set before `open`."""
         self._in_cycle = False
-        self.listed: asyncio.Event = asyncio.Event()
+        self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
         """Processes of a command."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-        """Set while there are unlisted changes."""
-        self._announced: set[str] = set()
+        self._refresh_event = asyncio.Event()
+        """Set when the lists have to be fetched again."""
+        self._announced_kinds: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
 
     async def open(self, pool: ProcessPool) -> None:
@@ -334,17 +334,17 @@ class Upstream:
             abilities: what the client can be asked, see `questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
-        program = self._protected
+        program = self._protected_program
         if program is not None and call.principal is not None:
             principal = program.caller_of(call.principal)
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
         # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
-        # One with tasks has them only in the newer era.
+        # Tasks exist only in the newer era.
         handshake = (
             per_request and call.revision.handshake and self.has_handshake and can_ask(abilities) and not self.has_tasks
         )
-        if self._serves_many:
+        if self._shares_processes:
             own_process = self.config.scale == "per_principal"
             return LinkKey(principal if own_process else "", handshake=handshake)
         session = "" if call.session is None else call.session.id
@@ -352,7 +352,7 @@ class Upstream:
             return LinkKey(principal, session, abilities, handshake=handshake)
         own = "" if self.credentials is None else self.credentials.link_key(call)
         if per_request and not handshake:  # each request is self-contained
-            return LinkKey(principal, credentials=own) if own or program is not None else SHARED
+            return LinkKey(principal, credentials=own) if own or program is not None else SHARED_KEY
         return LinkKey(principal, session, abilities, own, handshake)
 
     @property
@@ -364,28 +364,28 @@ class Upstream:
     @property
     def plain_link(self) -> Link | None:
         """The connection that all calls share, if it's open and each request is self-contained."""
-        if self._revision_known is not self.catalog:
-            self._revision_known = self.catalog
+        if self._plain_catalog is not self.catalog:
+            self._plain_catalog = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
             program = isinstance(self._target, Program) and self._target.protected
             self._is_plain = revision is not None and not revision.handshake and self.processes is None and not program
         if not self._is_plain or self.breaker.is_open:
             return None
-        return self.links.ready(SHARED)
+        return self.links.ready(SHARED_KEY)
 
     @property
-    def _protected(self) -> Program | None:
-        """The program, if it checks the tokens of its callers and each of them needs separate connections."""
+    def _protected_program(self) -> Program | None:
+        """The program, if it checks tokens, so that each caller needs separate connections."""
         target = self._target
         return target if isinstance(target, Program) and target.protected else None
 
     @property
     def has_process_for_each(self) -> bool:
-        """Whether callers have separate processes, so that the failure of one says nothing about the others."""
+        """Whether callers have separate processes, so the failure of one doesn't affect the others."""
         return self.processes is not None and self.config.scale != "shared"
 
     @property
-    def _serves_many(self) -> bool:
+    def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.scale != "per_session"
 
@@ -407,10 +407,10 @@ class Upstream:
             max_bytes=config.max_bytes,
         )
 
-    def _connect(self, key: LinkKey) -> Link:
+    def _make_link(self, key: LinkKey) -> Link:
         # A process that serves several callers can't distinguish their capabilities.
-        shared = self._serves_many
-        relays = Relays(self.config.name, ANYTHING if shared else key.capabilities, shared=shared)
+        shared = self._shares_processes
+        relays = Relays(self.config.name, ALL_ABILITIES if shared else key.capabilities, shared=shared)
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}")
@@ -462,20 +462,20 @@ class Upstream:
                 finally:
                     link.calls -= 1
             except (ClientError, OSError) as exc:
-                if self._has_left:
+                if self._lister_left:
                     continue
                 if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
-                    # This affects one user's account: calls of others go on, and another account reads the lists next.
+                    # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     self._pass_over(self.lister.credentials)
                 else:
                     self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
-            wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
-            self._reached.clear()
+            wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT)
+            self._retry_event.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  it's no secret
-                    await self._reached.wait()
+                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  jitter
+                    await self._retry_event.wait()
 
     @property
     def _is_personal(self) -> bool:
@@ -484,59 +484,59 @@ class Upstream:
 
     def _pass_over(self, lister: str) -> None:
         if self.credentials is not None:
-            self.credentials.pass_over(lister)
+            self.credentials.avoid_lister(lister)
 
     async def _find_lister(self) -> LinkKey:
         """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
         credentials = self.credentials
         if credentials is None or not credentials.personal:
-            return SHARED
+            return SHARED_KEY
         self.state = "ready" if self.catalog.revision else "connecting"
         self.reason = "waits for a user to connect an account that can read the lists"
-        self.listed.set()
+        self.lists_ready.set()
         lister = await credentials.lister()
-        self._has_left = False
+        self._lister_left = False
         return LinkKey(credentials=lister)
 
     def end_links_of(self, owner: str) -> None:
         """Close the connections of a user who has reconnected or disconnected."""
         if self.lister.credentials.partition("\n")[0] == owner:
-            self._has_left = True
-        self.links.end_of(owner)
+            self._lister_left = True
+        self.links.end_links_of(owner)
 
     async def load(self) -> None:
         """Load the stored copy, so that no client waits for the upstream."""
-        found = await self._stored.load()
+        found = await self._stored_catalog.load()
         if found is not None and found.revision in BY_DATE:
             await self._offer(found)
 
     async def _list(self, conversation: Conversation) -> None:
-        announced, self._announced = self._announced, set()
+        announced, self._announced_kinds = self._announced_kinds, set()
         try:
             found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
         except BaseException:
-            self._announced |= announced
+            self._announced_kinds |= announced
             raise
         if self.gateway in announced_ids(found.capabilities):
-            self._note_cycle()
+            self._handle_cycle()
             return
         self._in_cycle = False
         if self._is_personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken_at = self._stored.time()
+        found.taken_at = self._stored_catalog.time()
         renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
-        await self._stored.save(found, renew=renew)
+        await self._stored_catalog.save(found, renew=renew)
 
     async def _offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
         """Offer new lists, without the items that aren't accepted."""
         if self.pins is not None:
-            found, quarantined = await self.pins.sort(found)
+            found, quarantined = await self.pins.split(found)
             if quarantined != self.quarantined:
                 names = ", ".join(each.name for each in quarantined) or "nothing"
                 logger.warning(
-                    "%s: left out until the operator accepts their definitions (millstream gateway accept): %s",
+                    "%s: quarantined until the operator accepts their definitions (millstream gateway accept): %s",
                     self.config.name,
                     names,
                 )
@@ -548,8 +548,8 @@ class Upstream:
             logger.info("The upstream %s is ready: %s", self.config.name, has or "it offers nothing")
         if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
             self.changed_at = found.taken_at
-        self._changed(self, announced)
-        self.listed.set()
+        self._on_change(self, announced)
+        self.lists_ready.set()
 
     def is_quarantined(self, uri: str) -> bool:
         """Return whether a resource is quarantined."""
@@ -557,7 +557,7 @@ class Upstream:
 
     def refresh(self) -> None:
         """Read the lists again now."""
-        self._news.set()
+        self._refresh_event.set()
 
     def rules(self, kind: str, own_name: str) -> ItemRules | None:
         """Return the rules of an item; None if the policy excludes it."""
@@ -568,26 +568,26 @@ class Upstream:
         watching = asyncio.get_running_loop().create_task(self._watch(conversation))
         try:
             while True:
-                seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _SHORTEST_REFRESH)
+                seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _MIN_REFRESH)
                 try:
-                    async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  it's no secret
-                        await self._news.wait()
+                    async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
+                        await self._refresh_event.wait()
                 except TimeoutError:
-                    if await self._adopt(seconds):
+                    if await self._load_if_fresh(seconds):
                         continue
-                self._news.clear()
+                self._refresh_event.clear()
                 began = monotonic()
                 await self._list(conversation)
                 # An upstream that changes constantly must not be listed constantly.
-                await asyncio.sleep(min(_PAUSE * (monotonic() - began), _SHORTEST_REFRESH))
+                await asyncio.sleep(min(_PAUSE_FACTOR * (monotonic() - began), _MIN_REFRESH))
         finally:
             watching.cancel()
             await asyncio.wait([watching])
 
-    async def _adopt(self, seconds: float) -> bool:
+    async def _load_if_fresh(self, seconds: float) -> bool:
         """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
-        found = await self._stored.load() if self._stored.shared else None
-        if found is None or found.revision not in BY_DATE or self._stored.time() - found.taken_at > seconds / 2:
+        found = await self._stored_catalog.load() if self._stored_catalog.shared else None
+        if found is None or found.revision not in BY_DATE or self._stored_catalog.time() - found.taken_at > seconds / 2:
             return False
         await self._offer(found)
         return True
@@ -598,13 +598,13 @@ class Upstream:
             async with conversation.watch(wanted) as changes:
                 async for change in changes:
                     if change.kind in _LISTS:
-                        self._announced.add(change.kind)
-                    self._news.set()
+                        self._announced_kinds.add(change.kind)
+                    self._refresh_event.set()
         except Failure as exc:
             logger.debug("%s doesn't report changes: %s", self.config.name, exc)
         except ClientError as exc:
             logger.debug("%s: the subscription ended: %s", self.config.name, exc)
-            self._news.set()
+            self._refresh_event.set()
 
     # State
 
@@ -612,16 +612,16 @@ class Upstream:
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
         self.state, self.reason = "degraded", reason
-        self.listed.set()  # don't make clients wait for it
+        self.lists_ready.set()  # don't make clients wait for it
         self.breaker.trip()
 
-    def _note_cycle(self) -> None:
+    def _handle_cycle(self) -> None:
         """Record that the upstream leads back to this gateway, and stop offering its items."""
         if not self._in_cycle:
             self._in_cycle = True
             self.catalog = Catalog(revision=self.catalog.revision)
-            self._changed(self, ())
-        self.listed.set()
+            self._on_change(self, ())
+        self.lists_ready.set()
         self._degrade("it leads back to this gateway. Remove one of the two from the other's upstreams")
 
     def _recover(self) -> None:
@@ -646,6 +646,6 @@ class Upstream:
             "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
-            "refused": self.refused,
+            "refused": self.refused_count,
             **self.breaker.describe(),
         }

@@ -1,4 +1,4 @@
-"""Tasks of upstreams: what `bridge` reads and keeps of them."""
+"""Tasks of upstreams, as `_bridge` reads and stores them."""
 
 from typing import Final
 
@@ -9,17 +9,17 @@ from millstream._protocol.errors import ToolError
 from millstream._protocol.messages import InputRequest
 from millstream.client._errors import BadAnswer, Failure
 
-_LEAST_PAUSE: Final = 0.05
+_SHORTEST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 60.0
-_CREATED: Final = b'"task"'
+_TASK_MARKER: Final = b'"task"'
 
 
 class StoredTask(Struct, frozen=True, array_like=True):
     """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
 
     id: str
-    asked: list[str]
-    """The keys of all its questions that the client was asked."""
+    asked_keys: list[str]
+    """Keys of the questions that the client has received."""
 
 
 class _Error(Struct):
@@ -43,14 +43,14 @@ class UpstreamTask(Struct, rename="camel"):
     @property
     def pause(self) -> float:
         """Seconds before the next poll."""
-        return min(max(self.poll_interval_ms / 1000, _LEAST_PAUSE), _LONGEST_PAUSE)
+        return min(max(self.poll_interval_ms / 1000, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     def outcome(self) -> bytes | None:
         """Return the result, or None if the task isn't over.
 
         Raises:
-            Failure: the call failed there.
-            ToolError: the task was canceled there.
+            Failure: the call failed at the upstream.
+            ToolError: the task was canceled at the upstream.
         """
         if self.status in ("working", "input_required"):
             return None
@@ -60,7 +60,7 @@ class UpstreamTask(Struct, rename="camel"):
             raise Failure(self.error.code, self.error.message, self.error.data)
         if self.status == "cancelled":
             raise ToolError("The server canceled the task.")
-        raise BadAnswer(f"The upstream's task has the status {self.status[:50]!r}, without what belongs to it.")
+        raise BadAnswer(f"The upstream's task has the status {self.status[:50]!r}, but no matching result or error.")
 
 
 class _Kind(Struct):
@@ -71,13 +71,13 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_task = msgspec.json.Decoder(UpstreamTask).decode
 
 
-def read_created(result: bytes) -> UpstreamTask | None:
+def read_created_task(result: bytes) -> UpstreamTask | None:
     """Return the task that a call became; None for every other result.
 
     Raises:
         BadAnswer: it can't be read.
     """
-    if _CREATED not in result:
+    if _TASK_MARKER not in result:
         return None
     try:
         if _decode_kind(result).result_type != "task":

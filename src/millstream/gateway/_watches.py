@@ -13,7 +13,7 @@ from millstream.client._errors import ClientError
 logger = logging.getLogger("millstream.gateway")
 
 MAX_WATCHED = 1000
-"""Maximum resources of one upstream that are watched at once."""
+"""Maximum watched resources of one upstream."""
 _RETRY = 15.0
 """Seconds before a failed subscription is retried."""
 
@@ -21,26 +21,26 @@ _RETRY = 15.0
 class ResourceWatches:
     """Watches resources of one upstream."""
 
-    __slots__ = ("_all", "_connect", "_each", "_settled", "_updated", "_wanted")
+    __slots__ = ("_connect", "_decisions", "_joint_tasks", "_on_update", "_tasks_by_uri", "_uris")
 
-    def __init__(self, connect: Callable[[], Awaitable[Conversation]], updated: Callable[[str], None]) -> None:
-        """Create the watches; `want` starts them.
+    def __init__(self, connect: Callable[[], Awaitable[Conversation]], on_update: Callable[[str], None]) -> None:
+        """Create the watches; `set_resources` starts them.
 
         Args:
             connect: returns the conversation to watch on.
-            updated: called with the upstream's own URI of a resource that has or may have changed.
+            on_update: called with the upstream's own URI of a resource that has or may have changed.
         """
         self._connect = connect
-        self._updated = updated
-        self._wanted: frozenset[str] = frozenset()
-        self._settled: dict[str, asyncio.Event] = {}
+        self._on_update = on_update
+        self._uris: frozenset[str] = frozenset()
+        self._decisions: dict[str, asyncio.Event] = {}
         """Upstream's URI -> set once the upstream has granted or refused its subscription."""
-        self._each: dict[str, asyncio.Task[None]] = {}
+        self._tasks_by_uri: dict[str, asyncio.Task[None]] = {}
         """In the handshake era: upstream's URI -> task."""
-        self._all: list[asyncio.Task[None]] = []
+        self._joint_tasks: list[asyncio.Task[None]] = []
         """In the per-request era: the subscriptions to all resources, the newest last."""
 
-    def want(self, uris: frozenset[str], *, handshake: bool) -> None:
+    def set_resources(self, uris: frozenset[str], *, handshake: bool) -> None:
         """Set the resources to watch, replacing earlier ones.
 
         Args:
@@ -49,24 +49,24 @@ class ResourceWatches:
         """
         if len(uris) > MAX_WATCHED:
             logger.warning(
-                "Clients are subscribed to %d resources of an upstream, which is more than can be watched", len(uris)
+                "Clients are subscribed to %d resources of an upstream; only %d are watched", len(uris), MAX_WATCHED
             )
             uris = frozenset(sorted(uris)[:MAX_WATCHED])
-        changed, self._wanted = uris != self._wanted, uris
-        self._settled = {uri: self._settled.get(uri) or asyncio.Event() for uri in uris}
+        changed, self._uris = uris != self._uris, uris
+        self._decisions = {uri: self._decisions.get(uri) or asyncio.Event() for uri in uris}
         start = asyncio.get_running_loop().create_task
         if handshake:
-            self._end(self._all)
-            for uri in self._each.keys() - uris:
-                self._each.pop(uri).cancel()
-            for uri in uris - self._each.keys():
-                self._each[uri] = start(self._watch((uri,), ()))
+            self._end(self._joint_tasks)
+            for uri in self._tasks_by_uri.keys() - uris:
+                self._tasks_by_uri.pop(uri).cancel()
+            for uri in uris - self._tasks_by_uri.keys():
+                self._tasks_by_uri[uri] = start(self._watch((uri,), ()))
         elif changed:
-            self._end(list(self._each.values()))
-            self._each.clear()
-            older = list(self._all)
+            self._end(list(self._tasks_by_uri.values()))
+            self._tasks_by_uri.clear()
+            older = list(self._joint_tasks)
             if uris:
-                self._all.append(start(self._watch(sorted(uris), older)))
+                self._joint_tasks.append(start(self._watch(sorted(uris), older)))
             else:
                 self._end(older)
 
@@ -75,18 +75,18 @@ class ResourceWatches:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for uri in uris:
-                    if (event := self._settled.get(uri)) is not None:
+                    if (event := self._decisions.get(uri)) is not None:
                         await event.wait()
 
     def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         for task in list(tasks):
             task.cancel()
-            if task in self._all:
-                self._all.remove(task)
+            if task in self._joint_tasks:
+                self._joint_tasks.remove(task)
 
     def _settle(self, uris: Sequence[str]) -> None:
         for uri in uris:
-            if (event := self._settled.get(uri)) is not None:
+            if (event := self._decisions.get(uri)) is not None:
                 event.set()
 
     async def _watch(self, uris: Sequence[str], older: Sequence[asyncio.Task[None]]) -> None:
@@ -98,20 +98,20 @@ class ResourceWatches:
                     self._settle(uris)
                     async for change in changes:
                         if change.kind == "resource":
-                            self._updated(change.uri)
+                            self._on_update(change.uri)
                         elif change.kind == "again":
                             for uri in uris:
-                                self._updated(uri)
+                                self._on_update(uri)
             except ClientError as exc:
                 logger.debug("The subscription to %d resources ended: %s", len(uris), exc)
                 self._settle(uris)
-            await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  it's no secret
+            await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  jitter
 
     async def close(self) -> None:
         """Stop watching."""
-        tasks = [*self._all, *self._each.values()]
-        self._all.clear()
-        self._each.clear()
+        tasks = [*self._joint_tasks, *self._tasks_by_uri.values()]
+        self._joint_tasks.clear()
+        self._tasks_by_uri.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

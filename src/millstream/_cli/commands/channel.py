@@ -11,7 +11,7 @@ from millstream._app.server import Server
 from millstream._cli.connect_options import ConnectOptions, connects, pairs, with_client
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
-from millstream.extensions.events._channel import INSTRUCTIONS, ClaudeChannel, choose
+from millstream.extensions.events._channel import INSTRUCTIONS, ClaudeChannel, select_events
 
 
 @connects()
@@ -40,7 +40,7 @@ def channel(
     arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
-        chosen = await choose(client, event or [], arguments)
+        chosen = await select_events(client, event or [], arguments)
         name = client.server.name or options.target
         async with AsyncExitStack() as stack:
             events = [await stack.enter_async_context(each) for each in chosen]

@@ -64,22 +64,22 @@ class Apps(Extension):
 
     def __init__(self) -> None:
         self._server: Server
-        self._linked: dict[str, str] = {}
+        self._tool_of_view: dict[str, str] = {}
         """URI of a view -> a tool that is linked to it."""
 
     def register(self, server: "Server") -> None:
-        """Remember the server that serves the views as resources."""
+        """Store the server that serves the views as resources."""
         self._server = server
 
     def unmet(self, server: "Server") -> str:
         """Return an error if a tool links to a view that doesn't exist, because hosts couldn't show its results."""
         registry = server.registry
-        for uri, tool in self._linked.items():
+        for uri, tool in self._tool_of_view.items():
             known = uri in registry.resources or any(
                 template.template.match(uri) is not None for template in registry.templates.values()
             )
             if not known:
-                return f"the tool {tool!r} has ui={uri!r}, and there is no such resource. Add it with mcp.app(…)"
+                return f"the tool {tool!r} has ui={uri!r}, but there is no such resource. Add it with mcp.app(…)"
         return ""
 
     def add(self, source: str, uri: str, options: AppOptions) -> None:
@@ -94,7 +94,7 @@ class Apps(Extension):
             base = uri.rstrip("/") or f"ui://{_check_name(place.resolve().name)}"
             found = sorted(each for each in place.glob("*.html") if each.is_file())
             if not found:
-                raise ValueError(f"{source!r} contains no .html file. Each view is one HTML file")
+                raise ValueError(f"{source!r} contains no .html file. Add one for each view")
             for each in found:
                 self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
         elif place.is_file():
@@ -112,7 +112,7 @@ class Apps(Extension):
         path = place.resolve()
         read_view(path)
         labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
-        self._server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_reader(path))
+        self._server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_make_reader(path))
 
     def link(self, tool: str, uri: str, visibility: Sequence[str] | None) -> dict[str, Any]:
         """Return the `_meta` of a tool with a view.
@@ -124,7 +124,7 @@ class Apps(Extension):
         about: dict[str, Any] = {"resourceUri": uri}
         if visibility is not None:
             about["visibility"] = check_visibility(visibility)
-        self._linked[uri] = tool
+        self._tool_of_view[uri] = tool
         return {"ui": about, "ui/resourceUri": uri}  # hosts of 2025 read the second one
 
 
@@ -210,7 +210,7 @@ def read_view(path: Path) -> str:
         raise ValueError(f"The view {path.name} isn't UTF-8") from exc
 
 
-def _reader(path: Path) -> Callable[[], str]:
+def _make_reader(path: Path) -> Callable[[], str]:
     def view() -> str:
         try:
             return read_view(path)

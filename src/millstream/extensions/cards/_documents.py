@@ -20,7 +20,7 @@ MAX_TEXT: Final = 100
 """Maximum characters of a title or description."""
 _NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
 _MAX_NAME = 200
-_ABOUT = ("title", "websiteUrl", "icons")
+_OPTIONAL_FIELDS = ("title", "websiteUrl", "icons")
 
 
 class CardError(ValueError):
@@ -72,7 +72,7 @@ def _publisher(host: str) -> str:
         ip_address(host)
     except ValueError:
         return ".".join(reversed(host.rstrip(".").split(".")))
-    raise CardError(f"card_url has the IP address {host}, which gives no name. Set card_name as well")
+    raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well")
 
 
 def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
 
     Args:
         identity: public name and address of the server.
-        about: name, version, title, and so on, as the server describes itself.
+        about: the server's description of itself, see `ServerHost.about`.
         needs_key: whether callers need a key.
     """
     remote: dict[str, Any] = {
@@ -89,11 +89,11 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
         "supportedProtocolVersions": [revision.date for revision in ALL if revision is not FIRST],
     }
     if needs_key:
-        remote["headers"] = [_KEY]
+        remote["headers"] = [_KEY_HEADER]
     return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
 
 
-_KEY: Final = {
+_KEY_HEADER: Final = {
     "name": "Authorization",
     "description": "Bearer, a space, and a key of this server.",
     "isRequired": True,
@@ -103,7 +103,7 @@ _KEY: Final = {
 
 def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
     text = str(about.get("description") or about.get("title") or about["name"])
-    found = {name: about[name] for name in _ABOUT if about.get(name)}
+    found = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
     if "title" in found:
         found["title"] = str(found["title"])[:MAX_TEXT]
     return {

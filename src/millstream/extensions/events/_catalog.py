@@ -45,7 +45,7 @@ class EventCatalog:
         """Return the event type with a name, or None."""
         return self._by_name.get(name)
 
-    def of(self, event: Any) -> EventType:
+    def find(self, event: Any) -> EventType:
         """Return the event type with a name, or of a payload.
 
         Raises:
@@ -54,7 +54,7 @@ class EventCatalog:
         kind = self._by_name.get(event) if isinstance(event, str) else self._by_payload.get(type(event))
         if kind is None:
             shown = repr(event) if isinstance(event, str) else f"the class {type(event).__name__}"
-            raise LocalError(f'No event is declared for {shown}. Declare one: @mcp.event("order.paid") on a class.')
+            raise LocalError(f'No event is declared for {shown}. Declare it with @mcp.event("order.paid") on a class.')
         return kind
 
     def visible(self, name: str, scopes: frozenset[str] | None) -> EventType:

@@ -37,7 +37,7 @@ class ClaudeChannel(Extension):
         self._host: ServerHost | None = None
 
     async def open(self, host: ServerHost) -> None:
-        """Wait for the session, so the first events aren't lost."""
+        """Start to check for the session. `forward` waits for it, so the first events aren't lost."""
         self._host = host
 
         def look(now: float) -> None:
@@ -73,7 +73,7 @@ def message_of(event: ServerEvent) -> dict[str, Any]:
     return {"content": msgspec.json.encode(event.data).decode(), "meta": meta}
 
 
-async def choose(client: Client, names: Sequence[str], arguments: Mapping[str, Any]) -> list[EventSubscription]:
+async def select_events(client: Client, names: Sequence[str], arguments: Mapping[str, Any]) -> list[EventSubscription]:
     """Return subscriptions to a server's events, not yet open.
 
     Args:
@@ -87,14 +87,16 @@ async def choose(client: Client, names: Sequence[str], arguments: Mapping[str, A
     listed = {each.name: each for each in await client.events.list()}
     for name in names:
         if name not in listed:
-            raise ClientError(f"The server has no event {name!r}. It has: {', '.join(sorted(listed)) or 'none'}.")
+            raise ClientError(f"The server has no event {name!r}. Its events: {', '.join(sorted(listed)) or 'none'}.")
     chosen = [listed[name] for name in names or sorted(listed)]
     if not chosen:
         raise ClientError("The server has no events.")
     known = {name for each in chosen for name in each.input_schema.get("properties", {})}
     for name in arguments:
         if name not in known:
-            raise ClientError(f"No event has the argument {name!r}. They have: {', '.join(sorted(known)) or 'none'}.")
+            raise ClientError(
+                f"No event has the argument {name!r}. Their arguments: {', '.join(sorted(known)) or 'none'}."
+            )
     return [
         client.events.subscribe(
             each.name,

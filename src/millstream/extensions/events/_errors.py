@@ -1,6 +1,6 @@
-"""Error codes of the events extension, and functions that make its errors.
+"""Errors of the events extension.
 
-The codes are the ones that SEP-3415 requests, and provisional until it's accepted.
+The codes are those that SEP-3415 requests. They are provisional until it's accepted.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 NOT_FOUND = -32023
 FORBIDDEN = -32024
 RESOURCE_EXHAUSTED = -32025
-UNSUPPORTED = -32026
+UNSUPPORTED_OPTION = -32026
 CALLBACK_ENDPOINT_ERROR = -32027
 
 
@@ -42,7 +42,7 @@ def limit_error(limit: str, most: int | None = None) -> ProtocolError:
 
 def unsupported_error(feature: str, value: str) -> ProtocolError:
     """Return the error for an option that the event type doesn't support."""
-    return ProtocolError(UNSUPPORTED, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
+    return ProtocolError(UNSUPPORTED_OPTION, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
 
 
 def callback_failed(reason: str) -> ProtocolError:

@@ -22,7 +22,7 @@ PAGE_SIZE = 100
 """Maximum event types of one page of `events/list`."""
 PREFIX = "notifications/events/"
 _MAX_AGE_MS = 10**15
-"""A period longer than any history. JSON integers can exceed floats."""
+"""Limit for ages, longer than any history, because JSON integers can exceed the range of floats."""
 
 _decode_data = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -59,20 +59,20 @@ class Reader:
         oldest: events published before this Unix time are skipped.
     """
 
-    __slots__ = ("_arguments", "_kind", "_oldest", "_principal", "skipped")
+    __slots__ = ("_arguments", "_kind", "_oldest", "_principal", "has_skipped")
 
     def __init__(self, kind: EventType, arguments: Arguments, principal: Principal | None, oldest: float = 0.0) -> None:
         self._kind = kind
         self._arguments = arguments
         self._principal = principal
         self._oldest = oldest
-        self.skipped: bool = False
-        """Whether an event was too old."""
+        self.has_skipped: bool = False
+        """Whether an event was skipped because it was too old."""
 
     def accepts(self, notice: Notice) -> bool:
         """Return whether the subscription receives an event. Data that doesn't match the schema is ignored."""
         if notice.at < self._oldest:
-            self.skipped = True
+            self.has_skipped = True
             return False
         try:
             payload, data = self._kind.read(notice.data), _decode_data(notice.data)
@@ -81,12 +81,12 @@ class Reader:
         return self._kind.matches(payload, data, self._arguments, self._principal)
 
     def occurrence(self, notice: Notice, cursor: str | None) -> dict[str, Any]:
-        """Return an event for delivery; without a cursor if the delivery has its own."""
+        """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
         return occurrence(self._kind.name, notice, cursor)
 
 
 def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
-    """Return an event for delivery."""
+    """Return an event in the wire format."""
     written = {"eventId": notice.id, "name": name, "timestamp": timestamp(notice.at), "data": Raw(notice.data)}
     return written if cursor is None else {**written, "cursor": cursor}
 
@@ -151,7 +151,7 @@ class EventMethods:
         return {
             "events": [_with_values(reader.occurrence(each, None)) for each in page.events],
             "cursor": page.cursor,
-            "truncated": page.gap or reader.skipped,
+            "truncated": page.gap or reader.has_skipped,
             "hasMore": page.more,
             "nextPollMs": int(self._pause * 1000),
         }
@@ -173,7 +173,7 @@ class EventMethods:
             kind,
             kind.read_arguments(params.arguments),
             caller.principal,
-            oldest(params.max_age_ms, params.cursor, self._clock()),
+            oldest_time(params.max_age_ms, params.cursor, self._clock()),
         )
 
 
@@ -193,7 +193,7 @@ class EventStream:
         self._replay = replay
 
     def end(self) -> None:
-        """Stop taking events from the hub, which ends the iteration."""
+        """Stop reading events from the hub, which ends the iteration."""
         self._feed.close()
 
     async def close(self) -> None:
@@ -216,18 +216,18 @@ class EventStream:
             if notice.kind in ("gap", "cut"):
                 continue
             counts = notice.kind == "event" and reader.accepts(notice)
-            truncated, here = gap or reader.skipped, position(hub, notice.offset)
+            truncated, here = gap or reader.has_skipped, position(hub, notice.offset)
             if truncated or not active:
                 start = position(hub, notice.offset - 1) if counts else here
                 yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
-                active, gap, reader.skipped = True, False, False
+                active, gap, reader.has_skipped = True, False, False
             elif notice.kind == "place":
                 yield f"{PREFIX}heartbeat", {"cursor": here}
             if counts:
                 yield f"{PREFIX}event", reader.occurrence(notice, here)
 
 
-def oldest(max_age_ms: int | None, cursor: str | None, now: float) -> float:
+def oldest_time(max_age_ms: int | None, cursor: str | None, now: float) -> float:
     """Return the Unix time of the oldest event to replay.
 
     Raises:

@@ -131,7 +131,7 @@ class EventType:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise invalid("arguments must be an object") from error
         if len(canonical) > MAX_ARGUMENTS:
-            raise invalid(f"arguments have at most {MAX_ARGUMENTS} bytes")
+            raise invalid(f"arguments must not exceed {MAX_ARGUMENTS} bytes")
         if self._arguments is None:
             unknown = sorted(given.keys() - self._fields)
             if unknown:
@@ -156,7 +156,7 @@ class EventType:
         if len(written) + 2048 > MAX_BODY:
             limit = MAX_BODY - 2048
             raise LocalError(
-                f"The data of the event {self.name!r} has {len(written)} bytes; at most {limit} are allowed. "
+                f"The data of the event {self.name!r} has {len(written)} bytes, more than the limit of {limit}. "
                 "Publish an id, and let clients read the rest with a tool."
             )
         try:

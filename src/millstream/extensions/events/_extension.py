@@ -54,7 +54,7 @@ class Events(Extension):
         webhooks: deliver to callback URLs of authenticated callers.
         recent_events_tool: add the tool `get_recent_events`.
         poll_pause: seconds between two polls of a client.
-        max_ttl: maximum seconds that a webhook subscription lives without a refresh.
+        max_ttl: maximum lifetime of a webhook subscription without a refresh, in seconds.
         max_subscriptions: maximum webhook subscriptions in total.
         max_subscriptions_each: maximum webhook subscriptions of one principal.
         private_callbacks: also deliver to private addresses, such as those of your own network.
@@ -104,8 +104,8 @@ class Events(Extension):
         self._retry_delay = retry_delay
         self._server: Server | None = None
         self._host: ServerHost | None = None
-        self._reading: EventMethods | None = None
-        self._subscribing: WebhookMethods | None = None
+        self._event_methods: EventMethods | None = None
+        self._webhook_methods: WebhookMethods | None = None
         self._delivery: WebhookDelivery | None = None
 
     # Declarations
@@ -152,7 +152,7 @@ class Events(Extension):
         Raises:
             LocalError: the event isn't declared, the data doesn't match it, or the server isn't running.
         """
-        kind = self.catalog.of(event)
+        kind = self.catalog.find(event)
         written = kind.encode(data if isinstance(event, str) else event)
         if self._server is None:
             raise LocalError(
@@ -166,10 +166,10 @@ class Events(Extension):
         """Add the tool if `recent_events_tool` is set."""
         self._server = server
         if self._recent_events_tool:
-            server.tool(tool_of(self.catalog, lambda: self._running.hub))
+            server.tool(tool_of(self.catalog, lambda: self._running_host.hub))
 
     @property
-    def _running(self) -> ServerHost:
+    def _running_host(self) -> ServerHost:
         if self._host is None:
             raise LocalError("The server isn't running.")
         return self._host
@@ -182,8 +182,8 @@ class Events(Extension):
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")
-        self._reading = EventMethods(self.catalog, hub, clock, modes, pause=self._poll_pause)
-        host.capability({}, name="events", member="")  # where clients of the earlier sketch look
+        self._event_methods = EventMethods(self.catalog, hub, clock, modes, pause=self._poll_pause)
+        host.capability({}, name="events", member="")  # for clients of an earlier draft
         host.method("events/list", self.list_types)
         host.method("events/poll", self.poll)
         host.method("events/stream", self.stream, revisions=PER_REQUEST)
@@ -192,7 +192,7 @@ class Events(Extension):
         judge = allow_any if self._private_callbacks else is_public
         sender = WebhookSender(judge=judge, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
-        self._subscribing = WebhookMethods(
+        self._webhook_methods = WebhookMethods(
             self.catalog,
             hub,
             subscriptions,
@@ -221,23 +221,23 @@ class Events(Extension):
         """Stop the deliveries."""
         if self._delivery is not None:
             await self._delivery.close()
-        self._host = self._reading = self._subscribing = self._delivery = None
+        self._host = self._event_methods = self._webhook_methods = self._delivery = None
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/list`."""
-        assert self._reading is not None  # noqa: S101  open
-        return self._reading.list_types(params, _caller(ctx), streams=ctx.revision in PER_REQUEST)
+        assert self._event_methods is not None  # noqa: S101  open
+        return self._event_methods.list_types(params, _caller(ctx), streams=ctx.revision in PER_REQUEST)
 
     async def poll(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/poll`."""
-        assert self._reading is not None  # noqa: S101  as above
-        return await self._reading.poll(params, _caller(ctx))
+        assert self._event_methods is not None  # noqa: S101  as above
+        return await self._event_methods.poll(params, _caller(ctx))
 
     async def stream(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/stream`: send notifications until the client disconnects, and then an empty result."""
-        assert self._reading is not None  # noqa: S101  as above
+        assert self._event_methods is not None  # noqa: S101  as above
         mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        stream = self._reading.open_stream(params, _caller(ctx))
+        stream = self._event_methods.open_stream(params, _caller(ctx))
         try:
             async with ctx.stream() as reply:
                 leaving = asyncio.create_task(reply.wait_closed())
@@ -253,13 +253,13 @@ class Events(Extension):
 
     async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/subscribe`."""
-        assert self._subscribing is not None  # noqa: S101  as above
-        return await self._subscribing.subscribe(params, _caller(ctx))
+        assert self._webhook_methods is not None  # noqa: S101  as above
+        return await self._webhook_methods.subscribe(params, _caller(ctx))
 
     async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/unsubscribe`."""
-        assert self._subscribing is not None  # noqa: S101  as above
-        return await self._subscribing.unsubscribe(params, _caller(ctx))
+        assert self._webhook_methods is not None  # noqa: S101  as above
+        return await self._webhook_methods.unsubscribe(params, _caller(ctx))
 
 
 def _caller(ctx: CallContext) -> Caller:

@@ -50,42 +50,42 @@ def split_cursor(cursor: str) -> tuple[str, int]:
 
 
 class Feed:
-    """A hub outlet from which one task takes notices. The hub ends a feed that falls too far behind."""
+    """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
 
-    __slots__ = ("_buffered", "_callbacks", "_news", "_room", "_waiting", "closed")
+    __slots__ = ("_buffered_bytes", "_callbacks", "_data_event", "_notices", "_room_event", "closed")
 
     def __init__(self) -> None:
         self.closed: bool = False
-        self._waiting: deque[bytes] = deque()
-        self._buffered = 0
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
+        self._notices: deque[bytes] = deque()
+        self._buffered_bytes = 0
+        self._data_event = asyncio.Event()
+        self._room_event = asyncio.Event()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
     def buffered(self) -> int:
-        """Bytes written but not taken yet."""
-        return self._buffered
+        """Bytes written but not read yet."""
+        return self._buffered_bytes
 
     def write(self, data: bytes) -> None:
         """Add a notice."""
         if not self.closed:
-            self._waiting.append(data)
-            self._buffered += len(data)
-            self._news.set()
+            self._notices.append(data)
+            self._buffered_bytes += len(data)
+            self._data_event.set()
 
     async def drain(self) -> None:
-        """Wait until the task has taken most notices."""
-        while self._buffered > _LOW_WATER and not self.closed:
-            self._room.clear()
-            await self._room.wait()
+        """Wait until the task has read most notices."""
+        while self._buffered_bytes > _LOW_WATER and not self.closed:
+            self._room_event.clear()
+            await self._room_event.wait()
 
     def close(self) -> None:
-        """End the feed. Earlier notices can still be taken. Idempotent."""
+        """End the feed. Earlier notices can still be read. Idempotent."""
         if not self.closed:
             self.closed = True
-            self._news.set()
-            self._room.set()
+            self._data_event.set()
+            self._room_event.set()
             callbacks, self._callbacks = self._callbacks, []
             for callback in callbacks:
                 callback()
@@ -98,16 +98,16 @@ class Feed:
             self._callbacks.append(callback)
 
     async def take(self) -> Notice | None:
-        """Return the next notice, or None at the end."""
-        while not self._waiting:
+        """Remove and return the next notice; None at the end."""
+        while not self._notices:
             if self.closed:
                 return None
-            self._news.clear()
-            await self._news.wait()
-        data = self._waiting.popleft()
-        self._buffered -= len(data)
-        if self._buffered <= _LOW_WATER:
-            self._room.set()
+            self._data_event.clear()
+            await self._data_event.wait()
+        data = self._notices.popleft()
+        self._buffered_bytes -= len(data)
+        if self._buffered_bytes <= _LOW_WATER:
+            self._room_event.set()
         return _decode(data)
 
 
@@ -122,13 +122,14 @@ class Page:
     """
 
     __slots__ = (
-        "_accepts", "_callbacks", "_hub", "_left", "_most", "closed", "complete", "cursor", "events", "gap", "more",
+        "_accepts", "_bytes_left", "_callbacks", "_hub", "_most", "closed", "complete", "cursor", "events", "gap",
+        "more",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:
         self._hub = hub
         self._most = most
-        self._left = max_bytes
+        self._bytes_left = max_bytes
         self._accepts = accepts
         self._callbacks: list[Callable[[], None]] = []
         self.closed: bool = False
@@ -156,12 +157,12 @@ class Page:
             self.cursor = position(self._hub, notice.offset)
         elif notice.kind == "event":
             if self._accepts(notice):
-                if len(self.events) >= self._most or self._left <= 0:
+                if len(self.events) >= self._most or self._bytes_left <= 0:
                     self.more = True
                     self.close()
                     return
                 self.events.append(notice)
-                self._left -= len(notice.data)
+                self._bytes_left -= len(notice.data)
             self.cursor = position(self._hub, notice.offset)
 
     async def drain(self) -> None:

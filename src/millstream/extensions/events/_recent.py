@@ -1,4 +1,4 @@
-"""The tool `get_recent_events`, for clients that are woken by an event but don't see its data."""
+"""The tool `get_recent_events`, for clients that an event wakes up without its data."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from millstream.extensions.events._event_type import EventType
 from millstream.extensions.events._feed import Notice
 from millstream.hub import Hub
 
-MOST = 50
-_SCANNED = 200
+MAX_EVENTS = 50
+_MAX_SCANNED = 200
 """Maximum events of one channel to search."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -39,7 +39,7 @@ async def recent_events(
         name: only events of this type.
         event_id: only the event with this id.
         arguments: arguments of the subscription; requires `name`.
-        limit: maximum number of events, from 1 to `MOST`.
+        limit: maximum number of events, from 1 to `MAX_EVENTS`.
 
     Raises:
         ToolError: the arguments are invalid.
@@ -53,14 +53,14 @@ async def recent_events(
     for kind in kinds:
         found += [
             (notice.at, _describe(kind, notice))
-            for notice in await _newest(kind, hub, caller, arguments or {})
+            for notice in await _newest_events(kind, hub, caller, arguments or {})
             if event_id in ("", notice.id)
         ]
     found.sort(key=lambda each: each[0], reverse=True)
-    return [described for _, described in found[: min(max(1, limit), MOST)]]
+    return [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]
 
 
-async def _newest(kind: EventType, hub: Hub, caller: Caller, arguments: dict[str, Any]) -> list[Notice]:
+async def _newest_events(kind: EventType, hub: Hub, caller: Caller, arguments: dict[str, Any]) -> list[Notice]:
     try:
         check_admission(hub, kind.name, caller.principal)
     except ProtocolError:
@@ -69,7 +69,7 @@ async def _newest(kind: EventType, hub: Hub, caller: Caller, arguments: dict[str
         reader = Reader(kind, kind.read_arguments(_encode(arguments)), caller.principal)
     except ProtocolError as error:
         raise ToolError(str(error)) from error
-    events = await hub.history(kind.name, _SCANNED)
+    events = await hub.history(kind.name, _MAX_SCANNED)
     notices = [Notice("event", each.id, each.offset, each.at, each.data or b"") for each in events]
     return [notice for notice in notices if reader.accepts(notice)]
 

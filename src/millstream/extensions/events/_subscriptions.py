@@ -23,7 +23,7 @@ LEASE: Final = 15.0
 """Seconds after which another worker may take over the deliveries of an unresponsive one."""
 CHANGES: Final = "events:changes"
 """The stream of changed subscriptions."""
-_CHANGES_KEPT: Final = 1_000
+_MAX_CHANGES: Final = 1_000
 _CHUNK: Final = 200
 _ATTEMPTS: Final = 20
 
@@ -52,7 +52,7 @@ class WebhookSubscription(Struct, frozen=True, array_like=True):
     """The previous secret, which also signs until `old_until`."""
     old_until: float = 0.0
     credential: str = ""
-    """Tells whether the token of the last refresh was revoked; see `ServerHost.is_revoked`."""
+    """Revocation id of the last refresh's token, see `ServerHost.is_revoked`."""
 
     @property
     def principal(self) -> Principal:
@@ -88,8 +88,8 @@ class UndeliveredEvents(Struct, frozen=True, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_subscription = msgspec.msgpack.Decoder(WebhookSubscription).decode
 _decode_status = msgspec.msgpack.Decoder(Status).decode
-_decode_owed = msgspec.msgpack.Decoder(UndeliveredEvents).decode
-_decode_held = msgspec.msgpack.Decoder(dict[str, float]).decode
+_decode_undelivered = msgspec.msgpack.Decoder(UndeliveredEvents).decode
+_decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
 def subscription_id(principal: Principal, url: str, name: str, arguments: bytes) -> str:
@@ -138,7 +138,7 @@ class SubscriptionStore:
         """Delete a subscription and its pending events. Return whether it existed."""
         kv = self._map
         found = await kv.delete(_key(name, id))
-        await kv.delete(_owed_key(id))
+        await kv.delete(_undelivered_key(id))
         await kv.delete(_status_key(id))
         return found
 
@@ -163,7 +163,7 @@ class SubscriptionStore:
     # Limits
 
     async def admit(self, principal: Principal, id: str, expires: float, names: Sequence[str]) -> None:
-        """Count a new subscription of a principal.
+        """Add a subscription to the count of its principal.
 
         Raises:
             ProtocolError: RESOURCE_EXHAUSTED.
@@ -171,7 +171,7 @@ class SubscriptionStore:
         kv, key = self._map, f"events:of.{principal.bound.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
-            held = {} if before is None else {each: at for each, at in _decode_held(before).items() if at > now}
+            held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
             if id not in held:
                 if len(held) >= self._most_each:
                     raise limit_error("subscriptions", self._most_each)
@@ -186,12 +186,12 @@ class SubscriptionStore:
             await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
         raise limit_error("subscriptions")
 
-    async def dismiss(self, principal: Principal, id: str) -> None:
-        """Uncount a subscription of a principal."""
+    async def discount(self, principal: Principal, id: str) -> None:
+        """Remove a subscription from the count of its principal."""
         kv, key = self._map, f"events:of.{principal.bound.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
-            held = {} if before is None else {each: at for each, at in _decode_held(before).items() if at > now}
+            held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
             if before is None or held.pop(id, None) is None:
                 return
             after = _encode(held) if held else None
@@ -215,13 +215,13 @@ class SubscriptionStore:
         return await self._map.get(_verified_key(principal, url)) is not None
 
     async def mark_verified(self, principal: Principal, url: str) -> None:
-        """Record that an endpoint has confirmed."""
+        """Record that an endpoint has confirmed the subscriptions of a principal."""
         await self._map.put(_verified_key(principal, url), b"1", VERIFIED_SECONDS)
 
     # Progress of deliveries
 
     async def position(self, name: str) -> str:
-        """Return the delivery position of an event type as a cursor; empty at first."""
+        """Return the delivery position of an event type as a cursor; empty before the first delivery."""
         return (await self._map.get(f"events:cursor.{_tag(name)}") or b"").decode()
 
     async def put_position(self, name: str, cursor: str) -> None:
@@ -233,18 +233,20 @@ class SubscriptionStore:
         found: dict[str, UndeliveredEvents] = {}
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            for id, value in zip(chunk, await self._map.get_many([_owed_key(id) for id in chunk]), strict=True):
+            for id, value in zip(chunk, await self._map.get_many([_undelivered_key(id) for id in chunk]), strict=True):
                 if value is not None:
-                    found[id] = _decode_owed(value)
+                    found[id] = _decode_undelivered(value)
         return found
 
-    async def put_owed(self, subscription: WebhookSubscription, epoch: str, events: list[UndeliveredEvent]) -> None:
+    async def put_undelivered(
+        self, subscription: WebhookSubscription, epoch: str, events: list[UndeliveredEvent]
+    ) -> None:
         """Save the pending events of a subscription."""
         if not events:
-            await self._map.delete(_owed_key(subscription.id))
+            await self._map.delete(_undelivered_key(subscription.id))
             return
         ttl = max(1.0, subscription.expires - self._host.now())
-        await self._map.put(_owed_key(subscription.id), _encode(UndeliveredEvents(epoch, events)), ttl)
+        await self._map.put(_undelivered_key(subscription.id), _encode(UndeliveredEvents(epoch, events)), ttl)
 
     async def status(self, id: str) -> Status:
         """Return the delivery status of a subscription."""
@@ -274,14 +276,14 @@ class SubscriptionStore:
 
     # Changes
 
-    async def tell(self, name: str, id: str) -> None:
+    async def announce_change(self, name: str, id: str) -> None:
         """Notify the delivering worker of an event type that a subscription has changed."""
         data = f"{name}\0{id}".encode()
-        await self._host.log.append(CHANGES, data, ttl=VERIFIED_SECONDS, max_entries=_CHANGES_KEPT)
+        await self._host.log.append(CHANGES, data, ttl=VERIFIED_SECONDS, max_entries=_MAX_CHANGES)
 
-    def listen(self, hear: Callable[[Entry], None], interrupted: Callable[[], None]) -> Callable[[], None]:
-        """Call `hear` for each change, and `interrupted` if changes may be missing. Return a function that stops it."""
-        return self._host.log.listen(CHANGES, hear, interrupted=interrupted)
+    def listen(self, on_change: Callable[[Entry], None], interrupted: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_change` for each change, and `interrupted` if changes may be missing. Return a stop function."""
+        return self._host.log.listen(CHANGES, on_change, interrupted=interrupted)
 
     async def wait_until_listening(self) -> None:
         """Wait until all future changes by any worker will be received."""
@@ -303,7 +305,7 @@ def _key(name: str, id: str) -> str:
     return f"events:sub.{_tag(name)}.{id}"
 
 
-def _owed_key(id: str) -> str:
+def _undelivered_key(id: str) -> str:
     return f"events:owed.{id}"
 
 

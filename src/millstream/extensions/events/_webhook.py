@@ -17,8 +17,8 @@ from msgspec import Struct
 from millstream.extensions.events._errors import invalid
 from millstream.extensions.http_post import Judge, PostFailed, Url, is_public, parse_url, post
 
-SECRET_PREFIX = "whsec_"  # noqa: S105  no secret: how each begins
-SECONDS = 5.0
+SECRET_PREFIX = "whsec_"  # noqa: S105  only the prefix
+TIMEOUT = 5.0
 """Timeout of one attempt in seconds, including the connection."""
 MAX_URL = 2048
 
@@ -86,7 +86,7 @@ class WebhookSender:
     """Sends signed messages.
 
     Args:
-        judge: function that says which addresses are allowed.
+        judge: returns whether an address is allowed.
         tls: context with the trusted certificates; the system's by default.
     """
 
@@ -99,7 +99,7 @@ class WebhookSender:
     async def send(
         self, url: Url, body: bytes, *, message_id: str, subscription: str, keys: Sequence[bytes], now: float
     ) -> AttemptResult:
-        """POST a message and return the outcome. Failures of the endpoint don't raise.
+        """POST a message and return the outcome, including failures of the endpoint.
 
         Args:
             url: URL of the endpoint.
@@ -118,7 +118,7 @@ class WebhookSender:
             "x-mcp-subscription-id": subscription,
         }
         try:
-            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=SECONDS)
+            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=TIMEOUT)
         except PostFailed as failed:
             return AttemptResult(reason=failed.reason)
         if 200 <= reply.status < 300:

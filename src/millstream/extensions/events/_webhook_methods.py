@@ -21,7 +21,7 @@ from millstream.extensions.events._errors import (
     unknown_subscription,
     unsupported_error,
 )
-from millstream.extensions.events._event_methods import Caller, Reader, check_admission, oldest
+from millstream.extensions.events._event_methods import Caller, Reader, check_admission, oldest_time
 from millstream.extensions.events._event_type import Arguments, EventType, timestamp
 from millstream.extensions.events._feed import position, read_page, split_cursor
 from millstream.extensions.events._subscriptions import (
@@ -36,14 +36,14 @@ from millstream.hub import Hub
 
 MIN_TTL: Final = 60.0
 DEFAULT_TTL: Final = 3600.0
-GRACE: Final = 900.0
-"""Seconds during which the old secret also signs, after a rotation."""
-_CHALLENGES: Final = 16
+SECRET_GRACE: Final = 900.0
+"""Seconds after a rotation during which the old secret also signs."""
+_MAX_VERIFICATIONS: Final = 16
 """Maximum concurrent verifications on a worker."""
-_PER_HOST: Final = 300
-"""Maximum verifications by a worker of one host in `_PERIOD` seconds."""
+_MAX_VERIFICATIONS_PER_HOST: Final = 300
+"""Maximum verifications of one host by a worker in `_PERIOD` seconds."""
 _PERIOD: Final = 60.0
-_HOSTS: Final = 4096
+_MAX_HOSTS: Final = 4096
 _ATTEMPTS: Final = 5
 
 _encode = msgspec.json.Encoder().encode
@@ -104,22 +104,22 @@ class WebhookMethods:
         self._sender = sender
         self._max_ttl = max_ttl
         self._revocation_id = revocation_id
-        self._verifying = 0
-        self._challenged: dict[str, deque[float]] = {}
+        self._verification_count = 0
+        self._verification_times: dict[str, deque[float]] = {}
         """Host -> times of its recent challenges."""
 
     async def subscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
         """Create a subscription, or refresh the existing one with the same key.
 
         Raises:
-            ProtocolError: no permission, an invalid request, a limit is reached, or the endpoint failed.
+            ProtocolError: the caller lacks permission, the request is invalid, or a limit or the endpoint prevents it.
         """
         principal, kind, arguments, id = self._key(params, caller)
         url, secret = params.delivery.url, params.delivery.secret
         read_secret(secret)
         now = self._clock()
-        expires = min(now + self._grant(params.ttl_ms), principal.until)
-        too_old = oldest(params.max_age_ms, params.cursor, now)
+        expires = min(now + self._choose_ttl(params.ttl_ms), principal.until)
+        too_old = oldest_time(params.max_age_ms, params.cursor, now)
         check_admission(self._hub, kind.name, principal)
         known, _ = await self._subscriptions.get(kind.name, id)
         await self._subscriptions.admit(principal, id, expires, [each.name for each in self._catalog])
@@ -130,14 +130,14 @@ class WebhookMethods:
             since, truncated = await self._start(kind, arguments, params.cursor or "", too_old, principal)
         except BaseException:
             if known is None:
-                await self._subscriptions.dismiss(principal, id)
+                await self._subscriptions.discount(principal, id)
             raise
         fresh = WebhookSubscription(
             id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
             principal.client, principal.scopes, since, too_old, credential=self._revocation_id(principal),
         )  # fmt: skip
         known = await self._write(fresh, now)
-        await self._subscriptions.tell(kind.name, id)
+        await self._subscriptions.announce_change(kind.name, id)
         granted: dict[str, Any] = {"id": id, "refreshBefore": timestamp(expires)}
         if known is None:
             return {**granted, "cursor": since, "truncated": truncated}
@@ -157,8 +157,8 @@ class WebhookMethods:
         """
         principal, kind, _, id = self._key(params, caller)
         found = await self._subscriptions.delete(kind.name, id)
-        await self._subscriptions.dismiss(principal, id)
-        await self._subscriptions.tell(kind.name, id)
+        await self._subscriptions.discount(principal, id)
+        await self._subscriptions.announce_change(kind.name, id)
         if not found:
             raise unknown_subscription()
         return {}
@@ -179,7 +179,7 @@ class WebhookMethods:
             subscription_id(principal, params.delivery.url, kind.name, arguments.canonical),
         )
 
-    def _grant(self, ttl_ms: float | UnsetType | None) -> float:
+    def _choose_ttl(self, ttl_ms: float | UnsetType | None) -> float:
         """Return the lifetime of a subscription in seconds. Every subscription expires."""
         if ttl_ms is UNSET:
             return min(DEFAULT_TTL, self._max_ttl)
@@ -198,7 +198,7 @@ class WebhookMethods:
             return position(hub, split_cursor(hub.place())[1]), False
         reader = Reader(kind, arguments, principal, too_old)
         page = await read_page(hub, kind.name, cursor, most=1, accepts=reader.accepts)
-        if page.gap or reader.skipped:
+        if page.gap or reader.has_skipped:
             return (position(hub, page.events[0].offset - 1) if page.events else page.cursor), True
         return cursor, False
 
@@ -209,7 +209,7 @@ class WebhookMethods:
             new = fresh
             if before is not None:
                 new = replace(
-                    rotate_secret(before, fresh.secret, now + GRACE),
+                    rotate_secret(before, fresh.secret, now + SECRET_GRACE),
                     expires=fresh.expires,
                     scopes=fresh.scopes,
                     credential=fresh.credential,
@@ -228,22 +228,22 @@ class WebhookMethods:
         return await self._subscriptions.position(known.name) or since
 
     async def _verify(self, url: str, secret: str, id: str) -> None:
-        """Verify that the endpoint agrees to receive deliveries.
+        """Check with a challenge that the endpoint agrees to receive deliveries.
 
         Raises:
             ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED after too many challenges.
         """
         where, now = read_url(url), asyncio.get_running_loop().time()
-        challenged = self._challenged.setdefault(where.host, deque())
+        challenged = self._verification_times.setdefault(where.host, deque())
         while challenged and challenged[0] <= now - _PERIOD:
             challenged.popleft()
-        if len(challenged) >= _PER_HOST or self._verifying >= _CHALLENGES:
+        if len(challenged) >= _MAX_VERIFICATIONS_PER_HOST or self._verification_count >= _MAX_VERIFICATIONS:
             raise limit_error("verifications")
         challenged.append(now)
-        if len(self._challenged) > _HOSTS:
-            self._challenged.pop(next(iter(self._challenged)))
+        if len(self._verification_times) > _MAX_HOSTS:
+            self._verification_times.pop(next(iter(self._verification_times)))
         challenge = secrets.token_urlsafe(32)
-        self._verifying += 1
+        self._verification_count += 1
         try:
             answer = await self._sender.send(
                 where,
@@ -254,7 +254,7 @@ class WebhookMethods:
                 now=self._clock(),
             )
         finally:
-            self._verifying -= 1
+            self._verification_count -= 1
         if answer.reason:
             raise callback_failed(answer.reason if not answer.status else "challenge_failed")
         try:

@@ -48,7 +48,7 @@ class Skills(Extension):
         self._hints: dict[str, Any] = {}
 
     def register(self, server: "Server") -> None:
-        """Serve the files by one resource template."""
+        """Serve all files through one resource template."""
         self._server = server
         server.resource(_TEMPLATE, name="skills", description="Files of the skills of this server.")(
             self._read_resource
@@ -184,7 +184,7 @@ class Skills(Extension):
     # Reading
 
     async def _read_resource(self, path: str) -> EmbeddedResource | None:
-        """Read one of the files."""
+        """Return the contents of a file; None if there's none at the path."""
         for uri, made in self._functions.items():
             root = unquote(uri.removesuffix(SKILL_FILE).removeprefix("skill://"))
             if path.startswith(root):

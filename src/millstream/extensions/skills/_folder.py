@@ -28,7 +28,7 @@ from millstream._protocol.skills import (
 )
 
 MAX_WALKED = 10_000
-"""Maximum entries of a folder to visit. Further ones aren't served."""
+"""Maximum number of files to list in a folder. Further ones aren't served."""
 FRESH_SECONDS = 1.0
 """Minimum seconds for which a listing is cached; a slow one is cached for ten times its duration."""
 _logger = logging.getLogger("millstream")
@@ -49,7 +49,7 @@ class File(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The contents of a folder at one moment."""
+    """The contents of a folder at one point in time."""
 
     skills: dict[str, Skill]
     """URI of the `SKILL.md` -> entry, sorted."""
@@ -159,7 +159,7 @@ class SkillFolder:
 
     def _skill(self, root: Path, inside: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
         if len(inside) > MAX_FILES:
-            raise SkillError(f"it has {len(inside)} files; hosts accept at most {MAX_FILES}")
+            raise SkillError(f"it has {len(inside)} files, but hosts accept only {MAX_FILES}")
         below = root.relative_to(self._root).as_posix()
         # A folder that is a skill itself has its own name.
         path = self._prefix + (self._root.name if below == "." else below)

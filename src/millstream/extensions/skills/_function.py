@@ -30,7 +30,7 @@ class SkillOptions(TypedDict, total=False):
     frontmatter: Mapping[str, Any]
     """Further members of the frontmatter, such as ``license``."""
     dynamic: bool
-    """Whether to call the function at each read. Such a skill has no manifest, and hosts may refuse it."""
+    """Whether to call the function at each read. Such a skill has no manifest, and hosts may reject it."""
 
 
 class FunctionSkill(Struct, frozen=True):
@@ -75,7 +75,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
     if inspect.iscoroutinefunction(function):
         raise TypeError(
-            f"{name}: the function runs once, at the start, so it must be a plain function. Or set dynamic=True"
+            f"{name}: the function runs once, at the start, so it can't be async. Use def, or set dynamic=True"
         )
     content = {uri: (head + _text(function(), name)).encode(), **files}
     resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]

@@ -14,7 +14,7 @@ from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, LocalEr
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import PER_REQUEST
 from millstream.extensions import CustomResult, Extension, ListenSubscription, PendingCall, ServerHost
-from millstream.extensions.tasks._records import CHANGED, TaskRecord, TaskRecords, name_of
+from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
 from millstream.extensions.tasks._runner import TaskRunner
 
 logger = logging.getLogger("millstream")
@@ -69,7 +69,7 @@ class TasksExtension(Extension):
         host.on_task_call(self._begin)
         runner.open()
         host.on_drain(runner.drain)
-        host.on_close(host.bus.subscribe(CHANGED, self._on_change, interrupted=self._all_changed))
+        host.on_close(host.bus.subscribe(CHANGE_TOPIC, self._on_change, interrupted=self._all_changed))
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
     async def close(self) -> None:
@@ -81,7 +81,7 @@ class TasksExtension(Extension):
     # Calls
 
     def _begin(self, call: PendingCall) -> Awaitable[bytes] | None:
-        """Make a call a task if its client supports tasks."""
+        """Turn a call into a task if its client supports tasks."""
         return None if call.handshake or TASKS not in call.client.extensions else self._task(call)
 
     async def _task(self, call: PendingCall) -> bytes:
@@ -95,7 +95,7 @@ class TasksExtension(Extension):
     async def _get(self, params: TaskParams, ctx: Context) -> dict[str, Any]:
         record = await self._runner.get(name_of(params.task_id, ctx.principal))
         if record is None:
-            raise _unknown()
+            raise _unknown_task()
         return record.describe()
 
     async def _update(self, params: UpdateParams, ctx: Context) -> None:
@@ -105,11 +105,11 @@ class TasksExtension(Extension):
             if not raw.startswith(b"{"):
                 raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {key[:100]!r} must be an object")
         if not await self._runner.answer(name_of(params.task_id, ctx.principal), responses):
-            raise _unknown()
+            raise _unknown_task()
 
     async def _cancel(self, params: TaskParams, ctx: Context) -> None:
         if not await self._runner.cancel(name_of(params.task_id, ctx.principal)):
-            raise _unknown()
+            raise _unknown_task()
 
     # Notifications
 
@@ -121,7 +121,7 @@ class TasksExtension(Extension):
             raise ProtocolError(INVALID_PARAMS, f"Invalid taskIds: {exc}") from exc
         most = self._host.settings.max_subscriptions
         if len(ids) > most:
-            raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {most} tasks")
+            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {most} tasks")
         known = await self._find_existing(ids, ctx.principal)
         if known:
             follower = _Follower(self._runner.get, subscription, known)
@@ -135,7 +135,7 @@ class TasksExtension(Extension):
         self._followers.discard(follower)
 
     async def _find_existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
-        """Return the existing tasks, as names -> ids."""
+        """Return the tasks that exist, as name -> id."""
         names = {name_of(each, principal): each for each in ids}
         return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
 
@@ -152,7 +152,7 @@ class TasksExtension(Extension):
 class _Follower:
     """Pushes the latest states of tasks to one subscription."""
 
-    __slots__ = ("_changed", "_changes", "_get", "_names", "_subscription", "_task")
+    __slots__ = ("_change_event", "_changed_names", "_get", "_names", "_subscription", "_task")
 
     def __init__(
         self,
@@ -163,10 +163,10 @@ class _Follower:
         self._get = get
         self._subscription = subscription
         self._names = frozenset(names)
-        self._changed = dict.fromkeys(names, True)
+        self._changed_names = dict.fromkeys(names, True)
         """Names of tasks with a state to push, in order."""
-        self._changes = asyncio.Event()
-        self._changes.set()
+        self._change_event = asyncio.Event()
+        self._change_event.set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -181,19 +181,19 @@ class _Follower:
     def notify(self, name: str) -> None:
         """Push the state of a task if the subscription includes it."""
         if name in self._names:
-            self._changed[name] = True
-            self._changes.set()
+            self._changed_names[name] = True
+            self._change_event.set()
 
     def all_changed(self) -> None:
-        """Push the state of every task, because changes may have been missed."""
-        self._changed.update(dict.fromkeys(self._names, True))
-        self._changes.set()
+        """Push the state of every task, because change messages may have been lost."""
+        self._changed_names.update(dict.fromkeys(self._names, True))
+        self._change_event.set()
 
     async def _run(self) -> None:
         while True:
-            await self._changes.wait()
-            self._changes.clear()
-            changed, self._changed = self._changed, {}
+            await self._change_event.wait()
+            self._change_event.clear()
+            changed, self._changed_names = self._changed_names, {}
             for name in changed:
                 try:
                     record = await self._get(name)
@@ -204,5 +204,5 @@ class _Follower:
                     return
 
 
-def _unknown() -> ProtocolError:
+def _unknown_task() -> ProtocolError:
     return ProtocolError(INVALID_PARAMS, "Unknown task. Its id is wrong, or it has expired.")

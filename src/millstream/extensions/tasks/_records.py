@@ -22,10 +22,10 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
-CHANGED: Final = "tasks.changed"
+CHANGE_TOPIC: Final = "tasks.changed"
 """The topic on which workers announce the keys of changed tasks."""
 HANDED_OVER: Final = "-"
-"""Placeholder for the worker of a task that waits for one."""
+"""Placeholder for the worker of a task that waits for another worker."""
 _ANONYMOUS: Final = "anonymous"
 _MAX_ID: Final = 64
 _ROOM: Final = bytes(512)
@@ -103,9 +103,7 @@ def new_id() -> str:
 
 
 def name_of(task_id: str, principal: Principal | None) -> str:
-    """Return the common part of all keys of a task. It's derived from the id and the principal, so the id of another
-    principal's task finds no record.
-    """
+    """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
     share = _ANONYMOUS if principal is None else principal.bound.hex()
     return f"{share}.{task_id}"
 
@@ -185,7 +183,7 @@ class TaskRecords:
                 changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM
             )
             if await kv.compare_and_set(f"task:{name}", raw, _encode(changed), changed.expires - now):
-                await self._bus.publish(CHANGED, name.encode())
+                await self._bus.publish(CHANGE_TOPIC, name.encode())
                 return changed
             await back_off(attempt)
             attempt += 1

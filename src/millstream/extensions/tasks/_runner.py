@@ -44,45 +44,48 @@ from millstream.stores import StoreFull
 
 logger = logging.getLogger("millstream")
 
-CANCEL: Final = "tasks.cancel"
+CANCEL_TOPIC: Final = "tasks.cancel"
 """The topic on which a worker receives the names of tasks to stop."""
-ORPHANS: Final = "tasks.orphans"
-"""The topic that makes all workers look for tasks without a worker."""
+ORPHAN_TOPIC: Final = "tasks.orphans"
+"""The topic that makes all workers search for tasks without a worker."""
 MAX_ATTEMPTS: Final = 3
-"""Maximum starts of a task, so a task that kills its worker can't kill them all."""
-PAUSE: Final = 1.0
+"""Maximum starts of a task, so a task that crashes its worker can't crash them all."""
+RETRY_DELAY: Final = 1.0
 """Seconds before a failed operation is retried."""
-_NOTE_EVERY: Final = 1.0
+_STATUS_INTERVAL: Final = 1.0
 """Minimum seconds between two status messages of a task."""
-_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
-_DRAINED = "The server stopped before this task was done. Call the tool again."
-_TOO_OFTEN = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
-_GONE = "The server doesn't have this tool any more."
-_TOO_LARGE = "The store has no room for the result of this task."
+_WORKER_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
+_SERVER_STOPPED = "The server stopped before this task was done. Call the tool again."
+_TOO_MANY_ATTEMPTS = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
+_TOOL_MISSING = "The server no longer has this tool."
+_RESULT_TOO_LARGE = "The store has no room for the result of this task."
 
 
 class _Run:
     """A task on this worker."""
 
-    __slots__ = ("call", "lost", "name", "note", "noting", "record", "release", "saved", "seats", "task")
+    __slots__ = (
+        "call", "lease_lost", "name", "record", "release_seats", "saved_call", "seats", "status_message", "status_task",
+        "task",
+    )  # fmt: skip
 
-    def __init__(self, name: str, record: TaskRecord, saved: SavedCall, seats: Seats | None) -> None:
+    def __init__(self, name: str, record: TaskRecord, saved_call: SavedCall, seats: Seats | None) -> None:
         self.name = name
         self.record = record
-        self.saved = saved
+        self.saved_call = saved_call
         self.seats = seats
         """Seats of the task; None while a task of a dead worker waits for them."""
         self.call: CallRun
         self.task: asyncio.Task[None] | None = None
-        self.lost = False
-        """Whether another worker may have settled the task, because this worker's lease had ended."""
-        self.note = ""
-        self.noting: asyncio.Task[None] | None = None
-        self.release: Callable[[], object] | None = None
+        self.lease_lost = False
+        """Whether another worker may have settled the task, because this worker's lease has expired."""
+        self.status_message = ""
+        self.status_task: asyncio.Task[None] | None = None
+        self.release_seats: Callable[[], object] | None = None
         """Releases the seats of the call that became this task."""
 
     def owns(self, record: TaskRecord) -> bool:
-        """Whether the record still says that this is the run of the task."""
+        """Return whether the record still belongs to this run."""
         mine = self.record
         return record.worker == mine.worker and record.attempts == mine.attempts and record.status == WORKING
 
@@ -105,9 +108,9 @@ class TaskRunner:
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
-        self._sweeps = False
-        self._sweeping: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[None]] = set()
+        self._sweep_needed = False
+        self._sweep_task: asyncio.Task[None] | None = None
+        self._background_tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -116,9 +119,9 @@ class TaskRunner:
         """Listen to the other workers, and settle the tasks of dead ones."""
         host = self._host
         self._closing = False
-        host.on_workers_change(self._workers_changed)
-        host.on_close(host.bus.subscribe(ORPHANS, lambda _: self._sweep_soon(), interrupted=self._sweep_soon))
-        host.on_close(host.bus.subscribe(CANCEL, self._cancel_here, interrupted=self._look_at_all))
+        host.on_workers_change(self._on_workers_change)
+        host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: self._sweep_soon(), interrupted=self._sweep_soon))
+        host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
         self._sweep_soon()
 
     async def drain(self, seconds: float) -> None:
@@ -133,9 +136,9 @@ class TaskRunner:
     async def close(self) -> None:
         """End the tasks that `drain` left."""
         self._closing = True
-        tasks = [*self._beside, *(run.task for run in self._running.values() if run.task is not None)]
-        if self._sweeping is not None:
-            tasks.append(self._sweeping)
+        tasks = [*self._background_tasks, *(run.task for run in self._running.values() if run.task is not None)]
+        if self._sweep_task is not None:
+            tasks.append(self._sweep_task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,7 +146,7 @@ class TaskRunner:
     # Requests of clients
 
     async def start(self, call: PendingCall) -> TaskRecord:
-        """Make a call a task and run it.
+        """Turn a call into a task and run it.
 
         Raises:
             ProtocolError: too many tasks are running, or the store is full.
@@ -151,7 +154,7 @@ class TaskRunner:
         self._check_open()
         task_id, now, saved = new_id(), self._host.now(), call.save()
         name = name_of(task_id, call.principal)
-        seats = await self._take(task_id, saved.owner)
+        seats = await self._take_seats(task_id, saved.owner)
         settings, rules = self._settings, call.rules
         record = TaskRecord(
             id=task_id,
@@ -192,7 +195,7 @@ class TaskRunner:
         saved = await self._records.call_of(name)
         if saved is None:
             return False
-        seats = await self._take(record.id, saved.owner, saved)
+        seats = await self._take_seats(record.id, saved.owner, saved)
         me = self._me
         await self._records.mark(name, msgspec.structs.replace(record, worker=me))
 
@@ -239,7 +242,7 @@ class TaskRunner:
         elif worker == self._me:
             self._cancel_here(name.encode())
         else:
-            await self._host.bus.send(worker, CANCEL, name.encode())
+            await self._host.bus.send(worker, CANCEL_TOPIC, name.encode())
         return True
 
     async def get(self, name: str) -> TaskRecord | None:
@@ -259,7 +262,7 @@ class TaskRunner:
         if self._closing or self._host.stopping:
             raise ProtocolError(OVERLOADED, "The server is stopping. Try again in a moment.", status=503)
 
-    async def _take(self, holder: str, owner: str, saved: SavedCall | None = None) -> Seats:
+    async def _take_seats(self, holder: str, owner: str, saved: SavedCall | None = None) -> Seats:
         """Take the seats of another task and return them.
 
         Args:
@@ -299,7 +302,7 @@ class TaskRunner:
     ) -> None:
         """Run a task claimed by this worker."""
         run = self._running[name] = _Run(name, record, saved, seats)
-        run.release = release
+        run.release_seats = release
         run.call = self._host.run_call(
             saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, run)
         )
@@ -313,29 +316,29 @@ class TaskRunner:
             if run.seats is None:
                 await self._wait_for_seats(run)
             outcome = await call.outcome()
-            if run.noting is not None:
-                run.noting.cancel()
+            if run.status_task is not None:
+                run.status_task.cancel()
             await self._settle(run, outcome)
         finally:
             expiry.cancel()
             if self._running.get(name) is run:
                 del self._running[name]
             self._host.leave_seats(run.seats or ())
-            if run.release is not None:
-                run.release()
+            if run.release_seats is not None:
+                run.release_seats()
 
     async def _wait_for_seats(self, run: _Run) -> None:
         """Wait until the limits have free seats for the task of a dead worker, and take them."""
-        limits = self._limits(run.saved.owner)
+        limits = self._limits(run.saved_call.owner)
         while not run.call.cancelled:
             with suppress(LimitReached):
-                run.seats = await self._host.take_seats(run.record.id, limits, call=run.saved)
+                run.seats = await self._host.take_seats(run.record.id, limits, call=run.saved_call)
                 return
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_DELAY)
 
     async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
         """Save the outcome of a run, and retry while the store doesn't respond."""
-        change = self._end(run, outcome)
+        change = self._record_change(run, outcome)
         trouble = LogOnce(logger, "The end of a task can't be stored; trying again", "The ends of tasks are stored.")
         written: TaskRecord | None = None
         while self._host.now() < run.record.expires:
@@ -343,14 +346,14 @@ class TaskRunner:
                 try:
                     written = await self._finish(run, change)
                 except StoreFull:
-                    logger.warning("%s: the store has no room for the result of the task", run.saved.tool)
-                    change = _fail_if_owned(run, OVERLOADED, _TOO_LARGE)
+                    logger.warning("%s: the store has no room for the result of the task", run.saved_call.tool)
+                    change = _fail_if_owned(run, OVERLOADED, _RESULT_TOO_LARGE)
                     continue
             if not trouble.lasts:
                 break
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_DELAY)
         if written is not None and written.worker == HANDED_OVER:
-            await self._host.bus.publish(ORPHANS, b"")
+            await self._host.bus.publish(ORPHAN_TOPIC, b"")
 
     async def _finish(self, run: _Run, change: Callable[[TaskRecord], TaskRecord | None]) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
@@ -363,17 +366,17 @@ class TaskRunner:
         return written
 
     def _hands_over(self, run: _Run) -> bool:
-        return run.record.retry and (run.call.halted or run.lost)
+        return run.record.retry and (run.call.halted or run.lease_lost)
 
-    def _end(self, run: _Run, outcome: RunOutcome) -> Callable[[TaskRecord], TaskRecord | None]:
+    def _record_change(self, run: _Run, outcome: RunOutcome) -> Callable[[TaskRecord], TaskRecord | None]:
         """Return the change of the record for the outcome of a run."""
         call, error = run.call, outcome.error
         if self._hands_over(run):
             return lambda record: msgspec.structs.replace(record, worker=HANDED_OVER) if run.owns(record) else None
-        if run.lost:
-            return _fail_if_owned(run, INTERNAL_ERROR, _STOPPED)
+        if run.lease_lost:
+            return _fail_if_owned(run, INTERNAL_ERROR, _WORKER_STOPPED)
         if call.halted:
-            return _fail_if_owned(run, OVERLOADED, _DRAINED)
+            return _fail_if_owned(run, OVERLOADED, _SERVER_STOPPED)
         if error is not None:
             return _fail_if_owned(run, error.code, error.message, error.data)
         if outcome.requests:
@@ -386,7 +389,7 @@ class TaskRunner:
                 else None
             )
         result = outcome.result
-        if not result:  # cancelled, which the record says already
+        if not result:  # cancelled, as the record already shows
             return lambda record: None
         return lambda record: (
             msgspec.structs.replace(
@@ -399,24 +402,24 @@ class TaskRunner:
     # Status messages
 
     def _report(self, run: _Run, message: bytes) -> None:
-        """Save the latest status message of the function, at most once in `_NOTE_EVERY` seconds."""
+        """Save the latest status message of the function, once per `_STATUS_INTERVAL`."""
         if not (text := status_text(message)):
             return
-        run.note = text
-        if run.noting is None or run.noting.done():
-            run.noting = asyncio.get_running_loop().create_task(self._write_notes(run))
-            self._beside.add(run.noting)
-            run.noting.add_done_callback(self._beside.discard)
+        run.status_message = text
+        if run.status_task is None or run.status_task.done():
+            run.status_task = asyncio.get_running_loop().create_task(self._save_status(run))
+            self._background_tasks.add(run.status_task)
+            run.status_task.add_done_callback(self._background_tasks.discard)
 
-    async def _write_notes(self, run: _Run) -> None:
-        while run.note:
-            text, run.note = run.note, ""
+    async def _save_status(self, run: _Run) -> None:
+        while run.status_message:
+            text, run.status_message = run.status_message, ""
             change = partial(_set_message, run, text)
             try:
                 await self._records.update(run.name, change)
             except LocalError:
-                logger.debug("A status message of a task isn't stored", exc_info=True)
-            await asyncio.sleep(_NOTE_EVERY)
+                logger.debug("The status message of a task couldn't be stored", exc_info=True)
+            await asyncio.sleep(_STATUS_INTERVAL)
 
     # Other workers
 
@@ -425,8 +428,8 @@ class TaskRunner:
         if run is not None:
             run.call.cancel()
 
-    def _look_at_all(self) -> None:
-        """Check whether a running task was cancelled, because messages may have been lost."""
+    def _check_cancellations(self) -> None:
+        """Check whether running tasks were cancelled, because messages may have been lost."""
         if not self._closing:
             self._spawn(self._stop_cancelled())
 
@@ -436,35 +439,35 @@ class TaskRunner:
             if record is None or not run.owns(record):
                 run.call.cancel()
 
-    def _workers_changed(self) -> None:
+    def _on_workers_change(self) -> None:
         me = self._host.worker
         if me != self._me:
             self._me = me
             for run in self._running.values():
-                run.lost = True
+                run.lease_lost = True
                 run.call.halt()
         self._sweep_soon()
 
     def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(_quietly(work))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        task = asyncio.get_running_loop().create_task(_run_quietly(work))
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
 
     def _sweep_soon(self) -> None:
-        """Look for tasks of dead workers."""
-        self._sweeps = True
-        if not self._closing and (self._sweeping is None or self._sweeping.done()):
-            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        """Start to search for tasks of dead workers."""
+        self._sweep_needed = True
+        if not self._closing and (self._sweep_task is None or self._sweep_task.done()):
+            self._sweep_task = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
         trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")
-        while self._sweeps and not self._closing:
-            self._sweeps = False
+        while self._sweep_needed and not self._closing:
+            self._sweep_needed = False
             with trouble:
                 await self._sweep_once()
             if trouble.lasts:
-                self._sweeps = True
-                await asyncio.sleep(PAUSE)
+                self._sweep_needed = True
+                await asyncio.sleep(RETRY_DELAY)
 
     async def _sweep_once(self) -> None:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
@@ -483,11 +486,11 @@ class TaskRunner:
         saved = await self._records.call_of(name)
         handed = worker == HANDED_OVER
         if saved is None or not self._host.has_tool(saved.tool):
-            text = _GONE
+            text = _TOOL_MISSING
         elif not record.retry:
-            text = _STOPPED
+            text = _WORKER_STOPPED
         elif record.attempts >= MAX_ATTEMPTS and not handed:
-            text = _TOO_OFTEN
+            text = _TOO_MANY_ATTEMPTS
         else:
             await self._claim(worker, name, record, saved)
             return
@@ -537,8 +540,8 @@ def _fail_if_owned(run: _Run, code: int, message: str, data: Any = None) -> Call
     return lambda record: _fail(record, code, message, data) if run.owns(record) else None
 
 
-async def _quietly(work: Any) -> None:
+async def _run_quietly(work: Any) -> None:
     try:
         await work
     except (LocalError, OSError):
-        logger.debug("Work beside the tasks failed", exc_info=True)
+        logger.debug("Background work for tasks failed", exc_info=True)

@@ -1,7 +1,7 @@
 """Accounts that users connect to an upstream: their own tokens from its authorization server (OAuth 2.1 with PKCE).
 
-A connection belongs to a principal, an upstream, and the upstream's URL. It's made and removed only on the page of
-connections; a call without one asks its user to open the page. Everything stored is sealed.
+A connection belongs to a principal, an upstream, and the upstream's URL. It's created and removed only on the
+connections page; a call without one asks its user to open the page. Everything stored is sealed.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from millstream.gateway._credentials.source import (
     outbound_for,
     refusal,
 )
-from millstream.gateway._credentials.tokens import PATIENCE, SharedTokens, StoredGrant, make_grant
+from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 PAGE: Final = "/connections"
 CALLBACK: Final = "/connections/callback"
 METADATA: Final = "/connections/client.json"
-_KEPT: Final = 180 * 86_400.0
+_CONNECTION_SECONDS: Final = 180 * 86_400.0
 """Seconds that a connection is kept after its last refresh."""
-_CLIENT_KEPT: Final = 86_400.0
+_REGISTRATION_SECONDS: Final = 86_400.0
 """Seconds for which a client registration is reused."""
-_DEMAND_KEPT: Final = 900.0
-"""Seconds for which the page remembers what an upstream asked for."""
+_DEMAND_SECONDS: Final = 900.0
+"""Seconds for which the challenge of a denied call is stored."""
 _MAX_LISTERS: Final = 16
 _MAX_CHALLENGE: Final = 4096
-_ROUND_PATIENCE: Final = 20.0
+_ROUND_TIMEOUT: Final = 20.0
 """Seconds that a call of the per-request era waits after its user agreed to open the page. The call is one HTTP
 request, and its client may time out.
 """
@@ -61,7 +61,7 @@ _PROBE: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
 class Demand(Struct, frozen=True):
-    """What an upstream asked for when it denied a call."""
+    """Status and challenge of a denied call."""
 
     status: int = 401
     challenge: str = ""
@@ -99,56 +99,56 @@ class PersonalCredentials(UpstreamCredentials):
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._tokens = SharedTokens(
-            host.services, f"connection:{self._id}:", ttl=_KEPT, lossy=False, changed=self._hear,
-            missed=self._look_again, discard=self._discard,
+            host.services, f"connection:{self._id}:", ttl=_CONNECTION_SECONDS, lossy=False, on_change=self._on_change,
+            on_interruption=self._on_interruption, discard=self._discard,
         )  # fmt: skip
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
-                "Accounts that people connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
+                "Accounts that users connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
                 upstream,
-                "is stored beside them" if host.store.shared else "ends with this process",
+                "is stored next to them" if host.store.shared else "is lost when this process ends",
             )
         self._waiting: dict[str, set[asyncio.Event]] = {}
         """Owner -> calls that wait for this user to connect."""
-        self._passed_over: dict[str, float] = {}
-        """Owner -> when the lists couldn't be read with this connection."""
-        self._arrival = asyncio.Event()
+        self._list_failures: dict[str, float] = {}
+        """Owner -> time of the last failure to read the lists with this connection."""
+        self._user_change = asyncio.Event()
         """Set after a user has connected or disconnected."""
 
     async def close(self) -> None:
         """Finish running tasks."""
         await self._tokens.close()
 
-    def _hear(self, owner: str) -> None:
+    def _on_change(self, owner: str) -> None:
         for event in self._waiting.get(owner, ()):
             event.set()
-        self._arrival.set()
-        self.changed(owner)
+        self._user_change.set()
+        self.on_change(owner)
 
-    def _look_again(self) -> None:
+    def _on_interruption(self) -> None:
         """Make all calls that wait for a user check the store."""
         for events in self._waiting.values():
             for event in events:
                 event.set()
-        self._arrival.set()
+        self._user_change.set()
 
     # Lists
 
     async def lister(self) -> str:
         """Return the link key of a connected user, waiting for one if necessary."""
         while True:
-            self._arrival.clear()
+            self._user_change.clear()
             listers = await self._listers()
-            for owner in sorted(listers, key=lambda each: self._passed_over.get(each, 0)):
+            for owner in sorted(listers, key=lambda each: self._list_failures.get(each, 0)):
                 if await self._tokens.load(owner) is not None:
                     return owner
-            await self._arrival.wait()
+            await self._user_change.wait()
 
     def pass_over(self, link_key: str) -> None:
-        """See `UpstreamCredentials.pass_over`."""
-        self._passed_over[link_key] = time.monotonic()
-        if len(self._passed_over) > _MAX_LISTERS:
-            del self._passed_over[min(self._passed_over, key=self._passed_over.__getitem__)]
+        """See `UpstreamCredentials.avoid_lister`."""
+        self._list_failures[link_key] = time.monotonic()
+        if len(self._list_failures) > _MAX_LISTERS:
+            del self._list_failures[min(self._list_failures, key=self._list_failures.__getitem__)]
 
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
@@ -161,12 +161,12 @@ class PersonalCredentials(UpstreamCredentials):
         except msgspec.MsgspecError:
             return []
 
-    async def _note_lister(self, owner: str) -> None:
-        """Remember who connected last, because lists are read with one of these connections."""
+    async def _save_lister(self, owner: str) -> None:
+        """Store who connected last, because the lists are read with one of these connections."""
         owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
         packed = msgspec.msgpack.encode(owners)
-        await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _KEPT)
-        self._arrival.set()
+        await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _CONNECTION_SECONDS)
+        self._user_change.set()
 
     # Calls
 
@@ -175,7 +175,7 @@ class PersonalCredentials(UpstreamCredentials):
         if principal is None:
             raise refusal(
                 call,
-                f"The server {self.upstream!r} behind this gateway needs an account of yours, and this call is "
+                f"The server {self.upstream!r} behind this gateway requires your account there, but this call is "
                 "anonymous. Sign in to this server first.",
             )
         owner = owner_of(principal.id)
@@ -198,7 +198,9 @@ class PersonalCredentials(UpstreamCredentials):
         owner, _ = self._identify(call)
         demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
         kv = self._services.store.kv
-        await kv.put(f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_KEPT, lossy=True)
+        await kv.put(
+            f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_SECONDS, lossy=True
+        )
         reason = "requires more permissions for this" if lacking else "no longer accepts your connection"
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
@@ -209,7 +211,7 @@ class PersonalCredentials(UpstreamCredentials):
         grant = await self._tokens.get(owner, self._renew) if owner else None
         if grant is None:
             raise AccessDenied(
-                f"The upstream {self.upstream!r} isn't connected for this person. Connect it on the page /connections.",
+                f"The upstream {self.upstream!r} isn't connected for this user. Connect it at /connections.",
                 401,
             )
         tokens = grant.tokens
@@ -248,7 +250,7 @@ class PersonalCredentials(UpstreamCredentials):
             except (Declined, Cancelled):
                 raise refusal(call, f"{why} You haven't connected it. {how}") from None
             seconds = self._services.settings.ask_timeout
-            limit = seconds if revision.handshake else min(seconds, _ROUND_PATIENCE)
+            limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
             if not await self._has_changed(owner, before, event, limit):
                 raise refusal(call, f"{why} It isn't connected yet. {how} Then call again.")
             if revision.elicitation_ids:
@@ -274,7 +276,7 @@ class PersonalCredentials(UpstreamCredentials):
             return False
 
     def page_of(self, call: "Call") -> str:
-        """Return the URL of the page of connections as the caller can reach it; empty if unknown."""
+        """Return the URL of the connections page as the caller can reach it; empty if unknown."""
         base = self.base
         if not base and call.headers is not None:
             scheme, root = getattr(call.origin, "scheme", ""), getattr(call.origin, "root_path", "")
@@ -294,40 +296,40 @@ class PersonalCredentials(UpstreamCredentials):
 
         Args:
             owner: see `owner_of`.
-            base: base URL of this server, as the user's browser knows it.
+            base: base URL of this server for the user's browser.
 
         Raises:
-            ClientError: the upstream and its authorization server don't fit together, or can't be reached.
+            ClientError: the upstream and its authorization server are incompatible, or can't be reached.
         """
         grant = await self._tokens.load(owner)
-        place = self._registration_place(base)
+        place = self._registration_key(base)
         known = await self._registrations(place)
         oauth, store = self._client(base, grant, known)
         demand = await self._demand(owner)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ISSUER_TIMEOUT):
             asked = await oauth.ask(self.url, demand.status, demand.challenge)
         if store.load().registrations != known:
-            await self._keep_registrations(place, store.load().registrations)
+            await self._save_registrations(place, store.load().registrations)
         return asked
 
     async def finish(self, owner: str, base: str, asked: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Create a user's connection from the redirect of the login.
 
         Raises:
-            ClientError: the redirect doesn't answer the request, or the user or the issuer declined.
+            ClientError: the redirect doesn't match the request, or the user or the issuer declined.
         """
         oauth, store = self._client(base, None, {asked.issuer.issuer: asked.who})
         now = time.time()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ISSUER_TIMEOUT):
                 await oauth.exchange_code(self.url, asked, answer)
         except AccessDenied:
             # The authorization server may have dropped this client, so the next attempt registers again.
-            await self._services.store.kv.delete(self._registration_place(base))
+            await self._services.store.kv.delete(self._registration_key(base))
             raise
         tokens = store.load().tokens[str(self.url)]
         own = Registration() if self.options.client_id else asked.who
-        await self._note_lister(owner)  # before announcing the connection
+        await self._save_lister(owner)  # before announcing the connection
         await self._tokens.put(owner, _make_grant(tokens, own, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
@@ -340,13 +342,13 @@ class PersonalCredentials(UpstreamCredentials):
         """Revoke tokens that are no longer used."""
         oauth, _ = self._client("", grant, {})
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ISSUER_TIMEOUT):
                 return await oauth.sign_out(self.url)
         except (TimeoutError, ClientError):
             return False
 
     async def _demand(self, owner: str) -> Demand:
-        """Return what the upstream asked of this user, or what it asks of an unauthenticated client."""
+        """Return the last challenge for this user, or the one for an unauthenticated client."""
         raw = await self._services.store.kv.get(f"connection-wanted:{self._id}:{owner}")
         if raw is not None:
             try:
@@ -399,7 +401,7 @@ class PersonalCredentials(UpstreamCredentials):
             oauth.bound_to(options.issuer)
         return (oauth if self._outbound.dial is None else oauth.through(self._outbound.dial)), store
 
-    def _registration_place(self, base: str) -> str:
+    def _registration_key(self, base: str) -> str:
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
 
     async def _registrations(self, place: str) -> dict[str, Registration]:
@@ -410,10 +412,10 @@ class PersonalCredentials(UpstreamCredentials):
         except msgspec.MsgspecError:
             return {}
 
-    async def _keep_registrations(self, place: str, known: Mapping[str, Registration]) -> None:
+    async def _save_registrations(self, place: str, known: Mapping[str, Registration]) -> None:
         plain = msgspec.msgpack.encode(known)
         sealed = self._services.ring.seal(_CLIENT_KIND, plain, self._services.nonce(), place.encode())
-        await self._services.store.kv.put(place, sealed.encode(), _CLIENT_KEPT)
+        await self._services.store.kv.put(place, sealed.encode(), _REGISTRATION_SECONDS)
 
 
 def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> StoredGrant:

@@ -34,19 +34,21 @@ from millstream.gateway._credentials.accounts import (
 )
 
 _TEMPLATE: Final = Path(__file__).parent / "templates" / "connections.html"
-_AWAY_SECONDS: Final = 600.0
+_LOGIN_SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 120.0
 _MAX_FORM: Final = 4096
 _MAX_QUERY: Final = 8192
-_MAX_SAID: Final = 400
-_PENDING: Final = b"gateway connection pending"
-_ANSWERED: Final = b"gateway connection answered"
+_MAX_ERROR_TEXT: Final = 400
+_PENDING_KIND: Final = b"gateway connection pending"
+_ANSWERED_KIND: Final = b"gateway connection answered"
 T = TypeVar("T")
-_LEAVING: Final = Rate(60, 60)
+_LOGIN_RATE: Final = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
-_FOREIGN: Final = refusal(403, "This form has to be sent from this server's own page. Reload the page and try again.")
-_MALFORMED: Final = refusal(400, "The form is malformed. Reload the page.")
-_TOO_OLD: Final = (
+_CROSS_SITE_FORM: Final = refusal(
+    403, "This form must be sent from this server's own page. Reload the page and try again."
+)
+_MALFORMED_FORM: Final = refusal(400, "The form is malformed. Reload the page.")
+_LOGIN_OVER: Final = (
     "This login took more than ten minutes, was already finished, or began in another browser or with another "
     "account. Connect again."
 )
@@ -63,7 +65,7 @@ class PendingConnection(Struct, frozen=True):
 
 
 class AnsweredConnection(Struct, frozen=True):
-    """The answer to a login, until the user's own browser asks for it."""
+    """The answer to a login, stored until the user's own browser fetches it."""
 
     pending: PendingConnection
     answer: dict[str, str]
@@ -94,12 +96,12 @@ class ConnectionsPage:
         self._connections = connections
         self._server = server
         self._vault = Vault(host.services)
-        self._leaving = Limiter("connect", _LEAVING)
+        self._login_limiter = Limiter("connect", _LOGIN_RATE)
 
     def serve(self) -> None:
         """Add the paths of the page."""
         routes = self._host.routes
-        routes.add(PAGE, Route({"GET": self.show, "POST": self.take}, reserved=True))
+        routes.add(PAGE, Route({"GET": self.show, "POST": self.submit}, reserved=True))
         # The redirect comes from another site, without the cookie of the user's sign-in.
         routes.add(CALLBACK, Route({"GET": self.handle_callback}, public=True, reserved=True))
         routes.add(METADATA, Route({"GET": self.describe}, public=True, reserved=True))
@@ -113,29 +115,29 @@ class ConnectionsPage:
             return await self._finish(request, handle)
         return await self._page(request, wanted=query_value("connect", request.query))
 
-    async def take(self, request: HttpRequest) -> Response:
+    async def submit(self, request: HttpRequest) -> Response:
         """Handle `POST /connections`: connect or disconnect an upstream."""
         principal = request.principal
         if not is_own(request):
-            return _FOREIGN
+            return _CROSS_SITE_FORM
         if principal is None or len(request.body) > _MAX_FORM:
-            return _MALFORMED
+            return _MALFORMED_FORM
         try:
             given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
         except ValueError:
-            return _MALFORMED
+            return _MALFORMED_FORM
         name, action = given.get("upstream", [""])[-1], given.get("action", [""])[-1]
         connection = self._connections.get(name)
         if connection is None or action not in ("connect", "disconnect"):
-            return _MALFORMED
+            return _MALFORMED_FORM
         owner = owner_of(principal.id)
         if action == "connect":
             return await self._begin(request, name, connection, owner)
         await connection.disconnect(owner)
-        return self._back(request)
+        return self._redirect_to_page(request)
 
     async def _begin(self, request: HttpRequest, name: str, connection: PersonalCredentials, owner: str) -> Response:
-        if self._leaving.take(owner) > 0:
+        if self._login_limiter.take(owner) > 0:
             return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
         base = self._base(request, connection)
         if not same_host(request, base):
@@ -149,10 +151,10 @@ class ConnectionsPage:
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
-            return await self._page(request, _short(str(exc)), 502)
+            return await self._page(request, _shorten(str(exc)), 502)
         pending = PendingConnection(name, owner, name_of(browser), base, asked)
-        sealed = self._vault.seal(_PENDING, pending, asked.state.encode())
-        await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
+        sealed = self._vault.seal(_PENDING_KIND, pending, asked.state.encode())
+        await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _LOGIN_SECONDS, lossy=True)
         return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
@@ -162,31 +164,35 @@ class ConnectionsPage:
         except ClientError:
             answer = {}
         state = answer.get("state", "")
-        pending = await self._take(_PENDING, state, PendingConnection) if state and request.method == "GET" else None
+        pending = (
+            await self._take(_PENDING_KIND, state, PendingConnection) if state and request.method == "GET" else None
+        )
         if pending is None or not self._is_browser_of(request, pending):
-            return pages.turned_back(request, PAGE, _TOO_OLD, 403)
+            return pages.turned_back(request, PAGE, _LOGIN_OVER, 403)
         handle = new_secret()
-        sealed = self._vault.seal(_ANSWERED, AnsweredConnection(pending, answer), handle.encode())
+        sealed = self._vault.seal(_ANSWERED_KIND, AnsweredConnection(pending, answer), handle.encode())
         await self._vault.put(f"connection-pending:{digest(handle)}", sealed.encode(), _ANSWER_SECONDS, lossy=True)
         return pages.continue_at(request, f"{PAGE}?finish={handle}")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
-        """Create the connection, in the browser and for the user who began."""
-        found = await self._take(_ANSWERED, handle, AnsweredConnection)
+        """Create the connection, if the browser and the user are those that began the login."""
+        found = await self._take(_ANSWERED_KIND, handle, AnsweredConnection)
         principal = request.principal
         if found is None or principal is None:
-            return await self._page(request, _TOO_OLD, 403)
+            return await self._page(request, _LOGIN_OVER, 403)
         pending = found.pending
         connection = self._connections.get(pending.upstream)
         if connection is None or pending.owner != owner_of(principal.id) or not self._is_browser_of(request, pending):
-            return await self._page(request, _TOO_OLD, 403)
+            return await self._page(request, _LOGIN_OVER, 403)
         try:
             await connection.finish(pending.owner, pending.base, pending.authorization, found.answer)
         except TimeoutError:
-            return await self._page(request, f"{pending.upstream} isn't connected: it took too long. Try again.", 504)
+            return await self._page(
+                request, f"{pending.upstream} isn't connected: the login timed out. Try again.", 504
+            )
         except ClientError as exc:
-            return await self._page(request, f"{pending.upstream} isn't connected. {_short(str(exc))}", 403)
-        return self._back(request)
+            return await self._page(request, f"{pending.upstream} isn't connected. {_shorten(str(exc))}", 403)
+        return self._redirect_to_page(request)
 
     async def describe(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/client.json`: the client metadata document of this server (CIMD)."""
@@ -206,7 +212,7 @@ class ConnectionsPage:
     # Helpers
 
     async def _take(self, kind: bytes, secret: str, wanted: type[T]) -> T | None:
-        """Return what was stored under a secret, and delete it."""
+        """Remove and return the value stored under a secret."""
         raw = await self._vault.take(f"connection-pending:{digest(secret)}")
         return None if raw is None else self._vault.open(kind, raw.decode("latin-1"), wanted, secret.encode())
 
@@ -217,7 +223,7 @@ class ConnectionsPage:
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, wanted: str = "") -> Response:
         principal = request.principal
         if principal is None:
-            text = "Sign in to this server first: a connection belongs to a person."
+            text = "Sign in to this server first: a connection belongs to a user."
             return pages.turned_back(request, "/sign-in", text, 403)
         owner = owner_of(principal.id)
         rows = [await self._row(name, each, owner) for name, each in self._connections.items()]
@@ -236,14 +242,14 @@ class ConnectionsPage:
 
     @staticmethod
     def _base(request: HttpRequest, connection: PersonalCredentials) -> str:
-        """Return the base URL of this server, from its sign-in or as the browser knows it."""
+        """Return the base URL of this server, from its sign-in or from the browser's request."""
         if connection.base:
             return connection.base
         host = request.headers.get(b"host", b"").decode("latin-1")
         return f"{request.scheme}://{host}{request.root_path}"
 
     @staticmethod
-    def _back(request: HttpRequest) -> Response:
+    def _redirect_to_page(request: HttpRequest) -> Response:
         """Redirect to the page itself, so that a reload doesn't repeat the request."""
         return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
 
@@ -256,11 +262,11 @@ def same_host(request: HttpRequest, base: str) -> bool:
     )
 
 
-def _name(said: object) -> str:
-    return said if isinstance(said, str) and said.isprintable() and len(said) < 128 else ""
+def _name(claim: object) -> str:
+    return claim if isinstance(claim, str) and claim.isprintable() and len(claim) < 128 else ""
 
 
-def _short(text: str) -> str:
-    """Return a sentence that may quote other servers, shortened."""
+def _shorten(text: str) -> str:
+    """Return a message that may quote other servers, shortened and printable."""
     plain = "".join(each if each.isprintable() else " " for each in text)
-    return plain if len(plain) <= _MAX_SAID else f"{plain[:_MAX_SAID]}…"
+    return plain if len(plain) <= _MAX_ERROR_TEXT else f"{plain[:_MAX_ERROR_TEXT]}…"

@@ -37,7 +37,7 @@ def open_credentials(
         host: the running server, whose sign-in is open.
 
     Raises:
-        LocalError: the options can't work; the message says why.
+        LocalError: the options are invalid; the message says why.
     """
     if auth is None and not forward_headers:
         return None
@@ -45,8 +45,7 @@ def open_credentials(
     if url is None:
         what = "auth" if auth is not None else "forward_headers"
         raise LocalError(
-            f"The upstream {name!r} has {what}, which only works for servers at a URL. Pass a command its secrets "
-            "in env=…"
+            f"The upstream {name!r} has {what}, which requires a URL. Pass the secrets of a command in env=…"
         )
     taken = dict(headers)
     if isinstance(auth, StaticHeaders):
@@ -89,7 +88,7 @@ def _check_guarded(name: str, kind: str, host: Host) -> None:
     if host.guard is None:
         in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
         raise LocalError(
-            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't tell callers apart. "
+            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
             f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
         )
 

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
-_UNKNOWN_LIFE: Final = 300.0
+_DEFAULT_LIFETIME: Final = 300.0
 """Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
-_LISTS_AGAIN: Final = 30.0
+_LIST_RETRY_SECONDS: Final = 30.0
 """Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
-_KEPT: Final = 3600.0
+_TOKEN_SECONDS: Final = 3600.0
 """Seconds for which a token without a known expiry is stored."""
 
 
 class _TokenCredentials(UpstreamCredentials):
-    """Tokens of a named authorization server."""
+    """Tokens of a configured authorization server."""
 
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,
@@ -61,7 +61,7 @@ class _TokenCredentials(UpstreamCredentials):
         parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
                  " ".join(options.scope), self._target)  # fmt: skip
         place = sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self._tokens = SharedTokens(services, f"gateway-token:{place}:", ttl=_KEPT, lossy=True)
+        self._tokens = SharedTokens(services, f"gateway-token:{place}:", ttl=_TOKEN_SECONDS, lossy=True)
 
     async def close(self) -> None:
         """Finish running tasks."""
@@ -82,7 +82,7 @@ class _TokenCredentials(UpstreamCredentials):
             method = SIGNED
         elif secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
-        self._who = Registration(options.client_id, secret, method or "none", key, options.key_id)
+        self._registration = Registration(options.client_id, secret, method or "none", key, options.key_id)
 
     async def _issuer(self) -> IssuerMetadata:
         options = self._options
@@ -98,7 +98,7 @@ class _TokenCredentials(UpstreamCredentials):
 
     async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
         issuer = await self._issuer()
-        given = await ask_token(issuer, self._who, form, self._outbound, BoundKey(Proofs(), ""))
+        given = await ask_token(issuer, self._registration, form, self._outbound, BoundKey(Proofs(), ""))
         if given.error or not given.access_token or not given.usable:
             why = brief(given.error_description or given.error or "the response has no usable token")
             raise AccessDenied(f"{issuer.issuer} issued no token for the upstream {self.upstream!r}: {why}.", 401)
@@ -142,28 +142,25 @@ class ExchangedCredentials(_TokenCredentials):
     ) -> None:
         """See `_TokenCredentials`."""
         super().__init__(upstream, forward, url, options, services)
-        self._newest = ""
+        self._last_key = ""
         """Link key of the most recent caller."""
-        self._passed_over = ""
-        """Link key that failed to read the lists."""
-        self._arrival = asyncio.Event()
+        self._failed_key = ""
+        """Link key whose token failed to read the lists."""
+        self._caller_event = asyncio.Event()
 
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
             raise refusal(
                 call,
-                f"The server {self.upstream!r} behind this gateway requires an access token of yours. Sign in "
-                "with one: an API key can't be exchanged.",
+                f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one: an "
+                "API key can't be exchanged.",
             )
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise refusal(
                 call,
-                (
-                    f"The server {self.upstream!r} behind this gateway requires an access token of "
-                    "yours. Sign in with one."
-                ),
+                f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one.",
             )
         # A program with fewer scopes must not get the token of another program of the same user.
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
@@ -174,36 +171,36 @@ class ExchangedCredentials(_TokenCredentials):
 
     def link_key(self, call: "Call") -> str:
         """See `UpstreamCredentials.link_key`."""
-        key = self._newest = super().link_key(call)
-        self._arrival.set()
+        key = self._last_key = super().link_key(call)
+        self._caller_event.set()
         return key
 
     def observe(self, call: "Call", seconds: float, answer: bytes) -> None:
-        """Remember a caller whose token can read the lists, if there's none yet."""
-        if not self._arrival.is_set():
+        """Store a caller whose token can read the lists, if there's none yet."""
+        if not self._caller_event.is_set():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
     async def lister(self) -> str:
         """Return the link key of the most recent caller, waiting for one with a valid token."""
         while True:
-            key = self._newest
+            key = self._last_key
             caller = self.caller(key)
-            self._arrival.clear()
+            self._caller_event.clear()
             if caller is not None and caller.until > time.time():
-                if key != self._passed_over:
+                if key != self._failed_key:
                     return key
                 try:
-                    async with asyncio.timeout(_LISTS_AGAIN):
-                        await self._arrival.wait()
+                    async with asyncio.timeout(_LIST_RETRY_SECONDS):
+                        await self._caller_event.wait()
                 except TimeoutError:
-                    self._passed_over = ""  # there may be no other
+                    self._failed_key = ""  # there may be no other caller
             else:
-                await self._arrival.wait()
+                await self._caller_event.wait()
 
     def pass_over(self, link_key: str) -> None:
-        """See `UpstreamCredentials.pass_over`."""
-        self._passed_over = link_key
+        """See `UpstreamCredentials.avoid_lister`."""
+        self._failed_key = link_key
 
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was exchanged for the caller's current one."""
@@ -214,7 +211,7 @@ class ExchangedCredentials(_TokenCredentials):
         async def renew(old: StoredGrant | None) -> StoredGrant:
             return await self._exchange(token, caller.until)
 
-        grant = await self._tokens.get(_name(caller), renew)
+        grant = await self._tokens.get(_token_key(caller), renew)
         return {} if grant is None else _header(grant)
 
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
@@ -224,11 +221,11 @@ class ExchangedCredentials(_TokenCredentials):
         async def renew(old: StoredGrant | None) -> StoredGrant:
             return await self._exchange(token, caller.until)
 
-        return await self._tokens.replace(_name(caller), _sent_token(sent), renew)
+        return await self._tokens.replace(_token_key(caller), _sent_token(sent), renew)
 
     async def _exchange(self, token: str, until: float) -> StoredGrant:
         options = self._options
-        assert isinstance(options, TokenExchange)  # noqa: S101  `open_credentials` looked
+        assert isinstance(options, TokenExchange)  # noqa: S101  checked by `open_credentials`
         form = self._form(
             _EXCHANGE, subject_token=token, subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN
         )
@@ -236,11 +233,11 @@ class ExchangedCredentials(_TokenCredentials):
             form["audience"] = options.audience
         given = await self._ask(form)
         now = time.time()
-        ends = min(until, now + (given.expires_in or _UNKNOWN_LIFE))
+        ends = min(until, now + (given.expires_in or _DEFAULT_LIFETIME))
         return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
 
 
-def _name(caller: LinkCaller) -> str:
+def _token_key(caller: LinkCaller) -> str:
     """Return the store key of the token exchanged for one token of one user. It doesn't contain the token."""
     return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
 

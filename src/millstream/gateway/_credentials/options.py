@@ -293,8 +293,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
     The server needs an ``auth=`` that accepts tokens of an issuer: the caller's token is verified before the exchange.
-    An
-    exchanged token is used for that caller only, and expires with the earlier of both tokens.
+    An exchanged token is used for that caller only, and expires with the earlier of both tokens.
 
     Args:
         issuer: exact issuer identifier of the authorization server that exchanges tokens.

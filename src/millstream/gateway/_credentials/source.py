@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.gateway")
 _MAX_CALLERS: Final = 16_384
-_MAX_SHOWN: Final = 200
-_NEVER: Final = frozenset(
+_MAX_SCOPES_TEXT: Final = 200
+_NEVER_FORWARDED: Final = frozenset(
     {
         "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie",
         "expect", "host", "http2-settings", "keep-alive", "last-event-id", "proxy-authenticate", "proxy-authorization",
         "proxy-connection", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-"""Headers of one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
+"""Headers that belong to one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
 _PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
 
 
 class LinkCaller(Struct):
-    """What is known about the callers with one link key."""
+    """The callers with one link key."""
 
     headers: Mapping[str, str]
     """Forwarded headers."""
@@ -68,7 +68,7 @@ class UpstreamCredentials:
         # Configuration
         self.upstream: str = upstream
         self._forward: tuple[tuple[bytes, str], ...] = tuple((each.encode(), each) for each in forward)
-        self.changed: Callable[[str], None] = _ignore
+        self.on_change: Callable[[str], None] = _ignore
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
         self._callers: OrderedDict[str, LinkCaller] = OrderedDict()
@@ -82,20 +82,20 @@ class UpstreamCredentials:
             ToolError: the upstream needs to identify the caller, who hasn't signed in.
         """
         headers = self._forwarded_headers(call)
-        owner, told = self._identify(call)
+        owner, caller = self._identify(call)
         key = f"{owner}\n{_digest(headers)}" if headers else owner
         known = self._callers.get(key)
         if known is None:
-            self._callers[key] = told
-            told.headers = headers
+            self._callers[key] = caller
+            caller.headers = headers
             if len(self._callers) > _MAX_CALLERS:
                 self._callers.popitem(last=False)
-        elif told.until > known.until or told.token != known.token:
-            known.token, known.until = told.token, told.until
+        elif caller.until > known.until or caller.token != known.token:
+            known.token, known.until = caller.token, caller.until
         return key
 
     def caller(self, link_key: str) -> LinkCaller | None:
-        """Return what is known about the callers with a link key."""
+        """Return the callers with a link key; None if unknown."""
         return self._callers.get(link_key)
 
     def auth(self, link_key: str) -> Auth:
@@ -106,7 +106,7 @@ class UpstreamCredentials:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
         return ""
 
-    def pass_over(self, link_key: str) -> None:
+    def avoid_lister(self, link_key: str) -> None:
         """Prefer other connections for the next lists, because they couldn't be read with this one."""
 
     async def prepare(self, call: "Call") -> None:
@@ -136,7 +136,7 @@ class UpstreamCredentials:
     # For subclasses
 
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
-        """Return the link key of a call, and what is known about the caller."""
+        """Return the link key and the caller of a call."""
         return "", LinkCaller({})
 
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
@@ -165,17 +165,17 @@ class UpstreamCredentials:
 class LinkAuth:
     """The headers of one connection (`Auth` of the client)."""
 
-    __slots__ = ("_caller", "_credentials", "_sent")
+    __slots__ = ("_caller", "_credentials", "_last_headers")
 
     def __init__(self, credentials: UpstreamCredentials, caller: LinkCaller) -> None:
         self._credentials = credentials
         self._caller = caller
-        self._sent: Mapping[str, str] = {}
+        self._last_headers: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
         try:
-            sent = self._sent = await self._credentials.headers_of(self._caller, method, url.origin + target)
+            sent = self._last_headers = await self._credentials.headers_of(self._caller, method, url.origin + target)
         except AccessDenied:
             raise
         except ClientError as exc:
@@ -192,7 +192,7 @@ class LinkAuth:
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
         try:
-            return status == 401 and await self._credentials.replace_refused(self._caller, status, self._sent)
+            return status == 401 and await self._credentials.replace_refused(self._caller, status, self._last_headers)
         except AccessDenied:
             raise
         except ClientError as exc:
@@ -262,7 +262,7 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
     found = tuple(dict.fromkeys(each.lower() for each in names))
     for name in found:
         where = f"forward_headers of the upstream {upstream!r}"
-        if name in _NEVER or name.startswith(("mcp-", "sec-", "proxy-")):
+        if name in _NEVER_FORWARDED or name.startswith(("mcp-", "sec-", "proxy-")):
             raise LocalError(
                 f"{where} can't contain {name!r}: it belongs to one connection or message, not to the caller."
             )
@@ -290,7 +290,7 @@ def refusal(call: "Call", text: str) -> ToolError | ProtocolError:
 def scopes_in(challenge: str) -> str:
     """Return the scopes that a challenge names, for an error."""
     named = read_challenges(challenge).parameters.get("scope", "").split()
-    return " ".join(each for each in named if is_scope(each))[:_MAX_SHOWN] or "unspecified scopes"
+    return " ".join(each for each in named if is_scope(each))[:_MAX_SCOPES_TEXT] or "unspecified scopes"
 
 
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:

@@ -1,8 +1,8 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
-A refresh token is often valid once. A worker takes a lease before it renews, reads the store again, and writes with
-compare-and-set, so of two workers that need a new token, one requests it and the other finds it. A renewal runs in its
-own task, because a canceled caller would otherwise lose the new refresh token.
+Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
+with compare-and-set, so of two workers that need a new token, one requests it and the other reads it. A renewal runs in
+its own task, because a canceled caller would otherwise lose the new refresh token.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from millstream._stores.base import Map
 from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
-PATIENCE: Final = 30.0
-"""Seconds for all requests to an authorization server together."""
-_LEASE: Final = 2 * PATIENCE
-_LOOK_AGAIN: Final = 0.05
-_EARLY: Final = 30.0
+ISSUER_TIMEOUT: Final = 30.0
+"""Total seconds for the requests of one renewal to an authorization server."""
+_LEASE: Final = 2 * ISSUER_TIMEOUT
+_LEASE_RETRY: Final = 0.05
+_RENEWAL_MARGIN: Final = 30.0
 """Seconds before expiry at which a token is renewed, or a fifth of its lifetime if that's less."""
 _MAX_CACHED: Final = 4096
 _MAX_RENEWALS: Final = 1024
 """Maximum concurrent renewals."""
-_AGAIN: Final = 5.0
+_MIN_RENEWAL_INTERVAL: Final = 5.0
 """Seconds after a renewal during which another refusal by the upstream doesn't cause another renewal."""
 _KIND: Final = b"gateway token"
 _TOPIC: Final = "gateway-token"
@@ -43,7 +43,7 @@ class StoredGrant(Struct, frozen=True):
     renew_at: float = 0.0
     """Unix time at which to renew the access token; 0 if its expiry is unknown."""
     registration: Registration = msgspec.field(default_factory=Registration)
-    """The client registration that the tokens were issued to, if there's one."""
+    """The client registration that the tokens were issued to, if any."""
 
     @property
     def token(self) -> str:
@@ -54,7 +54,7 @@ class StoredGrant(Struct, frozen=True):
 def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> StoredGrant:
     """Return a grant for tokens that were just issued."""
     life = max(tokens.expires_at - now, 0.0)
-    renew_at = tokens.expires_at - min(_EARLY, life / 5) if tokens.expires_at else 0.0
+    renew_at = tokens.expires_at - min(_RENEWAL_MARGIN, life / 5) if tokens.expires_at else 0.0
     return StoredGrant(tokens, renew_at, registration or Registration())
 
 
@@ -65,8 +65,10 @@ Renew = Callable[[StoredGrant | None], Awaitable[StoredGrant | None]]
 class SharedTokens:
     """The grants of one upstream."""
 
-    __slots__ = ("_cached", "_changed", "_discard", "_lossy", "_missed", "_news", "_prefix", "_renewals", "_renewed",
-                 "_services", "_stop", "_topic", "_ttl")  # fmt: skip
+    __slots__ = (
+        "_cache", "_change_count", "_discard", "_lossy", "_on_change", "_on_interruption", "_prefix", "_renewal_times",
+        "_renewals", "_services", "_stop", "_topic", "_ttl",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -75,8 +77,8 @@ class SharedTokens:
         *,
         ttl: float,
         lossy: bool,
-        changed: Callable[[str], None] = lambda name: None,
-        missed: Callable[[], None] = lambda: None,
+        on_change: Callable[[str], None] = lambda name: None,
+        on_interruption: Callable[[], None] = lambda: None,
         discard: Callable[[str, StoredGrant], Awaitable[object]] | None = None,
     ) -> None:
         """Share grants through the store of a server.
@@ -86,8 +88,8 @@ class SharedTokens:
             prefix: prefix of the store keys, after the kind and a colon.
             ttl: seconds for which a grant without an expiry is kept.
             lossy: whether a grant can be obtained again without a user.
-            changed: called with the name of a grant that a worker has stored or removed.
-            missed: called after such messages may have been lost.
+            on_change: called with the name of a grant that a worker has stored or removed.
+            on_interruption: called after such messages may have been lost.
             discard: called with a renewed grant that was removed during its renewal.
         """
         self._services = services
@@ -95,17 +97,17 @@ class SharedTokens:
         self._topic = f"{_TOPIC}:{prefix}"
         self._ttl = ttl
         self._lossy = lossy
-        self._changed = changed
-        self._missed = missed
+        self._on_change = on_change
+        self._on_interruption = on_interruption
         self._discard = discard
         # State
-        self._cached: OrderedDict[str, StoredGrant] = OrderedDict()
-        self._news = 0
+        self._cache: OrderedDict[str, StoredGrant] = OrderedDict()
+        self._change_count = 0
         """Counter of possible changes in the store."""
         self._renewals: dict[str, asyncio.Task[StoredGrant | None]] = {}
-        self._renewed: OrderedDict[str, float] = OrderedDict()
-        """Name -> when this worker last renewed it because it was refused."""
-        self._stop = services.store.bus.subscribe(self._topic, self._hear, interrupted=self._forget_all)
+        self._renewal_times: OrderedDict[str, float] = OrderedDict()
+        """Name -> time of this worker's last renewal after a refusal."""
+        self._stop = services.store.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
 
     async def close(self) -> None:
         """Stop after finishing running renewals, which may be receiving a refresh token."""
@@ -114,53 +116,53 @@ class SharedTokens:
             await asyncio.wait(list(self._renewals.values()))
 
     def _forget_all(self) -> None:
-        self._news += 1
-        self._cached.clear()
-        self._missed()
+        self._change_count += 1
+        self._cache.clear()
+        self._on_interruption()
 
-    def _hear(self, data: bytes) -> None:
+    def _on_message(self, data: bytes) -> None:
         name = data.decode("utf-8", "replace")
-        self._news += 1
-        self._cached.pop(name, None)
-        self._changed(name)
+        self._change_count += 1
+        self._cache.pop(name, None)
+        self._on_change(name)
 
     # Stored grants
 
-    def _place(self, name: str) -> str:
+    def _key(self, name: str) -> str:
         return self._prefix + name
 
     async def load(self, name: str) -> StoredGrant | None:
         """Return the stored grant of a name, even if it has expired."""
-        found = self._cached.get(name)
+        found = self._cache.get(name)
         if found is None:
             _, found = await self._read(name)
         return found
 
     async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
-        place, news = self._place(name), self._news
+        place, news = self._key(name), self._change_count
         raw = await self._services.store.kv.get(place)
         plain = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), place.encode())
         try:
             found = None if plain is None else msgspec.msgpack.decode(plain, type=StoredGrant)
         except msgspec.MsgspecError:
             found = None
-        if news == self._news:  # else it may have been removed since
+        if news == self._change_count:  # else it may have been removed since
             self._remember(name, found)
         return raw, found
 
     def _remember(self, name: str, grant: StoredGrant | None) -> None:
-        self._cached.pop(name, None)
+        self._cache.pop(name, None)
         if grant is not None:
-            self._cached[name] = grant
-            if len(self._cached) > _MAX_CACHED:
-                self._cached.popitem(last=False)
+            self._cache[name] = grant
+            if len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
 
     def _seal(self, name: str, grant: StoredGrant) -> bytes:
         services = self._services
         plain = msgspec.msgpack.encode(grant)
-        return services.ring.seal(_KIND, plain, services.nonce(), self._place(name).encode()).encode()
+        return services.ring.seal(_KIND, plain, services.nonce(), self._key(name).encode()).encode()
 
-    def _life(self, grant: StoredGrant) -> float:
+    def _lifetime(self, grant: StoredGrant) -> float:
         until = grant.tokens.expires_at
         lasts = grant.tokens.refresh_token or not until
         return self._ttl if lasts else max(until - time.time(), 1.0)
@@ -168,20 +170,20 @@ class SharedTokens:
     async def put(self, name: str, grant: StoredGrant) -> None:
         """Store a grant, replacing any other, and notify all workers."""
         await self._services.store.kv.put(
-            self._place(name), self._seal(name, grant), self._life(grant), lossy=self._lossy
+            self._key(name), self._seal(name, grant), self._lifetime(grant), lossy=self._lossy
         )
-        await self._tell(name)
+        await self._notify_workers(name)
 
     async def remove(self, name: str) -> StoredGrant | None:
         """Remove a grant on all workers, and return it."""
         _, grant = await self._read(name)
-        await self._services.store.kv.delete(self._place(name))
-        await self._tell(name)
+        await self._services.store.kv.delete(self._key(name))
+        await self._notify_workers(name)
         return grant
 
-    async def _tell(self, name: str) -> None:
-        self._news += 1
-        self._cached.pop(name, None)
+    async def _notify_workers(self, name: str) -> None:
+        self._change_count += 1
+        self._cache.pop(name, None)
         await self._services.store.bus.publish(self._topic, name.encode())
 
     # Fresh grants
@@ -193,7 +195,7 @@ class SharedTokens:
             ClientError: it has expired, and can't be renewed at the moment.
         """
         found = await self.load(name)
-        if found is not None and not _is_old(found):
+        if found is not None and not _needs_renewal(found):
             return found
         return await self._renewal(name, found, renew)
 
@@ -209,13 +211,13 @@ class SharedTokens:
         _, found = await self._read(name)
         if found is not None and found.token != refused:
             return True
-        last = self._renewed.get(name)
-        if last is not None and time.monotonic() - last < _AGAIN:
+        last = self._renewal_times.get(name)
+        if last is not None and time.monotonic() - last < _MIN_RENEWAL_INTERVAL:
             return False
-        self._renewed.pop(name, None)
-        self._renewed[name] = time.monotonic()
-        if len(self._renewed) > _MAX_CACHED:
-            self._renewed.popitem(last=False)
+        self._renewal_times.pop(name, None)
+        self._renewal_times[name] = time.monotonic()
+        if len(self._renewal_times) > _MAX_CACHED:
+            self._renewal_times.popitem(last=False)
         fresh = await self._renewal(name, found, renew)
         return fresh is not None and fresh.token != refused
 
@@ -242,30 +244,30 @@ class SharedTokens:
                 lease(self._services.store.kv, f"gateway-lease:{self._prefix}{name}"),
             ):
                 raw, found = await self._read(name)
-                if found is not None and not _is_old(found) and (old is None or found.token != old.token):
+                if found is not None and not _needs_renewal(found) and (old is None or found.token != old.token):
                     return found  # another worker was faster
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(ISSUER_TIMEOUT):
                     fresh = await renew(found)
         except TimeoutError:
             raise ConnectFailed("The authorization server took too long. Try again later.") from None
         except ClientError:
-            if old is not None and not _has_ended(old):
+            if old is not None and not _has_expired(old):
                 return old  # it's still valid for a while
             raise
         return await self._write(name, raw, fresh)
 
     async def _write(self, name: str, raw: bytes | None, fresh: StoredGrant | None) -> StoredGrant | None:
-        kv, place = self._services.store.kv, self._place(name)
+        kv, place = self._services.store.kv, self._key(name)
         sealed = None if fresh is None else self._seal(name, fresh)
-        ttl = 1.0 if fresh is None else self._life(fresh)
+        ttl = 1.0 if fresh is None else self._lifetime(fresh)
         if raw is None and sealed is None:
             return None
-        news = self._news
+        news = self._change_count
         if await kv.compare_and_set(place, raw, sealed, ttl, lossy=self._lossy):
-            if news == self._news:
+            if news == self._change_count:
                 self._remember(name, fresh)
             if fresh is None:
-                await self._tell(name)
+                await self._notify_workers(name)
             return fresh
         # It was removed or replaced in between: the user's action wins.
         _, found = await self._read(name)
@@ -274,11 +276,11 @@ class SharedTokens:
         return found
 
 
-def _is_old(grant: StoredGrant) -> bool:
+def _needs_renewal(grant: StoredGrant) -> bool:
     return 0 < grant.renew_at <= time.time()
 
 
-def _has_ended(grant: StoredGrant) -> bool:
+def _has_expired(grant: StoredGrant) -> bool:
     return 0 < grant.tokens.expires_at <= time.time()
 
 
@@ -288,7 +290,7 @@ async def lease(kv: Map, place: str) -> AsyncGenerator[None]:
     mine = secrets.token_bytes(16)
     # Another worker may hold it, and there's no notification when it's released.
     while not await kv.compare_and_set(place, None, mine, _LEASE):  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_AGAIN)
+        await asyncio.sleep(_LEASE_RETRY)
     try:
         yield
     finally:

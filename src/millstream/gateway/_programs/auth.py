@@ -20,7 +20,7 @@ from millstream.gateway._programs.http import SIGN_IN, HttpSide
 
 logger = logging.getLogger("millstream.gateway")
 
-_SECONDS = 10.0
+_VERDICT_SECONDS = 10.0
 """Seconds for which a program's verdict is valid, unless the token expires earlier."""
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -29,7 +29,7 @@ TOKEN = "access_token"  # noqa: S105  the name of a claim
 
 
 class ProgramAuth(AuthMethod):
-    """Asks the program whether a token is valid. The program's sign-in paths are unchanged."""
+    """Authenticates callers by the program's own token check. The program's sign-in paths are unchanged."""
 
     shows = True
 
@@ -72,7 +72,7 @@ class ProgramAuth(AuthMethod):
             return None
         granted, user = found
         token: Any = getattr(user, TOKEN, None)
-        seconds, until = _SECONDS, inf
+        seconds, until = _VERDICT_SECONDS, inf
         expires: object = getattr(token, "expires_at", None)
         if isinstance(expires, int | float):
             until = float(expires)

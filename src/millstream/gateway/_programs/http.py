@@ -22,7 +22,7 @@ to the origins that the program allows.
 
 
 class OwnPath(Struct, frozen=True):
-    """A path of the program's own."""
+    """A path of the program besides MCP."""
 
     path: str
     methods: frozenset[str]

@@ -99,7 +99,7 @@ async def _low_level(server: Any) -> AsyncGenerator[ProgramServer]:
     async with server.lifespan(server) as state:
         try:
             single = SingleExchange(server, state)
-        except (ImportError, AttributeError):  # sessions speak this era, too
+        except (ImportError, AttributeError):  # sessions support this era as well
             single = None
         yield ProgramServer(
             lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options), single

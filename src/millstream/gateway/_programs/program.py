@@ -40,11 +40,11 @@ MAX_USERS = 10_000
 class _ProgramRun:
     """A program running in one event loop."""
 
-    __slots__ = ("context", "ready", "server", "stop", "task", "users")
+    __slots__ = ("context", "ready", "server", "stop", "task", "user_count")
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.users = 0
+        self.user_count = 0
         """Number of sessions and other users of the program."""
         self.ready: asyncio.Future[None] = loop.create_future()
         self.stop = asyncio.Event()
@@ -145,7 +145,7 @@ class Program:
         if running is None:
             running = self._running[loop] = _ProgramRun()
             running.task = loop.create_task(self._run(running, loop), context=Context())
-        running.users += 1
+        running.user_count += 1
         try:
             await asyncio.shield(running.ready)
         except BaseException:
@@ -161,14 +161,14 @@ class Program:
 
     @staticmethod
     def _leave(running: _ProgramRun) -> None:
-        running.users -= 1
-        if not running.users:
+        running.user_count -= 1
+        if not running.user_count:
             running.stop.set()
 
     async def settle(self) -> None:
         """Wait until the program has stopped, if it's stopping."""
         running = self._running.get(asyncio.get_running_loop())
-        if running is not None and not running.users:
+        if running is not None and not running.user_count:
             await asyncio.wait([running.task])
 
     async def serve(self, input: Any, output: Any) -> None:

@@ -19,7 +19,7 @@ from millstream.gateway._programs.streams import ServerInput, ServerOutput
 
 logger = logging.getLogger("millstream.gateway")
 
-_WAITING = 1000
+_MAX_QUEUED = 1000
 """Maximum messages that a program hasn't received yet."""
 _GRACE = 2.0
 """Seconds for a session to end by itself."""
@@ -58,17 +58,9 @@ class ProgramTransport:
     """One session of a program."""
 
     __slots__ = (
-        "_background",
-        "_caller",
-        "_context",
-        "_duplex",
-        "_entered",
-        "_input",
-        "_program",
-        "_revision",
-        "_session",
+        "_background", "_caller", "_context", "_duplex", "_entered", "_input", "_program", "_revision", "_session",
         "_tasks",
-    )
+    )  # fmt: skip
 
     name = "memory"
 
@@ -78,7 +70,7 @@ class ProgramTransport:
         self._context = Context()
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
-        self._input = ServerInput(_WAITING)
+        self._input = ServerInput(_MAX_QUEUED)
         self._entered = False
         self._revision: Revision | None = None
         self._session: asyncio.Task[None] | None = None

@@ -22,7 +22,7 @@ URI = "result://{id}"
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class KeptResults:
+class StoredResults:
     """Stores results under keys that only their callers can compute.
 
     Args:
@@ -34,7 +34,7 @@ class KeptResults:
         self._kv = kv
         self._names = names
 
-    async def keep(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
+    async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
 
         Args:
@@ -68,10 +68,10 @@ class KeptResults:
 
         schema = {"properties": {"id": {"type": "string"}}}
         about = "A result that was too large for its call. Results link to it."
-        return Template(self._names.uri(URI), ItemSource("result", read, _same, description=about, schema=schema))
+        return Template(self._names.uri(URI), ItemSource("result", read, _identity, description=about, schema=schema))
 
 
-def _same(values: Any) -> Any:
+def _identity(values: Any) -> Any:
     return values
 
 
