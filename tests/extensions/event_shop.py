@@ -1,4 +1,4 @@
-"""A server with events, and a client that was written from SEP-3415 alone: HTTP and JSON."""
+"""A server with events, and a client that follows only SEP-3415, using plain HTTP and JSON."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -31,13 +31,13 @@ class OrderPaid(Struct):
 
 
 class AtLeast(Struct):
-    """Which refunds to deliver."""
+    """The minimum total of refunds to deliver."""
 
     total: float = 0.0
 
 
 class Refunded(Struct):
-    """An order was refunded, and its customer is told."""
+    """An order was refunded."""
 
     order: str
     customer: str
@@ -45,7 +45,7 @@ class Refunded(Struct):
 
 
 class Above(Struct):
-    """An argument that excludes nothing."""
+    """An argument without effect."""
 
     above: int = 0
 
@@ -57,25 +57,25 @@ class Noted(Struct):
 
 
 class Audited(Struct):
-    """For auditors."""
+    """An event that only auditors may see."""
 
     what: str
 
 
 def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> bool:
-    """Customers see their own refunds."""
+    """Return whether a refund belongs to the subscriber and is large enough."""
     return principal is not None and event.customer == principal.subject and event.total >= wanted.total
 
 
 def key_of(name: str) -> str:
-    """The key of a further customer."""
+    """Return the key of an additional customer."""
     return f"{name}-" + "k" * 40
 
 
 def make_shop(
     store: str = "memory://", *, customers: Sequence[str] = (), authorize_channel: Any = None, **options: Any
 ) -> Server:
-    """A shop where two customers sign in, and further ones."""
+    """Return a shop with two customers, and optionally more."""
     keys = auth.keys(named={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
     settings = Settings(key="0123456789abcdef" * 4)
     events = Events(draft="SEP-3415", **options)
@@ -105,7 +105,7 @@ class Failed(Exception):
 
 
 class SepClient:
-    """Posts JSON-RPC requests, each by itself."""
+    """Posts JSON-RPC requests one at a time."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str, key: str) -> None:
         self._http = http
@@ -128,7 +128,7 @@ class SepClient:
         return {"url": self._url, "content": json.dumps(body), "headers": headers}
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of a request."""
+        """Send a request and return its result."""
         answer = (await self._http.post(**self._request(method, params))).json()
         if "error" in answer:
             raise Failed(answer["error"])
@@ -137,7 +137,7 @@ class SepClient:
 
     @asynccontextmanager
     async def stream(self, **params: Any) -> AsyncGenerator[AsyncIterator[dict[str, Any]]]:
-        """The messages of `events/stream`."""
+        """Call `events/stream` and yield an iterator of its messages."""
         async with self._http.stream("POST", **self._request("events/stream", params)) as response:
 
             async def messages() -> AsyncIterator[dict[str, Any]]:
@@ -150,7 +150,7 @@ class SepClient:
             yield messages()
 
     async def subscribe(self, url: str, secret: str, name: str = "order.paid", **params: Any) -> dict[str, Any]:
-        """The result of `events/subscribe`."""
+        """Call `events/subscribe` and return its result."""
         delivery = {"mode": "webhook", "url": url, "secret": secret}
         return await self.ask("events/subscribe", name=name, delivery=delivery, **params)
 
@@ -164,13 +164,13 @@ class World:
         self._http = http
 
     def client(self, key: str = ADA) -> SepClient:
-        """A client of one customer."""
+        """Return a client of one customer."""
         return SepClient(self._http, f"http://127.0.0.1:{self.port}/mcp", key)
 
 
 @asynccontextmanager
 async def running(shop: Server) -> AsyncGenerator[World]:
-    """A shop, open for the length of the block."""
+    """Run a shop for the duration of the block."""
     async with http_peer.serve(shop) as served, httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
         try:
             yield World(shop, http, served.port)

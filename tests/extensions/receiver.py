@@ -1,4 +1,4 @@
-"""A receiver of webhooks over TLS, which checks each message with the verifier of the Standard Webhooks project."""
+"""A webhook receiver over TLS that checks messages with the verifier of the Standard Webhooks project."""
 
 import asyncio
 import base64
@@ -17,12 +17,12 @@ from patience import WAIT
 
 
 def new_secret() -> str:
-    """A signing secret, as a client makes one."""
+    """Return a new signing secret."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 class Message:
-    """One request that arrived."""
+    """A received request."""
 
     def __init__(self, headers: dict[str, str], body: bytes) -> None:
         self.headers = headers
@@ -31,11 +31,11 @@ class Message:
 
     @property
     def id(self) -> str:
-        """The same for each attempt."""
+        """Id of the message, the same for each attempt."""
         return self.headers["webhook-id"]
 
     def signed_with(self, secret: str) -> bool:
-        """Whether the verifier accepts the signature."""
+        """Return whether the verifier accepts the signature."""
         try:
             Webhook(secret).verify(self.body, self.headers)
         except Exception:
@@ -44,42 +44,42 @@ class Message:
 
 
 class Receiver:
-    """Takes messages at ``https://localhost:PORT/…``. Challenges are answered if a known secret signed them."""
+    """Receives messages at ``https://localhost:PORT/…``, and answers challenges."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self.tls = tls
-        """Trusts the certificate of the receiver."""
+        """Client context that trusts the receiver's certificate."""
         self.port = 0
         self.secrets: list[str] = []
         self.challenges: list[Message] = []
         self.messages: list[Message] = []
-        """Every attempt, in the order of arrival."""
+        """All attempts, in order of arrival."""
         self.answer: Callable[[Message], int | str] = lambda message: 200
-        """The status for a message; text is the location of a redirect."""
+        """Returns the status for a message, or the location of a redirect as text."""
         self.echoes = True
         self.replies = asyncio.Event()
-        """Cleared, it keeps every message waiting for its answer. Challenges are answered."""
+        """While it's cleared, only challenges are answered."""
         self.replies.set()
         self._news = asyncio.Event()
 
     def url(self, path: str = "/hook") -> str:
-        """Where to send."""
+        """Return the URL of the receiver."""
         return f"https://localhost:{self.port}{path}"
 
     def secret(self) -> str:
-        """A new secret that is known here."""
+        """Return a new secret that the receiver accepts."""
         self.secrets.append(new_secret())
         return self.secrets[-1]
 
     async def until(self, enough: Callable[[], bool]) -> None:
-        """Wait until what arrived is enough."""
+        """Wait until a condition on the received messages holds."""
         async with asyncio.timeout(WAIT):
             while not enough():
                 self._news.clear()
                 await self._news.wait()
 
     async def take(self, count: int) -> list[Message]:
-        """Wait for so many attempts."""
+        """Wait for a number of attempts, and return all messages."""
         await self.until(lambda: len(self.messages) >= count)
         return self.messages
 
@@ -112,7 +112,7 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving(folder: Path) -> AsyncGenerator[Receiver]:
-    """A receiver, open for the length of the block. All of one folder have the same certificate."""
+    """Run a receiver for the duration of the block. Receivers with the same folder share a certificate."""
     if not (folder / "c.pem").exists():
         self_signed(folder)
     certificate, key = str(folder / "c.pem"), str(folder / "k.pem")

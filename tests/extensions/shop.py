@@ -1,4 +1,4 @@
-"""A server with an extension of its own that does everything an extension can, for all transports."""
+"""A server with an extension that uses every feature of extensions, for all transports."""
 
 import asyncio
 from typing import Any
@@ -26,13 +26,13 @@ NAME = "com.example/stock"
 
 
 class Query(Struct):
-    """Which book."""
+    """The ISBN of a book."""
 
     isbn: str
 
 
 class Amount(Struct):
-    """How many copies are left."""
+    """The number of copies in stock."""
 
     copies: int
 
@@ -53,11 +53,11 @@ class Stock(Extension):
         self.heard = asyncio.Event()
         """Set when a notification of a client was handled."""
         self.ended = asyncio.Event()
-        """Set when a stream or subscription is over."""
+        """Set when a stream or subscription has ended."""
         self.methods: list[str] = []
 
     def register(self, server: Server) -> None:
-        """Add a tool that needs the extension on the other side."""
+        """Add tools."""
 
         @server.tool
         async def order(isbn: str, ctx: Context) -> str:
@@ -68,21 +68,21 @@ class Stock(Extension):
 
         @server.tool
         async def slip(isbn: str, ctx: Context) -> str:
-            """Order a book by a slip."""
+            """Order a book. The result has a custom type."""
             raise CustomResult({"resultType": "slip", "isbn": isbn, "_meta": {"com.example/n": 1}})
 
     async def open(self, host: ServerHost) -> None:
-        """Register what the decorators don't cover."""
+        """Register a filter of subscriptions, which has no decorator."""
         self.host = host
         host.listen("isbns", self.watch)
 
     async def close(self) -> None:
-        """Count the ends."""
+        """Count the calls."""
         self.closed += 1
 
     @method("com.example/stock")
     async def stock(self, query: Query, ctx: Context) -> Amount:
-        """Return how many are left."""
+        """Return the number of copies."""
         if query.isbn == "0":
             raise ProtocolError(-31000, "No such book")
         await ctx.progress(1, 2)
@@ -91,12 +91,12 @@ class Stock(Extension):
 
     @method("com.example/reserve", header="isbn", declared=True)
     async def reserve(self, query: Query) -> dict[str, Any]:
-        """Reserve one; only for clients with the extension."""
+        """Reserve a copy; only for clients with the extension."""
         return {"reserved": query.isbn, "_meta": {"com.example/n": 2}}
 
     @method("com.example/follow")
     async def follow(self, ctx: CallContext) -> None:
-        """Stream until the client leaves."""
+        """Stream until the client disconnects."""
         self.open_streams += 1
         try:
             async with ctx.stream() as stream:
@@ -108,41 +108,41 @@ class Stock(Extension):
 
     @method("com.example/tell")
     async def tell(self) -> None:
-        """Tell every session."""
+        """Broadcast a notification to all sessions."""
         self.host.broadcast("com.example/looking", {"isbn": "all", "by": ""})
 
     @method("com.example/name")
     async def ask_name(self, ctx: Context) -> dict[str, Any]:
-        """Ask the person."""
+        """Ask the user for a name."""
         found = await ctx.elicit("Name?", {"type": "object", "properties": {"name": {"type": "string"}}})
         return {"name": found["name"]}
 
     @notification("com.example/sold")
     async def sold(self, query: Query, ctx: Context) -> None:
-        """Count what clients sell."""
+        """Reduce the stock for clients that declared `push`."""
         self.copies[query.isbn] -= 1 if ctx.client.extensions[NAME]["push"] else 0
         self.heard.set()
 
     async def watch(self, wanted: Any, subscription: ListenSubscription, ctx: CallContext) -> Any:
-        """Serve a member of the filter of a subscription."""
+        """Accept the known ISBNs of a subscription."""
         self.subscriptions.append(subscription)
         subscription.closes.append(lambda: self.subscriptions.remove(subscription))
         subscription.closes.append(self.ended.set)
         return [each for each in wanted if each in self.copies]
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        """Mark what is listed."""
+        """Mark the listed items."""
         return [{**item, "_meta": {NAME: request.kind}} for item in await next(request)]
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
-        """Note each request, and mark each result."""
+        """Record the methods of requests."""
         self.methods.append(request.method)
         result: dict[str, Any] = await next(request)
         return result
 
 
 class Peer(Extension):
-    """The client's side."""
+    """The client side of the extension."""
 
     name = NAME
     client_settings = {"push": True}
@@ -151,26 +151,26 @@ class Peer(Extension):
         self.looking: list[tuple[str, str]] = []
         self.ordered: list[str] = []
         self.came = asyncio.Event()
-        """Set when any notification came."""
+        """Set when a notification arrives."""
 
     @notification("com.example/looking", side="client")
     async def on_the_way(self, params: dict[str, str], client: Client) -> None:
-        """Note who looks."""
+        """Record the params."""
         assert client.server.name in ("shop", "front")
         self.looking.append((params["isbn"], params["by"]))
         self.came.set()
 
     def connect(self, client: ClientHost) -> None:
-        """Register one by hand."""
+        """Register a handler without a decorator."""
         client.notification("com.example/ordered", self.note)
 
     async def note(self, query: Query) -> None:
-        """Note an order."""
+        """Record an order."""
         self.ordered.append(query.isbn)
         self.came.set()
 
     async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
-        """Mark what goes out and what comes back."""
+        """Mark each request and each result."""
         request.params.setdefault("_meta", {})["com.example/by"] = "peer"
         result = await next(request)
         return {**result, "com.example/seen": True}
@@ -182,7 +182,7 @@ mcp = Server("shop", extensions=[stock], serve="hub")
 
 @mcp.tool
 async def left(isbn: str) -> int:
-    """Return how many copies are left."""
+    """Return the number of copies left."""
     return stock.copies[isbn]
 
 

@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-c", "from millstream._cli import main; main()", "ch
 
 
 class Claude:
-    """The other side of the pipe."""
+    """The client side of the command's standard streams."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -59,7 +59,7 @@ async def test_events_become_channel_messages() -> None:
             opened = (await claude.read())["result"]
             assert opened["capabilities"]["experimental"] == {"claude/channel": {}}
             assert "shop" in opened["instructions"]
-            await shop.events.publish(OrderPaid("1"))  # before the session is ready
+            await shop.events.publish(OrderPaid("1"))  # published before the session is ready
             await claude.send({"method": "notifications/initialized"})
             await shop.events.publish(OrderPaid("2", "bob"))
             await shop.events.publish(OrderPaid("3"), id="evt_3")

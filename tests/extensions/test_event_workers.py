@@ -19,7 +19,7 @@ SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type:
 
 @pytest.fixture(params=backings(SHARED))
 async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Each store that several workers can share."""
+    """Return a store that workers can share."""
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()
@@ -37,7 +37,7 @@ async def _two_workers(folder: Path, backing: Backing) -> AsyncIterator[tuple[Re
 
 
 async def ask(worker: Worker, method: str, key: str = ADA, **params: Any) -> dict[str, Any]:
-    """The result of a request to one worker."""
+    """Send a request to one worker and return its result."""
     headers = {
         "accept": "application/json, text/event-stream",
         "content-type": "application/json",
@@ -53,7 +53,7 @@ async def ask(worker: Worker, method: str, key: str = ADA, **params: Any) -> dic
 
 
 async def subscribe(worker: Worker, receiver: Receiver, name: str = "order.paid") -> dict[str, Any]:
-    """A webhook subscription, made at one worker."""
+    """Create a webhook subscription on one worker."""
     delivery = {"mode": "webhook", "url": receiver.url(), "secret": receiver.secret()}
     return await ask(worker, "events/subscribe", name=name, delivery=delivery)
 

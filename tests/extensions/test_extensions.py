@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 async def _walk(target: Any, revision: str) -> None:
-    """Use the extension in both directions."""
+    """Use the methods and notifications of the extension in both directions."""
     peer = Peer()
     async with asyncio.timeout(WAIT), Client(target, revision=revision, extensions=[peer]) as client:
         assert client.server_extensions[NAME] == {"unit": "copy"}
@@ -203,12 +203,12 @@ async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
         name = "com.example/picky"
 
         def unmet(self, server: Server) -> str:
-            """Want a tool."""
+            """Return an error unless a tool exists."""
             return "" if server.registry.tools else "it needs a tool"
 
     with pytest.raises(ValueError, match="Two extensions have the name"):
         Server("shop", extensions=[Stock(), Stock()])
-    with pytest.raises(ValueError, match="write an identifier with a prefix"):
+    with pytest.raises(ValueError, match="use an identifier with a prefix"):
         Server("shop", extensions=[Extension()])
     with pytest.raises(TypeError, match="not the class Stock"):
         Server("shop", extensions=[Stock])  # type: ignore[list-item]

@@ -19,7 +19,7 @@ OLD, NEW = NEWEST_HANDSHAKE.date, NEWEST.date
 
 
 def front(*upstreams: tuple[str, Server], revision: str | None = None, **more: Any) -> Server:
-    """A gateway in front of servers."""
+    """Return a gateway to servers."""
     server = Server("front")
     for name, upstream in upstreams:
         server.upstream(name, upstream, start_timeout=WAIT, revision=revision, **more)
@@ -86,7 +86,7 @@ async def test_skills_pass_as_they_are() -> None:
 
 
 def _skilled(name: str, word: str) -> Server:
-    """An upstream with two skills; the second one has a file."""
+    """Return an upstream with two skills, the second of which has a file."""
     server = Server(name)
 
     @server.skill
@@ -137,10 +137,10 @@ async def test_a_policy_hides_skills_as_it_hides_their_files() -> None:
 
 
 class _Broken(Middleware):
-    """An upstream that can't list its skills."""
+    """A middleware that breaks `skills/list`."""
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
-        """Refuse that method."""
+        """Raise an error for the method."""
         if request.method == "skills/list":
             raise ProtocolError(-31000, "Not now")
         result: dict[str, Any] = await next(request)
@@ -152,7 +152,7 @@ async def test_an_upstream_that_fails_leaves_out_its_skills() -> None:
 
     @broken.skill
     def lost() -> str:
-        """Get lost."""
+        """Wrap nothing."""
         return "Somewhere."
 
     server = front(("broken", broken), ("here", _skilled("here", "word")))

@@ -15,7 +15,7 @@ SOLD, TOLD = "com.example/sold", "com.example/told"
 
 
 class Censor(Extension):
-    """Notes every notification, doubles prices, and drops what is secret."""
+    """Records each notification, doubles prices, and drops secrets."""
 
     name = "com.example/censor"
 
@@ -27,7 +27,7 @@ class Censor(Extension):
         self.host: ServerHost
 
     def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
-        """See the class."""
+        """Return the changed notification, or None for a secret."""
         self.seen.append((message.method, message.incoming))
         if self.fails and message.method == TOLD:
             raise RuntimeError("broken filter")
@@ -39,18 +39,18 @@ class Censor(Extension):
         return message
 
     async def open(self, host: ServerHost) -> None:
-        """Keep the host."""
+        """Store the host."""
         self.host = host
 
     @notification(SOLD)
     async def note_sale(self, params: dict[str, Any]) -> None:
-        """Note the price."""
+        """Record the price."""
         self.sold.append(params["price"])
         self.sold_one.set()
 
     @method("com.example/stream")
     async def stream(self, ctx: CallContext) -> None:
-        """Send on a stream, too."""
+        """Send notifications on a stream."""
         async with ctx.stream() as stream:
             await stream.send(TOLD, {"word": "secret"})
             stream.push(TOLD, {"price": 3})
@@ -58,7 +58,7 @@ class Censor(Extension):
 
 
 class Ears(Extension):
-    """The client's side, without a filter."""
+    """The client side without a filter."""
 
     name = "com.example/censor"
 
@@ -67,30 +67,30 @@ class Ears(Extension):
 
     @notification(TOLD, side="client")
     async def note(self, params: dict[str, Any]) -> None:
-        """Note it."""
+        """Record the params."""
         self.told.append(params)
 
 
 class QuietClient(Ears):
-    """The client's side, with a filter."""
+    """The client side with a filter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[str, bool]] = []
 
     def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
-        """Drop what is secret, in both directions."""
+        """Drop secrets in both directions."""
         self.seen.append((message.method, message.incoming))
         return None if "secret" in str(message.params) else message
 
 
 def make_shop(*extensions: Extension) -> Server:
-    """A tool that sends every kind of notification."""
+    """Return a server with a tool that sends every kind of notification."""
     mcp = Server("shop", extensions=extensions)
 
     @mcp.tool
     async def tell(ctx: Context) -> str:
-        """Tell something, some of it secret."""
+        """Send notifications, some of them secret."""
         await ctx.progress(1, 3, "begun")
         await ctx.progress(2, 3, "the secret")
         await ctx.notify(TOLD, {"word": "secret"})

@@ -1,4 +1,4 @@
-"""Webhooks: each message is checked by the verifier of the Standard Webhooks project (`receiver.py`)."""
+"""Webhooks, with each message checked by the verifier of the Standard Webhooks project (`receiver.py`)."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ from processes import ROOT, free_port, millstream, serving
 
 
 def in_an_hour(attempts: int) -> float:
-    """Not during this test."""
+    """Return a delay longer than the test."""
     return 3600.0
 
 
@@ -45,18 +45,18 @@ class Note(Struct):
 
 
 def at_once(attempts: int) -> float:
-    """Hardly wait before the next attempt."""
+    """Return a minimal delay."""
     return 0.01
 
 
 def soon(attempts: int) -> float:
-    """Wait long enough for another event."""
+    """Return a delay that leaves time for another event."""
     return 0.2
 
 
 @asynccontextmanager
 async def delivering(folder: Path, **options: Any) -> AsyncGenerator[tuple[World, Receiver]]:
-    """A shop that delivers to a receiver on this machine, and retries at once."""
+    """Run a shop that delivers to a local receiver with minimal retry delays."""
     async with receiving(folder) as receiver:
         given: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": at_once}
         async with running(make_shop(**{**given, **options})) as world:
@@ -223,12 +223,12 @@ async def test_grants_are_bounded(tmp_path: Path) -> None:
         assert short < longest
         await client.subscribe(receiver.url("/2"), secret)
         await _refused(client.subscribe(receiver.url("/3"), secret), -32025)
-        await client.subscribe(receiver.url("/2"), secret)  # a refresh is no further subscription
+        await client.subscribe(receiver.url("/2"), secret)  # a refresh doesn't count as another subscription
         await client.ask("events/unsubscribe", name="order.paid", delivery={"url": receiver.url("/2")})
         await client.subscribe(receiver.url("/3"), secret)
 
         async def subscribe_all() -> None:
-            for name in customers:  # the workers count in the background
+            for name in customers:  # workers update the count in the background
                 await world.client(key_of(name)).subscribe(receiver.url(f"/{name}"), secret)
 
         await _refused(subscribe_all(), -32025)
@@ -414,7 +414,7 @@ async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, gran
 
 
 async def _sign_in(url: str) -> tuple[str, dict[str, str]]:
-    """The token of a person, and what its program says to revoke it."""
+    """Return a user's token and the form that revokes it."""
     kept = MemoryTokenStore()
     async with Client(f"{url}/mcp", options=Options(auth=OAuth(store=kept, visit=Person().visit))) as client:
         await client.ping()
@@ -423,7 +423,7 @@ async def _sign_in(url: str) -> tuple[str, dict[str, str]]:
 
 
 async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str, str]]:
-    """The token of a program, and what it says to revoke it."""
+    """Return a program's token and the form that revokes it."""
     form = {"client_id": "batch", "client_secret": "s" * 40}
     reply = await http.post(f"{url}/token", data={**form, "grant_type": "client_credentials"})
     return reply.json()["access_token"], form
@@ -462,7 +462,7 @@ async def test_a_client_manages_webhooks(tmp_path: Path) -> None:
 
 
 def _program(folder: Path, receiver: Receiver) -> Path:
-    """A program that serves the shop, for processes of its own."""
+    """Write a program that serves the shop in separate processes."""
     program = folder / "shop.py"
     program.write_text(
         f"""
@@ -487,7 +487,7 @@ async def who() -> int:
 
 @asynccontextmanager
 async def _two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient]]:
-    """Two workers on one store, a receiver, and a client whose requests go to either worker."""
+    """Run two workers on one store, a receiver, and a client whose requests reach either worker."""
     async with receiving(folder) as receiver:
         port = free_port()
         command = millstream(str(_program(folder, receiver)), port, "--workers", "2")
@@ -504,9 +504,9 @@ async def _call(client: SepClient, tool: str, **arguments: str) -> int:
 
 
 async def _pay_on_both(client: SepClient) -> set[int]:
-    """Publish ``evt_1`` to ``evt_20``, some of them on each worker. Returns the processes."""
+    """Publish ``evt_1`` to ``evt_20``, with some on each worker. Return the process ids."""
     workers = {await _call(client, "pay", order=f"evt_{number}") for number in range(1, 20)}
-    while len(workers) < 2:  # the kernel chooses
+    while len(workers) < 2:  # the kernel chooses the worker
         workers.add(await _call(client, "who"))
     await _call(client, "pay", order="evt_20")
     return workers
@@ -538,7 +538,7 @@ async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
         receiver.answer = lambda message: 200
         killed, wanted = len(receiver.messages), {f"evt_{number}" for number in range(1, 21)}
         await receiver.until(lambda: {each.id for each in receiver.messages[killed:]} >= wanted)
-        # What a worker had sent when it was killed may arrive after it.
+        # Messages that a worker sent before it was killed may arrive later.
         assert max(Counter(each.id for each in receiver.messages[killed:]).values()) <= 2
 
 

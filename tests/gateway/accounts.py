@@ -1,7 +1,7 @@
-"""A server elsewhere that wants accounts, its authorization server, a gateway in front of it, and people's browsers.
+"""An upstream that requires user accounts, its authorization server, a gateway, and users' browsers.
 
-The server is a real one of ours, which takes tokens of the authorization server. That one is scripted: it checks what
-it's sent as strictly as the RFCs want, and counts it.
+The upstream is a Millstream server. The authorization server is scripted: it checks requests as strictly as the RFCs
+require, and records them.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class Accounts:
             await asked.reply(b"", status="404 Not Found")
 
     def metadata(self) -> dict[str, Any]:
-        """What it says about itself."""
+        """Return the metadata of the authorization server."""
         about = {
             "issuer": self.url,
             "authorization_endpoint": f"{self.url}/authorize",
@@ -93,7 +93,7 @@ class Accounts:
         return {name: value for name, value in about.items() if value is not None}
 
     def agree(self, url: str, person: str, **changes: str) -> dict[str, str]:
-        """A person agrees at the page of a URL, maybe to less than was asked; what their browser brings back."""
+        """Grant an authorization request, possibly with changes. Return the parameters of the redirect."""
         asked = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
         assert asked["code_challenge_method"] == "S256"
         code = f"code-{next(self.numbers)}"
@@ -101,7 +101,7 @@ class Accounts:
         return {"code": code, "state": asked["state"], "iss": self.url}
 
     def issue(self, person: str, scope: str, **changes: Any) -> str:
-        """An access token."""
+        """Return an access token."""
         said = claims(
             iss=self.url, aud=self.resource, sub=person, scope=scope, exp=int(time.time()) + 600,
             jti=str(next(self.numbers)), **changes,
@@ -109,7 +109,7 @@ class Accounts:
         return token(said)
 
     async def token(self, asked: Asked) -> None:
-        """The token endpoint."""
+        """Handle a request to the token endpoint."""
         form = form_of(asked)
         self.forms.append(form)
         error, given = self.fails, dict[str, Any]()
@@ -155,12 +155,12 @@ class Accounts:
 
 
 def form_of(asked: Asked) -> dict[str, str]:
-    """A form that came."""
+    """Return the form in the body of a request."""
     return {name: values[-1] for name, values in parse_qs(asked.body.decode()).items()}
 
 
 class World:
-    """The server elsewhere and its authorization server."""
+    """The upstream and its authorization server."""
 
     def __init__(self, accounts: Accounts, port: int, mcp: Server) -> None:
         self.accounts = accounts
@@ -169,13 +169,13 @@ class World:
 
 
 def elsewhere(accounts: Accounts) -> Server:
-    """The server that wants accounts."""
+    """Return the upstream that requires accounts."""
     jwt = auth.oidc(accounts.url, audience=accounts.resource)
     mcp = Server("elsewhere", auth=jwt)
 
     @mcp.tool
     async def who(ctx: Context) -> str:
-        """Say who asks, with which headers."""
+        """Return the caller and its tenant header."""
         assert ctx.principal is not None
         tenant = ctx.headers.get("x-tenant", "")
         return f"{ctx.principal.subject}{tenant and ' of '}{tenant}"
@@ -190,7 +190,7 @@ def elsewhere(accounts: Accounts) -> Server:
 
 @asynccontextmanager
 async def world(*, port: int = 0) -> AsyncIterator[World]:
-    """Both, for the length of the block."""
+    """Run the upstream and its authorization server for the duration of the block."""
     accounts = Accounts()
     async with AsyncExitStack() as stack:
         scripted = await stack.enter_async_context(rude(accounts.behave))
@@ -212,13 +212,13 @@ class Gateway:
 
     @asynccontextmanager
     async def client(self, key: str, **options: Any) -> AsyncIterator[Client]:
-        """A client that signs in with a key."""
+        """Connect a client that signs in with a key."""
         headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
         async with Client(f"{self.base}/mcp", headers=headers, timeout=WAIT, **options) as client:
             yield client
 
     async def call(self, key: str, tool: str, **options: Any) -> str:
-        """Call a tool; the text of the result."""
+        """Call a tool and return the text of its result."""
         async with self.client(key, **options) as client:
             return (await client.call(tool, raise_on_error=False)).text
 
@@ -233,7 +233,7 @@ class Gateway:
 async def gateway(
     url: str, *, methods: Any = None, store: str = "", pages: str = "", **options: Any
 ) -> AsyncIterator[Gateway]:
-    """A gateway with one upstream, ``up``, for the length of the block."""
+    """Run a gateway with one upstream, ``up``, for the duration of the block."""
     known = auth.keys(named={"alice": ALICE, "bob": BOB})
     mcp = Server("gateway", serve=pages, store=store, auth=known if methods is None else methods)
     mcp.upstream("up", url, **{"start_timeout": WAIT, "auth": per_user_oauth(), **options})
@@ -244,7 +244,7 @@ async def gateway(
 
 
 class Browser:
-    """A browser at the page of connections."""
+    """A browser on the connections page."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -265,43 +265,43 @@ class Browser:
         return self
 
     async def page(self) -> str:
-        """The page of connections."""
+        """Return the HTML of the connections page."""
         return (await self.http.get("/connections", headers={"accept": "text/html"})).text
 
     async def send(self, action: str, upstream: str = "up", **headers: str) -> httpx2.Response:
-        """Press a button."""
+        """Submit a form of the page."""
         form = {"upstream": upstream, "action": action}
         return await self.http.post("/connections", data=form, headers={"origin": self.base, **headers})
 
     async def leave(self) -> str:
-        """Go to connect; where the browser is sent."""
+        """Begin to connect an account. Return the URL that the browser is redirected to."""
         reply = await self.send("connect")
         found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', reply.text)
         assert found, reply.text
         return unescape(found[1])
 
     async def come_back(self, answer: dict[str, str]) -> httpx2.Response:
-        """As a browser does that another site sends here, without the cookies that are for pages of ours alone."""
+        """Open the callback as after a cross-site redirect, which omits SameSite cookies."""
         cookies = "; ".join(f"{each.name}={each.value}" for each in self.http.cookies.jar if "browser" in each.name)
         async with httpx2.AsyncClient(base_url=self.base, verify=NOBODY, timeout=WAIT) as http:
             headers = {"sec-fetch-site": "cross-site", "cookie": cookies}
             return await http.get("/connections/callback", params=answer, headers=headers)
 
     async def finish(self, back: httpx2.Response) -> httpx2.Response:
-        """Follow the page that leads on."""
+        """Follow the redirect of the callback page."""
         found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', back.text)
         assert found, back.text
         headers = {"sec-fetch-site": "same-origin", "accept": "text/html"}
         return await self.http.get(unescape(found[1]), headers=headers)
 
     async def connect(self, accounts: Accounts, person: str, **changes: str) -> None:
-        """There and back."""
+        """Connect an account."""
         reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person, **changes)))
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 
 class unacceptable:  # noqa: N801  it's used as a function
-    """A server that refuses every token for the length of the block."""
+    """Make a server reject all tokens for the duration of the block."""
 
     def __init__(self, mcp: Server) -> None:
         self._mcp = mcp

@@ -9,7 +9,7 @@ LINKED = "file:///secret/notes.md"
 
 
 def library(name: str = "library") -> Server:  # noqa: C901  it has one of everything
-    """A new one: a server object runs once at a time."""
+    """Return a new server, because a server object can run only once at a time."""
     mcp = Server(name, instructions="Lend books.")
 
     @mcp.tool
@@ -29,7 +29,7 @@ def library(name: str = "library") -> Server:  # noqa: C901  it has one of every
 
     @mcp.tool
     async def length(words: list[str]) -> int:
-        """Return a number, which older revisions get as an object."""
+        """Return a number, which older revisions receive as an object."""
         return len(words)
 
     @mcp.tool
@@ -39,7 +39,7 @@ def library(name: str = "library") -> Server:  # noqa: C901  it has one of every
 
     @mcp.tool
     async def trace(ctx: Context) -> str:
-        """Return what the caller's `_meta` says."""
+        """Return the caller's trace id from `_meta`."""
         return str(ctx.meta.get("example.com/trace"))
 
     @mcp.tool
@@ -55,7 +55,7 @@ def library(name: str = "library") -> Server:  # noqa: C901  it has one of every
 
     @mcp.resource(LINKED)
     async def notes() -> bytes:
-        """What a link leads to."""
+        """The target of a resource link."""
         return PICTURE
 
     @mcp.resource("urn:library:hours")

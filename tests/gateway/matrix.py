@@ -1,7 +1,7 @@
-"""Each feature that passes a gateway, tried once by a client of one revision with an upstream of another.
+"""Tests of each forwarded feature, with a client and an upstream of different revisions.
 
-`FEATURES` has what is tried. `EXCLUSIONS` has what a pair of revisions can't have, and why; the feature itself then
-checks what comes instead.
+`FEATURES` contains the tests. `EXCLUSIONS` lists the features that a pair of revisions can't have, and why; the tests
+then check the substitute.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ TRANSPORTS = {
     "websocket": DATES,
     "memory": DATES,
 }
-"""Transport -> the revisions that have it."""
+"""Transport -> its revisions."""
 
 
 class Exclusion(NamedTuple):
-    """What a pair of revisions can't have."""
+    """Features that a pair of revisions can't have."""
 
     features: tuple[str, ...]
     since: str
@@ -69,14 +69,14 @@ EXCLUSIONS = (
 
 @dataclass
 class Person:
-    """The client's side of a connection: the person, the model, and what they were told."""
+    """The client of a pair, with its answers to questions, and a record of questions and log messages."""
 
     client: Client = field(init=False)
     asked: list[str] = field(default_factory=list)
     logs: list[LogMessage] = field(default_factory=list)
 
     def elicit(self, question: Question) -> Any:
-        """Fill in each form."""
+        """Answer a form or a URL question."""
         self.asked.append(question.message)
         if question.mode == "url":
             return True
@@ -86,13 +86,13 @@ class Person:
         return {"x": len(question.message), "y": 1}
 
     def sample(self, params: Any) -> str:
-        """Say something."""
+        """Answer a sampling request."""
         self.asked.append("sampling")
         return f"{len(params.messages)} messages, {len(params.tools or ())} tools"
 
 
 def person(target: Any, revision: str) -> Person:
-    """A client of a revision that isn't connected yet."""
+    """Return a client of a revision that isn't connected yet."""
     made = Person()
     level = "info" if revision == R5 else ""
     options = Options(declare={"sampling": {"tools": {}}}, log_level=level, cache=False)
@@ -111,7 +111,7 @@ def person(target: Any, revision: str) -> Person:
 
 @dataclass(frozen=True)
 class Pair:
-    """One client, and one upstream behind the gateway."""
+    """One client and one upstream of a gateway."""
 
     person: Person
     prefix: str
@@ -120,37 +120,37 @@ class Pair:
     label: str
 
     def both(self, since: str) -> bool:
-        """Whether both sides have what came with a revision."""
+        """Return whether both sides have at least a revision."""
         return min(self.down, self.up) >= since
 
     def has(self, feature: str) -> bool:
-        """Whether the pair can have a feature."""
+        """Return whether the pair can have a feature."""
         return all(self.both(each.since) for each in EXCLUSIONS if feature in each.features)
 
     def uri(self, uri: str) -> str:
-        """A URI of the upstream, as clients of the gateway know it."""
+        """Return an upstream's URI as it is on the gateway."""
         return Names(self.prefix).uri(uri)
 
     async def request(self, method: str, params: Json, **options: Any) -> Json:
-        """A raw result."""
+        """Return the raw result of a request."""
         return await self.person.client.request(method, params, **options)
 
     async def call(self, tool: str, arguments: Json | None = None, meta: Json | None = None, **options: Any) -> Json:
-        """The raw result of a tool."""
+        """Return the raw result of a tool."""
         params: Json = {"name": f"{self.prefix}_{tool}", "arguments": arguments or {}}
         return await self.request("tools/call", {**params, "_meta": meta} if meta else params, **options)
 
     async def text(self, tool: str, **arguments: Any) -> str:
-        """The text of a tool's result."""
+        """Return the text of a tool's result."""
         return str((await self.call(tool, arguments))["content"][0]["text"])
 
     async def fails(self, tool: str) -> None:
-        """A tool ends with an error: its own, or that of the protocol."""
+        """Check that a tool ends with a tool error or a protocol error."""
         code, result = await self.code(tool)
         assert code in (-32602, -32603, -32601) or result["isError"], (code, result)
 
     async def code(self, tool: str, arguments: Json | None = None) -> tuple[int, Json]:
-        """The code of an error, or 0 and the result."""
+        """Return the code of an error, or 0 and the result."""
         try:
             return 0, await self.call(tool, arguments)
         except Failure as exc:
@@ -162,7 +162,7 @@ FEATURES: dict[str, Feature] = {}
 
 
 def feature(name: str) -> Callable[[Feature], Feature]:
-    """Name a feature."""
+    """Register the test of a feature."""
 
     def register(function: Feature) -> Feature:
         FEATURES[name] = function
@@ -435,7 +435,7 @@ async def subscriptions(pair: Pair) -> None:
 
 
 async def touch(pair: Pair) -> None:
-    """Change it until it's noticed: the gateway subscribes when its client has."""
+    """Update the resource until the client is notified, because the gateway subscribes after its client."""
     while True:
         await pair.text("touch", uri="order://7")
         await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A server with every feature that passes a gateway; a file, so that stdio serves it, too."""
+"""A server with every feature that a gateway forwards, in a file so that stdio can serve it."""
 
 import asyncio
 from collections import defaultdict
@@ -39,7 +39,7 @@ class Point:
 
 @dataclass
 class Choice:
-    """What to pick."""
+    """A color and sizes."""
 
     color: str
     sizes: list[str]
@@ -56,7 +56,7 @@ FORM: dict[str, Any] = {
 
 
 def build() -> Server:
-    """The world, once more."""
+    """Return a new server."""
     mcp = Server("world", version="3", instructions="Ask for anything.")
     journal: dict[str, list[str]] = defaultdict(list)
     news = asyncio.Condition()
@@ -83,7 +83,7 @@ def build() -> Server:
 
     @mcp.tool
     async def awaited(key: str, text: str) -> str:
-        """Answers when something was noted."""
+        """Waits until a note was written."""
         async with news:
             await news.wait_for(lambda: text in journal[key])
         return text
@@ -96,13 +96,13 @@ def build() -> Server:
 
     @mcp.tool
     async def shrink(name: str) -> str:
-        """Takes it away again."""
+        """Removes a tool."""
         mcp.remove_tool(name)
         return "shrunk"
 
     @mcp.tool
     async def touch(uri: str) -> str:
-        """Says that a resource changed."""
+        """Announces that a resource has changed."""
         await mcp.resource_updated(uri)
         return "touched"
 
@@ -141,17 +141,17 @@ def _add_contents(mcp: Server) -> None:
 def _add_messages(mcp: Server) -> None:
     @mcp.tool
     def fails() -> str:
-        """A tool that says no."""
+        """Raises a tool error."""
         raise ToolError("Sold out.")
 
     @mcp.tool
     def refuses() -> str:
-        """An error with a code."""
+        """Raises a protocol error with a code."""
         raise ProtocolError(CODE, "Not today", {"until": "Monday"})
 
     @mcp.tool
     async def about(ctx: Context) -> ToolResult:
-        """What came as `_meta`, as `_meta`."""
+        """Returns a member of the request's `_meta` in the result's."""
         return ToolResult(content="told", meta={"example.com/back": ctx.meta.get("example.com/there")})
 
     @mcp.tool
@@ -163,7 +163,7 @@ def _add_messages(mcp: Server) -> None:
 
     @mcp.tool
     async def says(ctx: Context) -> str:
-        """Says something on each level."""
+        """Logs on several levels."""
         await ctx.debug("quiet")
         await ctx.info({"n": 1})
         await ctx.error("loud")
@@ -192,7 +192,7 @@ def _add_questions(mcp: Server) -> None:
 
     @mcp.tool
     async def asks_url(ctx: Context) -> str:
-        """Has a page opened."""
+        """Asks the user to open a URL."""
         await ctx.elicit_url("Pay", "https://example.com/pay")
         return "paid"
 

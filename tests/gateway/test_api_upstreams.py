@@ -54,7 +54,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def shop(described: Callable[[int], Any] = lambda port: document()) -> AsyncIterator[tuple[str, list[str]]]:
-    """An API that says what it was asked."""
+    """Return an API that echoes its requests."""
     mcp, asked = Server("api"), list[str]()
 
     async def answer(given: Request) -> Response:

@@ -68,7 +68,7 @@ async def test_lists_follow_the_upstream() -> None:
 
             @upstream.tool
             def added() -> str:
-                """Appear while the gateway runs."""
+                """Be added while the gateway runs."""
                 return "added"
 
             assert await anext(changes) == Change("tools")
@@ -84,7 +84,7 @@ async def test_conflicting_names_are_refused_with_both_sources() -> None:
 
     @mcp.tool
     def length() -> str:
-        """Take a name of the upstream."""
+        """Use a name of the upstream."""
         return "mine"
 
     with pytest.raises(ValueError, match="This server and the upstream 'shop' both have a tool 'length'"):

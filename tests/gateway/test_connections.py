@@ -1,6 +1,6 @@
-"""Each person's own account at a server behind the gateway: who calls with what, and what attacks get.
+"""Per-user accounts of upstreams: which credentials calls use, and how attacks fail.
 
-The rules are RFCs 6749, 7009, 7636, 8707, 9207 and 9728, and our choice where none is named.
+The rules are those of RFCs 6749, 7009, 7636, 8707, 9207, and 9728.
 """
 
 import asyncio
@@ -190,7 +190,7 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
         await one.listed("up_who")
         async with Browser(one.base) as bob:
             await (await bob.sign_in(BOB)).connect(accounts, "mallory")
-        async with gateway(other.url, store=redis.url) as two:  # it begins with the newest account
+        async with gateway(other.url, store=redis.url) as two:  # the lister is the newest account
             async with asyncio.timeout(WAIT):
                 while "can't read the lists" not in caplog.text:  # noqa: ASYNC110  the log has no event
                     await asyncio.sleep(0.01)
@@ -237,7 +237,7 @@ async def test_workers_share_connections_and_refreshes() -> None:
         for gate in (one, two):
             async with asyncio.timeout(WAIT):
                 while "requires your account" not in await gate.call(BOB, "up_who"):
-                    pass  # a message between workers is on its way
+                    pass  # the message between workers takes a moment
             assert await gate.call(ALICE, "up_who") == "ada"
         keys, values = await everything(one)
     assert any(key.startswith("connection:") for key in keys)
@@ -246,7 +246,7 @@ async def test_workers_share_connections_and_refreshes() -> None:
 
 
 async def everything(gate: Gateway) -> tuple[list[str], list[bytes]]:
-    """What the store of a gateway keeps about connections."""
+    """Return the values about connections in a gateway's store."""
     kv = (await gate.mcp.start()).store.kv
     keys = [each for kind in ("connection", "gateway") for each in await kv.keys(f"{kind}-")]
     keys += await kv.keys("connection:")
@@ -262,21 +262,21 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         await alice.sign_in(ALICE)
         await bob.sign_in(BOB)
         await bob.leave()
-        # An answer to Alice's request, brought by Bob's browser: login CSRF (RFC 6749 §10.12).
+        # Bob's browser delivers the answer to Alice's request: login CSRF (RFC 6749 §10.12).
         answer = accounts.agree(await alice.leave(), "ada")
         assert (await bob.come_back(answer)).status_code == 403
         assert (await alice.come_back(answer)).status_code == 403
-        # The browser is Alice's, but Bob is signed in there by now.
+        # The browser is Alice's, but Bob has signed in to it since.
         answer = accounts.agree(await alice.leave(), "ada")
         back = await alice.come_back(answer)
         cookie = alice.http.cookies["millstream"]
         await alice.sign_in(BOB)
         assert (await alice.finish(back)).status_code == 403
         alice.http.cookies.set("millstream", cookie, domain="127.0.0.1", path="/")
-        # Bob follows the link on which Alice's answer waits.
+        # Bob opens the link to Alice's stored answer.
         back = await alice.come_back(accounts.agree(await alice.leave(), "ada"))
         assert (await bob.finish(back)).status_code == 403
-        # Made up, or without an issuer, or from another one (RFC 9207 §2.4).
+        # Forged, without an issuer, or from another issuer (RFC 9207 §2.4).
         for state in ("x" * 32, ""):
             assert (await alice.come_back({"code": "c", "state": state, "iss": accounts.url})).status_code == 403
         for changes in ({"iss": "https://evil.example"}, {"iss": ""}):

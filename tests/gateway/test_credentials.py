@@ -27,7 +27,7 @@ LISTED = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "result
 
 
 class Echo:
-    """A server elsewhere that notes the headers of each request, and says who calls."""
+    """An upstream that records the headers of each request and returns the caller."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -61,7 +61,7 @@ class Echo:
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[Echo]:
-    """One for the length of the block."""
+    """Run an echo upstream for the duration of the block."""
     world = Echo()
     async with rude(world.behave) as server:
         world.url = server.url
@@ -222,12 +222,12 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
             assert len(other.accounts.forms) == 2
 
 
-# Exchanged ones
+# Exchanged tokens
 
 
 @asynccontextmanager
 async def exchanging(other: Any) -> AsyncIterator[Any]:
-    """A gateway whose callers sign in with tokens of an issuer, and which exchanges them."""
+    """Run a gateway that exchanges its callers' tokens."""
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(issuing())
         jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
@@ -250,7 +250,7 @@ async def test_token_exchange_is_per_caller() -> None:
                 said = [(await each.call("up_who")).text for each in (one, two, three)]
                 assert said == ["ada-exchanged", "brian-exchanged", "ada-exchanged"]
         subjects = [each["subject_token"] for each in other.accounts.forms]
-        assert sorted(subjects) == sorted([brian, reader])  # Ada's was exchanged for the lists
+        assert sorted(subjects) == sorted([brian, reader])  # Ada's token was exchanged to read the lists
         form = other.accounts.forms[0]
         assert (form["resource"], form["audience"]) == (other.url, "books")
         assert form["subject_token_type"] == "urn:ietf:params:oauth:token-type:access_token"

@@ -51,6 +51,6 @@ async def test_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
             path = {"millstream.gateway/path": [f"{number}" for number in range(8)]}
             result = await client.request("tools/call", {"name": "shop_report", "arguments": {}, "_meta": path})
             assert "runs in a loop" in str(result)
-            # The client wrote that path, so it's the only one whose call is refused.
+            # The client forged that path, so only its call is refused.
             assert "shop_report" in {tool.name for tool in await client.tools(fresh=True)}
             assert (await client.call("shop_report")).text

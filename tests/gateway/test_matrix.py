@@ -20,11 +20,11 @@ FOLDER = Path(__file__).parent
 PAGE = ROOT / "docs" / "reference" / "gateway-matrix.md"
 PATHS = {"http": "http://127.0.0.1:{}/mcp", "sse": "http://127.0.0.1:{}/sse", "websocket": "ws://127.0.0.1:{}/ws"}
 PROCESSES = {"2025-11-25", "2026-07-28"}
-"""The revisions that clients on stdio speak by day: each such client has a gateway of its own."""
+"""Revisions of stdio clients outside of nightly tests, because each such client needs its own gateway."""
 
 
 class Side(NamedTuple):
-    """A transport, and a revision."""
+    """A transport and a revision."""
 
     transport: str
     revision: str
@@ -38,12 +38,12 @@ SIDES = [Side(transport, date) for transport, dates in TRANSPORTS.items() for da
 
 
 def choose() -> list[tuple[Side, Side]]:
-    """Pairs of sides in which each pair of revisions, and each pair of transports, stands at least once."""
+    """Return pairs that contain each pair of revisions and each pair of transports at least once."""
     every = [(down, up) for down in SIDES for up in SIDES if down.transport != "stdio" or down.revision in PROCESSES]
     revisions: set[tuple[str, str]] = set()
     transports: set[tuple[str, str]] = set()
     chosen: list[tuple[Side, Side]] = []
-    for gain in (2, 1):  # first those that are new in both respects
+    for gain in (2, 1):  # pairs that add two combinations first
         for down, up in every:
             dates, ways = (down.revision, up.revision), (down.transport, up.transport)
             if (dates not in revisions) + (ways not in transports) >= gain:
@@ -56,7 +56,7 @@ def choose() -> list[tuple[Side, Side]]:
 
 
 def front(targets: Iterable[tuple[str, str, Any]]) -> Server:
-    """A gateway to upstreams by name, revision, and target."""
+    """Return a gateway to upstreams given by name, revision, and target."""
     mcp = Server("front", serve="hub", settings=Settings(page_size=1_000, key="a secret of the tests that is long"))
     for name, revision, target in targets:
         mcp.upstream(name, target, revision=revision, start_timeout=WAIT, timeout=WAIT)
@@ -64,7 +64,7 @@ def front(targets: Iterable[tuple[str, str, Any]]) -> Server:
 
 
 def child() -> Server:
-    """The gateway of a client on stdio, in a process of its own."""
+    """Return the gateway of a stdio client, which runs in its own process."""
     return front(
         (name, revision, build() if target is None else target)
         for name, revision, target in json.loads(os.environ["MATRIX"])
@@ -72,7 +72,7 @@ def child() -> Server:
 
 
 class Matrix:
-    """Upstreams, gateways, and clients, each made when it's first needed."""
+    """Upstreams, gateways, and clients, created on first use."""
 
     def __init__(self, pairs: list[tuple[Side, Side]], stack: AsyncExitStack) -> None:
         self.pairs = pairs
@@ -90,7 +90,7 @@ class Matrix:
         self._port = await self._serve(self._front)
 
     async def _target(self, up: Side) -> Any:
-        """Where an upstream is; None for one in the gateway's own process."""
+        """Return the target of an upstream; None for one in the gateway's own process."""
         if up.transport == "memory":
             return None
         if up.transport == "stdio":
@@ -104,7 +104,7 @@ class Matrix:
         return (await self._stack.enter_async_context(serve(server))).port
 
     async def person(self, down: Side) -> Person:
-        """The client of a side."""
+        """Return the client of a side."""
         made = self._people.get(down)
         if made is None:
             made = self._people[down] = person(self._entrance(down), down.revision)
@@ -134,7 +134,7 @@ async def matrix(pairs: list[tuple[Side, Side]]) -> AsyncIterator[Matrix]:
 
 
 async def try_all(pairs: list[tuple[Side, Side]]) -> None:
-    """Try every feature with every pair, and say which failed with which."""
+    """Test every feature with every pair, and report all failures."""
     failures: list[str] = []
     async with matrix(pairs) as made:
         for number, (down, up) in enumerate(pairs):
@@ -143,7 +143,7 @@ async def try_all(pairs: list[tuple[Side, Side]]) -> None:
                 try:
                     async with asyncio.timeout(WAIT):
                         await function(pair)
-                except Exception as exc:  # of all pairs, the report shows every one that fails
+                except Exception as exc:  # the report lists the failures of all pairs
                     failures.append(f"{down.name} -> {up.name}: {name}: {type(exc).__name__}: {str(exc)[:300]}")
     assert not failures, "\n".join([f"{len(failures)} failures", *failures])
 
@@ -160,7 +160,7 @@ async def test_every_feature_passes_in_all_combinations() -> None:
 
 
 def page() -> str:
-    """The table of the reference."""
+    """Return the reference page."""
     lines = [
         "# What passes the gateway",
         "",

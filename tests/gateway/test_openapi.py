@@ -1,4 +1,4 @@
-"""Servers made of an OpenAPI document or a FastAPI application: what they offer, and what the API is asked."""
+"""Servers from an OpenAPI document or a FastAPI application: their items, and the requests to the API."""
 
 import json
 from typing import Any
@@ -275,7 +275,7 @@ async def test_bodies_follow_the_document(media: str, kind: str, body: bytes) ->
 
 
 async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
-    """The request that a call of the only operation of a document makes."""
+    """Return the request that a document's only operation sends."""
     asked: list[httpx2.Request] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:
@@ -293,7 +293,7 @@ async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
 
 
 def taking(body: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
-    """A document whose one operation takes a body."""
+    """Return a document with one operation that takes a body."""
     content = {media: {"schema": body, **more.pop("about", {})}}
     operation = {"operationId": "add", "requestBody": {"required": True, "content": content}, "responses": {}}
     return {"openapi": "3.1.0", "paths": {"/books": {"post": operation}}, **more}
@@ -388,7 +388,7 @@ async def test_nested_composed_fields_reach_the_body() -> None:
 
 
 async def test_output_schema_omits_write_only_members() -> None:
-    """OpenAPI 3.0, `writeOnly`: a response without it is right; names of keywords are names of properties, too."""
+    """Responses omit `writeOnly` properties (OpenAPI 3.0). Properties can be named like keywords."""
     user = {
         "type": "object",
         "properties": {"id": {}, "nullable": {"type": "string"}, "allOf": {}, "required": {}},

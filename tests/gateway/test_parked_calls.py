@@ -18,7 +18,7 @@ ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
 
 
 class World:
-    """An upstream, and what happens there."""
+    """An upstream and its record of events."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -34,7 +34,7 @@ class World:
         self.server.resource("place://{number}")(self.room)
 
     async def asks(self, ctx: Context, times: int = 1, note: str = "") -> str:
-        """Asks for numbers, and adds them."""
+        """Ask for numbers and add them."""
         try:
             for number in range(times):
                 self.answers.append((await ctx.elicit(f"Number {number}?", FORM))["x"])
@@ -46,7 +46,7 @@ class World:
         return str(sum(self.answers))
 
     async def works(self, ctx: Context) -> str:
-        """Asks, and goes on when it may."""
+        """Ask a question, and continue once allowed."""
         try:
             await ctx.elicit("Go?", FORM)
             await ctx.warning("going")
@@ -68,7 +68,7 @@ class World:
 
     @asynccontextmanager
     async def workers(self, count: int = 3, **settings: Any) -> AsyncIterator[list[Worker]]:
-        """Workers of a gateway in front of it."""
+        """Run workers of a gateway to the upstream."""
         shared = SharedStore()
         guard = settings.pop("auth", None)
 
@@ -104,7 +104,7 @@ async def send(
     key: str = "",
     token: str = "",
 ) -> Json:
-    """The result or error of a request; `then` are the members that a retry adds."""
+    """Return the result or error of a request. `then` contains the members that a retry adds."""
     reply, _ = await say(worker, method, name, arguments, then=then, key=key, token=token)
     return reply
 
@@ -119,7 +119,7 @@ async def say(
     key: str = "",
     token: str = "",
 ) -> tuple[Json, list[Json]]:
-    """The same, with the messages before it."""
+    """Return the response of a request after the messages before it."""
     message, headers = prepare(method, name, arguments, then=then, key=key, token=token)
     async with asyncio.timeout(WAIT):
         reply = await worker.post(message, headers)
@@ -149,7 +149,7 @@ def prepare(
 
 
 def answer(asked: Json, x: object = 7) -> Json:
-    """What a retry brings: the same answer to every question."""
+    """Return the members of a retry, with the same answer to every question."""
     assert asked.get("resultType") == "input_required", asked
     answers = {each: {"action": "accept", "content": {"x": x}} for each in asked["inputRequests"]}
     return {"inputResponses": answers, "requestState": asked["requestState"]}
@@ -247,7 +247,7 @@ async def test_only_the_same_caller_and_arguments_resume_a_call(world: World) ->
             for attempt in attempts:
                 assert (await send(worker, **attempt))["error"]["code"] == -32602, attempt
         assert world.answers == []
-        # An answer of the wrong shape is refused, and doesn't use up the state.
+        # A malformed answer is refused, and the state stays valid.
         for bad in ({"action": "yes"}, [], "text", {"action": "accept", "content": 5}, None):
             wrong = {**then, "inputResponses": dict.fromkeys(then["inputResponses"], bad)}
             assert (await send(second, key=ALICE, then=wrong))["error"]["code"] == -32602, bad
@@ -357,6 +357,6 @@ async def test_stopping_server_cancels_parked_calls(world: World) -> None:
 
 
 def parked(worker: Worker) -> int:
-    """How many calls wait at a worker."""
+    """Return the number of parked calls on a worker."""
     read: Callable[[], int] = worker.runtime.host.reports["parked_calls"]
     return read()

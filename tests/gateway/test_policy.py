@@ -26,7 +26,7 @@ def shop() -> Server:  # noqa: C901  it has one of everything
 
     @mcp.tool
     def echo(text: str) -> str:
-        """Say it again."""
+        """Return the text."""
         return text
 
     @mcp.tool
@@ -36,7 +36,7 @@ def shop() -> Server:  # noqa: C901  it has one of everything
 
     @mcp.tool
     def large(n: int) -> list[str]:
-        """Return much."""
+        """Return a long text."""
         return [f"line {number}" for number in range(n)]
 
     @mcp.tool

@@ -39,8 +39,8 @@ SHELL = r"""
 
 @contextlib.asynccontextmanager
 async def open_pool(**options: float) -> AsyncGenerator[ProcessPool]:
-    """A pool that is closed after the block, and has left no process then."""
-    others = children()  # servers that tests of other files share
+    """Open a pool, close it after the block, and check that no process is left."""
+    others = children()  # servers shared with tests in other files
     pool = ProcessPool(**options)  # type: ignore[arg-type]
     try:
         yield pool
@@ -50,7 +50,7 @@ async def open_pool(**options: float) -> AsyncGenerator[ProcessPool]:
 
 
 def children() -> set[int]:
-    """Return the processes of pools that this one has started and not forgotten, zombies included."""
+    """Return the child processes of pools, including zombies."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -59,7 +59,7 @@ def children() -> set[int]:
 
 
 def _is_of_pool(pid: int) -> bool:
-    """Tell a server of these tests, or a watchdog, from servers that other tests share."""
+    """Return whether a process is a server of these tests or a watchdog."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _is_of_pool(pid: int) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs, and isn't just remembered."""
+    """Return whether a process is running and isn't a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def alive(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does, and the system with it."""
+    """Wait until a condition on other processes holds."""
     async with asyncio.timeout(WAIT):
         while not condition():  # noqa: ASYNC110  it has no event for us
             await asyncio.sleep(0.01)
@@ -84,7 +84,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Command:
-    """A server whose tools return its process id, end it, or hang."""
+    """A server with tools that return its process id, end the process, or hang."""
     path = tmp_path / "server.sh"
     path.write_text(textwrap.dedent(SHELL))
     return Command(("sh", str(path)))
@@ -110,7 +110,7 @@ async def test_sessions_share_processes_within_the_limits(shell: Command) -> Non
             report = upstream.describe()
             assert (report.running, report.started, report.ended_idle, report.crashed) == (4, 40, 36, 0)
             assert report.memory
-        # Every session still works: it gets another process.
+        # Every session still works, with another process.
         first = Client(upstreams[0].target("session0"))
         await clients.enter_async_context(first)
         assert int((await first.call("pid")).text) in children()

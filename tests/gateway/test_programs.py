@@ -39,7 +39,7 @@ def program(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def adopted(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """A program served by Millstream."""
+    """The URL of a program that Millstream serves."""
     with shared(lambda port: run(program, port, "--workers", "2"), tmp_path_factory.mktemp(program)) as running:
         yield running
 
@@ -50,7 +50,7 @@ async def get(url: str, method: str = "GET", headers: dict[str, str] | None = No
 
 
 async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
-    """What a server lists, without the members by which revisions differ."""
+    """Return a server's lists without the members that differ between revisions."""
     async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
         found = {}
         for method in (each for each in LISTS if each.partition("/")[0] in client.capabilities):

@@ -30,7 +30,7 @@ ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
 
 
 def greet(method: str, revision: str) -> Json:
-    """What each server says to what isn't a call."""
+    """Return the result of a request that isn't a tool call."""
     capabilities: Json = {"tools": {}, "logging": {}}
     if method == "initialize":
         about = {"name": "rude", "version": "1"}
@@ -51,7 +51,7 @@ async def over_http(
     handshake: bool = True,
     seen: list[Json] | None = None,
 ) -> AsyncIterator[str]:
-    """An upstream on Streamable HTTP; each handshake gets a session of its own."""
+    """Run an upstream on Streamable HTTP with one session per handshake."""
     sessions = iter(range(1, 1000))
 
     async def behave(asked: Asked) -> None:
@@ -83,7 +83,7 @@ async def over_http(
 
 @asynccontextmanager
 async def over_websocket(call: Callable[[Json, Say, "Wire"], Awaitable[None]]) -> AsyncIterator[tuple[str, "Wire"]]:
-    """An upstream on one connection, where nothing says which call a message belongs to."""
+    """Run an upstream on a WebSocket, where messages don't name their call."""
     wire = Wire()
 
     async def behave(socket: ServerConnection) -> None:
@@ -114,14 +114,14 @@ async def over_websocket(call: Callable[[Json, Say, "Wire"], Awaitable[None]]) -
 
 
 class Wire:
-    """What an upstream hears that isn't a request."""
+    """The notifications and responses that an upstream has received."""
 
     def __init__(self) -> None:
         self.heard: list[Json] = []
         self.news = asyncio.Event()
 
     async def answer(self, question: str) -> Json:
-        """The answer to a question."""
+        """Wait for the answer to a question."""
         while True:
             for message in self.heard:
                 if message.get("id") == question:
@@ -146,7 +146,7 @@ async def request(client: Client, tool: str = "go", **options: Any) -> Json:
 
 
 class Person:
-    """Answers forms, and remembers them."""
+    """Answers forms and records them."""
 
     def __init__(self) -> None:
         self.asked: list[Question] = []
@@ -334,7 +334,7 @@ async def test_responses_with_unknown_ids_end_only_their_connection() -> None:
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
         if message["params"]["name"] == "rest":
-            for _ in range(2):  # twice
+            for _ in range(2):  # the same response twice
                 await say({"id": message["id"], "result": DONE})
             return
         for each in lies.pop():
@@ -410,7 +410,7 @@ async def test_session_questions_survive_other_calls() -> None:
         times.append(question)
         asked.set()
         if len(times) == 1:
-            await asyncio.Event().wait()  # until it's withdrawn, as its call ends
+            await asyncio.Event().wait()  # the question is withdrawn when its call ends
         return {"x": 1}
 
     async with (
@@ -517,7 +517,7 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
                 assert caught.value.code == -32042
                 assert caught.value.data["elicitations"][0]["elicitationId"] == "e1"
             for revision in (OLDER, PER_REQUEST):
-                async with Client(mcp, revision=revision) as client:  # which can't be asked
+                async with Client(mcp, revision=revision) as client:  # this client can't be asked
                     result = await request(client)
                     assert result["isError"]
                     assert "https://example.com/in" in texts(result)

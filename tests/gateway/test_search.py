@@ -18,7 +18,7 @@ def library(**settings: Any) -> Server:
 
     @mcp.tool
     def list_branches(repository: str) -> list[str]:
-        """Name the branches of a repository."""
+        """Return the branches of a repository."""
         return [repository]
 
     @mcp.tool(tags=["listed"])
@@ -28,7 +28,7 @@ def library(**settings: Any) -> Server:
 
     @mcp.tool
     async def asks(ctx: Context) -> str:
-        """Ask the person for a number."""
+        """Ask the user for a number."""
         number = await ctx.elicit("How many?", int)
         return f"{number} it is"
 

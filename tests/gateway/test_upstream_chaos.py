@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 
 COMMAND = [sys.executable, "-I", "-S", str(Path(upstream)), "steady"]
 CALLS = 150
-"""Calls of upstreams that behave before the torment ends."""
+"""Calls to well-behaved upstreams before the test ends."""
 KILLS = 3
 
 
@@ -39,7 +39,7 @@ async def test_misbehaving_upstreams_do_not_harm_others(tmp_path: Path) -> None:
 async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[tuple[int, float]]:
     """Open sessions of a gateway and call every upstream from each. Return processes and MiB after each round.
 
-    The memory is what sessions need: the closed ones of earlier rounds, which refer to themselves, are collected.
+    Closed sessions contain reference cycles, so they are collected before memory is measured.
     """
     mcp = Server("gateway")
     for number in range(upstreams - 1):

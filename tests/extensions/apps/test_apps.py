@@ -15,7 +15,7 @@ MIME = "text/html;profile=mcp-app"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two views, and a file that isn't one."""
+    """Return a folder with two views and another file."""
     root = tmp_path / "orders"
     root.mkdir()
     (root / "table.html").write_text("<!doctype html><p>é</p>", "utf-8")
@@ -88,7 +88,7 @@ async def test_a_tool_whose_view_is_missing_stops_the_start() -> None:
 
     @server.resource("ui://shop/none", mime_type=MIME)
     def view() -> str:
-        """Return a view that a function makes."""
+        """Return a generated view."""
         return "<!doctype html>"
 
     async with server.running():

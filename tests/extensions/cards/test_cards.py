@@ -20,7 +20,7 @@ PATHS = ("/mcp/server-card", "/.well-known/ai-catalog.json", "/.well-known/mcp/s
 
 
 def shop(**settings: object) -> Server:
-    """Make a server with a card."""
+    """Return a server with a card."""
     about = Info(title="The shop", description="Sell books. " * 20, website_url="https://shop.example.com")
     return Server("book shop", version="1.2.0", info=about, settings=Settings(card_url=URL, **settings))  # type: ignore[arg-type]
 

@@ -29,7 +29,7 @@ def write(folder: Path, path: str, text: str | bytes = "x") -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two skills, one inside of the other, with a binary file."""
+    """Return a folder with two nested skills and a binary file."""
     root = tmp_path / "skills"
     write(root, "acme/refunds/SKILL.md", TEXT.format(name="refunds"))
     write(root, "acme/refunds/assets/a b.bin", b"\xff\x00")
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def served(folder: Path, **more: Any) -> Server:
-    """Serve a folder."""
+    """Return a server with the skills of the folder."""
     server = Server("shop", **more)
     server.skills(folder)
     return server
@@ -207,7 +207,7 @@ async def test_functions_make_skills() -> None:
 
     @server.skill(prefix="live", dynamic=True)
     async def stock() -> str:
-        """What is left."""
+        """The current stock."""
         reads[0] += 1
         return f"{reads[0]} left"
 
@@ -239,7 +239,7 @@ def test_functions_that_cannot_make_a_skill_are_refused() -> None:
 
 
 class _Liar:
-    """A server whose skill isn't what its entry says."""
+    """A server whose skill differs from its list entry."""
 
     def __init__(self, text: str, entry: dict[str, Any]) -> None:
         self.reads: list[str] = []
@@ -253,14 +253,14 @@ class _Liar:
 
             @method("skills/list")
             async def list(self) -> dict[str, Any]:
-                """List the entry."""
+                """Return the entry."""
                 return lie
 
         server.extend(Lying())
 
         @server.resource("skill://{path*}")
         def read(path: str) -> str:
-            """Serve the text."""
+            """Return the text."""
             self.reads.append(path)
             return text
 

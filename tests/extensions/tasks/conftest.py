@@ -1,4 +1,4 @@
-"""The stores on which tasks are tested."""
+"""The stores for tests of tasks."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type:
 
 @pytest.fixture(params=backings(SHARED))
 async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Each store that several workers can share."""
+    """Return a store that workers can share."""
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()

@@ -1,4 +1,4 @@
-"""A client of tasks for tests: it asks one server, or any of several workers, and reads what is on the wire."""
+"""A client of tasks that reads raw messages, for one server or several workers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,30 +22,30 @@ class TaskClient:
         self._ask = ask
 
     async def response(self, method: str, params: Json, declared: Json | None = None) -> Json:
-        """The response to a request."""
+        """Return the response to a request."""
         message = enveloped(method, params, **(DECLARED if declared is None else declared))
         name = params.get("taskId", params.get("name", ""))
         return await self._ask(method, message["params"], routing(method, name))
 
     async def result(self, method: str, params: Json) -> Json:
-        """The result of a request."""
+        """Return the result of a request."""
         response = await self.response(method, params)
         assert "result" in response, response
         result: Json = response["result"]
         return result
 
     async def call(self, tool: str, **arguments: Any) -> Json:
-        """The new task of a call."""
+        """Call a tool and return the new task."""
         task = await self.result("tools/call", {"name": tool, "arguments": arguments})
         assert task["resultType"] == "task", task
         return task
 
     async def get(self, task_id: str) -> Json:
-        """A task as it is."""
+        """Return the current state of a task."""
         return await self.result("tasks/get", {"taskId": task_id})
 
     async def update(self, task_id: str, **answers: Json) -> Json:
-        """Answer questions of a task."""
+        """Answer the questions of a task."""
         return await self.result("tasks/update", {"taskId": task_id, "inputResponses": answers})
 
     async def cancel(self, task_id: str) -> Json:
@@ -53,7 +53,7 @@ class TaskClient:
         return await self.result("tasks/cancel", {"taskId": task_id})
 
     async def until(self, task_id: str, fact: Callable[[Json], bool]) -> Json:
-        """Poll a task until something is so."""
+        """Poll a task until a condition holds."""
         async with asyncio.timeout(WAIT):
             while True:
                 task = await self.get(task_id)
@@ -62,11 +62,11 @@ class TaskClient:
                 await asyncio.sleep(0.001)
 
     async def end(self, task_id: str) -> Json:
-        """Poll a task until it's over."""
+        """Poll a task until it has ended."""
         return await self.until(task_id, lambda task: task["status"] in OVER)
 
     async def accepted(self, method: str, params: Json, *, refused: bool = False) -> Json:
-        """Send a request until it's accepted, or until it's refused, and return the response."""
+        """Repeat a request until it's accepted, or with `refused`, until it's refused. Return the response."""
         async with asyncio.timeout(WAIT):
             while True:
                 response = await self.response(method, params)
@@ -75,17 +75,17 @@ class TaskClient:
                 await asyncio.sleep(0.001)
 
     async def asked(self, task_id: str) -> Json:
-        """Poll a task until it asks, and return what it asks."""
+        """Poll a task until it asks, and return its questions."""
         task = await self.until(task_id, lambda task: task["status"] in ("input_required", *OVER))
         requests: Json = task["inputRequests"]
         return requests
 
 
 def accept(**content: Any) -> Json:
-    """An answer of the person."""
+    """Return an accepted answer."""
     return {"action": "accept", "content": content}
 
 
 def text(task: Json) -> str:
-    """The text of the result of a task."""
+    """Return the text of a task's result."""
     return str(task["result"]["content"][0]["text"])

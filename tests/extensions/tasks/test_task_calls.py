@@ -22,7 +22,7 @@ class Name:
 
 
 def make_shop(**options: Any) -> tuple[Server, asyncio.Event, list[str]]:
-    """A server with tools of every kind, what lets `waits` go on, and what its functions noted."""
+    """Return a server with task tools, an event that releases `waits`, and the notes of its functions."""
     mcp, release, notes = Server("shop", **options), asyncio.Event(), list[str]()
 
     @mcp.tool(task="allowed")
@@ -50,7 +50,7 @@ def make_shop(**options: Any) -> tuple[Server, asyncio.Event, list[str]]:
 
     @mcp.tool(task="allowed")
     async def reports(how: str, ctx: Context) -> str:
-        """Report how far it is."""
+        """Report progress."""
         if how == "progress":
             await ctx.progress(3, 10, "Reading")
         else:
@@ -73,7 +73,7 @@ def _add_asking(mcp: Server, notes: list[str]) -> None:
 
     @mcp.tool(task="required", defer_task=True)
     async def deferred(known: bool, ctx: Context) -> str:
-        """Become a task after a question, if it has to."""
+        """Ask if necessary, and then become a task."""
         if known:
             return "at once"
         person = await ctx.elicit("Who?", Name, key="who")
@@ -82,7 +82,7 @@ def _add_asking(mcp: Server, notes: list[str]) -> None:
 
 
 def client_of(wire: Wire, **headers: str) -> TaskClient:
-    """A client of a server."""
+    """Return a client of a server."""
 
     async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
         reply = await wire.post(request(method, params), {**fields, **headers})
@@ -93,7 +93,7 @@ def client_of(wire: Wire, **headers: str) -> TaskClient:
 
 @asynccontextmanager
 async def shop(**options: Any) -> AsyncIterator[tuple[TaskClient, asyncio.Event, list[str]]]:
-    """A client of a shop that runs."""
+    """Run a shop and yield its client."""
     mcp, release, notes = make_shop(**options)
     async with wired(mcp, "asgi") as wire:
         yield client_of(wire), release, notes
@@ -149,7 +149,7 @@ async def test_a_server_without_such_tools_has_no_tasks() -> None:
 
 
 async def test_a_tool_error_completes_a_task_and_an_error_of_the_request_fails_it() -> None:
-    """Tasks, Error Handling: `failed` is for JSON-RPC errors only."""
+    """Only JSON-RPC errors make a task `failed` (Tasks, Error Handling)."""
     async with shop() as (client, _, _):
         done = await client.end((await client.call("fails", how="tool"))["taskId"])
         assert (done["status"], done["result"]["isError"], text(done)) == ("completed", True, "There is no such book.")
@@ -301,7 +301,7 @@ async def test_a_task_ends_with_its_time_to_live() -> None:
 
     @mcp.tool(task="required", task_ttl=0.05)
     async def waits() -> None:
-        """Wait for ever."""
+        """Wait forever."""
         try:
             await asyncio.Event().wait()
         finally:

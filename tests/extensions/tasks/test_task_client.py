@@ -38,7 +38,7 @@ class Name:
 
 
 def make_shop() -> tuple[Server, asyncio.Event]:
-    """A server whose tasks are polled often, and what lets its tools go on."""
+    """Return a server with a short poll interval, and an event that releases its tools."""
     mcp, release = Server("shop", settings=Settings(task_poll=0.001)), asyncio.Event()
 
     @mcp.tool(task="allowed")
@@ -160,7 +160,7 @@ async def test_waiting_for_a_task_outlives_the_server(tmp_path: Path) -> None:
 
 
 class _Started:
-    """A server that is killed and started again, without blocking the loop."""
+    """A server that can be killed and restarted without blocking the event loop."""
 
     def __init__(self, command: list[str], port: int, log: Path) -> None:
         self._open: Callable[[], Any] = lambda: serving(command, port, log)

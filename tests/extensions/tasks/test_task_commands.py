@@ -35,7 +35,7 @@ async def report(year: int, ctx: Context) -> str:
 
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server, and a state folder of the test's own."""
+    """Run a server, set a temporary state folder, and yield the server's URL."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(PROGRAM)
@@ -44,7 +44,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def run(*words: str) -> tuple[int, str, str]:
-    """Run a command: its status, and what it prints."""
+    """Run a command and return its result."""
     result = CliRunner().invoke(program(), list(words))
     return result.exit_code, result.stdout, result.stderr
 

@@ -21,7 +21,7 @@ class Name:
 
 
 class Shop:
-    """An upstream with tasks, and a gateway in front of it."""
+    """An upstream with tasks behind a gateway."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -61,7 +61,7 @@ class Shop:
 
     @asynccontextmanager
     async def client(self, revision: str = PER_REQUEST) -> AsyncIterator[Client]:
-        """A client of the gateway."""
+        """Return a client of the gateway."""
         answers = iter(({"name": "Ada"}, {"name": "Bob"}))
         async with (
             asyncio.timeout(WAIT),

@@ -21,7 +21,7 @@ class Name:
 
 
 class Shop:
-    """An upstream with tasks, and gateways in front of it."""
+    """An upstream with tasks behind several gateway workers."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -50,14 +50,14 @@ class Shop:
             return f"{first.name}, {second.name}"
 
     def gateway(self) -> Server:
-        """One worker of the gateway."""
+        """Return one worker of the gateway."""
         front = Server("front", settings=POLLED)
         front.upstream("shop", self.url, start_timeout=WAIT)
         return front
 
     @asynccontextmanager
     async def gateways(self, backing: Backing, count: int) -> AsyncIterator[list[Worker]]:
-        """Workers of the gateway, for the length of the block."""
+        """Run workers of the gateway for the duration of the block."""
         async with http_peer.serve(self.server) as served:
             self.url = f"http://127.0.0.1:{served.port}/mcp"
             try:

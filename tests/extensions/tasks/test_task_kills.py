@@ -46,7 +46,7 @@ async def again(number: int) -> int:
 
 
 def client_on(port: int) -> TaskClient:
-    """A client whose requests reach any worker, each on a connection of its own."""
+    """Return a client whose requests reach any worker, each on a separate connection."""
 
     async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
         while True:
@@ -55,7 +55,7 @@ def client_on(port: int) -> TaskClient:
                 reply = await client.request(json.dumps(request(method, params)).encode(), headers=fields)
                 return dict(json.loads(reply.body))
             except (OSError, EOFError):
-                if method == "tools/call":  # it may have begun
+                if method == "tools/call":  # the call may have begun
                     raise
             finally:
                 await client.close()
@@ -64,7 +64,7 @@ def client_on(port: int) -> TaskClient:
 
 
 def noted(folder: Path, name: str) -> list[tuple[int, int]]:
-    """(process, number) of every line of a file."""
+    """Return the process id and number in each line of a file."""
     file = folder / name
     return (
         [(int(pid), int(number)) for pid, number in map(str.split, file.read_text().splitlines())]
@@ -74,7 +74,7 @@ def noted(folder: Path, name: str) -> list[tuple[int, int]]:
 
 
 async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> None:
-    """Start tasks of both kinds, kill workers, and look at how each task ended."""
+    """Start both kinds of tasks, kill workers, and check the outcome of each task."""
     environment = {**os.environ, "MILLSTREAM_MAX_TASKS_PER_CALLER": "5000"}
     with workers(folder, count, program=PROGRAM, env=environment) as served:
         client = client_on(served.port)

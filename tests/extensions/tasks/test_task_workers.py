@@ -20,7 +20,7 @@ class Name:
 
 
 class Shop:
-    """Servers of one kind, and what their functions did."""
+    """Workers with the same tools, and a record of their calls."""
 
     def __init__(self) -> None:
         self.began = Counter[str]()
@@ -30,7 +30,7 @@ class Shop:
         self._servers = 0
 
     def make(self) -> Server:
-        """One more server."""
+        """Return another worker."""
         self._servers += 1
         mcp, mine = Server("shop"), str(self._servers)
 
@@ -42,29 +42,29 @@ class Shop:
 
         @mcp.tool(task="required")
         async def once(word: str) -> str:
-            """Run once at most."""
+            """Return the word. Not retried."""
             return await wait(word)
 
         @mcp.tool(task="required", task_retry=True)
         async def again(word: str) -> str:
-            """Run again after a worker stopped."""
+            """Return the word. Retried after a worker stopped."""
             return await wait(word)
 
         @mcp.tool(task="required")
         async def asks(ctx: Context) -> str:
-            """Ask the person."""
+            """Ask the user."""
             person = await ctx.elicit("Who?", Name, key="who")
             return f"{mine}:{person.name}"
 
         return mcp
 
     def runs(self, word: str) -> int:
-        """How often a function began on any server."""
+        """Return the number of starts of a function on all workers."""
         return sum(count for key, count in self.began.items() if key.endswith(f":{word}"))
 
 
 def client_of(worker: Worker) -> TaskClient:
-    """A client that asks one worker."""
+    """Return a client of one worker."""
 
     async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
         return await worker.ask(method, params, fields)
@@ -248,7 +248,7 @@ async def test_a_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Back
 
         @mcp.tool(task="required", task_retry=True, concurrency=1)
         async def alone(word: str) -> str:
-            """Run alone."""
+            """Run without concurrent calls."""
             began[word] += 1
             await release.wait()
             return word
