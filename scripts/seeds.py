@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from processes import free_port, serving  # noqa: E402  it needs the path
+from processes import free_port, run_server  # noqa: E402  it needs the path
 
 WAIT = 60.0
 KINDS = ("verbatim", "with a change", "partly", "missing")
@@ -66,7 +66,7 @@ def folder_of(server: Mapping[str, str]) -> Iterator[tuple[Path, int, dict[str, 
         more = "" if "main.py" in server["start"] else f" --port {port}"
         allowed = ["MILLSTREAM_ALLOWED_HOSTS=sse-mcp-server", "MILLSTREAM_ALLOWED_ORIGINS=null"]
         start = ["env", "-C", str(folder), *(f"{name}={value}" for name, value in environment.items()), *allowed]
-        with serving([*start, "sh", "-c", f"exec {server['start']}{more}"], port, Path(home) / "log"):
+        with run_server([*start, "sh", "-c", f"exec {server['start']}{more}"], port, Path(home) / "log"):
             yield folder, port, environment
 
 

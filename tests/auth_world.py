@@ -8,13 +8,13 @@ from typing import Any, cast
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from four_workers import FOUR, four
-from http_peer import Peer, Running, serve
+from four_workers import FOUR, connect_to_four
+from http_peer import Peer, RunningServer, serve
 from millstream import Context, Server, Settings, auth
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
 from patience import WAIT
-from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, enveloped, pairs, request, routing
+from wire import LATEST_HANDSHAKE, POST, Reply, encode_headers, encode_request, per_request, request, routing
 
 ALICE = "key-of-alice-0123456789"
 BOB = "key-of-bob-0123456789"
@@ -83,7 +83,7 @@ def furnish(server: Server) -> None:
 class Guarded:
     """The running server."""
 
-    def __init__(self, server: Server, runtime: Runtime, running: Running) -> None:
+    def __init__(self, server: Server, runtime: Runtime, running: RunningServer) -> None:
         self.server = server
         self.runtime = runtime
         self.running = running
@@ -94,7 +94,7 @@ class Guarded:
         if key is not None:
             fields["authorization"] = f"Bearer {key}"
         peer = await self.running.connect()
-        await peer.send(encode_request(method, path, pairs({"host": "127.0.0.1", **fields}), body))
+        await peer.send(encode_request(method, path, encode_headers({"host": "127.0.0.1", **fields}), body))
         return peer
 
     async def ask(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
@@ -113,13 +113,13 @@ class Guarded:
         """A tool call of the per-request era."""
         headers = {name.replace("-", "_"): value for name, value in routing("tools/call", tool).items()}
         params = {"name": tool, "arguments": arguments or {}, **more}
-        body = json.dumps(enveloped("tools/call", params, elicitation={})).encode()
+        body = json.dumps(per_request("tools/call", params, elicitation={})).encode()
         return await self.ask(key, "POST", "/mcp", body, **headers)
 
     async def modern(self, key: str | None, method: str, params: Any = None, name: str = "") -> Reply:
         """A request of the per-request era."""
         headers = {field.replace("-", "_"): value for field, value in routing(method, name).items()}
-        return await self.ask(key, "POST", "/mcp", json.dumps(enveloped(method, params)).encode(), **headers)
+        return await self.ask(key, "POST", "/mcp", json.dumps(per_request(method, params)).encode(), **headers)
 
     async def initialize(self, key: str | None, revision: str = LATEST_HANDSHAKE) -> str:
         """A session."""
@@ -134,7 +134,7 @@ class Guarded:
         """A WebSocket, of a subprotocol."""
         given = {"authorization": f"Bearer {key}"} if key is not None else {}
         uri = f"ws://127.0.0.1:{self.running.port}/ws"
-        somewhere = self.running.somewhere
+        somewhere = self.running.source_address
         come = {} if somewhere is None else {"local_addr": (somewhere(), 0)}
         options: Any = {**come, "compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1}
         if speaks:
@@ -149,9 +149,9 @@ async def guarded(
 ) -> AsyncIterator[Guarded]:
     """Run a server for the length of the block; by the way `four`, ask the one that serves by four workers."""
     if way == FOUR:
-        running = four()
+        running = connect_to_four()
         yield Guarded(cast("Any", None), cast("Any", None), running)
-        running.leave()
+        running.drop_connections()
         return
     server = server or make_server(**options)
     async with server.running() as runtime:

@@ -14,7 +14,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 import property_settings  # noqa: F401  loads the profile of Hypothesis
-from processes import Tests
+from processes import RunState
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -152,7 +152,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """After a failure, servers that tests share are replaced at their next use."""
     report = yield
-    Tests.failures += report.failed
+    RunState.failures += report.failed
     return report
 
 
@@ -161,9 +161,9 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Drop what a failed test left open, so that one failure isn't several: its sockets and tasks would be reported
     as errors of the tests that follow.
     """
-    Tests.may_serve = item.get_closest_marker("server") is not None  # `make unit` needs no server
-    if Tests.failures > Tests.collected:
-        Tests.collected = Tests.failures
+    RunState.may_serve = item.get_closest_marker("server") is not None  # `make unit` needs no server
+    if RunState.failures > RunState.collected:
+        RunState.collected = RunState.failures
         report, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             for name in ("last_exc", "last_type", "last_value", "last_traceback"):

@@ -17,26 +17,26 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from http_peer import Running
+from http_peer import RunningServer
 from millstream._http.server.guard import ServerState
-from processes import ROOT, Shared, millstream
+from processes import ROOT, SharedServer, run_command
 
 FOUR = "four"
 """The way to this server, beside those to one in the test's own process."""
 ON_FOUR = pytest.param(FOUR, marks=pytest.mark.server)
-FRIEND = "https://friend.example"
+ALLOWED_ORIGIN = "https://friend.example"
 """An Origin that is allowed."""
-SIGNED_IN = "key-of-whoever-attacks-0123456789"
+ADMIN_KEY = "key-of-whoever-attacks-0123456789"
 """Its holder may do everything."""
 _PROGRAM = f"""
 import sys
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
-from four_workers import furnished
-mcp = furnished({{keys!r}})
+from four_workers import make_attacked_server
+mcp = make_attacked_server({{keys!r}})
 """
 
 
-def furnished(keys: str) -> Any:
+def make_attacked_server(keys: str) -> Any:
     """The server, in each of its workers: every tool that is attacked, behind keys and tokens."""
     from auth_world import furnish, known_keys  # noqa: PLC0415  these import this module
     from bad_input.shop import stock  # noqa: PLC0415
@@ -45,8 +45,8 @@ def furnished(keys: str) -> Any:
     from socket_world import add_tools  # noqa: PLC0415
 
     said = json.loads(Path(keys).read_text("utf-8"))
-    server = Server("four", version="1", serve="all", auth=[known_keys(), auth.keys(SIGNED_IN), auth.jwt(**said)],
-                    settings=Settings(allowed_origins=(FRIEND,)))  # fmt: skip
+    server = Server("four", version="1", serve="all", auth=[known_keys(), auth.keys(ADMIN_KEY), auth.jwt(**said)],
+                    settings=Settings(allowed_origins=(ALLOWED_ORIGIN,)))  # fmt: skip
     furnish(server)
     stock(server)
     add_tools(server)
@@ -71,7 +71,7 @@ class FourWorkers:
         self._program = folder / "four.py"
         self._program.write_text(_PROGRAM.format(keys=str(folder / "keys.json")))
         self._keys = folder / "keys.json"
-        self._shared = Shared(self._command, folder)
+        self._shared = SharedServer(self._command, folder)
 
     def _command(self, port: int) -> list[str]:
         from issuer_world import AUDIENCE, ISSUER, key_set  # noqa: PLC0415  it makes keys
@@ -80,7 +80,7 @@ class FourWorkers:
         self._keys.write_text(json.dumps({"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set()}))
         self._end_redis()
         self._redis = RedisServer()
-        return millstream(str(self._program), port, "--workers", "4", "--store", self._redis.url)
+        return run_command(str(self._program), port, "--workers", "4", "--store", self._redis.url)
 
     def port(self) -> int:
         """Where it serves."""
@@ -97,7 +97,7 @@ class FourWorkers:
             self._redis.close()
 
     @classmethod
-    def of_this_run(cls) -> "FourWorkers":
+    def of_this_process(cls) -> "FourWorkers":
         """The one of this process of tests."""
         if cls._servers is None:
             cls._servers = cls()
@@ -108,12 +108,12 @@ class FourWorkers:
 _numbers = itertools.count(os.getpid() * 251)
 
 
-def somewhere() -> str:
+def next_address() -> str:
     """A loopback address that nobody has come from yet."""
     number = next(_numbers)
     return f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}"
 
 
-def four() -> Running:
+def connect_to_four() -> RunningServer:
     """The way to it; its connections end with `Running.leave`."""
-    return Running(ServerState(), FourWorkers.of_this_run().port(), somewhere=somewhere)
+    return RunningServer(ServerState(), FourWorkers.of_this_process().port(), source_address=next_address)

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from http_peer import Peer, Running, ToyApp, serve
+from http_peer import Peer, RunningServer, ToyApp, serve
 from millstream._config import Settings
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server import Endpoints
 from millstream._http.server.forwarded_headers import TrustedProxies
 
-Start = Callable[..., Awaitable[Running]]
+Start = Callable[..., Awaitable[RunningServer]]
 
 
 async def echo(request: HttpRequest) -> Response:
@@ -19,7 +19,7 @@ async def echo(request: HttpRequest) -> Response:
     return Response(body=request.body)
 
 
-def guard_table(routes: dict[tuple[str, str], Handler], settings: Settings, **options: Any) -> Endpoints:
+def make_endpoints(routes: dict[tuple[str, str], Handler], settings: Settings, **options: Any) -> Endpoints:
     """Endpoints of which `/exact` and the probes are not hot."""
     table = ToyApp(routes, settings).table
     hot = {key: found for key, found in table.hot.items() if key[1] not in (b"/exact", b"/livez")}
@@ -27,7 +27,7 @@ def guard_table(routes: dict[tuple[str, str], Handler], settings: Settings, **op
 
 
 @asynccontextmanager
-async def guarded() -> AsyncIterator[Start]:
+async def run_guarded_servers() -> AsyncIterator[Start]:
     """Give a function that starts guarded servers; they end with the block."""
     async with AsyncExitStack() as stack:
 
@@ -37,19 +37,19 @@ async def guarded() -> AsyncIterator[Start]:
             options: dict[str, Any] | None = None,
             proxies: TrustedProxies | None = None,
             **settings: Any,
-        ) -> Running:
+        ) -> RunningServer:
             routes: dict[tuple[str, str], Handler] = {
                 ("POST", "/echo"): echo,
                 ("POST", "/exact"): echo,
                 ("GET", "/livez"): echo,
             }
-            table = guard_table(routes | (more or {}), Settings(**settings), **(options or {}))
+            table = make_endpoints(routes | (more or {}), Settings(**settings), **(options or {}))
             return await stack.enter_async_context(serve(table, proxies=proxies))
 
         yield start
 
 
-def held() -> tuple[Handler, asyncio.Event, asyncio.Event]:
+def make_blocking_handler() -> tuple[Handler, asyncio.Event, asyncio.Event]:
     """A handler that says when it began and waits to be let go."""
     began, go = asyncio.Event(), asyncio.Event()
 
@@ -61,7 +61,7 @@ def held() -> tuple[Handler, asyncio.Event, asyncio.Event]:
     return handler, began, go
 
 
-async def refused(peer: Peer, status: int) -> bytes:
+async def expect_refusal(peer: Peer, status: int) -> bytes:
     """The refusal is the last thing on the connection."""
     got, headers, body = await peer.reply()
     assert got == status

@@ -26,7 +26,7 @@ from millstream._http.server.listener import SocketListener
 from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"
-NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Trusts nobody, for clients that speak no TLS: to read the machine's certificates takes longer than most tests."""
 
 
@@ -129,7 +129,7 @@ class Connections(set[Any]):
                 await self._left.wait()
 
 
-class Running:
+class RunningServer:
     """A server of one test: its port, its state, and the connections tests made."""
 
     def __init__(
@@ -138,17 +138,17 @@ class Running:
         port: int,
         *,
         guard: ConnectionGuard | None = None,
-        somewhere: Callable[[], str] | None = None,
+        source_address: Callable[[], str] | None = None,
     ) -> None:
         """`somewhere` says from which address each connection comes."""
         self.state: Any = state
         self._guard = guard
         self.port = port
-        self.somewhere = somewhere
+        self.source_address = source_address
         self.peers: list[Peer] = []
 
     @property
-    def own(self) -> bool:
+    def is_own_server(self) -> bool:
         """Our own server serves, and not plain ASGI."""
         return self._guard is not None
 
@@ -166,8 +166,8 @@ class Running:
         sock = socket.socket()
         if small_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        if self.somewhere is not None:
-            sock.bind((self.somewhere(), 0))
+        if self.source_address is not None:
+            sock.bind((self.source_address(), 0))
         try:
             sock.connect(("127.0.0.1", self.port))  # takes no time: the kernel accepts
         except OSError:
@@ -179,12 +179,12 @@ class Running:
         self.peers.append(peer)
         return peer
 
-    def leave(self) -> None:
+    def drop_connections(self) -> None:
         """Drop every connection that tests made."""
         for peer in self.peers:
             peer.writer.transport.abort()
 
-    async def left(self, size: int) -> None:
+    async def wait_for_connections(self, size: int) -> None:
         """Wait until the server has no more than `size` connections."""
         connections: Any = self.state.connections
         await connections.shrink(size)
@@ -199,12 +199,12 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     proxies: TrustedProxies | None = None,
     **config: Any,
-) -> AsyncIterator[Running]:
+) -> AsyncIterator[RunningServer]:
     """Serve on a port of the loopback address, or a free one, with our own server; without `lane` by plain ASGI.
 
     What has no route table is served by plain ASGI, too; `config` is uvicorn's.
     """
-    table = await table_of(app)
+    table = await _find_endpoints(app)
     if not lane or table is None:
         async with serve_asgi(app, port=port, tls=tls, **config) as running:
             yield running
@@ -215,14 +215,14 @@ async def serve(
     server = await asyncio.get_running_loop().create_server(
         listener.make_protocol, "127.0.0.1", port, ssl=tls, reuse_address=True
     )
-    running = Running(state, server.sockets[0].getsockname()[1], guard=listener.guard)
+    running = RunningServer(state, server.sockets[0].getsockname()[1], guard=listener.guard)
     try:
         yield running
     finally:
         await _end(server, running)
 
 
-async def table_of(app: Any) -> Endpoints | None:
+async def _find_endpoints(app: Any) -> Endpoints | None:
     """The endpoints of what our own server can serve."""
     if isinstance(app, Endpoints):
         return app
@@ -236,7 +236,7 @@ async def table_of(app: Any) -> Endpoints | None:
 @asynccontextmanager
 async def serve_asgi(
     app: Any, *, port: int = 0, tls: ssl.SSLContext | None = None, **config: Any
-) -> AsyncIterator[Running]:
+) -> AsyncIterator[RunningServer]:
     """Serve an ASGI application with uvicorn, without `uvicorn.Server`, whose ticks would be most of a test's time."""
     settings = uvicorn.Config(app, http=HttpToolsProtocol, log_config=None, access_log=False, **config)
     settings.load()
@@ -246,16 +246,16 @@ async def serve_asgi(
     loop = asyncio.get_running_loop()
     factory = partial(HttpToolsProtocol, config=settings, server_state=state, app_state={}, _loop=loop)
     server = await loop.create_server(factory, "127.0.0.1", port, ssl=tls, reuse_address=True)
-    running = Running(state, server.sockets[0].getsockname()[1])
+    running = RunningServer(state, server.sockets[0].getsockname()[1])
     try:
         yield running
     finally:
         await _end(server, running)
 
 
-async def _end(server: asyncio.Server, running: Running) -> None:
+async def _end(server: asyncio.Server, running: RunningServer) -> None:
     server.close()
-    running.leave()
+    running.drop_connections()
     for connection in list(running.state.connections):
         connection.transport.abort()
     for task in list(running.state.tasks):

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import httpx2
 
 from patience import WAIT
-from processes import NODE, ROOT, Shared, free_port, shared
+from processes import NODE, ROOT, SharedServer, free_port, share_server
 
 _STEPS = 12
 
@@ -22,7 +22,7 @@ _STEPS = 12
 class Identity:
     """The provider."""
 
-    def __init__(self, running: Shared, other: Callable[[], int]) -> None:
+    def __init__(self, running: SharedServer, other: Callable[[], int]) -> None:
         self._running = running
         self._other = other
 
@@ -70,7 +70,7 @@ def identity(folder: Path) -> Iterator[Identity]:
         ports.append(free_port())
         return [NODE, str(ROOT / "tests" / "interop" / "identity.mjs"), str(port), str(ports[-1])]
 
-    with shared(command, folder) as running:
+    with share_server(command, folder) as running:
         yield Identity(running, lambda: ports[-1])
 
 

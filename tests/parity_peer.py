@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from http_peer import WAIT, Running, ToyApp, serve, serve_asgi
+from http_peer import WAIT, RunningServer, ToyApp, serve, serve_asgi
 from millstream._config import Settings
 from millstream._http.message import STREAM_HEAD, Handler, HttpRequest, Response
 
-Start = Callable[..., Awaitable[Running]]
+Start = Callable[..., Awaitable[RunningServer]]
 
 
 async def echo(request: HttpRequest) -> Response:
@@ -79,7 +79,7 @@ async def parity(way: str) -> AsyncIterator[Start]:
     """Give a function that starts servers by one of the two ways, `own` or `asgi`; they end with the block."""
     async with AsyncExitStack() as stack:
 
-        async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> Running:
+        async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> RunningServer:
             app = ToyApp(ROUTES | (more or {}), Settings(**settings))
             return await stack.enter_async_context(serve(app.table) if way == "own" else serve_asgi(app))
 

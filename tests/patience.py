@@ -9,7 +9,7 @@ import asyncio
 WAIT = 120.0
 
 
-def skip(seconds: float) -> None:
+def advance_clock(seconds: float) -> None:
     """Move the clock of this loop ahead. What is timed is due at once, however slow the machine is."""
     loop = asyncio.get_running_loop()
     now = loop.time

@@ -1,7 +1,7 @@
 """Servers in a process of their own, for tests whose subject is a real socket.
 
 A server counts as started when its port accepts a connection; it is ended by its own process object, with SIGTERM,
-then SIGKILL. What it printed is in the error when it does not start. A server that tests share is a `Shared`.
+then SIGKILL. What it printed is in the error when it does not start. A server that tests share is a `SharedServer`.
 """
 
 import http.client
@@ -33,7 +33,7 @@ def free_port() -> int:
     it taken. So it's none of those that are given to whoever asks for any.
     """
     with socket.socket() as listener:
-        _bind(listener)
+        _bind_random_port(listener)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.listen()
         with socket.create_connection(listener.getsockname()) as client:
@@ -45,7 +45,7 @@ def free_port() -> int:
         return port
 
 
-def _bind(listener: socket.socket) -> None:
+def _bind_random_port(listener: socket.socket) -> None:
     while True:
         try:
             listener.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_768)))
@@ -54,13 +54,13 @@ def _bind(listener: socket.socket) -> None:
         return
 
 
-def millstream(target: str, port: int, *options: str) -> list[str]:
+def run_command(target: str, port: int, *options: str) -> list[str]:
     """The command of `millstream run`, which serves through the lane."""
     start = "from millstream._cli import main; main()"
     return [sys.executable, "-c", start, "run", target, "--port", str(port), *options]
 
 
-def uvicorn(target: str, port: int, *options: str) -> list[str]:
+def uvicorn_command(target: str, port: int, *options: str) -> list[str]:
     """The command of plain uvicorn, which serves `MODULE:OBJECT` as ASGI.
 
     It keeps idle connections for longer than a machine stands still: a client that did would write into a closed one.
@@ -69,7 +69,7 @@ def uvicorn(target: str, port: int, *options: str) -> list[str]:
     return [*command, "--timeout-keep-alive", f"{WAIT:.0f}", *options]
 
 
-def tied(command: Sequence[str]) -> list[str]:
+def kill_with_parent(command: Sequence[str]) -> list[str]:
     """A command whose process ends with this one, also where this one is killed and ends nothing by itself.
 
     The kernel sees to that (prctl(2), PR_SET_PDEATHSIG), for as long as the thread lives that starts the process. Where
@@ -79,7 +79,7 @@ def tied(command: Sequence[str]) -> list[str]:
     return [*command] if tool is None else [tool, "--pdeathsig", "KILL", "--", *command]
 
 
-class Tests:
+class RunState:
     """What conftest.py notes about the tests of this process."""
 
     failures = 0
@@ -91,7 +91,7 @@ class Tests:
 
 
 @contextmanager
-def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def terminate_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End a process after the block, by force if it doesn't end by itself."""
     try:
         yield
@@ -105,26 +105,26 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 @contextmanager
-def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_server(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of the block, its output in the file `log`."""
-    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+    assert RunState.may_serve, "A test that starts a server carries the mark `server`."
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("wb") as sink:
             return subprocess.Popen(
-                tied(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                kill_with_parent(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
                 env={**os.environ, **environment},
             )  # fmt: skip
 
     process = start()
-    while not _listens(process, port) and process.poll() is not None and redis_stood_still(log):
+    while not _wait_until_listening(process, port) and process.poll() is not None and redis_timed_out(log):
         process = start()
-    with ending(process):
+    with terminate_after(process):
         wait_for_port(process, port, log)
         yield process
 
 
-class Shared:
+class SharedServer:
     """A server that tests share. Each use looks whether it's well, so that one failure is one failure.
 
     It's not well when its process has ended, when it doesn't answer, or when a test has failed since it started: what
@@ -141,17 +141,17 @@ class Shared:
 
     def port(self) -> int:
         """The port of a server that is well, which is a new one when the last isn't."""
-        if self.process is not None and not self._well(self.process):
+        if self.process is not None and not self._is_healthy(self.process):
             self.process.kill()  # one that stands still wouldn't follow SIGTERM
             self.close()
         if self.process is None:
-            self._port, self._failures = free_port(), Tests.failures
-            serve = serving(self._command(self._port), self._port, self._folder / f"{self._port}.log")
+            self._port, self._failures = free_port(), RunState.failures
+            serve = run_server(self._command(self._port), self._port, self._folder / f"{self._port}.log")
             self.process = self._running.enter_context(serve)
         return self._port
 
-    def _well(self, process: subprocess.Popen[bytes]) -> bool:
-        return self._failures == Tests.failures and process.poll() is None and answers(self._port)
+    def _is_healthy(self, process: subprocess.Popen[bytes]) -> bool:
+        return self._failures == RunState.failures and process.poll() is None and is_answering(self._port)
 
     def close(self) -> None:
         """End the server."""
@@ -160,16 +160,16 @@ class Shared:
 
 
 @contextmanager
-def shared(command: Callable[[int], list[str]], folder: Path) -> Iterator[Shared]:
+def share_server(command: Callable[[int], list[str]], folder: Path) -> Iterator[SharedServer]:
     """A server for several tests, given the command that starts it at a port. It starts when it's first used."""
-    server = Shared(command, folder)
+    server = SharedServer(command, folder)
     try:
         yield server
     finally:
         server.close()
 
 
-def answers(port: int, *, within: float = WAIT) -> bool:
+def is_answering(port: int, *, within: float = WAIT) -> bool:
     """Whether a server answers HTTP, with whatever status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     try:
@@ -184,18 +184,18 @@ def answers(port: int, *, within: float = WAIT) -> bool:
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Return when the port answers; fail when the process ends or the time is over."""
-    if not _listens(process, port):
+    if not _wait_until_listening(process, port):
         raise AssertionError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
 
 
-def redis_stood_still(log: Path) -> bool:
+def redis_timed_out(log: Path) -> bool:
     """A server didn't start because Redis was silent for some seconds, as it is when the machine stands still. Whoever
     runs servers starts it again.
     """
     return "can't be reached" in log.read_text("utf-8", "replace")
 
 
-def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until the port answers; False when the process has ended or the time is over."""
     deadline = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import free_port, serving
+from processes import free_port, run_server
 
 _PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 NGINX = shutil.which("nginx", path=_PATH)
@@ -58,7 +58,7 @@ def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
         f"http {{ access_log off;\n{temporary}{site}}}\n"
     )
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with serving(command, port, folder / "nginx.log"):
+    with run_server(command, port, folder / "nginx.log"):
         yield port
 
 
@@ -71,5 +71,5 @@ def haproxy(folder: Path, configuration: str) -> Iterator[int]:
     assert "bind :80\n" in configuration
     path = folder / "haproxy.cfg"
     path.write_text(configuration.replace("bind :80\n", f"bind 127.0.0.1:{port}\n"))
-    with serving([HAPROXY, "-db", "-f", str(path)], port, folder / "haproxy.log"):
+    with run_server([HAPROXY, "-db", "-f", str(path)], port, folder / "haproxy.log"):
         yield port

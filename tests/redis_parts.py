@@ -24,7 +24,7 @@ from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
 from millstream._stores.workers import Leases
 from patience import WAIT
-from processes import Tests, free_port, tied
+from processes import RunState, free_port, kill_with_parent
 
 TTL = 300.0
 LEASE = 2.0
@@ -66,7 +66,7 @@ class RedisServer:
 
     def __init__(self, *options: str, port: int = 0, before: Sequence[str] = ()) -> None:
         """`before` is a command that runs the server's."""
-        assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+        assert RunState.may_serve, "A test that starts a server carries the mark `server`."
         self.port = port or free_port()
         self._before = before
         self.options = options
@@ -82,14 +82,14 @@ class RedisServer:
             "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(kill_with_parent(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + WAIT
-        while not self.well():
+        while not self.is_healthy():
             assert self.process.poll() is None, (self.folder / "log").read_text("utf-8", "replace")
             assert time.monotonic() < deadline, "Redis did not start"
             time.sleep(0.01)
 
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether it answers anything."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as peer:
@@ -122,7 +122,7 @@ class RedisServer:
 
 
 @pytest.fixture(autouse=True)
-def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def long_redis_timeouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in the process of a test wait for a Redis that stands still with the machine, for longer than they would.
 
     A test or file with the mark `impatient` has the wait that ships.
@@ -139,7 +139,7 @@ async def until(true: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def insist(url: str, lease: float) -> RedisStore:
+async def open_with_retries(url: str, lease: float) -> RedisStore:
     """A worker, however often it tries: a server that stands still at this moment isn't one that can't be used."""
     deadline = time.monotonic() + WAIT
     while True:
@@ -153,10 +153,10 @@ async def insist(url: str, lease: float) -> RedisStore:
 
 
 @asynccontextmanager
-async def opened(url: str, lease: float = LEASE, *, insists: bool = False) -> AsyncIterator[RedisStore]:
+async def open_worker(url: str, lease: float = LEASE, *, insists: bool = False) -> AsyncIterator[RedisStore]:
     """A worker for the length of the block. Where the test is impatient with Redis, this one `insists`."""
     if insists:
-        store = await insist(url, lease)
+        store = await open_with_retries(url, lease)
     else:
         store = RedisStore(parse_address(url), lease=lease)
         await store.open()
@@ -166,7 +166,7 @@ async def opened(url: str, lease: float = LEASE, *, insists: bool = False) -> As
         await store.close()
 
 
-async def quiet(store: RedisStore) -> None:
+async def warm_up(store: RedisStore) -> None:
     """All scripts are known, and nothing is under way."""
     assert isinstance(store.workers, Leases)
     await store.workers.renew()
@@ -202,15 +202,15 @@ class Sentinels:
             f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
             f"sentinel down-after-milliseconds main {int(dead_after * 1000)}\nsentinel failover-timeout main 3000\n"
         )
-        command = tied([redis_server(), str(conf), "--sentinel"])
+        command = kill_with_parent([redis_server(), str(conf), "--sentinel"])
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
         wait_until(lambda: knows_replica(self.port))
         # After a standstill of its own it decides nothing for 30 s, and `make busy` stops it more often than that.
         ask(self.port, "SENTINEL", "DEBUG", "tilt-period", "1000")
 
-    def well(self) -> bool:
-        return self.primary.well() and self.replica.well() and self._process.poll() is None
+    def is_healthy(self) -> bool:
+        return self.primary.is_healthy() and self.replica.is_healthy() and self._process.poll() is None
 
     def flush(self) -> None:
         self.primary.ask("FLUSHALL")
@@ -275,8 +275,8 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def well(self) -> bool:
-        return all(node.well() for node in self.nodes)
+    def is_healthy(self) -> bool:
+        return all(node.is_healthy() for node in self.nodes)
 
     def flush(self) -> None:
         for node in self.nodes:
@@ -297,14 +297,14 @@ _SHARED: dict[type[Any], tuple[Any, int]] = {}
 def shared_servers(kind: type[Any]) -> Any:
     """Servers for many tests: others after a test has failed, since what that left behind is unknown."""
     servers, failures = _SHARED.get(kind, (None, 0))
-    if servers is not None and (failures != Tests.failures or not servers.well()):
+    if servers is not None and (failures != RunState.failures or not servers.is_healthy()):
         servers.close()
         servers = None
     if servers is None:
         servers = kind()
         if kind not in _SHARED:
             atexit.register(_close_shared, kind)
-        _SHARED[kind] = (servers, Tests.failures)
+        _SHARED[kind] = (servers, RunState.failures)
     return servers
 
 
@@ -332,8 +332,8 @@ class RedisBacking:
             self._unhurried.start()
             self._server = shared_servers(self.servers)
             self._server.flush()
-        store = await insist(self._server.url, lease=10 * WAIT)
-        self._look()
+        store = await open_with_retries(self._server.url, lease=10 * WAIT)
+        self._refresh_workers()
         self._workers.append(store)
         return store
 
@@ -342,9 +342,9 @@ class RedisBacking:
         store.workers.lease = LEASE
         await store.workers.renew()
         await kill(store)
-        asyncio.get_running_loop().call_later(LEASE + 0.1, self._look)
+        asyncio.get_running_loop().call_later(LEASE + 0.1, self._refresh_workers)
 
-    def _look(self) -> None:
+    def _refresh_workers(self) -> None:
         """All see who is there: by themselves they would after the part of a lease."""
         for each in self._workers:
             assert isinstance(each.workers, Leases)

@@ -14,7 +14,7 @@ from clocks import Clocks
 from fleet import Worker
 from millstream._http.server.guard import ServerState
 from patience import WAIT
-from processes import Shared, millstream
+from processes import SharedServer, run_command
 from redis_parts import RedisServer
 from wire import request
 
@@ -112,7 +112,7 @@ class Four:
         self._program.write_text(PROGRAM)
         self._redis: RedisServer | None = None
         self._clocks: list[Clocks] = []
-        self._shared = Shared(self._command, folder)
+        self._shared = SharedServer(self._command, folder)
 
     def _command(self, port: int) -> list[str]:
         clocks = Clocks(self.folder, str(port))
@@ -127,7 +127,7 @@ class Four:
             self._redis = RedisServer(before=of_redis.command([]))
         url = {"memory": "memory://", "sqlite": f"sqlite:///{self.folder}/{port}.db"}.get(self._kind)
         store = url or self._redis.url  # type: ignore[union-attr]
-        return clocks.command(millstream(str(self._program), port, "--workers", "4", "--store", store))
+        return clocks.command(run_command(str(self._program), port, "--workers", "4", "--store", store))
 
     def port(self) -> int:
         return self._shared.port()
@@ -143,7 +143,7 @@ class Four:
             self._redis.close()
 
 
-class Pinned(http_peer.Running):
+class Pinned(http_peer.RunningServer):
     """Connections to one of several workers that share a port."""
 
     def __init__(self, port: int, pid: int) -> None:
@@ -200,7 +200,7 @@ class Seat(Worker):
 async def living(port: int) -> list[Seat]:
     """The workers of a port. Those that stood still may just be replaced, all four of them."""
     found: dict[int, float] = {}
-    running = http_peer.Running(ServerState(), port)
+    running = http_peer.RunningServer(ServerState(), port)
     async with asyncio.timeout(WAIT):
         while len(found) < 4:
             try:

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from four_workers import FOUR, SIGNED_IN, four
-from http_peer import Peer, Running, serve, serve_asgi
+from four_workers import ADMIN_KEY, FOUR, connect_to_four
+from http_peer import Peer, RunningServer, serve, serve_asgi
 from millstream import Context, Server, Settings
 from millstream._app.runtime import Runtime
 from millstream._http.hosts import HostPolicy
@@ -86,7 +86,7 @@ class World:
         self.runtime = runtime
         self.hub = hub
         self.route = route
-        self.running: Running
+        self.running: RunningServer
         self.signed_in = b""
         """A line of every handshake, where callers sign in."""
 
@@ -144,9 +144,9 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: An
         assert not settings
         missing: Any = None
         app = World(missing, missing, missing, missing)
-        app.running, app.signed_in = four(), b"Authorization: Bearer %b\r\n" % SIGNED_IN.encode()
+        app.running, app.signed_in = connect_to_four(), b"Authorization: Bearer %b\r\n" % ADMIN_KEY.encode()
         yield app
-        app.running.leave()
+        app.running.drop_connections()
         return
     server = make_server(**settings)
     hub = Hub(MemoryStore(), limits or HubLimits(), authorize=authorize)

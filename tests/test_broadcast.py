@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import ROOT, Shared, millstream, shared
+from processes import ROOT, SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -24,18 +24,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """The started example."""
 
     def command(port: int) -> list[str]:
-        return millstream("examples/hub.py", port, "--log-level", "warning")
+        return run_command("examples/hub.py", port, "--log-level", "warning")
 
-    with shared(command, tmp_path_factory.mktemp("server")) as server:
+    with share_server(command, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture
-def port(shared_hub: Shared) -> int:
+def port(shared_hub: SharedServer) -> int:
     """The port of the example."""
     return shared_hub.port()
 

@@ -22,11 +22,11 @@ from millstream._app.server_process.entry import prepare
 from millstream._http.server.fast_head import header_lines
 from millstream._http.server.listener import SocketListener
 from millstream._telemetry import messages, process
-from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
+from wire import FakeTransport, ask_asgi, encode_headers, encode_request, per_request, routing
 
 OURS = str(Path(millstream.__file__).parent)
-BODY = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
-HEADERS = pairs(routing("tools/call", "add"))
+BODY = json.dumps(per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
+HEADERS = encode_headers(routing("tools/call", "add"))
 
 
 class Count:
@@ -97,7 +97,7 @@ async def through_asgi(server: Server) -> list[str]:
     """One call as ASGI messages."""
 
     async def ask() -> None:
-        reply = await over_asgi(server, "POST", "/mcp", with_key(server), BODY)
+        reply = await ask_asgi(server, "POST", "/mcp", with_key(server), BODY)
         assert reply.message["result"]["structuredContent"] == 5
 
     return await measure(ask)
@@ -106,15 +106,15 @@ async def through_asgi(server: Server) -> list[str]:
 async def through_connection(server: Server) -> list[str]:
     """One call as bytes to our own connection, in one piece, as a socket brings it."""
     protocol = SocketListener(prepare(server, await server.start())).make_protocol()
-    transport = KeptTransport()
+    transport = FakeTransport()
     protocol.connection_made(transport)
     data = encode_request("POST", "/mcp", with_key(server), BODY)
 
     async def ask() -> None:
         transport.written.clear()
-        transport.wrote.clear()
+        transport.write_event.clear()
         asyncio.get_running_loop().call_soon(protocol.data_received, data)  # as from a socket: no task runs
-        await transport.wrote.wait()
+        await transport.write_event.wait()
         await asyncio.sleep(0)
         assert b"".join(transport.written).endswith(b'"structuredContent":5}}')
 
@@ -136,8 +136,12 @@ async def test_lists_take_the_fast_path() -> None:
     server, _ = make_server()
 
     async def ask() -> None:
-        reply = await over_asgi(
-            server, "POST", "/mcp", pairs(routing("tools/list")), json.dumps(enveloped("tools/list")).encode()
+        reply = await ask_asgi(
+            server,
+            "POST",
+            "/mcp",
+            encode_headers(routing("tools/list")),
+            json.dumps(per_request("tools/list")).encode(),
         )
         assert len(reply.message["result"]["tools"]) == 1
 

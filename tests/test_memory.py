@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
-from wire import LATEST_HANDSHAKE, POST, encode_request, pairs, request
+from processes import ROOT, free_port, run_command, run_server
+from wire import LATEST_HANDSHAKE, POST, encode_headers, encode_request, request
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -25,7 +25,7 @@ PARAMS = {
     "capabilities": {"sampling": {}},
     "clientInfo": {"name": "t", "version": "1"},
 }
-INITIALIZE = encode_request("POST", "/mcp", pairs(POST), json.dumps(request("initialize", PARAMS)).encode())
+INITIALIZE = encode_request("POST", "/mcp", encode_headers(POST), json.dumps(request("initialize", PARAMS)).encode())
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 SESSION = re.compile(rb"mcp-session-id: (\S+)\r\n")
 RESET = struct.pack("ii", 1, 0)
@@ -72,7 +72,7 @@ def read_until(connection: socket.socket, end: bytes, times: int = 1) -> bytes:
 def process(tmp_path: Path) -> Iterator[Process]:
     """A server of its own for each test."""
     port = free_port()
-    with serving(millstream(str(ROOT / "examples" / "greet.py"), port), port, tmp_path / "log") as popen:
+    with run_server(run_command(str(ROOT / "examples" / "greet.py"), port), port, tmp_path / "log") as popen:
         yield Process(popen.pid, port)
 
 
@@ -84,7 +84,7 @@ def open_sessions(process: Process, count: int) -> list[bytes]:
             connection.sendall(INITIALIZE * AT_ONCE)
             opened = SESSION.findall(read_until(connection, b'"result":', AT_ONCE))
             assert len(opened) == AT_ONCE
-            fields = pairs(POST)
+            fields = encode_headers(POST)
             connection.sendall(b"".join(
                 encode_request("POST", "/mcp", [*fields, (b"mcp-session-id", one)], INITIALIZED) for one in opened
             ))  # fmt: skip

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
 
-from four_workers import FOUR, SIGNED_IN, four
-from http_peer import Peer, Running, serve
+from four_workers import ADMIN_KEY, FOUR, connect_to_four
+from http_peer import Peer, RunningServer, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
@@ -58,7 +58,7 @@ class Reply(NamedTuple):
 class Wire:
     """One running server, and one way to it."""
 
-    def __init__(self, server: Server, runtime: Runtime, running: Running | None) -> None:
+    def __init__(self, server: Server, runtime: Runtime, running: RunningServer | None) -> None:
         self.server = server
         self.runtime = runtime
         self.running = running
@@ -66,11 +66,11 @@ class Wire:
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> Reply:
         """One request and its whole reply."""
-        fields = pairs(headers)
+        fields = encode_headers(headers)
         if self.running is None:
-            return await over_asgi(self.server, method, path, fields, body)
-        if self.running.somewhere is not None:
-            return await self._ask_anybody(method, path, fields, body)
+            return await ask_asgi(self.server, method, path, fields, body)
+        if self.running.source_address is not None:
+            return await self._ask_any_worker(method, path, fields, body)
         peer = self._peer or await self.running.connect()
         self._peer = None
         await peer.send(encode_request(method, path, fields, body))
@@ -81,11 +81,11 @@ class Wire:
             self._peer = peer
         return Reply(status, head, data)
 
-    async def _ask_anybody(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
+    async def _ask_any_worker(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
         """By a connection of its own, so that another worker may get it, and signed in."""
         assert self.running is not None
         if not any(name == b"authorization" for name, _ in fields):
-            fields = [*fields, (b"authorization", f"Bearer {SIGNED_IN}".encode())]
+            fields = [*fields, (b"authorization", f"Bearer {ADMIN_KEY}".encode())]
         peer = await self.running.connect()
         await peer.send(encode_request(method, path, fields, body))
         reply = Reply(*await peer.reply(head_only=method == "HEAD"))
@@ -118,12 +118,12 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(server: Server, way: str) -> AsyncIterator[Wire]:
+async def run_wire(server: Server, way: str) -> AsyncIterator[Wire]:
     """Run a server for the length of the block; by the way `four`, ask the one that serves by four workers."""
     if way == FOUR:
-        running = four()
+        running = connect_to_four()
         yield Wire(server, cast("Any", None), running)
-        running.leave()
+        running.drop_connections()
         return
     async with server.running() as runtime:
         prepare(server, runtime)
@@ -134,18 +134,18 @@ async def wired(server: Server, way: str) -> AsyncIterator[Wire]:
             yield Wire(server, runtime, running)
 
 
-class KeptTransport(asyncio.Transport):
+class FakeTransport(asyncio.Transport):
     """A socket without a network: what is written is kept, and each write is told."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written: list[bytes] = []
-        self.wrote = asyncio.Event()
+        self.write_event = asyncio.Event()
         self.closed = False
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
-        self.wrote.set()
+        self.write_event.set()
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -186,7 +186,7 @@ def envelope(version: str = PER_REQUEST, **capabilities: Any) -> Json:
     return {f"{META}protocolVersion": version, f"{META}clientCapabilities": capabilities}
 
 
-def enveloped(method: str, params: Json | None = None, id: int | str = 1, **capabilities: Any) -> Json:
+def per_request(method: str, params: Json | None = None, id: int | str = 1, **capabilities: Any) -> Json:
     """A request of the per-request era."""
     return request(method, {"_meta": envelope(**capabilities), **(params or {})}, id)
 
@@ -197,7 +197,7 @@ def routing(method: str, name: str = "") -> dict[str, str]:
     return {**fields, "mcp-name": name} if name else fields
 
 
-def pairs(headers: Headers) -> list[tuple[bytes, bytes]]:
+def encode_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers as they stand on the wire."""
     if isinstance(headers, list):
         return headers
@@ -211,7 +211,7 @@ def encode_request(method: str, path: str, fields: list[tuple[bytes, bytes]], bo
     return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method.encode(), path.encode(), lines, length, body)
 
 
-async def over_asgi(
+async def ask_asgi(
     app: Any,
     method: str,
     path: str,
@@ -257,7 +257,7 @@ async def over_asgi(
     return Reply(sent[0]["status"], dict(sent[0]["headers"]), bytes(data))
 
 
-async def opened_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
+async def open_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
     """The stream of a client of HTTP+SSE: where its messages go, and what has been said on it when it ends."""
     path: list[str] = []
 
@@ -266,7 +266,7 @@ async def opened_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
             path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
         return False
 
-    fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
-    stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
+    fields = encode_headers({"host": "127.0.0.1", "accept": "text/event-stream"})
+    stream = asyncio.create_task(ask_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
     await wire.until(lambda: bool(path))
     return path[0], stream

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from patience import WAIT
-from processes import Tests, ending, free_port, millstream, redis_stood_still, tied
+from processes import RunState, free_port, kill_with_parent, redis_timed_out, run_command, terminate_after
 
 PROGRAM = """
 import asyncio, os, signal
@@ -137,18 +137,18 @@ class Served:
 @contextmanager
 def started(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
     """Start a program; wait until all its workers are ready."""
-    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+    assert RunState.may_serve, "A test that starts a server carries the mark `server`."
     options = {"stdin": subprocess.DEVNULL, **options}
 
     def start() -> Served:
         with log.open("wb") as sink:
-            process = subprocess.Popen(tied(command), stdout=sink, stderr=sink, **options)
+            process = subprocess.Popen(kill_with_parent(command), stdout=sink, stderr=sink, **options)
         return Served(process, port, log)
 
     served = start()
-    while ready and served.ended_at_once() and redis_stood_still(log):
+    while ready and served.ended_at_once() and redis_timed_out(log):
         served = start()
-    with ending(served.process):
+    with terminate_after(served.process):
         if ready:
             served.wait_until_said("is serving on")
         yield served
@@ -161,7 +161,7 @@ def workers(folder: Path, count: int, *options: str, program: str = PROGRAM, **m
     if not file.exists():
         file.write_text(program)
     port = free_port()
-    command = millstream(str(file), port, "--workers", str(count), *options)
+    command = run_command(str(file), port, "--workers", str(count), *options)
     with started(command, port, folder / "log", **more) as served:
         yield served
 

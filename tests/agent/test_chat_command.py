@@ -13,7 +13,7 @@ from agent_world import BUSY_FOR_GOOD, KEY, ScriptedModel, Step, calls, hangs, r
 from command_line import CliRunner
 from millstream._cli.program import program
 from patience import WAIT
-from processes import ROOT, Shared, free_port, millstream, shared
+from processes import ROOT, SharedServer, free_port, run_command, share_server
 from terminal_world import COMMAND
 
 pytestmark = pytest.mark.server
@@ -105,15 +105,15 @@ def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """The server of `examples/hub.py`, which wants a key."""
-    command = partial(millstream, "examples/hub.py")
-    with shared(lambda port: [*command(port), "--auth-key", SECRET], tmp_path_factory.mktemp("clock")) as server:
+    command = partial(run_command, "examples/hub.py")
+    with share_server(lambda port: [*command(port), "--auth-key", SECRET], tmp_path_factory.mktemp("clock")) as server:
         yield server
 
 
 @pytest.mark.parametrize("path", ["", "/mcp"])
-def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
+def test_key_is_read_from_the_file(clock: SharedServer, tmp_path: Path, path: str) -> None:
     dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     script = TIME, repeats("It is ")
     with ScriptedModel(*script) as api:
@@ -137,7 +137,7 @@ def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> 
     assert KEY not in done.err
 
 
-def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> None:
+def test_keys_are_sent_only_to_their_server(clock: SharedServer, tmp_path: Path) -> None:
     dotenv = f"MCP_SERVER_URL=http://localhost:1\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     url = f"http://localhost:{clock.port()}/mcp"
     done = chat(url, "-m", "Time?", folder=tmp_path, dotenv=dotenv)

@@ -7,7 +7,7 @@ from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity
 from millstream.auth._verdicts import Verdict, Verdicts
-from wire import POST, Wire, request, wired
+from wire import POST, Wire, request, run_wire
 
 PING = request("ping", id=5)
 MANY = 4200
@@ -42,7 +42,7 @@ async def ping(wire: Wire, credential: str) -> None:
 async def test_callers_with_many_credentials_evict_their_own() -> None:
     method = Counting()
     people = [f"person{number}.0" for number in range(20)]
-    async with wired(make_server(method), "asgi") as wire:
+    async with run_wire(make_server(method), "asgi") as wire:
         for each in people:
             await ping(wire, each)
         for number in range(MANY):

@@ -16,7 +16,7 @@ from millstream._protocol.principal import Principal
 from millstream.auth import _guard
 from millstream.auth._authorization_server import client_proof, login_throttle
 from millstream.auth._method import AuthMethod, Identity
-from wire import encode_request, pairs, request
+from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)
 OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/inspect/callback", "/inspect/app")
@@ -128,7 +128,7 @@ async def test_header_spelling_variants_are_not_cached_separately() -> None:
 async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[str, str]) -> None:
     async with guarded(lane=lane) as world:
         assert (await world.post(ALICE, PING)).status == 200
-        fields = pairs({"host": "127.0.0.1", "content-type": "application/json"})
+        fields = encode_headers({"host": "127.0.0.1", "content-type": "application/json"})
         fields += [(b"authorization", f"Bearer {key}".encode()) for key in order]
         peer = await world.running.connect()
         await peer.send(encode_request("POST", "/mcp", fields, b"{}"))

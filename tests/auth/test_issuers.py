@@ -18,7 +18,7 @@ from millstream.auth._discovery import Discovery, places
 from millstream.auth._issuer_client import ask_issuer
 from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._method import Unavailable
-from wire import encode_request, pairs, request
+from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)
 CONFIGURATION = "/.well-known/openid-configuration"
@@ -294,7 +294,7 @@ async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
                 assert (preflight.status, preflight.headers[b"access-control-allow-origin"]) == (204, b"*")
                 evil = {"host": "evil.example"}
                 peer = await world.running.connect()
-                await peer.send(encode_request("GET", path, pairs(evil), b""))
+                await peer.send(encode_request("GET", path, encode_headers(evil), b""))
                 assert (await peer.reply())[0] == 421
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"who","arguments":{}}}'
@@ -60,7 +60,7 @@ def test_keys_from_command_line_and_environment_protect_a_server(
         if not given:
             monkeypatch.setenv("MCP_SERVER_AUTH_KEY", "my_secret_key")
         port = free_port()
-        with serving(millstream(shop, port, *given), port, tmp_path / "log"):
+        with run_server(run_command(shop, port, *given), port, tmp_path / "log"):
             assert status(port, None)[0] == 401
             assert status(port, "my_super_secret_key")[0] == 403
             assert status(port, "my_secret_key") == (200, "key")
@@ -73,7 +73,7 @@ def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) ->
     first, said = keys(tmp_path, "add", "first", "--scope", "orders:write", "--days", "30")
     assert "shown only now" in said
     port, file = free_port(), str(tmp_path / "millstream-keys.json")
-    with serving(millstream(shop, port, "--auth-keys", file), port, tmp_path / "log"):
+    with run_server(run_command(shop, port, "--auth-keys", file), port, tmp_path / "log"):
         assert status(port, first) == (200, "first")
         second, _ = keys(tmp_path, "add", "second")
         until(port, second, 200)

@@ -18,7 +18,7 @@ from millstream._limits.quota import period
 from millstream._limits.shared_limiter import SharedLimiter
 from millstream._stores.rates import ChargeResult
 from millstream.testing import Failure, connect
-from wire import request, wired
+from wire import request, run_wire
 
 
 class Clock:
@@ -207,7 +207,7 @@ async def test_requests_can_be_limited_per_caller_and_address() -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
-    async with wired(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
+    async with run_wire(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
         statuses = []
         for number in range(4):
             fields = {"host": "127.0.0.1", "content-type": "application/json", "x-real-ip": f"192.0.2.{number}",

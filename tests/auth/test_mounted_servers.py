@@ -8,7 +8,7 @@ from auth_world import make_server
 from cases import for_each
 from issuer_world import ISSUER, claims, key_set, token
 from millstream import auth
-from wire import Reply, over_asgi, request
+from wire import Reply, ask_asgi, request
 
 ORIGIN = "https://mcp.example.com"
 HOST = (b"host", b"mcp.example.com")
@@ -30,7 +30,7 @@ async def ask(app: Any, method: str, path: str, credential: str | None = None) -
     fields = [HOST, (b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
     if credential is not None:
         fields.append((b"authorization", f"Bearer {credential}".encode()))
-    return await over_asgi(app, method, path, fields, json.dumps(PING).encode() if method == "POST" else b"")
+    return await ask_asgi(app, method, path, fields, json.dumps(PING).encode() if method == "POST" else b"")
 
 
 async def test_tokens_are_bound_to_their_mounted_server() -> None:

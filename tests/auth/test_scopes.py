@@ -8,7 +8,7 @@ from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
 from cases import for_each
 from millstream import Server, Settings
 from millstream.testing import connect
-from wire import POST, enveloped, request
+from wire import POST, per_request, request
 
 LISTS = {
     "tools/list": ("tools", "name", {"order"}),
@@ -148,7 +148,7 @@ async def test_subscriptions_require_read_scopes() -> None:
         params = {"notifications": {"resourceSubscriptions": ["secret://x", "open://news"]}}
         for key, granted in ((BOB, ["open://news"]), (ALICE, ["secret://x", "open://news"])):
             headers = {**POST, "mcp-protocol-version": "2026-07-28", "mcp-method": "subscriptions/listen"}
-            body = json.dumps(enveloped("subscriptions/listen", params)).encode()
+            body = json.dumps(per_request("subscriptions/listen", params)).encode()
             fields = {name.replace("-", "_"): value for name, value in headers.items()}
             peer = await world.send(key, "POST", "/mcp", body, **fields)
             assert (await peer.head())[0] == 200

@@ -7,7 +7,7 @@ from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from cases import for_each
 from millstream import auth
 from millstream.auth._key_file import KeyFile
-from wire import POST, Reply, encode_request, pairs
+from wire import POST, Reply, encode_headers, encode_request
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}
 OWN = {"origin": "http://127.0.0.1", "sec_fetch_site": "same-origin"}
@@ -213,7 +213,7 @@ async def test_remote_login_requires_https() -> None:
         fields = {"host": "mcp.example.com", "origin": "http://mcp.example.com", "sec-fetch-site": "same-origin",
                   "content-type": FORM["content_type"]}  # fmt: skip
         peer = await world.running.connect()
-        await peer.send(encode_request("POST", "/sign-in", pairs(fields), urlencode({"key": ROOT}).encode()))
+        await peer.send(encode_request("POST", "/sign-in", encode_headers(fields), urlencode({"key": ROOT}).encode()))
         status, headers, body = await peer.reply()
         assert (status, b"https" in body, b"set-cookie" in headers) == (403, True, False)
 

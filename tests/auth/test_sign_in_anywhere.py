@@ -11,12 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from http_peer import NOBODY
+from http_peer import NO_TRUST
 from issuer_world import Issuer, claims, issuing, token
 from issuing_world import VERIFIER, challenge
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
-from processes import ROOT, free_port, millstream
+from processes import ROOT, free_port, run_command
 from property_settings import NIGHTLY
 from redis_parts import RedisServer
 from web.token_server import Guarded, guarded
@@ -60,7 +60,7 @@ class Next(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One request, on a connection of its own."""
         request.url = request.url.copy_with(port=next(self._ports))
-        async with httpx2.AsyncHTTPTransport(verify=NOBODY) as transport:
+        async with httpx2.AsyncHTTPTransport(verify=NO_TRUST) as transport:
             reply = await transport.handle_async_request(request)
             await reply.aread()
         return reply
@@ -103,7 +103,7 @@ async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
                 stack.callback(redis.close)
                 options = ["--workers", "2", "--store", redis.url]
             for port in ports:
-                command = millstream(str(folder / "shop.py"), port, *options)
+                command = run_command(str(folder / "shop.py"), port, *options)
                 served = started(command, port, folder / f"{port}.log")
                 await asyncio.to_thread(stack.enter_context, served)  # it may ask the issuer, which is in this loop
             yield world

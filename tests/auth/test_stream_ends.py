@@ -12,7 +12,7 @@ from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
 from millstream.auth._key_file import KeyFile
 from redis_parts import until
-from wire import POST, enveloped, request, routing
+from wire import POST, per_request, request, routing
 
 KEPT = ["/events", "/mcp/sse/me", "/sse", "/mcp", "/dashboard/events", "subscriptions/listen"]
 SCOPES = "orders:write millstream:watch"
@@ -35,7 +35,7 @@ async def open_stream(world: Guarded, key: str, kind: str) -> Peer:
     """A stream that listens, of one of the kinds."""
     if kind == "subscriptions/listen":
         headers = {name.replace("-", "_"): value for name, value in routing(kind).items()}
-        body = json.dumps(enveloped(kind, {"notifications": {"toolsListChanged": True}})).encode()
+        body = json.dumps(per_request(kind, {"notifications": {"toolsListChanged": True}})).encode()
         peer = await world.send(key, "POST", "/mcp", body, **headers)
     else:
         more = {"mcp_session_id": await world.initialize(key)} if kind == "/mcp" else {}

@@ -14,13 +14,13 @@ from auth.test_sign_in import FORM, OWN, cookie
 from auth.test_stream_ends import KEPT, open_stream, rest_of
 from auth_world import STREAM, Guarded
 from cases import for_each
-from four_workers import somewhere
-from http_peer import Peer, Running
+from four_workers import next_address
+from http_peer import Peer, RunningServer
 from issuing_world import VERIFIER
 from millstream.auth._authorization_server.user_file import UserFile
 from millstream.auth._key_file import KeyFile
 from patience import WAIT
-from processes import free_port, millstream
+from processes import free_port, run_command
 from property_settings import NIGHTLY
 from redis_parts import RedisServer
 from workers_world import started
@@ -70,12 +70,12 @@ class World:
     @asynccontextmanager
     async def asked(self) -> AsyncIterator[list[Guarded]]:
         """Each server; any of its workers may get a connection."""
-        there = [Running(ServerState(), port, somewhere=somewhere) for port in self.ports]
+        there = [RunningServer(ServerState(), port, source_address=next_address) for port in self.ports]
         try:
             yield [Guarded(cast("Any", None), cast("Any", None), each) for each in there]
         finally:
             for each in there:
-                each.leave()
+                each.drop_connections()
 
 
 @pytest.fixture(scope="module", params=["four workers", "two servers with Redis"][not NIGHTLY :])
@@ -95,7 +95,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             stack.callback(redis.close)
             options = ["--workers", "2", "--store", redis.url]
         for port in world.ports:
-            command = millstream(str(world.folder / "shop.py"), port, *options)
+            command = run_command(str(world.folder / "shop.py"), port, *options)
             stack.enter_context(started(command, port, world.folder / f"{port}.log"))
         yield world
 

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from guard_peer import echo, guard_table
+from guard_peer import echo, make_endpoints
 from http_peer import request, serve
 from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.tls import Certificate
 from millstream._config import Settings
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from workers_world import PROGRAM, kill, until, workers
 
 ASYNCIOS = 60.0
@@ -60,8 +60,8 @@ def shop(folder: Path, *options: str, **environment: str) -> Iterator[tuple[int,
     cert, key = make(folder, "x")
     (folder / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = millstream(str(folder / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *options)
-    with serving(command, port, folder / "log", **environment) as process:
+    command = run_command(str(folder / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *options)
+    with run_server(command, port, folder / "log", **environment) as process:
         yield port, process
 
 
@@ -91,8 +91,8 @@ def shown(port: int) -> tuple[str, str, bytes]:
 def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "old")
     port = free_port()
-    command = millstream("examples/greet.py", port, "--tls-cert", cert, "--tls-key", key)
-    with serving(command, port, tmp_path / "log"):
+    command = run_command("examples/greet.py", port, "--tls-cert", cert, "--tls-key", key)
+    with run_server(command, port, tmp_path / "log"):
         name, version, answer = shown(port)
         assert (name, version) == ("old", "TLSv1.3")
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -178,18 +178,18 @@ def test_invalid_certificates_stop_the_start(tmp_path: Path) -> None:
 
 
 async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    app = guard_table({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
+    app = make_endpoints({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)
         await asyncio.to_thread(peer.sendall, request(body=b"x"))
         assert (await asyncio.to_thread(peer.recv, 4096)).startswith(b"HTTP/1.1 200 OK\r\n")
-        await server.left(0)
+        await server.wait_for_connections(0)
         assert not caplog.records, caplog.text
         peer.close()
 
 
 async def test_shutdown_ignores_closed_tls_connections(tmp_path: Path) -> None:
-    app = guard_table({("POST", "/echo"): echo}, Settings())
+    app = make_endpoints({("POST", "/echo"): echo}, Settings())
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)
         await asyncio.to_thread(peer.sendall, request(body=b"x", extra=b"Connection: close\r\n"))

@@ -6,7 +6,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Server
-from wire import Wire, wired
+from wire import Wire, run_wire
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +18,5 @@ def shop() -> Server:
 @pytest.fixture(params=["lane", "asgi"])
 async def wire(request: pytest.FixtureRequest, shop: Server) -> AsyncIterator[Wire]:
     """Both ways give the same answers."""
-    async with wired(shop, request.param) as wire:
+    async with run_wire(shop, request.param) as wire:
         yield wire

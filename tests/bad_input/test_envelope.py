@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from cases import for_each
-from wire import POST, Wire, enveloped, request, routing
+from wire import POST, Wire, per_request, request, routing
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 NO_ID = "none"
@@ -73,7 +73,7 @@ NOT_A_MESSAGE: dict[str, Any] = {
     "an answer without id": {"jsonrpc": "2.0", "result": {}},
     "Method instead of method": {"jsonrpc": "2.0", "id": 1, "Method": "ping"},
     "a batch must not be empty": [],
-    "a batch of an envelope": [enveloped("tools/list")],
+    "a batch of an envelope": [per_request("tools/list")],
 }
 """400 and -32600, whatever the era."""
 
@@ -88,7 +88,7 @@ async def headers_of(wire: Wire, era: str) -> dict[str, str]:
 async def still_works(wire: Wire, era: str, headers: dict[str, str]) -> None:
     """The next message of the same client is answered."""
     if era == "per-request":
-        reply = await wire.post(enveloped("tools/list", id="next"), routing("tools/list"))
+        reply = await wire.post(per_request("tools/list", id="next"), routing("tools/list"))
     else:
         reply = await wire.post(request("ping", id="next"), headers)
     assert (reply.status, reply.message["id"], "result" in reply.message) == (200, "next", True)
@@ -143,7 +143,7 @@ IDS = ["", "0", "é☃", "a\x00b", "x" * 10_000, 0, -1, 2**53 + 1, 2**63, 2**64,
 async def test_ids_are_returned_unchanged(wire: Wire, era: str, request_id: Any) -> None:
     """JSON-RPC 2.0, section 5; id 0 and an empty string are ids."""
     if era == "per-request":
-        reply = await wire.post(enveloped("tools/list", id=request_id), routing("tools/list"))
+        reply = await wire.post(per_request("tools/list", id=request_id), routing("tools/list"))
     else:
         reply = await wire.post(request("ping", id=request_id), await headers_of(wire, era))
     assert reply.status == 200

@@ -5,7 +5,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, wired
+from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, run_wire
 
 FORGED = "A" * 80
 
@@ -287,7 +287,7 @@ async def test_other_http_methods_get_405(wire: Wire, method: str) -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_bodies_over_the_limit_get_413(way: str) -> None:
-    async with wired(make_shop(max_body=500), way) as wire:
+    async with run_wire(make_shop(max_body=500), way) as wire:
         headers = await wire.initialize()
         body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
         assert (await wire.post(body.ljust(500), headers)).status == 200

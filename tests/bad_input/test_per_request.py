@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from wire import META, PER_REQUEST, POST, Reply, Wire, envelope, enveloped, request, routing
+from wire import META, PER_REQUEST, POST, Reply, Wire, envelope, per_request, request, routing
 
-ADD = enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7)
+ADD = per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7)
 ADD_HEADERS = routing("tools/call", "add")
 VERSION = f"{META}protocolVersion"
 CAPABILITIES = f"{META}clientCapabilities"
@@ -116,7 +116,7 @@ async def test_mcp_name_may_be_encoded_or_padded(wire: Wire, name: str) -> None:
 @for_each("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
 async def test_different_parameter_headers_are_mismatches(wire: Wire, region: str | None) -> None:
     """Step f and MCP 2026-07-28, server/tools#x-mcp-header."""
-    body = enveloped("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
+    body = per_request("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
     headers = routing("tools/call", "routed")
     reply = await wire.post(body, headers if region is None else {**headers, "mcp-param-region": region})
     assert reply.error == (400, -32020, 7)
@@ -137,16 +137,16 @@ async def test_unsupported_version_error_lists_supported_ones(wire: Wire, versio
 
 @for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
 async def test_methods_of_other_revisions_get_404(wire: Wire, method: str) -> None:
-    assert (await wire.post(enveloped(method, id=7), routing(method))).error == (404, -32601, 7)
+    assert (await wire.post(per_request(method, id=7), routing(method))).error == (404, -32601, 7)
 
 
 async def test_missing_client_capabilities_are_named(wire: Wire) -> None:
     headers = routing("tools/call", "sampler")
     for capabilities in ({}, {"sampling": None}, {"sampling": True}, {"Sampling": {}}):
-        reply = await wire.post(enveloped("tools/call", {"name": "sampler"}, 7, **capabilities), headers)
+        reply = await wire.post(per_request("tools/call", {"name": "sampler"}, 7, **capabilities), headers)
         assert reply.error == (400, -32021, 7)
         assert reply.message["error"]["data"] == {"requiredCapabilities": {"sampling": {}}}
-    reply = await wire.post(enveloped("tools/call", {"name": "sampler"}, 7, sampling={}), headers)
+    reply = await wire.post(per_request("tools/call", {"name": "sampler"}, 7, sampling={}), headers)
     assert reply.message["result"]["content"][0]["text"] == "sampled"
 
 
@@ -164,20 +164,20 @@ PARAMS: dict[str, tuple[str, str, Any]] = {
 @for_each("name", PARAMS)
 async def test_invalid_params_errors_carry_the_id(wire: Wire, name: str) -> None:
     method, target, params = PARAMS[name]
-    reply = await wire.post(enveloped(method, params, 7), routing(method, target))
+    reply = await wire.post(per_request(method, params, 7), routing(method, target))
     assert reply.error == (200, -32602, 7)
 
 
 @for_each("target", [1, None, {}, []])
 async def test_names_must_be_strings(wire: Wire, target: Any) -> None:
-    reply = await wire.post(enveloped("tools/call", {"name": target}, 7), ADD_HEADERS)
+    reply = await wire.post(per_request("tools/call", {"name": target}, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
 
 
 @for_each("arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}])
 async def test_invalid_arguments_tell_the_model_what_to_fix(wire: Wire, arguments: Any) -> None:
     """MCP 2025-11-25, changelog."""
-    reply = await wire.post(enveloped("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
+    reply = await wire.post(per_request("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
     assert (reply.status, reply.message["result"]["isError"]) == (200, True)
 
 
@@ -191,8 +191,8 @@ async def test_first_failing_check_decides(wire: Wire) -> None:
         (request("no/such", {"_meta": envelope("2099-01-01")}, 7), routing("no/such"), -32020),
         (request("no/such", {"_meta": envelope("2099-01-01")}, 7),
          {**routing("no/such"), "mcp-protocol-version": "2099-01-01"}, -32022),
-        (enveloped("no/such", {"cursor": 1}, 7), routing("no/such"), -32601),
-        (enveloped("tools/call", {"name": "sampler", "arguments": 5}, 7), routing("tools/call", "sampler"), -32021),
+        (per_request("no/such", {"cursor": 1}, 7), routing("no/such"), -32601),
+        (per_request("tools/call", {"name": "sampler", "arguments": 5}, 7), routing("tools/call", "sampler"), -32021),
     ]  # fmt: skip
     for body, headers, code in steps:
         assert (await wire.post(body, headers)).error[1:] == (code, 7)
@@ -230,7 +230,7 @@ async def test_session_ids_are_ignored_and_never_issued(wire: Wire) -> None:
 
 
 async def test_header_check_uses_the_value_of_the_call(wire: Wire) -> None:
-    text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7))
+    text = json.dumps(per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7))
     twice = text.replace('"name": "add"', '"name": "sampler", "name": "add"').encode()
     assert (await wire.post(twice, ADD_HEADERS)).message["result"]["content"][0]["text"] == "5"
     assert (await wire.post(twice, {**ADD_HEADERS, "mcp-name": "sampler"})).error == (400, -32020, 7)
@@ -241,7 +241,7 @@ async def test_header_check_uses_the_value_of_the_call(wire: Wire) -> None:
 
 async def first_round(wire: Wire, params: dict[str, Any] | None = None) -> tuple[str, str]:
     """The state and the key of the question of a call that asks."""
-    body = enveloped("tools/call", {"name": "ask", "arguments": {}, **(params or {})}, 7, elicitation={})
+    body = per_request("tools/call", {"name": "ask", "arguments": {}, **(params or {})}, 7, elicitation={})
     result = (await wire.post(body, routing("tools/call", "ask"))).message["result"]
     assert result["resultType"] == "input_required"
     return result["requestState"], next(iter(result["inputRequests"]))
@@ -251,7 +251,7 @@ async def second_round(wire: Wire, state: str, key: str, **params: Any) -> Reply
     """The same call with the answer."""
     answer = {key: {"action": "accept", "content": {"name": "Ada"}}}
     given = {"name": "ask", "arguments": {}, "inputResponses": answer, "requestState": state, **params}
-    return await wire.post(enveloped("tools/call", given, 7, elicitation={}), routing("tools/call", "ask"))
+    return await wire.post(per_request("tools/call", given, 7, elicitation={}), routing("tools/call", "ask"))
 
 
 @for_each("change", ["flip", "cut", "grow", "other arguments"])
@@ -295,7 +295,7 @@ async def test_invalid_answers_are_reported_and_keep_the_state(wire: Wire, answe
 async def test_large_numbers_do_not_break_state_binding(wire: Wire) -> None:
     for number in (b"1e999", b"-1e999", b"1" * 400, b"1e-999"):
         text = json.dumps(
-            enveloped("tools/call", {"name": "ask", "arguments": {"topic": "x", "y": "NUMBER"}}, 7, elicitation={})
+            per_request("tools/call", {"name": "ask", "arguments": {"topic": "x", "y": "NUMBER"}}, 7, elicitation={})
         )
         reply = await wire.post(text.encode().replace(b'"NUMBER"', number), routing("tools/call", "ask"))
         assert b"Internal error" not in reply.body, reply

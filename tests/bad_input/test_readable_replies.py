@@ -2,7 +2,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from cases import for_each
-from wire import POST, Wire, enveloped, request, routing, wired
+from wire import POST, Wire, per_request, request, routing, run_wire
 
 STREAM_ONLY = "text/event-stream"
 ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
@@ -13,21 +13,21 @@ ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
 @for_each("era", ["per request", "handshake"])
 async def test_stream_only_clients_get_406_without_streaming(way: str, method: str, era: str) -> None:
     """MCP 2026-07-28, basic/versioning."""
-    async with wired(make_shop(json_only=True), way) as wire:
+    async with run_wire(make_shop(json_only=True), way) as wire:
         params = ADD if method == "tools/call" else {}
         if era == "handshake":
             headers, message = await wire.initialize(), request(method, params, 7)
         else:
             name = "add" if method == "tools/call" else ""
-            headers, message = routing(method, name), enveloped(method, params, 7)
+            headers, message = routing(method, name), per_request(method, params, 7)
         assert (await wire.post(message, {**headers, "accept": STREAM_ONLY})).error == (406, -32600, 7)
         assert (await wire.post(message, headers)).status == 200
 
 
 async def test_subscriptions_stream_without_streaming_replies() -> None:
-    async with wired(make_shop(json_only=True), "asgi") as wire:
+    async with run_wire(make_shop(json_only=True), "asgi") as wire:
         headers = {**routing("subscriptions/listen"), "accept": STREAM_ONLY}
-        reply = await wire.post(enveloped("subscriptions/listen", {"notifications": {}}), headers)
+        reply = await wire.post(per_request("subscriptions/listen", {"notifications": {}}), headers)
         assert reply.status == 200
         assert reply.messages[0]["method"] == "notifications/subscriptions/acknowledged"
 
@@ -42,7 +42,7 @@ async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> No
 
 
 async def test_batches_of_stream_only_clients_get_406_without_streaming() -> None:
-    async with wired(make_shop(json_only=True), "asgi") as wire:
+    async with run_wire(make_shop(json_only=True), "asgi") as wire:
         headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
         assert (await wire.post([request("ping")], headers)).error == (406, -32600, "none")
 
@@ -50,7 +50,7 @@ async def test_batches_of_stream_only_clients_get_406_without_streaming() -> Non
 @for_each("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
 async def test_messages_with_method_and_result_are_invalid(wire: Wire, extra: dict[str, Any]) -> None:
     """JSON-RPC 2.0 §4."""
-    modern = await wire.post({**enveloped("tools/call", ADD), **extra}, routing("tools/call", "add"))
+    modern = await wire.post({**per_request("tools/call", ADD), **extra}, routing("tools/call", "add"))
     assert modern.error[:2] == (400, -32600)
     session = await wire.initialize()
     for headers in (POST, session):

@@ -12,7 +12,7 @@ from bad_input.test_envelope import NOT_A_MESSAGE, NOT_JSON, SHALLOW
 from cases import for_each
 from http_peer import Peer
 from millstream import Server
-from wire import HOST, POST, WAIT, Wire, envelope, request, wired
+from wire import HOST, POST, WAIT, Wire, envelope, request, run_wire
 
 
 class Stream:
@@ -47,7 +47,7 @@ def small_shop() -> Server:
 @pytest.fixture
 async def stream(small_shop: Server) -> AsyncIterator[Stream]:
     """A stream through the lane, after its handshake."""
-    async with wired(small_shop, "lane") as wire:
+    async with run_wire(small_shop, "lane") as wire:
         assert wire.running is not None
         peer = await wire.running.connect()
         await peer.send(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
@@ -91,7 +91,7 @@ async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
 @for_each("way", ["lane", "asgi"])
 async def test_posts_without_an_open_stream_get_400_or_404(way: str, session: str) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: 400 for a missing id, 404 for an unknown one."""
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         reply = await wire.post(request("ping"), path=f"/messages/{session}")
         named = session.removeprefix("?session_id=") not in ("", session)
         assert reply.error == ((404, -32001, "none") if named else (400, -32600, "none"))
@@ -114,7 +114,7 @@ async def test_closing_the_stream_ends_the_session(stream: Stream) -> None:
     assert wire.running is not None
     await alive(stream)
     wire.running.peers[0].writer.transport.abort()
-    await wire.running.left(1)
+    await wire.running.wait_for_connections(1)
     await wire.until(lambda: not len(wire.runtime.streams))
     assert (await wire.post(request("ping"), path=stream.path)).error == (404, -32001, "none")
 

@@ -6,7 +6,7 @@ import pytest
 
 from bad_input.shop import SECRET
 from cases import for_each
-from wire import Wire, enveloped, request, routing
+from wire import Wire, per_request, request, routing
 
 ERAS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 
@@ -15,7 +15,7 @@ async def call(wire: Wire, era: str, name: str, arguments: Any = None) -> tuple[
     """Status and message of a call."""
     params = {"name": name, **({} if arguments is None else {"arguments": arguments})}
     if era == ERAS[-1]:
-        reply = await wire.post(enveloped("tools/call", params, 7), routing("tools/call", name))
+        reply = await wire.post(per_request("tools/call", params, 7), routing("tools/call", name))
     else:
         reply = await wire.post(request("tools/call", params, 7), await wire.initialize(era))
     assert reply.message["id"] == 7

@@ -15,9 +15,9 @@ from behaviour.combinations import Combination
 from behaviour.exchanges import Http, LaneHttp, serve_http
 from behaviour.harness import EVERYTHING, Answer, Client, Json
 from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
-from http_peer import Running
+from http_peer import RunningServer
 from millstream import Server
-from processes import Tests
+from processes import RunState
 
 ANYWHERE = os.environ.get("BEHAVIOUR_PORT", "")
 """Where several workers serve the world, for the tests that need no server of their own."""
@@ -65,7 +65,7 @@ class Processes:
 
 async def well(process: Process, combination: Combination, capabilities: Json) -> bool:
     """Whether a process that has served a test can serve the next one: it says what it's asked, and nothing else."""
-    if process.failures != Tests.failures or process.popen.poll() is not None:
+    if process.failures != RunState.failures or process.popen.poll() is not None:
         return False
     probe = Client(combination, capabilities, None)
     probe.process, probe.link = process, StdioLink(process, probe.take)
@@ -78,7 +78,7 @@ async def well(process: Process, combination: Combination, capabilities: Json) -
     return answered and not (probe.notes or probe.stray or probe.asked)
 
 
-def _abort(running: Running) -> None:
+def _abort(running: RunningServer) -> None:
     """Close the connections that a test made."""
     for peer in running.peers:
         peer.writer.transport.abort()
@@ -108,7 +108,7 @@ async def open_client(
             client.link = MemoryLink(runtime, client.take)
         else:
             if ANYWHERE and server is None and transport in ("lane", "sse"):
-                running = Running(ServerState(), int(ANYWHERE))
+                running = RunningServer(ServerState(), int(ANYWHERE))
                 stack.callback(_abort, running)
                 http: Http = LaneHttp(running)
             else:

@@ -105,7 +105,7 @@ class Http(Protocol):
 class LaneHttp:
     """Real sockets, a connection for each request."""
 
-    def __init__(self, running: http_peer.Running) -> None:
+    def __init__(self, running: http_peer.RunningServer) -> None:
         self._running = running
 
     async def fetch(

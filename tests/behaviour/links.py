@@ -19,7 +19,7 @@ from behaviour.exchanges import Event, Exchange, Http
 from millstream._app.runtime import Runtime
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
-from processes import Tests
+from processes import RunState
 
 Json = dict[str, Any]
 Take = Callable[[Json | list[Json], "Json | None", int], None]
@@ -72,7 +72,7 @@ class Process:
     """A stdio server in a process of its own. It outlives a test, so that a process serves many."""
 
     def __init__(self, target: str, log: Path) -> None:
-        assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+        assert RunState.may_serve, "A test that starts a server carries the mark `server`."
         command = [sys.executable, "-c", "from millstream._cli import main; main()"]
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
@@ -80,7 +80,7 @@ class Process:
                 stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
             )  # fmt: skip
         self.log = log
-        self.failures = Tests.failures
+        self.failures = RunState.failures
         self.clients = 0
         """Links that are open; the last one reads."""
         self.next_id = 0

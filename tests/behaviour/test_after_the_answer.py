@@ -8,7 +8,7 @@ from millstream import Context, Server, Settings
 from millstream._server.questions.pending_questions import OVER
 from millstream._transports.memory import MemoryPipe
 from millstream.middleware import MessageRequest, Middleware, Next
-from wire import POST, Wire, enveloped, opened_sse, request, routing, wired
+from wire import POST, Wire, open_sse, per_request, request, routing, run_wire
 
 INITIALIZE = {
     "protocolVersion": "2025-11-25",
@@ -65,7 +65,7 @@ def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
 
 async def test_no_messages_about_a_call_follow_its_response() -> None:
     mcp, left = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "leaves", "_meta": {"progressToken": "p"}}, 1))
         assert (await talk.hear())["params"]["progress"] == 1
@@ -77,7 +77,7 @@ async def test_no_messages_about_a_call_follow_its_response() -> None:
 
 async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "asks"}, 1))
         asked = await talk.hear()
@@ -90,7 +90,7 @@ async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
 
 async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         wire.runtime.services.questions._timeout = 0.0
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "asks"}, 1))
@@ -150,7 +150,7 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
 @for_each(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
 async def test_open_questions_are_withdrawn_before_the_response(tool: str, questions: int) -> None:
     mcp, left, go = forgetful()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": tool}, 1))
         asked = [(await talk.hear())["id"] for _ in range(questions)]
@@ -170,7 +170,7 @@ async def test_open_questions_are_withdrawn_before_the_response(tool: str, quest
 @for_each("way", ["asgi", "lane"])
 async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> None:
     mcp, left, go = forgetful()
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         asking = asyncio.create_task(wire.post(request("tools/call", {"name": "leaves"}, 1), headers))
         await wire.until(lambda: len(wire.runtime.services.questions) == 2)
@@ -182,7 +182,7 @@ async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> 
 
 async def test_cancelling_a_call_withdraws_its_questions() -> None:
     mcp, left, _ = forgetful()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "leaves"}, 1))
         asked = [(await talk.hear())["id"] for _ in range(2)]
@@ -193,7 +193,7 @@ async def test_cancelling_a_call_withdraws_its_questions() -> None:
 
 async def test_losing_a_connection_ends_its_questions() -> None:
     mcp, left, _ = forgetful()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "leaves"}, 1))
         assert [(await talk.hear())["method"] for _ in range(2)] == ["elicitation/create"] * 2
@@ -204,7 +204,7 @@ async def test_losing_a_connection_ends_its_questions() -> None:
 
 async def test_questions_after_the_call_raise_an_error() -> None:
     mcp, left, go = forgetful()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "asks_later"}, 1))
         assert (await talk.hear())["id"] == 1
@@ -215,7 +215,7 @@ async def test_questions_after_the_call_raise_an_error() -> None:
 
 async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "asks"}, 1))
         asked = await talk.hear()
@@ -226,9 +226,9 @@ async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
 async def test_subscription_ended_by_the_server_is_cancelled_after_its_result() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28"""
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = Talk(wire)
-        talk.say(enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7))
+        talk.say(per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7))
         assert (await talk.hear())["method"] == "notifications/subscriptions/acknowledged"
         for end in list(wire.runtime.services.endings):
             end()
@@ -250,8 +250,8 @@ def grown_old(wire: Wire) -> None:
 async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) -> None:
     """MCP 2026-07-28, subscriptions."""
     mcp, _ = chatty()
-    async with wired(mcp, way) as wire:
-        message, headers = enveloped("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
+    async with run_wire(mcp, way) as wire:
+        message, headers = per_request("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
         listening = asyncio.create_task(wire.post(message, headers))
         await wire.until(lambda: len(wire.runtime.services.endings) == 1)
         await wire.until(lambda: len(wire.runtime.streams) == 1)
@@ -274,8 +274,8 @@ async def test_expired_streams_end_despite_their_subscription() -> None:
 
     mcp = Server("shop", settings=Settings(key="a secret of the tests that is long enough"), middleware=[Hanging()])
     stock(mcp)
-    async with wired(mcp, "asgi") as wire:
-        message, headers = enveloped("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
+    async with run_wire(mcp, "asgi") as wire:
+        message, headers = per_request("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
         listening = asyncio.create_task(wire.post(message, headers))
         await wire.until(lambda: len(wire.runtime.services.endings) == 1)
         await wire.until(lambda: len(wire.runtime.streams) == 1)
@@ -290,10 +290,10 @@ async def test_expired_streams_end_despite_their_subscription() -> None:
 
 async def test_subscriptions_on_an_expired_http_sse_stream_end_with_results() -> None:
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
-        path, stream = await opened_sse(wire)
+    async with run_wire(mcp, "asgi") as wire:
+        path, stream = await open_sse(wire)
         for n in (7, 8):
-            assert (await wire.post(enveloped("subscriptions/listen", LISTENING, n), POST, path)).status == 202
+            assert (await wire.post(per_request("subscriptions/listen", LISTENING, n), POST, path)).status == 202
         await wire.until(lambda: len(wire.runtime.services.endings) == 2)
         grown_old(wire)
         told = (await stream).messages[2:]
@@ -307,7 +307,7 @@ async def test_event_ids_differ_between_streams_of_a_session() -> None:
     must be unique across the streams of a session.
     """
     mcp, _ = chatty()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         ids: list[bytes] = []
         for last in (None, None, "resume"):

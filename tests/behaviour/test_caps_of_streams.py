@@ -13,7 +13,7 @@ from millstream._server.load import most_streams
 from millstream._transports.connection import ClientConnection
 from millstream.middleware import MessageRequest, Middleware, Next
 from patience import WAIT
-from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing, wired
+from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing, run_wire
 
 LISTENING = {"notifications": {"toolsListChanged": True}}
 
@@ -25,7 +25,7 @@ async def listening(wire: Wire, count: int) -> AsyncIterator[None]:
     endings = wire.runtime.services.endings
     async with asyncio.TaskGroup() as group:
         for n in range(count):
-            group.create_task(wire.post(enveloped("subscriptions/listen", LISTENING, n), headers))
+            group.create_task(wire.post(per_request("subscriptions/listen", LISTENING, n), headers))
         await wire.until(lambda: len(endings) == count)
         try:
             yield
@@ -36,21 +36,23 @@ async def listening(wire: Wire, count: int) -> AsyncIterator[None]:
 
 async def add(wire: Wire) -> int:
     """The status of a plain call."""
-    message = enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}})
+    message = per_request("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}})
     return (await wire.post(message, routing("tools/call", "add"))).status
 
 
 async def test_open_subscriptions_do_not_count_as_calls() -> None:
-    async with wired(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
+    async with run_wire(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
         assert await add(wire) == 200
         assert (await wire.post(request("tools/list"))).status == 200
 
 
 async def test_excess_subscriptions_get_503_with_retry_after() -> None:
-    async with wired(make_shop(max_streams=4), "asgi") as wire:
+    async with run_wire(make_shop(max_streams=4), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         async with listening(wire, 2):
-            refused = await wire.post(enveloped("subscriptions/listen", LISTENING, 9), routing("subscriptions/listen"))
+            refused = await wire.post(
+                per_request("subscriptions/listen", LISTENING, 9), routing("subscriptions/listen")
+            )
             assert (refused.status, refused.headers[b"retry-after"]) == (503, b"1")
             assert refused.message["error"]["code"] == -31503
             assert (await wire.ask("GET", "/mcp", headers)).status == 503
@@ -59,7 +61,12 @@ async def test_excess_subscriptions_get_503_with_retry_after() -> None:
 
 ELSEWHERE = "192.0.2.1"
 STREAMS = {
-    "subscription": ("POST", "/mcp", routing("subscriptions/listen"), enveloped("subscriptions/listen", LISTENING, 1)),
+    "subscription": (
+        "POST",
+        "/mcp",
+        routing("subscriptions/listen"),
+        per_request("subscriptions/listen", LISTENING, 1),
+    ),
     "http+sse": ("GET", "/sse", {**POST, "accept": "text/event-stream"}, None),
     "hub": ("GET", "/events", {**POST, "accept": "text/event-stream"}, None),
 }
@@ -71,11 +78,11 @@ async def test_one_address_gets_at_most_half_of_the_streams(kind: str) -> None:
     body = b"" if message is None else json.dumps(message).encode()
     mcp = Server("shop", serve="hub", settings=Settings(max_streams=4))
     stock(mcp)
-    async with wired(mcp, "asgi") as wire, asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
+    async with run_wire(mcp, "asgi") as wire, asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         streams = wire.runtime.streams
 
         def ask(peer: str) -> Any:
-            return over_asgi(mcp, method, path, pairs(headers), body, peer=peer)
+            return ask_asgi(mcp, method, path, encode_headers(headers), body, peer=peer)
 
         for count in (1, 2):
             group.create_task(ask("2001:db8::1" if count == 1 else "2001:db8::2"))  # one customer has both
@@ -106,7 +113,7 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
 
         near, far = connection(ELSEWHERE), connection("198.51.100.1")
         for number, each in ((1, near), (2, near), (3, near), (4, far)):
-            each.receive(json.dumps(enveloped("subscriptions/listen", LISTENING, number)).encode())
+            each.receive(json.dumps(per_request("subscriptions/listen", LISTENING, number)).encode())
         async with asyncio.timeout(WAIT):
             while len(sent) < 4:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0)
@@ -144,13 +151,13 @@ async def test_subscriptions_waiting_for_a_hook_count_as_streams() -> None:
     slow = Slow()
     mcp = Server("shop", settings=Settings(max_streams=4), middleware=[slow])
     stock(mcp)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         streams = wire.runtime.streams
         async with asyncio.TaskGroup() as group:
             asked = [
                 group.create_task(
-                    wire.post(enveloped("subscriptions/listen", LISTENING, n), routing("subscriptions/listen"))
+                    wire.post(per_request("subscriptions/listen", LISTENING, n), routing("subscriptions/listen"))
                 )
                 for n in range(2)
             ]
@@ -182,7 +189,7 @@ def reporting(release: asyncio.Event) -> Server:
 
 async def test_call_streams_do_not_count_as_other_streams() -> None:
     release = asyncio.Event()
-    async with wired(reporting(release), "asgi") as wire:
+    async with run_wire(reporting(release), "asgi") as wire:
         headers = await wire.initialize()
         call: dict[str, Any] = {"name": "reports", "_meta": {"progressToken": 1}}
         streams = wire.runtime.streams

@@ -12,7 +12,7 @@ from cases import for_each
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
 from millstream._server.calls.threads import Threads
 from millstream._transports.memory import MemoryPipe
-from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, enveloped, request, routing, wired
+from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, per_request, request, routing, run_wire
 
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 WORDS = ["art", "book"]
@@ -118,13 +118,13 @@ async def until(fact: Callable[[], bool]) -> None:
 @pytest.fixture(params=["asgi", "lane"])
 async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
     """The server over HTTP."""
-    async with wired(make_server(), request.param) as found:
+    async with run_wire(make_server(), request.param) as found:
         yield found
 
 
 async def call(wire: Wire, name: str, capabilities: Json | None = None, **params: Any) -> Json:
     """`tools/call` of the newest revision."""
-    message = enveloped("tools/call", {"name": name, "arguments": {}, **params}, **(capabilities or {}))
+    message = per_request("tools/call", {"name": name, "arguments": {}, **params}, **(capabilities or {}))
     async with asyncio.timeout(WAIT):
         reply = await wire.post(message, {**POST, **routing("tools/call", name)})
     assert reply.status == 200
@@ -173,12 +173,12 @@ async def test_any_exception_of_a_tool_gets_a_response(
 async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
     name = str(params.get("uri") or params.get("name") or "")
     async with asyncio.timeout(WAIT):
-        reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
+        reply = await wire.post(per_request(method, params), {**POST, **routing(method, name)})
     assert reply.message["error"]["code"] == -32603
 
 
 async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
-    async with wired(make_server(), "lane") as wire:
+    async with run_wire(make_server(), "lane") as wire:
         headers = await wire.initialize("2025-03-26")
         bad = request("tools/call", {"name": "waits_for_a_cancelled_task"}, 1)
         async with asyncio.timeout(WAIT):
@@ -192,7 +192,7 @@ async def test_connection_transports_answer_cancelled_tools() -> None:
     async with make_server().running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
         for name in ("waits_for_a_cancelled_task", "exits", "asks_in_a_group"):
-            message = enveloped("tools/call", {"name": name, "arguments": {}}, elicitation={})
+            message = per_request("tools/call", {"name": name, "arguments": {}}, elicitation={})
             pipe.send(json.dumps(message).encode())
             async with asyncio.timeout(WAIT):
                 assert "result" in json.loads(await pipe.receive())

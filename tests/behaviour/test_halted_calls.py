@@ -6,7 +6,7 @@ from bad_input.shop import make_shop
 from behaviour.test_after_the_answer import FORM, INITIALIZE, Talk
 from cases import for_each
 from millstream import Context, Server
-from wire import POST, Reply, Wire, enveloped, opened_sse, request, routing, wired
+from wire import POST, Reply, Wire, open_sse, per_request, request, routing, run_wire
 
 STOPPED = "The server stopped before the call was complete. Try again."
 
@@ -63,7 +63,7 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
 
 @for_each("way", ["asgi", "lane"])
 async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
-    async with wired(endless(), way) as wire:
+    async with run_wire(endless(), way) as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
         assert reply.error == (200, -32000, 1)
         assert reply.message["error"]["message"] == STOPPED
@@ -71,14 +71,14 @@ async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> None:
-    async with wired(endless(), way) as wire:
-        message = enveloped("tools/call", {"name": "waits"})
+    async with run_wire(endless(), way) as wire:
+        message = per_request("tools/call", {"name": "waits"})
         reply = await drained(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
         assert reply.error == (503, -31503, 1)
 
 
 async def test_stream_ends_with_an_error_on_shutdown() -> None:
-    async with wired(endless(), "asgi") as wire:
+    async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize()
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
         assert [each.get("method", each.get("id")) for each in reply.messages] == ["notifications/progress", 1]
@@ -86,7 +86,7 @@ async def test_stream_ends_with_an_error_on_shutdown() -> None:
 
 
 async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
-    async with wired(endless(), "asgi") as wire:
+    async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks"), headers)))
         asked, cancelled, answer = reply.messages
@@ -95,13 +95,13 @@ async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
 
 
 async def test_result_returned_during_shutdown_is_sent() -> None:
-    async with wired(endless(), "asgi") as wire:
+    async with run_wire(endless(), "asgi") as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
         assert reply.message["result"]["content"][0]["text"] == "half of it"
 
 
 async def test_question_during_shutdown_raises_an_error() -> None:
-    async with wired(endless(), "asgi") as wire:
+    async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         reply = await drained(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
         assert not reply.messages  # it isn't a stream: nothing came before the answer
@@ -109,7 +109,7 @@ async def test_question_during_shutdown_raises_an_error() -> None:
 
 
 async def test_cancelled_calls_send_no_questions() -> None:
-    async with wired(endless(), "asgi") as wire:
+    async with run_wire(endless(), "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(call("asks_again"))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
@@ -131,7 +131,7 @@ async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
         finally:
             await stubborn.wait()
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(call("goes_on"))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
@@ -147,8 +147,8 @@ async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
 
 
 async def test_http_sse_calls_are_answered_before_the_stream_ends() -> None:
-    async with wired(endless(), "asgi") as wire:
-        path, stream = await opened_sse(wire)
+    async with run_wire(endless(), "asgi") as wire:
+        path, stream = await open_sse(wire)
         for message in (request("initialize", INITIALIZE, 0), call("waits", 1), call("asks", 2)):
             assert (await wire.post(message, POST, path)).status == 202
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 2)

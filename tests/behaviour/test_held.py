@@ -9,7 +9,7 @@ from millstream._app.runtime import Runtime
 from millstream._server.calls.sessions import OTHERS, YOURS, SessionRecord
 from millstream._transports.connection import ClientConnection
 from patience import WAIT
-from wire import LATEST_HANDSHAKE, enveloped, request
+from wire import LATEST_HANDSHAKE, per_request, request
 
 ROOM = 20_000
 OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
@@ -91,9 +91,9 @@ async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
     listen = {"notifications": {"resourceSubscriptions": [f"shop://books/{'x' * 6_000}"]}}
     async with room_for_little() as runtime:
         client = Client(runtime, "203.0.113.1")
-        first = await client.ask(enveloped("subscriptions/listen", listen, 1))
+        first = await client.ask(per_request("subscriptions/listen", listen, 1))
         assert first["method"] == "notifications/subscriptions/acknowledged"
-        second = await client.ask(enveloped("subscriptions/listen", listen, 2))
+        second = await client.ask(per_request("subscriptions/listen", listen, 2))
         assert second["error"]["message"] == YOURS
         await client.connection.close()
         assert runtime.services.held.bytes.held == 0

@@ -9,7 +9,7 @@ from millstream._http.budget import ByteBudget
 from millstream._transports.connection import ClientConnection
 from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, tell, world
-from wire import POST, Wire, enveloped, request, routing, wired
+from wire import POST, Wire, per_request, request, routing, run_wire
 
 BODY = 100_000
 SIZE = 60_000
@@ -36,7 +36,7 @@ def arguments(size: int) -> dict[str, Any]:
 
 
 async def newest(wire: Wire, size: int, session: dict[str, str]) -> int:
-    reply = await wire.post(enveloped("tools/call", arguments(size)), routing("tools/call", "hold"))
+    reply = await wire.post(per_request("tools/call", arguments(size)), routing("tools/call", "hold"))
     return reply.message.get("error", {}).get("code", 0)
 
 
@@ -81,11 +81,13 @@ SENDERS: dict[str, tuple[Send, int]] = {
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
 async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
     mcp, release = holding(serve=("rest",))
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         session = await wire.initialize()
         dispatcher, bodies = wire.runtime.dispatcher, wire.runtime.services.bodies
         other = Wire(wire.server, wire.runtime, wire.running)
-        first = asyncio.create_task(other.post(enveloped("tools/call", arguments(SIZE)), routing("tools/call", "hold")))
+        first = asyncio.create_task(
+            other.post(per_request("tools/call", arguments(SIZE)), routing("tools/call", "hold"))
+        )
         await wire.until(lambda: len(dispatcher.calls) == 1)
         assert SIZE < bodies.held <= BODY
         held = bodies.held
@@ -150,7 +152,7 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
 
 async def test_duplicate_ids_are_refused_and_not_counted() -> None:
     mcp, release = holding()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         session = await wire.initialize()
         message = request("tools/call", arguments(30_000), "same")
         first = asyncio.create_task(wire.post(message, session))
@@ -165,9 +167,9 @@ async def test_duplicate_ids_are_refused_and_not_counted() -> None:
 
 async def test_open_subscriptions_release_their_body_budget() -> None:
     mcp, _ = holding()
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         wire.server.tool(len)
-        message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "x": "x" * SIZE})
+        message = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "x": "x" * SIZE})
         task = asyncio.create_task(wire.post(message, routing("subscriptions/listen")))
         await wire.until(lambda: len(wire.runtime.services.endings) == 1)
         assert wire.runtime.services.bodies.held == 0

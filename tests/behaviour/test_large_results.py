@@ -4,7 +4,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Context, Server
 from millstream._stores.memory.log import MemoryLog
-from wire import Wire, request, wired
+from wire import Wire, request, run_wire
 
 ROOM = 20_000
 
@@ -30,7 +30,7 @@ def narrow(wire: Wire) -> None:
 
 @for_each("way", ["lane", "asgi"])
 async def test_result_larger_than_the_event_log_arrives_but_cannot_be_resumed(way: str) -> None:
-    async with wired(make_server(), way) as wire:
+    async with run_wire(make_server(), way) as wire:
         narrow(wire)
         headers = await wire.initialize()
         call = {"name": "large", "_meta": {"progressToken": 1}}

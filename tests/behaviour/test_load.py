@@ -20,13 +20,13 @@ from wire import (
     POST,
     Reply,
     Wire,
+    ask_asgi,
+    encode_headers,
     encode_request,
-    enveloped,
-    over_asgi,
-    pairs,
+    per_request,
     request,
     routing,
-    wired,
+    run_wire,
 )
 
 PEER = HttpRequest("DELETE", "/mcp", (), {})
@@ -57,13 +57,15 @@ def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
 
 async def test_sessionless_calls_end_with_their_connection() -> None:
     mcp, _, journal = holding()
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         assert wire.running is not None
         for headers in (POST, {**POST, "accept": "application/json"}, {**POST, "x-odd": "é"}):
             before = len(journal)
             peer = await wire.running.connect()
             await peer.send(
-                encode_request("POST", "/mcp", pairs(headers), json.dumps(request("tools/call", HELD)).encode())
+                encode_request(
+                    "POST", "/mcp", encode_headers(headers), json.dumps(request("tools/call", HELD)).encode()
+                )
             )
             await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
             peer.close()
@@ -74,12 +76,12 @@ async def test_sessionless_calls_end_with_their_connection() -> None:
 async def test_session_calls_outlive_their_connection() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports"""
     mcp, release, journal = holding()
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         headers = await wire.initialize()
         assert wire.running is not None
         peer = await wire.running.connect()
         await peer.send(
-            encode_request("POST", "/mcp", pairs(headers), json.dumps(request("tools/call", HELD)).encode())
+            encode_request("POST", "/mcp", encode_headers(headers), json.dumps(request("tools/call", HELD)).encode())
         )
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         peer.close()
@@ -99,7 +101,7 @@ async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.
 
 async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
     mcp, release, _ = holding(max_calls=8)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 4, headers)
         refused = await wire.post(request("tools/list", id=9), headers)
@@ -118,10 +120,10 @@ async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
 async def test_overload_code_is_outside_the_reserved_range() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/basic: new code does not use -32000."""
     mcp, release, _ = holding(max_calls=1)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 1, headers)
-        refused = await wire.post(enveloped("tools/list"), routing("tools/list"))
+        refused = await wire.post(per_request("tools/list"), routing("tools/list"))
         assert refused.error == (503, -31503, 1)
         release.set()
         await asyncio.gather(*tasks)
@@ -136,7 +138,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
         return await find(self, request)
 
     mcp, release, _ = holding(max_calls=4)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         monkeypatch.setattr(HttpSessions, "find", find_late)
         tasks = [asyncio.create_task(wire.post(request("tools/call", HELD, n), headers)) for n in range(5)]
@@ -152,7 +154,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
 @for_each("way", ["asgi", "lane"])
 async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
     mcp, _, _ = holding(max_calls=2)
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open
         call = request("tools/call", {"name": "insist"}, "first")
@@ -160,7 +162,7 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
             asking = asyncio.create_task(wire.post(call, headers))
         else:
             peer = await wire.running.connect()
-            await peer.send(encode_request("POST", "/mcp", pairs(headers), json.dumps(call).encode()))
+            await peer.send(encode_request("POST", "/mcp", encode_headers(headers), json.dumps(call).encode()))
             asking = asyncio.create_task(peer.reply())
         await wire.until(lambda: len(open_questions) == 1)
         assert (await wire.post(request("tools/list", id=2), headers)).status == 503
@@ -175,7 +177,7 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
 @for_each("way", ["asgi", "lane"])
 async def test_full_server_answers_pings(way: str) -> None:
     mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
         calls = wire.runtime.dispatcher.calls
         held: list[Any] = []
@@ -185,7 +187,7 @@ async def test_full_server_answers_pings(way: str) -> None:
             else:
                 peer = await wire.running.connect()
                 body = json.dumps(request("tools/call", HELD, number)).encode()
-                await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+                await peer.send(encode_request("POST", "/mcp", encode_headers(headers), body))
                 held.append(peer)
         await wire.until(lambda: len(calls) == 2)
         refused = await wire.post(request("tools/list", id=3), headers)
@@ -239,13 +241,13 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
     mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open
 
         async def ask(id: int, peer: str) -> Reply:
             body = json.dumps(request("tools/call", {"name": "insist"}, id)).encode()
-            return await over_asgi(mcp, "POST", "/mcp", pairs(headers), body, peer=peer)
+            return await ask_asgi(mcp, "POST", "/mcp", encode_headers(headers), body, peer=peer)
 
         asking = [asyncio.create_task(ask(id, "127.0.0.1")) for id in (1, 2)]
         await wire.until(lambda: len(open_questions) == 2)
@@ -263,18 +265,18 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
 
 
 async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
-    async with wired(make_shop(max_deletes=1), "asgi") as wire:
+    async with run_wire(make_shop(max_deletes=1), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
         assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204
         assert (await wire.ask("DELETE", "/mcp", sessions[1])).status == 503
-        elsewhere = replace(PEER, peer="192.0.2.1", headers=dict(pairs(sessions[1])))
+        elsewhere = replace(PEER, peer="192.0.2.1", headers=dict(encode_headers(sessions[1])))
         delete: Any = wire.runtime.serve_http().find("DELETE", "/mcp")
         assert (await delete(elsewhere)).status == 204
 
 
 async def test_finished_calls_release_their_slot_at_once() -> None:
     mcp, release, _ = holding(max_calls=20)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 9, headers)
         for call in wire.runtime.dispatcher.calls:
@@ -301,14 +303,14 @@ async def test_cancelled_call_that_returns_gets_no_response(way: str) -> None:
             return "done anyway"
         return ""
 
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         headers = await wire.initialize()
         message = json.dumps(request("tools/call", {"name": "stubborn"}, 7)).encode()
         if wire.running is None:
             asked = asyncio.create_task(wire.ask("POST", "/mcp", headers, message))
         else:
             peer = await wire.running.connect()
-            await peer.send(encode_request("POST", "/mcp", pairs(headers), message))
+            await peer.send(encode_request("POST", "/mcp", encode_headers(headers), message))
         await started.wait()
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
         assert (await wire.post(cancel, headers)).status == 202

@@ -8,7 +8,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Context, Server, ToolError
 from millstream._server.calls.one_time_effects import once_stored
-from wire import Wire, enveloped, routing, wired
+from wire import Wire, per_request, routing, run_wire
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
 ANSWER = {"sure": {"action": "accept", "content": {"n": 1}}}
@@ -37,14 +37,14 @@ def charging() -> tuple[Server, list[str], asyncio.Event]:
 
 async def send(wire: Wire, **params: Any) -> Any:
     """One round."""
-    message = enveloped("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
+    message = per_request("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
     return (await wire.post(message, routing("tools/call", "buy"))).message["result"]
 
 
 @for_each("copies", [2, 5])
 async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
     mcp, charged, release = charging()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         state = (await send(wire))["requestState"]
         rounds = [asyncio.create_task(send(wire, requestState=state, inputResponses=ANSWER)) for _ in range(copies)]
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == copies)
@@ -57,7 +57,7 @@ async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
 async def test_effects_run_once_per_client() -> None:
     mcp, charged, release = charging()
     release.set()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         for count in (1, 2):
             state = (await send(wire))["requestState"]
             result = await send(wire, requestState=state, inputResponses=ANSWER)
@@ -68,7 +68,7 @@ async def test_effects_run_once_per_client() -> None:
 async def test_failed_effects_can_be_retried() -> None:
     mcp, charged, release = charging()
     release.set()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         given = {"arguments": {"fails": True}}
         state = (await send(wire, **given))["requestState"]
         assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["isError"]

@@ -8,7 +8,7 @@ from cases import for_each
 from millstream import Server, Settings, ToolError
 from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, world
-from wire import POST, WAIT, Json, Wire, encode_request, enveloped, pairs, request, routing, wired
+from wire import POST, WAIT, Json, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
 
 
 async def leaves() -> str:
@@ -74,7 +74,7 @@ def make_server() -> Server:
 
 async def call(wire: Wire, name: str) -> Json:
     """`tools/call` of the newest revision."""
-    reply = await wire.post(enveloped("tools/call", {"name": name, "arguments": {}}), routing("tools/call", name))
+    reply = await wire.post(per_request("tools/call", {"name": name, "arguments": {}}), routing("tools/call", name))
     assert reply.status == 200
     found: Json = reply.message["result"]
     return found
@@ -110,7 +110,7 @@ async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> No
         await release.wait()
         return "held"
 
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         held = asyncio.create_task(call(Wire(wire.server, wire.runtime, wire.running), "hold"))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         peer = wire._peer = await wire.running.connect()  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> No
 @for_each("name", ["cancels_itself", "is_cancelled_by_its_helper"])
 async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(name: str) -> None:
     mcp = make_server()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -143,10 +143,10 @@ async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(n
         async def send(message: Any) -> None:
             sent.append(message)
 
-        bodies = iter([json.dumps(enveloped("tools/call", {"name": name, "arguments": {}})).encode()])
+        bodies = iter([json.dumps(per_request("tools/call", {"name": name, "arguments": {}})).encode()])
         scope = {
             "type": "http", "method": "POST", "path": "/mcp", "query_string": b"", "client": ("127.0.0.1", 1),
-            "headers": pairs(routing("tools/call", name)),
+            "headers": encode_headers(routing("tools/call", name)),
         }  # fmt: skip
         task = asyncio.create_task(mcp(scope, receive, send))
         await asyncio.wait([task], timeout=WAIT)
@@ -162,7 +162,7 @@ async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
             app.server.tool(tool)
             answer = await ask(socket, {"type": "mcp_call", "tool": name})
             assert opaque(answer["result"])
-            message = enveloped("tools/call", {"name": name, "arguments": {}})
+            message = per_request("tools/call", {"name": name, "arguments": {}})
             assert opaque((await ask(socket, message))["result"])
 
 
@@ -174,14 +174,14 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
         await asyncio.Event().wait()
         return "never"
 
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         wire.runtime.dispatcher.observe = lambda call, seconds, answer: seen.append(
             "" if call.failure is None else call.failure.outcome
         )
         assert wire.running is not None
         peer = await wire.running.connect()
-        body = json.dumps(enveloped("tools/call", {"name": "hold", "arguments": {}})).encode()
-        await peer.send(encode_request("POST", "/mcp", pairs(routing("tools/call", "hold")), body))
+        body = json.dumps(per_request("tools/call", {"name": "hold", "arguments": {}})).encode()
+        await peer.send(encode_request("POST", "/mcp", encode_headers(routing("tools/call", "hold")), body))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         peer.close()
         await wire.until(lambda: not wire.runtime.dispatcher.calls)

@@ -2,7 +2,7 @@ import math
 
 from bad_input.shop import make_shop
 from millstream import Context
-from wire import enveloped, routing, wired
+from wire import per_request, routing, run_wire
 
 
 async def test_progress_must_be_finite() -> None:
@@ -17,8 +17,8 @@ async def test_progress_must_be_finite() -> None:
         await ctx.progress(2, 3)
         return "counted"
 
-    async with wired(mcp, "asgi") as wire:
-        call = enveloped("tools/call", {"name": "counts"})
+    async with run_wire(mcp, "asgi") as wire:
+        call = per_request("tools/call", {"name": "counts"})
         call["params"]["_meta"]["progressToken"] = "t"
         reply = await wire.post(call, routing("tools/call", "counts"))
         *reports, answer = reply.messages

@@ -6,14 +6,14 @@ import pytest
 from bad_input.shop import make_shop
 from millstream import Server
 from millstream._stores.rates import share_of
-from wire import LATEST_HANDSHAKE, POST, Reply, over_asgi, pairs, request, wired
+from wire import LATEST_HANDSHAKE, POST, Reply, ask_asgi, encode_headers, request, run_wire
 
 ELSEWHERE = "192.0.2.1"
 
 
 async def asked(mcp: Server, message: Any, headers: dict[str, str], peer: str) -> Reply:
     """A request from an address."""
-    return await over_asgi(mcp, "POST", "/mcp", pairs(headers), json.dumps(message).encode(), peer=peer)
+    return await ask_asgi(mcp, "POST", "/mcp", encode_headers(headers), json.dumps(message).encode(), peer=peer)
 
 
 async def begin(mcp: Server, peer: str, **capabilities: Any) -> dict[str, str]:
@@ -52,7 +52,7 @@ async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
         """A note."""
         return name
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         kv = wire.runtime.store.kv
         kv.max_bytes = 64_000
         old = await begin(mcp, ELSEWHERE)
@@ -83,14 +83,14 @@ async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
             assert kv.size == held
         assert await level(mcp, fresh, "info", "127.0.0.1") == YOURS
         # The end of a session gives room back.
-        ended = await over_asgi(mcp, "DELETE", "/mcp", pairs(greedy[1]), b"", peer="127.0.0.1")
+        ended = await ask_asgi(mcp, "DELETE", "/mcp", encode_headers(greedy[1]), b"", peer="127.0.0.1")
         assert ended.status == 204
         assert await level(mcp, fresh, "info", "127.0.0.1") == ""
 
 
 async def test_session_ids_contain_no_address() -> None:
     mcp = make_shop()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         for peer in ("2001:db8::1", "2001:db8::2", ELSEWHERE, ""):
             headers = await begin(mcp, peer)
             assert await level(mcp, headers, "info", peer) == ""
@@ -106,7 +106,7 @@ async def test_one_caller_gets_at_most_half_of_the_capability_records(
 ) -> None:
     monkeypatch.setattr("millstream._transports.streamable.sessions._CAPABILITIES_ROOM", 300)
     mcp = make_shop()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         unknown = {"experimental": {"x": {"y": "z" * 60}}}
         kept: list[int] = []
         for peer in ("127.0.0.1", "127.0.0.1", ELSEWHERE):

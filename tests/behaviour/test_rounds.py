@@ -19,7 +19,7 @@ from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
-from wire import enveloped, routing, wired
+from wire import per_request, routing, run_wire
 
 POINT: Json = {"action": "accept", "content": {"x": 5, "y": 6}}
 SIZE: Json = {"action": "accept", "content": {"width": 7, "height": 8}}
@@ -176,8 +176,8 @@ async def test_oversized_state_fails_the_call(way: str) -> None:
         await ctx.once("pages", lambda: "x" * 1024 * 1024)
         return str(await ctx.elicit("Go on?", {"type": "object", "properties": {}}))
 
-    message = enveloped("tools/call", {"name": "keeps", "arguments": {}}, elicitation={"form": {}})
-    async with wired(mcp, way) as wire, asyncio.timeout(WAIT):
+    message = per_request("tools/call", {"name": "keeps", "arguments": {}}, elicitation={"form": {}})
+    async with run_wire(mcp, way) as wire, asyncio.timeout(WAIT):
         reply = await wire.post(message, routing("tools/call", "keeps"))
         assert (reply.message["error"]["code"], "incident" in reply.message["error"]["message"]) == (-32603, True)
         pipe = MemoryPipe(wire.runtime.dispatcher)
@@ -226,8 +226,8 @@ async def test_forged_state_is_refused_before_the_function_runs(way: str, method
     mcp.resource("shop://buy")(buy)
     name = "shop://buy" if method == "resources/read" else "buy"
     params: Json = {"uri" if method == "resources/read" else "name": name, "requestState": FORGED}
-    message = enveloped(method, params)
-    async with wired(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
+    message = per_request(method, params)
+    async with run_wire(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
         if way == "pipe":
             pipe = MemoryPipe(wire.runtime.dispatcher)
             pipe.send(json.dumps(message).encode())
@@ -246,9 +246,9 @@ async def test_calls_without_a_state_take_the_fast_path() -> None:
         """Ask."""
         return await ctx.elicit("Go on?", str)
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         ring = wire.runtime.services.ring
-        message = enveloped("tools/call", {"name": "asks", "arguments": {}}, elicitation={})
+        message = per_request("tools/call", {"name": "asks", "arguments": {}}, elicitation={})
         fast = wire.runtime.dispatcher.registry.fast[b"asks"]
         assert fast.decode(json.dumps(message).encode()).params.name == "asks"
         result = (await wire.post(message, routing("tools/call", "asks"))).message["result"]
@@ -263,15 +263,15 @@ async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
     mcp = Server("shop", settings=Settings(key="k" * 40))
     mcp.tool(function, name="asks")
     params: Json = {"name": "asks", "arguments": arguments}
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         first = (
-            await wire.post(enveloped("tools/call", params, elicitation={}), routing("tools/call", "asks"))
+            await wire.post(per_request("tools/call", params, elicitation={}), routing("tools/call", "asks"))
         ).message
         if "result" not in first or "requestState" not in first["result"]:
             return first
         answers = dict.fromkeys(first["result"]["inputRequests"], ACCEPTED)
         again = {**params, "requestState": first["result"]["requestState"], "inputResponses": answers}
-        second = await wire.post(enveloped("tools/call", again, elicitation={}), routing("tools/call", "asks"))
+        second = await wire.post(per_request("tools/call", again, elicitation={}), routing("tools/call", "asks"))
         return second.message["result"]["content"][0]["text"]
 
 
@@ -304,11 +304,11 @@ async def test_state_binds_the_approved_arguments(way: str) -> None:
         ran.append(payment.amount)
         return "paid"
 
-    async with wired(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
+    async with run_wire(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
         pipe = MemoryPipe(wire.runtime.dispatcher)
 
         async def send(params: Json) -> Json:
-            message = enveloped("tools/call", params, elicitation={})
+            message = per_request("tools/call", params, elicitation={})
             if way == "pipe":
                 pipe.send(json.dumps(message).encode())
                 return cast("Json", json.loads(await pipe.receive()))

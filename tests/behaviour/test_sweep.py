@@ -15,7 +15,7 @@ from millstream._server.calls.call import ReplyChannel, handshake_call
 from millstream._transports.memory import MemoryPipe
 from millstream._transports.null_reply import NULL_REPLY
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from wire import request
 
 SERVER = Path(__file__).with_name("slow_peers.py")
@@ -42,7 +42,7 @@ def call(tool: str) -> bytes:
 async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
     port = free_port()
     settings = {"MILLSTREAM_SILENCE": "1", "MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
-    with patch.dict(os.environ, settings), serving(millstream(SERVER, port), port, tmp_path / "log"):
+    with patch.dict(os.environ, settings), run_server(run_command(SERVER, port), port, tmp_path / "log"):
         _, stalled = await asyncio.open_connection("127.0.0.1", port, limit=1)
         stalled.write(call("floods"))
         await asyncio.sleep(0)

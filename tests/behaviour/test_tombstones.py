@@ -4,7 +4,7 @@ from collections.abc import Callable
 from bad_input.shop import make_shop
 from millstream import Server
 from millstream._stores.memory.store import MemoryMap
-from wire import Wire, request, wired
+from wire import Wire, request, run_wire
 
 
 class Clock:
@@ -32,7 +32,7 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
 
 async def test_tombstones_last_until_the_session_would_end() -> None:
     clock = Clock()
-    async with wired(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
+    async with run_wire(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
         rule_time(wire, clock)
         headers = await wire.initialize()
         clock.now += 500.0
@@ -54,7 +54,7 @@ async def retire(server: Server, wire: Wire) -> None:
 
 async def test_session_records_survive_an_idle_close() -> None:
     server = make_shop()
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         gone, kept = await wire.initialize(capabilities={"experimental": {"z": {}}}), await wire.initialize()
         assert await delete(wire, gone) == 204
         epoch = wire.runtime.services.store.epoch

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from patience import WAIT
-from processes import ROOT, Shared, free_port, millstream, shared
+from processes import ROOT, SharedServer, free_port, run_command, share_server
 
 TMUX = shutil.which("tmux")
 pytestmark = [
@@ -100,8 +100,8 @@ def narrow(tmp_path: Path) -> Iterator[Screen]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(SHOP), port), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(lambda port: run_command(str(SHOP), port), tmp_path_factory.mktemp("shop")) as running:
         yield running
 
 
@@ -142,7 +142,7 @@ def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: 
     screen.until("ended with 0")
 
 
-def test_watch_shows_what_happens(screen: Screen, server: Shared) -> None:
+def test_watch_shows_what_happens(screen: Screen, server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     screen.start("watch", url, "shop://news")
     screen.until("Watching shop")
@@ -156,7 +156,7 @@ def test_watch_shows_what_happens(screen: Screen, server: Shared) -> None:
     screen.until("ended with 130")
 
 
-def test_bench_draws_progress_and_a_chart(screen: Screen, server: Shared) -> None:
+def test_bench_draws_progress_and_a_chart(screen: Screen, server: SharedServer) -> None:
     screen.start("bench", f"http://127.0.0.1:{server.port()}/mcp", "--tool", "count", "a=1", "b=2", "--seconds", "1")
     screen.until(lambda text: "░" in text or "ended" in text)  # the bar is there for as long as it runs
     lines = screen.until("ended with 0")
@@ -169,7 +169,7 @@ def test_bench_draws_progress_and_a_chart(screen: Screen, server: Shared) -> Non
     assert "\x1b[36m" in screen.seen(colors=True)
 
 
-def test_no_color_is_respected(narrow: Screen, server: Shared) -> None:
+def test_no_color_is_respected(narrow: Screen, server: SharedServer) -> None:
     """https://no-color.org"""
     narrow.start("bench", f"http://127.0.0.1:{server.port()}/mcp", "--seconds", "0.2", NO_COLOR="1")
     narrow.until("ended with 0")

@@ -8,14 +8,14 @@ from cases import for_each
 from cli.test_faults import run
 from client.misbehaving_servers import Asked, discovering, rude
 from millstream._cli.commands.bench import LatencyTally, format_duration
-from processes import ROOT, Shared, millstream, shared
+from processes import ROOT, SharedServer, run_command, share_server
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(lambda port: run_command(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
         yield running
 
 
@@ -47,7 +47,7 @@ def test_durations_have_three_digits(seconds: float, text: str) -> None:
 
 
 @pytest.mark.server
-async def test_bench_counts_every_call(server: Shared) -> None:
+async def test_bench_counts_every_call(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     words = ["--tool", "count", "a=1", "b=2", "--connections", "3", "--seconds", "0.2", "--json"]
     code, out, error = await run("bench", url, *words)
@@ -60,7 +60,7 @@ async def test_bench_counts_every_call(server: Shared) -> None:
 
 
 @pytest.mark.server
-async def test_bench_groups_errors_by_message(server: Shared) -> None:
+async def test_bench_groups_errors_by_message(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     code, out, error = await run("bench", url, "--tool", "fail", "--seconds", "0.1", "--connections", "1")
     assert code == 1

@@ -19,7 +19,7 @@ from millstream._cli.program import MODULES
 from millstream._http.client.url import parse
 from millstream.client import ConnectFailed
 from patience import WAIT
-from processes import ROOT, Shared, free_port, millstream, shared
+from processes import ROOT, SharedServer, free_port, run_command, share_server
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -215,14 +215,14 @@ def test_progress_bar_disappears_at_the_end() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(lambda port: run_command(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
         yield running
 
 
 @pytest.mark.server
 @for_each("revision", ["2025-11-25", "2026-07-28"])
-def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> None:
+def test_watch_fails_for_unknown_resources(server: SharedServer, revision: str) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     done = subprocess.run(
         [*COMMAND, "watch", url, "shop://newz", "--count", "1", "--revision", revision],
@@ -233,7 +233,7 @@ def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> Non
 
 
 @pytest.mark.server
-def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
+def test_watch_prints_changes_as_they_happen(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     watching = subprocess.Popen(
         [*COMMAND, "watch", url, "shop://news", "--count", "1"], stdout=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
@@ -303,7 +303,7 @@ async def test_doctor_certificate_check_has_a_timeout() -> None:
 
 
 @pytest.mark.server
-def test_doctor_reports_each_step(server: Shared) -> None:
+def test_doctor_reports_each_step(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}"
     well = as_json("doctor", f"{url}/mcp")
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]

@@ -13,7 +13,7 @@ from millstream._app.server_process import consul
 from millstream._app.server_process.consul import ConsulRegistration
 from millstream._app.server_process.errors import CommandError
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from redis_parts import until
 
 pytestmark = pytest.mark.server
@@ -79,8 +79,8 @@ async def agent() -> AsyncIterator[Agent]:
 async def test_server_is_registered_while_it_accepts_work(workers: str, tmp_path: Path) -> None:
     port = free_port()
     async with agent() as listed:
-        command = millstream("examples/bookshop.py", port, "--workers", workers, "--consul", listed.url)
-        server = serving(command, port, tmp_path / "log", CONSUL_HTTP_TOKEN="secret")
+        command = run_command("examples/bookshop.py", port, "--workers", workers, "--consul", listed.url)
+        server = run_server(command, port, tmp_path / "log", CONSUL_HTTP_TOKEN="secret")
         process = await asyncio.to_thread(server.__enter__)
         try:
             await until(lambda: listed.services)

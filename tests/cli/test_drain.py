@@ -13,7 +13,7 @@ from millstream._http.limits import HttpLimits
 from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from patience import WAIT
-from processes import free_port, millstream
+from processes import free_port, run_command
 from workers_world import PROGRAM, Client, call, refused, started, until_async, until_running
 
 
@@ -21,7 +21,7 @@ from workers_world import PROGRAM, Client, call, refused, started, until_async, 
 async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = millstream(str(tmp_path / "shop.py"), port)
+    command = run_command(str(tmp_path / "shop.py"), port)
     with started(command, port, tmp_path / "log") as served:
         idle, busy = Client(port), Client(port)
         await idle.request(call("who"))
@@ -65,7 +65,7 @@ async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
-    with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
+    with started(run_command(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for (_, writer), path in zip(opened, ("/page", "/file"), strict=True):
             writer.write(f"GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
@@ -86,7 +86,7 @@ async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_DELAY": "600"}
-    command = millstream(str(tmp_path / "shop.py"), port)
+    command = run_command(str(tmp_path / "shop.py"), port)
     with started(command, port, tmp_path / "log", env=environment) as served:
         kept = Client(port)
         assert (await kept.request(path="/readyz")).status == 200

@@ -13,7 +13,7 @@ from command_line import CliRunner
 from millstream._cli.connect_options import wrong_answer
 from millstream._cli.program import program
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 START = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 SHOP = """
@@ -99,7 +99,7 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
         SHOP.format(auth='__import__("millstream.auth").auth.keys("secret-key-of-the-shop")')
     )
     port = free_port()
-    with serving(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log"):
+    with run_server(run_command(str(tmp_path / "shop.py"), port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}/mcp"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MCP_")}
         for words, variables, status in (
@@ -120,7 +120,7 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
 @pytest.mark.server
 def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/hub.py", port, "--serve", "hub,metrics"), port, tmp_path / "log"):
+    with run_server(run_command("examples/hub.py", port, "--serve", "hub,metrics"), port, tmp_path / "log"):
         command = [*START, "bench", f"http://127.0.0.1:{port}/mcp", "--listeners", "5", "--seconds", "0.2", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from millstream._cli.help import overview
 from millstream._cli.program import MODULES, program
 from millstream.client import Client, ConnectFailed
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 START = [sys.executable, "-m", "millstream"]
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -121,8 +121,8 @@ def test_client_commands_select_one_of_several_servers(name: str, here: Path) ->
 def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     port = free_port()
-    command = millstream(SHOP, port, "--serve", "hub", "--tls-cert", certificate, "--tls-key", key)
-    with serving(command, port, tmp_path / "log"):
+    command = run_command(SHOP, port, "--serve", "hub", "--tls-cert", certificate, "--tls-key", key)
+    with run_server(command, port, tmp_path / "log"):
         url = f"wss://localhost:{port}/ws"
         known = start("info", url, "--json", stdout=subprocess.PIPE, env={**os.environ, "SSL_CERT_FILE": certificate})
         strange = start("info", url, stdout=subprocess.PIPE)

@@ -19,7 +19,7 @@ from millstream._cli.recorder.replayer import Replayer
 from millstream._cli.recorder.transcript import Writer, exchanges, load
 from millstream.client._errors import ConnectionLost, Failure
 from patience import WAIT
-from processes import ROOT, Shared, millstream, shared
+from processes import ROOT, SharedServer, run_command, share_server
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
 REVISIONS = ["2025-06-18", "2026-07-28"]
@@ -33,8 +33,10 @@ def command(*words: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(SHOP, port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(
+        lambda port: run_command(SHOP, port, "--serve", "hub"), tmp_path_factory.mktemp("shop")
+    ) as running:
         yield running
 
 
@@ -58,7 +60,9 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
     ("kind", "revision"),
     [(kind, revision) for kind in ("program", "url") for revision in REVISIONS],
 )
-async def test_recorded_sessions_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
+async def test_recorded_sessions_can_be_replayed(
+    kind: str, revision: str, tmp_path: Path, server: SharedServer
+) -> None:
     file = tmp_path / "shop.jsonl"
     place = SHOP if kind == "program" else URLS[kind].format(server.port())
     got = await visit(command("record", str(file), place), revision)
@@ -162,7 +166,7 @@ async def test_recorder_reports_servers_that_do_not_start(words: list[str], said
 
 
 @pytest.mark.server
-async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: Shared) -> None:
+async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/nothing"
     with pytest.raises(Failure, match="isn't an MCP endpoint"):
         async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):

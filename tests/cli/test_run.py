@@ -26,7 +26,7 @@ from millstream._app.server_process.over_http import run_program
 from millstream._cli import main
 from millstream._cli.stdio import plain_stdio
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -92,7 +92,7 @@ def texts(reply: Any) -> list[str]:
 
 def test_file_is_served_and_logged_as_json(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    with serving(millstream("examples/greet.py", port), port, log):
+    with run_server(run_command("examples/greet.py", port), port, log):
         _, reply = post(port, CALL)
     assert texts(reply) == ["Hello, Ann!"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -114,8 +114,8 @@ def _wakes(process: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> None:
     port, counts = free_port(), list[int]()
-    command = millstream("examples/greet.py", port, "--workers", str(workers))
-    with serving(command, port, tmp_path / "log") as process:
+    command = run_command("examples/greet.py", port, "--workers", str(workers))
+    with run_server(command, port, tmp_path / "log") as process:
         post(port, CALL)
         while len(counts) < 10 and min(counts, default=math.inf) > 3 * workers:
             before = _wakes(process.pid)  # of the first second, what the start has left to do
@@ -125,7 +125,7 @@ def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> N
 
 
 def test_shown_command_works() -> None:
-    with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
+    with started(run_command("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         shown = read_until(process.stderr.fileno(), b'"curl"')
         (curl,) = [line["curl"] for line in map(json.loads, shown.splitlines()) if "curl" in line]
@@ -135,7 +135,9 @@ def test_shown_command_works() -> None:
 
 def test_options_take_precedence_over_server_settings(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/greet.py", port, "--no-sessions", "--path", "/tools"), port, tmp_path / "log"):
+    with run_server(
+        run_command("examples/greet.py", port, "--no-sessions", "--path", "/tools"), port, tmp_path / "log"
+    ):
         headers, reply = post(port, INITIALIZE, "/tools", accept="application/json, text/event-stream")
     assert reply["result"]["serverInfo"]["name"] == "Hello Server"
     assert "mcp-session-id" not in {name.lower() for name in headers}
@@ -143,14 +145,14 @@ def test_options_take_precedence_over_server_settings(tmp_path: Path) -> None:
 
 def test_server_can_be_selected_by_name(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/echo_math.py:math_server", port), port, tmp_path / "log"):
+    with run_server(run_command("examples/echo_math.py:math_server", port), port, tmp_path / "log"):
         _, reply = post(port, {**CALL, "params": {"name": "add_two", "arguments": {"n": 40}}})
     assert texts(reply) == ["42"]
 
 
 def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/greet.py", port), port, tmp_path / "log") as process:
+    with run_server(run_command("examples/greet.py", port), port, tmp_path / "log") as process:
         process.terminate()
         assert process.wait(WAIT) in (0, -15)
     assert "Traceback" not in (tmp_path / "log").read_text()
@@ -179,7 +181,7 @@ def test_idle_server_stops_without_a_call_count() -> None:
 def test_terminals_see_the_panel() -> None:
     port = free_port()
     ours, theirs = pty.openpty()
-    with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
+    with started(run_command("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
         shown = read_until(ours, b"millstream call").decode()
         process.terminate()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -170,7 +170,7 @@ class Serving:
 @contextmanager
 def http(file: Path) -> Iterator[Serving]:
     port, log = free_port(), file.with_name("log")
-    with serving(millstream(str(file), port), port, log) as process:
+    with run_server(run_command(str(file), port), port, log) as process:
         try:
             yield Serving(process, port, log)
         finally:
@@ -363,7 +363,7 @@ def test_keyboard_interrupt_in_a_tool_fails_only_its_call(file: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="nohup is of POSIX")
 def test_server_under_nohup_outlives_its_terminal(file: Path) -> None:
     port, log = free_port(), file.with_name("log")
-    with serving(["nohup", *millstream(str(file), port)], port, log) as process:
+    with run_server(["nohup", *run_command(str(file), port)], port, log) as process:
         server = Serving(process, port, log)
         process.send_signal(signal.SIGHUP)
         server._ask(call("waits", seconds=0))

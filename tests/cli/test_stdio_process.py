@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -125,7 +125,7 @@ def test_shutdown_does_not_wait_for_endless_threads(
 ) -> None:
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.2")
     port, log = free_port(), tmp_path / "log"
-    with serving(millstream(str(noisy), port), port, log) as process:
+    with run_server(run_command(str(noisy), port), port, log) as process:
         body = call("blocks", 1).decode().strip()
         url = f"http://127.0.0.1:{port}/mcp"
         ask = f"u.urlopen(u.Request({url!r}, {body!r}.encode(), {{'content-type': 'application/json'}}))"

@@ -15,7 +15,7 @@ from millstream.client._errors import BadAnswer, ClientError, Failure, NotSuppor
 from millstream.client._options import Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
-from patience import WAIT, skip
+from patience import WAIT, advance_clock
 
 HANDSHAKE = "2025-11-25"
 
@@ -114,7 +114,7 @@ async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
 
     async def slow(question: Question) -> dict[str, Any]:
         shown.set()
-        skip(2 * WAIT)
+        advance_clock(2 * WAIT)
         await asyncio.sleep(0.01)  # timers that are due have run
         return {"street": "a", "copies": 1}
 

@@ -16,7 +16,7 @@ from millstream.client._errors import (
     TooLarge,
 )
 from millstream.client._options import Options
-from patience import WAIT, skip
+from patience import WAIT, advance_clock
 
 NEVER = 0.05
 """A timeout that is meant to run out."""
@@ -207,7 +207,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
 
     def note(value: float, total: float | None, text: str | None) -> None:
         steps.append(value)
-        skip(WAIT / 4)
+        advance_clock(WAIT / 4)
 
     options = Options(longest=WAIT)
     async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:

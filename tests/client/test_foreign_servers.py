@@ -16,7 +16,7 @@ from millstream import Client
 from millstream.client import Failure, Options, ToolFailed
 from millstream.client._questions import Question
 from patience import WAIT
-from processes import NODE, ROOT, Shared, shared
+from processes import NODE, ROOT, SharedServer, share_server
 
 pytestmark = pytest.mark.server
 
@@ -59,14 +59,14 @@ def program(name: str, transport: str, port: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], str]]:
     """Starts a server when it's first used; gives its URL."""
-    servers: dict[tuple[str, str], Shared] = {}
+    servers: dict[tuple[str, str], SharedServer] = {}
     with ExitStack() as stack:
 
         def url(name: str, transport: str) -> str:
             if (name, transport) not in servers:
                 folder = tmp_path_factory.mktemp(name)
                 command = lambda port: program(name, transport, port)  # noqa: E731  it is made for this one
-                servers[name, transport] = stack.enter_context(shared(command, folder))
+                servers[name, transport] = stack.enter_context(share_server(command, folder))
             return f"http://127.0.0.1:{servers[name, transport].port()}{PATHS[transport]}"
 
         yield url
@@ -116,7 +116,7 @@ async def test_typescript_reference_server_works(transport: str, tmp_path: Path)
             mode = "streamableHttp" if transport == "http" else "sse"
             patient = [f"KEEP_ALIVE_MS={WAIT * 1000:.0f}", NODE, "--require", str(KEEP_ALIVE)]
             server = stack.enter_context(
-                shared(lambda port: ["env", f"PORT={port}", *patient, str(EVERYTHING), mode], tmp_path)
+                share_server(lambda port: ["env", f"PORT={port}", *patient, str(EVERYTHING), mode], tmp_path)
             )
             target = f"http://127.0.0.1:{server.port()}{PATHS[transport]}"
         steps: list[float] = []
@@ -220,7 +220,7 @@ async def test_go_sdk_server_works(go_server: str, transport: str, tmp_path: Pat
     with ExitStack() as stack:
         target: Any = [go_server, "stdio"]
         if transport != "stdio":
-            server = stack.enter_context(shared(lambda port: [go_server, transport, str(port)], tmp_path))
+            server = stack.enter_context(share_server(lambda port: [go_server, transport, str(port)], tmp_path))
             target = f"http://127.0.0.1:{server.port()}/mcp"
         async with asyncio.timeout(2 * WAIT), connect(target) as client:
             assert [tool.name for tool in await client.tools()] == ["add"]

@@ -5,7 +5,7 @@ import pytest
 from cases import for_each
 from client.feature_walk import FILE, walk
 from millstream._protocol.revisions import BY_DATE
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -18,13 +18,15 @@ WAYS = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(
+        lambda port: run_command(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")
+    ) as running:
         yield running
 
 
 @for_each(("scheme", "path", "transport", "revision"), WAYS)
 async def test_every_feature_works_over_every_transport(
-    server: Shared, scheme: str, path: str, transport: str, revision: str | None
+    server: SharedServer, scheme: str, path: str, transport: str, revision: str | None
 ) -> None:
     await walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision, transport)

@@ -27,7 +27,7 @@ from millstream.client._transports import streamable
 from millstream.client._transports.events import EventReader
 from millstream.client._watches import Changes
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 # Real servers
 
@@ -38,7 +38,7 @@ WAYS = [("http", "/mcp", "2025-11-25"), ("http", "/mcp", "2025-03-26"), ("http",
 
 @contextmanager
 def shop(port: int, folder: Path) -> Iterator[None]:
-    with serving(millstream(str(FILE), port, "--serve", "hub"), port, folder / "log"):
+    with run_server(run_command(str(FILE), port, "--serve", "hub"), port, folder / "log"):
         yield
 
 

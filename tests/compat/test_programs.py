@@ -13,7 +13,7 @@ from cases import for_each
 from millstream import Client
 from millstream.client._errors import ClientError
 from patience import WAIT
-from processes import free_port, millstream, wait_for_port
+from processes import free_port, run_command, wait_for_port
 
 pytestmark = pytest.mark.server
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -30,7 +30,7 @@ def started(folder: Path, name: str, *arguments: str, by_command: bool = False) 
     """Run a program for the length of the block, itself or by `millstream run`; gives its port."""
     port, log = free_port(), folder / f"{name}.log"
     environment = {**os.environ, "FASTMCP_PORT": str(port)}
-    command = millstream(name, port) if by_command else [sys.executable, name, *arguments]
+    command = run_command(name, port) if by_command else [sys.executable, name, *arguments]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink

@@ -13,7 +13,7 @@ import pytest
 from conformance.official import FOLDER, SUITE, Check
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
-from processes import NODE, free_port, millstream, serving
+from processes import NODE, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -66,7 +66,7 @@ def test_official_suite_passes_for_the_authorization_server(
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("SHOP_URL", url)
     monkeypatch.setenv("SHOP_USERS", str(tmp_path / "users.json"))
-    with serving(millstream("examples/sign_in.py", port), port, tmp_path / "server.log"):
+    with run_server(run_command("examples/sign_in.py", port), port, tmp_path / "server.log"):
         about = {"redirect_uris": [f"http://127.0.0.1:{back}/callback"], "token_endpoint_auth_method": "none"}
         headers = {"content-type": "application/json"}
         request = Request(f"{url}/register", json.dumps(about).encode(), headers)  # noqa: S310  loopback

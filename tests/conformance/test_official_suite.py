@@ -10,7 +10,7 @@ import pytest
 
 from conformance.official import PATIENT, SELECTIONS, Report, run_suite
 from patience import WAIT
-from processes import NODE, ROOT, free_port, millstream, serving, uvicorn
+from processes import NODE, ROOT, free_port, run_command, run_server, uvicorn_command
 from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.server
 
 def of_four(target: str, port: int) -> list[str]:
     """The command of four workers, any of which gets the next request."""
-    return millstream(target, port, "--workers", "4")
+    return run_command(target, port, "--workers", "4")
 
 
 WAYS = {
-    "lane": (millstream, "examples/everything.py"),
-    "asgi": (uvicorn, "examples.everything:mcp"),
+    "lane": (run_command, "examples/everything.py"),
+    "asgi": (uvicorn_command, "examples.everything:mcp"),
     "workers": (of_four, "examples/everything.py"),
 }
 SCORED = [name for name in SELECTIONS if name.startswith("scored")]
@@ -52,8 +52,8 @@ def behind_nginx(folder: Path) -> Iterator[int]:
         redis = stack.enter_context(closing(RedisServer()))
         ports = free_port(), free_port()
         for port in ports:
-            command = millstream("examples/everything.py", port, "--workers", "2", "--store", redis.url)
-            stack.enter_context(serving(command, port, folder / f"{port}.log"))
+            command = run_command("examples/everything.py", port, "--workers", "2", "--store", redis.url)
+            stack.enter_context(run_server(command, port, folder / f"{port}.log"))
         yield stack.enter_context(nginx(folder, *ports))
 
 
@@ -78,7 +78,7 @@ class Runs:
             else:
                 command, target = WAYS[way]
                 port = free_port()
-                stack.enter_context(serving(command(target, port), port, output.with_suffix(".log")))
+                stack.enter_context(run_server(command(target, port), port, output.with_suffix(".log")))
             return run_suite(f"http://127.0.0.1:{port}/mcp", SELECTIONS[name], output)
 
     def report(self, way: str, name: str) -> Report:

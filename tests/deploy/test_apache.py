@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 
 from millstream import Client
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 APACHE = shutil.which("apache2") or shutil.which("httpd")
 MODULES = Path("/usr/lib/apache2/modules")
@@ -43,8 +43,8 @@ async def test_apache_passes_calls_and_blocks_private_pages(tmp_path: Path) -> N
     port, behind = free_port(), free_port()
     (tmp_path / "apache.conf").write_text(configuration(tmp_path, port, behind), "utf-8")
     command = [APACHE, "-d", str(tmp_path), "-f", str(tmp_path / "apache.conf"), "-DFOREGROUND"]
-    server = millstream("examples/broadcast/main.py", behind)
-    with serving(server, behind, tmp_path / "server"), serving(command, port, tmp_path / "front"):
+    server = run_command("examples/broadcast/main.py", behind)
+    with run_server(server, behind, tmp_path / "server"), run_server(command, port, tmp_path / "front"):
         url = f"http://127.0.0.1:{port}"
         for page in ("dashboard", "chat", "inspect", "metrics", "publish"):
             assert httpx2.get(f"{url}/{page}").status_code == 404

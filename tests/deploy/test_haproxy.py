@@ -8,7 +8,7 @@ import pytest
 
 from millstream.client import Client
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 from proxies import NEEDS_HAPROXY, haproxy
 from redis_parts import RedisServer, until
 
@@ -92,8 +92,8 @@ def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronted]:
     with ExitStack() as stack:
         redis = stack.enter_context(closing(RedisServer()))
         for port in ports:
-            command = millstream(str(folder / "shop.py"), port, "--store", redis.url)
-            stack.enter_context(serving(command, port, folder / f"{port}.log"))
+            command = run_command(str(folder / "shop.py"), port, "--store", redis.url)
+            stack.enter_context(run_server(command, port, folder / f"{port}.log"))
         yield Fronted(stack.enter_context(haproxy(folder, text)), ports)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving, wait_for_port
+from processes import ROOT, free_port, run_command, run_server, wait_for_port
 from proxies import NEEDS_NGINX, NGINX
 from redis_parts import RedisServer
 
@@ -120,8 +120,8 @@ async def test_two_servers_behind_the_proxy_act_as_one(tmp_path: Path, monkeypat
     with ExitStack() as stack:
         stack.callback(redis.close)
         for port in ports:
-            command = millstream("deploy/server.py", port)
-            stack.enter_context(serving(command, port, tmp_path / f"{port}.log"))
+            command = run_command("deploy/server.py", port)
+            stack.enter_context(run_server(command, port, tmp_path / f"{port}.log"))
         plain, secure = stack.enter_context(front(folder, ports))
 
         reader, writer = await asyncio.open_connection("127.0.0.1", plain)

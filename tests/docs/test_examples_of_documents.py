@@ -16,7 +16,7 @@ from millstream import Principal, Server
 from millstream.testing import connect
 from nats_parts import shared_server
 from patience import WAIT
-from processes import ROOT, Shared, free_port, millstream, serving, shared
+from processes import ROOT, SharedServer, free_port, run_command, run_server, share_server
 from redis_parts import until
 from seeds.programs import browser_script, running
 
@@ -98,20 +98,20 @@ async def test_prometheus_example_scrapes_the_metrics(tmp_path: Path) -> None:
     (job,) = yaml.safe_load((ROOT / "examples" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
     port = free_port()
-    with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
+    with run_server(run_command("examples/hub.py", port), port, tmp_path / "log"):
         async with running("curl", "-s", f"http://127.0.0.1:{port}{job['metrics_path']}") as program:
             assert (await program.line()).startswith("# HELP ")
 
 
 @pytest.fixture(scope="module")
-def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`examples/rooms.py`, started."""
-    with shared(partial(millstream, "examples/rooms.py"), tmp_path_factory.mktemp("rooms")) as server:
+    with share_server(partial(run_command, "examples/rooms.py"), tmp_path_factory.mktemp("rooms")) as server:
         yield server
 
 
 @pytest.fixture
-def rooms(shared_rooms: Shared) -> int:
+def rooms(shared_rooms: SharedServer) -> int:
     """The port of the rooms."""
     return shared_rooms.port()
 

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 FOLDER = ROOT / "examples" / "broadcast"
@@ -30,7 +30,7 @@ TOOLS = [
 
 def test_tool_list_matches_the_document_and_websocket_broadcasts(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream(str(FOLDER / "main.py"), port), port, tmp_path / "log"):
+    with run_server(run_command(str(FOLDER / "main.py"), port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}"
         listed = httpx2.post(f"{url}/mcp/tools/list", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
         assert listed.json() == {"jsonrpc": "2.0", "id": 1, "result": {"tools": TOOLS}}

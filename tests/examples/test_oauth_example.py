@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, serving
+from processes import ROOT, free_port, run_server
 
 pytestmark = pytest.mark.server
 
@@ -23,7 +23,7 @@ def test_client_signs_in_and_steps_up(tmp_path: Path) -> None:
     browser = f"{sys.executable} {ROOT / 'tests' / 'examples' / 'browser.py'} %s"
     env = {**os.environ, "BROWSER": browser, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(tmp_path)}
     client = [sys.executable, str(OAUTH / "client.py"), f"http://127.0.0.1:{port}/mcp"]
-    with serving(server, port, tmp_path / "log"):
+    with run_server(server, port, tmp_path / "log"):
         done = subprocess.run(client, env=env, capture_output=True, text=True, timeout=WAIT, check=False)
         assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
         env["BROWSER"] = "false %s"  # the tokens are kept

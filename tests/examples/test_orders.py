@@ -9,7 +9,7 @@ import yaml
 from millstream import Client
 from millstream.client import ToolFailed
 from patience import WAIT
-from processes import ROOT, free_port, serving, wait_for_port
+from processes import ROOT, free_port, run_server, wait_for_port
 
 FOLDER = ROOT / "examples" / "orders"
 KEY = "key-of-the-orders-example"
@@ -21,7 +21,7 @@ async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> No
     ports = [free_port() for _ in range(5)]
     hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
     command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]
-    with serving(command, ports[0], tmp_path / "log", MCP_SERVER_AUTH_KEY=KEY) as process:
+    with run_server(command, ports[0], tmp_path / "log", MCP_SERVER_AUTH_KEY=KEY) as process:
         for port in ports:
             wait_for_port(process, port, tmp_path / "log")
         async with (

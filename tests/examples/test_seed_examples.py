@@ -15,7 +15,7 @@ from millstream import Client
 from millstream._env_file import read_env
 from millstream.client._errors import AccessDenied
 from patience import WAIT
-from processes import ROOT, free_port, serving, uvicorn
+from processes import ROOT, free_port, run_server, uvicorn_command
 
 pytestmark = pytest.mark.server
 
@@ -48,7 +48,7 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
     client = tmp_path / "mcp_client_demo.py"  # reads the `.env` beside it
     client.write_text((TIME / "mcp_client_demo.py").read_text("utf-8"), "utf-8")
     script = (calls(("get_current_time", '{"timezone": "Europe/Paris"}')), repeats("It is "))
-    with ScriptedModel(*script) as api, serving(command, port, tmp_path / "log"):
+    with ScriptedModel(*script) as api, run_server(command, port, tmp_path / "log"):
         example = (TIME / ".env.example").read_text("utf-8")
         assert read_env(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
         own = example.replace("localhost:8000", f"localhost:{port}")
@@ -78,7 +78,7 @@ async def test_time_server_requires_its_key(tmp_path: Path) -> None:
     server = [sys.executable, str(TIME / "mcp_server.py"), "--port", str(port), "--debug"]
     command = ["env", f"MCP_SERVER_AUTH_KEY={DOCKER_KEY}", *server]
     url = f"http://127.0.0.1:{port}"
-    with serving(command, port, tmp_path / "log"):
+    with run_server(command, port, tmp_path / "log"):
         for path in ("/sse", "/mcp"):
             async with Client(url + path, headers={"Authorization": f"Bearer {DOCKER_KEY}"}) as client:
                 assert (await client.call("get_current_time")).text.endswith("+00:00")
@@ -131,7 +131,7 @@ def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(MATH / "mcp_server_add_http.py"), "--port", str(port)]
     url = f"http://localhost:{port}"
-    with serving(command, port, tmp_path / "log"):
+    with run_server(command, port, tmp_path / "log"):
         lines = printed(sys.executable, "mcp_client_http.py", url, folder=MATH).splitlines()
         assert lines[0] == "server: streaming-math"
         assert {"add_numbers", "multiply_numbers"} <= set(lines[1].removeprefix("tools: ").split(", "))
@@ -165,7 +165,7 @@ async def test_numbers_are_added_over_standard_input_and_output(
 
 def test_client_opens_a_stream_and_is_greeted(tmp_path: Path) -> None:
     port = free_port()
-    with serving([sys.executable, str(GREET / "servernetwork.py"), "--port", str(port)], port, tmp_path / "log"):
+    with run_server([sys.executable, str(GREET / "servernetwork.py"), "--port", str(port)], port, tmp_path / "log"):
         said = printed(sys.executable, "clientnetwork.py", f"http://localhost:{port}/sse", folder=GREET)
     assert said.splitlines() == [
         "Hello Server 1.0.0 (http+sse, 2024-11-05)", "tools: greet", "Hello Hello, Azure OpenAI!"
@@ -180,8 +180,8 @@ def test_two_mounted_servers_work_with_scripts_and_client(sessions: bool, tmp_pa
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     setting = f"MILLSTREAM_SESSIONS={str(sessions).lower()}"
-    command = ["env", setting, *uvicorn("main:app", port, "--app-dir", str(MOUNTED))]
-    with serving(command, port, tmp_path / "log"):
+    command = ["env", setting, *uvicorn_command("main:app", port, "--app-dir", str(MOUNTED))]
+    with run_server(command, port, tmp_path / "log"):
         stateful = printed("sh", "stateful.sh", url, folder=MOUNTED)
         assert printed("sh", "stateless.sh", url, folder=MOUNTED).count("Echo: hello") >= 1
         if sessions:

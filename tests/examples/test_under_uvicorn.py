@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import free_port, serving, uvicorn
+from processes import free_port, run_server, uvicorn_command
 
 pytestmark = pytest.mark.server
 
@@ -22,7 +22,7 @@ def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
 
 def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None:
     port = free_port()
-    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
+    with run_server(uvicorn_command("examples.echo_math:app", port), port, tmp_path / "log"):
         assert call(port, "/echo", "echo", message="hi") == "Echo: hi"
         assert call(port, "/math", "add_two", n=40) == "42"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=WAIT) as reply:
@@ -31,7 +31,7 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
 
 def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
     port = free_port()
-    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
+    with run_server(uvicorn_command("examples.echo_math:app", port), port, tmp_path / "log"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})
         with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310 - our own server
             assert reply.readline().strip() == b"event: endpoint"
@@ -40,5 +40,5 @@ def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
 
 def test_server_runs_under_uvicorn(tmp_path: Path) -> None:
     port = free_port()
-    with serving(uvicorn("examples.hub:mcp", port), port, tmp_path / "log"):
+    with run_server(uvicorn_command("examples.hub:mcp", port), port, tmp_path / "log"):
         assert call(port, "", "add_numbers", a=1, b=1) == "2"

@@ -8,7 +8,7 @@ from typing import Any
 import http_peer
 from extensions.event_shop import ADA, OrderPaid, make_shop
 from patience import WAIT
-from processes import ROOT, tied
+from processes import ROOT, kill_with_parent
 
 COMMAND = [sys.executable, "-c", "from millstream._cli import main; main()", "channel"]
 
@@ -35,7 +35,9 @@ class Claude:
 @asynccontextmanager
 async def _channel(*arguments: str) -> AsyncGenerator[Claude]:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*tied([*COMMAND, *arguments]), stdin=pipe, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(
+        *kill_with_parent([*COMMAND, *arguments]), stdin=pipe, stdout=pipe, stderr=pipe
+    )
     try:
         async with asyncio.timeout(WAIT):
             yield Claude(process)

@@ -11,7 +11,7 @@ from extensions.receiver import Receiver, receiving
 from fleet import Worker, real_fleet
 from millstream import Server
 from patience import WAIT
-from redis_parts import patient  # noqa: F401  for every test
+from redis_parts import long_redis_timeouts  # noqa: F401  for every test
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]

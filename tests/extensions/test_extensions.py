@@ -17,7 +17,7 @@ from millstream.client import Failure
 from millstream.extensions import Extension, method
 from millstream.testing import connect
 from patience import WAIT
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 FILE = Path(__file__).parent / "shop.py"
 DATES = list(BY_DATE)
@@ -29,8 +29,10 @@ TRANSPORTS = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(
+        lambda port: run_command(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")
+    ) as running:
         yield running
 
 
@@ -69,7 +71,7 @@ async def _walk(target: Any, revision: str) -> None:
 @pytest.mark.server
 @for_each(("scheme", "path", "revision"), TRANSPORTS)
 async def test_an_extension_works_in_every_revision_over_every_transport(
-    server: Shared, scheme: str, path: str, revision: str
+    server: SharedServer, scheme: str, path: str, revision: str
 ) -> None:
     await _walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
 
@@ -173,7 +175,7 @@ async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
 
 @pytest.mark.server
 async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> None:
-    with shared(lambda port: millstream(str(FILE), port, "--workers", "2"), tmp_path) as running:
+    with share_server(lambda port: run_command(str(FILE), port, "--workers", "2"), tmp_path) as running:
         url = f"http://127.0.0.1:{running.port()}/mcp"
         peers = [Peer() for _ in range(8)]
         async with asyncio.timeout(WAIT), AsyncExitStack() as stack:

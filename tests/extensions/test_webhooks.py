@@ -30,7 +30,7 @@ from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
 from millstream.extensions.events import Events
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 
 def in_an_hour(attempts: int) -> float:
@@ -490,8 +490,8 @@ async def _two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient
     """Run two workers on one store, a receiver, and a client whose requests reach either worker."""
     async with receiving(folder) as receiver:
         port = free_port()
-        command = millstream(str(_program(folder, receiver)), port, "--workers", "2")
-        with serving(command, port, folder / "log"):
+        command = run_command(str(_program(folder, receiver)), port, "--workers", "2")
+        with run_server(command, port, folder / "log"):
             limits = httpx2.Limits(max_keepalive_connections=0)
             async with httpx2.AsyncClient(timeout=WAIT, trust_env=False, limits=limits) as http:
                 yield receiver, SepClient(http, f"http://127.0.0.1:{port}/mcp", ADA)

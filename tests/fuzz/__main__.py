@@ -16,7 +16,7 @@ from pathlib import Path
 from fuzz import oauth_routes, plausible, routes
 from fuzz.parsers import PARSERS
 from fuzz.servers import SERVERS
-from processes import free_port, millstream
+from processes import free_port, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "results" / "fuzz"
@@ -47,7 +47,7 @@ def operations(seconds: int) -> tuple[str, int, str]:
     log = FOLDER / "operations-server.log"
     with log.open("wb") as sink:
         server = subprocess.Popen(
-            millstream("../examples/hub.py", port, "--serve", "all"), cwd=ROOT / "tests",
+            run_command("../examples/hub.py", port, "--serve", "all"), cwd=ROOT / "tests",
             env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true"}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
         )  # fmt: skip
     try:

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from issuing_world import VERIFIER, challenge
 from patience import WAIT
-from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing
+from wire import LATEST_HANDSHAKE, POST, per_request, request, routing
 
 KEY = "key-of-root-0123456789"
 CLIENT, SECRET = "desk", "a secret of the fuzzer that is long enough"
@@ -171,7 +171,7 @@ def post(path: str, body: Any, **headers: str) -> Recipe:
 def mcp(method: str, target: str = "", /, **params: Any) -> Recipe:
     """A request of the per-request era."""
     headers = {key: value for key, value in routing(method, target).items() if key != "host"}
-    return post("/mcp", enveloped(method, params), **headers)
+    return post("/mcp", per_request(method, params), **headers)
 
 
 def session(method: str, /, **params: Any) -> Recipe:

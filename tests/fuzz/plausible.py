@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fuzz.damage import Damage, cuts, damaged, damages, written
 from fuzz.people import RECIPES, People, address
 from fuzz.routes import Routes
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 _RENEWED = 250
 """Inputs after which everything that is good is fetched anew."""
@@ -77,7 +77,7 @@ def shop(folder: Path) -> Iterator[tuple[int, Path]]:
     before = {name: os.environ.get(name) for name in known}
     os.environ.update(known)
     try:
-        with serving(millstream("tests/fuzz/shop.py", port), port, log):
+        with run_server(run_command("tests/fuzz/shop.py", port), port, log):
             yield port, log
     finally:
         for name, value in before.items():

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from processes import free_port, millstream
+from processes import free_port, run_command
 from properties.messages import bodies, encoded, headers, messages
 from wire import encode_request
 
@@ -79,7 +79,7 @@ class Routes:
 def run(seconds: float, folder: Path) -> Routes:
     """Ask for so long."""
     port = free_port()
-    command = millstream("../examples/hub.py", port, "--serve", "all")
+    command = run_command("../examples/hub.py", port, "--serve", "all")
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

@@ -14,7 +14,7 @@ from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
-from wire import KeptTransport
+from wire import FakeTransport
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
@@ -82,7 +82,7 @@ class _Shop:
         assert not faults, faults
 
 
-class _Upgradable(KeptTransport):
+class _Upgradable(FakeTransport):
     """A socket whose protocol changes with an upgrade."""
 
     def __init__(self, protocol: Any) -> None:

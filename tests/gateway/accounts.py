@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx2
 
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from issuer_world import claims, key_set, token
 from millstream import Context, Server, auth
 from millstream.client import Client, Options
@@ -248,7 +248,7 @@ class Browser:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        self.http = httpx2.AsyncClient(base_url=base, verify=NOBODY, timeout=WAIT, follow_redirects=False)
+        self.http = httpx2.AsyncClient(base_url=base, verify=NO_TRUST, timeout=WAIT, follow_redirects=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,7 +283,7 @@ class Browser:
     async def come_back(self, answer: dict[str, str]) -> httpx2.Response:
         """Open the callback as after a cross-site redirect, which omits SameSite cookies."""
         cookies = "; ".join(f"{each.name}={each.value}" for each in self.http.cookies.jar if "browser" in each.name)
-        async with httpx2.AsyncClient(base_url=self.base, verify=NOBODY, timeout=WAIT) as http:
+        async with httpx2.AsyncClient(base_url=self.base, verify=NO_TRUST, timeout=WAIT) as http:
             headers = {"sec-fetch-site": "cross-site", "cookie": cookies}
             return await http.get("/connections/callback", params=answer, headers=headers)
 

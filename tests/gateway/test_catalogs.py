@@ -11,7 +11,7 @@ from millstream import Server
 from millstream.client import Client
 from millstream.client._server_messages import Change
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -27,7 +27,7 @@ def gateway(target: Any, store: str = "", **options: Any) -> Server:
 async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'gateway.db'}"
     port = free_port()
-    with serving(millstream(str(SHOP), port), port, tmp_path / "first"):
+    with run_server(run_command(str(SHOP), port), port, tmp_path / "first"):
         target = f"http://127.0.0.1:{port}/mcp"
         async with Client(gateway(target, store), timeout=WAIT) as client:
             before = [tool.name for tool in await client.tools()]
@@ -42,7 +42,7 @@ async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> Non
             assert "'shop' behind this gateway" in result.text
             assert str(port) not in result.text
         assert "shop" in (await _ready(mcp))
-        with serving(millstream(str(SHOP), port), port, tmp_path / "second"):
+        with run_server(run_command(str(SHOP), port), port, tmp_path / "second"):
             async with asyncio.timeout(WAIT):
                 while True:
                     result = await client.call("shop_count", a=1, b=2, raise_on_error=False)

@@ -9,7 +9,7 @@ import pytest
 from millstream import Client
 from millstream.auth._key_file import KeyFile
 from patience import WAIT
-from processes import ROOT, free_port, serving
+from processes import ROOT, free_port, run_server
 
 pytestmark = pytest.mark.server
 
@@ -27,7 +27,7 @@ async def test_example_follows_its_policy(tmp_path: Path) -> None:
     key = keys.add("ada", ("orders:write",), 0, None)
     poor = keys.add("bob", (), 0, None)
     command = [*COMMAND, "examples/gateway/gateway.toml", "--port", str(port)]
-    with serving(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
+    with run_server(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
         url = f"http://127.0.0.1:{port}/mcp"
         async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
             while not (tools := await client.tools(fresh=True)):
@@ -57,7 +57,7 @@ def test_start_message_counts_items_of_upstreams(tmp_path: Path) -> None:
     command = json.dumps([sys.executable, str(shop)])
     file = tmp_path / "gateway.toml"
     file.write_text(f"[upstreams.shop]\ncommand = {command}\nstart_timeout = {WAIT}\nconnect_timeout = {WAIT}\n")
-    with serving([*COMMAND, str(file), "--port", str(port)], port, log):
+    with run_server([*COMMAND, str(file), "--port", str(port)], port, log):
         pass
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     assert [line["message"] for line in lines if "ready" in line["message"]] == ["The upstream shop is ready: 1 tool"]

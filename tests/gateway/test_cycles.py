@@ -7,7 +7,7 @@ import pytest
 
 from millstream.client import Client
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from scripts.docs import ROOT
 
 pytestmark = pytest.mark.server
@@ -26,8 +26,8 @@ async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
     first, second = gateway(tmp_path, "one", two=urls[1]), gateway(tmp_path, "two", one=urls[0])
     with (
-        serving(millstream(first, ports[0]), ports[0], tmp_path / "one.log"),
-        serving(millstream(second, ports[1]), ports[1], tmp_path / "two.log"),
+        run_server(run_command(first, ports[0]), ports[0], tmp_path / "one.log"),
+        run_server(run_command(second, ports[1]), ports[1], tmp_path / "two.log"),
     ):
         async with asyncio.timeout(WAIT), Client(urls[0], timeout=WAIT) as one, Client(urls[1], timeout=WAIT) as two:
             while True:
@@ -43,7 +43,7 @@ async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
 async def test_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
     port = free_port()
     target = gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
-    with serving(millstream(target, port), port, tmp_path / "log"):
+    with run_server(run_command(target, port), port, tmp_path / "log"):
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             tools = {tool.name for tool in await client.tools()}
             assert "shop_order" in tools

@@ -10,7 +10,7 @@ from fleet import Reading, Worker, fleet, settle, until
 from millstream import Context, Server, Settings, auth
 from patience import WAIT
 from shared_store import SharedStore
-from wire import Json, enveloped, routing
+from wire import Json, per_request, routing
 
 ABLE = {"elicitation": {"form": {}}}
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
@@ -137,7 +137,7 @@ def prepare(
     params: Json = {"uri" if method == "resources/read" else "name": name, **(then or {})}
     if method != "resources/read":
         params["arguments"] = arguments or {}
-    message = enveloped(method, params, **ABLE)
+    message = per_request(method, params, **ABLE)
     meta = message["params"]["_meta"]
     meta["io.modelcontextprotocol/logLevel"] = "info"
     if token:

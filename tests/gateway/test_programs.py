@@ -13,7 +13,7 @@ from millstream import Client
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options, ToolFailed
 from patience import WAIT
-from processes import ROOT, Shared, free_port, serving, shared
+from processes import ROOT, SharedServer, free_port, run_server, share_server
 
 pytestmark = pytest.mark.server
 
@@ -38,9 +38,9 @@ def program(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def adopted(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def adopted(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """The URL of a program that Millstream serves."""
-    with shared(lambda port: run(program, port, "--workers", "2"), tmp_path_factory.mktemp(program)) as running:
+    with share_server(lambda port: run(program, port, "--workers", "2"), tmp_path_factory.mktemp(program)) as running:
         yield running
 
 
@@ -60,14 +60,14 @@ async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
         return {"name": client.server.name, "instructions": client.instructions, **found}
 
 
-async def test_lists_match_the_program_in_both_eras(program: str, adopted: Shared) -> None:
+async def test_lists_match_the_program_in_both_eras(program: str, adopted: SharedServer) -> None:
     original = await lists([PYTHONS[program], str(HERE / f"{program}.py")], ERAS[0])
     assert {each["name"] for each in original["tools"]} == {"add", "find", "picture", "order", "fail"}
     for era in ERAS:
         assert await lists(f"http://127.0.0.1:{adopted.port()}/mcp", era) == original
 
 
-async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> None:
+async def test_calls_work_with_every_revision(program: str, adopted: SharedServer) -> None:
     for revision in BY_DATE:
         steps: list[tuple[float, float | None]] = []
         async with asyncio.timeout(WAIT), Client(f"http://127.0.0.1:{adopted.port()}/mcp", revision=revision) as client:
@@ -84,7 +84,7 @@ async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> 
             assert "Review Emma, kind." in str((await client.prompt("review", title="Emma", tone="kind")).messages)
 
 
-async def test_program_paths_and_other_transports_work(program: str, adopted: Shared) -> None:
+async def test_program_paths_and_other_transports_work(program: str, adopted: SharedServer) -> None:
     port = adopted.port()
     page = await get(f"http://127.0.0.1:{port}/hello/Ada")
     assert page.text == "Hello, Ada!"
@@ -95,7 +95,7 @@ async def test_program_paths_and_other_transports_work(program: str, adopted: Sh
         assert (client.revision, (await client.call("add", a=1)).text) == ("2026-07-28", "2")
 
 
-async def test_other_origins_cannot_read_replies(adopted: Shared) -> None:
+async def test_other_origins_cannot_read_replies(adopted: SharedServer) -> None:
     headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
     reply = await get(f"http://127.0.0.1:{adopted.port()}/mcp", "OPTIONS", headers)
     assert "access-control-allow-origin" not in reply.headers
@@ -132,7 +132,7 @@ async def test_program_checks_tokens(name: str, where: str, server: str, tmp_pat
     port = free_port()
     command = [str(file) if each.endswith(".py") else each for each in run(name, port)]
     url = f"http://127.0.0.1:{port}"
-    with serving(command, port, tmp_path / "log"):
+    with run_server(command, port, tmp_path / "log"):
         metadata = await get(f"{url}/.well-known/oauth-protected-resource/mcp")
         assert metadata.json()["resource"] == "http://localhost:8000/mcp"
         for era in ERAS:
@@ -204,7 +204,7 @@ async def test_published_server_is_identical_behind_its_command(tmp_path: Path) 
     original = await lists(command, ERAS[0])
     port = free_port()
     start = [sys.executable, "-m", "millstream", "run", command, "--port", str(port)]
-    with serving(start, port, tmp_path / "log"):
+    with run_server(start, port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}/mcp"
         for era in ERAS:
             found = await lists(url, era)

@@ -10,7 +10,7 @@ import pytest
 from benches.chaos.upstream import __file__ as upstream
 from millstream.gateway._page import merge_reports
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -25,8 +25,8 @@ mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"]
 def test_worker_counts_are_summed(tmp_path: Path) -> None:
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
-    command = millstream(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
-    with serving(command, port, tmp_path / "log"):
+    command = run_command(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
+    with run_server(command, port, tmp_path / "log"):
         end = time.monotonic() + WAIT
         report: dict[str, Any] = {}
         while (report.get("workers"), report.get("state"), report.get("links")) != (2, "ready", 2):

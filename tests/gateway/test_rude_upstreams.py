@@ -17,7 +17,7 @@ from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
 from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
-from patience import WAIT, skip
+from patience import WAIT, advance_clock
 
 Json = dict[str, Any]
 Say = Callable[[Json], Awaitable[None]]
@@ -605,7 +605,7 @@ async def test_timeouts_pause_during_questions(up: str, down: str) -> None:
         return str((await ctx.elicit("Well?", FORM["requestedSchema"]))["x"])
 
     async def person(question: Question) -> Json:
-        skip(WAIT / 2)
+        advance_clock(WAIT / 2)
         await asyncio.sleep(0.01)  # timers that are due have run
         return {"x": 1}
 

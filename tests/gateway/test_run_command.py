@@ -8,7 +8,7 @@ import pytest
 from client.feature_walk import resources, tools
 from millstream.client import Client, Options
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -18,7 +18,7 @@ COMMAND = f"{sys.executable} -m millstream run {SHOP} --transport stdio"
 
 async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream(COMMAND, port), port, tmp_path / "log"):
+    with run_server(run_command(COMMAND, port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}/mcp"
         again = [sys.executable, "-m", "millstream", "run", url, "--transport", "stdio"]
         for target, revision in ((url, "2025-03-26"), (url, None), (again, "2024-11-05"), (again, None)):

@@ -11,7 +11,7 @@ from millstream._protocol.content import Audio, EmbeddedResource, Image, Resourc
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Client, Failure
 from patience import WAIT
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -20,12 +20,14 @@ COMMAND = [sys.executable, "-m", "millstream", "run", str(SHOP), "--transport", 
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(SHOP), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(
+        lambda port: run_command(str(SHOP), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")
+    ) as running:
         yield running
 
 
-async def test_upstream_and_local_tools_are_listed_together(shop: Shared) -> None:
+async def test_upstream_and_local_tools_are_listed_together(shop: SharedServer) -> None:
     mcp = Server("front", instructions="Be kind.")
 
     @mcp.tool
@@ -49,7 +51,7 @@ async def test_upstream_and_local_tools_are_listed_together(shop: Shared) -> Non
 
 @pytest.mark.parametrize("upstream_revision", [None, *BY_DATE])
 async def test_single_upstream_without_prefix_looks_like_the_server(
-    shop: Shared, upstream_revision: str | None
+    shop: SharedServer, upstream_revision: str | None
 ) -> None:
     origin = f"127.0.0.1:{shop.port()}"
     first = upstream_revision == next(iter(BY_DATE))

@@ -5,7 +5,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Server, SyncContext
-from wire import Wire, request, wired
+from wire import Wire, request, run_wire
 
 
 def make_server() -> Server:
@@ -29,7 +29,7 @@ def make_server() -> Server:
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
     """The server, in this process."""
-    async with wired(make_server(), "asgi") as wire:
+    async with run_wire(make_server(), "asgi") as wire:
         yield wire
 
 

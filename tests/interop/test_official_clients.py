@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import NODE, ROOT, Shared, millstream, shared
+from processes import NODE, ROOT, SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -62,7 +62,7 @@ EXPECTED: dict[str, Any] = {
 class Servers:
     """Where the two examples are, for each transport, and what each client has reported of them."""
 
-    def __init__(self, running: dict[str, Shared]) -> None:
+    def __init__(self, running: dict[str, SharedServer]) -> None:
         self._running = running
         self.reports: dict[tuple[str, str, str], dict[str, Any]] = {}
 
@@ -85,9 +85,9 @@ class Servers:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Both examples, up for all tests of this file."""
     with ExitStack() as stack:
-        commands = {example: partial(millstream, f"examples/{example}.py") for example in EXAMPLES}
+        commands = {example: partial(run_command, f"examples/{example}.py") for example in EXAMPLES}
         folder = tmp_path_factory.mktemp("interop")
-        yield Servers({name: stack.enter_context(shared(command, folder)) for name, command in commands.items()})
+        yield Servers({name: stack.enter_context(share_server(command, folder)) for name, command in commands.items()})
 
 
 def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from pages_world import OpenPage, Visits
 from patience import WAIT
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 WAIT_MS = WAIT * 1000
 ARGUMENTS = [
@@ -57,47 +57,47 @@ def browser(launched: Callable[[], Browser]) -> Browser:
 
 
 @pytest.fixture(scope="session")
-def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`examples/hub.py` with everything that runs beside MCP."""
 
     def command(port: int) -> list[str]:
-        return millstream("examples/hub.py", port, "--serve", "all")
+        return run_command("examples/hub.py", port, "--serve", "all")
 
-    with shared(command, tmp_path_factory.mktemp("hub")) as server:
+    with share_server(command, tmp_path_factory.mktemp("hub")) as server:
         yield server
 
 
 @pytest.fixture
-def hub(shared_hub: Shared) -> str:
+def hub(shared_hub: SharedServer) -> str:
     """The address of the hub."""
     return f"http://127.0.0.1:{shared_hub.port()}"
 
 
 @pytest.fixture(scope="session")
-def shared_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """A server with the pages and the smallest example's one tool."""
 
     def command(port: int) -> list[str]:
-        return millstream("examples/greet.py", port, "--serve", "web")
+        return run_command("examples/greet.py", port, "--serve", "web")
 
-    with shared(command, tmp_path_factory.mktemp("plain")) as server:
+    with share_server(command, tmp_path_factory.mktemp("plain")) as server:
         yield server
 
 
 @pytest.fixture
-def plain(shared_plain: Shared) -> str:
+def plain(shared_plain: SharedServer) -> str:
     """The address of the plain server."""
     return f"http://127.0.0.1:{shared_plain.port()}"
 
 
 @pytest.fixture(scope="session")
-def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`large_shop.py` with the pages."""
 
     def command(port: int) -> list[str]:
-        return millstream(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
+        return run_command(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
 
-    with shared(command, tmp_path_factory.mktemp("crowd")) as server:
+    with share_server(command, tmp_path_factory.mktemp("crowd")) as server:
         yield server
 
 

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 
 from millstream._web.app_frame import policy
 from pages_world import fits
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -47,7 +47,7 @@ def shop(tmp_path: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     variables = {"SERVER": address, "DECLARED": declared, "UNDECLARED": undeclared}
     try:
-        with serving(millstream("tests/pages/app_shop.py", port), port, tmp_path / "log", **variables):
+        with run_server(run_command("tests/pages/app_shop.py", port), port, tmp_path / "log", **variables):
             yield address
     finally:
         for other in others:
@@ -165,8 +165,8 @@ def test_the_official_host_shows_our_apps_and_calls_their_tools(shop: str, page:
 
 def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, page: Page) -> None:
     port = free_port()
-    command = ["sh", "-c", 'cd examples && exec "$@"', "sh", *millstream("charted.py", port)]
-    with serving(command, port, tmp_path / "log"):
+    command = ["sh", "-c", 'cd examples && exec "$@"', "sh", *run_command("charted.py", port)]
+    with run_server(command, port, tmp_path / "log"):
         frame = host(page, f"http://127.0.0.1:{port}", "sales", {"year": 2026})
         expect(frame.get_by_text("Feb").first).to_be_visible()
         page.goto("about:blank")

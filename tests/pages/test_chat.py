@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage, call, fits
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -129,7 +129,7 @@ def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> 
     port = free_port()
     program = tmp_path / "guarded.py"
     program.write_text(GUARDED, "utf-8")
-    with serving(millstream(str(program), port), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port), port, tmp_path / "log"):
         address = f"http://127.0.0.1:{port}"
         page = open_page(f"{address}/chat", name="Ada", lossy=True)
         live(page)

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage, fits
-from processes import Shared, free_port, millstream, serving
+from processes import SharedServer, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx
 
 pytestmark = pytest.mark.server
@@ -57,8 +57,8 @@ def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage
 
 def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
-    command = millstream("examples/hub.py", port, "--serve", "all")
-    with serving(command, port, tmp_path / "log", MILLSTREAM_AUTH_KEY=KEY):
+    command = run_command("examples/hub.py", port, "--serve", "all")
+    with run_server(command, port, tmp_path / "log", MILLSTREAM_AUTH_KEY=KEY):
         page = open_page(f"http://127.0.0.1:{port}/", lossy=True)
         page.get_by_label("Key").fill(KEY)
         page.keyboard.press("Enter")
@@ -79,11 +79,11 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
 @NEEDS_NGINX
 def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
-    command = millstream("tests/pages/guarded_shop.py", port)
+    command = run_command("tests/pages/guarded_shop.py", port)
     path = {"PYTHONPATH": str(Path(__file__).parents[1]), "MILLSTREAM_ROOT_PATH": "/tools"}
     with nginx(tmp_path / "front", port, at="/tools") as front:
         here = f"http://127.0.0.1:{front}/tools"
-        with serving(millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path / "plain", **path):
+        with run_server(run_command("examples/greet.py", port, "--serve", "web"), port, tmp_path / "plain", **path):
             page = open_page(f"{here}/", fresh=True)
             expect(page.locator("#address")).to_have_text(f"{here}/mcp")
             expect(page.locator("#count-tools")).to_have_text("1")
@@ -92,7 +92,7 @@ def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path,
             expect(page.locator("#overview")).to_contain_text(f"{here}/mcp")
             page.context.close()
         for public in (here, "https://shop.example.com/tools"):
-            with serving(command, port, tmp_path / "guarded", SHOP_URL=public, **path):
+            with run_server(command, port, tmp_path / "guarded", SHOP_URL=public, **path):
                 page = open_page(f"{here}/connect", fresh=True, lossy=True)
                 page.get_by_label("Name").fill("ada")
                 page.get_by_label("Password").fill("correct horse")
@@ -112,7 +112,7 @@ def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path,
                 page.context.close()
 
 
-def test_long_and_foreign_names_fit(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_long_and_foreign_names_fit(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}")
     expect(page.locator("#names")).to_contain_text("more")
     assert fits(page) == []

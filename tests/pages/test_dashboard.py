@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, call, counted
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from workers_world import kill, workers
 
 pytestmark = pytest.mark.server
@@ -98,7 +98,7 @@ def test_recent_calls_hide_secrets_and_link_to_the_inspector(tmp_path: Path, ope
     file.write_text(PROGRAM.replace("import Server", "import Server, Settings").replace('Server("loud")', audited))
     address = f"http://127.0.0.1:{port}"
     markup = "<img src=x onerror=alert(1)>"
-    with serving(millstream(str(file), port), port, tmp_path / "log"):
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
         call(address, "note", {"text": f"{markup} token=abcdefgh", "level": "nonsense"})
         page = open_page(f"{address}/dashboard#calls")
         live(page)
@@ -134,7 +134,7 @@ def test_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> 
     port = free_port()
     program = tmp_path / "loud.py"
     program.write_text(PROGRAM, "utf-8")
-    with serving(millstream(str(program), port, "--serve", "all"), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port, "--serve", "all"), port, tmp_path / "log"):
         address = f"http://127.0.0.1:{port}"
         page = open_page(f"{address}/dashboard")
         live(page)
@@ -237,7 +237,7 @@ def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_
     file = tmp_path / "shop.py"
     file.write_text(SHOP)
     address = f"http://127.0.0.1:{port}"
-    with serving(millstream(str(file), port), port, tmp_path / "log"):
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
         for number in range(100):
             call(address, "find", {"number": number})
         for touch in (False, True):
@@ -276,7 +276,7 @@ def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> 
     file = tmp_path / "shop.py"
     file.write_text(SHOP)
     address = f"http://127.0.0.1:{port}"
-    with serving(millstream(str(file), port), port, tmp_path / "log"):
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
         for number in range(60, 70):
             call(address, "find", {"number": number})
         page = open_page(f"{address}/dashboard#calls", lossy=True)

@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pages_world import OpenPage
-from processes import free_port, serving
+from processes import free_port, run_server
 
 pytestmark = pytest.mark.server
 FILE = """
@@ -29,7 +29,7 @@ def test_the_inspector_shows_tracebacks_logs_and_prints(tmp_path: Path, open_pag
     port = free_port()
     start = [sys.executable, "-c", "from millstream._cli import main; main()"]
     command = [*start, "dev", str(tmp_path / "shop.py"), "--port", str(port), "--no-open"]
-    with serving(command, port, tmp_path / "log"):
+    with run_server(command, port, tmp_path / "log"):
         page = open_page(f"http://127.0.0.1:{port}/inspect#tool=order", fresh=True, lossy=True)
         page.get_by_role("spinbutton", name="copies").fill("0")
         page.get_by_role("button", name="Run", exact=True).click()

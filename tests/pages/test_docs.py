@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage
 from patience import WAIT
-from processes import Shared
+from processes import SharedServer
 
 pytestmark = pytest.mark.server
 
@@ -132,7 +132,7 @@ SAMPLE = """async (schemas) => {
 }"""
 
 
-def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}/docs#tool=place_order")
     form = page.get_by_role("form", name="Try place_order")
     code = page.get_by_label("Code", exact=True)

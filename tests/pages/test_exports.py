@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage
 from patience import WAIT
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -27,18 +27,18 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`export_shop.py`, with the pages."""
 
     def command(port: int) -> list[str]:
-        return millstream(str(HERE / "export_shop.py"), port, "--serve", "web")
+        return run_command(str(HERE / "export_shop.py"), port, "--serve", "web")
 
-    with shared(command, tmp_path_factory.mktemp("shop")) as server:
+    with share_server(command, tmp_path_factory.mktemp("shop")) as server:
         yield server
 
 
 @pytest.fixture
-def page(shared_shop: Shared, open_page: OpenPage) -> Page:
+def page(shared_shop: SharedServer, open_page: OpenPage) -> Page:
     """The inspector, connected, in a browser that may copy."""
     permissions = ["clipboard-read", "clipboard-write"]
     opened: Page = open_page(f"http://127.0.0.1:{shared_shop.port()}/inspect", permissions=permissions)

@@ -2,7 +2,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage
-from processes import Shared
+from processes import SharedServer
 
 pytestmark = pytest.mark.server
 
@@ -23,7 +23,9 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
-def test_first_click_in_the_tool_list_opens_the_tool(shared_crowd: Shared, open_page: OpenPage, touch: bool) -> None:
+def test_first_click_in_the_tool_list_opens_the_tool(
+    shared_crowd: SharedServer, open_page: OpenPage, touch: bool
+) -> None:
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
         page = open_page(f"{crowd}/{place}", has_touch=touch)
@@ -41,7 +43,7 @@ def test_first_click_in_the_tool_list_opens_the_tool(shared_crowd: Shared, open_
         expect(page.locator("#detail").get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
-def test_arrow_keys_select_in_every_list(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_arrow_keys_select_in_every_list(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
         page = open_page(f"{crowd}/{place}")

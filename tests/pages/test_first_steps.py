@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pages_world import OpenPage
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -15,13 +15,13 @@ KINDS = {"Tools": "greet", "Resources": "hours", "Templates": "book", "Prompts":
 def test_examples_of_the_empty_inspector_work(open_page: OpenPage, tmp_path: Path) -> None:
     program, port = tmp_path / "first.py", free_port()
     program.write_text(EMPTY)
-    with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port, "--serve", "web"), port, tmp_path / "log"):
         page = open_page(f"http://127.0.0.1:{port}/inspect", lossy=True)
         expect(page.locator("#state")).to_have_text("Connected")
         for kind in KINDS:
             page.locator("#kinds").get_by_role("tab", name=kind).click()
             program.write_text(f"{program.read_text()}\n\n{page.get_by_label('Example', exact=True).inner_text()}\n")
-    with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port, "--serve", "web"), port, tmp_path / "log"):
         for kind, name in KINDS.items():
             page.locator("#kinds").get_by_role("tab", name=kind).click()
             expect(page.locator("#items").get_by_role("option", name=name)).to_be_visible()

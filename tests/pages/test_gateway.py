@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE, UNREACHABLE
 from pages_world import OpenPage, call
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -71,13 +71,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_office(folder: Path) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(folder / "office.py"), port, "--serve", "web"), folder) as server:
+def shared_office(folder: Path) -> Iterator[SharedServer]:
+    with share_server(lambda port: run_command(str(folder / "office.py"), port, "--serve", "web"), folder) as server:
         yield server
 
 
 @pytest.fixture
-def office(shared_office: Shared) -> str:
+def office(shared_office: SharedServer) -> str:
     """The address of a gateway to an upstream in its process, one that's down, and one that's a process."""
     return f"http://127.0.0.1:{shared_office.port()}"
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from pages_matrix import pages_in, whole
 from pages_world import OpenPage, call
 from patience import WAIT
-from processes import Shared, free_port, millstream, serving
+from processes import SharedServer, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -67,8 +67,8 @@ def run(page: Page) -> None:
 
 def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
-    command = millstream("examples/hub.py", port, "--serve", "all", "--json")
-    with serving(command, port, tmp_path / "first"):
+    command = run_command("examples/hub.py", port, "--serve", "all", "--json")
+    with run_server(command, port, tmp_path / "first"):
         pages = opened(f"http://127.0.0.1:{port}", open_page)
         call(f"http://127.0.0.1:{port}", "greet", {})
         expect(pages["dashboard"].locator("#tools .row-name").get_by_text("greet", exact=True)).to_be_visible()
@@ -92,7 +92,7 @@ def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenP
     run(pages["new"])
     expect(result(pages["new"])).to_contain_text("The server can't be reached.")
     assert wrong("server gone", pages, "greet") == []
-    with serving(command, port, tmp_path / "second"):
+    with run_server(command, port, tmp_path / "second"):
         outcome.get_by_role("button", name="Try again").click()
         expect(outcome).to_contain_text("200")
         ready(pages)
@@ -113,7 +113,7 @@ def test_empty_servers_show_explanations(tmp_path: Path, open_page: OpenPage) ->
     program, port = tmp_path / "empty.py", free_port()
     program.write_text(EMPTY, "utf-8")
     address = f"http://127.0.0.1:{port}"
-    with serving(millstream(str(program), port), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port), port, tmp_path / "log"):
         dashboard = open_page(f"{address}/dashboard", lossy=True)
         expect(dashboard.locator("#uptime")).not_to_have_text("–")
         expect(dashboard.locator("#reasons")).not_to_contain_text("calls fail")
@@ -158,7 +158,7 @@ def much(address: str) -> Generator[None]:
         worker.join(WAIT)
 
 
-def test_pages_stay_usable_under_load(shared_crowd: Shared, open_page: OpenPage) -> None:
+def test_pages_stay_usable_under_load(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     address = f"http://127.0.0.1:{shared_crowd.port()}"
     with much(address):
         links = {"dashboard": "dashboard", "chat": "chat", "new": "inspect#tool=chatty", "docs": "docs#tool=chatty"}

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, axe, outside
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -276,11 +276,11 @@ def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, w
 
 def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
-    command = millstream("examples/greet.py", port, "--serve", "web", "--no-sessions")
-    with serving(command, port, tmp_path / "first"):
+    command = run_command("examples/greet.py", port, "--serve", "web", "--no-sessions")
+    with run_server(command, port, tmp_path / "first"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, "2025-11-25", lossy=True)
     expect(page.locator("#state")).to_have_text("Not connected")
-    with serving(command, port, tmp_path / "second"):
+    with run_server(command, port, tmp_path / "second"):
         connected(page)
         expect(page.get_by_role("alert")).to_be_hidden()
         run(page)
@@ -289,11 +289,11 @@ def test_lost_servers_without_streams_are_found_again(open_page: OpenPage, tmp_p
 
 def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
-    command = millstream("examples/greet.py", port, "--serve", "web")
-    with serving(command, port, tmp_path / "first"):
+    command = run_command("examples/greet.py", port, "--serve", "web")
+    with run_server(command, port, tmp_path / "first"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, "2025-11-25", lossy=True)
         page.get_by_role("button", name="Clear", exact=True).click()
-    with serving(millstream("examples/hub.py", port, "--serve", "web"), port, tmp_path / "second"):
+    with run_server(run_command("examples/hub.py", port, "--serve", "web"), port, tmp_path / "second"):
         expect(page.locator(".server")).to_have_text("hub 1.0.0")
         connected(page)
         choose(page, "Tools", "add_numbers")
@@ -301,7 +301,7 @@ def test_servers_restarted_between_calls_are_found_again(open_page: OpenPage, tm
 
 def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
+    with run_server(run_command("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
         choose(page, "Tools", "order")
         page.get_by_role("textbox", name="isbn").fill("9780261103573")
@@ -315,8 +315,8 @@ def test_inspector_matches_the_tutorial(open_page: OpenPage, tmp_path: Path) -> 
 
 def test_servers_with_a_moved_endpoint_can_be_inspected(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
-    command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
-    with serving(command, port, tmp_path / "log"):
+    command = run_command("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
+    with run_server(command, port, tmp_path / "log"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
         choose(page, "Tools", "greet")
         run(page)
@@ -329,7 +329,7 @@ def test_servers_without_a_version_are_shown(open_page: OpenPage, tmp_path: Path
     program.write_text(
         "from millstream import Server\nmcp = Server('plain')\n@mcp.tool\ndef f() -> int:\n    return 1\n"
     )
-    with serving(millstream(str(program), port, "--serve", "web,rest"), port, tmp_path / "log"):
+    with run_server(run_command(str(program), port, "--serve", "web,rest"), port, tmp_path / "log"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, revision, lossy=True)
         expect(page.locator(".server")).to_have_text("plain ")
         page.evaluate("location.hash = '#server=About'")

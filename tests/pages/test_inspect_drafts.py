@@ -7,24 +7,24 @@ from playwright.sync_api import Locator, Page, expect
 
 from millstream._telemetry.logs import _SECRET_NAME
 from pages_world import OpenPage
-from processes import Shared, free_port, millstream, serving, shared
+from processes import SharedServer, free_port, run_command, run_server, share_server
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`secret_shop.py`, with the pages."""
 
     def command(port: int) -> list[str]:
-        return millstream(str(Path(__file__).parent / "secret_shop.py"), port, "--serve", "web")
+        return run_command(str(Path(__file__).parent / "secret_shop.py"), port, "--serve", "web")
 
-    with shared(command, tmp_path_factory.mktemp("shop")) as server:
+    with share_server(command, tmp_path_factory.mktemp("shop")) as server:
         yield server
 
 
 @pytest.fixture
-def page(shared_shop: Shared, open_page: OpenPage) -> Page:
+def page(shared_shop: SharedServer, open_page: OpenPage) -> Page:
     """The inspector, connected."""
     return connected(open_page(f"http://127.0.0.1:{shared_shop.port()}/inspect"))
 
@@ -171,15 +171,15 @@ def test_page_and_log_use_the_same_secret_names() -> None:
 
 def test_changed_tools_keep_matching_values(open_page: OpenPage, tmp_path: Path) -> None:
     program, port = tmp_path / "changing.py", free_port()
-    command = millstream(str(program), port, "--serve", "web")
+    command = run_command(str(program), port, "--serve", "web")
     server = "from millstream import Server\nmcp = Server('changing')\n@mcp.tool\ndef add({}) -> str:\n    return 'x'\n"
     program.write_text(server.format("word: str, gone: str = ''"))
-    with serving(command, port, tmp_path / "first"):
+    with run_server(command, port, tmp_path / "first"):
         page = connected(open_page(f"http://127.0.0.1:{port}/inspect", lossy=True))
         page.get_by_label("word").fill("kept")
         page.get_by_label("gone").fill("lost")
     program.write_text(server.format("word: str, more: int = 7"))
-    with serving(command, port, tmp_path / "second"):
+    with run_server(command, port, tmp_path / "second"):
         expect(page.get_by_label("more")).to_be_visible()
         expect(page.get_by_label("word")).to_have_value("kept")
         expect(page.get_by_label("gone")).to_have_count(0)

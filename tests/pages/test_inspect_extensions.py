@@ -5,24 +5,24 @@ from playwright.sync_api import Page, expect
 
 from pages.test_inspect import choose, connected, inspect, result, run
 from pages_world import OpenPage, call, fits
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`extended_shop.py`."""
 
     def command(port: int) -> list[str]:
-        return millstream("tests/pages/extended_shop.py", port)
+        return run_command("tests/pages/extended_shop.py", port)
 
-    with shared(command, tmp_path_factory.mktemp("extended")) as server:
+    with share_server(command, tmp_path_factory.mktemp("extended")) as server:
         yield server
 
 
 @pytest.fixture
-def shop(shared_shop: Shared) -> str:
+def shop(shared_shop: SharedServer) -> str:
     """Its address."""
     return f"http://127.0.0.1:{shared_shop.port()}"
 

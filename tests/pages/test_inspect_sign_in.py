@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, fits
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 ORDER = json.dumps({"method": "tools/call", "params": {"name": "order", "arguments": {"title": "The Hobbit"}}})
@@ -23,8 +23,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOP_URL", url)
         patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
-        command = millstream("tests/pages/guarded_shop.py", port)
-        with serving(command, port, tmp_path_factory.mktemp("shop") / "log"):
+        command = run_command("tests/pages/guarded_shop.py", port)
+        with run_server(command, port, tmp_path_factory.mktemp("shop") / "log"):
             yield url
 
 
@@ -41,7 +41,7 @@ def inspector(shop: str, log: Path) -> Iterator[str]:
     options = ["--serve", "web", "--log-level", "debug", "--inspect", f"{shop}/mcp"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MILLSTREAM_ACCESS_LOG", "true")
-        with serving(millstream("examples/greet.py", port, *options), port, log):
+        with run_server(run_command("examples/greet.py", port, *options), port, log):
             yield f"http://127.0.0.1:{port}"
 
 

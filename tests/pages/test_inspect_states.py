@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import LAYOUTS, SCHEMES, OpenPage, axe, outside
 from patience import WAIT
-from processes import Shared, free_port, millstream, serving
+from processes import SharedServer, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -16,7 +16,7 @@ SIZES = [(1280, 720), (1440, 900), (1920, 1080), (390, 844)]
 
 
 @pytest.fixture
-def crowd(shared_crowd: Shared) -> str:
+def crowd(shared_crowd: SharedServer) -> str:
     """The address of the crowded server."""
     return f"http://127.0.0.1:{shared_crowd.port()}"
 
@@ -301,8 +301,8 @@ def test_theme_persists_without_a_flash(crowd: str, open_page: OpenPage) -> None
 
 def test_other_servers_are_inspected_through_this_one(hub: str, open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
-    command = [*millstream("examples/greet.py", port, "--serve", "web"), "--inspect", f"{hub}/mcp"]
-    with serving(command, port, tmp_path / "log"):
+    command = [*run_command("examples/greet.py", port, "--serve", "web"), "--inspect", f"{hub}/mcp"]
+    with run_server(command, port, tmp_path / "log"):
         page = inspect(
             f"http://127.0.0.1:{port}", open_page, lossy=True, permissions=["clipboard-read", "clipboard-write"]
         )

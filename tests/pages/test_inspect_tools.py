@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from millstream._cli.commands.tokens import cost
 from millstream._protocol.messages import ToolDescription
 from pages_world import OpenPage, axe, outside
-from processes import Shared, millstream, shared
+from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 PROGRAM = '''
@@ -56,17 +56,17 @@ for index in range(12):
 
 
 @pytest.fixture(scope="module")
-def shared_orchard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_orchard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """The program above, as a developer runs it."""
     folder = tmp_path_factory.mktemp("orchard")
     file = folder / "orchard.py"
     file.write_text(PROGRAM, "utf-8")
-    with shared(lambda port: millstream(str(file), port, "--dev"), folder) as server:
+    with share_server(lambda port: run_command(str(file), port, "--dev"), folder) as server:
         yield server
 
 
 @pytest.fixture
-def orchard(shared_orchard: Shared) -> str:
+def orchard(shared_orchard: SharedServer) -> str:
     """Its address."""
     return f"http://127.0.0.1:{shared_orchard.port()}"
 

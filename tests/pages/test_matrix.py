@@ -12,7 +12,7 @@ from issuing_world import challenge
 from pages_matrix import LEFT_OUT, PAGES, STATES, pages_in, whole
 from pages_world import OpenPage, call
 from patience import WAIT
-from processes import Shared, free_port, millstream, serving
+from processes import SharedServer, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -22,7 +22,7 @@ ARABIC_NAME = "متجر الكتب القديمة والجديدة"
 
 
 @pytest.fixture
-def crowd(shared_crowd: Shared) -> str:
+def crowd(shared_crowd: SharedServer) -> str:
     """The address of the crowded server."""
     return f"http://127.0.0.1:{shared_crowd.port()}"
 
@@ -124,15 +124,15 @@ def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}
     tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = millstream("tests/pages/upstream_shop.py", shop.port)
+    command = run_command("tests/pages/upstream_shop.py", shop.port)
     more = {"SHOP_URL": shop.url, "UPSTREAM_URL": shop.url, "PYTHONPATH": tests}
     states = {"empty": ("", ""), "long texts": ("W" * 80, "shop:use orders:write")}
-    with serving(command, shop.port, tmp_path / "first", SHOP_NAME=LONG_NAME, **more):
+    with run_server(command, shop.port, tmp_path / "first", SHOP_NAME=LONG_NAME, **more):
         for state, (client, scope) in states.items():
             opened = {"sign-in": f"{shop.url}/docs", "consent": shop.link(client, scope)}
             pages = {name: open_page(opened[name], fresh=True, lossy=True) for name in pages_in(state, *opened)}
             found += [f"{state}: {each}" for name, page in pages.items() for each in whole(page, name)]
-    with serving(command, shop.port, tmp_path / "second", SHOP_NAME=ARABIC_NAME, **more):
+    with run_server(command, shop.port, tmp_path / "second", SHOP_NAME=ARABIC_NAME, **more):
         for name in pages_in("server back", *pages):
             pages[name].get_by_label("Name").fill("ada")
             pages[name].get_by_label("Password").fill("wrong")

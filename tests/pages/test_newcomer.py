@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -15,7 +15,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `kinds.py`."""
     port = free_port()
     log = tmp_path_factory.mktemp("kinds") / "log"
-    with serving(millstream(str(Path(__file__).parent / "kinds.py"), port, "--serve", "all"), port, log):
+    with run_server(run_command(str(Path(__file__).parent / "kinds.py"), port, "--serve", "all"), port, log):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import SIZES, OpenPage, call, fits
-from processes import Shared
+from processes import SharedServer
 
 pytestmark = pytest.mark.server
 
@@ -18,7 +18,7 @@ SHIFTS = """new PerformanceObserver((list) => {
 
 
 @pytest.fixture
-def crowd(shared_crowd: Shared) -> str:
+def crowd(shared_crowd: SharedServer) -> str:
     """The address of the crowded server, with calls and words of all kinds."""
     address = f"http://127.0.0.1:{shared_crowd.port()}"
     for name in ["broken", "broken", "gallery", "nobody", *(f"tool_{number:03d}" for number in range(40))]:

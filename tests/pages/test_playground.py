@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from agent_world import KEY, Answer, ScriptedModel, calls, hangs, repeats, says
 from pages_matrix import whole
 from pages_world import OpenPage, fits
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -26,7 +26,9 @@ def shop(tmp_path: Path) -> Iterator[Callable[..., str]]:
         model = ScriptedModel(*script)
         variables = {"API_URL": model.__enter__().url, "API_KEY": KEY, "DEFAULT_MODEL": "test-model"}
         port = free_port()
-        server = serving(millstream("tests/agent/shop.py", port, "--serve", "all"), port, tmp_path / "log", **variables)
+        server = run_server(
+            run_command("tests/agent/shop.py", port, "--serve", "all"), port, tmp_path / "log", **variables
+        )
         server.__enter__()
         started.extend((model, server))
         return f"http://127.0.0.1:{port}/chat#playground"
@@ -47,8 +49,8 @@ def crowd(tmp_path: Path) -> Callable[..., AbstractContextManager[str]]:
     def start(*script: Any) -> Iterator[str]:
         with ScriptedModel(*script) as model:
             variables = {"API_URL": model.url, "API_KEY": KEY, "DEFAULT_MODEL": "test-model-" + "x" * 80}
-            command = millstream(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
-            with serving(command, port, tmp_path / "crowd", **variables):
+            command = run_command(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
+            with run_server(command, port, tmp_path / "crowd", **variables):
                 yield f"http://127.0.0.1:{port}/chat#playground"
 
     port = free_port()

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pages_world import OpenPage, call
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -44,7 +44,7 @@ def test_untrusted_text_is_never_markup(tmp_path: Path, page_name: str, open_pag
     file = tmp_path / "evil.py"
     file.write_text(PROGRAM)
     address = f"http://127.0.0.1:{port}"
-    with serving(millstream(str(file), port, "--serve", "all"), port, tmp_path / "log"):
+    with run_server(run_command(str(file), port, "--serve", "all"), port, tmp_path / "log"):
         call(address, "bad", {"text": "room"})
         call(address, "raises", {})
         page = open_page(f"{address}/{page_name}", name="<i>me</i>", lossy=True)

@@ -16,7 +16,7 @@ from issuing_world import challenge
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
 from pages_world import OpenPage, fits
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -83,7 +83,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         patch.setenv("UPSTREAM_URL", elsewhere)
         patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
         log = tmp_path_factory.mktemp("shop") / "log"
-        with serving(millstream("tests/pages/upstream_shop.py", port), port, log):
+        with run_server(run_command("tests/pages/upstream_shop.py", port), port, log):
             yield Shop(url, elsewhere, came)
     site.shutdown()
     site.server_close()

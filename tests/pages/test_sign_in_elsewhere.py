@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from identity_world import Identity, identity
 from pages_world import OpenPage, axe, outside
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -35,7 +35,9 @@ def shop(provider: Identity, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
             patch.setenv(name, value)
-        with serving(millstream("tests/pages/elsewhere_shop.py", port), port, tmp_path_factory.mktemp("shop") / "log"):
+        with run_server(
+            run_command("tests/pages/elsewhere_shop.py", port), port, tmp_path_factory.mktemp("shop") / "log"
+        ):
             yield url
 
 

@@ -14,7 +14,7 @@ from patience import WAIT
 from properties.messages import bodies, headers
 from property_settings import examples
 from strategies import bytewise, cuts
-from wire import POST, KeptTransport, encode_request, enveloped, pairs, request, routing
+from wire import POST, FakeTransport, encode_headers, encode_request, per_request, request, routing
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
@@ -23,14 +23,17 @@ CHUNKED = (
     b'28\r\n{"jsonrpc":"2.0","id":1,"method":"ping"}\r\n0\r\n\r\n'
 )
 GOOD = [
-    encode_request("POST", "/mcp", pairs(POST), json.dumps(request("ping")).encode()),
-    encode_request("POST", "/mcp", pairs(POST), json.dumps(request("tools/call", ADD)).encode()),
+    encode_request("POST", "/mcp", encode_headers(POST), json.dumps(request("ping")).encode()),
+    encode_request("POST", "/mcp", encode_headers(POST), json.dumps(request("tools/call", ADD)).encode()),
     encode_request(
-        "POST", "/mcp/", pairs(routing("tools/call", "add")), json.dumps(enveloped("tools/call", ADD)).encode()
+        "POST",
+        "/mcp/",
+        encode_headers(routing("tools/call", "add")),
+        json.dumps(per_request("tools/call", ADD)).encode(),
     ),
     encode_request("GET", "/health?x", [(b"host", b"localhost")], b""),
     encode_request("DELETE", "/mcp", [(b"host", b"[::1]:1")], b""),
-    encode_request("POST", "/mcp", pairs(POST), b"{"),
+    encode_request("POST", "/mcp", encode_headers(POST), b"{"),
     CHUNKED,
 ]
 """Requests whose replies do not depend on the time."""
@@ -56,7 +59,7 @@ class ShopConnections:
 
     async def _feed(self, pieces: list[bytes], replies: int) -> bytes:
         connection = self._listener.make_protocol()
-        transport = KeptTransport()
+        transport = FakeTransport()
         connection.connection_made(transport)
         for piece in pieces:
             if piece and not transport.closed:

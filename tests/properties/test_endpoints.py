@@ -11,7 +11,7 @@ from bad_input.shop import make_shop
 from millstream._app.server_process.entry import prepare
 from properties.messages import bodies, encoded, headers, messages, requests
 from property_settings import examples
-from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing
+from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing
 
 pytestmark = pytest.mark.many
 ENDPOINTS = [
@@ -33,17 +33,17 @@ class World:
 
     def ask(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
         """One request; a stream is left when it has begun."""
-        reply: Reply = self.run(over_asgi(self.wire.server, method, path, fields, body, leave=bool))
+        reply: Reply = self.run(ask_asgi(self.wire.server, method, path, fields, body, leave=bool))
         return reply
 
     def check(self) -> None:
         """Good calls of both eras are answered, and nothing runs on."""
         good = [
             (request("tools/call", ADD), self.session),
-            (enveloped("tools/call", ADD), routing("tools/call", "add")),
+            (per_request("tools/call", ADD), routing("tools/call", "add")),
         ]
         for message, fields in good:
-            reply = self.ask("POST", "/mcp", pairs(fields), json.dumps(message).encode())
+            reply = self.ask("POST", "/mcp", encode_headers(fields), json.dumps(message).encode())
             assert reply.message["result"]["content"][0]["text"] == "3"
         self.run(self.wire.until(lambda: not self.wire.runtime.dispatcher.calls and not len(self.wire.runtime.streams)))
 
@@ -84,8 +84,8 @@ def asks(body: bytes) -> bool:
 
 @given(endpoint=st.sampled_from(ENDPOINTS), fields=headers, body=bodies)
 @settings(max_examples=examples(20))
-@example(endpoint=("POST", "/mcp"), fields=pairs(POST), body=b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}')
-@example(endpoint=("POST", "/mcp"), fields=[*pairs(POST), (b"content-length", b"x")], body=b"{}")
+@example(endpoint=("POST", "/mcp"), fields=encode_headers(POST), body=b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}')
+@example(endpoint=("POST", "/mcp"), fields=[*encode_headers(POST), (b"content-length", b"x")], body=b"{}")
 def test_any_request_gets_a_protocol_response(
     world: World, endpoint: tuple[str, str], fields: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
@@ -97,7 +97,7 @@ def test_any_request_gets_a_protocol_response(
 @given(body=encoded(messages), extra=headers)
 @settings(max_examples=examples(13))
 def test_any_session_message_gets_a_response(world: World, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
-    own = pairs({name: value for name, value in world.session.items() if name != "mcp-protocol-version"})
+    own = encode_headers({name: value for name, value in world.session.items() if name != "mcp-protocol-version"})
     fields = [field for field in extra if field[0] in (b"mcp-protocol-version", b"mcp-method", b"mcp-name")] + own
     judge(world.ask("POST", "/mcp", fields, body), body)
     world.check()
@@ -111,7 +111,7 @@ def test_any_message_with_matching_headers_gets_a_response(world: World, message
     meta = params.get("_meta")
     version = meta.get("io.modelcontextprotocol/protocolVersion") if isinstance(meta, dict) else None
     texts = {"mcp-method": message.get("method"), "mcp-name": params.get("name"), "mcp-protocol-version": version}
-    fields = pairs(POST) + [
+    fields = encode_headers(POST) + [
         (name.encode(), value.encode())
         for name, value in texts.items()
         if isinstance(value, str) and value.isascii() and value.isprintable()

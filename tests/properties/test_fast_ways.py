@@ -19,7 +19,7 @@ from millstream._transports.streamable.sessions import HttpSessions
 from patience import WAIT
 from properties.messages import TOOLS, calls, encoded, mostly
 from property_settings import examples
-from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
+from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, encode_headers, per_request, request, routing
 
 pytestmark = pytest.mark.many
 ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
@@ -68,7 +68,7 @@ def ways() -> Iterator[Ways]:
         runtime = runner.run(server.start(supervised=True))
         streamable = Streamable(StreamableEndpoint(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services)))
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-        fields = pairs(POST)
+        fields = encode_headers(POST)
         first = HttpRequest("POST", "/mcp", fields, dict(fields), json.dumps(request("initialize", params)).encode())
         reply = runner.run(streamable.post(first))  # type: ignore[arg-type]
         session = re.search(rb"mcp-session-id: (\S+)", reply.head)
@@ -77,19 +77,21 @@ def ways() -> Iterator[Ways]:
         runner.run(server.stop())
 
 
-def per_request(message: dict[str, Any], **changes: str) -> list[tuple[bytes, bytes]]:
+def headers_for(message: dict[str, Any], **changes: str) -> list[tuple[bytes, bytes]]:
     """The headers that fit a call, with changes."""
     name = message["params"].get("name") if isinstance(message.get("params"), dict) else None
-    return pairs({**routing("tools/call", name if isinstance(name, str) and name in TOOLS else "add"), **changes})
+    return encode_headers(
+        {**routing("tools/call", name if isinstance(name, str) and name in TOOLS else "add"), **changes}
+    )
 
 
-CALL = enveloped("tools/call", ADD)
+CALL = per_request("tools/call", ADD)
 META_OF = CALL["params"]["_meta"]
 
 
 def with_meta(**changes: Any) -> bytes:
     """A call whose envelope has more."""
-    return json.dumps(enveloped("tools/call", {**ADD, "_meta": {**META_OF, **changes}})).encode()
+    return json.dumps(per_request("tools/call", {**ADD, "_meta": {**META_OF, **changes}})).encode()
 
 
 @given(
@@ -114,30 +116,34 @@ def with_meta(**changes: Any) -> bytes:
 @example(body=json.dumps(CALL).replace('"id": 1', '"id": 1, "x": NaN').encode(), changes={})
 @example(body=json.dumps(CALL).replace('"a": 1', '"a": 1.0').encode(), changes={})
 @example(body=json.dumps(CALL).replace('"a": 1', '"a": "1"').encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "add", "arguments": None})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask"}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(per_request("tools/call", {"name": "add", "arguments": None})).encode(), changes={})
+@example(body=json.dumps(per_request("tools/call", {"name": "ask"}, elicitation={})).encode(), changes={})
 @example(
-    body=json.dumps(enveloped("tools/call", {"name": "ask", "arguments": None}, elicitation={})).encode(), changes={}
-)
-@example(
-    body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": ""}, elicitation={})).encode(), changes={}
-)
-@example(
-    body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": None}, elicitation={})).encode(), changes={}
-)
-@example(
-    body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": None}, elicitation={})).encode(),
+    body=json.dumps(per_request("tools/call", {"name": "ask", "arguments": None}, elicitation={})).encode(),
     changes={},
 )
 @example(
-    body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={}
+    body=json.dumps(per_request("tools/call", {"name": "ask", "requestState": ""}, elicitation={})).encode(),
+    changes={},
+)
+@example(
+    body=json.dumps(per_request("tools/call", {"name": "ask", "requestState": None}, elicitation={})).encode(),
+    changes={},
+)
+@example(
+    body=json.dumps(per_request("tools/call", {"name": "ask", "inputResponses": None}, elicitation={})).encode(),
+    changes={},
+)
+@example(
+    body=json.dumps(per_request("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(),
+    changes={},
 )
 def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         message = {}
-    ways.compare(per_request(message if isinstance(message, dict) else {}, **changes), body)
+    ways.compare(headers_for(message if isinstance(message, dict) else {}, **changes), body)
 
 
 @given(
@@ -177,11 +183,11 @@ def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes,
     sessionless=False,
     version=LATEST_HANDSHAKE,
 )
-@example(body=json.dumps(enveloped("tools/call", ADD)).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(per_request("tools/call", ADD)).encode(), sessionless=False, version=LATEST_HANDSHAKE)
 @example(
     body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE
 )
 def test_fast_and_exact_path_agree_on_handshake_calls(ways: Ways, body: bytes, sessionless: bool, version: str) -> None:
     session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
     assume(b"\x00" not in body)
-    ways.compare(pairs({**POST, **session}), body)
+    ways.compare(encode_headers({**POST, **session}), body)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from millstream import Context, Server, Settings
 from millstream._app.server_process.entry import prepare
 from property_settings import examples
-from wire import Wire, over_asgi, pairs, request
+from wire import Wire, ask_asgi, encode_headers, request
 
 
 class Event(NamedTuple):
@@ -68,7 +68,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 
     method, fields, content = "POST", session, body
     while True:
-        reply = await over_asgi(wire.server, method, "/mcp", pairs(fields), content, leave=leave)
+        reply = await ask_asgi(wire.server, method, "/mcp", encode_headers(fields), content, leave=leave)
         assert reply.status == 200, reply
         heard += events_of(reply.body)
         if any('"result"' in event.data for event in heard):

@@ -11,7 +11,7 @@ from bad_input.shop import make_shop
 from millstream._app.server_process.entry import prepare
 from patience import WAIT
 from property_settings import examples
-from wire import POST, Reply, Wire, over_asgi, pairs, request
+from wire import POST, Reply, Wire, ask_asgi, encode_headers, request
 
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 
@@ -92,7 +92,7 @@ class SessionLife(RuleBasedStateMachine):
 
         async def start() -> asyncio.Task[Reply]:
             body = json.dumps(request("tools/call", {"name": "wait"}, number)).encode()
-            asking = over_asgi(self.server, "POST", "/mcp", pairs(headers), body)
+            asking = ask_asgi(self.server, "POST", "/mcp", encode_headers(headers), body)
             task = asyncio.create_task(asking)
             for _ in range(20):
                 await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream, serving, uvicorn
+from processes import free_port, run_command, run_server, uvicorn_command
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -31,8 +31,8 @@ def run(port: int, folder: Path, *options: str) -> str:
 
 def test_tools_conform_to_the_document(tmp_path: Path) -> None:
     port = free_port()
-    command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
-    with serving(command, port, tmp_path / "log"):
+    command = uvicorn_command("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
+    with run_server(command, port, tmp_path / "log"):
         report = run(port, tmp_path)
     assert "14 selected / 14 total" in report
     assert "No issues found" in report
@@ -40,5 +40,5 @@ def test_tools_conform_to_the_document(tmp_path: Path) -> None:
 
 def test_example_server_conforms_to_its_document(tmp_path: Path) -> None:
     port = free_port()
-    with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
+    with run_server(run_command("examples/hub.py", port), port, tmp_path / "log"):
         assert "No issues found" in run(port, tmp_path, "--exclude-operation-id", "long_task")

@@ -1,3 +1,3 @@
 """What the tests of several workers share."""
 
-from redis_parts import patient  # noqa: F401  for every test
+from redis_parts import long_redis_timeouts  # noqa: F401  for every test

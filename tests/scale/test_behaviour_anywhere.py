@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clocks import Clocks
-from processes import ROOT, free_port, millstream, serving
+from processes import ROOT, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
@@ -59,8 +59,8 @@ def board(folder: Path) -> dict[str, str]:
 def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
     port = free_port()
     shared = board(tmp_path)
-    serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "4")
-    with serving(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
+    serve = run_command("tests/behaviour/world.py:mcp", port, "--workers", "4")
+    with run_server(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 900
 
 
@@ -72,9 +72,9 @@ def test_clock_skew_of_three_minutes_changes_nothing(tmp_path: Path) -> None:
         redis = stack.enter_context(closing(RedisServer()))
         ports = free_port(), free_port()
         for port, skew in zip(ports, (90, -90), strict=True):
-            serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
+            serve = run_command("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
             clocks = Clocks(tmp_path, str(port))
             clocks.set(skew, [skew])
-            stack.enter_context(serving(serve, port, tmp_path / f"log{port}", **shared, **clocks.environment))
+            stack.enter_context(run_server(serve, port, tmp_path / f"log{port}", **shared, **clocks.environment))
         front = stack.enter_context(nginx(tmp_path, *ports))
         assert judge(tmp_path, front, chosen, shared) > 300

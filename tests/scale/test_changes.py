@@ -9,14 +9,14 @@ from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
 from millstream._protocol.errors import LocalError
 from shared_store import SharedStore
-from wire import POST, enveloped, routing
+from wire import POST, per_request, routing
 
 SIGN = "shop://sign"
 
 
 async def listen(worker: Worker, **wanted: object) -> Reading:
     """An open `subscriptions/listen`."""
-    message = enveloped("subscriptions/listen", {"notifications": wanted})
+    message = per_request("subscriptions/listen", {"notifications": wanted})
     stream = Reading(await worker.post(message, routing("subscriptions/listen")))
     await stream.until(1)
     return stream

@@ -12,7 +12,7 @@ import pytest
 from fleet import STREAM, Reading
 from redis_parts import redis_server, until
 from skewed_workers import Four, Seat, living
-from wire import LATEST_HANDSHAKE, enveloped, request, routing
+from wire import LATEST_HANDSHAKE, per_request, request, routing
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 KINDS = ["memory", "sqlite", "redis"]
@@ -38,7 +38,7 @@ async def four(shared: Four) -> AsyncIterator[list[Seat]]:
     shared.jump(0)
     yield (workers := await living(port))
     for worker in workers:
-        worker.http.pinned.leave()
+        worker.http.pinned.drop_connections()
 
 
 async def until_status(worker: Seat, message: object, headers: dict[str, str], wanted: int) -> None:
@@ -130,11 +130,11 @@ async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shar
 
 async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
     for first, second in ((0, 1), (1, 0)):
-        asked = enveloped("tools/call", {"name": "ask", "arguments": {}}, elicitation={})
+        asked = per_request("tools/call", {"name": "ask", "arguments": {}}, elicitation={})
         found = json.loads(await (await four[first].post(asked, routing("tools/call", "ask"))).body())["result"]
         answers = dict.fromkeys(found["inputRequests"], PERSON)
         again = {"name": "ask", "arguments": {}, "inputResponses": answers, "requestState": found["requestState"]}
-        message = enveloped("tools/call", again, elicitation={})
+        message = per_request("tools/call", again, elicitation={})
         reply = json.loads(await (await four[second].post(message, routing("tools/call", "ask"))).body())
         assert reply["result"]["content"][0]["text"] == "Ada"
 

@@ -8,7 +8,7 @@ from uvicorn.server import ServerState
 
 from behaviour.exchanges import Exchange, LaneHttp
 from fleet import STREAM, Reading
-from http_peer import Running
+from http_peer import RunningServer
 from wire import LATEST_HANDSHAKE, POST, request
 from workers_world import workers
 
@@ -33,7 +33,7 @@ class Clients:
     """Clients of one port, each request on a connection of its own."""
 
     def __init__(self, port: int) -> None:
-        self.running = Running(ServerState(), port)
+        self.running = RunningServer(ServerState(), port)
         self.http = LaneHttp(self.running)
 
     async def post(self, message: object, headers: dict[str, str]) -> Exchange:

@@ -5,7 +5,7 @@ from typing import Any
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, until
 from millstream import Context, Server
-from wire import enveloped, routing
+from wire import per_request, routing
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
 ANSWER = {"sure": {"action": "accept", "content": {"n": 1}}}
@@ -33,7 +33,7 @@ def make_bank() -> Server:
 
 async def send(worker: Worker, **params: Any) -> Any:
     """One round."""
-    message = enveloped("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
+    message = per_request("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
     reply = await worker.post(message, routing("tools/call", "buy"))
     body = await reply.body()
     return body if b'"result"' not in body else json.loads(body)["result"]

@@ -14,7 +14,7 @@ from millstream._server.calls.changes import ServerChange, encode_change
 from millstream._server.calls.sessions import SessionRecord
 from millstream._transports.streamable.standalone_stream import _StandaloneStream
 from patience import WAIT
-from wire import LATEST_HANDSHAKE, POST, over_asgi, pairs, request
+from wire import LATEST_HANDSHAKE, POST, ask_asgi, encode_headers, request
 
 SIGN = {"uri": "shop://sign"}
 CLIENT = {"name": "t", "version": "1"}
@@ -77,7 +77,9 @@ async def test_record_share_of_an_address_spans_workers() -> None:
         opening = request("initialize", {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": CLIENT})
         for number, worker in enumerate(workers):
             peer = f"198.51.100.{number}"
-            reply = await over_asgi(worker.server, "POST", "/mcp", pairs(POST), json.dumps(opening).encode(), peer=peer)
+            reply = await ask_asgi(
+                worker.server, "POST", "/mcp", encode_headers(POST), json.dumps(opening).encode(), peer=peer
+            )
             headers = {**POST, "mcp-session-id": reply.headers[b"mcp-session-id"].decode()}
             headers["mcp-protocol-version"] = LATEST_HANDSHAKE
             other = workers[(number + 1) % 3]

@@ -11,7 +11,7 @@ import pytest
 from fleet import until
 from millstream._app.parts.siblings import HEARD, SiblingWatch
 from patience import WAIT
-from processes import ROOT, free_port, serving, uvicorn
+from processes import ROOT, free_port, run_server, uvicorn_command
 
 PROGRAM = """
 from millstream import Server
@@ -37,12 +37,12 @@ def started(
     """A program under so many workers of a server: the port and the log."""
     (folder / "sibling_shop.py").write_text(PROGRAM, "utf-8")
     port, log = free_port(), folder / f"log{workers}"
-    command = uvicorn("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
+    command = uvicorn_command("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
     if gunicorn:
         where = ("-b", f"127.0.0.1:{port}", "--chdir", str(folder))
         worker = ("-w", str(workers), "-k", "uvicorn.workers.UvicornWorker")
         command = [sys.executable, "-m", "gunicorn", *worker, *where, "sibling_shop:mcp"]
-    stack.enter_context(serving(command, port, log, PYTHONPATH=str(ROOT / "src"), **environment))
+    stack.enter_context(run_server(command, port, log, PYTHONPATH=str(ROOT / "src"), **environment))
     return port, log
 
 

@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 
-from four_workers import FOUR, ON_FOUR, four
-from http_peer import Running, serve
+from four_workers import FOUR, ON_FOUR, connect_to_four
+from http_peer import RunningServer, serve
 from millstream import Server
 from millstream._app.local_only import Bind
 
@@ -21,15 +21,15 @@ ENDPOINTS = [
 
 
 @pytest.fixture(params=["lane", "asgi", ON_FOUR])
-async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Running]]:
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, RunningServer]]:
     """The default server by either way, as bound to loopback and as bound to every address; four workers are bound to
     loopback only.
     """
-    servers: dict[bool, Running] = {}
+    servers: dict[bool, RunningServer] = {}
     if request.param == FOUR:
-        servers[True] = four()
+        servers[True] = connect_to_four()
         yield servers
-        servers[True].leave()
+        servers[True].drop_connections()
         return
     async with AsyncExitStack() as stack:
         for loopback in (True, False):
@@ -42,7 +42,7 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Ru
         yield servers
 
 
-async def ask(server: Running, method: str, path: str, fields: bytes) -> int:
+async def ask(server: RunningServer, method: str, path: str, fields: bytes) -> int:
     """The status of one request on its own connection."""
     peer = await server.connect()
     head = f"{method} {path} HTTP/1.1\r\n".encode()
@@ -51,40 +51,40 @@ async def ask(server: Running, method: str, path: str, fields: bytes) -> int:
     return (await peer.head())[0]
 
 
-async def test_rebound_hosts_get_421_on_every_path(running: dict[bool, Running]) -> None:
+async def test_rebound_hosts_get_421_on_every_path(running: dict[bool, RunningServer]) -> None:
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for host in (b"evil.com", b"evil.com:8000", b"localhost.evil.com", b"127.0.0.1.evil.com"):
             assert await ask(server, method, path, b"Host: %b\r\n" % host) == 421, (method, path, host)
 
 
-async def test_foreign_origins_get_403_on_every_path(running: dict[bool, Running]) -> None:
+async def test_foreign_origins_get_403_on_every_path(running: dict[bool, RunningServer]) -> None:
     for server, (method, path) in product(running.values(), ENDPOINTS):
         for origin in (b"http://evil.com", b"https://localhost.evil.com", b"null"):
             fields = b"Host: 127.0.0.1:8000\r\nOrigin: %b\r\n" % origin
             assert await ask(server, method, path, fields) == 403, (method, path, origin)
 
 
-async def test_missing_hosts_get_400_on_every_path(running: dict[bool, Running]) -> None:
+async def test_missing_hosts_get_400_on_every_path(running: dict[bool, RunningServer]) -> None:
     """RFC 9112 §3.2."""
     for server, (method, path) in product(running.values(), ENDPOINTS):
         assert await ask(server, method, path, b"") == 400, (method, path)
         assert await ask(server, method, path, b"Host: localhost\r\nHost: evil.com\r\n") == 400
 
 
-async def test_loopback_pages_may_call_only_loopback_servers(running: dict[bool, Running]) -> None:
+async def test_loopback_pages_may_call_only_loopback_servers(running: dict[bool, RunningServer]) -> None:
     fields = b"Host: localhost:8000\r\nOrigin: http://localhost:3000\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) not in (403, 421)
     if False in running:
         assert await ask(running[False], "POST", "/mcp", fields) == 403
 
 
-async def test_addresses_and_loopback_names_are_served(running: dict[bool, Running]) -> None:
+async def test_addresses_and_loopback_names_are_served(running: dict[bool, RunningServer]) -> None:
     hosts = (b"127.0.0.1", b"[::1]:8000", b"localhost:8000", b"192.168.1.5")
     for server, host in product(running.values(), hosts):
         assert await ask(server, "POST", "/mcp", b"Host: %b\r\n" % host) not in (403, 421)
 
 
-async def test_cross_site_posts_without_origin_get_403(running: dict[bool, Running]) -> None:
+async def test_cross_site_posts_without_origin_get_403(running: dict[bool, RunningServer]) -> None:
     """CVE-2026-33252."""
     fields = b"Host: localhost\r\nSec-Fetch-Site: cross-site\r\n"
     assert await ask(running[True], "POST", "/mcp", fields) == 403

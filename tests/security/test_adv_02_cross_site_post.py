@@ -8,7 +8,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import ON_FOUR
-from wire import POST, Wire, enveloped, request, routing, wired
+from wire import POST, Wire, per_request, request, routing, run_wire
 
 SIMPLE_TYPES = [None, "", "text/plain", "text/plain; charset=application/json", "application/x-www-form-urlencoded",
                 "multipart/form-data; boundary=x", "text/json", "application/json-seq"]  # fmt: skip
@@ -20,7 +20,7 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
     return [
         (request("tools/call", CALL), dict(POST), "/mcp"),
         (request("tools/call", CALL), await wire.initialize(), "/mcp/"),
-        (enveloped("tools/call", CALL), routing("tools/call", "add"), "/mcp"),
+        (per_request("tools/call", CALL), routing("tools/call", "add"), "/mcp"),
         (request("tools/call", CALL), dict(POST), "/messages/?session_id=" + "0" * 32),
     ]
 
@@ -28,7 +28,7 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("content_type", SIMPLE_TYPES)
 async def test_simple_content_types_get_415_before_the_body(way: str, content_type: str | None) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):
             given = {name: value for name, value in headers.items() if name != "content-type"}
             if content_type is not None:
@@ -39,7 +39,7 @@ async def test_simple_content_types_get_415_before_the_body(way: str, content_ty
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_cross_site_requests_without_an_allowed_origin_get_403(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         for message, headers, path in await calls(wire):
             crossing = {**headers, "sec-fetch-site": "cross-site"}
             assert (await wire.post(message, crossing, path)).status == 403

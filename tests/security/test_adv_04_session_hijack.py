@@ -13,8 +13,8 @@ import pytest
 from auth_world import ALICE, BOB
 from bad_input.shop import make_shop
 from cases import for_each
-from four_workers import FOUR, ON_FOUR, SIGNED_IN, four
-from http_peer import Peer, Running, ToyApp, serve
+from four_workers import ADMIN_KEY, FOUR, ON_FOUR, connect_to_four
+from http_peer import Peer, RunningServer, ToyApp, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._http.message import HttpRequest
@@ -25,7 +25,7 @@ from millstream._transports.streamable.get import SessionStreams
 from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
 from stub_auth import protect
-from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
+from wire import LATEST_HANDSHAKE, POST, Reply, encode_headers, encode_request, request
 
 PING = json.dumps(request("ping", id=5)).encode()
 FORGED = "Q" * 120
@@ -40,7 +40,9 @@ async def authenticate(request: HttpRequest) -> Principal | None:
 class Front:
     """A server that knows who asks."""
 
-    def __init__(self, server: Server, runtime: Runtime, running: Running, keys: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, server: Server, runtime: Runtime, running: RunningServer, keys: dict[str, str] | None = None
+    ) -> None:
         self.server = server
         self.runtime = runtime
         self.running = running
@@ -61,7 +63,7 @@ class Front:
         if self.keys is not None:
             who = {"authorization": f"Bearer {self.keys[user]}"}
         peer = await self.running.connect()
-        await peer.send(encode_request(method, path, pairs({**POST, **who, **given}), body))
+        await peer.send(encode_request(method, path, encode_headers({**POST, **who, **given}), body))
         return peer
 
     async def initialize(self, user: str) -> str:
@@ -75,9 +77,9 @@ class Front:
 async def fronted(way: str = "lane") -> AsyncIterator[Front]:
     """The handlers of the server with credentials in front, or the server of four workers."""
     if way == FOUR:
-        running, missing = four(), cast("Any", None)
-        yield Front(missing, missing, running, {"alice": ALICE, **dict.fromkeys(THIEVES, BOB), "": SIGNED_IN})
-        running.leave()
+        running, missing = connect_to_four(), cast("Any", None)
+        yield Front(missing, missing, running, {"alice": ALICE, **dict.fromkeys(THIEVES, BOB), "": ADMIN_KEY})
+        running.drop_connections()
         return
     shop = make_shop()
     async with shop.running() as runtime:

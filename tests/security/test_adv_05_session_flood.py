@@ -14,7 +14,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import FOUR, ON_FOUR
 from millstream._stores.base import StoreFull
-from wire import POST, Wire, request, wired
+from wire import POST, Wire, request, run_wire
 
 pytestmark = pytest.mark.many
 FLOOD = 2_000
@@ -41,7 +41,7 @@ def held(wire: Wire) -> dict[str, int]:
 
 @for_each("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
 async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[str, object]) -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         await wire.initialize(capabilities=capabilities)
         before = held(wire)
         sessions = {(await wire.initialize(capabilities=capabilities))["mcp-session-id"] for _ in range(FLOOD)}
@@ -50,7 +50,7 @@ async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[s
 
 
 async def test_session_memory_is_bounded() -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         before = held(wire)
         for _ in range(FLOOD):
             headers = await wire.initialize()
@@ -62,7 +62,7 @@ async def test_session_memory_is_bounded() -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         before = held(wire)
         for n in range(50 if way == FOUR else 500):
             assert (await wire.post(request("initialize", {"protocolVersion": n}))).message["error"]["code"] == -32602
@@ -72,7 +72,7 @@ async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
 
 
 async def test_tombstones_are_capped_with_503() -> None:
-    async with wired(make_shop(max_deletes=20), "asgi") as wire:
+    async with run_wire(make_shop(max_deletes=20), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
         statuses = [(await wire.ask("DELETE", "/mcp", headers)).status for headers in sessions]
         assert statuses == [204] * 20 + [503] * 5
@@ -87,7 +87,7 @@ def declaring(size: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         large: dict[str, str] = {}
         for _ in range(8 if way == FOUR else 40):
             large = await wire.initialize(capabilities=declaring(2_000_000))
@@ -102,7 +102,7 @@ async def test_large_unknown_capabilities_are_dropped(way: str) -> None:
 
 
 async def test_small_capabilities_stay_within_their_share() -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         headers: dict[str, str] = {}
         for _ in range(16 * 1024 // 4 + 300):
             headers = await wire.initialize(capabilities=declaring(4_000))
@@ -111,7 +111,7 @@ async def test_small_capabilities_stay_within_their_share() -> None:
 
 
 async def test_sessions_work_with_a_full_store() -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         early = await wire.initialize()
         kv = wire.runtime.services.store.kv
         with contextlib.suppress(StoreFull):

@@ -10,10 +10,10 @@ import random
 import pytest
 
 from cases import for_each
-from four_workers import FOUR, ON_FOUR, SIGNED_IN
-from http_peer import Peer, Running
+from four_workers import ADMIN_KEY, FOUR, ON_FOUR
+from http_peer import Peer, RunningServer
 from millstream import Context, Server, Settings
-from wire import WAIT, encode_request, enveloped, pairs, request, routing, wired
+from wire import WAIT, encode_headers, encode_request, per_request, request, routing, run_wire
 
 CLIENTS, CALLS = 30, 40
 
@@ -50,12 +50,12 @@ def message(era: str, name: str, number: int, word: str, turns: int) -> bytes:
     """One request: ids repeat over all clients."""
     arguments = {"word": word, "turns": turns} if name == "echo" else {"word": word}
     params = {"name": name, "arguments": arguments}
-    build = enveloped if era == "2026-07-28" else request
+    build = per_request if era == "2026-07-28" else request
     body = json.dumps(build("tools/call", params, number)).encode()
     headers = routing("tools/call", name)
     if era != "2026-07-28":
         headers = {key: value for key, value in headers.items() if not key.startswith("mcp-")}
-    return encode_request("POST", "/mcp", pairs({**headers, "authorization": f"Bearer {SIGNED_IN}"}), body)
+    return encode_request("POST", "/mcp", encode_headers({**headers, "authorization": f"Bearer {ADMIN_KEY}"}), body)
 
 
 def heard(body: bytes) -> list[dict[str, object]]:
@@ -65,7 +65,7 @@ def heard(body: bytes) -> list[dict[str, object]]:
     return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
 
 
-async def client(running: Running, era: str, number: int, dice: random.Random) -> int:
+async def client(running: RunningServer, era: str, number: int, dice: random.Random) -> int:
     """Call, compare, sometimes pipeline, sometimes go away; gives the number of replies compared."""
     peer: Peer | None = None
     compared = 0
@@ -94,7 +94,7 @@ async def client(running: Running, era: str, number: int, dice: random.Random) -
 @for_each("era", ["2025-03-26", "2026-07-28"])
 async def test_replies_never_reach_another_caller(era: str, way: str) -> None:
     mcp, stuck = make_server()
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         assert wire.running is not None
         dice = random.Random(7)
         clients = (client(wire.running, era, number, random.Random(dice.random())) for number in range(CLIENTS))

@@ -10,11 +10,11 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
-from four_workers import ON_FOUR, SIGNED_IN
-from wire import POST, Wire, encode_request, pairs, request, wired
+from four_workers import ADMIN_KEY, ON_FOUR
+from wire import POST, Wire, encode_headers, encode_request, request, run_wire
 
 SOCKETS = pytest.mark.parametrize("way", ["lane", ON_FOUR])
-SIGN_IN = {"authorization": f"Bearer {SIGNED_IN}"}
+SIGN_IN = {"authorization": f"Bearer {ADMIN_KEY}"}
 """Says nothing to a server where nobody signs in."""
 PING = json.dumps(request("ping")).encode()
 OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp%2f", "/mcp?x=/secret", "/mcp?"]
@@ -39,7 +39,7 @@ async def status(wire: Wire, target: str, **headers: str) -> int:
     """The status of a POST with this request target, on its own connection; 0 when the server only hangs up."""
     assert wire.running is not None
     peer = await wire.running.connect()
-    await peer.send(encode_request("POST", target, pairs({**POST, **SIGN_IN, **headers}), PING))
+    await peer.send(encode_request("POST", target, encode_headers({**POST, **SIGN_IN, **headers}), PING))
     line = await peer.line()
     peer.close()
     return int(line.split()[1]) if line else 0
@@ -47,7 +47,7 @@ async def status(wire: Wire, target: str, **headers: str) -> int:
 
 @SOCKETS
 async def test_only_exact_paths_reach_the_endpoint(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         for target in OURS:
             assert await status(wire, target) == 200, target
         for target in OTHERS:
@@ -57,7 +57,7 @@ async def test_only_exact_paths_reach_the_endpoint(way: str) -> None:
 @for_each("target", TARGETS)
 @SOCKETS
 async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         served = target.startswith("http") and target.endswith("/mcp")
         assert await status(wire, target) in ((200,) if served else (400, 404, 421))
         assert await status(wire, target, host="evil.example") in (400, 421)
@@ -69,7 +69,7 @@ async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) ->
 )
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         for path in ("/mcp", "/sse", "/absent"):
             method = "GET" if path == "/sse" else "POST"
             reply = await wire.ask(method, path, {**POST, "host": host, "accept": "text/event-stream"}, PING)
@@ -78,10 +78,10 @@ async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) ->
 
 @SOCKETS
 async def test_endpoint_event_ignores_the_request_host(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         assert wire.running is not None
         peer = await wire.running.connect()
-        headers = pairs(
+        headers = encode_headers(
             {"host": "localhost:1", "accept": "text/event-stream", "x-forwarded-host": "evil.example", **SIGN_IN}
         )
         await peer.send(encode_request("GET", "/sse?//evil.example", headers, b""))

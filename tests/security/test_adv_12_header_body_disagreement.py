@@ -12,7 +12,7 @@ from four_workers import ON_FOUR
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.call import Call
-from wire import Wire, enveloped, routing, wired
+from wire import Wire, per_request, routing, run_wire
 
 CHEAP, DEAR = "add", "refuses"
 METHODS = {
@@ -42,30 +42,30 @@ def watch(wire: Wire) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_header_mismatches_reach_neither_gate_nor_function(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         asked = watch(wire)
         for method, (_, params) in METHODS.items():
             for other, (name, _) in METHODS.items():
                 if other != method:
-                    reply = await wire.post(enveloped(method, params, 7), routing(other, name))
+                    reply = await wire.post(per_request(method, params, 7), routing(other, name))
                     assert reply.error == (400, -32020, 7), (method, other)
         for header, body in ((CHEAP, DEAR), (DEAR, CHEAP), (CHEAP.upper(), CHEAP), (f"{CHEAP},{DEAR}", CHEAP)):
-            reply = await wire.post(enveloped("tools/call", {"name": body}, 7), routing("tools/call", header))
+            reply = await wire.post(per_request("tools/call", {"name": body}, 7), routing("tools/call", header))
             assert reply.error == (400, -32020, 7)
         assert asked == []
 
 
 @for_each("way", ["lane", "asgi"])
 async def test_gates_run_once_with_the_name_from_the_body(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         asked = watch(wire)
         for method, (name, params) in METHODS.items():
-            reply = await wire.post(enveloped(method, params), routing(method, name))
+            reply = await wire.post(per_request(method, params), routing(method, name))
             assert reply.status == 200
             assert asked == [(method, name)]
             asked.clear()
         for name in (DEAR, "=?base64?cmVmdXNlcw==?="):
-            reply = await wire.post(enveloped("tools/call", {"name": DEAR}, 7), routing("tools/call", name))
+            reply = await wire.post(per_request("tools/call", {"name": DEAR}, 7), routing("tools/call", name))
             assert reply.error == (403, -32099, 7)
             assert asked == [("tools/call", DEAR)]
             asked.clear()
@@ -73,7 +73,7 @@ async def test_gates_run_once_with_the_name_from_the_body(way: str) -> None:
 
 async def test_handshake_requests_are_gated_by_their_body() -> None:
     """MCP 2026-07-28, basic/transports/streamable-http."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         asked = watch(wire)
         session = await wire.initialize()
         headers = {**session, "mcp-method": "tools/list", "mcp-name": CHEAP}

@@ -5,17 +5,17 @@ spelling of a path opens a file.
 import pytest
 
 from cases import for_each
-from four_workers import FOUR, ON_FOUR, SIGNED_IN
+from four_workers import ADMIN_KEY, FOUR, ON_FOUR
 from http_peer import Peer
 from millstream import Server, Settings
-from wire import wired
+from wire import run_wire
 
 NAMES = ["pages.py", "../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "%2e%2e%2fpages.py", "..%5cpages.py",
          "....//pages.py", "..;/pages.py", "%252e%252e/pages.py", "..%c0%afpages.py", "..%00/pages.py", "%00", ".",
          "..", "base.css/../../pages.py", "base.css%00.html", "base.css/", "/etc/passwd", "//etc/passwd",
          "../assets_of_a_neighbor/x", "../../../../../../../../etc/passwd", "base.css?/../../pages.py&x",
          "~root", "C:\\windows\\win.ini", "file:///etc/passwd"]  # fmt: skip
-HEAD = f"host: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer {SIGNED_IN}\r\n"
+HEAD = f"host: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer {ADMIN_KEY}\r\n"
 BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/", "/tools/", "/metrics/"]
 
 
@@ -23,7 +23,7 @@ BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/"
 @for_each("before", BEFORE)
 async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
     server = Server("s", serve="all", settings=Settings())
-    async with wired(server, way if way == FOUR else "lane") as wire:
+    async with run_wire(server, way if way == FOUR else "lane") as wire:
         assert wire.running is not None
         for name in NAMES:
             peer: Peer = await wire.running.connect()

@@ -12,7 +12,7 @@ from auth_world import ALICE, ROOT, guarded, make_server
 from cases import for_each
 from four_workers import ON_FOUR
 from millstream import Info, Server, Settings
-from wire import wired
+from wire import run_wire
 
 PAGES = ["/connect", "/docs", "/dashboard", "/chat", "/inspect"]
 PAYLOADS = [
@@ -62,7 +62,7 @@ async def test_page_markup_does_not_depend_on_input(page: str, way: str) -> None
     for name in ("plain", PAYLOADS[0], PAYLOADS[1]):
         server = Server("s", serve="all", info=Info(title=name), instructions=name, settings=Settings())
         server.tool(name="a", title=name, description=name)(lambda: "x")
-        async with wired(server, way) as wire:
+        async with run_wire(server, way) as wire:
             for query in ("", *(f"?next={quote(each)}&{quote(each)}=1" for each in PAYLOADS)):
                 reply = await wire.ask("GET", page + query, [(b"host", b"127.0.0.1"), (b"referer", REFERER)])
                 assert reply.status == 200

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cases import for_each
-from four_workers import FOUR, ON_FOUR, four
-from http_peer import HEAD, Running, ToyApp, serve
+from four_workers import FOUR, ON_FOUR, connect_to_four
+from http_peer import HEAD, RunningServer, ToyApp, serve
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
 
@@ -36,12 +36,12 @@ def record() -> Record:
 
 
 @pytest.fixture(params=["lane", "asgi", ON_FOUR])
-async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterator[Running]:
+async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterator[RunningServer]:
     """Two paths: one that the attacker may call, one that a proxy would have refused."""
     if request.param == FOUR:
-        running = four()
+        running = connect_to_four()
         yield running
-        running.leave()
+        running.drop_connections()
         return
     lane = request.param == "lane"
     app = ToyApp({("POST", "/mcp"): record, ("GET", "/admin"): record}, Settings())
@@ -92,7 +92,7 @@ CORPUS = {
 
 @for_each("message", CORPUS.values(), ids=CORPUS.keys())
 async def test_ambiguous_framing_ends_the_connection_and_smuggles_nothing(
-    server: Running, record: Record, message: bytes
+    server: RunningServer, record: Record, message: bytes
 ) -> None:
     """RFC 9112 §11.2."""
     for pieces in ([message], [message[n : n + 1] for n in range(len(message))]):

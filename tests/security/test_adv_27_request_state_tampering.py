@@ -16,7 +16,7 @@ from millstream._protocol.principal import Principal
 from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
 from stub_auth import protect
-from wire import Reply, Wire, enveloped, pairs, routing, wired
+from wire import Reply, Wire, encode_headers, per_request, routing, run_wire
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEADERS = routing("tools/call", "ask")
@@ -27,7 +27,7 @@ def body(state: str = "", responses: dict[str, Any] | None = None, **arguments: 
     params: dict[str, Any] = {"name": "ask", "arguments": arguments}
     if responses is not None:
         params |= {"requestState": state, "inputResponses": responses}
-    return enveloped("tools/call", params, 7, elicitation={})
+    return per_request("tools/call", params, 7, elicitation={})
 
 
 async def first_round(wire: Wire, **arguments: Any) -> tuple[str, dict[str, Any]]:
@@ -44,7 +44,7 @@ def refused(reply: Reply) -> bool:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for place, character in enumerate(state):
             value = ALPHABET.index(character)
@@ -57,7 +57,7 @@ async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("junk", ["=", "==", "A", "\n", " ", "\x00", "é", "+", "/", "." * 100, "A" * 2_000_000])
 async def test_state_with_additions_is_refused(way: str, junk: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for changed in (state + junk, junk + state, state[:20] + junk + state[20:], junk):
             assert refused(await wire.post(body(changed, answers), HEADERS))
@@ -65,7 +65,7 @@ async def test_state_with_additions_is_refused(way: str, junk: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
-    async with wired(make_shop(), way) as wire:
+    async with run_wire(make_shop(), way) as wire:
         state, answers = await first_round(wire, topic="a")
         for arguments in ({"topic": "b"}, {}, {"topic": "a "}):
             assert refused(await wire.post(body(state, answers, **arguments), HEADERS))
@@ -76,7 +76,7 @@ async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
 
 
 async def test_state_expires() -> None:
-    async with wired(make_shop(state_ttl=100), "asgi") as wire:
+    async with run_wire(make_shop(state_ttl=100), "asgi") as wire:
         services = wire.runtime.services
         now = 1_000_000.0
         services.clock = lambda: now
@@ -90,7 +90,7 @@ async def test_state_expires() -> None:
 
 
 async def test_state_is_bound_to_its_principal() -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
 
         async def authenticate(request: HttpRequest) -> Principal | None:
             user = request.headers.get(b"x-user")
@@ -100,7 +100,7 @@ async def test_state_is_bound_to_its_principal() -> None:
         handler = protect(streamable.post, authenticate)
 
         async def post(user: str, message: dict[str, Any]) -> Any:
-            fields = pairs({**HEADERS, "x-user": user} if user else HEADERS)
+            fields = encode_headers({**HEADERS, "x-user": user} if user else HEADERS)
             given = json.dumps(message).encode()
             reply = await handler(HttpRequest("POST", "/mcp", fields, dict(fields), given))
             assert isinstance(reply, Response)

@@ -11,7 +11,7 @@ import millstream
 from millstream._stores.base import CoAppend
 from millstream._stores.rates import Pace, Quota, Seat
 from patience import WAIT
-from redis_parts import RedisServer, opened, shared_servers
+from redis_parts import RedisServer, open_worker, shared_servers
 from scripts.docs import ROOT
 from store_parts import TTL, append
 
@@ -44,7 +44,7 @@ async def test_names_and_values_never_become_redis_commands(
 ) -> None:
     monkeypatch.setattr("millstream._stores.redis.client.SILENCE", WAIT)
     monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", WAIT)
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         for number, evil in enumerate(EVIL):
             data = evil.encode("utf-8", "surrogatepass")
             for key in (f"session:{evil}", f"kind:{evil}", evil):

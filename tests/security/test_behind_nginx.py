@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, millstream, serving, wait_for_port
+from processes import ROOT, free_port, run_command, run_server, wait_for_port
 from proxies import NEEDS_NGINX, NGINX
 from redis_parts import RedisServer, shared_servers
 
@@ -70,8 +70,8 @@ def test_loopback_only_paths_are_refused_behind_nginx(
     backend = free_port()
     store = shared_servers(RedisServer).url if workers > 1 else "memory://"
     options = ("--serve", "all", "--workers", str(workers), "--store", store)
-    command = millstream("examples/greet.py", backend, *options)
-    with serving(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
+    command = run_command("examples/greet.py", backend, *options)
+    with run_server(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
         assert {path: status(port, path) for path in HERE_ONLY} == dict.fromkeys(HERE_ONLY, refusal)
         assert status(port, "/publish", b'{"data":1}') == refusal
         assert status(port, "/docs") == 200

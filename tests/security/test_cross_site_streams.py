@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from four_workers import FOUR, FRIEND, ON_FOUR, SIGNED_IN
+from four_workers import ADMIN_KEY, ALLOWED_ORIGIN, FOUR, ON_FOUR
 from millstream import Server, Settings
-from wire import POST, Wire, wired
+from wire import POST, Wire, run_wire
 
 WAYS = pytest.mark.parametrize("way", ["asgi", "lane", ON_FOUR])
 STREAMS = ["/events?channel=a", "/mcp/sse/alice", "/sse", "/mcp", "/mcp/", "/dashboard/events"]
@@ -20,12 +20,12 @@ STREAMS = ["/events?channel=a", "/mcp/sse/alice", "/sse", "/mcp", "/mcp/", "/das
 
 def make_server() -> Server:
     """Everything that streams, for one origin more than its own."""
-    return Server("streams", serve="all", settings=Settings(allowed_origins=(FRIEND,)))
+    return Server("streams", serve="all", settings=Settings(allowed_origins=(ALLOWED_ORIGIN,)))
 
 
 async def status(wire: Wire, path: str, fields: dict[str, str]) -> int:
     """What a GET is answered; a stream that begins is left at once."""
-    headers = {**POST, "accept": "text/event-stream", "authorization": f"Bearer {SIGNED_IN}", **fields}
+    headers = {**POST, "accept": "text/event-stream", "authorization": f"Bearer {ADMIN_KEY}", **fields}
     if wire.running is None:
         return await _begun_over_asgi(wire, path, headers)
     peer = await wire.running.connect()
@@ -58,7 +58,7 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 @WAYS
 @for_each("path", STREAMS)
 async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> None:
-    async with wired(make_server(), way) as wire:
+    async with run_wire(make_server(), way) as wire:
         for mode in ("no-cors", "navigate", "cors"):
             crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}
             assert await status(wire, path, crossing) == 403
@@ -73,15 +73,15 @@ async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> N
 @WAYS
 @for_each("path", STREAMS)
 async def test_same_site_pages_allowed_origins_and_programs_get_streams(path: str, way: str) -> None:
-    async with wired(make_server(), way) as wire:
+    async with run_wire(make_server(), way) as wire:
         own: list[dict[str, str]] = [{}, *({"sec-fetch-site": site} for site in ("same-origin", "same-site", "none"))]
-        friend = {"sec-fetch-site": "cross-site", "origin": FRIEND}
+        friend = {"sec-fetch-site": "cross-site", "origin": ALLOWED_ORIGIN}
         for fields in [*own, friend]:
             assert await status(wire, path, fields) not in (403, 421), fields
 
 
 @WAYS
 async def test_cross_site_links_open_pages(way: str) -> None:
-    async with wired(make_server(), way) as wire:
+    async with run_wire(make_server(), way) as wire:
         crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "accept": "text/html"}
         assert await status(wire, "/docs", crossing) == 200

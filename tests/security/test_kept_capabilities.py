@@ -5,7 +5,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._transports.memory import MemoryPipe
-from wire import enveloped, request, wired
+from wire import per_request, request, run_wire
 
 BULK = {f"{number:040}": {} for number in range(40_000)}  # within the bound of objects in one message
 WIDE = {**BULK, "roots": {"listChanged": True}, "elicitation": BULK, "sampling": {}}
@@ -20,7 +20,7 @@ async def opened(wire: Any, message: Any) -> tuple[MemoryPipe, Any]:
 async def test_huge_capabilities_are_reduced() -> None:
     info = {"name": "n" * 1_000_000, "version": "v" * 1_000_000}
     params = {"protocolVersion": "2025-11-25", "capabilities": WIDE, "clientInfo": info}
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         pipe, answer = await opened(wire, request("initialize", params))
         assert "result" in answer
         client = pipe._connection.session.client  # type: ignore[union-attr]
@@ -31,8 +31,8 @@ async def test_huge_capabilities_are_reduced() -> None:
 
 async def test_subscriptions_do_not_keep_their_request() -> None:
     params = {"notifications": {"toolsListChanged": True}}
-    async with wired(make_shop(), "asgi") as wire:
-        pipe, answer = await opened(wire, enveloped("subscriptions/listen", params, elicitation=BULK))
+    async with run_wire(make_shop(), "asgi") as wire:
+        pipe, answer = await opened(wire, per_request("subscriptions/listen", params, elicitation=BULK))
         assert answer["method"] == "notifications/subscriptions/acknowledged"
         (call,) = wire.runtime.dispatcher.calls
         assert (call.client.capabilities, call.params) == ({}, b"")
@@ -41,8 +41,8 @@ async def test_subscriptions_do_not_keep_their_request() -> None:
 
 async def test_subscription_uris_are_bounded_in_bytes() -> None:
     params = {"notifications": {"resourceSubscriptions": [f"x://{n}/{'u' * 4000}" for n in range(40)]}}
-    async with wired(make_shop(), "asgi") as wire:
-        pipe, answer = await opened(wire, enveloped("subscriptions/listen", params))
+    async with run_wire(make_shop(), "asgi") as wire:
+        pipe, answer = await opened(wire, per_request("subscriptions/listen", params))
         assert answer["error"]["code"] == -32600
         await pipe.close()
 
@@ -51,7 +51,7 @@ async def test_subscription_uris_are_bounded_in_bytes() -> None:
 async def test_small_capabilities_are_kept_unchanged(size: int) -> None:
     declared = {"experimental": {"x": "y" * size}}
     params = {"protocolVersion": "2025-11-25", "capabilities": declared}
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         pipe, _ = await opened(wire, request("initialize", params))
         kept = pipe._connection.session.client.capabilities  # type: ignore[union-attr]
         assert kept == (declared if size < MAX_CAPABILITIES else {"experimental": {}})

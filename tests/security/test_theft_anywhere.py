@@ -11,11 +11,11 @@ import pytest
 from auth_world import ALICE, BOB, make_server
 from behaviour.exchanges import Exchange, LaneHttp
 from fleet import Reading, Worker, real_fleet, settle, until
-from four_workers import FOUR, ON_FOUR, four
+from four_workers import FOUR, ON_FOUR, connect_to_four
 from patience import WAIT
 from security.forged_tokens import FORGED, judging
 from store_parts import BACKINGS
-from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing
+from wire import LATEST_HANDSHAKE, POST, per_request, request, routing
 
 JSON = {"content-type": "application/json"}
 STREAM = {"accept": "text/event-stream"}
@@ -39,9 +39,9 @@ class Sockets(LaneHttp):
 @asynccontextmanager
 async def processes() -> AsyncIterator[list[Any]]:
     """The four that `millstream run` starts; the kernel says which of them is asked."""
-    running = four()
+    running = connect_to_four()
     yield [SimpleNamespace(http=Sockets(running))] * 4
-    running.leave()
+    running.drop_connections()
 
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
@@ -167,7 +167,7 @@ async def test_request_state_is_bound_to_its_caller(workers: list[Worker]) -> No
 
     async def call(key: str, **more: Any) -> Any:
         params = {"name": "asks", "arguments": {}, **more}
-        body = json.dumps(enveloped("tools/call", params, elicitation={})).encode()
+        body = json.dumps(per_request("tools/call", params, elicitation={})).encode()
         return json.loads((await turns.ask(key, "POST", "/mcp", routing("tools/call", "asks"), body))[2])
 
     asked = (await call(ALICE))["result"]

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from processes import Shared, millstream, shared, uvicorn
+from processes import SharedServer, run_command, share_server, uvicorn_command
 from seeds.programs import WAIT
 
 pytestmark = pytest.mark.server
@@ -29,16 +29,18 @@ GREET = {
 
 
 @pytest.fixture(scope="module")
-def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`examples/greet/servernetwork.py`, the Hello server of seed 003."""
-    with shared(partial(millstream, "examples/greet/servernetwork.py"), tmp_path_factory.mktemp("greet")) as server:
+    with share_server(
+        partial(run_command, "examples/greet/servernetwork.py"), tmp_path_factory.mktemp("greet")
+    ) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`examples/echo_math.py`, the FastAPI application of seed 004."""
-    with shared(partial(uvicorn, "examples.echo_math:app"), tmp_path_factory.mktemp("two")) as server:
+    with share_server(partial(uvicorn_command, "examples.echo_math:app"), tmp_path_factory.mktemp("two")) as server:
         yield server
 
 
@@ -88,7 +90,7 @@ async def conversation(port: int) -> AsyncIterator[Conversation]:
         yield client
 
 
-async def test_hello_server_greets_over_sse(greeter: Shared) -> None:
+async def test_hello_server_greets_over_sse(greeter: SharedServer) -> None:
     async with conversation(greeter.port()) as client:
         opened = await client.ask(INITIALIZE)
         assert opened["id"] == 1
@@ -124,7 +126,7 @@ async def test_each_stream_has_its_own_session(hub: int) -> None:
     [("/echo/mcp/", "echo", {"message": "hi"}, "Echo: hi"), ("/math/mcp/", "add_two", {"n": 3}, "5")],
 )
 async def test_two_servers_are_mounted_in_one_application(
-    two_servers: Shared, path: str, tool: str, arguments: dict[str, Any], answer: str
+    two_servers: SharedServer, path: str, tool: str, arguments: dict[str, Any], answer: str
 ) -> None:
     base = f"http://localhost:{two_servers.port()}"
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}

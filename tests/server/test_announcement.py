@@ -5,7 +5,7 @@ from millstream import Server
 from millstream._app.definition import Info
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._server.features.capabilities import ServerDescription
-from wire import POST, enveloped, routing, wired
+from wire import POST, per_request, routing, run_wire
 
 
 def announcement(server: Server) -> ServerDescription:
@@ -53,10 +53,10 @@ async def test_icons_and_descriptions_appear_only_in_discovery() -> None:
     server = Server("shop", version="2", info=Info(title="Shop", description="long", icons=[icon]))
     server.tool(nothing)
     key = "io.modelcontextprotocol/serverInfo"
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         asked = {}
         for method, name in (("server/discover", ""), ("tools/list", ""), ("tools/call", "nothing")):
-            message = enveloped(method, {"name": name} if name else {})
+            message = per_request(method, {"name": name} if name else {})
             reply = await wire.post(message, {**POST, **routing(method, name)})
             asked[method] = reply.message["result"]["_meta"][key]
     assert asked["server/discover"] == {

@@ -14,7 +14,7 @@ from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
 from millstream._server.functions.results import encode_result
 from millstream._server.questions.forms import parse_answer
-from wire import LATEST_HANDSHAKE, PER_REQUEST, enveloped, request, routing, wired
+from wire import LATEST_HANDSHAKE, PER_REQUEST, per_request, request, routing, run_wire
 
 ODD = ["NaN", "sNaN1", "Infinity", "-inf", "1_000", "\uff11\uff12", " 1", "1\n"]
 
@@ -113,15 +113,15 @@ async def test_fast_path_refuses_invalid_decimals(way: str, revision: str) -> No
         return str(amount * 2)
 
     assert mcp.registry.tools["price"].plain
-    async with wired(mcp, way) as wire:
+    async with run_wire(mcp, way) as wire:
         headers = await wire.initialize() if revision == LATEST_HANDSHAKE else routing("tools/call", "price")
         for arguments, found in (({"amount": "1.5"}, "3.0"), ({}, "4"), ({"amount": "NaN"}, "'amount' must be a dec")):
             params = {"name": "price", "arguments": arguments}
             message = request("tools/call", params, 1)
-            message = message if revision == LATEST_HANDSHAKE else enveloped("tools/call", params)
+            message = message if revision == LATEST_HANDSHAKE else per_request("tools/call", params)
             assert (await wire.post(message, headers)).message["result"]["content"][0]["text"].partition(found)[1]
         prepared = mcp.registry.fast[b"price"]
-        body = json.dumps(enveloped("tools/call", {"name": "price", "arguments": {"amount": "1.5"}})).encode()
+        body = json.dumps(per_request("tools/call", {"name": "price", "arguments": {"amount": "1.5"}})).encode()
         assert prepared.decode(body).params.arguments.amount == Decimal("1.5")
         for odd in ('"1_000"', '"' + "1" * 70_000 + '"'):
             with pytest.raises(msgspec.DecodeError):

@@ -9,7 +9,7 @@ from millstream import Server, Settings
 from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
 from patience import WAIT
-from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing, wired
+from wire import LATEST_HANDSHAKE, POST, per_request, request, routing, run_wire
 
 
 class Named(pydantic.BaseModel):
@@ -35,11 +35,11 @@ async def test_validators_that_raise_any_error_produce_a_protocol_response(way: 
     mcp = Server("shop", settings=Settings(key="k" * 40, sessions=False))
     mcp.tool(greet)
     params = {"name": "greet", "arguments": {"who": {"name": 5}}}
-    async with wired(mcp, way) as wire, asyncio.timeout(WAIT):
+    async with run_wire(mcp, way) as wire, asyncio.timeout(WAIT):
         if era == "handshake":
             reply = await wire.post(request("tools/call", params), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
         else:
-            reply = await wire.post(enveloped("tools/call", params), routing("tools/call", "greet"))
+            reply = await wire.post(per_request("tools/call", params), routing("tools/call", "greet"))
     assert (reply.status, reply.message["result"]["isError"]) == (200, True)
     assert "incident" in reply.message["result"]["content"][0]["text"]
 

@@ -6,7 +6,7 @@ from cases import for_each
 from millstream import Context, Server, SyncContext
 from millstream.client._errors import Failure
 from millstream.testing import connect
-from wire import PER_REQUEST, POST, enveloped, request, routing, wired
+from wire import PER_REQUEST, POST, per_request, request, routing, run_wire
 
 
 def make_server() -> Server:
@@ -52,8 +52,8 @@ def make_server() -> Server:
 async def test_request_meta_reaches_the_function_on_every_transport(way: str, tool: str, filler: str) -> None:
     """MCP 2025-11-25, basic."""
     arguments = {"filler": filler}
-    async with wired(make_server(), way) as wire:
-        message = enveloped("tools/call", {"name": tool, "arguments": arguments})
+    async with run_wire(make_server(), way) as wire:
+        message = per_request("tools/call", {"name": tool, "arguments": arguments})
         message["params"]["_meta"]["com.example/trace"] = "7"
         newest = (await wire.post(message, routing("tools/call", tool))).message
         session = await wire.initialize()
@@ -68,7 +68,7 @@ async def test_request_meta_reaches_the_function_on_every_transport(way: str, to
 
 
 async def test_request_meta_reaches_prompts() -> None:
-    async with wired(make_server(), "asgi") as wire:
+    async with run_wire(make_server(), "asgi") as wire:
         session = await wire.initialize()
         asked = request("prompts/get", {"name": "say_meta", "_meta": {"trace": "9"}})
         reply = (await wire.post(asked, {**POST, **session})).message
@@ -87,8 +87,8 @@ async def test_functions_read_resources_within_their_call(revision: str) -> None
 
 
 async def test_resource_scopes_apply_within_a_call() -> None:
-    async with wired(make_server(), "asgi") as wire:
-        message = enveloped("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})
+    async with run_wire(make_server(), "asgi") as wire:
+        message = per_request("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})
         reply = await wire.post(message, routing("tools/call", "reads"))
     assert reply.status == 403
     assert "needs the scope secrets" in reply.message["error"]["message"]

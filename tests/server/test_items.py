@@ -11,7 +11,7 @@ from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource, source_from_schema
 from millstream._server.features.tools import Tool
-from wire import LATEST_HANDSHAKE, POST, Wire, enveloped, request, routing, wired
+from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire
 
 SCHEMA = {"type": "object", "properties": {"of": {"enum": ["salt", "rice"]}}, "required": ["of"]}
 
@@ -30,12 +30,12 @@ def mcp() -> Server:
 
 
 async def ask(wire: Wire, method: str, name: str = "", /, **params: Any) -> Any:
-    reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
+    reply = await wire.post(per_request(method, params), {**POST, **routing(method, name)})
     return reply.message
 
 
 async def test_a_tool_without_a_python_function_is_an_operation_of_the_openapi_document(mcp: Server) -> None:
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         document = (await wire.ask("GET", "/openapi.json", POST)).message
         operation = document["paths"]["/tools/weigh"]["post"]
         assert (operation["summary"], operation["requestBody"]["required"]) == ("Weigh it.", True)
@@ -53,7 +53,7 @@ async def test_prompts_and_templates_without_a_python_function_are_served(mcp: S
     source = ItemSource("recipe", run, lambda texts: texts, schema=SCHEMA)
     mcp.registry.add("prompts", "recipe", Prompt(source))
     mcp.registry.add("templates", "food://{of}", Template("food://{of}", source))
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         (listed,) = (await ask(wire, "prompts/list"))["result"]["prompts"]
         assert listed == {"name": "recipe", "arguments": [{"name": "of", "required": True}]}
         made = await ask(wire, "prompts/get", "recipe", name="recipe", arguments={"of": "salt"})
@@ -77,7 +77,7 @@ async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_h
     mcp.registry.extend(
         RegisteredExtension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,)))
     )
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         assert (await ask(wire, "tasks/peek"))["result"]["seen"] == "tasks/peek"
         offered = (await ask(wire, "server/discover"))["result"]["capabilities"]
         assert offered["extensions"] == {"example.com/tasks": {}, "example.com/other": {"a": 1}}
@@ -90,7 +90,7 @@ async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_h
 
 async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: Server) -> None:
     mcp.registry.extend(tasks(NEWEST_HANDSHAKE.date))
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         session = await wire.initialize(LATEST_HANDSHAKE)
         reply = await wire.post(request("tasks/peek"), session)
         assert reply.message["result"] == {"seen": "tasks/peek"}
@@ -100,7 +100,7 @@ async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: 
 async def test_extensions_added_at_run_time_are_announced(
     mcp: Server,
 ) -> None:
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         assert "extensions" not in (await ask(wire, "server/discover"))["result"]["capabilities"]
         mcp.registry.extend(tasks(NEWEST.date))
         assert "extensions" in (await ask(wire, "server/discover"))["result"]["capabilities"]
@@ -124,7 +124,7 @@ async def test_explicit_results_are_wrapped_like_their_schema() -> None:
     async def either() -> ToolResult:
         return ToolResult("done", structured={"a": 1})
 
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         session = await wire.initialize(LATEST_HANDSHAKE)
         (tool,) = (await wire.post(request("tools/list"), session)).message["result"]["tools"]
         called = await wire.post(request("tools/call", {"name": "either", "arguments": {}}), session)
@@ -137,7 +137,7 @@ async def test_explicit_results_are_wrapped_like_their_schema() -> None:
 async def test_resource_contents_carry_the_meta_of_the_resource() -> None:
     server = Server("shop", settings=Settings())
     server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         read = await ask(wire, "resources/read", "ui://one", uri="ui://one")
         assert read["result"]["contents"] == [
             {"uri": "ui://one", "mimeType": "text/plain", "text": "x", "_meta": {"ui": {"csp": {}}}}

@@ -17,7 +17,7 @@ from millstream._server.functions.arguments import MAX_BUILT, MAX_VALUES, Argume
 from millstream._server.functions.plan import plan
 from millstream._server.questions.questions import Elicit, read_answer
 from millstream._transports.rest.routes import _read_envelope
-from wire import POST, enveloped, request, routing, wired
+from wire import POST, per_request, request, routing, run_wire
 
 MIB = 1024 * 1024
 RECURSIVE = {
@@ -224,10 +224,10 @@ def test_oversized_batches_are_refused_at_the_first_excess_item() -> None:
 @for_each("tool", ["ask", "add"])
 async def test_excess_answers_are_refused_before_parsing(tool: str) -> None:
     mcp = make_shop()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         responses = {f"k{number}": number for number in range(60_000)}
         params = {"name": tool, "arguments": {}, "inputResponses": responses}
-        reply = await wire.post(enveloped("tools/call", params, elicitation={}), routing("tools/call", tool))
+        reply = await wire.post(per_request("tools/call", params, elicitation={}), routing("tools/call", tool))
         assert reply.error[1] == -32602
         assert "inputResponses" in reply.message["error"]["message"]
 
@@ -250,7 +250,7 @@ MANY = {f"k{number}": "" for number in range(MAX_MEMBERS + 1)}
     ],
 )
 async def test_excess_prompt_arguments_are_refused_before_parsing(method: str, params: dict[str, Any]) -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
         assert reply.message["error"] == {"code": -32602, "message": "Invalid params: more than 50,000 members"}
         few = {"context": {}, "arguments": {"name": "Ada"}}
@@ -295,7 +295,7 @@ WITH_TOKEN = {"name": "add", "arguments": {"a": 1, "b": 2}}
     ],
 )
 async def test_refusals_quote_only_the_beginning_of_the_input(method: str, params: dict[str, Any]) -> None:
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
         assert "error" in reply.message or reply.message["result"]["isError"]
         assert len(reply.body) < 10_000
@@ -315,9 +315,9 @@ def test_refused_versions_are_quoted_in_part() -> None:
 @for_each("length", [MAX_ID + 1, MIB])
 async def test_progress_tokens_have_the_length_limit_of_ids(length: int) -> None:
     params = {**WITH_TOKEN, "_meta": {"progressToken": "t" * length}}
-    later = enveloped("tools/call", WITH_TOKEN)
+    later = per_request("tools/call", WITH_TOKEN)
     later["params"]["_meta"]["progressToken"] = "t" * length
-    async with wired(make_shop(), "asgi") as wire:
+    async with run_wire(make_shop(), "asgi") as wire:
         for reply in (
             await wire.post(request("tools/call", params)),
             await wire.post(later, routing("tools/call", "add")),

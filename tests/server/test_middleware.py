@@ -11,7 +11,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import ALL, NEWEST
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
 from millstream.testing import Failure, connect
-from wire import POST, enveloped, over_asgi, pairs, request, routing
+from wire import POST, ask_asgi, encode_headers, per_request, request, routing
 
 
 class Notes(Middleware):
@@ -235,11 +235,11 @@ async def test_http_fast_path_runs_the_hooks(only_calls: bool) -> None:
     async with mcp.running() as runtime:
         prepare(mcp, runtime)
         for message, head in (
-            (enveloped("tools/call", call), routing("tools/call", "order")),
+            (per_request("tools/call", call), routing("tools/call", "order")),
             (request("tools/call", call), POST),
         ):
             notes.clear()
-            reply = await over_asgi(mcp, "POST", "/mcp", pairs(head), json.dumps(message).encode())
+            reply = await ask_asgi(mcp, "POST", "/mcp", encode_headers(head), json.dumps(message).encode())
             assert reply.message["result"]["content"][0]["text"] == "1 of 7"
             assert "call order {'isbn': '7', 'copies': 1}" in notes
             assert ("message tools/call" in notes) is not only_calls

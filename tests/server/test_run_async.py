@@ -7,7 +7,7 @@ import pytest
 
 from millstream import Client, Server
 from patience import WAIT
-from processes import free_port, serving
+from processes import free_port, run_server
 
 pytestmark = pytest.mark.server
 
@@ -38,7 +38,7 @@ asyncio.run(main())
 async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -> None:
     program, port, log = tmp_path / "loop.py", free_port(), tmp_path / "log"
     program.write_text(PROGRAM, "utf-8")
-    with serving([sys.executable, str(program), str(port)], port, log) as process:
+    with run_server([sys.executable, str(program), str(port)], port, log) as process:
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             assert (await client.call("add", a=2, b=3, into=int)) == 5
         twice = b"GET /mcp HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"

@@ -6,7 +6,7 @@ import pytest
 from millstream import Client, Context, Server, SyncContext
 from millstream._server.calls.session_state import MAX_STATE
 from millstream.client._errors import Failure
-from wire import request, wired
+from wire import request, run_wire
 
 OLD, NEW = "2025-11-25", "2026-07-28"
 
@@ -95,7 +95,7 @@ async def test_session_state_is_bounded() -> None:
 
 async def test_ended_sessions_lose_their_state() -> None:
     server = make_server()
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         headers = await wire.initialize()
         keep = request("tools/call", {"name": "keep", "arguments": {"key": "a", "value": "secret"}})
         assert (await wire.post(keep, headers)).status == 200

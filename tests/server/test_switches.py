@@ -8,7 +8,7 @@ from cases import for_each
 from millstream import Principal, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import ALL, NEWEST
 from millstream.testing import Failure, TestClient, connect
-from wire import POST, enveloped, routing
+from wire import POST, per_request, routing
 
 REVISIONS = pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25", ALL[0].date])
 ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
@@ -116,7 +116,7 @@ async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> N
 async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
     """The result of a request of 2026-07-28, or its error."""
     head = {**POST, **routing(method, params.get("name", ""))} | {"authorization": f"Bearer {key}"}
-    body = json.dumps(enveloped(method, params, sampling={})).encode()
+    body = json.dumps(per_request(method, params, sampling={})).encode()
     reply = await ask(mcp, "POST", "/mcp", body, **{name.replace("-", "_"): value for name, value in head.items()})
     message = json.loads(reply.body)
     return message.get("result") or message["error"]

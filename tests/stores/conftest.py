@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from millstream._stores.base import Store
-from redis_parts import RedisServer, patient  # noqa: F401  for every test
+from redis_parts import RedisServer, long_redis_timeouts  # noqa: F401  for every test
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]

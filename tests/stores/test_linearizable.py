@@ -11,7 +11,7 @@ from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Map
 from millstream._stores.memory.store import MemoryStore
-from redis_parts import RedisServer, opened
+from redis_parts import RedisServer, open_worker
 from redis_wire import Proxy
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable
@@ -98,7 +98,9 @@ async def test_values_stay_linearizable_with_broken_connections() -> None:
     try:
         async with AsyncExitStack() as stack:
             proxies = [await stack.enter_async_context(Proxy(server.port)) for _ in range(WORKERS)]
-            stores = [await stack.enter_async_context(opened(f"redis://127.0.0.1:{each.port}")) for each in proxies]
+            stores = [
+                await stack.enter_async_context(open_worker(f"redis://127.0.0.1:{each.port}")) for each in proxies
+            ]
             breaking = asyncio.create_task(break_connections(proxies))
             try:
                 assert await judge([store.kv for store in stores], HISTORIES) == []

@@ -22,7 +22,7 @@ from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from processes import ROOT, free_port
 from redis_monitor import Monitor
-from redis_parts import RedisServer, opened, quiet, until
+from redis_parts import RedisServer, open_worker, until, warm_up
 from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server
@@ -53,7 +53,7 @@ def test_invalid_redis_urls_are_explained_without_the_password(url: str, said: s
 async def test_unreachable_redis_fails_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     with pytest.raises(LocalError, match="can't be reached"):
-        async with opened("redis://127.0.0.1:1"):
+        async with open_worker("redis://127.0.0.1:1"):
             pass
 
 
@@ -77,10 +77,10 @@ async def test_wrong_redis_password_is_reported_without_showing_it(server: Redis
     server.ask("CONFIG", "SET", "requirepass", "right")
     for url in (f"redis://:hunter2@127.0.0.1:{server.port}", server.url):
         with pytest.raises(LocalError, match="user or password") as refused:
-            async with opened(url):
+            async with open_worker(url):
                 pass
         assert "hunter2" not in str(refused.value)
-    async with opened(f"redis://:right@127.0.0.1:{server.port}/0") as store:
+    async with open_worker(f"redis://:right@127.0.0.1:{server.port}/0") as store:
         await store.kv.put("key", b"", TTL)
 
 
@@ -88,8 +88,8 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
     server: RedisServer,
 ) -> None:
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
-    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
-        await quiet(store)
+    async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
+        await warm_up(store)
         (first,) = await append(store, STREAM, b"before")
         server.ask("ACL", "SETUSER", "millstream", "resetpass", ">another")
         server.ask("CLIENT", "KILL", "USER", "millstream")
@@ -110,7 +110,7 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
 
 
 async def test_released_values_free_their_share(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         store.backend.kv._room = 4_000
         order, sizes = "millstream:{ada}:o:session", "millstream:{ada}:s:session"
         await store.kv.put("session:ada.1", bytes(1_500), 0.1)
@@ -134,7 +134,7 @@ async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     with pytest.raises(LocalError, match="noeviction"):
-        async with opened(server.url):
+        async with open_worker(server.url):
             pass
 
 
@@ -143,8 +143,8 @@ async def test_redis_eviction_at_run_time_degrades_the_store(
 ) -> None:
     monkeypatch.setattr("millstream._stores.redis.client.LOOK", 0.01)
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
-    async with opened(server.url) as store:
-        await quiet(store)
+    async with open_worker(server.url) as store:
+        await warm_up(store)
         health = StoreHealth("redis", store, bound=WAIT, clock=itertools.count().__next__)
         assert await health.look()
         server.ask("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
@@ -168,13 +168,13 @@ async def test_redis_replicas_are_refused(server: RedisServer, monkeypatch: pyte
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     server.ask("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(LocalError, match="read-only replica") as refused:
-        async with opened(server.url):
+        async with open_worker(server.url):
             pass
     assert ".." not in str(refused.value)
 
 
 async def test_read_only_redis_is_reported_and_recovers(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         for forbid, allow in (
             (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
             (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
@@ -200,12 +200,12 @@ async def test_old_redis_versions_are_refused() -> None:
     listener = await asyncio.start_server(old, "127.0.0.1", 0)
     async with listener:
         with pytest.raises(LocalError, match=r"6\.2\.14.*Use Redis 7\.0"):
-            async with opened(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"):
+            async with open_worker(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"):
                 pass
 
 
 async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         (first,) = await append(store, STREAM, b"before")
         await store.kv.put("session:one", b"old", TTL)
         server.ask("CONFIG", "SET", "maxmemory", "1")
@@ -227,8 +227,8 @@ def documented() -> list[str]:
 
 async def test_documented_redis_permissions_are_sufficient(server: RedisServer) -> None:
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
-    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
-        await quiet(store)
+    async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
+        await warm_up(store)
         heard = Heard()
         store.log.listen("hub:late", heard)
         await store.log.wait_until_listening("hub:late")
@@ -266,7 +266,7 @@ async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) 
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
         with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):
-            async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}"):
+            async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}"):
                 pass
 
 
@@ -276,14 +276,14 @@ async def test_missing_databases_and_server_modes_are_named(server: RedisServer)
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
     ):
         with pytest.raises(LocalError, match=said):
-            async with opened(url):
+            async with open_worker(url):
                 pass
 
 
 async def test_publish_and_log_need_one_command_each(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
-    async with opened(server.url, lease=600.0) as store:
-        await quiet(store)
+    async with open_worker(server.url, lease=600.0) as store:
+        await warm_up(store)
         index = Index("hub:channel:x", TTL, 10)
         steps: list[Callable[[], Awaitable[object]]] = [
             lambda: store.log.append(STREAM, b"event", ttl=TTL, max_entries=100, index=index),
@@ -300,8 +300,8 @@ async def test_publish_and_log_need_one_command_each(server: RedisServer, monkey
 
 
 async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:
-    async with opened(server.url, lease=600.0) as store:
-        await quiet(store)
+    async with open_worker(server.url, lease=600.0) as store:
+        await warm_up(store)
         before = int(info(server, "total_reads_processed"))
         await asyncio.gather(*(append(store, STREAM, b"%d" % n) for n in range(256)))
         assert int(info(server, "total_reads_processed")) - before < 64
@@ -344,7 +344,7 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
     options = ["--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key)]
     server = RedisServer(*options, "--tls-ca-cert-file", str(cert))
     try:
-        async with opened(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
+        async with open_worker(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
             positions = await append(store, STREAM, b"event")
             assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
         monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
@@ -355,7 +355,7 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
             (f"redis://localhost:{port}", "requires TLS, start the URL with rediss"),
         ):
             with pytest.raises(LocalError, match=why):
-                async with opened(url):
+                async with open_worker(url):
                     pass
     finally:
         server.close()

@@ -8,7 +8,7 @@ import pytest
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
 from patience import WAIT
-from redis_parts import Cluster, RedisServer, opened, until
+from redis_parts import Cluster, RedisServer, open_worker, until
 from store_parts import TTL, Follower, append, data_of, read_all
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -30,7 +30,7 @@ def node_of(servers: Cluster, slot: int) -> RedisServer:
 async def test_moved_cluster_keys_are_found() -> None:
     servers = Cluster()
     try:
-        async with opened(servers.url) as store:
+        async with open_worker(servers.url) as store:
             name = next(f"s{n}" for n in itertools.count() if slot_of(f"s{n}") < 5461)
             slot, key = str(slot_of(name)), f"session:{name}"
             source, target = servers.nodes[:2]
@@ -56,7 +56,7 @@ async def test_cluster_failover_is_a_gap() -> None:
     try:
         primary = node_of(servers, slot_of("j0"))
         servers.add_replica(primary)
-        async with opened(servers.url) as one, opened(servers.url) as two:
+        async with open_worker(servers.url) as one, open_worker(servers.url) as two:
             follower, epoch = Follower(two, STREAM), one.epoch
             await append(one, STREAM, b"before")
             await follower.until(b"before")
@@ -83,9 +83,9 @@ async def test_cluster_nodes_without_cluster_url_are_refused() -> None:
     servers = Cluster()
     try:
         with pytest.raises(LocalError, match=re.escape("redis+cluster://")):
-            async with opened(servers.nodes[0].url):
+            async with open_worker(servers.nodes[0].url):
                 pass
-        async with opened(f"{servers.url}?wait=1") as store:
+        async with open_worker(f"{servers.url}?wait=1") as store:
             with pytest.raises(StoreUnavailable, match="fewer than 1 replicas"):
                 await append(store, STREAM, b"no replica has it")
     finally:

@@ -7,7 +7,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Gap, StoreUnavailable
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Sentinels, opened, until, wait_until
+from redis_parts import Sentinels, open_worker, until, wait_until
 from store_parts import TTL, Follower, append, data_of, read_all
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -41,7 +41,7 @@ async def insist(store: RedisStore, data: bytes) -> None:
 
 
 async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
-    async with opened(servers.url) as one, opened(servers.url) as two:
+    async with open_worker(servers.url) as one, open_worker(servers.url) as two:
         follower, epoch = Follower(two, STREAM), two.epoch
         await append(one, STREAM, *(b"%d" % n for n in range(10)))
         await two.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
@@ -66,7 +66,7 @@ async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
 async def test_positions_of_an_old_primary_are_void(
     servers: Sentinels,
 ) -> None:
-    async with opened(servers.primary.url) as old:
+    async with open_worker(servers.primary.url) as old:
         (before,) = await append(old, STREAM, b"before")
         old.backend._state.adopt("e" * 11 + "0000")
         (after,) = await append(old, STREAM, b"after")
@@ -76,7 +76,7 @@ async def test_positions_of_an_old_primary_are_void(
 
 
 async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
-    async with opened(f"{servers.primary.url}?wait=1") as store:
+    async with open_worker(f"{servers.primary.url}?wait=1") as store:
         await append(store, STREAM, b"confirmed")
         assert servers.replica.ask("XLEN", JOURNAL) == 1
         cut_off(servers)
@@ -94,5 +94,5 @@ async def test_unknown_services_and_dead_sentinels_are_named(
         ("redis+sentinel://127.0.0.1:1/main", "127.0.0.1:1"),
     ):
         with pytest.raises(LocalError, match=said):
-            async with opened(url):
+            async with open_worker(url):
                 pass

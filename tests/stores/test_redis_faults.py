@@ -6,7 +6,7 @@ import pytest
 from millstream._stores.base import CoAppend, Gap, Index, StoreUnavailable
 from millstream._stores.workers import Leases, Roster, update_roster
 from patience import WAIT
-from redis_parts import RedisServer, opened, quiet, until
+from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
 from store_parts import TTL, Follower, Heard, append, data_of, read_all
 
@@ -15,7 +15,7 @@ STREAM = "hub:journal"
 
 
 async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
-    async with opened(server.url) as one, opened(server.url) as two:
+    async with open_worker(server.url) as one, open_worker(server.url) as two:
         changes = [asyncio.Event(), asyncio.Event()]
         before = one.epoch
         for store, changed in zip((one, two), changes, strict=True):
@@ -35,7 +35,7 @@ async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
 
 
 async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         before = store.epoch
         old = await append(store, STREAM, b"old")
         server.stop()
@@ -50,7 +50,7 @@ async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> No
 async def test_redis_restart_starts_a_new_epoch() -> None:
     server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
-        async with opened(server.url) as store:
+        async with open_worker(server.url) as store:
             epoch = store.epoch
             positions = await append(store, STREAM, *(b"%d" % n for n in range(20)))
             server.stop()
@@ -68,7 +68,7 @@ async def test_redis_restart_starts_a_new_epoch() -> None:
 async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
     server = RedisServer()
     try:
-        async with opened(server.url) as one, opened(server.url) as two:
+        async with open_worker(server.url) as one, open_worker(server.url) as two:
             follower = Follower(two, STREAM)
             await append(one, STREAM, b"kept")
             server.ask("SAVE")
@@ -87,7 +87,7 @@ async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
 
 @pytest.mark.impatient
 async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         await append(store, STREAM, b"before")
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
@@ -105,8 +105,8 @@ async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> No
 
 async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
-    async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
-        await quiet(store)
+    async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
+        await warm_up(store)
         before = await append(store, STREAM, b"before")
         await until(lambda: store.backend._client._writing is None)
         wire.deaf = True
@@ -131,7 +131,7 @@ async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkey
 
 
 async def test_broken_redis_connections_are_reopened(server: RedisServer) -> None:
-    async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}") as store:
+    async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}") as store:
         follower = Follower(store, STREAM)
         for n, fault in enumerate([wire.cut, wire.half_close] * 3):
             fault()
@@ -144,7 +144,7 @@ async def test_broken_redis_connections_are_reopened(server: RedisServer) -> Non
 
 
 async def test_random_channels_cannot_fill_redis(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with open_worker(server.url) as store:
         store.backend.log._room = 200_000
         for n in range(300):
             await store.log.append(
@@ -158,8 +158,8 @@ async def test_random_channels_cannot_fill_redis(server: RedisServer) -> None:
 
 
 async def test_every_redis_key_expires(server: RedisServer) -> None:
-    async with opened(server.url) as store:
-        await quiet(store)
+    async with open_worker(server.url) as store:
+        await warm_up(store)
         await store.kv.put("session:a", b"", TTL)
         await store.kv.put("seen:a", b"", TTL, lossy=True)
         await store.log.append(STREAM, b"", ttl=TTL, max_entries=10, index=Index("mailbox:ann", TTL, 10))
@@ -172,7 +172,7 @@ async def test_every_redis_key_expires(server: RedisServer) -> None:
 
 
 async def test_servers_with_different_prefixes_share_redis(server: RedisServer) -> None:
-    async with opened(f"{server.url}?prefix=a:") as one, opened(f"{server.url}?prefix=b:") as two:
+    async with open_worker(f"{server.url}?prefix=a:") as one, open_worker(f"{server.url}?prefix=b:") as two:
         await one.kv.put("key", b"one", TTL)
         await append(one, STREAM, b"one")
         assert await two.kv.get("key") is None
@@ -183,7 +183,7 @@ async def test_servers_with_different_prefixes_share_redis(server: RedisServer) 
 
 
 async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
-    async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
+    async with open_worker(server.url, 600.0) as one, open_worker(server.url, 600.0) as two:
         await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
         names = [one.workers.me, two.workers.me]
 
@@ -195,7 +195,7 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
         await update_roster(one.kv, end_all)
         assert await two.members.remove_abandoned() == []
         assert await two.members.present("chat") == [("ann", b"Ann")]
-        async with opened(server.url, 600.0) as newcomer:
+        async with open_worker(server.url, 600.0) as newcomer:
             assert await newcomer.members.present("chat") == [("ann", b"Ann")]
             for store in (one, two):
                 assert isinstance(store.workers, Leases)
@@ -204,7 +204,7 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
 
 
 async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> None:
-    async with opened(server.url) as store, opened(server.url) as other:
+    async with open_worker(server.url) as store, open_worker(server.url) as other:
         await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
         changed, interrupted = asyncio.Event(), asyncio.Event()
         store.workers.watch(changed.set)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream
+from processes import free_port, run_command
 from workers_world import started
 
 pytestmark = pytest.mark.server
@@ -100,7 +100,7 @@ def test_killed_server_continues_where_it_was(tmp_path: Path, workers: int) -> N
     store = f"sqlite:///{tmp_path}/store.db"
 
     def command(port: int) -> list[str]:
-        return millstream(str(tmp_path / "shop.py"), port, "--store", store, "--workers", str(workers))
+        return run_command(str(tmp_path / "shop.py"), port, "--store", store, "--workers", str(workers))
 
     port = free_port()
     with started(command(port), port, tmp_path / "first") as served:

@@ -16,7 +16,7 @@ from millstream._telemetry.exposition import render
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from telemetry_parts import a_call
-from wire import enveloped, request
+from wire import per_request, request
 
 DATE = NEWEST_HANDSHAKE.date
 INITIALIZE = {
@@ -122,7 +122,7 @@ async def test_refused_initialize_is_logged_with_its_code(capture: pytest.Captur
 
 
 PAGE = json.dumps(request("tools/list")).encode()
-LISTEN = json.dumps(enveloped("subscriptions/listen", {})).encode()
+LISTEN = json.dumps(per_request("subscriptions/listen", {})).encode()
 REFUSED = [
     ("/tools/nothing", b"{}", {}, ("tools/call", "nothing", "unknown-tool", "rest")),
     ("/tools/add", b'{"a":"x"}', {}, ("tools/call", "add", "invalid-arguments", "rest")),

@@ -69,7 +69,7 @@ class Channel(Protocol):
 class HttpChannel:
     """A request on a connection of its own, and the reply. The framing of chunks is left out."""
 
-    def __init__(self, running: http_peer.Running) -> None:
+    def __init__(self, running: http_peer.RunningServer) -> None:
         self._running = running
         self._peer: http_peer.Peer
         self._headers: dict[bytes, bytes] = {}

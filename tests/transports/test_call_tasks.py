@@ -9,7 +9,7 @@ import pytest
 
 import millstream
 from cases import for_each
-from http_peer import WAIT, Peer, Running, ToyApp, request, serve
+from http_peer import WAIT, Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.message import Handler, HttpRequest, Response
 
@@ -19,7 +19,7 @@ def app(**handlers: Handler) -> ToyApp:
     return ToyApp({("POST", f"/{name}"): handler for name, handler in handlers.items()}, Settings())
 
 
-async def ask(running: Running, path: str) -> tuple[int, bytes]:
+async def ask(running: RunningServer, path: str) -> tuple[int, bytes]:
     """One call of a client of its own."""
     peer = await running.connect()
     await peer.send(request(path=path))

@@ -12,7 +12,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import MAX_ID, Envelope
 from millstream._server.calls.call import Call
 from patience import WAIT
-from wire import POST, encode_request, enveloped, pairs, routing, wired
+from wire import POST, encode_headers, encode_request, per_request, routing, run_wire
 from wire import request as request_of
 
 SIZE = 1_000_003
@@ -50,7 +50,7 @@ REFUSED: dict[str, Any] = {
     "unknown tool": request_of("tools/call", {"name": "none", "arguments": {}}),
     "bad arguments": request_of("tools/call", {"name": "add", "arguments": {"a": "x"}}),
     "bad cursor": request_of("tools/list", {"cursor": "x"}),
-    "subscription to nothing": enveloped("subscriptions/listen", {"notifications": 3}),
+    "subscription to nothing": per_request("subscriptions/listen", {"notifications": 3}),
 }
 
 
@@ -65,7 +65,7 @@ async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> 
         return a
 
     headers = routing(message["method"]) if "_meta" in message["params"] else POST
-    async with wired(server, "lane") as wire:
+    async with run_wire(server, "lane") as wire:
         gc.collect()
         before = alive(Call)  # of other tests of this process
         for _ in range(3):
@@ -76,15 +76,15 @@ async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> 
 async def test_open_subscriptions_do_not_keep_their_request() -> None:
     server = Server("streams")
     server.tool(len)
-    message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
+    message = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
     about = {"io.modelcontextprotocol/clientInfo": {"name": "n" * SIZE, "version": "v" * SIZE}}
     message["params"]["_meta"] |= {"progressToken": "t" * MAX_ID, "x": "x" * SIZE, **about}
     headers = routing("subscriptions/listen")
-    async with wired(server, "lane") as wire:
+    async with run_wire(server, "lane") as wire:
         assert wire.running is not None
         peer = await wire.running.connect()
         body = json.dumps(message).encode()
-        await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+        await peer.send(encode_request("POST", "/mcp", encode_headers(headers), body))
         await peer.head()
         await peer.chunk()
         (call,) = wire.runtime.dispatcher.calls
@@ -133,12 +133,12 @@ async def test_refusals_do_not_keep_their_call(method: str, params: dict[str, An
     server.tool(thread=False)(nobody)
     server.resource("z://z")(page)
     server.prompt(page)
-    async with wired(server, "asgi") as wire:
+    async with run_wire(server, "asgi") as wire:
         session = await wire.initialize()
         before = alive(Call) + alive(ProtocolError)
         for _ in range(3):
             await wire.post(request_of(method, params), session)
-            await wire.post(enveloped(method, params), {**POST, **routing(method, next(iter(params.values()), ""))})
+            await wire.post(per_request(method, params), {**POST, **routing(method, next(iter(params.values()), ""))})
         await _until(lambda: alive(Call) + alive(ProtocolError) == before)
 
 

@@ -20,7 +20,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.protocol import HttpProtocol
 from patience import WAIT
-from wire import KeptTransport
+from wire import FakeTransport
 
 OURS = str(Path(millstream.__file__ or "").parent)
 HANDLER_AND_ROUTE = 2
@@ -41,14 +41,14 @@ async def _echo(request: HttpRequest) -> Response:
 APP = ToyApp({("POST", "/echo"): _echo}, Settings())
 
 
-def connect() -> tuple[HttpProtocol, KeptTransport]:
+def connect() -> tuple[HttpProtocol, FakeTransport]:
     """A connection of our own server."""
-    protocol, transport = SocketListener(APP.table).make_protocol(), KeptTransport()
+    protocol, transport = SocketListener(APP.table).make_protocol(), FakeTransport()
     protocol.connection_made(transport)
     return protocol, transport
 
 
-async def calls_of(protocol: Any, transport: KeptTransport, data: bytes = EIGHT_HEADERS) -> Counter[str]:
+async def calls_of(protocol: Any, transport: FakeTransport, data: bytes = EIGHT_HEADERS) -> Counter[str]:
     """Our Python calls from the bytes of a request to those of its reply."""
     turns = 4
     for _ in range(2):
@@ -90,7 +90,10 @@ async def test_plain_call_stays_within_its_python_call_budget(data: bytes, most:
 async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
     config = uvicorn.Config(APP, log_config=None, access_log=False, proxy_headers=False)
     config.load()
-    protocol, transport = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}), KeptTransport()
+    protocol, transport = (
+        HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}),
+        FakeTransport(),
+    )
     protocol.connection_made(transport)
     calls = await calls_of(protocol, transport)
     assert calls.total() + HANDLER_AND_ROUTE <= 6, calls
@@ -101,7 +104,7 @@ async def test_one_timer_sweeps_all_connections() -> None:
     listener = SocketListener(APP.table)
     one, other = listener.make_protocol(), listener.make_protocol()
     for each in (one, other):
-        each.connection_made(KeptTransport())
+        each.connection_made(FakeTransport())
     assert one.guard is other.guard
     timer = one.guard._timer
     assert timer is not None

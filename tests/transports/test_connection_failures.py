@@ -34,5 +34,5 @@ async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseExcep
             await peer.send(request())
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
                 await asyncio.wait_for(peer.reader.readexactly(1), WAIT)
-            await running.left(0)
+            await running.wait_for_connections(0)
         assert not running.state.tasks

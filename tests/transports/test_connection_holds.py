@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from guard_peer import Start, guarded, refused
+from guard_peer import Start, expect_refusal, run_guarded_servers
 from http_peer import HEAD, WAIT, ToyApp, request, serve
 from millstream import Context, Server
 from millstream._config import Settings
@@ -21,7 +21,7 @@ from millstream._http.server.connection import MAX_PIPELINE
 from millstream._http.server.exchange import ServerExchange
 from millstream._server.calls.call import Call
 from millstream._transports.streamable.reply_channel import PostReplyChannel
-from wire import encode_request, enveloped, over_asgi, pairs, routing, wired
+from wire import ask_asgi, encode_headers, encode_request, per_request, routing, run_wire
 
 SIZE = 1_000_003
 """Bytes of a body: nothing else has this size."""
@@ -33,7 +33,7 @@ CHUNKED = b"POST %b HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n%
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a guarded server; it ends with the test."""
-    async with guarded() as start:
+    async with run_guarded_servers() as start:
         yield start
 
 
@@ -133,7 +133,7 @@ async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: by
         gone = weakref.ref(protocol)
         del protocol
         peer.writer.transport.abort()
-        await running.left(0)
+        await running.wait_for_connections(0)
         await _until(lambda: gone() is None)
         await watch.freed()
 
@@ -160,7 +160,7 @@ async def test_body_is_freed_when_the_connection_ends(head: bytes, name: str, la
             await peer.reply()
         connections = list(running.state.connections)
         peer.writer.transport.abort()
-        await running.left(0)
+        await running.wait_for_connections(0)
         await watch.freed()
         assert not lane or held_bodies(connections) == 0
 
@@ -214,23 +214,25 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
 
     named: dict[str, Any] = {"name": "report", "arguments": {}}
     asked: dict[str, Any] = {"notifications": {"toolsListChanged": True}}
-    message = enveloped(method, named if method == "tools/call" else asked, 7)
+    message = per_request(method, named if method == "tools/call" else asked, 7)
     message["params"]["_meta"]["progressToken"] = "p"
     headers = routing(method, "report" if method == "tools/call" else "")
     body = json.dumps(message).encode()
     gc.collect()
     before = alive(Call, PostReplyChannel, ServerExchange, AsgiExchange)  # of other tests of this process
-    async with wired(server, way) as wire:
+    async with run_wire(server, way) as wire:
         for _ in range(3):
             if wire.running is None:
-                await over_asgi(server, "POST", "/mcp", pairs(headers), body, leave=lambda data: b"data: {" in data)
+                await ask_asgi(
+                    server, "POST", "/mcp", encode_headers(headers), body, leave=lambda data: b"data: {" in data
+                )
             else:
                 peer = await wire.running.connect()
-                await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+                await peer.send(encode_request("POST", "/mcp", encode_headers(headers), body))
                 await peer.head()
                 await peer.chunk()
                 peer.writer.transport.abort()
-                await wire.running.left(0)
+                await wire.running.wait_for_connections(0)
         await _until(lambda: alive(Call, PostReplyChannel, ServerExchange, AsgiExchange) <= before)
 
 
@@ -284,7 +286,7 @@ async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, 
         await peer.send(b"y" * 50)
         if count < 3:
             await _until(lambda count=count: _guard(server).unfinished.held == 100 * count)  # type: ignore[misc]
-    body = await refused(holding[2], 503)
+    body = await expect_refusal(holding[2], 503)
     assert b"too much data" in body
     assert _guard(server).unfinished.held == 200
     await holding[0].send(b"y" * 100 + (b"\r\n0\r\n\r\n" if head is CHUNKED else b""))
@@ -293,7 +295,7 @@ async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, 
     holding[1].writer.transport.abort()
     for peer in holding:
         peer.writer.transport.abort()
-    await server.left(0)
+    await server.wait_for_connections(0)
     assert _guard(server).unfinished.held == 0
 
 
@@ -302,7 +304,7 @@ async def _known_host(server: Any) -> None:
     await peer.send(request(body=b"x"))
     await peer.reply()
     peer.writer.transport.abort()
-    await server.left(0)
+    await server.wait_for_connections(0)
 
 
 def _guard(server: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard_peer import echo, guard_table
+from guard_peer import echo, make_endpoints
 from http_peer import HEAD, request
 from millstream._config import Settings
 from millstream._http import server
@@ -71,7 +71,7 @@ async def no_socket(scope: Any, receive: Any, send: Any) -> None:
 def table() -> Endpoints:
     """One hot path, one that is not, and WebSockets."""
     routes: dict[tuple[str, str], Handler] = {("POST", "/echo"): echo, ("POST", "/exact"): echo}
-    found = guard_table(routes, LIMITS, websocket=no_socket)
+    found = make_endpoints(routes, LIMITS, websocket=no_socket)
     found.policy.good.add(b"127.0.0.1")
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from http_peer import Peer, Running, ToyApp, request, serve
+from http_peer import Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._protocol.principal import Principal
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
@@ -25,7 +25,7 @@ JSON = b"Content-Type: application/json\r\n"
 class World:
     """A server with the three paths."""
 
-    def __init__(self, server: Running, hub: Hub, streams: OpenStreams) -> None:
+    def __init__(self, server: RunningServer, hub: Hub, streams: OpenStreams) -> None:
         self.server = server
         self.hub = hub
         self.streams = streams

@@ -19,7 +19,7 @@ from millstream._http.server.protocol import HttpProtocol
 from millstream._http.server.states import BODY, FAST_BODY, IDLE
 from property_settings import examples
 from strategies import bytewise, cuts
-from wire import KeptTransport
+from wire import FakeTransport
 
 FIRST = b"POST /echo HTTP/1.1"
 USUAL = [b"Host: 127.0.0.1:8000", b"content-type: application/json", b"Accept: application/json, text/event-stream"]
@@ -54,7 +54,7 @@ class Side:
         """What was answered, whether the connection was ended, and what the handler got."""
         self.heard = []
         connection, loop = self.connect(), asyncio.get_running_loop()
-        transport = KeptTransport()
+        transport = FakeTransport()
         connection.connection_made(transport)
         for piece in pieces:
             if not transport.closed and piece:
@@ -171,7 +171,7 @@ def test_fast_head_reader_agrees_with_the_parser_on_known_names(spelling: bytes)
 
 async def test_connection_stays_with_the_parser_after_a_miss() -> None:
     connection = SHORT.connect()
-    connection.connection_made(KeptTransport())
+    connection.connection_made(FakeTransport())
     whole = [message([*USUAL, *odd, b"content-length: 1"], b"x") for odd in ([], [b"x-made-up: 1"])]
     for data, tries in ((whole[0], True), (b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n", True), (whole[1], False)):
         connection.data_received(data)
@@ -281,7 +281,7 @@ class CountingParser:
 @for_each(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
 async def test_usual_requests_bypass_the_parser(side: Side, fed: int) -> None:
     connection = side.connect()
-    connection.connection_made(KeptTransport())
+    connection.connection_made(FakeTransport())
     data = message([*USUAL, b"content-length: 1"], b"x")
     connection.data_received(data)  # it makes the Host known
     await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from cases import for_each
-from guard_peer import Start, echo, guarded, held, refused
+from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
@@ -21,7 +21,7 @@ PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a guarded server; it ends with the test."""
-    async with guarded() as start:
+    async with run_guarded_servers() as start:
         yield start
 
 
@@ -31,7 +31,7 @@ async def start() -> AsyncIterator[Start]:
 @for_each("data", [b"P", b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Slow:"])
 async def test_missing_headers_get_408(start: Start, data: bytes) -> None:
     peer = await (await start(header_timeout=0.1)).connect(data)
-    await refused(peer, 408)
+    await expect_refusal(peer, 408)
 
 
 async def test_silent_connections_are_closed(start: Start) -> None:
@@ -50,11 +50,11 @@ async def test_idle_connections_are_closed_after_the_keep_alive_time(start: Star
 async def test_missing_body_gets_408(start: Start, path: str) -> None:
     peer = await (await start(body_timeout=0.1)).connect()
     await peer.send(b"POST %b HTTP/1.1\r\n%bContent-Length: 10\r\n\r\nabc" % (path.encode(), HEAD))
-    await refused(peer, 408)
+    await expect_refusal(peer, 408)
 
 
 async def test_running_calls_have_no_guard_timeout(start: Start) -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
     server = await start({("POST", "/held"): handler}, header_timeout=0.1, body_timeout=0.1, keep_alive=0.1)
     peer = await server.connect(request(path="/held"))
     await asyncio.wait_for(began.wait(), WAIT)
@@ -129,7 +129,7 @@ async def test_connections_above_the_cap_get_503_with_retry_after(start: Start) 
     assert await third.rest() == b""
     third.close()
     first.close()
-    await server.left(1)
+    await server.wait_for_connections(1)
     fourth = await server.connect()
     await fourth.send(request(body=b"x"))
     assert (await fourth.reply())[0] == 200
@@ -142,10 +142,10 @@ async def test_connections_are_capped_per_address(start: Start) -> None:
     await first.reply()
     second = await server.connect()
     await second.send(request(body=b"x"))
-    await refused(second, 503)
+    await expect_refusal(second, 503)
     first.close()
     second.close()
-    await server.left(0)
+    await server.wait_for_connections(0)
     third = await server.connect()
     await third.send(request(body=b"x"))
     assert (await third.reply())[0] == 200
@@ -166,13 +166,13 @@ async def test_only_probes_are_answered_above_the_cap(start: Start, cap: dict[st
     for method, path in (("POST", "/echo"), ("POST", "/exact"), ("GET", "/liv%65z"), ("POST", "/livez"), ("GET", "/")):
         other = await server.connect()
         await other.send(request(method, path))
-        await refused(other, 503)
+        await expect_refusal(other, 503)
     slow = await server.connect()
     await slow.send(b"GET /livez HTTP/1.1\r\n" + HEAD + b"Content-Length: 1\r\n\r\n")
-    await refused(slow, 503)
+    await expect_refusal(slow, 503)
     upgrade = await server.connect()
     await upgrade.send(b"GET /ws HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-    await refused(upgrade, 503)
+    await expect_refusal(upgrade, 503)
     await full.send(request(body=b"still served"))
     assert (await full.reply())[2] == b"still served"
 
@@ -185,7 +185,7 @@ async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: py
     await full.send(request(body=b"x"))
     await full.reply()
     idle = await server.connect()
-    await refused(await server.connect(), 503)
+    await expect_refusal(await server.connect(), 503)
     with monkeypatch.context() as later:
         later.setattr("millstream._http.server.guard._LINGER", -1.0)
         server.guard._sweep()
@@ -209,8 +209,8 @@ async def test_refused_peers_that_stay_are_dropped(start: Start, monkeypatch: py
     monkeypatch.setattr("millstream._http.server.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
     peer = await server.connect(b"garbage\r\n\r\n")
-    await refused(peer, 400)
-    await server.left(0)
+    await expect_refusal(peer, 400)
+    await server.wait_for_connections(0)
 
 
 async def test_websockets_count_as_connections(start: Start) -> None:
@@ -232,15 +232,15 @@ async def test_websockets_count_as_connections(start: Start) -> None:
                 sweep()
                 other = await server.connect()
                 await other.send(request(body=b"x"))
-                await refused(other, 503)
+                await expect_refusal(other, 503)
                 other.close()
             await socket.send("two")
             assert await asyncio.wait_for(socket.recv(), WAIT) == "two"
-        await server.left(0)
+        await server.wait_for_connections(0)
         guard._sweep()
         peer = await server.connect()
         await peer.send(b"garbage\r\n\r\n")
-        await refused(peer, 400)
+        await expect_refusal(peer, 400)
 
 
 async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,10 +258,10 @@ async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.
         async with asyncio.timeout(WAIT):
             while answered < number or not server.guard.unsent:  # noqa: ASYNC110  nothing signals it
                 await asyncio.sleep(0)
-        await server.left(1)
+        await server.wait_for_connections(1)
     assert caplog.text.count("unsent replies take") == 2
     assert server.guard.unsent > 10_000_000
     for peer in peers:
         peer.writer.transport.abort()
-    await server.left(0)
+    await server.wait_for_connections(0)
     assert server.guard.unsent == 0

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cases import for_each
-from guard_peer import Start, echo, guarded, held, refused
-from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
+from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_guarded_servers
+from http_peer import HEAD, WAIT, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
@@ -20,7 +20,7 @@ from millstream._http.server.listener import SocketListener
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a guarded server; it ends with the test."""
-    async with guarded() as start:
+    async with run_guarded_servers() as start:
         yield start
 
 
@@ -41,7 +41,7 @@ async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
 
 
 async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) -> None:
-    handler, began, _ = held()
+    handler, began, _ = make_blocking_handler()
     server = await start({("POST", "/held"): handler})
     peer = await server.connect()
     await peer.send(request(path="/held"))
@@ -49,7 +49,7 @@ async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) 
     for task in list(server.state.tasks):
         task.cancel()
     assert await peer.rest() == b""
-    await server.left(0)
+    await server.wait_for_connections(0)
     assert server.state.tasks == set()
 
 
@@ -80,7 +80,7 @@ async def test_requests_leave_no_tasks_behind(start: Start) -> None:
         await peer.send(request(path=path, body=b"x"))
         await peer.reply()
     peer.close()
-    await server.left(0)
+    await server.wait_for_connections(0)
     assert server.state.tasks == set()
 
 
@@ -110,7 +110,7 @@ async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> 
         connection.transport.resume_reading()  # else the end of the connection isn't read either
     peer.writer.transport.abort()
     await asyncio.wait_for(ended.wait(), WAIT)
-    await server.left(0)
+    await server.wait_for_connections(0)
     assert ran == []
 
 
@@ -123,7 +123,7 @@ async def test_parser_callback_errors_get_500_and_are_logged(caplog: pytest.LogC
         peer = await server.connect()
         with caplog.at_level(logging.ERROR):
             await peer.send(request())
-            await refused(peer, 500)
+            await expect_refusal(peer, 500)
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -131,7 +131,7 @@ async def test_parser_callback_errors_get_500_and_are_logged(caplog: pytest.LogC
 
 
 async def test_shutdown_finishes_calls_and_ends_streams() -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
     opened = asyncio.Event()
 
     async def stream(request: HttpRequest) -> None:
@@ -148,7 +148,7 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
     listener = SocketListener(ToyApp(routes, Settings()).table)
     sock = socket.create_server(("127.0.0.1", 0))
     await listener.listen(sock)
-    running = Running(listener.state, sock.getsockname()[1], guard=listener.guard)
+    running = RunningServer(listener.state, sock.getsockname()[1], guard=listener.guard)
     idle, calling, streaming = [await running.connect() for _ in range(3)]
     await idle.send(request(body=b"x"))
     await idle.reply()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from guard_peer import Start, guarded, held, refused
+from guard_peer import Start, expect_refusal, make_blocking_handler, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server.connection import MAX_PIPELINE
@@ -17,7 +17,7 @@ PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a guarded server; it ends with the test."""
-    async with guarded() as start:
+    async with run_guarded_servers() as start:
         yield start
 
 
@@ -32,7 +32,7 @@ async def test_more_than_a_hundred_headers_get_431(start: Start, path: str) -> N
     await peer.send(request(path=path, body=b"x", extra=fields))
     assert (await peer.reply())[0] == 200
     await peer.send(request(path=path, body=b"x", extra=fields + b"X-One-More: y\r\n"))
-    await refused(peer, 431)
+    await expect_refusal(peer, 431)
 
 
 @PATHS
@@ -44,7 +44,7 @@ async def test_header_section_above_64_kib_gets_431(start: Start, path: str, pie
     for start_ in range(0, len(data), size):
         await peer.send(data[start_ : start_ + size])
         await asyncio.sleep(0)
-    await refused(peer, 431)
+    await expect_refusal(peer, 431)
 
 
 async def test_endless_header_gets_431(start: Start) -> None:
@@ -99,27 +99,27 @@ async def test_target_above_8_kib_gets_414(start: Start) -> None:
         for at in range(0, len(data), size):
             await peer.send(data[at : at + size])
             await asyncio.sleep(0)
-        await refused(peer, 414)
+        await expect_refusal(peer, 414)
 
 
 @for_each("target", [b"http://127.0.0.1", b"evil.com:443", b"/%ff/\xff"])
 async def test_targets_must_be_paths(start: Start, target: bytes) -> None:
     peer = await (await start()).connect()
     await peer.send(b"OPTIONS " + target + b" HTTP/1.1\r\n" + HEAD + b"\r\n")
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
 
 
 async def test_connect_requests_get_400(start: Start) -> None:
     peer = await (await start()).connect()
     await peer.send(b"CONNECT evil.com:443 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
 
 
 async def test_upgrade_with_a_body_gets_400(start: Start) -> None:
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     await peer.send(request(body=b"GET /", extra=extra))
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
 
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
@@ -149,7 +149,7 @@ async def test_unserved_websocket_is_treated_as_a_final_request(start: Start, ca
 
 
 async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
 
     async def no_socket(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("The handshake was refused.")
@@ -161,25 +161,25 @@ async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: St
     await asyncio.wait_for(began.wait(), WAIT)
     go.set()
     assert (await peer.reply())[2] == b"held"
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
 
 
 # Order: what comes behind a running call.
 
 
 async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
     peer = await (await start({("POST", "/held"): handler})).connect()
     good = request(path="/held") + request(body=b"second") + request(path="/exact", body=b"third")
     await peer.send(good + b"\x00garbage\r\n\r\n" + request(body=b"never"))
     await asyncio.wait_for(began.wait(), WAIT)
     go.set()
     assert [(await peer.reply())[2] for _ in range(3)] == [b"held", b"second", b"third"]
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
 
 
 async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
     ran: list[bytes] = []
 
     async def record(request: HttpRequest) -> Response:
@@ -193,7 +193,7 @@ async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(star
     await asyncio.wait_for(began.wait(), WAIT)
     go.set()
     assert (await peer.reply())[2] == b"held"
-    await refused(peer, 400)
+    await expect_refusal(peer, 400)
     assert ran == []
 
 
@@ -203,11 +203,11 @@ async def test_garbage_in_a_chunked_body_gets_400(start: Start) -> None:
         peer = await server.connect()
         await peer.send(b"POST %b HTTP/1.1\r\n" % path + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         await peer.send(b"not a size\r\n")
-        await refused(peer, 400)
+        await expect_refusal(peer, 400)
 
 
 async def test_pipelined_requests_in_one_segment_are_bounded(start: Start) -> None:
-    handler, began, go = held()
+    handler, began, go = make_blocking_handler()
     peer = await (await start({("POST", "/held"): handler})).connect()
     peer.writer.write(request(path="/held") + b"".join(request(body=b"%d" % n) for n in range(2000)))
     await asyncio.wait_for(began.wait(), WAIT)
@@ -229,5 +229,5 @@ async def test_bytes_after_a_refusal_are_not_served(start: Start) -> None:
     bad = b"POST /echo HTTP/1.1\r\n" + HEAD + HEAD + b"Content-Length: 0\r\n\r\n"
     too_many = request(extra=b"".join(b"X-%d: y\r\n" % n for n in range(200)))
     await peer.send(too_many + bad + request(path="/record") + request(path="/exact"))
-    await refused(peer, 431)
+    await expect_refusal(peer, 431)
     assert ran == []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from guard_peer import Start, echo, guard_table, guarded, refused
+from guard_peer import Start, echo, expect_refusal, make_endpoints, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
 from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
@@ -15,7 +15,7 @@ from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server.connection import MAX_FRAMING
 from millstream._http.server.listener import SocketListener
-from wire import KeptTransport
+from wire import FakeTransport
 
 READ = 256 * 1024
 """Bytes that a loop reads at a time."""
@@ -25,7 +25,7 @@ CHUNKED = b"POST %b HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a guarded server; it ends with the test."""
-    async with guarded() as start:
+    async with run_guarded_servers() as start:
         yield start
 
 
@@ -45,14 +45,14 @@ async def test_one_address_gets_half_of_the_unfinished_body_budget(start: Start,
     greedy = [await connect(server.port, "127.0.0.2") for _ in range(3)]
     for peer in greedy:
         await peer.send(half + b"y" * 100)
-    assert b"too much data" in await refused(greedy[2], 503)
+    assert b"too much data" in await expect_refusal(greedy[2], 503)
     modest = await connect(server.port, "127.0.0.3")
     await modest.send(half + b"y" * 100)
     await modest.send(b"y" * 100)
     assert (await modest.reply())[0] == 200
     for peer in (*greedy, modest):
         peer.writer.transport.abort()
-    await server.left(0)
+    await server.wait_for_connections(0)
 
 
 class Fed:
@@ -60,8 +60,8 @@ class Fed:
 
     def __init__(self) -> None:
         routes: dict[tuple[str, str], Handler] = {("POST", "/echo"): echo, ("POST", "/exact"): echo}
-        self.protocol = SocketListener(guard_table(routes, Settings())).make_protocol()
-        self.transport = KeptTransport()
+        self.protocol = SocketListener(make_endpoints(routes, Settings())).make_protocol()
+        self.transport = FakeTransport()
         self.protocol.connection_made(self.transport)
 
     def feed(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from cases import for_each
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world
-from wire import LATEST_HANDSHAKE, enveloped, request
+from wire import LATEST_HANDSHAKE, per_request, request
 
 MCP: Any = "mcp"
 INITIALIZE = {
@@ -51,7 +51,7 @@ async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
 @for_each("way", WAYS)
 async def test_per_request_tools_ask_in_their_result(way: str) -> None:
     async with world(way) as app, app.client(MCP) as socket:
-        first = (await ask(socket, enveloped("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
+        first = (await ask(socket, per_request("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
         assert first["resultType"] == "input_required"
         key = next(iter(first["inputRequests"]))
         again = {
@@ -60,7 +60,7 @@ async def test_per_request_tools_ask_in_their_result(way: str) -> None:
             "inputResponses": {key: {"action": "accept", "content": {"name": "Ada"}}},
             "requestState": first["requestState"],
         }
-        last = (await ask(socket, enveloped("tools/call", again, 2, **FORM)))["result"]
+        last = (await ask(socket, per_request("tools/call", again, 2, **FORM)))["result"]
         assert last["resultType"] == "complete"
         assert "Ada" in last["content"][0]["text"]
 
@@ -68,7 +68,7 @@ async def test_per_request_tools_ask_in_their_result(way: str) -> None:
 async def test_both_eras_share_one_socket() -> None:
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
-        newer = await ask(socket, enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 1}}))
+        newer = await ask(socket, per_request("tools/call", {"name": "add", "arguments": {"a": 1, "b": 1}}))
         assert newer["result"]["resultType"] == "complete"
         assert "resultType" not in (await ask(socket, call("add", 2, a=1, b=1)))["result"]
 
@@ -96,7 +96,7 @@ async def test_subscriptions_run_on_the_socket() -> None:
     """2026-07-28, subscriptions: acknowledged first, then changes, each with the id of the subscription."""
     async with world() as app, app.client(MCP) as socket:
         wanted = {"notifications": {"toolsListChanged": True}}
-        first = await ask(socket, enveloped("subscriptions/listen", wanted, "l"))
+        first = await ask(socket, per_request("subscriptions/listen", wanted, "l"))
         assert first["method"] == "notifications/subscriptions/acknowledged"
         app.server.remove_tool("fails")
         change = await hear(socket)
@@ -116,7 +116,7 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
     """JSON-RPC 2.0 §5.1."""
     async with world() as app, app.client(MCP) as socket:
         assert (await ask(socket, "{"))["error"]["code"] == -32700
-        assert (await ask(socket, enveloped("ping", id=3)))["id"] == 3
+        assert (await ask(socket, per_request("ping", id=3)))["id"] == 3
 
 
 # Who may connect

@@ -7,7 +7,7 @@ from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.hub import HubLimits
 from socket_world import WAYS, ask, hear, tell, world
-from wire import enveloped
+from wire import per_request
 
 
 @for_each("way", WAYS)
@@ -110,7 +110,7 @@ async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
 async def test_json_rpc_works_beside_the_dialect() -> None:
     async with world() as app, app.client() as socket:
         await hear(socket)
-        assert (await ask(socket, enveloped("tools/list", id="x")))["id"] == "x"
+        assert (await ask(socket, per_request("tools/list", id="x")))["id"] == "x"
         assert (await ask(socket, [1]))[0]["error"]["code"] == -32600
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 

@@ -15,7 +15,7 @@ from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
-from wire import LATEST_HANDSHAKE, enveloped, request
+from wire import LATEST_HANDSHAKE, per_request, request
 
 EVENT = "x" * 200_000
 INITIALIZE = {
@@ -239,7 +239,7 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
     """MCP 2026-07-28, subscriptions."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
         for n in (7, 8):
-            await tell(socket, enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n))
+            await tell(socket, per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n))
             assert (await hear(socket))["method"] == "notifications/subscriptions/acknowledged"
         await app.until(lambda: len(app.runtime.services.endings) == 2)
         app.runtime.streams._max_age = -1.0

@@ -12,7 +12,7 @@ from millstream import Server, Settings
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream.testing import connect
 from socket_world import WAIT, ask, hear, tell, world
-from wire import LATEST_HANDSHAKE, enveloped, request
+from wire import LATEST_HANDSHAKE, per_request, request
 
 LARGE = 900_000
 """Bytes of a message, of which a socket that waits for the next one must hold next to nothing."""
@@ -94,7 +94,7 @@ async def test_subscribed_resources_are_bounded_in_bytes() -> None:
 async def test_open_subscriptions_do_not_count_as_dialect_calls() -> None:
     async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
         params = {"notifications": {"toolsListChanged": True}}
-        await ask(listener, enveloped("subscriptions/listen", params, 1))
+        await ask(listener, per_request("subscriptions/listen", params, 1))
         await hear(socket)
         add = {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}}
         assert (await ask(socket, add))["type"] == "mcp_result"

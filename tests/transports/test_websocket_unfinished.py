@@ -17,7 +17,7 @@ from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_FRAMES, PIECE, WebSocketProtocol
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
-from wire import KeptTransport
+from wire import FakeTransport
 
 CONT = 0
 ASK = b'{"type":"ping"}'
@@ -38,7 +38,7 @@ def held(app: World) -> int:
 
 async def socket_from(app: World, address: str) -> RawSocket:
     """A socket from an address of one's own: all of 127.0.0.0/8 is this machine."""
-    app.running.somewhere = lambda: address
+    app.running.source_address = lambda: address
     return await app.raw()
 
 
@@ -152,7 +152,7 @@ class Application:
             self.taken.append(message["text"])
 
 
-class Transport(KeptTransport):
+class Transport(FakeTransport):
     """One that says whether it reads."""
 
     reads = True

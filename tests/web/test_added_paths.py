@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount
 
 from cases import for_each
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from millstream import Server, Settings, auth
 from millstream._app.local_only import Bind, LocalOnly
 from millstream._app.routes import Routes
@@ -26,7 +26,7 @@ from millstream._http.message import HttpRequest
 from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.message_observer import ignore_message
 from patience import WAIT
-from processes import free_port, millstream
+from processes import free_port, run_command
 from workers_world import started, until_async
 
 # A client that goes away while anyio opens a file leaves the file to Python, which closes it at once, and says so.
@@ -46,7 +46,7 @@ async def asked(server: Server, *, lane: bool, app: Any = None, **headers: str) 
         prepare(server, runtime)
         async with serve(app or server, lane=lane) as running:
             base = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=WAIT, verify=NOBODY) as client:
+            async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=WAIT, verify=NO_TRUST) as client:
                 yield client
 
 
@@ -388,9 +388,12 @@ async def leaves_work(request):
 async def test_shutdown_does_not_wait_for_blocked_routes(path: str, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()
-    command, hurry = millstream(str(tmp_path / "shop.py"), port), {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}
+    command, hurry = (
+        run_command(str(tmp_path / "shop.py"), port),
+        {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"},
+    )
     with started(command, port, tmp_path / "log", env=hurry) as served:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=NOBODY) as client:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=NO_TRUST) as client:
             asking = asyncio.create_task(client.get(path))
             await until_async((tmp_path / "begun").exists)
             served.process.terminate()

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from cases import for_each
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from millstream import Server, Settings
 from millstream._app.server_process.entry import prepare
 from patience import WAIT
@@ -26,7 +26,7 @@ async def ask(
         prepare(server, runtime)
         async with serve(app or server, lane=lane) as running:
             url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NOBODY) as client:
+            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NO_TRUST) as client:
                 return [await client.request(method, path) for method, path in asked]
 
 
@@ -79,7 +79,9 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
         prepare(mcp, runtime)
         async with serve(mcp, lane=True) as running:
             url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=url, headers={"origin": url}, timeout=WAIT, verify=NOBODY) as client:
+            async with httpx2.AsyncClient(
+                base_url=url, headers={"origin": url}, timeout=WAIT, verify=NO_TRUST
+            ) as client:
                 form = await client.get("/", headers={"accept": "text/html"})
                 assert (form.status_code, 'name="next" value="/connect"' in form.text) == (401, True)
                 signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/connect"})

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 
 from cases import for_each
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from millstream import Server, auth
 from millstream._app.local_only import Bind
 from millstream._config import Settings
@@ -32,7 +32,7 @@ class Browser:
     def __init__(self, base: str, mcp: Server) -> None:
         self.base = base
         self.mcp = mcp
-        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base}, verify=NOBODY, timeout=WAIT)
+        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base}, verify=NO_TRUST, timeout=WAIT)
 
     async def begin(self, **wanted: Any) -> httpx2.Response:
         return await self.http.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"', **wanted})
@@ -198,7 +198,7 @@ async def test_only_same_origin_pages_use_tokens() -> None:
         assert (neighbor.status_code, other.seen) == (401, [""])
         listed = await browser.http.get("/inspect/servers", headers={"origin": "http://127.0.0.1:1"})
         assert listed.json()["servers"][0]["signed_in"] is None
-        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies, verify=NOBODY, timeout=WAIT)
+        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies, verify=NO_TRUST, timeout=WAIT)
         assert (await plain.post("/inspect/via/1", json=CALL)).status_code == 401
         await plain.aclose()
 

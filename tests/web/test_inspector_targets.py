@@ -10,7 +10,7 @@ from cases import for_each
 from client import shop
 from client.misbehaving_servers import Asked, rude
 from fleet import until
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from millstream import Client, Server
 from millstream._app.local_only import Bind
 from millstream._app.server_process.errors import CommandError
@@ -27,7 +27,7 @@ async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2
         mcp = Server("ours", serve="web", settings=Settings(inspect=urls, max_streams=max_streams))
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
-        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NOBODY, timeout=WAIT)
+        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NO_TRUST, timeout=WAIT)
         yield await stack.enter_async_context(http)
 
 

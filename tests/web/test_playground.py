@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from agent.shop import make as make_shop
 from agent_world import KEY as MODEL_KEY
 from agent_world import ScriptedModel, calls, hangs, refuses, repeats, says
-from http_peer import NOBODY, serve
+from http_peer import NO_TRUST, serve
 from millstream import Context, Server, ToolAnnotations, auth
 from millstream._app.server_process.entry import prepare
 from millstream._web.playground import MAX_CONVERSATIONS_EACH, MAX_TEXT
@@ -166,7 +166,7 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
             failed = await until(socket, "failed")
             assert "rejected the key" in failed[-1]["reason"]
             assert MODEL_KEY not in json.dumps(heard + failed)
-        async with httpx2.AsyncClient(base_url=f"http://{address}", verify=NOBODY) as client:
+        async with httpx2.AsyncClient(base_url=f"http://{address}", verify=NO_TRUST) as client:
             states = {
                 key: (await client.get("/chat/playground", headers={"authorization": f"Bearer {key}"})).json()["state"]
                 for key in (ALL, READER, PLAIN)
@@ -181,7 +181,7 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
 
 async def test_without_a_sign_in_only_this_machine_has_a_playground(api: Any) -> None:
     mcp = shop()
-    async with running(mcp) as address, httpx2.AsyncClient(base_url=f"http://{address}", verify=NOBODY) as client:
+    async with running(mcp) as address, httpx2.AsyncClient(base_url=f"http://{address}", verify=NO_TRUST) as client:
         state = (await client.get("/chat/playground")).json()
         assert state["state"] == "off"
         assert "DEFAULT_MODEL" in state["reason"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import answers, free_port, millstream
+from processes import free_port, is_answering, run_command
 from workers_world import (
     PROGRAM,
     Client,
@@ -211,7 +211,7 @@ def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     port = free_port()
-    command = [sys.executable, "-c", launcher, *millstream(str(tmp_path / "shop.py"), port)]
+    command = [sys.executable, "-c", launcher, *run_command(str(tmp_path / "shop.py"), port)]
     with started([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
         os.close(theirs)
         served.process.send_signal(signal.SIGHUP)
@@ -224,10 +224,10 @@ def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
 def test_workers_under_nohup_outlive_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = ["nohup", *millstream(str(tmp_path / "shop.py"), port, "--workers", "2")]
+    command = ["nohup", *run_command(str(tmp_path / "shop.py"), port, "--workers", "2")]
     with started(command, port, tmp_path / "log") as served:
         served.process.send_signal(signal.SIGHUP)
-        assert answers(port)
+        assert is_answering(port)
         assert not served.said("Restarting all workers")
         assert set(served.children()) == set(served.pids)
 

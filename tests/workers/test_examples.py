@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, answers, free_port, millstream
+from processes import ROOT, free_port, is_answering, run_command
 from workers_world import pids_by_new_connections, started
 
 pytestmark = pytest.mark.server
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.server
 @pytest.mark.parametrize("options", [["--workers", "2"], ["--reload"]], ids=["workers", "reload"])
 def test_commands_of_the_page_serve(tmp_path: Path, options: list[str]) -> None:
     port = free_port()
-    with started(millstream("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
-        assert answers(port)
+    with started(run_command("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
+        assert is_answering(port)
         assert len(served.pids) == (2 if "--workers" in options else 1)
 
 

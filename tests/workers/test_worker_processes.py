@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import free_port, millstream
+from processes import free_port, run_command
 from workers_world import PROGRAM, Client, call, pids_by_new_connections, started, until, workers
 
 pytestmark = pytest.mark.server
@@ -60,7 +60,7 @@ async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Pa
 
 async def test_port_zero_is_shared_by_all_workers(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
-    with started(millstream(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
+    with started(run_command(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
         (told,) = [record for record in served.records if "url" in record]
         port = int(told["url"].split(":")[2].split("/")[0])
         assert len(await pids_by_new_connections(port, 60)) == 2
@@ -150,7 +150,7 @@ async def test_workers_serve_the_same_run_call_as_their_parent(tmp_path: Path) -
 def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text("from millstream import Server\nmcp = Server('other')\n")
-    command = millstream(str(other), 0)
+    command = run_command(str(other), 0)
     program = f"import subprocess\nother = subprocess.Popen({command!r}, stdin=subprocess.DEVNULL)\n" + PROGRAM
     with workers(tmp_path, 1, "--reload", program=program) as served:
         for name in ("other", "shop"):  # either may be first
@@ -164,7 +164,7 @@ def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
 
 def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
     with workers(tmp_path, 2) as served:
-        command = millstream(str(tmp_path / "shop.py"), served.port, "--workers", "2")
+        command = run_command(str(tmp_path / "shop.py"), served.port, "--workers", "2")
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
         assert done.returncode == 1
         assert f"Port {served.port} on 127.0.0.1 is in use." in done.stderr
@@ -182,7 +182,7 @@ def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
 )
 def test_broken_programs_are_reported_once(tmp_path: Path, program: str, said: str) -> None:
     (tmp_path / "shop.py").write_text(program)
-    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    command = run_command(str(tmp_path / "shop.py"), 0, "--workers", "3")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 1
     assert done.stderr.count(said) == 1
@@ -192,7 +192,7 @@ def test_broken_programs_are_reported_once(tmp_path: Path, program: str, said: s
 
 def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
-    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    command = run_command(str(tmp_path / "shop.py"), 0, "--workers", "3")
     environment = {**os.environ, "MILLSTREAM_KEEP_ALIVE": "long"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, env=environment)
     assert done.returncode == 1
@@ -203,7 +203,7 @@ def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
 def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     (tmp_path / "broken").touch()
-    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    command = run_command(str(tmp_path / "shop.py"), 0, "--workers", "3")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 1
     assert done.stderr.count("shop couldn't start") == 1

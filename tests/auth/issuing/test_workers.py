@@ -12,7 +12,7 @@ from conformance.test_authorization import browser, person
 from issuing_world import VERIFIER, challenge
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from wire import POST
 from wire import request as message
 
@@ -69,8 +69,8 @@ def test_two_workers_share_the_authorization_server(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SHOP_URL", shop.url)
     monkeypatch.setenv("SHOP_USERS", str(tmp_path / "users.json"))
     monkeypatch.setenv("MILLSTREAM_STORE", f"sqlite:///{tmp_path}/shop.db")
-    command = millstream("examples/sign_in.py", port, "--workers", "2")
-    with serving(command, port, tmp_path / "first.log"):
+    command = run_command("examples/sign_in.py", port, "--workers", "2")
+    with run_server(command, port, tmp_path / "first.log"):
         about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
                  "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
         client = shop.json("/register", about)["client_id"]
@@ -79,7 +79,7 @@ def test_two_workers_share_the_authorization_server(tmp_path: Path, monkeypatch:
             "/token", grant_type="authorization_code", client_id=client, code=code, code_verifier=VERIFIER
         )
         assert shop.statuses(given["access_token"]) == {200}
-    with serving(command, port, tmp_path / "second.log"):
+    with run_server(command, port, tmp_path / "second.log"):
         assert shop.statuses(given["access_token"]) == {200}
         refresh = given["refresh_token"]
         again = shop.form("/token", grant_type="refresh_token", client_id=client, refresh_token=refresh)

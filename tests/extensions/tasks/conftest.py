@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from redis_parts import patient  # noqa: F401  for every test
+from redis_parts import long_redis_timeouts  # noqa: F401  for every test
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]

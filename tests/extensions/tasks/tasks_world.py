@@ -6,7 +6,7 @@ from typing import Any
 
 from millstream._protocol.metadata import TASKS
 from patience import WAIT
-from wire import Json, enveloped, routing
+from wire import Json, per_request, routing
 
 DECLARED: Json = {"extensions": {TASKS: {}}, "elicitation": {"form": {}}}
 OVER = ("completed", "failed", "cancelled")
@@ -23,7 +23,7 @@ class TaskClient:
 
     async def response(self, method: str, params: Json, declared: Json | None = None) -> Json:
         """Return the response to a request."""
-        message = enveloped(method, params, **(DECLARED if declared is None else declared))
+        message = per_request(method, params, **(DECLARED if declared is None else declared))
         name = params.get("taskId", params.get("name", ""))
         return await self._ask(method, message["params"], routing(method, name))
 

@@ -13,7 +13,7 @@ from fleet import until
 from millstream import Context, ProtocolError, Server, Settings, ToolError
 from millstream._protocol.metadata import TASKS
 from patience import WAIT
-from wire import Json, Wire, enveloped, request, routing, wired
+from wire import Json, Wire, per_request, request, routing, run_wire
 
 
 @dataclass
@@ -95,7 +95,7 @@ def client_of(wire: Wire, **headers: str) -> TaskClient:
 async def shop(**options: Any) -> AsyncIterator[tuple[TaskClient, asyncio.Event, list[str]]]:
     """Run a shop and yield its client."""
     mcp, release, notes = make_shop(**options)
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         yield client_of(wire), release, notes
         release.set()
 
@@ -116,7 +116,7 @@ async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
 async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_required_one_is_refused() -> None:
     mcp, release, _ = make_shop()
     release.set()
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         client = client_of(wire)
         called = await client.response("tools/call", {"name": "waits", "arguments": {"word": "Dune"}}, {})
         assert called["result"]["content"][0]["text"] == "Dune"
@@ -141,7 +141,7 @@ async def test_a_server_without_such_tools_has_no_tasks() -> None:
         """Never become a task."""
         return "plain"
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         client = client_of(wire)
         assert "extensions" not in (await client.result("server/discover", {}))["capabilities"]
         assert (await client.response("tasks/get", {"taskId": "x"}))["error"]["code"] == -32601
@@ -190,7 +190,7 @@ async def test_unknown_ids_are_refused() -> None:
 
 async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
     mcp, release, _ = make_shop(auth=known_keys())
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         ada = client_of(wire, authorization=f"Bearer {ALICE}")
         bob = client_of(wire, authorization=f"Bearer {BOB}")
         task_id = (await ada.call("waits", word="Dune"))["taskId"]
@@ -276,7 +276,7 @@ async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
         await release.wait()
         return "done"
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         client = client_of(wire)
         asking = (await client.call("waits", asking=True))["taskId"]
         await client.asked(asking)
@@ -307,7 +307,7 @@ async def test_a_task_ends_with_its_time_to_live() -> None:
         finally:
             stopped.set()
 
-    async with wired(mcp, "asgi") as wire:
+    async with run_wire(mcp, "asgi") as wire:
         client = client_of(wire)
         created = await client.call("waits")
         assert created["ttlMs"] == 50
@@ -319,13 +319,13 @@ async def test_a_task_ends_with_its_time_to_live() -> None:
 
 async def test_a_stream_has_the_states_of_the_tasks_that_it_names() -> None:
     mcp, release, _ = make_shop()
-    async with wired(mcp, "lane") as wire:
+    async with run_wire(mcp, "lane") as wire:
         client = client_of(wire)
         task_id = (await client.call("waits", word="Dune"))["taskId"]
         assert wire.running is not None
         peer = await wire.running.connect()
         params = {"notifications": {"taskIds": [task_id, "nothing"]}}
-        message = enveloped("subscriptions/listen", params, "s", **DECLARED)
+        message = per_request("subscriptions/listen", params, "s", **DECLARED)
         await peer.send(_post(message, routing("subscriptions/listen")))
         heard = _messages(peer)
         acknowledged = await anext(heard)
@@ -339,7 +339,7 @@ async def test_a_stream_has_the_states_of_the_tasks_that_it_names() -> None:
         done = await client.get(task_id)
         assert {**notification["params"], "_meta": 0, "resultType": "complete"} == {**done, "_meta": 0}
         peer.close()
-        refused = await wire.post(enveloped("subscriptions/listen", params), routing("subscriptions/listen"))
+        refused = await wire.post(per_request("subscriptions/listen", params), routing("subscriptions/listen"))
         assert refused.message["error"]["code"] == -32021
 
 

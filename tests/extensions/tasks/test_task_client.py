@@ -11,7 +11,7 @@ from http_peer import serve
 from millstream import Client, Context, ProtocolError, Server, Settings, ToolError
 from millstream.client import ClientError, Failure, NoAnswer, NotSupported, ToolFailed
 from millstream.testing import connect
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 from wire import LATEST_HANDSHAKE
 
 PROGRAM = """
@@ -148,7 +148,7 @@ async def test_a_task_is_followed_later_by_its_id() -> None:
 async def test_waiting_for_a_task_outlives_the_server(tmp_path: Path) -> None:
     program, port = tmp_path / "shop.py", free_port()
     program.write_text(PROGRAM)
-    command = millstream(str(program), port, "--store", f"sqlite:///{tmp_path}/store.db")
+    command = run_command(str(program), port, "--store", f"sqlite:///{tmp_path}/store.db")
     url = f"http://127.0.0.1:{port}/mcp"
     async with _Started(command, port, tmp_path / "log") as started, Client(url) as client:
         waiting = asyncio.create_task(client.call("waits", word="Dune", task=True))
@@ -163,7 +163,7 @@ class _Started:
     """A server that can be killed and restarted without blocking the event loop."""
 
     def __init__(self, command: list[str], port: int, log: Path) -> None:
-        self._open: Callable[[], Any] = lambda: serving(command, port, log)
+        self._open: Callable[[], Any] = lambda: run_server(command, port, log)
         self._block: Any = None
 
     async def start(self) -> None:

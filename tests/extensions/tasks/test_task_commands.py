@@ -11,7 +11,7 @@ import pytest
 from command_line import CliRunner
 from millstream._cli.program import program
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 PROGRAM = """
@@ -39,7 +39,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(PROGRAM)
-    with serving(millstream(str(file), port), port, tmp_path / "log"):
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
         yield f"http://127.0.0.1:{port}/mcp"
 
 

@@ -11,7 +11,7 @@ from millstream._stores import open_store
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import Backing
-from wire import Json, request, wired
+from wire import Json, request, run_wire
 
 
 @dataclass
@@ -183,7 +183,7 @@ async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> Non
     async def serve(work: Any) -> None:
         server = shop.make()
         server.runtimes._stores[asyncio.get_running_loop()] = open_store(url)
-        async with wired(server, "asgi") as wire:
+        async with run_wire(server, "asgi") as wire:
 
             async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:
                 return dict((await wire.post(request(method, params), fields)).message)
