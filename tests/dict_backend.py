@@ -182,7 +182,7 @@ class DictBackend:
     """`Backend` of one worker."""
 
     shared = True
-    lasting = False
+    persistent = False
 
     def __init__(self, data: Data, tally: Tally, lease: float) -> None:
         self.kv = self.log = data

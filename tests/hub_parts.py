@@ -153,7 +153,7 @@ class DistantStore:
         self.near = near
         """What is appended is heard at once."""
         self._turns = turns
-        self.lasting = False
+        self.persistent = False
         self.lease = 60.0
         self._store = store
         self.workers: Any = Leases(self)

@@ -202,7 +202,7 @@ class _Map:
 
 
 class _Rates:
-    lasting = False
+    persistent = False
 
     def __init__(self, store: WorkerStore) -> None:
         self._store = store

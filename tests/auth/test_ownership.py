@@ -108,7 +108,7 @@ async def test_mailboxes_are_separate_for_each_caller() -> None:
 
 
 async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
-    inner = f"{Principal('alice', client='alice').bound.hex()}/desk"
+    inner = f"{Principal('alice', client='alice').binding.hex()}/desk"
     async with guarded() as world:
         paths = [f"/mcp/sse/{inner}", f"/mcp/sse/{inner.replace('/', '%2F')}"]
         paths += [f"/events?channel=$client.{inner}", "/events?channel=$client.*", "/events?channel=$client.>"]
@@ -132,7 +132,7 @@ async def test_presence_cannot_be_forged() -> None:
             while len(left) == 2:
                 left = await world.server.hub.presence("room")
                 await asyncio.sleep(0)
-        assert left[0].owner == Principal("bob", client="bob").bound.hex()
+        assert left[0].owner == Principal("bob", client="bob").binding.hex()
 
 
 async def test_questions_are_answered_only_by_their_session() -> None:
@@ -190,5 +190,5 @@ def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
         Principal("ada", "https://issuer.example", "phone"),
     )
     assert desk.id == phone.id
-    assert desk.bound != phone.bound
-    assert Principal("a", "bc").bound != Principal("ab", "c").bound != Principal("abc").bound
+    assert desk.binding != phone.binding
+    assert Principal("a", "bc").binding != Principal("ab", "c").binding != Principal("abc").binding

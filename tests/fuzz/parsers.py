@@ -138,7 +138,7 @@ def tokens() -> Target:
 
 def sealed() -> Target:
     """Session ids, states of rounds, and event ids."""
-    principal = Principal("a").bound
+    principal = Principal("a").binding
     facts = SessionToken("0" * 32, ALL[0].date, 0, "c", "1", principal, int(NOW), int(NOW) + 9, "epoch")
     session = session_token.encode(facts, RING, b"n" * 12)
 

@@ -62,13 +62,13 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")
-    one = measured({}, hub=hub, lag=(1.0, 9.0), stood=300.0, process={"resident_bytes": 10, "max_descriptors": None},
+    one = measured({}, hub=hub, lag=(1.0, 9.0), blocked=300.0, process={"resident_bytes": 10, "max_descriptors": None},
                    connections={kind: 2})  # fmt: skip
     other = measured({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
                      connections={kind: 1})  # fmt: skip
     page = dashboard_values({"a": one, "b": other}, "a", store={"up": True})
     assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
-    assert page["loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "stood": 300.0}
+    assert page["loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "blocked": 300.0}
     assert page["process"] == {"resident_bytes": 42, "max_descriptors": 5}
     assert page["connections"] == [{"transport": "http", "revision": "", "count": 3}]
     assert page["store"] == {"up": True}

@@ -222,7 +222,7 @@ def test_snapshots_match_the_metrics() -> None:
     assert list(rows(shown, "methods")) == ["tools/list"]
     assert shown["connections"] == [{"transport": "sse", "revision": FIRST.date, "count": 1}]
     assert (shown["hub"], shown["store"]) == ({"streams": 3}, {"ok": True})
-    assert set(shown["loop_lag_ms"]) == {"last", "worst", "stood"}
+    assert set(shown["loop_lag_ms"]) == {"last", "worst", "blocked"}
     assert shown["process"]["resident_bytes"] is not None
     json.dumps(shown)
 
@@ -283,7 +283,7 @@ def test_current_calls_are_collected_only_while_watched() -> None:
 async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
-    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "stood": 0.0}
+    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "blocked": 0.0}
     task = asyncio.create_task(observer.run())
     for _ in range(5):
         await asyncio.sleep(0)

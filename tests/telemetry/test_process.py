@@ -53,19 +53,19 @@ async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
 
 async def test_loop_stalls_are_summed_over_a_minute() -> None:
     lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
-    assert lag.stood == pytest.approx(1.75)  # nobody notices the others
+    assert lag.blocked == pytest.approx(1.75)  # nobody notices the others
     now[0] += 59.0
-    assert lag.stood == pytest.approx(0.5)
+    assert lag.blocked == pytest.approx(0.5)
     now[0] += 60.0
-    assert (lag.stood, lag.worst) == (0.0, 0.0)
+    assert (lag.blocked, lag.worst) == (0.0, 0.0)
 
 
 async def test_stall_window_is_a_minute_despite_late_samples() -> None:
     lag, _ = await lagged(9.0, *[1.0] * 100)
     assert lag.worst == pytest.approx(1.0)
     assert lag.worst_of(2.0) == pytest.approx(1.0)
-    assert 45.0 < lag.stood <= 60.0
-    assert (await lagged(100.0))[0].stood == 60.0
+    assert 45.0 < lag.blocked <= 60.0
+    assert (await lagged(100.0))[0].blocked == 60.0
 
 
 async def test_sampler_runs_until_cancelled() -> None:

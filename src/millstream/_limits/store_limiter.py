@@ -24,7 +24,7 @@ class StoreLimiter:
     """One worker's access to the limits in the store."""
 
     __slots__ = (
-        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "lasting",
+        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "persistent",
         "workers",
     )  # fmt: skip
 
@@ -32,7 +32,7 @@ class StoreLimiter:
         self._rates = rates
         self._patience = patience
         self._clock = clock
-        self.lasting: bool = rates.lasting
+        self.persistent: bool = rates.persistent
         """Whether seats in the store stay taken when all workers restart."""
         self.away: bool = False
         """Whether the store failed to answer the last request."""

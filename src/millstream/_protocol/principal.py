@@ -32,7 +32,7 @@ class Principal(Struct, frozen=True):
     """
     id: str = ""
     """Derived: unique for issuer and subject. Per-caller shares of the server's capacity use it."""
-    bound: bytes = b""
+    binding: bytes = b""
     """Derived: a 16-byte hash of issuer, subject, and client. Ownership of sessions and state uses it."""
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Principal(Struct, frozen=True):
         # Length prefixes separate parts that would otherwise concatenate to the same bytes.
         digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()[:16]
         force_setattr(self, "id", id)
-        force_setattr(self, "bound", digest)
+        force_setattr(self, "binding", digest)
 
     def has(self, scopes: Collection[str]) -> bool:
         """Return whether all of these scopes were granted."""

@@ -123,7 +123,7 @@ def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
 
 def hash_principal(principal: Principal | None) -> bytes:
     """Return a 16-byte hash of the principal, or empty bytes for an anonymous caller."""
-    return b"" if principal is None else principal.bound
+    return b"" if principal is None else principal.binding
 
 
 def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:

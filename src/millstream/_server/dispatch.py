@@ -192,7 +192,7 @@ class Dispatcher:
                 self._give_back(call)
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
-        if call.asked or call.tee is not None:
+        if call.question_ids or call.tee is not None:
             await _conclude(call, answer)
         return answer
 
@@ -248,7 +248,7 @@ class Dispatcher:
                 return self._answer_stopped(call)
             if task is None or (stopped and task.cancelling() and self._ends(call)):
                 call.cancelled = True
-                self.services.questions.fail(call.asked or ())
+                self.services.questions.fail(call.question_ids or ())
                 try:
                     raise exc
                 finally:
@@ -370,8 +370,8 @@ def _task() -> asyncio.Task[Any] | None:
 
 async def _conclude(call: Call, answer: bytes) -> None:
     """Finish a call before it's answered: end open questions, and copy the answer to the client's stream."""
-    if call.asked:
-        await call.services.questions.take_back(call.asked, _send_late(call))
+    if call.question_ids:
+        await call.services.questions.take_back(call.question_ids, _send_late(call))
     if call.tee is not None:
         await call.tee(_stream_answer(call, answer))
 
@@ -382,7 +382,7 @@ def _send_late(call: Call) -> Callable[[bytes], Awaitable[None]]:
     async def send(message: bytes) -> None:
         filters = call.services.notification_filters
         if filters is None or (message := filters.filter_outgoing(message, call.principal)):
-            await call.open_line().send(message)
+            await call.open_reply_channel().send(message)
 
     return send
 

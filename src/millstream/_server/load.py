@@ -151,7 +151,7 @@ class Load:
         return True
 
     def _owners(self) -> Iterator[str]:
-        return (call.owner for call in self._calls if not (call.lasting or call.method == "subscriptions/listen"))
+        return (call.owner for call in self._calls if not (call.long_lived or call.method == "subscriptions/listen"))
 
 
 def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int) -> int:

@@ -119,7 +119,7 @@ class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
     """The sender's number for the call, used by `CallNews`."""
     id: str
     round: int
-    bound: bytes
+    binding: bytes
     responses: bytes
     """JSON: answers by the keys of their questions."""
 

@@ -26,8 +26,8 @@ class Sweep:
     """A task that checks every call once per tick, from `open` to `close`."""
 
     __slots__ = (
-        "_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_told", "_touch", "_trouble", "clock", "lag",
-        "started",
+        "_beat", "_dispatcher", "_each_tick", "_last_warning", "_pending", "_task", "_touch", "_trouble", "clock",
+        "lag", "started",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +56,7 @@ class Sweep:
         self.started: float = self.clock()
         self.lag: float = 0.0
         """Seconds by which the last tick was late. Every call waits this much."""
-        self._told: float | None = None
+        self._last_warning: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
         self._trouble = LogOnce(
@@ -98,9 +98,9 @@ class Sweep:
 
     def report_stall(self, now: float) -> None:
         """Warn that a function blocked the event loop."""
-        if self.lag < STALL or (self._told is not None and now - self._told < QUIET):
+        if self.lag < STALL or (self._last_warning is not None and now - self._last_warning < QUIET):
             return
-        self._told = now
+        self._last_warning = now
         names = sorted({call.name for call in self._dispatcher.calls if call.name})
         logger.warning(
             "The event loop was blocked for %.1f seconds%s. If an `async def` function calls blocking code, "
@@ -136,20 +136,20 @@ class Sweep:
         settings = self._dispatcher.services.settings
         if not call.started:
             call.started = now
-        elif now - call.started > settings.call_cap and not (call.lasting or call.method == "subscriptions/listen"):
+        elif now - call.started > settings.call_cap and not (call.long_lived or call.method == "subscriptions/listen"):
             call.expire()
-        elif now - call.started >= settings.silence and call.line is None:
-            self.run_in_background(call, call.open_line().keep_alive())
+        elif now - call.started >= settings.silence and call.reply_channel is None:
+            self.run_in_background(call, call.open_reply_channel().keep_alive())
 
     def report_progress(self) -> None:
         """Report progress for calls that were silent since the last beat, if their callers want progress."""
         for call in list(self._dispatcher.calls):
             if call.token is None:
                 continue
-            told = call.progress = call.progress or CallProgress()
-            if call.line is not None and told.reported == told.reported_before:
+            reported = call.progress = call.progress or CallProgress()
+            if call.reply_channel is not None and reported.last_reported == reported.reported_at_heartbeat:
                 self.run_in_background(call, nudge_progress(call))
-            told.reported_before = told.reported
+            reported.reported_at_heartbeat = reported.last_reported
 
 
 def _attempt(work: Callable[..., object], *args: object) -> None:

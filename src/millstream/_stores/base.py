@@ -268,7 +268,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def lasting(self) -> bool:
+    def persistent(self) -> bool:
         """Whether paces (`charge`) survive the end of all workers."""
         ...
 

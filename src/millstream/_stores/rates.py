@@ -92,7 +92,7 @@ SEAT_WAIT = 1.0
 class Rates(Protocol):
     """Limits shared by all workers."""
 
-    lasting: bool
+    persistent: bool
     """Whether paces survive the end of all workers."""
 
     async def take(self, charges: Sequence[Charge]) -> Decision:

@@ -21,12 +21,12 @@ _KEEP_EVERY: Final = TTL / 4
 class BackendRates:
     """`Rates` of one worker."""
 
-    __slots__ = ("_backend", "_workers", "lasting")
+    __slots__ = ("_backend", "_workers", "persistent")
 
     def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
         self._backend = backend
         self._workers = workers
-        self.lasting: bool = backend.lasting
+        self.persistent: bool = backend.persistent
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
         workers = self._workers

@@ -15,7 +15,7 @@ from millstream._telemetry.metrics import Metrics
 INTERVAL = 0.25
 LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 WINDOW = 60.0
-"""Seconds that `worst` and `stood` cover."""
+"""Seconds that `worst` and `blocked` cover."""
 LATE = 0.2
 """A delay in seconds that users notice."""
 _KEPT = round(WINDOW / INTERVAL)
@@ -53,7 +53,7 @@ class LoopLag:
         return self.worst_of(WINDOW)
 
     @property
-    def stood(self) -> float:
+    def blocked(self) -> float:
         """Return the seconds of the last minute in which the event loop was blocked."""
         return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
 

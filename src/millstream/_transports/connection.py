@@ -274,7 +274,11 @@ class ClientConnection:
         for end in ends:
             end()
         _call_when_done(
-            [each for each, call in self._tasks.items() if ends and call and (call.lasting or call.method == _LISTEN)],
+            [
+                each
+                for each, call in self._tasks.items()
+                if ends and call and (call.long_lived or call.method == _LISTEN)
+            ],
             then,
         )
 

@@ -42,4 +42,4 @@ NULL_REPLY = NullReplyChannel()
 
 def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
     """Return a call without a client, for `Dispatcher.outcome`. `way` has the transport's fields."""
-    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=NULL_REPLY, **way)
+    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, reply_channel=NULL_REPLY, **way)

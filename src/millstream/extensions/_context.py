@@ -57,11 +57,11 @@ class ReplyStream:
         if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(streaming.values()) >= most:
             raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
         streaming[call.owner] = mine + 1
-        call.lasting = True
+        call.long_lived = True
         call.params = b""  # the stream may stay open for a day
         release_arguments(call, services.bodies)
         services.endings.add(self._closed_event.set)
-        line = call.open_line()
+        line = call.open_reply_channel()
         self._unregister = line.on_close(self._closed_event.set)
         try:
             await line.keep_alive()  # opens the stream, so that `push` can be first

@@ -183,9 +183,9 @@ def make_run(
         principal=saved.principal,
         transport=saved.transport,
         task=RUNNING,
-        lasting=True,
+        long_lived=True,
     )
-    call.line = _ReportLine(report)
+    call.reply_channel = _ReportLine(report)
     return CallRun(dispatcher, call)
 
 

@@ -463,7 +463,7 @@ class ParkedCalls:
         """Resume a call for a request on another worker, and send that worker its messages."""
         try:
             parked = self._find(message.id)
-            parked.wake(message.round, message.bound, _decode_responses(message.responses))
+            parked.wake(message.round, message.binding, _decode_responses(message.responses))
         except ProtocolError as exc:
             self._send_soon(worker, CallNews(message.number, "refused", _failure(exc.code, exc.message, exc.data)))
             return

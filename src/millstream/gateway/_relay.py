@@ -248,11 +248,11 @@ class Relay:
         call = self._call
         if call.over or call.cancelled:
             raise ProtocolError(INVALID_REQUEST, "The call that asks has ended")
-        if not call.open_line().asks:
+        if not call.open_reply_channel().asks:
             raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question")
         if self.revision.elicitation_ids and "elicitationId" in question.params:
             self._urls.add(str(question.params["elicitationId"]))
-        ids = call.asked = set() if call.asked is None else call.asked
+        ids = call.question_ids = set() if call.question_ids is None else call.question_ids
         scope = "" if call.session is None else call.session.id
         try:
             return await call.services.questions.ask(

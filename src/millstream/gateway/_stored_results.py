@@ -76,7 +76,7 @@ def _identity(values: Any) -> Any:
 
 
 def _key(call: Call, id: str) -> str:
-    owner = b"" if call.principal is None else call.principal.bound
+    owner = b"" if call.principal is None else call.principal.binding
     return f"result:{sha256(b'%b %b' % (owner, id.encode('utf-8', 'surrogatepass'))).hexdigest()}"
 
 

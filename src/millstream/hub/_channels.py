@@ -62,7 +62,7 @@ def check_client_id(client_id: str) -> None:
 
 def owner_of(principal: Principal | None) -> str:
     """Return the part of names that represents a principal."""
-    return "" if principal is None else principal.bound.hex()
+    return "" if principal is None else principal.binding.hex()
 
 
 def owned_id(client_id: str, owner: str) -> str:

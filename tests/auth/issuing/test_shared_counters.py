@@ -99,7 +99,7 @@ async def test_workers_count_alone_during_a_store_outage() -> None:
             type(
                 "Away",
                 (),
-                {"take": staticmethod(fails), "leave": staticmethod(fails), "lasting": True},
+                {"take": staticmethod(fails), "leave": staticmethod(fails), "persistent": True},
             )()
         )
     )

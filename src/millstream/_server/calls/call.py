@@ -97,12 +97,12 @@ class CallProgress(Struct, gc=False):
 
     value: float = 0.0
     total: float | None = None
-    reported: float | None = None
+    last_reported: float | None = None
     """The last progress that user code reported."""
-    reported_before: float | None = nan
-    """The value of `reported` at the last heartbeat. NaN before the first."""
-    nudged: bool = False
-    """Whether the server has reported progress on its own."""
+    reported_at_heartbeat: float | None = nan
+    """The value of `last_reported` at the last heartbeat. NaN before the first."""
+    sent_heartbeat: bool = False
+    """Whether a heartbeat has reported progress."""
 
 
 class Call(Struct, eq=False, kw_only=True):
@@ -127,11 +127,11 @@ class Call(Struct, eq=False, kw_only=True):
     """The `requestState` from the client."""
     rounds: Rounds | None = None
     """The rounds of this call: from its state, or created when user code asks its first question."""
-    bound: bytes = b""
+    binding: bytes = b""
     """The hash that this call's state is bound to, once computed."""
     token: ProgressToken | None = None
     log_level: str = ""
-    shared: dict[str, Any] | None = None
+    shared_state: dict[str, Any] | None = None
     """The `Context.state` of calls with several contexts: middleware, dependencies, and the function."""
     # Caller
     client: ClientInfo
@@ -146,7 +146,7 @@ class Call(Struct, eq=False, kw_only=True):
     # Reply
     open_reply: "Callable[[Call], ReplyChannel] | None" = None
     """Opens the reply channel on first use, for transports whose reply can also be a single message."""
-    line: ReplyChannel | None = None
+    reply_channel: ReplyChannel | None = None
     meta: dict[str, Any] | None = None
     """`_meta` of the result, in addition to what the revision requires."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
@@ -160,8 +160,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
     """Called when the call is over, to free what other calls wait for."""
-    lasting: bool = False
-    """Whether it's open until its client closes it, like `subscriptions/listen`, so no time limit applies."""
+    long_lived: bool = False
+    """Whether the call is open until its client closes it, like `subscriptions/listen`. Time limits don't apply."""
     task: str = ""
     """`DEFERRED` while the function may still turn the call into a task. `RUNNING` for a task's work, which gates don't
     check, because they checked the request that created the task.
@@ -176,8 +176,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Whether the server stopped the call because it shut down."""
     over: bool = False
     """Whether the call has been answered. Later messages of user code are dropped."""
-    asked: set[str] | None = None
-    """Ids of open questions, once the call has asked."""
+    question_ids: set[str] | None = None
+    """Ids of open questions to the client. None before the first question."""
     failure: CallFailure | None = None
     progress: CallProgress | None = None
 
@@ -197,13 +197,13 @@ class Call(Struct, eq=False, kw_only=True):
             self.params = bytes(_decode_body(body).params) if body else b""
         return self.params
 
-    def open_line(self) -> ReplyChannel:
+    def open_reply_channel(self) -> ReplyChannel:
         """Return the reply channel, and open it if necessary."""
-        line = self.line
-        if line is None:
-            assert self.open_reply is not None  # noqa: S101  a call has a line or can make one
-            line = self.line = self.open_reply(self)
-        return line
+        channel = self.reply_channel
+        if channel is None:
+            assert self.open_reply is not None  # noqa: S101  a call has a reply channel or can open one
+            channel = self.reply_channel = self.open_reply(self)
+        return channel
 
     async def send_to_caller(self, message: bytes) -> None:
         """Send a message about the call to its caller. After the answer, do nothing."""
@@ -211,14 +211,14 @@ class Call(Struct, eq=False, kw_only=True):
             return
         filters = self.services.notification_filters
         if filters is None or (message := filters.filter_outgoing(message, self.principal)):
-            await self.open_line().send(message)
+            await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
         """Send a message without waiting. Return False if the reply channel is closed."""
         filters = self.services.notification_filters
         if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
             return True
-        return self.open_line().push(message)
+        return self.open_reply_channel().push(message)
 
     def cancel(self) -> None:
         """Stop the work because the caller cancelled the call."""
@@ -325,7 +325,7 @@ class CallInfo:
         self._home = home
         self._services: Services = call.services
         self._memo: dict[str, Any] = {}
-        shared = call.shared
+        shared = call.shared_state
         self.state: dict[str, Any] = {} if shared is None else shared
         """Values of this call, shared by middleware, dependencies, and functions."""
 

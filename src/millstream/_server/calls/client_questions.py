@@ -59,7 +59,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     if not known:
         raise ToolError(f"This needs {method}, which protocol revision {revision.date} doesn't have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
-    if not call.open_line().asks:
+    if not call.open_reply_channel().asks:
         if isinstance(question, ElicitUrl) and revision.url_error:
             raise ProtocolError(URL_ELICITATION_REQUIRED, question.message, {"elicitations": [params]})
         if call.session is None:
@@ -68,7 +68,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     if not declares(call.client.capabilities, capability_of(question)):
         raise ToolError(f"This needs {method}, but the client didn't declare {_names(capability_of(question))}.")
     scope = "" if call.session is None else call.session.id
-    asked = call.asked = set() if call.asked is None else call.asked
+    asked = call.question_ids = set() if call.question_ids is None else call.question_ids
     raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)

@@ -85,13 +85,15 @@ class Context(CallInfo):
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
             return
-        told = call.progress = call.progress or CallProgress()
-        if not isfinite(progress) or (told.reported is not None and progress <= told.reported):
+        reported = call.progress = call.progress or CallProgress()
+        if not isfinite(progress) or (reported.last_reported is not None and progress <= reported.last_reported):
             return
         if total is not None and not isfinite(total):
             total = None
-        told.reported = progress
-        await send_progress(call, max(progress, told.value + OWN_STEP) if told.nudged else progress, total, message)
+        reported.last_reported = progress
+        if reported.sent_heartbeat:
+            progress = max(progress, reported.value + OWN_STEP)
+        await send_progress(call, progress, total, message)
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``."""
@@ -160,7 +162,7 @@ class Context(CallInfo):
         Returns:
             False if the client couldn't reconnect. Nothing is closed then.
         """
-        return await self._call.open_line().interrupt(retry_ms)
+        return await self._call.open_reply_channel().interrupt(retry_ms)
 
     async def start_task(self) -> None:
         """Turn a call of ``@mcp.tool(defer_task=True)`` into a task: ``await ctx.start_task()``. Only clients with the
@@ -286,8 +288,8 @@ class Context(CallInfo):
 
 def shared_context(call: Call, home: object) -> Context:
     """Return a context that shares its state with other contexts of the call."""
-    if call.shared is None:
-        call.shared = {}
+    if call.shared_state is None:
+        call.shared_state = {}
     return Context(call, home)
 
 
@@ -315,19 +317,19 @@ def open_rounds(call: Call) -> None:
 
 def call_binding(call: Call) -> bytes:
     """Return the data that the state of a call is bound to: principal, method, name, and the raw arguments."""
-    if not call.bound:
-        call.bound = binding_hash(
+    if not call.binding:
+        call.binding = binding_hash(
             hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments)
         )
-    return call.bound
+    return call.binding
 
 
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
     """Send one progress notification to the caller."""
     if call.over:
         return
-    told = call.progress = call.progress or CallProgress()
-    told.value, told.total = progress, total
+    reported = call.progress = call.progress or CallProgress()
+    reported.value, reported.total = progress, total
     token = call.id if call.token is None else call.token
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
@@ -335,15 +337,15 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     if filters is not None and not (notification := filters.filter_outgoing(notification, call.principal)):
         return
     if call.token is not None:
-        await call.open_line().send(notification)
+        await call.open_reply_channel().send(notification)
     if call.tee is not None:
         await call.tee(notification)
 
 
 async def nudge_progress(call: Call) -> None:
     """Report tiny progress for a silent call, so the caller sees that it's alive."""
-    told = call.progress = call.progress or CallProgress()
-    value = told.value + OWN_STEP
-    if told.total is None or value < told.total:
-        told.nudged = True
-        await send_progress(call, value, told.total, None)
+    reported = call.progress = call.progress or CallProgress()
+    value = reported.value + OWN_STEP
+    if reported.total is None or value < reported.total:
+        reported.sent_heartbeat = True
+        await send_progress(call, value, reported.total, None)

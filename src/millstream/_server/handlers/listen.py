@@ -113,7 +113,7 @@ class ListenHandlers:
     async def _serve(self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any]) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
         honoured = self._grantable(wanted, call)
-        line = call.open_line()
+        line = call.open_reply_channel()
         call.meta = dict(mark)
         acknowledgement = notification_message(
             ACKNOWLEDGED,

@@ -50,7 +50,7 @@ class Figures(Struct, frozen=True, array_like=True):
     """Lag of the event loop in milliseconds: the newest, and the worst of the last minute."""
     process: dict[str, float | None]
     hub: dict[str, Any] | None = None
-    stood: float = 0.0
+    blocked: float = 0.0
     """Milliseconds of the last minute in which the event loop was blocked. The last field, because older versions don't
     have it.
     """
@@ -83,7 +83,7 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         "loop_lag_ms": {
             "last": max(each.lag[0] for each in every),
             "worst": max(each.lag[1] for each in every),
-            "stood": max(each.stood for each in every),
+            "blocked": max(each.blocked for each in every),
         },
         "process": _merge_all((each.process for each in every), _sum),
         "hub": _sum_of_all([each.hub for each in every]),

@@ -273,7 +273,7 @@ class Observer:
             (round(self._lag.last * 1000, 3), round(self._lag.worst * 1000, 3)),
             self._process.now(),
             hub,
-            round(self._lag.stood * 1000, 3),
+            round(self._lag.blocked * 1000, 3),
         )
 
     def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:

@@ -251,7 +251,7 @@ class LocalBackend:
         """
         self.link = link = ParentConnection(address, url, self._on_connect, self._on_push, self._interrupt)
         self.shared = True
-        self.lasting = False
+        self.persistent = False
         self.lease = LEASE
         self.epoch = ""
         session = {name: partial(link.call, call) for name, call in calls("session").items()}

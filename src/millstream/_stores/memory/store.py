@@ -190,7 +190,7 @@ class MemoryMap:
 class MemoryBackend:
     """A `Backend` for one process. Data live as long as the object, even if it's closed and reopened."""
 
-    __slots__ = ("charge", "epoch", "kv", "lasting", "lease", "log", "release", "shared")
+    __slots__ = ("charge", "epoch", "kv", "lease", "log", "persistent", "release", "shared")
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class MemoryBackend:
         max_log_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.shared = False
-        self.lasting = False
+        self.persistent = False
         self.lease = 0.0
         self.epoch = epoch or secrets.token_hex(6)
         self.kv = MemoryMap(clock, max_value_bytes)

@@ -43,7 +43,7 @@ class RedisBackend:
     def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
         # configuration
         self.shared = True
-        self.lasting = True
+        self.persistent = True
         self.lease = lease
         self._keys = keys = RedisKeys(address.prefix)
         # process

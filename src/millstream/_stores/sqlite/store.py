@@ -120,7 +120,7 @@ class SqliteBackend:
         self._memory = memory = MemoryBackend(max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
         self._log = SqliteLog(self._streams, self._writer)
         self.shared = False
-        self.lasting = False
+        self.persistent = False
         self.lease = 0.0
         self.kv = SplitMap(SqliteMap(self._items, self._writer), memory.kv)
         self.log = SplitLog(self._log, memory.log)

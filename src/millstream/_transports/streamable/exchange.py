@@ -42,7 +42,7 @@ class StreamableEndpoint:
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
-        can_stream = readable.stream and (not self.json_only or call.lasting or call.method == LISTEN)
+        can_stream = readable.stream and (not self.json_only or call.long_lived or call.method == LISTEN)
         return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )
@@ -50,7 +50,7 @@ class StreamableEndpoint:
 
 async def finish(call: Call, body: bytes) -> Response | None:
     """Send the answer of a call on its stream, or return it as a single message if no stream is open."""
-    line = call.line
+    line = call.reply_channel
     if isinstance(line, PostReplyChannel) and line.streaming:
         await line.finish(body)
         return None
@@ -140,7 +140,7 @@ class StreamableExchange:
         """Run a call and return its reply."""
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call) == 200:
-            line = call.open_line()
+            line = call.open_reply_channel()
             assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
             await line.finish(body)
             return None

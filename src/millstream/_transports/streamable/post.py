@@ -88,7 +88,7 @@ class Streamable:
             return await serve_exactly(self._endpoint, request)
         session = call.session
         answer = await self._dispatcher.call(call, "" if session is None else session.id)
-        if answer and call.line is None and call.failure is None:
+        if answer and call.reply_channel is None and call.failure is None:
             return Response(answer)
         return await finish(call, answer)
 

@@ -52,7 +52,7 @@ class PostReplyChannel:
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
-        self._caller = request if call.lasting or call.method == _LISTEN else None
+        self._caller = request if call.long_lived or call.method == _LISTEN else None
         """The caller whose cap the stream counts against. Calls have their own cap, and subscriptions count as
         streams.
         """

@@ -109,7 +109,7 @@ class HttpSessions:
         session, principal_hash, expires_at = known
         clock = self._services.clock
         if (
-            (b"" if principal is None else principal.bound) != principal_hash
+            (b"" if principal is None else principal.binding) != principal_hash
             or session.id in self._recorded
             or expires_at <= clock()
         ):

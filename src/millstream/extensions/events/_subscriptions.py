@@ -94,7 +94,7 @@ _decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 def subscription_id(principal: Principal, url: str, name: str, arguments: bytes) -> str:
     """Return the id of a subscription, derived from its key. It's a routing handle, not a secret."""
-    parts = (principal.bound, url.encode(), name.encode(), arguments)
+    parts = (principal.binding, url.encode(), name.encode(), arguments)
     digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()
     return f"sub_{digest[:32]}"
 
@@ -168,7 +168,7 @@ class SubscriptionStore:
         Raises:
             ProtocolError: RESOURCE_EXHAUSTED.
         """
-        kv, key = self._map, f"events:of.{principal.bound.hex()}"
+        kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
             held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
@@ -188,7 +188,7 @@ class SubscriptionStore:
 
     async def discount(self, principal: Principal, id: str) -> None:
         """Remove a subscription from the count of its principal."""
-        kv, key = self._map, f"events:of.{principal.bound.hex()}"
+        kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
             held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
@@ -314,4 +314,4 @@ def _status_key(id: str) -> str:
 
 
 def _verified_key(principal: Principal, url: str) -> str:
-    return f"events:verified.{sha256(principal.bound + url.encode()).hexdigest()[:32]}"
+    return f"events:verified.{sha256(principal.binding + url.encode()).hexdigest()[:32]}"

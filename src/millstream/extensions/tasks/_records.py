@@ -104,7 +104,7 @@ def new_id() -> str:
 
 def name_of(task_id: str, principal: Principal | None) -> str:
     """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
-    share = _ANONYMOUS if principal is None else principal.bound.hex()
+    share = _ANONYMOUS if principal is None else principal.binding.hex()
     return f"{share}.{task_id}"
 
 

@@ -164,7 +164,7 @@ class ExchangedCredentials(_TokenCredentials):
             )
         # A program with fewer scopes must not get the token of another program of the same user.
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
-        key = f"{principal.bound.hex()}:{rights}"
+        key = f"{principal.binding.hex()}:{rights}"
         exp = principal.claims.get("exp")
         until = min(principal.until, float(exp)) if isinstance(exp, int | float) else principal.until
         return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)

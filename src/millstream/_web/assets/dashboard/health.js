@@ -6,7 +6,7 @@ const LAST = "These are the last figures received.";
 const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // a share of fewer says nothing
-const STOOD_MS = { warn: 1_000, bad: 6_000 }; // of a minute: one hiccup, as at the start, is nothing to look at
+const BLOCKED_MS = { warn: 1_000, bad: 6_000 }; // of a minute: one hiccup, as at the start, is nothing to look at
 
 let cutBefore = null; // how many slow readers had been cut when the page came, and when the last one was
 let cutAt = 0;
@@ -25,8 +25,8 @@ export function reasons(snapshot, past) {
   if (calls >= LEAST_CALLS && failed >= 25) say("bad", `${figure(failed)}% of the calls fail.`);
   else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
   if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't answer.`);
-  const { stood } = snapshot.loop_lag_ms;
-  if (stood >= STOOD_MS.warn) say(stood >= STOOD_MS.bad ? "bad" : "warn", `The event loop stood still for ${ms(stood)} of the last minute.`);
+  const { blocked } = snapshot.loop_lag_ms;
+  if (blocked >= BLOCKED_MS.warn) say(blocked >= BLOCKED_MS.bad ? "bad" : "warn", `The event loop was blocked for ${ms(blocked)} of the last minute.`);
   const { open_descriptors: open, max_descriptors: most } = snapshot.process;
   if (open && most && open > 0.8 * most) say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
   const cut = snapshot.hub?.cut?.slow ?? 0;
