@@ -183,7 +183,7 @@ class DistantStore:
         """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
 
         def end(roster: Roster) -> bool:
-            roster.living.setdefault(self.workers.me, 0.0)
+            roster.leases.setdefault(self.workers.me, 0.0)
             return roster.end(self.workers.me, time.time())
 
         await update_roster(self._store.kv, end)

@@ -38,12 +38,12 @@ class SharedStore:
         """As FLUSHALL does: a new epoch, and nothing in it."""
         self.core = MemoryStore()
         for each in list(self.live.values()):
-            each.epochs.tell("", b"")
+            each.epochs.notify("", b"")
 
     def changed(self) -> None:
         """Workers came or went."""
         for each in list(self.live.values()):
-            each.changes.tell("", b"")
+            each.changes.notify("", b"")
 
 
 class WorkerStore:
@@ -140,7 +140,7 @@ class WorkerStore:
         """Lose every message that is on its way, and say so."""
         while not self._arriving.empty():
             self._arriving.get_nowait()
-        self.lost.tell("", b"")
+        self.lost.notify("", b"")
 
     # Time that passes
 
@@ -212,7 +212,7 @@ class _Rates:
         await store.travel("take")
         charged = await shared.tally.charge(store.me, charges, shared.gone)
         await store.back()
-        return Decision(charged.taken, max(1, len(shared.live)), charged.forgot)
+        return Decision(charged.results, max(1, len(shared.live)), charged.forgot)
 
     async def leave(self, seats: Sequence[Seat]) -> None:
         await self._store.travel("leave")
@@ -268,14 +268,14 @@ class _Bus:
     async def publish(self, topic: str, data: bytes) -> None:
         await self._store.travel("publish")
         for each in list(self._store._shared.live.values()):
-            each.arrive(lambda each=each: each.topics.tell(topic, data))  # type: ignore[misc]
+            each.arrive(lambda each=each: each.topics.notify(topic, data))  # type: ignore[misc]
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
         await self._store.travel("send")
         there = self._store._shared.live.get(worker)
         if there is None:
             return False
-        there.arrive(lambda: there.topics.tell(topic, data))
+        there.arrive(lambda: there.topics.notify(topic, data))
         return True
 
     def subscribe(

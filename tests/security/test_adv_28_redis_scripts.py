@@ -58,7 +58,7 @@ async def test_names_and_values_never_become_redis_commands(
             await store.members.join(evil, evil, data, told)
             assert await store.members.present(evil) == [(evil, data)]
             charges = [Pace(evil, 5, 60), Quota(evil, 5, store.time() + 60), Seat(evil, 5, evil)]
-            assert {taken.wait for taken in (await store.rates.take(charges)).taken} == {0.0}
+            assert {taken.wait for taken in (await store.rates.take(charges)).results} == {0.0}
             await store.rates.leave([Seat(evil, 5, evil)])
             await store.bus.publish(f"{number}{evil}", data)
     ran = used(server)

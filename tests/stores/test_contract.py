@@ -1045,7 +1045,7 @@ def seats(count: int, *holders: str) -> list[Seat]:
 
 async def allowed(store: Store, *charges: Charge) -> bool:
     """Whether the store gives all of them."""
-    return all(each.wait == 0 for each in (await store.rates.take(charges)).taken)
+    return all(each.wait == 0 for each in (await store.rates.take(charges)).results)
 
 
 async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
@@ -1056,7 +1056,7 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
-    (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).taken
+    (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR
     assert (int(refused.remaining), refused.amount) == (0, 0.0)
     assert await allowed(store, Pace("b", 10, 10 * HOUR))
@@ -1065,11 +1065,11 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     first, second = (
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
-    ).taken
+    ).results
     assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
     assert not await allowed(store, Pace("a", 10, HOUR, cost=7))
     assert await allowed(store, Pace("b", 10, HOUR, cost=25))
-    (refused,) = (await store.rates.take([Pace("b", 10, HOUR)])).taken
+    (refused,) = (await store.rates.take([Pace("b", 10, HOUR)])).results
     assert refused.wait > HOUR
 
 
@@ -1084,7 +1084,7 @@ async def test_refused_charges_charge_nothing(store: Store) -> None:
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).taken[0].amount for _ in range(3)]
+    amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await allowed(store, Pace("a", 25, 25 * HOUR, most=10))
 
@@ -1092,7 +1092,7 @@ async def test_callers_can_prefetch_tokens(store: Store) -> None:
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
     now = store.time()
     assert await allowed(store, Quota("day", 2, now + HOUR, 2))
-    (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).taken
+    (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR + 1
     for _ in range(3):
         assert await allowed(store, Quota("yesterday", 1, now - HOUR))
@@ -1100,7 +1100,7 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
     assert [await allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
-    (refused,) = (await store.rates.take(seats(2, "z"))).taken
+    (refused,) = (await store.rates.take(seats(2, "z"))).results
     assert refused.wait == SEAT_WAIT
     await store.rates.leave(seats(2, "x", "nobody"))
     await store.rates.leave([Seat("unknown", 2, "x")])
@@ -1140,9 +1140,9 @@ async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) 
     await store.open()
     guesses, other = Pace("0123abc", 1, 3600), Pace("4567def", 1, 3600)
     for each in (guesses, other):
-        assert (await store.rates.take([each])).taken[0].wait <= 0
+        assert (await store.rates.take([each])).results[0].wait <= 0
     for number in range(1000):
-        assert (await store.rates.take([Pace(f"dpop:{number}", 1, 120)])).taken[0].wait <= 0
+        assert (await store.rates.take([Pace(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
     for each in (guesses, other, Pace("dpop:999", 1, 120)):
-        assert (await store.rates.take([each])).taken[0].wait > 0
+        assert (await store.rates.take([each])).results[0].wait > 0
     await store.close()

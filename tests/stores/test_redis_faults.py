@@ -188,8 +188,8 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
         names = [one.workers.me, two.workers.me]
 
         def end_all(roster: Roster) -> bool:
-            roster.living = dict.fromkeys(roster.living, one.time() - 1.0)
-            roster.renewed = one.time() - 601.0
+            roster.leases = dict.fromkeys(roster.leases, one.time() - 1.0)
+            roster.last_renewal = one.time() - 601.0
             return True
 
         await update_roster(one.kv, end_all)

@@ -129,7 +129,7 @@ class Definition:
         self.store = self.store or self.settings.store or "memory://"
         self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
-        self.registry.changed = lambda kind: self.emit(ServerChange(kind))
+        self.registry.on_change = lambda kind: self.emit(ServerChange(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []

@@ -193,7 +193,7 @@ class Throttle:
                 self._take_alone(paces, policies, charges)
             else:
                 self._learn(decision, paces, mine)
-                self._judge(decision.taken[len(mine) :], policies, charges)
+                self._judge(decision.results[len(mine) :], policies, charges)
         except ProtocolError:
             if not self._shared:
                 for limiter, key, price in paces:
@@ -204,7 +204,7 @@ class Throttle:
 
     def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
         """Record the store's decision about rates, and raise if it refused."""
-        said = list(zip(paces, asked, decision.taken, strict=False))  # the rest are other kinds
+        said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
             limiter.rejoin()

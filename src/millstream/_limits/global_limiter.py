@@ -29,7 +29,7 @@ class GlobalLimiter:
         if wait > 0 or pool is None:
             return wait
         decision = await pool.take([self._pace(key)])
-        wait = 0.0 if decision is None else decision.taken[0].wait
+        wait = 0.0 if decision is None else decision.results[0].wait
         if wait > 0:
             limiter.block(key, wait)
         return wait

@@ -114,8 +114,8 @@ class StoreLimiter:
 
     async def _report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         decision = await self.take([charge])
-        if decision is not None and decision.taken[0].wait > 0:
-            refused(decision.taken[0].wait)
+        if decision is not None and decision.results[0].wait > 0:
+            refused(decision.results[0].wait)
 
     def _lose(self, exc: Exception) -> None:
         self._until = self._clock() + PAUSE

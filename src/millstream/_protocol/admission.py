@@ -31,7 +31,7 @@ from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, 
 
 Headers = Mapping[bytes, bytes]
 
-_NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_NAME_MEMBERS: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods that need `Mcp-Name`, each with the member of `params` that the header repeats."""
 
 _NOTHING: Mapping[str, str] = {}
@@ -117,7 +117,7 @@ def admit_per_request(
     *,
     serves: Callable[[str, Revision], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
-    named: Mapping[str, str] = _NOTHING,
+    header_params: Mapping[str, str] = _NOTHING,
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
@@ -127,7 +127,7 @@ def admit_per_request(
         message: The request.
         serves: Returns whether the server has a method in a revision.
         requires: Returns the client capabilities that a method and name require.
-        named: Extension methods that need `Mcp-Name`, each with the member of `params` that the header repeats.
+        header_params: Extension methods that need `Mcp-Name`, each with the member of `params` that the header repeats.
         headers: The last value of each header, or None for a transport without headers.
         raw_headers: All headers, to find repeated ones.
 
@@ -135,11 +135,11 @@ def admit_per_request(
         ProtocolError: The first check that failed, with its code and HTTP status.
     """
     meta, capabilities = _read_meta(message)
-    name = _read_name(message) or _read_member(message, named.get(message.method))
+    name = _read_name(message) or _read_member(message, header_params.get(message.method))
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
     if headers is not None:
-        check_routing(message.method, name, version, headers, raw_headers, named=named)
+        check_routing(message.method, name, version, headers, raw_headers, header_params=header_params)
     revision = PER_REQUEST.get(version)
     if revision is None:
         raise ProtocolError(
@@ -204,7 +204,7 @@ def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
 
 
 def _read_name(message: Envelope) -> str:
-    member = _NAMED.get(message.method)
+    member = _NAME_MEMBERS.get(message.method)
     if member is None:
         return ""
     try:
@@ -240,7 +240,7 @@ def check_routing(
     headers: Headers,
     raw_headers: Iterable[tuple[bytes, bytes]],
     *,
-    named: Mapping[str, str] = _NOTHING,
+    header_params: Mapping[str, str] = _NOTHING,
 ) -> None:
     """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 
@@ -253,7 +253,7 @@ def check_routing(
             raise _mismatch(header, "is sent more than once")
     _compare(b"mcp-protocol-version", header_version(headers), version, headers)
     _compare(b"mcp-method", headers.get(b"mcp-method", b"").decode("latin-1").strip(" \t"), method, headers)
-    if method in _NAMED or method in named:
+    if method in _NAME_MEMBERS or method in header_params:
         raw = headers.get(b"mcp-name")
         _compare(b"mcp-name", "" if raw is None else decode_name(raw.strip(b" \t")), name, headers)
 

@@ -52,7 +52,7 @@ class Notifications:
         try:
             if gate is not None and (gated := gate(call)) is not None:
                 await gated
-            handler = self._registry.heard.get(call.method)
+            handler = self._registry.notification_handlers.get(call.method)
             if handler is not None:
                 await handler(call)
         except (ProtocolError, ToolError) as exc:

@@ -317,11 +317,11 @@ class Backend(Protocol):
         Such a store then calls `millstream._stores.workers.expire`, so other workers don't wait for the lease to end.
         """
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
         The keys of one call are distinct. A charge above the whole count waits until the whole count is free. Taking a
-        seat that the worker already has changes nothing. Seats of the workers in `gone` are free. If this raises, the
+        seat that the worker already has changes nothing. Seats of the workers in `dead` are free. If this raises, the
         charges may have been taken or not.
 
         Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
@@ -352,7 +352,7 @@ class Bus(Protocol):
     """
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        """Send to the subscribers of one worker, in order. Return False if that worker is gone."""
+        """Send to the subscribers of one worker, in order. Return False if that worker is dead."""
         ...
 
     async def publish(self, topic: str, data: bytes) -> None:
@@ -413,7 +413,7 @@ class Workers(Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds after which a dead worker counts as gone."""
+        """Seconds after its last renewal until a worker counts as dead."""
         ...
 
     async def alive(self, worker: str) -> bool:

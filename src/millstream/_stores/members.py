@@ -211,7 +211,7 @@ class MapMembers:
         return await self._backend.log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
 
     def _is_gone(self, worker: str) -> bool:
-        return worker in self._workers.gone
+        return worker in self._workers.dead
 
     def _announces(self, held: MemberRecord) -> bool:
         """Return whether another worker is announcing a change of a member."""

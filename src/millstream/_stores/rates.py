@@ -71,7 +71,7 @@ class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
 class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
     """A backend's results for the charges of one call, in order."""
 
-    taken: list[ChargeResult]
+    results: list[ChargeResult]
     forgot: float | None = None
     """Seconds since the store last dropped an unexpired pace of one of these kinds, or None."""
 
@@ -79,7 +79,7 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
 class Decision(Struct, frozen=True, gc=False, array_like=True):
     """A store's results for the charges of one call, in order."""
 
-    taken: list[ChargeResult]
+    results: list[ChargeResult]
     workers: int
     """The number of workers that share the store, including this one."""
     forgot: float | None = None

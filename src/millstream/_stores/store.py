@@ -30,8 +30,8 @@ class BackendRates:
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
         workers = self._workers
-        charged = await self._backend.charge(workers.me, charges, workers.gone)
-        return Decision(charged.taken, max(1, len(workers.living)), charged.forgot)
+        charged = await self._backend.charge(workers.me, charges, workers.dead)
+        return Decision(charged.results, max(1, len(workers.live)), charged.forgot)
 
     async def leave(self, seats: Sequence[Seat]) -> None:
         await self._backend.release(self._workers.me, seats)

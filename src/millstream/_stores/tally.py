@@ -33,13 +33,13 @@ class Tally:
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
             used = await self._used_amounts(quotas)
             now, wall = self._clock(), time.time()
-            found = [self._look(worker, charge, gone, used, now, wall) for charge in charges]
+            found = [self._look(worker, charge, dead, used, now, wall) for charge in charges]
             if all(each.wait <= 0 for each in found):
                 for charge, each in zip(charges, found, strict=True):
                     self._take(worker, charge, each, now)
@@ -65,7 +65,7 @@ class Tally:
         return {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
 
     def _look(
-        self, worker: str, charge: Charge, gone: Collection[str], used: dict[str, float], now: float, wall: float
+        self, worker: str, charge: Charge, dead: Collection[str], used: dict[str, float], now: float, wall: float
     ) -> ChargeResult:
         """Return the result of a charge without applying it."""
         if isinstance(charge, Pace):
@@ -79,8 +79,8 @@ class Tally:
             enough = min(charge.cost, charge.count) <= room + _SLACK
             return _charge_result(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
         held = self._seats.get(charge.key, set())
-        if any(each[0] in gone for each in held):
-            held = {each for each in held if each[0] not in gone}
+        if any(each[0] in dead for each in held):
+            held = {each for each in held if each[0] not in dead}
             self._keep(charge.key, held)
         if (worker, charge.holder) in held:
             return _charge_result(0.0, charge.count - len(held), 0.0)

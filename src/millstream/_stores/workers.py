@@ -29,7 +29,7 @@ TTL: Final = 86400.0
 """Time to live of the roster and of messages in seconds."""
 MAX_MESSAGES: Final = 4_000
 """Maximum messages in a log. `interrupted` is called in a worker that falls further behind."""
-_MAX_GONE: Final = 1_000
+_MAX_DEAD: Final = 1_000
 _SKEW: Final = 1.0
 """Maximum difference between workers' views of the store's time, in seconds."""
 _NOTE: Final = ""
@@ -43,39 +43,39 @@ _logger = logging.getLogger("millstream.stores")
 class Roster(Struct, array_like=True):
     """The record of all workers."""
 
-    living: dict[str, float] = {}
+    leases: dict[str, float] = {}
     """End of each worker's lease, by the store's clock."""
-    gone: dict[str, float] = {}
+    dead: dict[str, float] = {}
     """Time at which each worker's lease ended. Kept for a day, so every other worker can see it."""
     unswept: list[str] = []
     """Gone workers that may still hold members."""
-    renewed: float = 0.0
+    last_renewal: float = 0.0
     """Time at which any worker last renewed its lease."""
 
     def end(self, worker: str, now: float) -> bool:
-        """Move a worker to `gone`. Return False if it has no lease."""
-        if self.living.pop(worker, None) is None:
+        """Move a worker to `dead`. Return False if it has no lease."""
+        if self.leases.pop(worker, None) is None:
             return False
-        self.gone[worker] = now
+        self.dead[worker] = now
         self.unswept.append(worker)
         return True
 
     def expire(self, now: float, lease: float) -> None:
-        """Move workers with expired leases to `gone`, and drop old entries of `gone`.
+        """Move workers with expired leases to `dead`, and drop old entries of `dead`.
 
         Time in which no worker renewed its lease doesn't count: the store was down, or its clock was set.
         """
-        idle = now - self.renewed if self.renewed else 0.0
+        idle = now - self.last_renewal if self.last_renewal else 0.0
         # Live workers renew after a third of the lease, so a longer pause affects all of them.
         extra = idle if idle > lease * 2 / 3 or idle < -_SKEW else 0.0
-        for worker, end in list(self.living.items()):
-            self.living[worker] = until = end + extra
+        for worker, end in list(self.leases.items()):
+            self.leases[worker] = until = end + extra
             if until <= now:
                 self.end(worker, now)
-        for worker, at in list(self.gone.items()):
-            if at > now - TTL and len(self.gone) <= _MAX_GONE:
+        for worker, at in list(self.dead.items()):
+            if at > now - TTL and len(self.dead) <= _MAX_DEAD:
                 break
-            del self.gone[worker]
+            del self.dead[worker]
 
 
 _encode_roster = msgspec.msgpack.Encoder().encode
@@ -114,13 +114,13 @@ async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
 class SoleWorker:
     """`Workers` of a store that isn't shared."""
 
-    __slots__ = ("gone", "lease", "living", "me")
+    __slots__ = ("dead", "lease", "live", "me")
 
     def __init__(self) -> None:
         self.me: str = secrets.token_hex(6)
         self.lease: float = 0.0
-        self.living: frozenset[str] = frozenset((self.me,))
-        self.gone: frozenset[str] = frozenset()
+        self.live: frozenset[str] = frozenset((self.me,))
+        self.dead: frozenset[str] = frozenset()
 
     async def alive(self, worker: str) -> bool:
         return worker == self.me
@@ -130,14 +130,14 @@ class SoleWorker:
         return lambda: None
 
     async def read(self) -> Roster:
-        """Return a roster in which no worker is gone."""
+        """Return a roster in which no worker is dead."""
         return Roster({self.me: math.inf})
 
 
 class Leases:
     """`Workers` based on leases in the roster."""
 
-    __slots__ = ("_backend", "_changed", "_hurry", "_log_once", "gone", "lease", "living", "me", "on_rename")
+    __slots__ = ("_backend", "_changed", "_hurry", "_log_once", "dead", "lease", "live", "me", "on_rename")
 
     def __init__(self, backend: Backend) -> None:
         # Configuration
@@ -145,9 +145,9 @@ class Leases:
         # Process
         self.me: str = secrets.token_hex(6)
         self.lease: float = backend.lease
-        self.living: frozenset[str] = frozenset()
+        self.live: frozenset[str] = frozenset()
         """Workers with a lease, as last read."""
-        self.gone: frozenset[str] = frozenset()
+        self.dead: frozenset[str] = frozenset()
         """Workers whose lease ended within the last day."""
         self.on_rename: Callable[[], None] = lambda: None
         """Callback for when this worker lost its lease and was renamed."""
@@ -159,7 +159,7 @@ class Leases:
 
     async def alive(self, worker: str) -> bool:
         await self.read()
-        return worker in self.living
+        return worker in self.live
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._changed.add(changed)
@@ -210,9 +210,9 @@ class Leases:
             nonlocal name
             now = self._backend.time()
             roster.expire(now, self.lease)
-            name = other if self.me in roster.gone else self.me
-            roster.living[name] = now + self.lease
-            roster.renewed = now
+            name = other if self.me in roster.dead else self.me
+            roster.leases[name] = now + self.lease
+            roster.last_renewal = now
             return True
 
         await self._backend.bind(self.me)
@@ -239,12 +239,12 @@ class Leases:
 
     def _learn(self, roster: Roster, *, always: bool = False) -> None:
         roster.expire(self._backend.time(), self.lease)
-        living, self.gone = frozenset(roster.living), frozenset(roster.gone)
-        if self.me in self.gone or self.me not in living:
+        live, self.dead = frozenset(roster.leases), frozenset(roster.dead)
+        if self.me in self.dead or self.me not in live:
             self.hurry()
-        if always or living != self.living:
-            self.living = living
-            self._changed.tell()
+        if always or live != self.live:
+            self.live = live
+            self._changed.notify()
 
 
 class DirectBus:
@@ -257,12 +257,12 @@ class DirectBus:
         self._topics = Topics[bytes]()
 
     async def publish(self, topic: str, data: bytes) -> None:
-        self._topics.tell(topic, data)
+        self._topics.notify(topic, data)
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
         if worker != self._workers.me:
             return False
-        self._topics.tell(topic, data)
+        self._topics.notify(topic, data)
         return True
 
     def subscribe(
@@ -333,7 +333,7 @@ class LogBus:
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
         self._workers.hurry()
-        self._interrupted.tell()
+        self._interrupted.notify()
 
     def abandon(self) -> None:
         """Stop reading."""
@@ -363,7 +363,7 @@ class LogBus:
             if topic == _NOTE:
                 self._workers.hurry()
             else:
-                self._topics.tell(topic, data)
+                self._topics.notify(topic, data)
 
     def _on_gap(self, gap: Gap) -> None:
         self.interrupt()

@@ -155,7 +155,7 @@ class ClientConnection:
             if kept.method == "notifications/initialized":
                 self._watch()
             dispatcher.control.notify(kept, self.id)
-            if kept.method in dispatcher.registry.heard:
+            if kept.method in dispatcher.registry.notification_handlers:
                 alone = is_per_request(message)
                 session, revision = (None, NEWEST) if alone else (self.session, self._revision())
                 dispatcher.hear(notification_call(kept, session, revision, **self._way()))
@@ -180,12 +180,14 @@ class ClientConnection:
 
     def _per_request(self, message: Envelope) -> Call:
         registry = self._dispatcher.registry
-        admitted = admit_per_request(message, serves=registry.serves, requires=registry.requires, named=registry.named)
+        admitted = admit_per_request(
+            message, serves=registry.serves, requires=registry.requires, header_params=registry.header_params
+        )
         return per_request_call(admitted, message, **self._way())
 
     def _way(self) -> dict[str, object]:
         return {
-            "line": self,
+            "reply_channel": self,
             "origin": self,
             "transport": self._transport,
             "principal": self._principal,

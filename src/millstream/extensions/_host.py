@@ -236,7 +236,7 @@ class ServerHost:
             return encode(result)[1:-1]
 
         named = {name: header} if header else {}
-        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), named=named))
+        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), header_params=named))
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
@@ -385,7 +385,7 @@ class ServerHost:
         seats = [Seat(hash_key(name, key), most, holder) for name, key, most in named]
         decision = await self._host.pool.take(seats) if seats else None
         if decision is not None:
-            for number, taken in enumerate(decision.taken):
+            for number, taken in enumerate(decision.results):
                 if taken.wait > 0:
                     name, key, _ = named[number]
                     raise LimitReached(name if number < len(limits) else "", key)

@@ -89,8 +89,8 @@ class ExtensionForwarding:
         return {
             name
             for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.announced is not self._settings
-            for name in each.announced
+            if each.capability == "extensions" and each.settings is not self._settings
+            for name in each.settings
         }
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:

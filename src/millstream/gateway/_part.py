@@ -76,7 +76,7 @@ class GatewayPart:
             ValueError: an upstream is invalid, or two have the same name or prefix.
         """
         self._host = host
-        if host.registry.unlisted is not None:
+        if host.registry.find_resource is not None:
             raise ValueError(
                 "This server already runs in another event loop. With upstreams, it can run in only one at a time"
             )
@@ -106,7 +106,7 @@ class GatewayPart:
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self
-        host.registry.unlisted = self._find_unlisted
+        host.registry.find_resource = self._find_unlisted
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = GatewayReports(self.upstreams, self._items)
@@ -461,7 +461,7 @@ class GatewayPart:
                 self._host.registry.exchange(kind, names, {})
         self._items.clear()
         self._host.services.changes.source = None
-        self._host.registry.unlisted = None
+        self._host.registry.find_resource = None
         self._host.registry.hints = {}
 
 

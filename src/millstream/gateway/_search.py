@@ -163,7 +163,7 @@ class SearchPart:
                 "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
             )
             host.on_close(partial(host.registry.remove, "tools", name))
-        host.registry.listed = self._select_listed
+        host.registry.select_listed = self._select_listed
         host.on_close(self._unlist)
         host.on_change(self._discard_index)
         host.gate(self._redirect)
@@ -173,7 +173,7 @@ class SearchPart:
         self._discard_index("tools")
 
     def _unlist(self) -> None:
-        self._registry.listed = None
+        self._registry.select_listed = None
 
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":

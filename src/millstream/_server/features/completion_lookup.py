@@ -24,8 +24,8 @@ def find_readable(
             variables = template.template.match(uri)
             if variables is not None and seen(template):
                 return template, variables
-        if registry.unlisted is not None:
-            resource = registry.unlisted(uri)
+        if registry.find_resource is not None:
+            resource = registry.find_resource(uri)
     return resource, {}
 
 

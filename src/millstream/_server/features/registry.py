@@ -1,7 +1,7 @@
 """The items of a server, in order of registration, and its lists as encoded bytes.
 
-A change clears the encoded lists and calls `changed`, also at run time. A list is encoded once per revision and page. A
-cursor names the last item of a page, so any worker can continue a listing.
+Every change, even at run time, clears the encoded lists and calls `on_change`. A list is encoded once per revision and
+page. A cursor names the last item of a page, so any worker can continue a listing.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -35,7 +35,7 @@ class RegisteredExtension(Struct, frozen=True):
 
     capability: str
     """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""
-    announced: Mapping[str, Any]
+    settings: Mapping[str, Any]
     """The value of that member."""
     methods: Mapping[str, Callable[[Call], Awaitable[bytes]]]
     """Handlers by method. Each returns the members of a result."""
@@ -43,7 +43,7 @@ class RegisteredExtension(Struct, frozen=True):
     """Dates of the revisions with the extension."""
     notifications: Mapping[str, Callable[[Call], Awaitable[None]]] = {}
     """Handlers of client notifications."""
-    named: Mapping[str, str] = {}
+    header_params: Mapping[str, str] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
     filters: "Mapping[str, ListenFilter]" = {}
     """Member of the filter of `subscriptions/listen` -> its implementation."""
@@ -90,7 +90,7 @@ class Registry:
         """
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that its items need."""
-        self.scoped: bool = False
+        self.has_scopes: bool = False
         """Whether any item needs a scope."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> names of items that only some callers see."""
@@ -98,22 +98,22 @@ class Registry:
         """Whether prompts and templates alone enable completion. Their parameters can have choices."""
         self.completes: CompleteAny | None = None
         """Completes every argument, instead of `completers`."""
-        self.unlisted: Callable[[str], Resource | None] | None = None
+        self.find_resource: Callable[[str], Resource | None] | None = None
         """Returns the resource for a URI that no item has."""
         self.hints: dict[str, tuple[int, bool]] = {}
         """Kind -> maximum cache time of its lists in milliseconds, and whether only the caller can cache them."""
-        self._offered: set[str] = {"", "logging"}
+        self._offered_capabilities: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
         self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
         """Finds the handler of a method that no extension here has."""
-        self.named: dict[str, str] = {}
+        self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
-        self.heard: dict[str, Callable[[Call], Awaitable[None]]] = {}
+        self.notification_handlers: dict[str, Callable[[Call], Awaitable[None]]] = {}
         """Notification of an extension -> its handler."""
-        self.changed: Callable[[str], None] = lambda kind: None
-        self.listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+        self.on_change: Callable[[str], None] = lambda kind: None
+        self.select_listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
         """``listed(kind, items)`` returns the items to list, if lists don't contain all of them."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
@@ -132,7 +132,7 @@ class Registry:
             self.fast[key.encode()] = fast
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
-            self.scoped = True
+            self.has_scopes = True
         if item.visible is not None:
             self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
@@ -175,7 +175,7 @@ class Registry:
             self.fast.pop(key.encode(), None)
         rest: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset().union(*(item.scopes for item in rest.values()))
-        self.scoped = any(self._scopes.values())
+        self.has_scopes = any(self._scopes.values())
         conditional = tuple(name for name, item in rest.items() if item.visible is not None)
         self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
         self._touch(kind)
@@ -189,7 +189,7 @@ class Registry:
         items.update(ordered)
 
     def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any]) -> None:
-        """Replace many items of a kind in one step, without calling `changed`.
+        """Replace many items of a kind in one step, without calling `on_change`.
 
         An item of `added` whose name is in `removed` keeps its position in the order of registration.
 
@@ -214,20 +214,20 @@ class Registry:
             if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
                 self.fast[name.encode()] = fast
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
-        self.scoped = any(self._scopes.values())
+        self.has_scopes = any(self._scopes.values())
         conditional = tuple(name for name, item in items.items() if item.visible is not None)
         self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
         self._forget_pages(kind)
 
     def _touch(self, kind: str) -> None:
-        self.changed(self._forget_pages(kind))
+        self.on_change(self._forget_pages(kind))
 
     def _forget_pages(self, kind: str) -> str:
         """Clear the cached lists of a kind. Return the kind of the change notification."""
         change = _KINDS[kind]
-        self._offered.add(change)
+        self._offered_capabilities.add(change)
         if kind in _COMPLETED and self.completes_choices:
-            self._offered.add("completions")
+            self._offered_capabilities.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         return change
 
@@ -258,9 +258,9 @@ class Registry:
     def _collect(self) -> None:
         # Change the dictionaries in place, because transports hold references to them.
         for mine, theirs in (
-            (self.named, "named"),
+            (self.header_params, "header_params"),
             (self.filters, "filters"),
-            (self.heard, "notifications"),
+            (self.notification_handlers, "notifications"),
         ):
             collected: dict[str, Any] = cast("dict[str, Any]", mine)
             collected.clear()
@@ -279,20 +279,20 @@ class Registry:
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
-        return capability in self._offered
+        return capability in self._offered_capabilities
 
     def offer(self, capability: str) -> None:
         """Announce a capability from now on."""
-        self._offered.add(capability)
+        self._offered_capabilities.add(capability)
 
     def offers(self, capability: str) -> bool:
         """Return whether the server offers a capability. Once announced, a capability is never withdrawn."""
-        return capability in self._offered
+        return capability in self._offered_capabilities
 
     @property
     def capability_count(self) -> int:
         """The number of capabilities, which only grows."""
-        return len(self._offered) + len(self.extensions)
+        return len(self._offered_capabilities) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """Return the client capabilities that a method and name require."""
@@ -319,9 +319,9 @@ class Registry:
         offered = projection.capabilities(offered, revision)
         for extension in self.extensions:
             if extension.capability and revision.date in extension.revisions:
-                if not extension.announced and extension.capability in _MAPS:
+                if not extension.settings and extension.capability in _MAPS:
                     continue
-                offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
+                offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.settings}
         return offered
 
     @property
@@ -355,8 +355,8 @@ class Registry:
         if made is None or cursor == "":
             private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
             items = self.visible(kind, seen, hidden)
-            if self.listed is not None:
-                items = dict(self.listed(kind, items))
+            if self.select_listed is not None:
+                items = dict(self.select_listed(kind, items))
             ttl_ms = self._list_ttl_ms
             if kind in self.hints:
                 most, own = self.hints[kind]

@@ -21,7 +21,7 @@ def list_page(registry: Registry, kind: str, call: Call) -> bytes:
         kind,
         call.revision,
         cursor,
-        granted_scopes(call) if registry.scoped else None,
+        granted_scopes(call) if registry.has_scopes else None,
         registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
     )
 

@@ -60,7 +60,7 @@ class StoreSession(Protocol):
     async def listen(self, stream: str, on: bool) -> None:
         """Start or stop pushing the entries of a stream."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
         ...
 

@@ -198,8 +198,8 @@ class WorkerConnection(asyncio.Protocol):
         elif not on and stream in self._listens:
             self._listens.pop(stream)()
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
-        return await self._opened.charge(worker, charges, gone)
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+        return await self._opened.charge(worker, charges, dead)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
         await self._opened.release(worker, seats)

@@ -349,13 +349,13 @@ class LocalBackend:
         if before:
             self._interrupt()
         if before and before != self.epoch:
-            self._changed.tell()
+            self._changed.notify()
 
     def _on_push(self, pushed: EntryPush) -> None:
-        self._listeners.tell(pushed.stream, pushed.entry)
+        self._listeners.notify(pushed.stream, pushed.entry)
 
     def _interrupt(self) -> None:
-        self._interrupted.tell()
+        self._interrupted.notify()
 
 
 class LocalStore(BackendStore):

@@ -279,7 +279,7 @@ class MemoryLog:
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
         position = self.stage(stream, data, ttl, max_entries, index, seal)
-        self.listeners.tell(stream, Entry(position, data))
+        self.listeners.notify(stream, Entry(position, data))
         return position
 
     def stage(
@@ -299,7 +299,7 @@ class MemoryLog:
 
     def tell(self, stream: str, entry: Entry) -> None:
         """Notify the listeners of an entry."""
-        self.listeners.tell(stream, entry)
+        self.listeners.notify(stream, entry)
 
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
@@ -322,7 +322,7 @@ class MemoryLog:
     def _drop(self, stream: str, forgotten: bool) -> None:
         self._lost(stream, forgotten)
         if forgotten:
-            self.listeners.tell(_INTERRUPTED + stream, _DROPPED)
+            self.listeners.notify(_INTERRUPTED + stream, _DROPPED)
 
     def end_all(self) -> None:
         """Remove all listeners."""

@@ -7,10 +7,10 @@ T = TypeVar("T")
 
 
 class _Listener(Generic[T]):
-    __slots__ = ("active", "heard")
+    __slots__ = ("active", "callback")
 
-    def __init__(self, heard: Callable[[T], None]) -> None:
-        self.heard = heard
+    def __init__(self, callback: Callable[[T], None]) -> None:
+        self.callback = callback
         self.active = True
 
 
@@ -29,15 +29,15 @@ class Topics(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_topic)
 
-    def tell(self, topic: str, item: T) -> None:
+    def notify(self, topic: str, item: T) -> None:
         """Call all listeners in the order they were added."""
         for listener in self._by_topic.get(topic, ()):
             if listener.active:
-                listener.heard(item)
+                listener.callback(item)
 
-    def add(self, topic: str, heard: Callable[[T], None]) -> Callable[[], None]:
+    def add(self, topic: str, callback: Callable[[T], None]) -> Callable[[], None]:
         """Add a listener. Return an idempotent function that removes it, even during a delivery."""
-        listener = _Listener(heard)
+        listener = _Listener(callback)
         self._by_topic[topic] = (*self._by_topic.get(topic, ()), listener)
 
         def stop() -> None:
@@ -78,7 +78,7 @@ class Watchers:
 
         return stop
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Call all watchers, except those removed during the calls."""
         for mark in tuple(self._callbacks):
             call = self._callbacks.get(mark)

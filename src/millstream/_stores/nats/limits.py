@@ -42,19 +42,19 @@ class NatsLimits:
     def _stream(self) -> str:
         return f"{self._link.address.namespace}-rates"
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
         if not charges:
             return ChargeResults([])
         async with self._locks[hash(charges[0].key) % _LOCKS]:
             while True:
-                taken = await self._try(worker, charges, gone)
+                taken = await self._try(worker, charges, dead)
                 if taken is not None:
                     forgot = None if self._forgot is None else self._link.time() - self._forgot
                     return ChargeResults(taken, forgot)
                 await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
 
-    async def _try(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> list[ChargeResult] | None:
+    async def _try(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult] | None:
         """Try to charge once. Return None if another worker changed a limit first."""
         now = self._link.time()
         read = await asyncio.gather(*map(self._read, charges))
@@ -79,7 +79,7 @@ class NatsLimits:
                 if charge.until > now:
                     quotas.append((charge, data))
             else:
-                held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in gone]
+                held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in dead]
                 free = charge.count - len(held)
                 if (worker, charge.holder) in held:
                     found.append(_charge_result(0.0, free, 0.0))

@@ -186,7 +186,7 @@ class NatsLink:
 
     async def _on_reconnect(self) -> None:
         self._streams.clear()
-        self.outages.tell()
+        self.outages.notify()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recovering is not None:
             self._recovering.cancel()
@@ -199,7 +199,7 @@ class NatsLink:
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
-            self.outages.tell()
+            self.outages.notify()
 
     # Requests
 
@@ -358,8 +358,8 @@ class NatsLink:
             ) from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
-            self.outages.tell()
-            self.epochs.tell()
+            self.outages.notify()
+            self.epochs.notify()
 
     # Messages
 

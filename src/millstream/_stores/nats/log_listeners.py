@@ -87,7 +87,7 @@ class _Consumer:
                     with suppress(nats.errors.Error, OSError):
                         await subscription.unsubscribe()
             # The new consumer pushes entries appended since then, unless they were deleted.
-            self.interrupted.tell()
+            self.interrupted.notify()
 
     async def _create(self, inbox: str) -> str:
         await self._ensure()
@@ -136,7 +136,7 @@ class _Consumer:
         if seq > self._seq:
             self._seq = seq
             self._note(self._subject, seq)
-            self.listeners.tell("", Entry(Position(self._epoch, seq), msg.data))
+            self.listeners.notify("", Entry(Position(self._epoch, seq), msg.data))
 
 
 class LogListeners:

@@ -77,8 +77,8 @@ class NatsBackend:
     async def bind(self, worker: str) -> None:
         """Do nothing, because NATS doesn't report ended connections."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
-        return await self._limits.charge(worker, charges, gone)
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+        return await self._limits.charge(worker, charges, dead)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
         await self._limits.release(worker, seats)

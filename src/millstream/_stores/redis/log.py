@@ -160,7 +160,7 @@ class RedisLog:
     def interrupt(self) -> None:
         """Notify all listeners that entries may have been lost."""
         for watchers in tuple(self._interrupted.values()):
-            watchers.tell()
+            watchers.notify()
 
     def end_all(self) -> None:
         """Stop all listeners."""
@@ -174,7 +174,7 @@ class RedisLog:
         def take(id: str, fields: Fields) -> None:
             # Use the epoch of the append, which may differ from the one that this worker has.
             position = Position(fields[b"e"].decode(), int(id.partition("-")[0]))
-            self._listeners.tell(stream, Entry(position, fields[b"d"]))
+            self._listeners.notify(stream, Entry(position, fields[b"d"]))
 
         return take
 

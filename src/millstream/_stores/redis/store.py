@@ -101,11 +101,11 @@ class RedisBackend:
         self.log.end_all()
         self._epochs.clear()
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         if not charges:
             return ChargeResults([])
         names = [self._keys.rate(_KINDS[type(charge)], charge.key) for charge in charges]
-        dead = gone if any(isinstance(charge, Seat) for charge in charges) else ()
+        dead = dead if any(isinstance(charge, Seat) for charge in charges) else ()
         args: list[Argument] = [worker, len(dead), *dead]
         for charge in charges:
             args += _arguments(charge)
@@ -179,7 +179,7 @@ class RedisBackend:
                 self._again = True
                 await asyncio.sleep(_PAUSE)
         self.log.interrupt()
-        self._epochs.tell()
+        self._epochs.notify()
 
 
 class RedisStore(BackendStore):

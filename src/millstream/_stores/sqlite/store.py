@@ -65,7 +65,7 @@ class SqliteLog:
     ) -> Position:
         return await self._writer.run(
             lambda: self._streams.append(stream, data, ttl, max_entries, index, seal),
-            lambda position: self.listeners.tell(stream, Entry(position, data)),
+            lambda position: self.listeners.notify(stream, Entry(position, data)),
         )
 
     async def read(

@@ -72,7 +72,7 @@ class _Batch:
                 kept = services.admit_notification(message, principal)
                 if kept is not None:
                     await dispatcher.control.notified_anywhere(kept, self._scope)
-                    if kept.method in dispatcher.registry.heard:
+                    if kept.method in dispatcher.registry.notification_handlers:
                         self._exchange.hear(kept, self._session, self._revision)
                 return None, b""
             try:

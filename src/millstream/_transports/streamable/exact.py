@@ -89,7 +89,7 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
     if message.id is None:
         check_notification(message)
         kept = endpoint.services.admit_notification(message, request.principal)
-        if kept is not None and kept.method in endpoint.dispatcher.registry.heard:
+        if kept is not None and kept.method in endpoint.dispatcher.registry.notification_handlers:
             exchange.hear(kept, None, NEWEST)
         endpoint.services.note(message.method, "http", principal=request.principal)
         return _ACCEPTED
@@ -102,7 +102,7 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
         message,
         serves=registry.serves,
         requires=registry.requires,
-        named=registry.named,
+        header_params=registry.header_params,
         headers=request.headers,
         raw_headers=request.raw_headers,
     )
@@ -124,7 +124,7 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
         kept = endpoint.services.admit_notification(message, request.principal)
         if kept is not None:
             await endpoint.dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
-            if kept.method in endpoint.dispatcher.registry.heard:
+            if kept.method in endpoint.dispatcher.registry.notification_handlers:
                 exchange.hear(kept, session, revision)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED

@@ -122,7 +122,7 @@ class StreamableExchange:
 
     def hear(self, message: Envelope, session: Session | None, revision: Revision) -> None:
         """Pass a notification to the extension that handles it."""
-        way = {**self._way(), "open_reply": None, "line": NULL_REPLY}
+        way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
         self.endpoint.dispatcher.hear(calls.notification_call(message, session, revision, **way))
 
     def _way(self) -> dict[str, Any]:

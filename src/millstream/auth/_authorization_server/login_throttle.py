@@ -153,19 +153,19 @@ class FailureLimiter:
         decision = await pool.take(charges)
         if decision is None:
             return _May.NOW
-        left = [int(taken.remaining + 1e-3) for taken in decision.taken]
+        left = [int(taken.remaining + 1e-3) for taken in decision.results]
         if min(left) < 1:
             return _May.NOT
         asked = [Seat(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
         decision = await pool.take(asked)
         if decision is None:
             return _May.NOW
-        if any(taken.wait > 0 for taken in decision.taken):
+        if any(taken.wait > 0 for taken in decision.results):
             return _May.LATER
         # An attempt that failed since the first poll released its slot, but there are fewer left now.
         decision = await pool.take(charges)
         if decision is not None and any(
-            int(taken.remaining + 1e-3) < count for taken, count in zip(decision.taken, left, strict=True)
+            int(taken.remaining + 1e-3) < count for taken, count in zip(decision.results, left, strict=True)
         ):
             await pool.give_back(asked)
             return _May.LATER
