@@ -145,7 +145,7 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
         sweep.open()
         while ticks[0] < 3 or beats[0] < 3:  # noqa: ASYNC110  counts tell nobody
             await asyncio.sleep(0.002)
-        assert (calls[0].line, calls[1].line) == (None, NULL_REPLY)
+        assert (calls[0].reply_channel, calls[1].reply_channel) == (None, NULL_REPLY)
         go_on.set()
         await asyncio.gather(*tasks)
         await sweep.close()
